@@ -1,0 +1,87 @@
+"""Command lines from dataclasses (by tyro), with every mistake answered in one sentence."""
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar
+
+import tyro
+from tyro import _errors
+
+from stem_torchrec.errors import DataError, UserError
+
+ConfigT = TypeVar("ConfigT")
+
+
+def parse_arguments(default: ConfigT, args: Sequence[str] | None = None, description: str = "") -> ConfigT:
+    """Returns `default` with the fields that the command line names replaced.
+
+    Args:
+        default: an instance of a dataclass; nested dataclasses become `--section.field`.
+        args: the command line, `sys.argv[1:]` if None.
+        description: what `--help` says above the options.
+
+    Raises:
+        UserError: an unknown name (with the nearest right one), a wrong type or a wrong choice.
+
+    Example::
+
+        config = parse_arguments(tiny(), ["--model.embedding-dim", "32"])
+    """
+
+    def raise_user_error(event: _errors.ParseErrorEvent) -> None:
+        raise UserError(_sentence(event, _option_names(default)))
+
+    with _errors.on_parse_error(raise_user_error):
+        return tyro.cli(type(default), default=default, args=args, description=description)
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Calls `main`; a UserError becomes one sentence on standard error and exit status 2.
+
+    Every rank meets the same wrong configuration, so only rank 0 speaks of it; a DataError is known to
+    the rank that read the row alone, so that rank speaks.
+    """
+    try:
+        main()
+    except UserError as error:
+        if isinstance(error, DataError) or os.environ.get("RANK", "0") == "0":
+            # A DataLoader worker's error comes wrapped in its traceback; the sentence is behind the last name.
+            print(f"error: {str(error).rsplit('DataError: ', 1)[-1].strip()}", file=sys.stderr)
+        sys.exit(2)
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """Returns `; did you mean 'x'?` for the nearest of `names`, or nothing where none is near."""
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _sentence(event: _errors.ParseErrorEvent, options: Sequence[str]) -> str:
+    match event:
+        case _errors.UnrecognizedArgs(tokens=tokens):
+            name = next((token for token in tokens if token.startswith("--")), tokens[0])
+            return f"unknown option {name!r}{nearest(name, options)} --help lists all."
+        case _errors.InvalidChoice(argument=argument, value=value, choices=choices):
+            known = ", ".join(choices)
+            return f"{argument.display_name()} is {value!r}, but must be one of {known}{nearest(value, choices)}"
+        case _errors.BadValue(argument=argument):
+            return f"{argument.display_name()} got no value or too few; --help shows what it takes."
+        case _errors.InstantiationFailure(argument=argument, message=message):
+            place = f"{argument.display_name()}: " if argument else ""
+            return f"{place}{message}; --help shows what it takes."
+        case _errors.MissingArgs(missing_arguments=missing):
+            return f"missing {', '.join(arg.arg.display_name() for arg in missing)}; --help shows what it takes."
+        case _:
+            return f"the command line cannot be parsed ({event}); --help shows the options."
+
+
+def _option_names(config: Any, prefix: str = "--") -> list[str]:
+    names = []
+    for field in fields(config):
+        value = getattr(config, field.name)
+        name = prefix + field.name.replace("_", "-")
+        names += _option_names(value, f"{name}.") if is_dataclass(value) else [name]
+    return names

@@ -1,0 +1,1 @@
+"""From Parquet logs to TorchRec batches."""

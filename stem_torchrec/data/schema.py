@@ -1,0 +1,101 @@
+"""`schema.json`: what the columns of a Parquet log mean. datasets/README.md documents the format."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import dacite
+from iopath.common.file_io import g_pathmgr
+
+from stem_torchrec.errors import UserError
+
+SCHEMA_FILE = "schema.json"
+
+
+@dataclass(frozen=True)
+class SparseFeature:
+    """An integer column, or a column of integer lists, with ids in [0, num_embeddings)."""
+
+    name: str
+    num_embeddings: int
+    """Rows of the embedding table: the vocabulary size, with id 0 for unseen values."""
+
+
+@dataclass(frozen=True)
+class LabelCounts:
+    """How often a label is 1 and how often it is null in one split."""
+
+    positives: int
+    missing: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """One of the folders `train/`, `valid/`, `test/`."""
+
+    rows: int
+    labels: dict[str, LabelCounts]
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The columns of a log and the sizes of its splits.
+
+    Example::
+
+        schema = load_schema("data/kuairand_pure")
+        schema.labels                  # ("long_view", "is_like")
+        schema.splits["train"].rows    # 153160
+    """
+
+    sparse_features: tuple[SparseFeature, ...]
+    labels: tuple[str, ...]
+    """0/1 columns, null where the feedback was not asked for; each is a task."""
+    splits: dict[str, Split]
+    dense_features: tuple[str, ...] = ()
+    """Float columns, already scaled."""
+    group: str | None = None
+    """Integer column whose rows are ranked against each other in gAUC, usually the user."""
+    description: str = ""
+    """How the log and its split were made."""
+    facts: dict[str, float] | None = None
+    """What the maker of the log knows beyond it, such as the best reachable AUC of a synthetic one."""
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Names of the sparse features, in column order."""
+        return tuple(feature.name for feature in self.sparse_features)
+
+    def split(self, name: str) -> Split:
+        """The sizes of split `name`; raises UserError where the log has no such split."""
+        if name not in self.splits:
+            raise UserError(f"the log has no split {name!r}, only {', '.join(sorted(self.splits))}.")
+        return self.splits[name]
+
+
+def save_schema(schema: Schema, folder: str) -> None:
+    """Writes `folder/schema.json`."""
+    with g_pathmgr.open(str(PurePosixPath(folder) / SCHEMA_FILE), "w") as file:
+        json.dump(asdict(schema), file, indent=2)
+        file.write("\n")
+
+
+def load_schema(folder: str) -> Schema:
+    """Reads `folder/schema.json`; raises UserError with the file and the field that is wrong."""
+    path = str(PurePosixPath(folder) / SCHEMA_FILE)
+    if not g_pathmgr.isfile(path):
+        raise UserError(
+            f"{folder} holds no {SCHEMA_FILE}: datasets/README.md describes the file, "
+            "and the scripts in datasets/ write it."
+        )
+    with g_pathmgr.open(path, "r") as file:
+        try:
+            return schema_from_json(json.load(file))
+        except (json.JSONDecodeError, dacite.DaciteError) as error:
+            raise UserError(f"{path}: {error}. datasets/README.md describes the file.") from error
+
+
+def schema_from_json(value: dict[str, Any]) -> Schema:
+    """Builds a schema from parsed JSON; raises dacite.DaciteError on a wrong or unknown field."""
+    return dacite.from_dict(Schema, value, dacite.Config(strict=True, cast=[tuple]))
