@@ -48,7 +48,7 @@ def run_main(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         if isinstance(error, DataError) or os.environ.get("RANK", "0") == "0":
-            # A DataLoader worker's error comes wrapped in its traceback; the sentence is behind the last name.
+            # A reader process's error comes wrapped in its traceback; the sentence is behind the last name.
             print(f"error: {str(error).rsplit('DataError: ', 1)[-1].strip()}", file=sys.stderr)
         sys.exit(2)
 

@@ -1,7 +1,7 @@
 """`schema.json`: what the columns of a Parquet log mean. datasets/README.md documents the format."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -52,7 +52,8 @@ class Schema:
     sparse_features: tuple[SparseFeature, ...]
     labels: tuple[str, ...]
     """0/1 columns, null where the feedback was not asked for; each is a task."""
-    splits: dict[str, Split]
+    splits: dict[str, Split] = field(default_factory=dict)
+    """Sizes by split, checked against the files where given."""
     dense_features: tuple[str, ...] = ()
     """Float columns, already scaled."""
     group: str | None = None
@@ -66,12 +67,6 @@ class Schema:
     def feature_names(self) -> tuple[str, ...]:
         """Names of the sparse features, in column order."""
         return tuple(feature.name for feature in self.sparse_features)
-
-    def split(self, name: str) -> Split:
-        """The sizes of split `name`; raises UserError where the log has no such split."""
-        if name not in self.splits:
-            raise UserError(f"the log has no split {name!r}, only {', '.join(sorted(self.splits))}.")
-        return self.splits[name]
 
 
 def save_schema(schema: Schema, folder: str) -> None:

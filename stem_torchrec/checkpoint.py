@@ -1,0 +1,51 @@
+"""Weights on disk, by torch.distributed.checkpoint: written by all ranks, read back on any number of them."""
+
+import shutil
+import warnings
+from pathlib import Path
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+
+from stem_torchrec.errors import UserError
+
+
+def save_weights(model: nn.Module, folder: Path) -> None:
+    """Writes the weights of a sharded model to `folder`; a reader finds the old ones or the new ones, whole.
+
+    All ranks call it.
+    """
+    new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    if dist.get_rank() == 0:
+        shutil.rmtree(new, ignore_errors=True)
+    dist.barrier()
+    with warnings.catch_warnings():
+        # DCP still calls what torch deprecates.
+        warnings.simplefilter("ignore", FutureWarning)
+        dcp.save({"model": model.state_dict()}, checkpoint_id=new)
+    if dist.get_rank() == 0:
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    dist.barrier()
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Reads into a sharded model what `save_weights` wrote, whatever the ranks and the plan were then.
+
+    All ranks call it. Raises UserError where there are no weights, or those of another model.
+    """
+    if not (folder / ".metadata").exists():
+        raise UserError(f"{folder} holds no weights; a training run writes them at its first evaluation.")
+    state = {"model": model.state_dict()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        try:
+            dcp.load(state, checkpoint_id=folder)
+        except dcp.api.CheckpointException as error:
+            reason = " ".join(str(error.failures).split())
+            raise UserError(f"the weights in {folder} do not fit the model: {reason}") from error
+    model.load_state_dict(state["model"])

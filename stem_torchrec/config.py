@@ -1,0 +1,185 @@
+"""What a run can be told: frozen dataclasses; the text under a field is its `--help`."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from stem_torchrec.data.synthetic import SyntheticConfig
+
+Groups = Literal["all", "own_shared"]
+SparseOptimizer = Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "lamb", "partial_rowwise_adam"]
+ShardingType = Literal[
+    "auto",
+    "data_parallel",
+    "table_wise",
+    "row_wise",
+    "column_wise",
+    "table_column_wise",
+    "table_row_wise",
+    "grid_shard",
+]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The log, and how rows become batches."""
+
+    path: str | None = None
+    """Folder with schema.json, train/ and valid/, local or any path that iopath opens. Without it the
+    run makes a synthetic log under data/ once and uses that."""
+    batch_size: int = 4096
+    """Rows per rank and step; the global batch is this times the world size."""
+    eval_batch_size: int = 8192
+    """Rows per rank and step in evaluation."""
+    shuffle_rows: int = 262_144
+    """Rows that are shuffled together: row groups in random order, then the rows of each run of row groups
+    of at least this size. 0 keeps the order of the log."""
+    num_workers: int = 0
+    """Reader processes per rank. With 0 a thread decodes the next rows while a step runs."""
+    features: tuple[str, ...] = ()
+    """Sparse features that get tables, by name; none means every one in schema.json."""
+    labels: tuple[str, ...] = ()
+    """Labels that become tasks, in this order; none means every one in schema.json."""
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    """The synthetic log that stands in while no path is given."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """STEM-Net (arXiv 2308.13537) and its tables."""
+
+    embedding_dim: int = 16
+    """Width D of every table."""
+    num_layers: int = 1
+    """Layers of experts and gates."""
+    num_shared_experts: int = 8
+    """Experts on the shared tables, per layer."""
+    num_task_experts: int = 1
+    """Experts on each task's own tables, per layer."""
+    expert_hidden: tuple[int, ...] = (512, 512, 512)
+    """Layer widths of an expert; the last is its output."""
+    gate_hidden: tuple[int, ...] = (128, 64)
+    """Hidden layer widths of a gate."""
+    tower_hidden: tuple[int, ...] = (128, 64)
+    """Hidden layer widths of a tower."""
+    dropout: float = 0.0
+    """Share of units dropped after each hidden layer of experts, gates and towers."""
+    embedding_dropout: float = 0.0
+    """Share of pooled embedding values dropped before the first layer."""
+    reads: Groups = "all"
+    """Experts that a task's gate reads: those of all groups, or only its own and the shared ones."""
+    trains: Groups = "own_shared"
+    """Of the experts it reads, those that a task's loss trains: own and shared (AFTB), or all."""
+    embedding_std: float = 1e-4
+    """Standard deviation of the normal distribution that tables start from."""
+    task_weights: tuple[float, ...] = ()
+    """Weight of each task's loss, in the order of the labels; none means 1 for each."""
+
+
+@dataclass(frozen=True)
+class SparseOptimizerConfig:
+    """The optimizer of the tables, fused into the backward pass."""
+
+    name: SparseOptimizer = "rowwise_adagrad"
+    """sgd, adagrad and rowwise_adagrad run everywhere; lamb and partial_rowwise_adam on CUDA; adam on CUDA,
+    and on CPU with --sharding.kernel dense."""
+    learning_rate: float = 0.02
+    """Learning rate of the tables."""
+    group_learning_rates: dict[str, float] = field(default_factory=dict)
+    """Learning rate by group (a task, or shared) where it differs: `shared 0.02 like 0.005`."""
+    weight_decay: float = 0.0
+    """L2 decay of the rows that were looked up."""
+    eps: float = 1e-8
+    """Added to the root of the accumulated squares."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of the moments (adam, lamb, partial_rowwise_adam)."""
+    update_unlabeled_rows: bool = False
+    """Moments and decay also move a table row whose label for the task is missing, which breaks the promise
+    that a task trains only its own and the shared tables. Where labels are missing, such an optimizer is
+    refused until this asks for it."""
+
+
+@dataclass(frozen=True)
+class DenseOptimizerConfig:
+    """The optimizer of experts, gates and towers."""
+
+    name: Literal["adam", "adamw"] = "adam"
+    """Adam, or AdamW with decoupled weight decay."""
+    learning_rate: float = 1e-3
+    """Learning rate after warm-up."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of the moments."""
+    weight_decay: float = 0.0
+    """L2 (adam) or decoupled (adamw) decay."""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How the learning rates of tables and dense part change over the steps."""
+
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises linearly from 0."""
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate goes on after warm-up: constant, or down to 0 at the last step."""
+
+
+@dataclass(frozen=True)
+class ShardingConfig:
+    """Where the tables live."""
+
+    type: ShardingType = "auto"
+    """One sharding type for all tables; auto lets TorchRec's planner choose for each table."""
+    kernel: Literal["auto", "fused", "dense"] = "auto"
+    """Compute kernel; dense keeps the optimizer out of the backward pass (adam on CPU needs that)."""
+    hbm_gb: float | None = None
+    """Device memory per rank that the planner may fill, in GiB; by default what TorchRec assumes."""
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """The training loop."""
+
+    epochs: int = 1
+    """Passes over the training rows."""
+    max_steps: int | None = None
+    """Stops after this many steps, before the epochs are over."""
+    eval_every: int | None = None
+    """Steps between two evaluations; by default once per epoch."""
+    metric: str = "auc"
+    """What early stopping watches on the validation split: the mean over the tasks of auc, gauc, logloss or ne,
+    or one task's (`auc/like`)."""
+    patience: int | None = None
+    """Ends the run after this many evaluations without a better metric; by default never. The best
+    weights are kept in any case."""
+    clip_norm: float | None = None
+    """Largest norm of the dense gradient; a larger one is scaled down."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 runs the matrix products of experts, gates and towers under autocast; weights stay fp32."""
+    log_every: int = 20
+    """Steps between two lines of the log."""
+    timeout: float = 600.0
+    """Seconds a rank waits for the others before the run fails."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run. `--recipe NAME` or `--config RUN/config.yaml` says where the defaults come from."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """The log, and how rows become batches."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """STEM-Net and its tables."""
+    sparse: SparseOptimizerConfig = field(default_factory=SparseOptimizerConfig)
+    """The optimizer of the tables."""
+    dense: DenseOptimizerConfig = field(default_factory=DenseOptimizerConfig)
+    """The optimizer of experts, gates and towers."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """How the learning rates change over the steps."""
+    sharding: ShardingConfig = field(default_factory=ShardingConfig)
+    """Where the tables live."""
+    train: LoopConfig = field(default_factory=LoopConfig)
+    """The training loop."""
+    output_dir: str | None = None
+    """The run folder: configuration, plan, metrics, TensorBoard files, best weights; by default a new one
+    under runs/, named by the time."""
+    seed: int = 0
+    """Seed of initial weights, order of rows and dropout."""

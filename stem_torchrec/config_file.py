@@ -1,0 +1,75 @@
+"""A run's configuration as YAML, and from the command line: a recipe or a file, then `--section.field value`."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import dacite
+import tyro
+import yaml
+
+from stem_torchrec.cli import nearest, parse_arguments
+from stem_torchrec.config import TrainConfig
+from stem_torchrec.errors import UserError
+from stem_torchrec.recipes import RECIPES
+
+
+def dump_config(config: TrainConfig) -> str:
+    """The configuration as YAML. The run folder itself is left out, so that the file starts another run."""
+    values = asdict(replace(config, output_dir=None))
+    return yaml.safe_dump(_plain(values), sort_keys=False)
+
+
+def load_config(path: str) -> TrainConfig:
+    """Reads what `dump_config` wrote; raises UserError with the file and the field that is wrong."""
+    if not os.path.isfile(path):
+        raise UserError(f"there is no configuration {path!r}; a run writes one as config.yaml in its folder.")
+    with open(path) as file:
+        try:
+            values = yaml.safe_load(file)
+            # YAML has no tuples, and a person writes 1 for 1.0.
+            rules = dacite.Config(strict=True, cast=[tuple], type_hooks={float: float})
+            return dacite.from_dict(TrainConfig, values, rules)
+        except (yaml.YAMLError, dacite.DaciteError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: {' '.join(str(error).split())}; --help shows what each field takes.") from error
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where the defaults come from."""
+
+    recipe: str | None = None
+    config: str | None = None
+
+
+def config_from_command_line(args: Sequence[str] | None = None) -> TrainConfig:
+    """The configuration that `--recipe NAME` or `--config FILE` and the options behind it say.
+
+    Raises UserError for an unknown recipe, name, type or choice.
+    """
+    start, rest = tyro.cli(_Start, args=args, return_unknown_args=True, add_help=False)
+    if start.recipe and start.config:
+        raise UserError("give --recipe or --config, not both; options change single fields of either.")
+    recipe = start.recipe or "synthetic"
+    if recipe not in RECIPES:
+        known = ", ".join(RECIPES)
+        raise UserError(f"there is no recipe {recipe!r}, only {known}{nearest(recipe, list(RECIPES))}")
+    default = load_config(start.config) if start.config else RECIPES[recipe]()
+    return parse_arguments(default, rest, description=_description(start.config or recipe))
+
+
+def _description(start: str) -> str:
+    recipes = "\n".join(f"  {name}: {recipe.__doc__}" for name, recipe in RECIPES.items())
+    return (
+        f"Trains STEM. The defaults below are those of {start}.\n\n"
+        f"--recipe NAME starts from another recipe:\n{recipes}\n\n"
+        "--config FILE starts from the config.yaml of a run."
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, which YAML can say."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,1 @@
+"""The models, each on the frame tables -> arch -> towers."""

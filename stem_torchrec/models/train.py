@@ -1,0 +1,40 @@
+"""The loss around a model, in the form that TorchRec's train pipelines call."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torchrec.datasets.utils import Batch
+
+
+class MultiTaskTrain(nn.Module):
+    """Weighted sum over the tasks of the mean binary cross entropy over the rows that have a label.
+
+    The mean is over this rank's rows; data parallelism averages the gradients over the ranks. A task without
+    a label in the batch adds nothing.
+
+    Args:
+        model: maps dense features (B, N) and a KeyedJaggedTensor to logits (B, T).
+        task_weights: T weights above 0; 1 for each task if empty.
+
+    Returns from forward: the loss, and (losses (T,), logits (B, T)), detached and in fp32.
+    """
+
+    def __init__(self, model: nn.Module, task_weights: Sequence[float] = ()) -> None:
+        super().__init__()
+        self.model = model
+        self.task_weights = tuple(task_weights)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        logits = self.model(batch.dense_features, batch.sparse_features).float()
+        losses = multi_task_loss(logits, batch.labels)
+        weights = losses.new_tensor(self.task_weights) if self.task_weights else torch.ones_like(losses)
+        return (losses * weights).sum(), (losses.detach(), logits.detach())
+
+
+def multi_task_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean binary cross entropy per task, (T,), of logits and labels (B, T) where NaN is a missing label."""
+    known = ~labels.isnan()
+    losses = binary_cross_entropy_with_logits(logits, labels.nan_to_num(), reduction="none")
+    return (losses * known).sum(dim=0) / known.sum(dim=0).clamp(min=1)

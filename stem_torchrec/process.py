@@ -1,0 +1,76 @@
+"""This process among the ranks: process group, device, threads."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from stem_torchrec.errors import UserError
+
+
+@dataclass(frozen=True)
+class Process:
+    """Where this process stands, as torchrun says it in the environment; one rank of one without torchrun."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which speaks and writes."""
+        return self.rank == 0
+
+
+@contextmanager
+def join_process_group(*, timeout: float = 600.0) -> Iterator[Process]:
+    """Joins the ranks that torchrun started, on the GPU of the local rank or on CPU, and leaves them at the end.
+
+    Args:
+        timeout: seconds a rank waits for the others in a collective.
+
+    Raises UserError where two ranks would share a GPU.
+    """
+    _quiet_libraries()
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}.items():
+        os.environ.setdefault(name, str(value))
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    local_rank, local_world_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        if local_world_size > torch.cuda.device_count():
+            raise UserError(
+                f"{local_world_size} ranks on this host would share {torch.cuda.device_count()} GPUs; start one rank "
+                "per GPU (-j NODESxGPUS), or hide the GPUs with CUDA_VISIBLE_DEVICES= to train on CPU."
+            )
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    # torchrun sets one thread per rank where nobody says otherwise; the cores are there to be shared out.
+    if os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        rank=rank,
+        world_size=world_size,
+        store=dist.HashStore() if "MASTER_ADDR" not in os.environ else None,
+        timeout=timedelta(seconds=timeout),
+    )
+    try:
+        yield Process(rank, world_size, local_rank, local_world_size, device)
+    finally:
+        dist.destroy_process_group()
+
+
+def _quiet_libraries() -> None:
+    """Silences what TorchRec and torch say about their own insides, on every rank, where a user can change nothing."""
+    for name in ("torchrec", "torch.fx._symbolic_trace"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|torchrec)\.")

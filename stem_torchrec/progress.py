@@ -1,0 +1,25 @@
+"""What rank 0 says: a progress bar on a terminal, plain lines in a log."""
+
+import sys
+from collections.abc import Mapping
+
+import torch.distributed as dist
+from tqdm import tqdm
+
+
+def say(text: str) -> None:
+    """Prints a line on rank 0, above the progress bar if there is one."""
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+
+def progress_bar(total: int, unit: str) -> tqdm:
+    """A bar on rank 0's terminal; silent elsewhere."""
+    silent = dist.get_rank() != 0 or not sys.stderr.isatty()
+    return tqdm(total=total, unit=unit, disable=silent, dynamic_ncols=True)
+
+
+def format_values(values: Mapping[str, float | int | None]) -> str:
+    """`auc/finish 0.7421  auc/like 0.8014`, with `-` for what is undefined."""
+    return "  ".join(f"{name} {'-' if value is None else format(value, '.4f')}" for name, value in values.items())

@@ -1,0 +1,173 @@
+"""Trains STEM: the one place that knows the order build -> optimizer in backward -> plan -> shard -> pipeline.
+
+python stem_torchrec/train.py --recipe synthetic
+torchx run dist.ddp -j 2x8 stem_torchrec/train.py --recipe kuairand_pure --data.path DIR
+"""
+
+import hashlib
+import os
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.planner import Topology
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from torchrec.optim.keyed import CombinedOptimizer
+
+from stem_torchrec.checkpoint import save_weights
+from stem_torchrec.cli import run_main
+from stem_torchrec.config import DataConfig, TrainConfig
+from stem_torchrec.config_file import config_from_command_line
+from stem_torchrec.data import synthetic
+from stem_torchrec.data.files import Columns, find_row_groups, missing_labels
+from stem_torchrec.data.reader import ParquetReader, data_loader
+from stem_torchrec.data.schema import load_schema, save_schema
+from stem_torchrec.evaluation import evaluate
+from stem_torchrec.loop import EarlyStopping, Metrics, fit
+from stem_torchrec.metrics import format_table, to_json
+from stem_torchrec.models.build import build_model
+from stem_torchrec.optim import apply_sparse_optimizer, build_optimizer, build_schedule, check_sparse_optimizer
+from stem_torchrec.process import Process, join_process_group
+from stem_torchrec.progress import say
+from stem_torchrec.run_folder import BEST_WEIGHTS, METRICS_FILE, PLAN_FILE, MetricsLog, create_run_folder, write_json
+from stem_torchrec.sharding import format_plan, plan_sharding, plan_to_json, shard, table_configs
+
+
+def train(config: TrainConfig, process: Process) -> Metrics:
+    """Runs `config` on this rank; returns the best evaluation's metrics. All ranks of the process group call it."""
+    config = replace(config, data=replace(config.data, path=log_folder(config.data)))
+    assert config.data.path is not None
+    schema = load_schema(config.data.path)
+    columns = Columns.select(schema, features=config.data.features, labels=config.data.labels)
+    reader, validation = (
+        ParquetReader(
+            find_row_groups(config.data.path, split, schema, columns),
+            columns,
+            batch_size=batch_size,
+            rank=process.rank,
+            world_size=process.world_size,
+            training=split == "train",
+            shuffle_rows=config.data.shuffle_rows,
+            seed=config.seed,
+        )
+        for split, batch_size in (("train", config.data.batch_size), ("valid", config.data.eval_batch_size))
+    )
+    batches, exposures = (
+        data_loader(source, num_workers=config.data.num_workers, pin_memory=process.device.type == "cuda")
+        for source in (reader, validation)
+    )
+    check_sparse_optimizer(
+        config.sparse,
+        device=process.device,
+        dense_kernel=config.sharding.kernel == "dense" or config.sharding.type == "data_parallel",
+        labels_missing=missing_labels(reader.row_groups, columns.labels),
+    )
+
+    model, plan = build_sharded_model(config, columns, process)
+    optimizer = build_optimizer(model, sparse=config.sparse, dense=config.dense, clip_norm=config.train.clip_norm)
+    steps = min(reader.steps * config.train.epochs, config.train.max_steps or reader.steps * config.train.epochs)
+    schedule = build_schedule(optimizer, config.schedule, steps=steps)
+    pipeline = build_pipeline(model, optimizer, config, process)
+
+    folder = create_run_folder(config)
+    if process.is_first:
+        save_schema(schema, str(folder))
+        (folder / PLAN_FILE).write_text(plan)
+    say(
+        f"{reader.rows:,} training rows: {reader.steps} steps of {process.world_size} x {reader.batch_size} an epoch, "
+        f"{reader.rows_left_out:,} rows left out, others in each\n"
+        f"{validation.rows:,} validation rows; run folder {folder}"
+    )
+    best: Metrics = {}
+
+    def keep(step: int, metrics: Metrics) -> None:
+        best.update(metrics)
+        save_weights(model, folder / BEST_WEIGHTS)
+        if process.is_first:
+            write_json(folder / METRICS_FILE, {"step": step, "valid": to_json(metrics)})
+
+    log = MetricsLog(folder)
+    fit(
+        pipeline,
+        reader=reader,
+        batches=batches,
+        schedule=schedule,
+        steps=steps,
+        eval_every=config.train.eval_every or reader.steps,
+        log_every=config.train.log_every,
+        evaluate=lambda: evaluate(pipeline, model, exposures, tasks=columns.labels, device=process.device),
+        keep=keep,
+        stopping=EarlyStopping(config.train.metric, config.train.patience, columns.labels),
+        log=log,
+    )
+    log.close()
+    say(f"\nbest evaluation of the validation split, in {folder}:\n{format_table(best)}")
+    return best
+
+
+def log_folder(config: DataConfig) -> str:
+    """The folder of the log; without a path, that of the synthetic log, which is made if it is not there yet."""
+    if config.path is not None:
+        return config.path if "://" in config.path else os.path.abspath(config.path)
+    name = hashlib.sha256(repr(config.synthetic).encode()).hexdigest()[:8]
+    folder = os.path.abspath(os.path.join("data", f"synthetic-{name}"))
+    synthetic.ensure(config.synthetic, folder)
+    return folder
+
+
+def build_sharded_model(
+    config: TrainConfig, columns: Columns, process: Process
+) -> tuple[DistributedModelParallel, str]:
+    """The model with its loss, sharded over the ranks, and the plan as JSON."""
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, columns)
+    apply_sparse_optimizer(model, config.sparse)
+    hbm = None
+    if process.device.type == "cuda":
+        hbm = torch.cuda.get_device_properties(process.device).total_memory
+    plan = plan_sharding(
+        model,
+        topology=Topology(
+            world_size=process.world_size,
+            local_world_size=process.local_world_size,
+            compute_device=process.device.type,
+            hbm_cap=hbm if config.sharding.hbm_gb is None else int(config.sharding.hbm_gb * 2**30),
+        ),
+        batch_size=config.data.batch_size,
+        sharding_type=config.sharding.type,
+        kernel=config.sharding.kernel,
+    )
+    tables = table_configs(model)
+    say(format_plan(plan, tables, process.world_size))
+    sharded = shard(model, plan, device=process.device, seed=config.seed)
+    # From here on ranks draw different numbers, for dropout.
+    torch.manual_seed(config.seed + process.rank)
+    return sharded, plan_to_json(plan, tables, process.world_size)
+
+
+def build_pipeline(
+    model: DistributedModelParallel, optimizer: CombinedOptimizer, config: TrainConfig, process: Process
+) -> TrainPipelineSparseDist:
+    """The pipeline: copy of batch i+2, input distribution of batch i+1, forward and backward of batch i."""
+
+    def forward(batch: Any) -> Any:
+        with torch.autocast(process.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
+            return model(batch)
+
+    return TrainPipelineSparseDist(model, optimizer, process.device, custom_model_fwd=forward)
+
+
+def main() -> None:
+    """The command `stem-train`."""
+
+    def run() -> None:
+        config = config_from_command_line()
+        with join_process_group(timeout=config.train.timeout) as process:
+            train(config, process)
+
+    run_main(run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,350 @@
+"""datasets/kuairand.py: what it may use as a feature, how it splits, and what it does with broken files."""
+
+import csv
+import importlib
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from stem_torchrec.data.schema import LabelCounts, load_schema
+from stem_torchrec.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+REAL_DATA = ROOT / "../shared/data/KuaiRand-Pure"
+# datasets/ is no package, and its scripts import each other as they do when they are run by path.
+sys.path.insert(0, str(ROOT / "datasets"))
+kuairand = importlib.import_module("kuairand")
+
+LOG_FILE = "log_standard_4_22_to_5_08_pure.csv"
+LOG = (
+    "user_id,video_id,date,hourmin,time_ms,is_click,is_like,is_follow,is_comment,is_forward,is_hate,long_view,"
+    "play_time_ms,duration_ms,profile_stay_time,comment_stay_time,is_profile_enter,is_rand,tab"
+)
+USER = (
+    "user_id,user_active_degree,is_lowactive_period,is_live_streamer,is_video_author,follow_user_num,"
+    "follow_user_num_range,fans_user_num,fans_user_num_range,friend_user_num,friend_user_num_range,"
+    "register_days,register_days_range," + ",".join(f"onehot_feat{i}" for i in range(18))
+)
+VIDEO = (
+    "video_id,author_id,video_type,upload_dt,upload_type,visible_status,video_duration,server_width,"
+    "server_height,music_id,music_type,tag"
+)
+
+Row = dict[str, Any]
+NOON_3_MAY = 1651550400000  # 2022-05-03 12:00 in Beijing, 04:00 in UTC
+DAY = 86_400_000
+
+
+def exposure(user: int, video: int, day: int = 3, **values: Any) -> Row:
+    """A row of the log at noon of `day` May."""
+    time = NOON_3_MAY + (day - 3) * DAY
+    return {"user_id": user, "video_id": video, "date": 20220500 + day, "hourmin": 1200, "time_ms": time} | values
+
+
+def user(number: int, **values: Any) -> Row:
+    return {"user_id": number, "user_active_degree": "full_active", "fans_user_num_range": "[10,100)"} | values
+
+
+def video(number: int, **values: Any) -> Row:
+    return {"video_id": number, "author_id": 70, "upload_dt": "2022-04-10", "music_type": "9.0"} | values
+
+
+def write_csv(path: Path, header: str, rows: list[Row]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, header.split(","), restval=0, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_rows(path: Path) -> list[Row]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+TRAIN = [
+    exposure(1, 10, day=1, long_view=1, duration_ms=9000),
+    exposure(1, 11, day=2, duration_ms=20000),
+    exposure(2, 10, day=3, is_like=1, duration_ms=9000),
+    exposure(2, 11, day=3, time_ms=NOON_3_MAY + 1, duration_ms=20000),
+]
+# Often enough for a vocabulary, but not in train.
+VALID = [
+    exposure(3, 12, day=4, long_view=1, duration_ms=12000),
+    exposure(3, 12, day=5, duration_ms=12000),
+    exposure(1, 10, day=5, time_ms=NOON_3_MAY + 2 * DAY + 1, duration_ms=9000),
+]
+USERS = [user(1), user(2, onehot_feat4="1.0"), user(3, user_active_degree="low_active", onehot_feat4="")]
+VIDEOS = [video(10, tag="20,43"), video(11, tag="43"), video(12, tag="", music_type="4.0")]
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """A folder with two users and two videos in train, and one new of each in valid."""
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    write_csv(folder / LOG_FILE, LOG, TRAIN + VALID)
+    write_csv(folder / "user_features_pure.csv", USER, USERS)
+    write_csv(folder / "video_features_basic_pure.csv", VIDEO, VIDEOS)
+    return folder
+
+
+@pytest.fixture
+def convert(raw: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Writes the log of `raw` and returns its folder."""
+
+    def run(**options: Any) -> Path:
+        out = tmp_path / "out"
+        kuairand.write_log(kuairand.Options(raw=raw, out=out, **options))
+        return out
+
+    return run
+
+
+def column(out: Path, split: str, name: str) -> list[Any]:
+    return pq.read_table(out / split, columns=[name])[name].to_pylist()
+
+
+def vocabulary(out: Path, name: str) -> dict[Any, int]:
+    table = pq.read_table(out / "vocabulary" / f"{name}.parquet")
+    return dict(zip(table["value"].to_pylist(), table["id"].to_pylist(), strict=True))
+
+
+def test_exposure_outcomes_are_never_features(convert: Callable[..., Path]) -> None:
+    outcomes = ["play_time_ms", "profile_stay_time", "comment_stay_time", "hourmin", *kuairand.FEEDBACK]
+    assert not set(outcomes) & set(kuairand.FEATURES)
+    for name in outcomes:
+        with pytest.raises(UserError, match=f"'{name}', which is known only after the exposure"):
+            convert(features=f"user_id,{name}")
+
+
+def test_hour_is_when_the_exposure_began_not_when_it_was_logged(raw: Path, convert: Callable[..., Path]) -> None:
+    rows = [row | {"hourmin": 1300} for row in TRAIN + VALID]
+    write_csv(raw / LOG_FILE, LOG, rows)
+    assert vocabulary(convert(), "hour") == {12: 1}
+
+
+def test_vocabularies_come_from_training_only(convert: Callable[..., Path]) -> None:
+    out = convert()
+    assert vocabulary(out, "user_id") == {1: 1, 2: 2}
+    assert column(out, "valid", "user_id") == [0, 0, 1]
+    assert column(out, "valid", "group_user_id") == [3, 3, 1]
+    assert vocabulary(out, "user_active_degree") == {"full_active": 1}
+    assert column(out, "valid", "music_type") == [0, 0, 1]
+
+
+def test_bucket_edges_come_from_training_only(convert: Callable[..., Path]) -> None:
+    out = convert()
+    assert vocabulary(out, "duration_bucket") == {9000: 1, 20000: 2}
+    assert column(out, "valid", "duration_bucket") == [1, 1, 1]
+
+
+def test_rare_values_are_id_0(convert: Callable[..., Path]) -> None:
+    out = convert(min_count=3)
+    assert vocabulary(out, "user_id") == {}
+    assert load_schema(str(out)).sparse_features[0].num_embeddings == 1
+    assert set(column(out, "train", "user_id")) == {0}
+
+
+def test_ids_descend_with_count_then_ascend_with_value(raw: Path, convert: Callable[..., Path]) -> None:
+    write_csv(raw / LOG_FILE, LOG, [*TRAIN, exposure(2, 11, time_ms=NOON_3_MAY + 2), *VALID])
+    out = convert(min_count=1)
+    assert vocabulary(out, "user_id") == {2: 1, 1: 2}
+    assert vocabulary(out, "tag") == {43: 1, 20: 2}
+    assert column(out, "train", "video_id") == [2, 1, 2, 1, 1]
+
+
+def test_tags_are_lists_and_no_tag_is_the_empty_list(convert: Callable[..., Path]) -> None:
+    out = convert()
+    assert vocabulary(out, "tag") == {43: 1, 20: 2}
+    assert column(out, "train", "tag") == [[2, 1], [1], [2, 1], [1]]
+    assert column(out, "valid", "tag") == [[], [], [2, 1]]
+
+
+def test_null_features_are_id_0(raw: Path, convert: Callable[..., Path]) -> None:
+    write_csv(raw / "user_features_pure.csv", USER, [user(1, onehot_feat4=""), user(2, onehot_feat4="1.0")])
+    out = convert()
+    assert vocabulary(out, "onehot_feat4") == {1: 1}
+    assert column(out, "train", "onehot_feat4") == [0, 0, 1, 1]
+    assert "2 rows lack user features and 0 video features" in load_schema(str(out)).description
+
+
+def test_repeated_exposures_are_dropped(raw: Path, convert: Callable[..., Path]) -> None:
+    write_csv(raw / LOG_FILE, LOG, [*TRAIN, TRAIN[0] | {"long_view": 0, "date": 20220504}, *VALID])
+    out = convert()
+    assert column(out, "train", "long_view") == [1, 0, 0, 0]
+    assert len(column(out, "valid", "long_view")) == 3
+    assert "1 of 8 rows dropped" in load_schema(str(out)).description
+
+
+def test_split_is_chronological(raw: Path, convert: Callable[..., Path]) -> None:
+    write_csv(raw / LOG_FILE, LOG, (TRAIN + VALID)[::-1])
+    out = convert()
+    train, valid = column(out, "train", "time_ms"), column(out, "valid", "time_ms")
+    assert train + valid == sorted(row["time_ms"] for row in TRAIN + VALID)
+    assert (len(train), len(valid)) == (4, 3)
+    assert not (out / "test").exists()
+
+
+def test_later_days_are_test(raw: Path, convert: Callable[..., Path]) -> None:
+    write_csv(raw / LOG_FILE, LOG, [*TRAIN, *VALID, exposure(2, 10, day=6), exposure(9, 10, day=8)])
+    out = convert()
+    assert column(out, "test", "user_id") == [2, 0]
+    assert load_schema(str(out)).splits["test"].rows == 2
+
+
+def test_every_standard_log_is_read(raw: Path, convert: Callable[..., Path]) -> None:
+    earlier = [exposure(2, 10, day=-10, date=20220420)]
+    write_csv(raw / "log_standard_4_08_to_4_21_pure.csv", LOG, earlier)
+    write_csv(raw / "log_random_4_22_to_5_08_pure.csv", LOG, [exposure(7, 10)])
+    assert column(convert(), "train", "group_user_id") == [2, 1, 1, 2, 2]
+
+
+def test_schema_counts_positives_and_missing_labels(raw: Path, convert: Callable[..., Path]) -> None:
+    write_csv(raw / LOG_FILE, LOG, [*TRAIN, exposure(2, 10, time_ms=NOON_3_MAY + 2, is_like=""), *VALID])
+    schema = load_schema(str(convert(labels="is_like,long_view", features="tab,user_id")))
+    assert schema.labels == ("is_like", "long_view")
+    assert schema.feature_names == ("tab", "user_id")
+    assert schema.splits["train"].labels == {"is_like": LabelCounts(1, 1), "long_view": LabelCounts(1, 0)}
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"labels": "long_veiw"}, "did you mean 'long_view'"),
+        ({"labels": ","}, "names no column"),
+        ({"features": "autor_id"}, "did you mean 'author_id'"),
+        ({"train_until": 20220401}, "--train-until 20220401 leaves train/ empty: the log covers 20220501 to"),
+        ({"valid_until": 20220503}, "--valid-until 20220503 leaves valid/ empty"),
+    ],
+)
+def test_wrong_option_is_one_sentence(convert: Callable[..., Path], options: Row, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        convert(**options)
+
+
+@pytest.mark.parametrize(
+    ("file", "header", "row", "sentence"),
+    [
+        (LOG_FILE, LOG, exposure(1, 10, duration_ms="long"), "column 'duration_ms': .* 'long'"),
+        (LOG_FILE, LOG, exposure(1, 10, tab="1.5"), "column 'tab': .* 1.5"),
+        (LOG_FILE, LOG, exposure(1, 10, is_like=2), "holds 2 in column 'is_like'"),
+        (LOG_FILE, LOG, exposure(1, 10, time_ms=""), "empty cell in column 'time_ms'"),
+        (LOG_FILE, LOG.removesuffix(",tab"), exposure(1, 10), "Column 'tab'"),
+        ("video_features_basic_pure.csv", VIDEO, video(10, tag="20,x"), "column 'tag': .* 'x'"),
+        ("video_features_basic_pure.csv", VIDEO, video(10, upload_dt="April"), "column 'upload_dt': .* 'April'"),
+    ],
+)
+def test_malformed_cell_is_one_sentence(
+    raw: Path, convert: Callable[..., Path], file: str, header: str, row: Row, sentence: str
+) -> None:
+    write_csv(raw / file, header, [row])
+    with pytest.raises(UserError, match=f"{file}.*{sentence}") as error:
+        convert()
+    assert "\n" not in str(error.value)
+
+
+def test_row_with_missing_cells_is_one_sentence(raw: Path, convert: Callable[..., Path]) -> None:
+    with (raw / LOG_FILE).open("a") as file:
+        file.write("1,2,3\n")
+    with pytest.raises(UserError, match=f"{LOG_FILE}: CSV parse error: Expected 19 columns, got 3"):
+        convert()
+
+
+@pytest.mark.parametrize("file", [LOG_FILE, "user_features_pure.csv", "video_features_basic_pure.csv"])
+def test_missing_or_empty_file_is_one_sentence(raw: Path, convert: Callable[..., Path], file: str) -> None:
+    header = (raw / file).read_text().splitlines()[0]
+    (raw / file).write_text(header + "\n")
+    with pytest.raises(UserError, match=f"{file} has a header but no rows"):
+        convert()
+    (raw / file).unlink()
+    with pytest.raises(UserError, match="unpack KuaiRand-Pure there"):
+        convert()
+
+
+def test_nothing_half_written(convert: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kuairand, "save_schema", fail)  # the last file of a log
+        with pytest.raises(OSError, match="disk full"):
+            convert()
+        assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+    out = convert()
+    with monkeypatch.context() as patch:
+        patch.setattr(kuairand, "save_schema", fail)
+        with pytest.raises(OSError, match="disk full"):
+            convert(overwrite=True, labels="is_click")
+    assert load_schema(str(out)).labels == ("long_view", "is_like")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw"]
+
+
+def test_a_log_is_replaced_only_when_asked(convert: Callable[..., Path]) -> None:
+    out = convert()
+    with pytest.raises(UserError, match="--overwrite replaces it"):
+        convert()
+    convert(overwrite=True, labels="is_click")
+    assert load_schema(str(out)).labels == ("is_click",)
+    (out / "thesis.txt").touch()
+    with pytest.raises(UserError, match="name another folder"):
+        convert(overwrite=True)
+
+
+def test_command_line_prints_the_sizes_or_one_sentence(raw: Path, tmp_path: Path) -> None:
+    (raw / "data").mkdir()
+    for path in raw.glob("*.csv"):
+        path.rename(raw / "data" / path.name)
+    script = [sys.executable, "datasets/kuairand.py", "--raw", str(raw), "--out", str(tmp_path / "out")]
+    good = subprocess.run(
+        [*script, "--labels", "long_view,is_like"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "train         4  1 (25.00%)   1 (25.00%)" in good.stdout
+    wrong = subprocess.run(
+        [*script, "--features", "play_time_ms"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("error: --features names 'play_time_ms'")
+    assert wrong.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not REAL_DATA.is_dir(), reason="needs KuaiRand-Pure in ../shared/data")
+def test_real_log_reads_back_as_the_csv_says(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    features = ("user_id", "video_id", "author_id", "tag", "onehot_feat4", "upload_type")
+    kuairand.write_log(kuairand.Options(raw=REAL_DATA, out=out, features=",".join(features)))
+    raw = REAL_DATA / "data"
+    users = {row["user_id"]: row for row in read_rows(raw / "user_features_pure.csv")}
+    videos = {row["video_id"]: row for row in read_rows(raw / "video_features_basic_pure.csv")}
+    expected: dict[tuple[int, ...], Row] = {}
+    for path in sorted(raw.glob("log_standard_*.csv")):
+        for row in read_rows(path):
+            key = tuple(int(row[name]) for name in ("user_id", "video_id", "time_ms"))
+            expected.setdefault(key, row | users[row["user_id"]] | videos[row["video_id"]])
+    words = {name: {i: value for value, i in vocabulary(out, name).items()} for name in features}
+
+    schema = load_schema(str(out))
+    written = {name: pq.read_table(out / name).to_pylist() for name in schema.splits}
+    assert sum(len(rows) for rows in written.values()) == len(expected)
+    for split, rows in written.items():
+        assert schema.splits[split].rows == len(rows)
+        for row in rows:
+            # The raw id of an unseen video is not written, so its row cannot be found in the CSV.
+            video_id = words["video_id"].get(row["video_id"])
+            if video_id is None:
+                continue
+            source = expected[row["group_user_id"], video_id, row["time_ms"]]
+            assert (int(source["date"]) <= 20220503) == (split == "train")
+            assert (row["long_view"], row["is_like"]) == (int(source["long_view"]), int(source["is_like"]))
+            tags = [int(tag) for tag in source["tag"].split(",") if tag]
+            assert [words["tag"].get(i) for i in row["tag"]] == [
+                t if t in words["tag"].values() else None for t in tags
+            ]
+            for name in ("author_id", "onehot_feat4"):
+                assert not row[name] or words[name][row[name]] == float(source[name])
+            assert not row["upload_type"] or words["upload_type"][row["upload_type"]] == source["upload_type"]
