@@ -3,7 +3,8 @@
 import difflib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
@@ -30,12 +31,14 @@ def parse_arguments(default: ConfigT, args: Sequence[str] | None = None, descrip
 
         config = parse_arguments(tiny(), ["--model.embedding-dim", "32"])
     """
-
-    def raise_user_error(event: _errors.ParseErrorEvent) -> None:
-        raise UserError(_sentence(event, _option_names(default)))
-
-    with _errors.on_parse_error(raise_user_error):
+    with _mistakes_in_one_sentence(_option_names(default)):
         return tyro.cli(type(default), default=default, args=args, description=description)
+
+
+def parse_known_arguments(default: ConfigT, args: Sequence[str] | None = None) -> tuple[ConfigT, list[str]]:
+    """The same, with the options that `default` does not have returned instead of refused, `--help` among them."""
+    with _mistakes_in_one_sentence(_option_names(default)):
+        return tyro.cli(type(default), default=default, args=args, return_unknown_args=True, add_help=False)
 
 
 def run_main(main: Callable[[], None]) -> None:
@@ -57,6 +60,15 @@ def nearest(name: str, names: Sequence[str]) -> str:
     """Returns `; did you mean 'x'?` for the nearest of `names`, or nothing where none is near."""
     close = difflib.get_close_matches(name, names, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+@contextmanager
+def _mistakes_in_one_sentence(options: Sequence[str]) -> Iterator[None]:
+    def raise_user_error(event: _errors.ParseErrorEvent) -> None:
+        raise UserError(_sentence(event, options))
+
+    with _errors.on_parse_error(raise_user_error):
+        yield
 
 
 def _sentence(event: _errors.ParseErrorEvent, options: Sequence[str]) -> str:

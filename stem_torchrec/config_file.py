@@ -6,10 +6,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import dacite
-import tyro
 import yaml
 
-from stem_torchrec.cli import nearest, parse_arguments
+from stem_torchrec.cli import nearest, parse_arguments, parse_known_arguments
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.errors import UserError
 from stem_torchrec.recipes import RECIPES
@@ -48,7 +47,7 @@ def config_from_command_line(args: Sequence[str] | None = None) -> TrainConfig:
 
     Raises UserError for an unknown recipe, name, type or choice.
     """
-    start, rest = tyro.cli(_Start, args=args, return_unknown_args=True, add_help=False)
+    start, rest = parse_known_arguments(_Start(), args)
     if start.recipe and start.config:
         raise UserError("give --recipe or --config, not both; options change single fields of either.")
     recipe = start.recipe or "synthetic"

@@ -19,7 +19,7 @@ def groups_of(tasks: Sequence[str]) -> tuple[str, ...]:
     """The tasks, then the shared group; raises UserError for a task name that cannot name a group."""
     for task in tasks:
         # Groups name submodules, and a module dictionary keeps its own attributes' names for itself.
-        if task == SHARED or "." in task or "/" in task or hasattr(nn.ModuleDict, task):
+        if task in ("", SHARED) or "." in task or "/" in task or hasattr(nn.ModuleDict(), task):
             raise UserError(f"a task cannot be called {task!r}; rename the label column.")
     if not tasks or len(set(tasks)) < len(tasks):
         raise UserError(f"the tasks must be one or more different labels, not {list(tasks)}.")

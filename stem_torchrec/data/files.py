@@ -1,8 +1,8 @@
 """The Parquet files of a split: found, opened and read through iopath, with their columns checked."""
 
+import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -41,9 +41,13 @@ class Columns:
         """The columns of `schema`, of its sparse features and labels only those named, if any are."""
         sizes = {feature.name: feature.num_embeddings for feature in schema.sparse_features}
         for kind, names, known in (("sparse feature", features, sizes), ("label", labels, schema.labels)):
+            if not known:
+                raise UserError(f"schema.json names no {kind}; a log needs one. datasets/README.md describes the file.")
             for name in names:
                 if name not in known:
                     raise UserError(f"the log has no {kind} {name!r}, only {', '.join(known)}.")
+            if len(set(names or known)) < len(names or known):
+                raise UserError(f"a {kind} is named twice in {', '.join(names or known)}.")
         return cls(
             sparse={name: sizes[name] for name in features or sizes},
             dense=schema.dense_features,
@@ -63,18 +67,23 @@ def find_row_groups(folder: str, split: str, schema: Schema, columns: Columns) -
     Reads every footer. Raises UserError for a folder without files, a file that is truncated, a column that is
     missing or has the wrong type, and a row count that is not the one in schema.json.
     """
-    where = str(PurePosixPath(folder) / split)
+    where = posixpath.join(folder, split)
     names = sorted(n for n in g_pathmgr.ls(where) if n.endswith(".parquet")) if g_pathmgr.isdir(where) else []
     if not names:
         raise UserError(f"{where} holds no .parquet file; datasets/README.md shows the layout of a log.")
-    row_groups = []
-    for path in (str(PurePosixPath(where) / name) for name in names):
+    row_groups: list[RowGroup] = []
+    lists: set[str] | None = None
+    for path in (posixpath.join(where, name) for name in names):
         try:
             with g_pathmgr.open(path, "rb") as file:
                 metadata = pq.read_metadata(file)
         except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{path} is not a whole Parquet file ({error}); write it again.") from error
-        check_types(metadata.schema.to_arrow_schema(), path, columns)
+            raise UserError(f"{path} is not a whole Parquet file ({_reason(error)}); write it again.") from error
+        schema_of_file = metadata.schema.to_arrow_schema()
+        check_types(schema_of_file, path, columns)
+        lists_before, lists = lists, {name for name in columns.sparse if _is_list(schema_of_file.field(name).type)}
+        if lists_before not in (None, lists):
+            raise UserError(f"column {min(lists ^ lists_before)!r} holds lists in only some files of {where}.")
         first_row = 0
         for index in range(metadata.num_row_groups):
             rows = metadata.row_group(index).num_rows
@@ -82,6 +91,8 @@ def find_row_groups(folder: str, split: str, schema: Schema, columns: Columns) -
                 row_groups.append(RowGroup(path, index, first_row, rows, metadata))
             first_row += rows
     total = sum(row_group.rows for row_group in row_groups)
+    if not total:
+        raise UserError(f"the .parquet files of {where} hold no rows.")
     if split in schema.splits and total != schema.splits[split].rows:
         raise UserError(
             f"{where} holds {total} rows, but schema.json says {schema.splits[split].rows}; a file is missing or extra."
@@ -105,71 +116,87 @@ def missing_labels(row_groups: Sequence[RowGroup], labels: Sequence[str]) -> boo
 def check_types(schema: pa.Schema, path: str, columns: Columns) -> None:
     """Raises UserError for a column of `columns` that `schema` lacks or holds in a type that does not serve."""
     for name in columns.names:
-        if name not in schema.names:
-            raise UserError(f"{path} has no column {name!r}; schema.json names it.")
+        if schema.names.count(name) != 1:
+            raise UserError(f"{path} has {schema.names.count(name) or 'no'} columns {name!r}; schema.json names it.")
         column = schema.field(name).type
         item = column.value_type if _is_list(column) else column
-        if name in columns.sparse:
-            wanted, good = "a sparse feature needs integers or lists of integers", pa.types.is_integer(item)
-        elif name in columns.dense:
-            wanted, good = "a dense feature needs floats", pa.types.is_floating(column)
-        elif name in columns.labels:
-            wanted = "a label needs 0, 1 or null"
-            good = any(test(column) for test in (pa.types.is_integer, pa.types.is_boolean, pa.types.is_floating))
-        else:
-            wanted, good = "the group of gAUC needs integers", pa.types.is_integer(column)
-        if not good:
-            raise UserError(f"column {name!r} is {column} in {path}; {wanted}. datasets/README.md shows the schema.")
+        integer, floating = pa.types.is_integer(column), pa.types.is_floating(column)
+        # A column may serve twice, as the user does who is a feature and the group.
+        needs = {
+            "a sparse feature needs integers or lists of integers": name not in columns.sparse
+            or pa.types.is_integer(item),
+            "a dense feature needs floats": name not in columns.dense or floating,
+            "a label needs 0, 1 or null": name not in columns.labels
+            or (integer or floating or pa.types.is_boolean(column)),
+            "the group of gAUC needs integers": name != columns.group or integer,
+        }
+        for need, met in needs.items():
+            if not met:
+                raise UserError(f"column {name!r} is {column} in {path}; {need}. datasets/README.md shows the schema.")
 
 
 def read_row_group(row_group: RowGroup, columns: Columns) -> pa.Table:
-    """Reads the columns of one row group and checks every value.
+    """Reads the columns of one row group, checks every value and brings the columns to the types of `_checked`.
 
     Raises DataError with the file, row group, row and column of the first value that breaks the schema.
     """
     try:
         with g_pathmgr.open(row_group.path, "rb") as file:
-            parquet = pq.ParquetFile(file, metadata=row_group.metadata)
+            # Checksums are there if the writer was asked for them; only they show every damaged page.
+            parquet = pq.ParquetFile(file, metadata=row_group.metadata, page_checksum_verification=True)
             table = parquet.read_row_group(row_group.index, columns=columns.names)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{row_group.path}, row group {row_group.index}: cannot be read ({error}).") from error
-    for name in columns.names:
-        _check_values(table.column(name).combine_chunks(), name, row_group, columns)
-    return table
-
-
-def _check_values(column: pa.Array, name: str, row_group: RowGroup, columns: Columns) -> None:
-    if name in columns.sparse:
-        if _is_list(column.type):
-            parents, values, need = (
-                pc.list_parent_indices(column),
-                pc.list_flatten(column),
-                "an id in every place",
-            )
-            nulls = pc.is_null(values)
-        else:
-            parents, values, need, nulls = None, column, "", None
-        size = columns.sparse[name]
-        bad = pc.or_(pc.less(values, 0), pc.greater_equal(values, size))
-        bad = pc.fill_null(bad, False) if nulls is None else pc.or_kleene(bad, nulls)
-        need = f"an id in [0, {size}), the table's rows in schema.json"
-    elif name in columns.dense:
-        parents, values, need = None, column, "a finite number"
-        bad = pc.invert(pc.fill_null(pc.is_finite(column), False))
-    elif name in columns.labels:
-        parents, values, need = None, column, "0, 1 or null"
-        numbers = column.cast(pa.float64())
-        bad = pc.fill_null(pc.invert(pc.or_(pc.equal(numbers, 0), pc.equal(numbers, 1))), False)
-    else:
-        parents, values, need, bad = None, column, "an integer", pc.is_null(column)
-    position = pc.index(bad, True).as_py()
-    if position >= 0:
-        row = position if parents is None else parents[position].as_py()
         raise DataError(
-            f"{row_group.path}, row group {row_group.index}, row {row_group.first_row + row}, column {name!r}: "
-            f"{values[position].as_py()} is not {need}."
-        )
+            f"{row_group.path}, row group {row_group.index}: cannot be read ({_reason(error)}); write the file again."
+        ) from error
+    return pa.table({name: _checked(table.column(name), name, row_group, columns) for name in columns.names})
+
+
+def _checked(chunks: pa.ChunkedArray, name: str, row_group: RowGroup, columns: Columns) -> pa.Array:
+    """The column with all values in their range, in a type that does not depend on the file.
+
+    Ids become int32 where the table allows it, since a reader holds hundreds of thousands of rows.
+    """
+    column = chunks.combine_chunks()
+    is_list = _is_list(column.type)
+    whole = name in columns.sparse or name == columns.group
+    # Unsafe: what does not fit becomes negative or infinite, and that is refused below.
+    values = _items(column).cast(pa.int64() if whole else pa.float32(), safe=False)
+    checks = []
+    if name in columns.sparse:
+        size = columns.sparse[name]
+        outside = pc.or_(pc.less(values, 0), pc.greater_equal(values, size))
+        # A null is an empty bag, but not an id within a list.
+        checks.append((pc.fill_null(outside, is_list), f"an id in [0, {size}), the table's rows in schema.json"))
+    if name in columns.dense:
+        checks.append((pc.invert(pc.fill_null(pc.is_finite(values), False)), "a finite 32-bit float"))
+    if name in columns.labels:
+        checks.append((pc.and_(pc.not_equal(values, 0), pc.not_equal(values, 1)), "0, 1 or null"))
+    if name == columns.group:
+        checks.append((pc.is_null(values), "an integer"))
+    for bad, need in checks:
+        position = pc.index(bad, True).as_py()
+        if position >= 0:
+            row = pc.list_parent_indices(column)[position].as_py() if is_list else position
+            value = _items(column)[position].as_py()
+            raise DataError(
+                f"{row_group.path}, row group {row_group.index}, row {row_group.first_row + row}, column {name!r}: "
+                f"{'null' if value is None else value} is not {need}."
+            )
+    if name not in columns.sparse:
+        return values
+    item = pa.int32() if columns.sparse[name] <= 2**31 and name != columns.group else pa.int64()
+    return column.cast(pa.list_(item) if is_list else item)
+
+
+def _items(column: pa.Array) -> pa.Array:
+    return pc.list_flatten(column) if _is_list(column.type) else column
 
 
 def _is_list(column: pa.DataType) -> bool:
     return pa.types.is_list(column) or pa.types.is_large_list(column)
+
+
+def _reason(error: Exception) -> str:
+    """What Arrow or the system says, on one line."""
+    return " ".join(str(error).split()).rstrip(".")

@@ -122,26 +122,32 @@ class ParquetReader(IterableDataset[Batch | Exposures]):
         counts = [len(range(i, self.steps, workers)) for i in range(workers)]
         start = min(self.start + sum(counts[:index]) * self.batch_size, self.stop)
         stop = min(start + counts[index] * self.batch_size, self.stop)
-        position, buffer, tables = start, pa.table({}), self._read(start, stop)
-        for _ in range(counts[index]):
-            size = min(self.batch_size, stop - position)
+        blocks = order_blocks(self.row_groups, shuffle_rows=self.shuffle_rows, seed=self.seed, epoch=self.epoch)
+        return self._batches(blocks, start, stop, steps=counts[index])
+
+    def _batches(self, blocks: Sequence[Block], start: int, stop: int, *, steps: int) -> Iterator[Batch | Exposures]:
+        buffer, tables = pa.table({}), self._read(blocks, start, stop)
+        for position in range(start, start + steps * self.batch_size, self.batch_size):
+            size = max(0, min(self.batch_size, stop - position))
             while buffer.num_rows < size:
                 table = next(tables)
                 buffer = pa.concat_tables([buffer, table]) if buffer.num_rows else table
             yield self._batch(buffer.slice(0, size), position)
-            buffer, position = buffer.slice(size), position + size
+            buffer = buffer.slice(size)
 
     def _batch(self, table: pa.Table, position: int) -> Batch | Exposures:
         if self.training:
             return to_batch(table, self.columns)
-        rows = torch.arange(position, position + table.num_rows)
         group = self.columns.group
-        groups = None if group is None else torch.from_numpy(table.column(group).to_numpy().astype(np.int64))
-        return Exposures(to_batch(table, self.columns) if len(rows) else padding(self.columns), rows, groups)
+        if not table.num_rows:
+            nothing = torch.empty(0, dtype=torch.int64)
+            return Exposures(padding(self.columns), nothing, None if group is None else nothing)
+        rows = torch.arange(position, position + table.num_rows)
+        groups = None if group is None else torch.from_numpy(table.column(group).to_numpy().copy())
+        return Exposures(to_batch(table, self.columns), rows, groups)
 
-    def _read(self, start: int, stop: int) -> Iterator[pa.Table]:
+    def _read(self, blocks: Sequence[Block], start: int, stop: int) -> Iterator[pa.Table]:
         """The rows [start, stop) of the epoch's order; a thread decodes the next block while one is used."""
-        blocks = order_blocks(self.row_groups, shuffle_rows=self.shuffle_rows, seed=self.seed, epoch=self.epoch)
         mine = [block for block in blocks if block.start < stop and block.start + block.rows > start]
         with ThreadPoolExecutor(1) as executor:
             ahead = [executor.submit(self._load, block, start, stop) for block in mine[:1]]

@@ -1,8 +1,8 @@
 """`schema.json`: what the columns of a Parquet log mean. datasets/README.md documents the format."""
 
 import json
+import posixpath
 from dataclasses import asdict, dataclass, field
-from pathlib import PurePosixPath
 from typing import Any
 
 import dacite
@@ -71,14 +71,14 @@ class Schema:
 
 def save_schema(schema: Schema, folder: str) -> None:
     """Writes `folder/schema.json`."""
-    with g_pathmgr.open(str(PurePosixPath(folder) / SCHEMA_FILE), "w") as file:
+    with g_pathmgr.open(posixpath.join(folder, SCHEMA_FILE), "w") as file:
         json.dump(asdict(schema), file, indent=2)
         file.write("\n")
 
 
 def load_schema(folder: str) -> Schema:
     """Reads `folder/schema.json`; raises UserError with the file and the field that is wrong."""
-    path = str(PurePosixPath(folder) / SCHEMA_FILE)
+    path = posixpath.join(folder, SCHEMA_FILE)
     if not g_pathmgr.isfile(path):
         raise UserError(
             f"{folder} holds no {SCHEMA_FILE}: datasets/README.md describes the file, "
@@ -87,10 +87,19 @@ def load_schema(folder: str) -> Schema:
     with g_pathmgr.open(path, "r") as file:
         try:
             return schema_from_json(json.load(file))
-        except (json.JSONDecodeError, dacite.DaciteError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, dacite.DaciteError) as error:
             raise UserError(f"{path}: {error}. datasets/README.md describes the file.") from error
 
 
-def schema_from_json(value: dict[str, Any]) -> Schema:
+def schema_from_json(value: Any) -> Schema:
     """Builds a schema from parsed JSON; raises dacite.DaciteError on a wrong or unknown field."""
-    return dacite.from_dict(Schema, value, dacite.Config(strict=True, cast=[tuple]))
+    if not isinstance(value, dict):
+        raise dacite.DaciteError("the file holds no JSON object")
+    return dacite.from_dict(Schema, _tuples(value), dacite.Config(strict=True))
+
+
+def _tuples(value: Any) -> Any:
+    """`value` with every list as a tuple. dacite's own cast would take the text "like" for four labels."""
+    if isinstance(value, dict):
+        return {name: _tuples(item) for name, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

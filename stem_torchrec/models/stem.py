@@ -135,10 +135,10 @@ class STEM(nn.Module):
         embedding_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if min(num_layers, num_shared_experts, num_task_experts) < 1:
+        if min(num_layers, num_shared_experts, num_task_experts, len(expert_hidden)) < 1:
             raise UserError(
-                f"STEM needs at least 1 layer, 1 shared expert and 1 expert per task, not {num_layers}, "
-                f"{num_shared_experts} and {num_task_experts}."
+                "STEM needs at least 1 layer, 1 shared expert, 1 expert per task and 1 hidden layer in an expert, not "
+                f"{num_layers}, {num_shared_experts}, {num_task_experts} and {len(expert_hidden)}."
             )
         self.tasks = tuple(tasks)
         groups = groups_of(tasks)

@@ -1,0 +1,40 @@
+# make train and make test are all that a new user needs: each makes .venv and installs into it first.
+# DEVICE=cuda installs the CUDA fbgemm-gpu; PYTHON names the interpreter.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+DEVICE ?= cpu
+RUN := . .venv/bin/activate &&
+INSTALLED := .venv/.installed-$(DEVICE)
+
+.PHONY: install train test lint types layers clean
+
+install: $(INSTALLED)
+
+# torchrec goes in with --no-deps, as it asks for the CUDA fbgemm-gpu; pyproject.toml lists its other needs.
+$(INSTALLED): pyproject.toml
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	$(RUN) pip install --quiet --upgrade "pip>=25.1"
+	$(RUN) pip uninstall --quiet --yes fbgemm-gpu fbgemm-gpu-cpu
+	$(RUN) pip install --quiet --editable ".[$(DEVICE)]" --group dev
+	$(RUN) pip install --quiet --no-deps --group torchrec
+	$(RUN) python -c "import stem_torchrec"
+	rm -f .venv/.installed-*
+	touch $@
+
+train: $(INSTALLED)
+	$(RUN) torchx run dist.ddp -j 1x2 stem_torchrec/train.py
+
+test: $(INSTALLED)
+	$(RUN) pytest -q
+
+lint: $(INSTALLED)
+	$(RUN) ruff check . && ruff format --check .
+
+types: $(INSTALLED)
+	$(RUN) mypy
+
+layers: $(INSTALLED)
+	$(RUN) lint-imports
+
+clean:
+	rm -rf .venv data runs

@@ -1,0 +1,145 @@
+"""Evaluates a run again: the numbers of a split from the run's best weights, on any number of ranks.
+
+python stem_torchrec/evaluate.py --run RUN --data.path DIR --split test --json FILE
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import tyro
+from iopath.common.file_io import g_pathmgr
+from torch import Tensor
+from torchrec.optim.keyed import CombinedOptimizer
+
+from stem_torchrec.checkpoint import load_weights
+from stem_torchrec.cli import parse_arguments, run_main
+from stem_torchrec.config import SparseOptimizerConfig
+from stem_torchrec.config_file import load_config
+from stem_torchrec.data.batch import Exposures
+from stem_torchrec.data.files import Columns, find_row_groups
+from stem_torchrec.data.reader import ParquetReader, data_loader
+from stem_torchrec.data.schema import load_schema
+from stem_torchrec.errors import UserError
+from stem_torchrec.evaluation import predict
+from stem_torchrec.metrics import MultiTaskMetrics, TaskMetrics, format_table, to_json
+from stem_torchrec.process import Process, join_process_group
+from stem_torchrec.progress import progress_bar, say
+from stem_torchrec.run_folder import BEST_WEIGHTS, CONFIG_FILE, write_json
+from stem_torchrec.train import build_pipeline, build_sharded_model, log_folder
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """The log to evaluate on."""
+
+    path: str | None = None
+    """Folder of the log; by default the one that the run trained on."""
+    batch_size: int | None = None
+    """Rows per rank and step; by default the run's --data.eval-batch-size."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What to evaluate."""
+
+    run: Annotated[str, tyro.conf.arg(aliases=["--run-dir"])] = ""
+    """The run folder that training wrote. Under torchrun say --run-dir, as torchrun takes --run for its own."""
+    data: EvaluationData = field(default_factory=EvaluationData)
+    """The log to evaluate on."""
+    split: str = "valid"
+    """Folder of the log: valid, test or train."""
+    json: str | None = None
+    """File for the metrics as JSON, `{"test": {"like": {"auc": ...}}}`."""
+    predictions: str | None = None
+    """Folder for the predictions as Parquet, one file per rank: row of the split, group, and per task label and
+    prediction."""
+
+
+def evaluate_run(config: EvaluateConfig, process: Process) -> dict[str, TaskMetrics]:
+    """Metrics of one split by task, from the run's best weights; all ranks of the process group call it.
+
+    Raises UserError where the run, its weights or the log are missing or do not fit each other.
+    """
+    if not config.run:
+        raise UserError("say which run to evaluate: --run RUN, the folder that training wrote.")
+    run = load_config(str(Path(config.run) / CONFIG_FILE))
+    trained, path = load_schema(config.run), config.data.path or log_folder(run.data)
+    schema = load_schema(path)
+    columns = Columns.select(trained, features=run.data.features, labels=run.data.labels)
+    if Columns.select(schema, features=tuple(columns.sparse), labels=columns.labels) != columns:
+        raise UserError(
+            f"{path} has other features or vocabulary sizes than the log of {config.run}; convert it with the "
+            "vocabularies of the training log."
+        )
+    reader = ParquetReader(
+        find_row_groups(path, config.split, schema, columns),
+        columns,
+        batch_size=config.data.batch_size or run.data.eval_batch_size,
+        rank=process.rank,
+        world_size=process.world_size,
+        training=False,
+    )
+    # Evaluation has no use for optimizer state, and may run where the run's optimizer does not.
+    model, _ = build_sharded_model(replace(run, sparse=SparseOptimizerConfig(name="sgd")), columns, process)
+    load_weights(model, Path(config.run) / BEST_WEIGHTS)
+    pipeline = build_pipeline(model, CombinedOptimizer([]), run, process)
+
+    metrics = MultiTaskMetrics(columns.labels, process.device)
+    kept: list[tuple[Exposures, Tensor]] = []
+    with progress_bar(reader.steps, "step") as bar:
+
+        def consume(item: Exposures, logits: Tensor) -> None:
+            bar.update()
+            metrics.update(logits, item.batch.labels[: len(logits)], item.groups)
+            if config.predictions:
+                kept.append((item, logits.cpu()))
+
+        exposures = data_loader(reader, num_workers=run.data.num_workers, pin_memory=process.device.type == "cuda")
+        predict(pipeline, model, exposures, consume)
+    if config.predictions:
+        write_predictions(kept, columns, config.predictions, process.rank)
+    result = metrics.compute()
+    say(f"\n{config.split} split of {path}, {reader.rows:,} rows:\n{format_table(result)}")
+    if config.json and process.is_first:
+        write_json(Path(config.json), {config.split: to_json(result)})
+    return result
+
+
+def write_predictions(kept: list[tuple[Exposures, Tensor]], columns: Columns, folder: str, rank: int) -> None:
+    """Writes `folder/part-RANK.parquet`, the rank's rows in the order of the log.
+
+    Columns: row, the group column if there is one, and per task `label/TASK` and `prediction/TASK`, a probability.
+    """
+    rows = torch.cat([item.rows for item, _ in kept])
+    labels = torch.cat([item.batch.labels[: len(item.rows)] for item, _ in kept])
+    # float64, so that no two logits become one probability.
+    predictions = torch.cat([logits for _, logits in kept]).double().sigmoid()
+    order = rows.argsort()
+    table = {"row": rows[order].numpy()}
+    if columns.group is not None:
+        table[columns.group] = torch.cat([item.groups for item, _ in kept if item.groups is not None])[order].numpy()
+    for i, task in enumerate(columns.labels):
+        table[f"label/{task}"] = pa.array(labels[order, i].numpy(), from_pandas=True)
+        table[f"prediction/{task}"] = predictions[order, i].numpy()
+    g_pathmgr.mkdirs(folder)
+    with g_pathmgr.open(f"{folder}/part-{rank:05d}.parquet", "wb") as file:
+        pq.write_table(pa.table(table), file)
+
+
+def main() -> None:
+    """The command `stem-evaluate`."""
+
+    def run() -> None:
+        config = parse_arguments(EvaluateConfig(), description=__doc__ or "")
+        with join_process_group() as process:
+            evaluate_run(config, process)
+
+    run_main(run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""STEM by its equations, one loop per sum sign, and its training by hand: what the models in the tests must equal."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag, linear, softplus
+from torchrec.datasets.utils import Batch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from stem_torchrec.config import ModelConfig, TrainConfig
+from stem_torchrec.data.files import Columns
+
+TABLES = "sparse_arch.embedding_bag_collection.embedding_bags"
+# 5000 rows: on two ranks the first of the blocks that initial weights are drawn in (4096 rows) is cut.
+COLUMNS = Columns(sparse={"uid": 5000, "tags": 7}, dense=("age", "price"), labels=("finish", "like"), group=None)
+
+
+def random_batch(seed: int, columns: Columns = COLUMNS, *, rows: int = 12, missing: float = 0.3) -> Batch:
+    """A batch with one id per row in the first feature, none to three in the others, and missing labels."""
+    generator = torch.Generator().manual_seed(seed)
+    values, lengths = [], []
+    for i, size in enumerate(columns.sparse.values()):
+        lengths.append(torch.randint(0, 4, (rows,), generator=generator) if i else torch.ones(rows, dtype=torch.int64))
+        values.append(torch.randint(size, (int(lengths[-1].sum()),), generator=generator))
+    labels = torch.randint(2, (rows, len(columns.labels)), generator=generator).float()
+    labels[torch.rand(labels.shape, generator=generator) < missing] = math.nan
+    return Batch(
+        dense_features=torch.randn(rows, len(columns.dense), generator=generator),
+        sparse_features=KeyedJaggedTensor(
+            list(columns.sparse), torch.cat(values), lengths=torch.cat(lengths).int()
+        ),
+        labels=labels,
+    )
+
+
+def logits_by_formula(weights: dict[str, Tensor], batch: Batch, tasks: Sequence[str], config: ModelConfig) -> Tensor:
+    """Logits (B, T) of STEM with weights by parameter name."""
+
+    def mlp(name: str, x: Tensor, hidden: int, *, output: bool) -> Tensor:
+        for i in range(hidden):
+            x = linear(x, weights[f"{name}.{2 * i}.weight"], weights[f"{name}.{2 * i}.bias"]).relu()
+        if output:
+            x = linear(x, weights[f"{name}.{2 * hidden}.weight"], weights[f"{name}.{2 * hidden}.bias"])
+        return x
+
+    groups = [*tasks, "shared"]
+    x = {}
+    for g in groups:
+        parts = []
+        for feature, bags in batch.sparse_features.to_dict().items():
+            table = weights[f"{TABLES}.{g}/{feature}.weight"]
+            parts.append(embedding_bag(bags.values(), table, bags.offsets(), mode="sum", include_last_offset=True))
+        if batch.dense_features.shape[1] > 0:
+            parts.append(linear(batch.dense_features, weights[f"dense_arch.{g}.weight"], weights[f"dense_arch.{g}.bias"]))
+        x[g] = torch.cat(parts, dim=1)
+
+    for layer in range(config.num_layers):
+        experts = {}
+        for g in groups:
+            for k in range(config.num_shared_experts if g == "shared" else config.num_task_experts):
+                experts[g, k] = mlp(f"layers.{layer}.experts.{g}.experts.{k}", x[g], len(config.expert_hidden), output=False)
+        mixed = {}
+        for t in tasks if layer == config.num_layers - 1 else groups:
+            read = [gk for gk in experts if config.reads == "all" or gk[0] in (t, "shared")]
+            if len(read) == 1:
+                mixed[t] = experts[read[0]]
+                continue
+            gate_input = x[t] if t == "shared" else x[t] + x["shared"]
+            gate = mlp(f"layers.{layer}.gates.{t}.mlp", gate_input, len(config.gate_hidden), output=True)
+            exp = (gate - gate.detach().max()).exp()
+            mixed[t] = 0
+            for i, (g, k) in enumerate(read):
+                trained = g in (t, "shared") or config.trains == "all"
+                expert = experts[g, k] if trained else experts[g, k].detach()
+                mixed[t] = mixed[t] + (exp[:, i] / exp.sum(dim=1))[:, None] * expert
+        x = mixed
+    towers = [mlp(f"towers.{t}", x[t], len(config.tower_hidden), output=True) for t in tasks]
+    return torch.cat(towers, dim=1)
+
+
+def loss_by_formula(logits: Tensor, labels: Tensor, task_weights: Sequence[float] = ()) -> Tensor:
+    """Sum over the tasks of weight times mean of log(1 + exp(z)) - y z over the rows with a label y."""
+    total = torch.zeros(())
+    for t in range(labels.shape[1]):
+        terms = [softplus(z) - y * z for z, y in zip(logits[:, t], labels[:, t], strict=True) if not y.isnan()]
+        if terms:
+            total = total + (task_weights[t] if task_weights else 1) * sum(terms) / len(terms)
+    return total
+
+
+def train_by_hand(
+    weights: dict[str, Tensor], steps: Sequence[Sequence[Batch]], tasks: Sequence[str], config: TrainConfig, factors: Sequence[float] = ()
+) -> dict[str, Tensor]:
+    """Weights after the steps; a step's loss is the mean of the losses of the batches of its ranks.
+
+    `factors` scale the learning rates of the steps.
+    """
+    weights = {name: weight.clone().requires_grad_() for name, weight in weights.items()}
+    adam = torch.optim.Adam([w for name, w in weights.items() if TABLES not in name], config.dense.learning_rate)
+    tables = {name: w for name, w in weights.items() if TABLES in name}
+    state = {name: (torch.zeros(w.shape), torch.zeros(w.shape)) for name, w in tables.items()}
+    for step, batches in enumerate(steps):
+        factor = factors[step] if factors else 1.0
+        losses = [loss_by_formula(logits_by_formula(weights, b, tasks, config.model), b.labels) for b in batches]
+        (sum(losses) / len(losses)).backward()
+        adam.param_groups[0]["lr"] = config.dense.learning_rate * factor
+        adam.step()
+        adam.zero_grad()
+        for name, table in tables.items():
+            group = name.removeprefix(f"{TABLES}.").split("/")[0]
+            rate = factor * config.sparse.group_learning_rates.get(group, config.sparse.learning_rate)
+            _update(config, rate, step + 1, table, *state[name])
+            table.grad = None
+    return {name: weight.detach() for name, weight in weights.items()}
+
+
+@torch.no_grad()
+def _update(config: TrainConfig, rate: float, step: int, table: Tensor, first: Tensor, second: Tensor) -> None:
+    grad, eps = table.grad, config.sparse.eps
+    match config.sparse.name:
+        case "sgd":
+            table -= rate * grad
+        case "adagrad":
+            second += grad**2
+            table -= rate * grad / (second.sqrt() + eps)
+        case "rowwise_adagrad":
+            second += (grad**2).mean(dim=1, keepdim=True)
+            table -= rate * grad / (second.sqrt() + eps)
+        case "adam":
+            beta1, beta2 = config.sparse.betas
+            first.lerp_(grad, 1 - beta1)
+            second.lerp_(grad**2, 1 - beta2)
+            table -= rate * (first / (1 - beta1**step)) / ((second / (1 - beta2**step)).sqrt() + eps)
+        case name:
+            raise AssertionError(name)

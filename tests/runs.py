@@ -1,0 +1,123 @@
+"""Small sharded runs, for tests of what the ranks hold and do."""
+
+import dataclasses
+import itertools
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from reference import COLUMNS, TABLES, random_batch
+from torch import Tensor
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torchrec.datasets.utils import Batch
+from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from torchrec.optim.keyed import CombinedOptimizer
+
+from stem_torchrec.config import DataConfig, LoopConfig, ModelConfig, ShardingConfig, SparseOptimizerConfig, TrainConfig
+from stem_torchrec.optim import build_optimizer
+from stem_torchrec.process import Process
+from stem_torchrec.sharding import local_shards, sharded_collections
+from stem_torchrec.train import build_pipeline, build_sharded_model
+
+ROWS = 6
+"""Rows of a batch on each rank."""
+MODEL = ModelConfig(
+    embedding_dim=8,
+    num_layers=2,
+    num_shared_experts=2,
+    num_task_experts=1,
+    expert_hidden=(16, 8),
+    gate_hidden=(8,),
+    tower_hidden=(8,),
+    embedding_std=0.5,  # Large enough that tables train from the first step on.
+)
+
+
+def config_of(
+    optimizer: str, sharding_type: str, *, model: ModelConfig = MODEL, precision: str = "fp32", **sparse: Any
+) -> TrainConfig:
+    return TrainConfig(
+        data=DataConfig(batch_size=ROWS),
+        model=model,
+        sparse=SparseOptimizerConfig(optimizer, **{"learning_rate": 0.1, **sparse}),
+        sharding=ShardingConfig(sharding_type),
+        train=LoopConfig(precision=precision),
+    )
+
+
+def this_process() -> Process:
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    return Process(rank, world_size, rank, world_size, torch.device("cpu"))
+
+
+@dataclass
+class Run:
+    """A model with its optimizers under the pipeline, built as `train` builds them."""
+
+    config: TrainConfig
+    model: DistributedModelParallel
+    optimizer: CombinedOptimizer
+    pipeline: TrainPipelineSparseDist
+
+    @classmethod
+    def build(cls, config: TrainConfig) -> "Run":
+        process = this_process()
+        model, _ = build_sharded_model(config, COLUMNS, process)
+        optimizer = build_optimizer(model, sparse=config.sparse, dense=config.dense, clip_norm=config.train.clip_norm)
+        return cls(config, model, optimizer, build_pipeline(model, optimizer, config, process))
+
+    def train(self, batches: Iterable[Batch]) -> list[tuple[Tensor, Tensor]]:
+        """Losses and logits of a step on each batch."""
+        batches = list(batches)
+        iterator = iter(batches)
+        return [self.pipeline.progress(iterator) for _ in batches]
+
+    def weights(self) -> dict[str, Tensor]:
+        """Every weight by its name in the unsharded model, tables in one piece, on every rank."""
+        dense = {name.removeprefix("model."): p.detach().clone() for name, p in self.model.state_dict().items() if TABLES not in name}
+        pieces = [
+            (piece.table, piece.row, piece.column, piece.weight.clone())
+            for _, module in sharded_collections(self.model)
+            for piece in local_shards(module)
+        ]
+        gathered: list[list] = [[]] * dist.get_world_size()
+        dist.all_gather_object(gathered, pieces)
+        tables = {}
+        for table, row, column, weight in itertools.chain(*gathered):
+            rows = COLUMNS.sparse[table.split("/")[1]]
+            whole = tables.setdefault(f"{TABLES}.{table}.weight", torch.full((rows, MODEL.embedding_dim), torch.nan))
+            whole[row : row + weight.shape[0], column : column + weight.shape[1]] = weight
+        return dense | tables
+
+    def table_bits(self) -> dict[str, list[Tensor]]:
+        """What this rank holds of each table: weights and optimizer state."""
+        held: dict[str, list[Tensor]] = {}
+        for _, module in sharded_collections(self.model):
+            for piece in local_shards(module):
+                held.setdefault(piece.table, []).append(piece.weight.clone())
+        for name, states in self.optimizer.state_dict()["state"].items():
+            if TABLES in name:
+                table = name.rpartition("embedding_bags.")[2].removesuffix(".weight")
+                for key, value in states.items():
+                    # Counts the steps, which only a decaying learning rate reads.
+                    if key != "step":
+                        parts = [p.tensor for p in value.local_shards()] if isinstance(value, ShardedTensor) else [value]
+                        held.setdefault(table, []).extend(part.clone() for part in parts)
+        return held
+
+
+def batches_of_ranks(steps: int, world_size: int, *, missing: float = 0.3) -> list[list[Batch]]:
+    """Batches by step and rank."""
+    return [
+        [random_batch(100 * step + rank, rows=ROWS, missing=missing) for rank in range(world_size)]
+        for step in range(steps)
+    ]
+
+
+def mine(batches: list[list[Batch]]) -> list[Batch]:
+    """Those of this rank."""
+    return [ranks[dist.get_rank()] for ranks in batches]
