@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torchrec.optim as trec_optim
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
 from torch import nn
 from torch.distributed.optim import _apply_optimizer_in_backward
 from torch.optim.lr_scheduler import LambdaLR
@@ -40,12 +41,12 @@ class SparseOptimizer:
     has_moments: bool
     """Whether a row that was looked up moves although its gradient is zero."""
     has_decay: bool = True
-    """Whether FBGEMM decays with it."""
+    """Whether FBGEMM decays with it on CUDA."""
 
 
 SPARSE_OPTIMIZERS: Mapping[str, SparseOptimizer] = {
     "sgd": SparseOptimizer(trec_optim.SGD, torch.optim.SGD, True, False, has_decay=False),
-    "adagrad": SparseOptimizer(trec_optim.Adagrad, torch.optim.Adagrad, True, False),
+    "adagrad": SparseOptimizer(trec_optim.Adagrad, torch.optim.Adagrad, True, False, has_decay=False),
     "rowwise_adagrad": SparseOptimizer(trec_optim.RowWiseAdagrad, trec_optim.RowWiseAdagrad, True, False),
     "adam": SparseOptimizer(trec_optim.Adam, torch.optim.Adam, False, True),
     "lamb": SparseOptimizer(trec_optim.LAMB, None, False, True),
@@ -70,13 +71,18 @@ def check_sparse_optimizer(
     if not dense_kernel and device.type == "cpu" and not optimizer.on_cpu:
         dense = " or add --sharding.kernel dense, which walks whole tables in every step" if optimizer.dense else ""
         raise UserError(f"FBGEMM does not fuse {name} on CPU; choose sgd, adagrad or rowwise_adagrad{dense}.")
-    if decay and not optimizer.has_decay:
-        raise UserError(f"--sparse.weight-decay is {decay}, but FBGEMM has none for {name}; set it to 0.")
     if decay and dense_kernel:
         raise UserError(
             f"--sparse.weight-decay is {decay}, but outside the fused optimizer it would decay every row, not only "
             "those looked up; set it to 0 or use fused tables."
         )
+    # On CPU, FBGEMM takes a decay and ignores it.
+    if decay and (not optimizer.has_decay or device.type == "cpu"):
+        raise UserError(
+            f"--sparse.weight-decay is {decay}, but FBGEMM has none for {name} on {device.type}; set it to 0."
+        )
+    if config.eps <= 0 and name != "sgd":
+        raise UserError(f"--sparse.eps is {config.eps}, but must be above 0, or rows without a gradient divide 0 by 0.")
     if labels_missing and (optimizer.has_moments or decay) and not config.update_unlabeled_rows:
         what = f"--sparse.weight-decay {decay}" if decay else f"the moments of {name}"
         raise UserError(
@@ -167,6 +173,9 @@ def _arguments(config: SparseOptimizerConfig, table: str, *, fused: bool) -> dic
         arguments["eps"] = config.eps
     if config.weight_decay:
         arguments["weight_decay"] = config.weight_decay
+        if config.name == "rowwise_adagrad":
+            # Without a mode FBGEMM takes the decay and ignores it.
+            arguments["weight_decay_mode"] = WeightDecayMode.L2
     if SPARSE_OPTIMIZERS[config.name].has_moments:
         arguments |= {"beta1": config.betas[0], "beta2": config.betas[1]} if fused else {"betas": config.betas}
     return arguments

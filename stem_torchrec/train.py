@@ -63,6 +63,7 @@ def train(config: TrainConfig, process: Process) -> Metrics:
         dense_kernel=config.sharding.kernel == "dense" or config.sharding.type == "data_parallel",
         labels_missing=missing_labels(reader.row_groups, columns.labels),
     )
+    stopping = EarlyStopping(config.train.metric, config.train.patience, columns.labels)
 
     model, plan = build_sharded_model(config, columns, process)
     optimizer = build_optimizer(model, sparse=config.sparse, dense=config.dense, clip_norm=config.train.clip_norm)
@@ -98,7 +99,7 @@ def train(config: TrainConfig, process: Process) -> Metrics:
         log_every=config.train.log_every,
         evaluate=lambda: evaluate(pipeline, model, exposures, tasks=columns.labels, device=process.device),
         keep=keep,
-        stopping=EarlyStopping(config.train.metric, config.train.patience, columns.labels),
+        stopping=stopping,
         log=log,
     )
     log.close()

@@ -17,21 +17,26 @@ TABLES = "sparse_arch.embedding_bag_collection.embedding_bags"
 COLUMNS = Columns(sparse={"uid": 5000, "tags": 7}, dense=("age", "price"), labels=("finish", "like"), group=None)
 
 
-def random_batch(seed: int, columns: Columns = COLUMNS, *, rows: int = 12, missing: float = 0.3) -> Batch:
-    """A batch with one id per row in the first feature, none to three in the others, and missing labels."""
+def random_batch(
+    seed: int, columns: Columns = COLUMNS, *, rows: int = 12, missing: float = 0.3, part: slice = slice(None)
+) -> Batch:
+    """A batch with one id per row in the first feature, none to three in the others, and missing labels.
+
+    `part` keeps some of its rows, so that ranks can share a global batch.
+    """
     generator = torch.Generator().manual_seed(seed)
     values, lengths = [], []
     for i, size in enumerate(columns.sparse.values()):
-        lengths.append(torch.randint(0, 4, (rows,), generator=generator) if i else torch.ones(rows, dtype=torch.int64))
-        values.append(torch.randint(size, (int(lengths[-1].sum()),), generator=generator))
+        length = torch.randint(0, 4, (rows,), generator=generator) if i else torch.ones(rows, dtype=torch.int64)
+        ids = torch.randint(size, (int(length.sum()),), generator=generator)
+        values += ids.split(length.tolist())[part]
+        lengths.append(length[part].int())
     labels = torch.randint(2, (rows, len(columns.labels)), generator=generator).float()
     labels[torch.rand(labels.shape, generator=generator) < missing] = math.nan
     return Batch(
-        dense_features=torch.randn(rows, len(columns.dense), generator=generator),
-        sparse_features=KeyedJaggedTensor(
-            list(columns.sparse), torch.cat(values), lengths=torch.cat(lengths).int()
-        ),
-        labels=labels,
+        dense_features=torch.randn(rows, len(columns.dense), generator=generator)[part],
+        sparse_features=KeyedJaggedTensor(list(columns.sparse), torch.cat(values), lengths=torch.cat(lengths)),
+        labels=labels[part],
     )
 
 

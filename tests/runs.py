@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +22,8 @@ from stem_torchrec.process import Process
 from stem_torchrec.sharding import local_shards, sharded_collections
 from stem_torchrec.train import build_pipeline, build_sharded_model
 
-ROWS = 6
-"""Rows of a batch on each rank."""
+ROWS = 12
+"""Rows of a global batch, which the ranks share."""
 MODEL = ModelConfig(
     embedding_dim=8,
     num_layers=2,
@@ -41,7 +40,7 @@ def config_of(
     optimizer: str, sharding_type: str, *, model: ModelConfig = MODEL, precision: str = "fp32", **sparse: Any
 ) -> TrainConfig:
     return TrainConfig(
-        data=DataConfig(batch_size=ROWS),
+        data=DataConfig(batch_size=ROWS // dist.get_world_size()),
         model=model,
         sparse=SparseOptimizerConfig(optimizer, **{"learning_rate": 0.1, **sparse}),
         sharding=ShardingConfig(sharding_type),
@@ -110,12 +109,19 @@ class Run:
         return held
 
 
-def batches_of_ranks(steps: int, world_size: int, *, missing: float = 0.3) -> list[list[Batch]]:
-    """Batches by step and rank."""
+def batches_of_ranks(steps: int, world_size: int, *, missing: float = 0.0) -> list[list[Batch]]:
+    """Batches by step and rank; the global batch of a step is the same for every world size."""
+    rows = ROWS // world_size
     return [
-        [random_batch(100 * step + rank, rows=ROWS, missing=missing) for rank in range(world_size)]
+        [random_batch(step, rows=ROWS, missing=missing, part=slice(r * rows, r * rows + rows)) for r in range(world_size)]
         for step in range(steps)
     ]
+
+
+def with_labels_of(task: int, batches: Iterable[Batch]) -> list[Batch]:
+    """The batches without the labels of the other tasks."""
+    kept = torch.arange(len(COLUMNS.labels)) == task
+    return [dataclasses.replace(batch, labels=batch.labels.where(kept, torch.nan)) for batch in batches]
 
 
 def mine(batches: list[list[Batch]]) -> list[Batch]:

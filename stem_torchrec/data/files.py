@@ -72,18 +72,19 @@ def find_row_groups(folder: str, split: str, schema: Schema, columns: Columns) -
     if not names:
         raise UserError(f"{where} holds no .parquet file; datasets/README.md shows the layout of a log.")
     row_groups: list[RowGroup] = []
-    lists: set[str] | None = None
+    lists: list[set[str]] = []
     for path in (posixpath.join(where, name) for name in names):
         try:
             with g_pathmgr.open(path, "rb") as file:
                 metadata = pq.read_metadata(file)
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{path} is not a whole Parquet file ({_reason(error)}); write it again.") from error
-        schema_of_file = metadata.schema.to_arrow_schema()
-        check_types(schema_of_file, path, columns)
-        lists_before, lists = lists, {name for name in columns.sparse if _is_list(schema_of_file.field(name).type)}
-        if lists_before not in (None, lists):
-            raise UserError(f"column {min(lists ^ lists_before)!r} holds lists in only some files of {where}.")
+        types = metadata.schema.to_arrow_schema()
+        check_types(types, path, columns)
+        lists.append({name for name in columns.sparse if _is_list(types.field(name).type)})
+        if lists[-1] != lists[0]:
+            name = min(lists[-1] ^ lists[0])
+            raise UserError(f"column {name!r} is a list in only one of {names[0]} and {path}; write all files alike.")
         first_row = 0
         for index in range(metadata.num_row_groups):
             rows = metadata.row_group(index).num_rows

@@ -7,6 +7,7 @@ perfect model reaches. It stands among the facts of schema.json.
 import math
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -42,6 +43,10 @@ def generate(config: SyntheticConfig, folder: str, overwrite: bool = False) -> S
         schema.facts["best_auc_test/finish"]  # 0.81, on test/
     """
     _validate(config)
+    world = World(config)
+    columns = world.columns.names
+    if len(set(columns)) < len(columns):
+        raise UserError(f"the columns would be {', '.join(columns)}; rename the task that repeats one.")
     out = Path(folder).absolute()
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         if not overwrite:
@@ -51,8 +56,8 @@ def generate(config: SyntheticConfig, folder: str, overwrite: bool = False) -> S
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as unfinished:
         log = Path(unfinished) / "log"
-        schema = _write_log(World(config), log)
-        if out.is_dir():
+        schema = _write_log(world, log)
+        if overwrite and out.is_dir():
             shutil.rmtree(out)
         os.rename(log, out)
     return schema
@@ -73,7 +78,7 @@ def _write_log(world: World, folder: Path) -> Schema:
     splits, facts = {}, {}
     with tqdm(total=sum(sizes.values()), unit=" rows", unit_scale=True, disable=None) as progress:
         for name, rows in sizes.items():
-            splits[name], best_auc = _write_split(world, name, rows=rows, folder=folder / name, progress=progress)
+            splits[name], best_auc = _write_split(world, name, rows=rows, folder=folder / name, done=progress.update)
             prefix = "best_auc" if name == "valid" else f"best_auc_{name}"
             facts.update({f"{prefix}/{task}": auc for task, auc in best_auc.items()})
     schema = Schema(
@@ -90,7 +95,7 @@ def _write_log(world: World, folder: Path) -> Schema:
 
 
 def _write_split(
-    world: World, name: str, *, rows: int, folder: Path, progress: "tqdm[None]"
+    world: World, name: str, *, rows: int, folder: Path, done: Callable[[int], object]
 ) -> tuple[Split, dict[str, float]]:
     """Writes one split; returns its sizes and, except for train/, the best reachable AUC of each task."""
     tasks = world.config.tasks
@@ -106,7 +111,7 @@ def _write_split(
             missing += (labels == MISSING).sum(axis=1)
             if name != "train":
                 drawn.append((logits, labels))  # An exact AUC needs all rows at once: 5 bytes a row and task.
-            progress.update(size)
+            done(size)
     counts = {
         task: LabelCounts(int(ones), int(nulls)) for task, ones, nulls in zip(tasks, positives, missing, strict=True)
     }
@@ -144,6 +149,6 @@ def _validate(config: SyntheticConfig) -> None:
         values = getattr(config, name)
         if len(values) != len(config.tasks):
             raise UserError(f"{name} has {len(values)} numbers, but there are {len(config.tasks)} tasks.")
-        # A task without positives, or without labels, cannot be learned.
-        if not all((0 < value if name == "positive_rate" else 0 <= value) and value < 1 for value in values):
-            raise UserError(f"{name} is {values}, but each number must be a share below 1.")
+        if not all(0 <= value < 1 for value in values) or (name == "positive_rate" and 0 in values):
+            zero = "above 0" if name == "positive_rate" else "at least 0"
+            raise UserError(f"{name} is {values}, but each number must be {zero} and below 1.")

@@ -82,9 +82,10 @@ class World:
 
     Example::
 
-        table, logits, labels = World(config).draw("train", chunk=0, rows=1000)
-        # user_id  item_id  user_segment  item_category  tags     dense_0  finish  like  group_user_id
-        # 309      118      9             4              [62, 1]  0.31     1       null  309
+        table, logits, labels = World(SyntheticConfig()).draw("train", chunk=0, rows=1000)
+        # user_id  item_id  user_segment  item_category  tags         dense_0  dense_1  finish  like  group_user_id
+        # 354      427      3             5              [91, 89, ..]  0.48    -0.02    0       0     354
+        # 83       25       8             4              [0, 52, 47]  -1.06    -0.40    0       0     83
     """
 
     def __init__(self, config: SyntheticConfig) -> None:
@@ -122,7 +123,7 @@ class World:
         self.tags = effects(config.tags, 1)[:, :, 0]
 
         sample = self._effects(self._features(self._generator("calibration"), CALIBRATION_ROWS))
-        # Without any effect, as with a latent_dim of 1 and one user, item and tag, there is nothing to scale.
+        # With one user, one item and nothing else there is no deviation to scale by.
         self.scale = np.float32(config.signal) / np.maximum(sample.std(axis=1, keepdims=True), np.float32(1e-6))
         rates = zip(self.scale * sample, config.positive_rate, strict=True)
         self.bias = np.array([[_bias_for(logits, rate)] for logits, rate in rates], dtype=np.float32)
@@ -173,11 +174,9 @@ class World:
 
 def _zipf(rng: np.random.Generator, ids: int, *, exponent: float, size: int) -> Ints:
     """Draws ids by inverting the integral of r ** -exponent from 1 to ids + 1, so it needs no table of them."""
-    uniform, power = rng.random(size), 1 - exponent
-    if abs(power) < 1e-6:
-        rank = (ids + 1) ** uniform
-    else:
-        rank = (1 + uniform * ((ids + 1) ** power - 1)) ** (1 / power)
+    power = (1 - exponent) or 1e-9  # The integral for exponent 1 is the limit.
+    full = math.expm1(power * math.log(ids + 1))
+    rank = np.exp(np.log1p(rng.random(size) * full) / power)
     rank = np.minimum(rank.astype(np.int64), ids) - 1
     # Steps of about 0.618 * ids without a common divisor visit every id once: popular ids that stood side by
     # side would all fall into the first shard of a table that is split by rows.

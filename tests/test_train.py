@@ -1,0 +1,155 @@
+"""Whole runs as a user starts them: python, torchrun and torchx, on real processes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from stem_torchrec.config_file import load_config
+
+ROOT = Path(__file__).parent.parent
+TINY = ["--recipe", "tiny", "--train.epochs", "2"]
+
+
+def run(*command: str | Path, cwd: Path = ROOT, status: int = 0) -> subprocess.CompletedProcess[str]:
+    """Runs a command of the environment that runs the tests, from the repository's root."""
+    bin_ = Path(sys.executable).parent
+    # Without OMP_NUM_THREADS, as a user's shell has it; MASTER_ADDR and the like must not leak in from elsewhere.
+    env = {name: value for name, value in os.environ.items() if name in ("HOME", "LANG", "TMPDIR", "OMP_WAIT_POLICY")}
+    env["PATH"] = f"{bin_}{os.pathsep}{os.environ['PATH']}"
+    result = subprocess.run(
+        [str(word) for word in command], cwd=cwd, env=env, text=True, capture_output=True, timeout=300
+    )
+    assert result.returncode == status, result.stdout + result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic log with missing labels, as datasets/synthetic.py writes it."""
+    folder = tmp_path_factory.mktemp("log") / "log"
+    sizes = ["--train-rows", "4096", "--valid-rows", "1003", "--test-rows", "517", "--missing", "0.1", "0.2"]
+    run("python", "datasets/synthetic.py", "--out", folder, *sizes)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(log: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run on two ranks."""
+    folder = tmp_path_factory.mktemp("runs") / "two-ranks"
+    line = ["torchrun", "--nproc-per-node", "2", "stem_torchrec/train.py", *TINY]
+    result = run(*line, "--data.path", log, "--output-dir", folder, "--train.eval-every", "3")
+    assert "gAUC" in result.stdout.splitlines()[-4]
+    return folder
+
+
+def test_the_run_folder_holds_what_the_readme_says(finished: Path, log: Path) -> None:
+    assert load_config(str(finished / "config.yaml")).data.path == str(log)
+    plan = json.loads((finished / "plan.json").read_text())
+    assert plan["world_size"] == 2
+    assert len(plan["tables"]) == 3 * 5
+    steps = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    evaluated = [line["step"] for line in steps if "valid/like/auc" in line]
+    assert evaluated == [3, 6, 9, 12, 15, 16]
+    best = max(
+        (line for line in steps if "valid/like/auc" in line), key=lambda s: s["valid/like/auc"] + s["valid/finish/auc"]
+    )
+    final = json.loads((finished / "metrics.json").read_text())
+    assert final["step"] == best["step"]
+    assert final["valid"]["like"]["auc"] == best["valid/like/auc"]
+    assert list((finished / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("launch", [["python"], ["torchrun", "--nproc-per-node", "3", "--"]])
+def test_the_saved_run_evaluates_to_the_same_numbers_on_any_number_of_ranks(
+    finished: Path, tmp_path: Path, launch: list[str]
+) -> None:
+    run(*launch, "stem_torchrec/evaluate.py", "--run", finished, "--json", tmp_path / "metrics.json")
+    again = json.loads((tmp_path / "metrics.json").read_text())["valid"]
+    for task, metrics in json.loads((finished / "metrics.json").read_text())["valid"].items():
+        # Another number of ranks sums pooled embeddings in another order, so logits differ in the last bit.
+        assert again[task] == pytest.approx(metrics, rel=1e-5)
+
+
+def test_predictions_are_the_rows_of_the_split_and_give_the_same_auc(finished: Path, log: Path, tmp_path: Path) -> None:
+    line = [
+        "torchrun",
+        "--nproc-per-node",
+        "2",
+        "--",
+        "stem_torchrec/evaluate.py",
+        "--run",
+        finished,
+        "--split",
+        "test",
+    ]
+    run(*line, "--json", tmp_path / "metrics.json", "--predictions", tmp_path / "predictions")
+    rows = pq.read_table(tmp_path / "predictions").to_pydict()
+    split = pq.read_table(log / "test").to_pydict()
+    assert rows["row"] == list(range(517))
+    assert rows["group_user_id"] == split["group_user_id"]
+    metrics = json.loads((tmp_path / "metrics.json").read_text())["test"]
+    for task in ("finish", "like"):
+        assert rows[f"label/{task}"] == split[task]
+        known = [
+            (y, p) for y, p in zip(rows[f"label/{task}"], rows[f"prediction/{task}"], strict=True) if y is not None
+        ]
+        assert metrics[task]["rows"] == len(known) < 517
+        assert metrics[task]["auc"] == pytest.approx(roc_auc_score(*zip(*known, strict=True)), abs=1e-9)
+
+
+def test_a_written_configuration_runs_again_with_the_same_result(finished: Path, tmp_path: Path) -> None:
+    line = ["torchrun", "--nproc-per-node", "2", "stem_torchrec/train.py", "--config", finished / "config.yaml"]
+    run(*line, "--output-dir", tmp_path / "again")
+    assert (tmp_path / "again" / "metrics.json").read_text() == (finished / "metrics.json").read_text()
+
+
+def test_a_run_folder_is_not_overwritten(finished: Path, log: Path) -> None:
+    before = (finished / "config.yaml").read_text()
+    line = ["python", "stem_torchrec/train.py", *TINY, "--data.path", log, "--output-dir", finished]
+    assert "holds a run already" in run(*line, status=2).stderr
+    assert (finished / "config.yaml").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--data.path", "nowhere"], "holds no schema.json"),
+        (["--data.batch-size", "5000"], "fewer than one step of 1 ranks x 5000"),
+        (["--sparse.name", "adam"], "FBGEMM does not fuse adam on CPU; choose sgd, adagrad or rowwise_adagrad"),
+        (["--sparse.weight-decay", "0.1"], "labels are missing in this log"),
+        (["--data.labels", "finish", "share"], "the log has no label 'share', only finish, like"),
+        (["--train.metric", "acc"], "--train.metric is 'acc'"),
+    ],
+)
+def test_what_cannot_run_says_so_before_it_writes_anything(
+    log: Path, tmp_path: Path, options: list[str], sentence: str
+) -> None:
+    line = ["python", ROOT / "stem_torchrec/train.py", *TINY, "--data.path", log, *options]
+    error = run(*line, cwd=tmp_path, status=2).stderr
+    assert sentence in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_installed_command_trains_outside_of_the_repository(tmp_path: Path) -> None:
+    run("stem-train", "--recipe", "tiny", "--train.max-steps", "2", "--output-dir", "run", cwd=tmp_path)
+    assert (tmp_path / "run" / "metrics.json").exists()
+    assert [folder.name[:9] for folder in (tmp_path / "data").iterdir() if folder.is_dir()] == ["synthetic"]
+
+
+@pytest.mark.parametrize(("nodes", "ranks"), [(1, 1), (2, 2), (2, 8)])
+def test_torchx_starts_the_script_on_all_ranks(log: Path, tmp_path: Path, nodes: int, ranks: int) -> None:
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = str(free.getsockname()[1])
+    # The README's line has no --rdzv_port; here another job may hold the default one.
+    line = ["torchx", "run", "dist.ddp", "-j", f"{nodes}x{ranks}", "--rdzv_port", port, "stem_torchrec/train.py", *TINY]
+    run(*line, "--data.path", log, "--train.max-steps", "1", "--output-dir", tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "plan.json").read_text())["world_size"] == nodes * ranks
