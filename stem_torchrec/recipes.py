@@ -7,6 +7,7 @@ from stem_torchrec.config import (
     DenseOptimizerConfig,
     LoopConfig,
     ModelConfig,
+    ScheduleConfig,
     SparseOptimizerConfig,
     TrainConfig,
 )
@@ -18,6 +19,9 @@ def synthetic() -> TrainConfig:
     return TrainConfig(
         data=DataConfig(batch_size=1024),
         model=ModelConfig(num_shared_experts=2, expert_hidden=(64, 32), gate_hidden=(32,), tower_hidden=(32,)),
+        sparse=SparseOptimizerConfig(learning_rate=0.1),
+        schedule=ScheduleConfig(decay="linear"),
+        train=LoopConfig(epochs=2, log_every=100),
     )
 
 
@@ -35,12 +39,16 @@ def tiny() -> TrainConfig:
 
 
 def kuairand_pure() -> TrainConfig:
-    """long_view and is_like on KuaiRand-Pure, as datasets/kuairand.py writes it; chosen on its validation days."""
+    """long_view and is_like on KuaiRand-Pure, as datasets/kuairand.py writes it; chosen on its validation days.
+
+    One pass: in a second one the tables of users and videos overfit. The batch is the global one, so on R ranks
+    give --data.batch-size 1024/R for the same learning.
+    """
     return TrainConfig(
-        data=DataConfig(batch_size=4096),
+        data=DataConfig(batch_size=1024, labels=("long_view", "is_like")),
         model=ModelConfig(),
         sparse=SparseOptimizerConfig(learning_rate=0.02),
-        train=LoopConfig(epochs=2, precision="bf16"),
+        train=LoopConfig(epochs=1, precision="bf16"),
     )
 
 

@@ -117,8 +117,9 @@ def missing_labels(row_groups: Sequence[RowGroup], labels: Sequence[str]) -> boo
 def check_types(schema: pa.Schema, path: str, columns: Columns) -> None:
     """Raises UserError for a column of `columns` that `schema` lacks or holds in a type that does not serve."""
     for name in columns.names:
-        if schema.names.count(name) != 1:
-            raise UserError(f"{path} has {schema.names.count(name) or 'no'} columns {name!r}; schema.json names it.")
+        count = schema.names.count(name)
+        if count != 1:
+            raise UserError(f"{path} has {'several columns' if count else 'no column'} {name!r}; schema.json names it.")
         column = schema.field(name).type
         item = column.value_type if _is_list(column) else column
         integer, floating = pa.types.is_integer(column), pa.types.is_floating(column)

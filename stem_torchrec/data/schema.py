@@ -94,12 +94,13 @@ def load_schema(folder: str) -> Schema:
 def schema_from_json(value: Any) -> Schema:
     """Builds a schema from parsed JSON; raises dacite.DaciteError on a wrong or unknown field."""
     if not isinstance(value, dict):
-        raise dacite.DaciteError("the file holds no JSON object")
-    return dacite.from_dict(Schema, _tuples(value), dacite.Config(strict=True))
+        raise dacite.DaciteError(f"{value!r} is no object")
+    hooks = {tuple[SparseFeature, ...]: _list_to_tuple, tuple[str, ...]: _list_to_tuple}
+    return dacite.from_dict(Schema, value, dacite.Config(strict=True, type_hooks=hooks))
 
 
-def _tuples(value: Any) -> Any:
-    """`value` with every list as a tuple. dacite's own cast would take the text "like" for four labels."""
-    if isinstance(value, dict):
-        return {name: _tuples(item) for name, item in value.items()}
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+def _list_to_tuple(value: Any) -> tuple[Any, ...]:
+    # dacite's own cast would make four labels of the text "like".
+    if not isinstance(value, list):
+        raise dacite.DaciteError(f"{value!r} is no list")
+    return tuple(value)

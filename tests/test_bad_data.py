@@ -1,0 +1,266 @@
+"""What is wrong with a log is said in one sentence that names the place."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from logs import SCHEMA, log_table, reader_of, write_log, write_split
+
+from stem_torchrec.cli import run_main
+from stem_torchrec.data.files import Columns
+from stem_torchrec.data.reader import data_loader
+from stem_torchrec.data.schema import SCHEMA_FILE, LabelCounts, Schema, Split, load_schema
+from stem_torchrec.errors import DataError, UserError
+
+ROWS = 30
+LAYOUT = [[5], [10, 15]]
+BAD_ROW = 22  # Row 17 of the second file, in its row group 1.
+
+
+def table_with(name: str, value: Any, type_: pa.DataType | None = None) -> pa.Table:
+    """The rows of a good log, but for `value` in one place."""
+    table = log_table(ROWS)
+    values = table[name].to_pylist()
+    values[BAD_ROW] = value
+    position = table.schema.get_field_index(name)
+    return table.set_column(position, name, pa.array(values, type_ or table.schema.types[position]))
+
+
+def message_of(call: Any, kind: type[UserError]) -> str:
+    with pytest.raises(UserError) as raised:
+        call()
+    assert type(raised.value) is kind
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def message_of_reading(folder: Path, schema: Schema = SCHEMA) -> str:
+    return message_of(lambda: list(reader_of(folder, schema, batch_size=5, shuffle_rows=0)), DataError)
+
+
+def message_of_opening(folder: Path, schema: Schema = SCHEMA) -> str:
+    return message_of(lambda: reader_of(folder, schema, batch_size=5), UserError)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "type_", "sentence"),
+    [
+        ("place", 10, None, r"10 is not an id in \[0, 10\), the table's rows in schema.json."),
+        ("place", -1, None, r"-1 is not an id in \[0, 10\)"),
+        ("place", 100, pa.int8(), r"100 is not an id in \[0, 10\)"),
+        ("place", 2**32 + 3, pa.int64(), r"4294967299 is not an id in \[0, 10\)"),
+        ("row", 2**64 - 1, pa.uint64(), r"18446744073709551615 is not an id in \[0, 1000\)"),
+        ("tags", [1, 2, 10, 3], None, r"10 is not an id in \[0, 10\)"),
+        ("tags", [-5], None, r"-5 is not an id in \[0, 10\)"),
+        ("tags", [2**63], pa.list_(pa.uint64()), r"9223372036854775808 is not an id in \[0, 10\)"),
+        ("tags", [1, None], None, r"null is not an id in \[0, 10\)"),
+        ("tags", [1, None], pa.large_list(pa.int16()), r"null is not an id in \[0, 10\)"),
+        ("age", float("nan"), None, "nan is not a finite 32-bit float"),
+        ("age", float("-inf"), None, "-inf is not a finite 32-bit float"),
+        ("age", None, None, "null is not a finite 32-bit float"),
+        ("age", 1e300, pa.float64(), r"1e\+300 is not a finite 32-bit float"),
+        ("finish", 2, None, "2 is not 0, 1 or null"),
+        ("finish", -1, None, "-1 is not 0, 1 or null"),
+        ("finish", 2**60 + 1, pa.int64(), "1152921504606846977 is not 0, 1 or null"),
+        ("finish", 0.5, pa.float32(), "0.5 is not 0, 1 or null"),
+        ("finish", float("nan"), pa.float64(), "nan is not 0, 1 or null"),
+        ("user", None, None, "null is not an integer"),
+    ],
+)
+def test_a_bad_value_is_named_with_its_place(
+    tmp_path: Path, name: str, value: Any, type_: pa.DataType | None, sentence: str
+) -> None:
+    write_split(tmp_path, table_with(name, value, type_), LAYOUT)
+    place = f"{tmp_path}/train/part-1.parquet, row group 1, row 17, column '{name}': "
+    assert re.fullmatch(re.escape(place) + sentence + ".*", message_of_reading(tmp_path))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_column_that_serves_twice_is_checked_twice(tmp_path: Path, training: bool) -> None:
+    write_split(tmp_path, table_with("place", 4).drop_columns("user"), LAYOUT)  # Nulls, which a group may not hold.
+    reader = reader_of(tmp_path, replace(SCHEMA, group="place"), batch_size=5, training=training, shuffle_rows=0)
+    message = message_of(lambda: list(reader), DataError)
+    assert message.endswith("part-0.parquet, row group 0, row 3, column 'place': null is not an integer.")
+    write_split(tmp_path, log_table(ROWS))
+    assert "column 'tags' is list" in message_of_opening(tmp_path, replace(SCHEMA, group="tags"))
+
+
+def test_the_rows_before_a_bad_value_are_read(tmp_path: Path) -> None:
+    write_split(tmp_path, table_with("place", 10), LAYOUT)
+    iterator = iter(reader_of(tmp_path, batch_size=5, shuffle_rows=0))
+    assert [len(next(iterator).labels) for _ in range(3)] == [5, 5, 5]
+    with pytest.raises(DataError):
+        next(iterator)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_command_line_prints_one_sentence(
+    tmp_path: Path, workers: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "3")  # The rank that read the row speaks.
+    write_split(tmp_path, table_with("tags", [1, None]), LAYOUT)
+
+    def main() -> None:
+        list(data_loader(reader_of(tmp_path, batch_size=5, shuffle_rows=0), num_workers=workers))
+
+    with pytest.raises(SystemExit) as stopped:
+        run_main(main)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path}/train/part-1.parquet, row group 1, row 17, column 'tags': "
+        "null is not an id in [0, 10), the table's rows in schema.json.\n"
+    )
+
+
+@pytest.mark.parametrize("compression", ["none", "snappy"])
+def test_a_damaged_page_is_named_by_its_row_group(tmp_path: Path, compression: str) -> None:
+    # Without checksums, which a writer has to be asked for, many damages are just other values.
+    write_split(tmp_path, log_table(ROWS), LAYOUT, compression=compression, write_page_checksum=True)
+    columns = reader_of(tmp_path, batch_size=5).row_groups[2].metadata.row_group(1)
+    path = tmp_path / "train/part-1.parquet"
+    content = bytearray(path.read_bytes())
+    middle = columns.column(0).data_page_offset + columns.column(0).total_compressed_size // 2
+    content[middle] ^= 255
+    path.write_bytes(content)
+    assert re.fullmatch(
+        re.escape(str(path)) + r", row group 1: cannot be read \(.+\); write the file again.",
+        message_of_reading(tmp_path),
+    )
+
+
+def test_a_file_that_vanishes_is_named_with_its_row_group(tmp_path: Path) -> None:
+    write_split(tmp_path, log_table(ROWS), LAYOUT)
+    reader = reader_of(tmp_path, batch_size=5, shuffle_rows=0)
+    (tmp_path / "train/part-1.parquet").unlink()
+    message = message_of(lambda: list(reader), DataError)
+    assert message.startswith(f"{tmp_path}/train/part-1.parquet, row group 0: cannot be read ([Errno 2]")
+
+
+@pytest.mark.parametrize("size", [0, 3, 100, -1])
+def test_a_truncated_file_is_named(tmp_path: Path, size: int) -> None:
+    write_split(tmp_path, log_table(ROWS), LAYOUT)
+    path = tmp_path / "train/part-1.parquet"
+    path.write_bytes(path.read_bytes()[:size])
+    assert re.fullmatch(
+        re.escape(str(path)) + r" is not a whole Parquet file \(.+\); write it again.", message_of_opening(tmp_path)
+    )
+
+
+def test_a_missing_or_empty_folder_is_named(tmp_path: Path) -> None:
+    sentence = f"{tmp_path}/train holds no .parquet file; datasets/README.md shows the layout of a log."
+    assert message_of_opening(tmp_path) == sentence
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/readme.txt").touch()
+    assert message_of_opening(tmp_path) == sentence
+    write_split(tmp_path, log_table(0), [[0], [0]])
+    assert message_of_opening(tmp_path) == f"the .parquet files of {tmp_path}/train hold no rows."
+
+
+def test_a_row_count_that_is_not_the_schemas_is_an_error(tmp_path: Path) -> None:
+    write_split(tmp_path, log_table(ROWS), LAYOUT)
+    split = Split(40, {name: LabelCounts(1, 0) for name in SCHEMA.labels})
+    assert message_of_opening(tmp_path, replace(SCHEMA, splits={"train": split})) == (
+        f"{tmp_path}/train holds 30 rows, but schema.json says 40; a file is missing or extra."
+    )
+    reader_of(tmp_path, replace(SCHEMA, splits={"train": replace(split, rows=30)}), batch_size=5)
+
+
+@pytest.mark.parametrize("name", ["row", "tags", "price", "like", "user"])
+def test_a_missing_column_is_named(tmp_path: Path, name: str) -> None:
+    write_split(tmp_path, log_table(ROWS).drop_columns(name), LAYOUT)
+    assert message_of_opening(tmp_path) == (
+        f"{tmp_path}/train/part-0.parquet has no column '{name}'; schema.json names it."
+    )
+
+
+def test_a_column_that_is_there_twice_is_named(tmp_path: Path) -> None:
+    table = log_table(ROWS)
+    write_split(tmp_path, table.append_column("place", table["row"]))
+    assert "has several columns 'place'" in message_of_opening(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "type_", "sentence"),
+    [
+        ("place", pa.float64(), "is double in {path}; a sparse feature needs integers or lists of integers"),
+        ("place", pa.string(), "is string in {path}; a sparse feature needs"),
+        ("place", pa.bool_(), "is bool in {path}; a sparse feature needs"),
+        ("tags", pa.list_(pa.float32()), "is list<element: float> in {path}; a sparse feature needs"),
+        ("tags", pa.list_(pa.list_(pa.int32())), "{path}; a sparse feature needs"),
+        ("age", pa.int32(), "is int32 in {path}; a dense feature needs floats"),
+        ("age", pa.list_(pa.float32()), "{path}; a dense feature needs floats"),
+        ("like", pa.string(), "is string in {path}; a label needs 0, 1 or null"),
+        ("user", pa.string(), "is string in {path}; the group of gAUC needs integers"),
+        ("user", pa.list_(pa.int32()), "{path}; the group of gAUC needs integers"),
+    ],
+)
+def test_a_wrong_type_is_named(tmp_path: Path, name: str, type_: pa.DataType, sentence: str) -> None:
+    table = log_table(ROWS)
+    wrong = table.set_column(table.schema.get_field_index(name), name, pa.nulls(ROWS, type_))
+    write_split(tmp_path, wrong)
+    message = message_of_opening(tmp_path)
+    assert message.startswith(f"column '{name}' is {type_ if not pa.types.is_nested(type_) else 'list<'}")
+    assert sentence.format(path=tmp_path / "train/part-0.parquet") in message
+
+
+def test_lists_in_some_files_only_are_an_error(tmp_path: Path) -> None:
+    table = log_table(ROWS)
+    write_split(tmp_path, table, LAYOUT)
+    scalar = table.set_column(1, "tags", pa.array(np.zeros(ROWS, np.int32)))
+    write_split(tmp_path / "other", scalar)
+    (tmp_path / "other/train/part-0.parquet").rename(tmp_path / "train/part-2.parquet")
+    assert message_of_opening(tmp_path) == (
+        "column 'tags' is a list in only one of part-0.parquet and part-2.parquet; write all files alike."
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"colour": "red"}, "colour"),
+        ({"sparse_features": [{"name": "row", "num_embeddings": 3, "dim": 4}]}, "dim"),
+        ({"sparse_features": [{"name": "row", "num_embeddings": 3.5}]}, 'sparse_features.num_embeddings" - should be'),
+        ({"sparse_features": [{"name": "row"}]}, 'missing value for field "sparse_features.num_embeddings"'),
+        ({"sparse_features": {"row": 3}}, "{'row': 3} is no list"),
+        ({"sparse_features": None}, "None is no list"),
+        ({"labels": "like"}, "'like' is no list"),
+        ({"labels": [1]}, 'wrong value type for field "labels"'),
+        ({"splits": {"train": {"rows": "30", "labels": {}}}}, "rows"),
+    ],
+)
+def test_a_wrong_field_of_the_schema_is_named(tmp_path: Path, change: dict[str, Any], sentence: str) -> None:
+    path = Path(write_log(tmp_path, ROWS)) / SCHEMA_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    message = message_of(lambda: load_schema(str(tmp_path)), UserError)
+    assert message.startswith(f"{path}: ")
+    assert sentence in message
+
+
+@pytest.mark.parametrize("content", [b"", b'{"labels": [', b"[1]", b"null", b"\xff\xfe\x00", b"PAR1"])
+def test_a_schema_that_is_no_json_object_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / SCHEMA_FILE).write_bytes(content)
+    assert message_of(lambda: load_schema(str(tmp_path)), UserError).startswith(f"{tmp_path}/{SCHEMA_FILE}: ")
+
+
+def test_a_folder_without_a_schema_is_named(tmp_path: Path) -> None:
+    message = message_of(lambda: load_schema(str(tmp_path)), UserError)
+    assert message.startswith(f"{tmp_path} holds no {SCHEMA_FILE}: ")
+
+
+@pytest.mark.parametrize(
+    ("schema", "chosen", "sentence"),
+    [
+        (SCHEMA, {"features": ("rows",)}, "the log has no sparse feature 'rows', only row, tags, place."),
+        (SCHEMA, {"labels": ("likes",)}, "the log has no label 'likes', only finish, like."),
+        (SCHEMA, {"labels": ("like", "like")}, "a label is named twice in like, like."),
+        (replace(SCHEMA, labels=()), {}, "schema.json names no label; a log needs one."),
+        (replace(SCHEMA, sparse_features=()), {}, "schema.json names no sparse feature; a log needs one."),
+    ],
+)
+def test_a_wrong_choice_of_columns_is_named(schema: Schema, chosen: dict[str, Any], sentence: str) -> None:
+    assert message_of(lambda: Columns.select(schema, **chosen), UserError).startswith(sentence)

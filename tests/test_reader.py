@@ -1,0 +1,411 @@
+"""data/reader.py: which rows come, in which order and on which rank, and that a batch holds what the log holds."""
+
+import math
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from iopath.common.file_io import PathHandler, g_pathmgr
+from logs import SCHEMA, log_table, reader_of, write_log, write_split
+from torchrec.datasets.utils import Batch
+
+from stem_torchrec.data import reader as reader_module
+from stem_torchrec.data.batch import Exposures
+from stem_torchrec.data.files import Columns, find_row_groups, missing_labels
+from stem_torchrec.data.reader import ParquetReader, data_loader, order_blocks
+from stem_torchrec.data.schema import load_schema, save_schema
+from stem_torchrec.errors import UserError
+
+LAYOUTS = [  # Rows by file and row group.
+    [[1]],
+    [[3]],
+    [[37]],
+    [[1] * 11, [1] * 9],
+    [[5, 5, 5], [2], [13, 1]],
+    [[0, 4], [0], [50, 0, 7]],
+    [[32, 32], [32]],
+]
+more_workers_than_cores = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
+
+def rows_of(batch: Batch) -> list[int]:
+    """The numbers of a batch's rows."""
+    return batch.sparse_features["row"].values().tolist()
+
+
+def read(reader: ParquetReader) -> list[int]:
+    return [row for batch in reader for row in rows_of(batch)]
+
+
+def read_by_workers(reader: ParquetReader, workers: int, monkeypatch: pytest.MonkeyPatch) -> list[list[Any]]:
+    """What each of a loader's workers yields, without the processes."""
+    items = []
+    for index in range(workers or 1):
+        info = SimpleNamespace(id=index, num_workers=workers) if workers else None
+        monkeypatch.setattr(reader_module, "get_worker_info", lambda info=info: info)
+        items.append(list(reader))
+    return items
+
+
+@pytest.mark.parametrize("workers", [0, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 5])
+def test_training_reads_every_row_once_but_the_stated_rest_in_equal_steps(
+    tmp_path: Path, world_size: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i, layout in enumerate(LAYOUTS):
+        total = sum(map(sum, layout))
+        folder = write_log(tmp_path / str(i), total, layout)
+        for batch_size, shuffle_rows in [(1, 0), (1, 7), (3, 1), (4, 1000), (7, 10)]:
+            options = {"batch_size": batch_size, "world_size": world_size, "shuffle_rows": shuffle_rows}
+            if total < batch_size * world_size:
+                with pytest.raises(UserError, match=f"{total} rows, fewer than one step of {world_size} ranks"):
+                    reader_of(folder, **options)
+                continue
+            read_rows = []
+            for rank in range(world_size):
+                reader = reader_of(folder, rank=rank, **options)
+                items = read_by_workers(reader, workers, monkeypatch)
+                # A loader that takes from its workers in turn meets no gap.
+                assert [len(each) for each in items] == sorted((len(each) for each in items), reverse=True)
+                batches = [batch for each in items for batch in each]
+                assert len(batches) == reader.steps == total // (batch_size * world_size)
+                assert {len(rows_of(batch)) for batch in batches} == {batch_size}
+                read_rows += [row for batch in batches for row in rows_of(batch)]
+            assert len(set(read_rows)) == len(read_rows) == total - reader.rows_left_out
+            assert 0 <= reader.rows_left_out < batch_size * world_size
+
+
+@pytest.mark.parametrize("workers", [0, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 5])
+def test_evaluation_reads_every_row_once_in_equal_steps(
+    tmp_path: Path, world_size: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i, layout in enumerate(LAYOUTS):
+        total = sum(map(sum, layout))
+        folder = write_log(tmp_path / str(i), total, layout)
+        for batch_size in (1, 4, 100):
+            read_rows = []
+            for rank in range(world_size):
+                reader = reader_of(folder, training=False, batch_size=batch_size, rank=rank, world_size=world_size)
+                items = [item for each in read_by_workers(reader, workers, monkeypatch) for item in each]
+                assert len(items) == reader.steps == math.ceil(math.ceil(total / world_size) / batch_size)
+                for item in items:
+                    rows = item.rows.tolist()
+                    assert rows_of(item.batch) == rows  # A row's number is its position in the split.
+                    assert item.groups.tolist() == [row // 3 for row in rows]
+                    assert len(item.batch.labels) == max(1, len(rows))
+                    read_rows += rows
+            # Stretch after stretch, so the ranks' and workers' rows stand in the order of the files.
+            assert read_rows == list(range(total))
+
+
+def test_a_rank_without_rows_gets_padding_that_counts_for_nothing(tmp_path: Path) -> None:
+    folder = write_log(tmp_path, 2)
+    readers = [reader_of(folder, training=False, batch_size=4, rank=rank, world_size=3) for rank in range(3)]
+    (empty,) = readers[0]
+    assert [len(item.rows) for reader in readers for item in reader] == [0, 1, 1]
+    assert empty.groups.dtype == empty.rows.dtype == torch.int64
+    assert len(empty.groups) == 0
+    assert empty.batch.sparse_features.keys() == ["row", "tags", "place"]
+    assert empty.batch.sparse_features.lengths().tolist() == [0, 0, 0]
+    assert empty.batch.dense_features.tolist() == [[0, 0]]
+    assert empty.batch.labels.isnan().all()
+    for name in ("dense_features", "labels"):
+        assert getattr(empty.batch, name).dtype == torch.float32
+
+
+def test_order_depends_on_seed_and_epoch_alone(tmp_path: Path) -> None:
+    folder = write_log(tmp_path, 300, [[20] * 10, [50, 50]])
+
+    def order(seed: int, epoch: int, **options: Any) -> list[int]:
+        reader = reader_of(folder, batch_size=10, shuffle_rows=60, seed=seed, **options)
+        reader.set_epoch(epoch)
+        return read(reader)
+
+    orders = {(seed, epoch): order(seed, epoch) for seed in range(2) for epoch in range(3)}
+    assert len({tuple(rows) for rows in orders.values()}) == 6
+    for key, rows in orders.items():
+        assert order(*key) == rows
+        assert sorted(rows) == list(range(300)) != rows
+        # The ranks share out the order of one rank.
+        assert order(*key, rank=0, world_size=2) + order(*key, rank=1, world_size=2) == rows
+
+
+def test_rows_are_shuffled_within_and_row_groups_between_blocks(tmp_path: Path) -> None:
+    folder = write_log(tmp_path, 100, [[10] * 10])
+    reader = reader_of(folder, batch_size=30, shuffle_rows=25)
+    rows = np.array(read(reader))
+    blocks = order_blocks(reader.row_groups, shuffle_rows=25, seed=0, epoch=0)
+    assert [block.rows for block in blocks] == [30, 30, 30, 10]
+    assert [block.start for block in blocks] == [0, 30, 60, 90]
+    for block, start in zip(blocks[:3], (0, 30, 60), strict=True):
+        mine = rows[start : start + 30]
+        firsts = [row_group.first_row for row_group in block.row_groups]
+        assert set(mine) == {first + i for first in firsts for i in range(10)}
+        assert firsts != sorted(firsts) or list(mine) != sorted(mine)
+    whole = read(reader_of(folder, batch_size=100, shuffle_rows=1000))
+    assert len(set(np.array(whole[:10]) // 10)) > 3  # One block: the first rows come from many row groups.
+
+
+def test_no_shuffle_keeps_the_order_of_the_log(tmp_path: Path) -> None:
+    folder = write_log(tmp_path, 23, [[5, 5], [5, 8]])
+    assert read(reader_of(folder, batch_size=2, shuffle_rows=0)) == list(range(22))
+
+
+def test_each_epoch_leaves_out_other_rows(tmp_path: Path) -> None:
+    folder = write_log(tmp_path, 95, [[20, 20], [20, 20, 15]])
+    reader = reader_of(folder, batch_size=20, shuffle_rows=40)
+    assert reader.rows_left_out == 15
+    left_out = []
+    for epoch in range(3):
+        reader.set_epoch(epoch)
+        left_out.append(frozenset(range(95)) - set(read(reader)))
+    assert len(set(left_out)) == 3
+    assert {len(rows) for rows in left_out} == {15}
+
+
+def test_an_epoch_set_later_is_for_later_iterators(tmp_path: Path) -> None:
+    reader = reader_of(write_log(tmp_path, 60), batch_size=10)
+    zero = read(reader)
+    iterator = iter(reader)
+    reader.set_epoch(1)
+    assert [row for batch in iterator for row in rows_of(batch)] == zero != read(reader)
+
+
+def test_a_batch_holds_what_the_table_holds(tmp_path: Path) -> None:
+    table = log_table(31)
+    write_split(tmp_path, table, [[7, 3], [21]])
+    (batch,) = reader_of(tmp_path, batch_size=31, shuffle_rows=0)
+    features = batch.sparse_features.to_dict()
+    assert batch.sparse_features.keys() == ["row", "tags", "place"]
+    for name in ("row", "tags", "place"):
+        # A null is an empty bag, as is an empty list.
+        bags = [[] if value is None else np.atleast_1d(value).tolist() for value in table[name].to_pylist()]
+        assert [bag.tolist() for bag in features[name].to_dense()] == bags
+    assert batch.sparse_features.values().dtype == torch.int64
+    assert batch.sparse_features.lengths().dtype == torch.int32
+    dense = np.stack([table[name].to_numpy() for name in ("age", "price")], axis=1)
+    np.testing.assert_array_equal(batch.dense_features.numpy(), dense)
+    labels = np.array([table[name].to_pylist() for name in ("finish", "like")], dtype=np.float32).T  # None as NaN
+    np.testing.assert_array_equal(batch.labels.numpy(), labels)
+    assert np.isnan(labels).sum() == 11
+
+
+def test_selected_features_and_labels_come_alone_and_in_the_order_asked_for(tmp_path: Path) -> None:
+    folder = write_log(tmp_path, 10)
+    columns = Columns.select(SCHEMA, features=("place", "row"), labels=("like",))
+    reader = ParquetReader(find_row_groups(folder, "train", SCHEMA, columns), columns, batch_size=10)
+    (batch,) = reader
+    assert batch.sparse_features.keys() == ["place", "row"]
+    assert batch.labels.shape == (10, 1)
+
+
+def test_no_dense_features_and_no_group(tmp_path: Path) -> None:
+    folder = write_log(tmp_path, 10)
+    (item,) = reader_of(folder, replace(SCHEMA, dense_features=(), group=None), batch_size=10, training=False)
+    assert item.batch.dense_features.shape == (10, 0)
+    assert item.groups is None
+
+
+@pytest.mark.parametrize("group", ["row", "finish"])
+def test_a_feature_or_label_can_be_the_group(tmp_path: Path, group: str) -> None:
+    folder = write_log(tmp_path, 10)
+    (item,) = reader_of(folder, replace(SCHEMA, group=group), batch_size=10, training=False)
+    assert item.groups.dtype == torch.int64
+    assert item.groups.tolist() == (list(range(10)) if group == "row" else item.batch.labels[:, 0].tolist())
+
+
+@pytest.mark.parametrize(
+    "types",
+    [
+        {"row": pa.uint64(), "tags": pa.list_(pa.uint64()), "user": pa.uint64()},
+        {"row": pa.int16(), "tags": pa.large_list(pa.int8()), "finish": pa.float64(), "like": pa.float32()},
+        {"row": pa.int64(), "tags": pa.list_(pa.field("x", pa.uint8(), nullable=False)), "finish": pa.bool_()},
+        {"age": pa.float16(), "price": pa.float64(), "like": pa.uint8()},
+    ],
+)
+def test_integer_and_float_types_may_differ_between_files(tmp_path: Path, types: dict[str, pa.DataType]) -> None:
+    table = log_table(40)
+    write_split(tmp_path / "same", table)
+    other = table.schema
+    for name, type_ in types.items():
+        other = other.set(other.get_field_index(name), pa.field(name, type_))
+    write_split(tmp_path / "mixed", table.slice(0, 15))
+    pq.write_table(table.slice(15).cast(other), tmp_path / "mixed/train/part-1.parquet", row_group_size=10)
+    (expected,) = reader_of(tmp_path / "same", batch_size=40, shuffle_rows=0)
+    (batch,) = reader_of(tmp_path / "mixed", batch_size=40, shuffle_rows=0)
+    assert torch.equal(batch.sparse_features.values(), expected.sparse_features.values())
+    assert torch.equal(batch.sparse_features.lengths(), expected.sparse_features.lengths())
+    assert torch.equal(batch.dense_features, expected.dense_features)
+    assert torch.equal(batch.labels.nan_to_num(-1), expected.labels.nan_to_num(-1))
+    assert sorted(read(reader_of(tmp_path / "mixed", batch_size=40))) == list(range(40))
+
+
+def test_a_dictionary_of_integers_is_read_as_integers(tmp_path: Path) -> None:
+    table = log_table(40)
+    write_split(tmp_path, table.set_column(0, "row", table["row"].dictionary_encode()))
+    assert read(reader_of(tmp_path, batch_size=40, shuffle_rows=0)) == list(range(40))
+
+
+def test_ids_above_32_bits_are_read(tmp_path: Path) -> None:
+    ids = [2**40 - 1, 2**31, 0]
+    table = log_table(3)
+    write_split(tmp_path, table.set_column(0, "row", pa.array(ids)).set_column(1, "tags", pa.array([[i] for i in ids])))
+    features = tuple(replace(feature, num_embeddings=2**40) for feature in SCHEMA.sparse_features)
+    (batch,) = reader_of(tmp_path, replace(SCHEMA, sparse_features=features), batch_size=3, shuffle_rows=0)
+    assert batch.sparse_features["row"].values().tolist() == ids
+    assert batch.sparse_features["tags"].values().tolist() == ids
+
+
+@more_workers_than_cores
+def test_worker_processes_read_the_same_rows_and_hear_of_the_epoch(tmp_path: Path) -> None:
+    folder = write_log(tmp_path, 100, [[10] * 5, [50]])
+    reader = reader_of(folder, batch_size=9, world_size=2, rank=1, shuffle_rows=30)
+    loader = data_loader(reader, num_workers=2)
+    seen = []
+    for epoch in (0, 1):
+        reader.set_epoch(epoch)
+        batches = list(loader)
+        seen.append([row for batch in batches for row in rows_of(batch)])
+        assert len(batches) == reader.steps
+        assert sorted(seen[-1]) == sorted(read(reader))
+    assert seen[0] != seen[1]
+    reader.set_epoch(0)
+    assert [row for batch in loader for row in rows_of(batch)] == seen[0]
+
+
+@more_workers_than_cores
+def test_worker_processes_evaluate_the_same_rows(tmp_path: Path) -> None:
+    reader = reader_of(write_log(tmp_path, 50), training=False, batch_size=8, world_size=2)
+    items: Sequence[Exposures] = list(data_loader(reader, num_workers=2))
+    assert len(items) == reader.steps
+    assert sorted(row for item in items for row in item.rows.tolist()) == list(range(25))
+    assert all(rows_of(item.batch) == item.rows.tolist() for item in items)
+
+
+def test_a_pickled_reader_reads_the_same(tmp_path: Path) -> None:
+    reader = reader_of(write_log(tmp_path, 64, [[16] * 4]), batch_size=8, shuffle_rows=32)
+    copy = pickle.loads(pickle.dumps(reader))
+    assert read(copy) == read(reader)
+    assert len({id(row_group.metadata) for row_group in copy.row_groups}) == 1  # One footer per file, not per group.
+
+
+def test_a_rank_decodes_its_own_row_groups_once_and_one_block_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_log(tmp_path, 100, [[10] * 10])
+    opened: list[int] = []
+
+    def read_row_group(row_group: Any, columns: Columns) -> pa.Table:
+        opened.append(row_group.index)
+        return original(row_group, columns)
+
+    original = reader_module.read_row_group
+    monkeypatch.setattr(reader_module, "read_row_group", read_row_group)
+    iterator = iter(reader_of(folder, batch_size=5, shuffle_rows=0, rank=1, world_size=2))
+    assert opened == []
+    for step in range(10):
+        next(iterator)
+        assert opened == list(range(5, 5 + len(opened)))
+        assert len(opened) <= step // 2 + 2
+    assert opened == [5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize("end", ["close", "exhaust", "drop"])
+def test_no_thread_outlives_the_iterator(tmp_path: Path, end: str) -> None:
+    reader = reader_of(write_log(tmp_path, 50, [[10] * 5]), batch_size=5, shuffle_rows=10)
+    before = threading.active_count()
+    iterator = iter(reader)
+    next(iterator)
+    assert threading.active_count() == before + 1
+    if end == "close":
+        iterator.close()
+    elif end == "exhaust":
+        list(iterator)
+    else:
+        del iterator
+    assert threading.active_count() == before
+
+
+def test_the_interpreter_exits_with_an_iterator_open(tmp_path: Path) -> None:
+    folder = write_log(tmp_path, 50, [[10] * 5])
+    code = (
+        f"from logs import *; it = iter(reader_of({folder!r}, batch_size=5, shuffle_rows=10)); next(it); print('read')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "read\n")
+    assert "Traceback" not in done.stderr
+
+
+class Bucket(PathHandler):
+    """Serves `bucket://logs/...` from a folder, and no path that lost a slash on the way."""
+
+    PREFIX = "bucket://logs/"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+        self.opened: list[str] = []
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [self.PREFIX]
+
+    def _local(self, path: str) -> Path:
+        assert path.startswith(self.PREFIX)
+        assert "//" not in path.removeprefix(self.PREFIX)
+        return self.folder / path.removeprefix(self.PREFIX)
+
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **_: Any) -> IO[Any]:
+        self.opened.append(path)
+        return self._local(path).open(mode)
+
+    def _isfile(self, path: str, **_: Any) -> bool:
+        return self._local(path).is_file()
+
+    def _isdir(self, path: str, **_: Any) -> bool:
+        return self._local(path).is_dir()
+
+    def _ls(self, path: str, **_: Any) -> list[str]:
+        return [entry.name for entry in self._local(path).iterdir()]
+
+
+@pytest.mark.parametrize("end", ["", "/"])
+def test_a_remote_log_is_read_through_its_handler(tmp_path: Path, end: str) -> None:
+    write_split(tmp_path / "log", log_table(30), [[10], [20]])
+    bucket = Bucket(tmp_path)
+    g_pathmgr.register_handler(bucket, allow_override=True)
+    folder = f"bucket://logs/log{end}"
+    save_schema(SCHEMA, folder)
+    assert (tmp_path / "log/schema.json").is_file()
+    reader = reader_of(folder, load_schema(folder), batch_size=30, shuffle_rows=0)
+    assert read(reader) == list(range(30))
+    assert set(bucket.opened) == {
+        f"bucket://logs/log/{name}" for name in ("schema.json", "train/part-0.parquet", "train/part-1.parquet")
+    }
+
+
+def test_the_schema_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    schema = replace(SCHEMA, facts={"best_auc/like": 0.75}, description="drawn")
+    save_schema(schema, str(tmp_path))
+    assert load_schema(str(tmp_path)) == schema
+
+
+@pytest.mark.parametrize(("write_statistics", "missing"), [(True, False), (False, True)])
+def test_missing_labels_are_seen_in_the_footers(tmp_path: Path, write_statistics: bool, missing: bool) -> None:
+    write_split(tmp_path, log_table(20), [[1, 1], [1, 17]], write_statistics=write_statistics)
+    row_groups = find_row_groups(str(tmp_path), "train", SCHEMA, Columns.select(SCHEMA))
+    assert missing_labels(row_groups, ("like",))
+    assert missing_labels(row_groups, ("finish",)) == missing  # Without a count, it may be.
