@@ -2,8 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import dacite
 import yaml
@@ -11,13 +10,13 @@ import yaml
 from stem_torchrec.cli import nearest, parse_arguments, parse_known_arguments
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.errors import UserError
+from stem_torchrec.plain import from_plain, to_plain
 from stem_torchrec.recipes import RECIPES
 
 
 def dump_config(config: TrainConfig) -> str:
     """The configuration as YAML. The run folder itself is left out, so that the file starts another run."""
-    values = asdict(replace(config, output_dir=None))
-    return yaml.safe_dump(_plain(values), sort_keys=False)
+    return yaml.safe_dump(to_plain(replace(config, output_dir=None)), sort_keys=False)
 
 
 def load_config(path: str) -> TrainConfig:
@@ -26,11 +25,8 @@ def load_config(path: str) -> TrainConfig:
         raise UserError(f"there is no configuration {path!r}; a run writes one as config.yaml in its folder.")
     with open(path) as file:
         try:
-            values = yaml.safe_load(file)
-            # YAML has no tuples, and a person writes 1 for 1.0.
-            rules = dacite.Config(strict=True, cast=[tuple], type_hooks={float: float})
-            return dacite.from_dict(TrainConfig, values, rules)
-        except (yaml.YAMLError, dacite.DaciteError, TypeError, ValueError) as error:
+            return from_plain(TrainConfig, yaml.safe_load(file))
+        except (yaml.YAMLError, dacite.DaciteError, ValueError) as error:
             raise UserError(f"{path}: {' '.join(str(error).split())}; --help shows what each field takes.") from error
 
 
@@ -65,10 +61,3 @@ def _description(start: str) -> str:
         f"--recipe NAME starts from another recipe:\n{recipes}\n\n"
         "--config FILE starts from the config.yaml of a run."
     )
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, which YAML can say."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -40,7 +40,7 @@ def config_of(
     optimizer: str, sharding_type: str, *, model: ModelConfig = MODEL, precision: str = "fp32", **sparse: Any
 ) -> TrainConfig:
     return TrainConfig(
-        data=DataConfig(batch_size=ROWS // dist.get_world_size()),
+        data=DataConfig(batch_size=ROWS),
         model=model,
         sparse=SparseOptimizerConfig(optimizer, **{"learning_rate": 0.1, **sparse}),
         sharding=ShardingConfig(sharding_type),

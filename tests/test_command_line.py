@@ -97,6 +97,7 @@ def test_a_number_without_a_point_serves_as_a_float(tmp_path: Path) -> None:
     [
         ("embedding_dim:", "embedding_dimm:", "embedding_dimm"),
         ("embedding_dim: 8", "embedding_dim: eight", 'field "model.embedding_dim"'),
+        ("labels: []", "labels: like", 'field "data.labels"'),
         ("model:", "model: [", "config.yaml"),
     ],
 )

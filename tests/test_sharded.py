@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 from distributed import run_ranks
 from reference import COLUMNS, TABLES, logits_by_formula, loss_by_formula, train_by_hand
-from runs import Run, batches_of_ranks, config_of, mine
 from torch import Tensor
 
+from runs import Run, batches_of_ranks, config_of, mine
 from stem_torchrec.config import ShardingType, TrainConfig
 
 STEPS = 20

@@ -84,7 +84,7 @@ def find_row_groups(folder: str, split: str, schema: Schema, columns: Columns) -
         lists.append({name for name in columns.sparse if _is_list(types.field(name).type)})
         if lists[-1] != lists[0]:
             name = min(lists[-1] ^ lists[0])
-            raise UserError(f"column {name!r} is a list in only one of {names[0]} and {path}; write all files alike.")
+            raise UserError(f"column {name!r} is a list in only one of {path} and {names[0]}; write all files alike.")
         first_row = 0
         for index in range(metadata.num_row_groups):
             rows = metadata.row_group(index).num_rows

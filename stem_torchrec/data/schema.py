@@ -2,13 +2,13 @@
 
 import json
 import posixpath
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import dacite
 from iopath.common.file_io import g_pathmgr
 
 from stem_torchrec.errors import UserError
+from stem_torchrec.plain import from_plain, to_plain
 
 SCHEMA_FILE = "schema.json"
 
@@ -72,7 +72,7 @@ class Schema:
 def save_schema(schema: Schema, folder: str) -> None:
     """Writes `folder/schema.json`."""
     with g_pathmgr.open(posixpath.join(folder, SCHEMA_FILE), "w") as file:
-        json.dump(asdict(schema), file, indent=2)
+        json.dump(to_plain(schema), file, indent=2)
         file.write("\n")
 
 
@@ -86,21 +86,6 @@ def load_schema(folder: str) -> Schema:
         )
     with g_pathmgr.open(path, "r") as file:
         try:
-            return schema_from_json(json.load(file))
+            return from_plain(Schema, json.load(file))
         except (json.JSONDecodeError, UnicodeDecodeError, dacite.DaciteError) as error:
             raise UserError(f"{path}: {error}. datasets/README.md describes the file.") from error
-
-
-def schema_from_json(value: Any) -> Schema:
-    """Builds a schema from parsed JSON; raises dacite.DaciteError on a wrong or unknown field."""
-    if not isinstance(value, dict):
-        raise dacite.DaciteError(f"{value!r} is no object")
-    hooks = {tuple[SparseFeature, ...]: _list_to_tuple, tuple[str, ...]: _list_to_tuple}
-    return dacite.from_dict(Schema, value, dacite.Config(strict=True, type_hooks=hooks))
-
-
-def _list_to_tuple(value: Any) -> tuple[Any, ...]:
-    # dacite's own cast would make four labels of the text "like".
-    if not isinstance(value, list):
-        raise dacite.DaciteError(f"{value!r} is no list")
-    return tuple(value)

@@ -1,0 +1,33 @@
+"""Dataclasses to and from what YAML and JSON can say: dictionaries, lists, strings and numbers."""
+
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+import dacite
+
+DataclassT = TypeVar("DataclassT")
+
+
+def to_plain(value: Any) -> dict[str, Any]:
+    """A dataclass as nested dictionaries, with lists for tuples."""
+    return _lists(asdict(value))
+
+
+def from_plain(kind: type[DataclassT], value: Any) -> DataclassT:
+    """The dataclass that `to_plain` took; raises dacite.DaciteError with the field that is wrong or unknown."""
+    if not isinstance(value, dict):
+        raise dacite.DaciteError(f"{value!r} is no mapping of fields")
+    # A person writes 1 where a float belongs.
+    return dacite.from_dict(kind, _tuples(value), dacite.Config(strict=True, type_hooks={float: float}))
+
+
+def _lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _lists(item) for key, item in value.items()}
+    return [_lists(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
