@@ -229,7 +229,9 @@ def write_splits(table: pa.Table, rows: dict[str, int], labels: tuple[str, ...],
         if not count:
             continue
         (folder / name).mkdir()
-        pq.write_table(part, folder / name / "part-00000.parquet", row_group_size=ROW_GROUP_SIZE)
+        pq.write_table(
+            part, folder / name / "part-00000.parquet", row_group_size=ROW_GROUP_SIZE, write_page_checksum=True
+        )
         counts = {label: LabelCounts(pc.sum(part[label]).as_py() or 0, part[label].null_count) for label in labels}
         splits[name] = Split(count, counts)
     return splits

@@ -41,11 +41,23 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     if not (folder / ".metadata").exists():
         raise UserError(f"{folder} holds no weights; a training run writes them at its first evaluation.")
     state = {"model": model.state_dict()}
+    saved, here = _saved_sizes(folder), {name: tuple(weight.size()) for name, weight in state["model"].items()}
+    for name in sorted(saved.keys() | here.keys()):
+        if saved.get(name) != here.get(name):
+            raise UserError(
+                f"the weights in {folder} are another model's: {name} is {saved.get(name, 'missing')} there and "
+                f"{here.get(name, 'missing')} in this model."
+            )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         try:
             dcp.load(state, checkpoint_id=folder)
         except dcp.api.CheckpointException as error:
-            reason = " ".join(str(error.failures).split())
-            raise UserError(f"the weights in {folder} do not fit the model: {reason}") from error
+            reason, _ = next(iter(error.failures.values()))
+            raise UserError(f"the weights in {folder} cannot be read: {' '.join(str(reason).split())}") from error
     model.load_state_dict(state["model"])
+
+
+def _saved_sizes(folder: Path) -> dict[str, tuple[int, ...]]:
+    saved = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    return {name.removeprefix("model."): tuple(weight.size) for name, weight in saved.items()}

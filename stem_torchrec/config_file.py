@@ -26,7 +26,7 @@ def load_config(path: str) -> TrainConfig:
     with open(path) as file:
         try:
             return from_plain(TrainConfig, yaml.safe_load(file))
-        except (yaml.YAMLError, dacite.DaciteError, ValueError) as error:
+        except (yaml.YAMLError, dacite.DaciteError, ValueError, TypeError) as error:
             raise UserError(f"{path}: {' '.join(str(error).split())}; --help shows what each field takes.") from error
 
 

@@ -23,6 +23,7 @@ from stem_torchrec.data import synthetic
 from stem_torchrec.data.files import Columns, find_row_groups, missing_labels
 from stem_torchrec.data.reader import ParquetReader, data_loader
 from stem_torchrec.data.schema import load_schema, save_schema
+from stem_torchrec.errors import UserError
 from stem_torchrec.evaluation import evaluate
 from stem_torchrec.loop import EarlyStopping, Metrics, fit
 from stem_torchrec.metrics import format_table, to_json
@@ -36,6 +37,7 @@ from stem_torchrec.sharding import format_plan, plan_sharding, plan_to_json, sha
 
 def train(config: TrainConfig, process: Process) -> Metrics:
     """Runs `config` on this rank; returns the best evaluation's metrics. All ranks of the process group call it."""
+    check_counts(config)
     config = replace(config, data=replace(config.data, path=log_folder(config.data)))
     assert config.data.path is not None
     schema = load_schema(config.data.path)
@@ -77,7 +79,7 @@ def train(config: TrainConfig, process: Process) -> Metrics:
         (folder / PLAN_FILE).write_text(plan)
     say(
         f"{reader.rows:,} training rows: {reader.steps} steps of {process.world_size} x {reader.batch_size} an epoch, "
-        f"{reader.rows_left_out:,} rows left out, others in each\n"
+        f"{reader.rows_left_out:,} rows left out{', others in each' if reader.shuffle_rows else ''}\n"
         f"{validation.rows:,} validation rows; run folder {folder}"
     )
     best: Metrics = {}
@@ -105,6 +107,18 @@ def train(config: TrainConfig, process: Process) -> Metrics:
     log.close()
     say(f"\nbest evaluation of the validation split, in {folder}:\n{format_table(best)}")
     return best
+
+
+def check_counts(config: TrainConfig) -> None:
+    """Raises UserError for a number of the loop that is not positive."""
+    loop = config.train
+    counts = {"epochs": loop.epochs, "max-steps": loop.max_steps, "eval-every": loop.eval_every}
+    for name, value in {**counts, "log-every": loop.log_every, "patience": loop.patience}.items():
+        if value is not None and value < 1:
+            raise UserError(f"--train.{name} is {value}, but must be at least 1.")
+    for section, rate in {"sparse": config.sparse.learning_rate, "dense": config.dense.learning_rate}.items():
+        if rate < 0:
+            raise UserError(f"--{section}.learning-rate is {rate}, but cannot be negative.")
 
 
 def log_folder(config: DataConfig) -> str:

@@ -58,14 +58,18 @@ def logits_by_formula(weights: dict[str, Tensor], batch: Batch, tasks: Sequence[
             table = weights[f"{TABLES}.{g}/{feature}.weight"]
             parts.append(embedding_bag(bags.values(), table, bags.offsets(), mode="sum", include_last_offset=True))
         if batch.dense_features.shape[1] > 0:
-            parts.append(linear(batch.dense_features, weights[f"dense_arch.{g}.weight"], weights[f"dense_arch.{g}.bias"]))
+            parts.append(
+                linear(batch.dense_features, weights[f"dense_arch.{g}.weight"], weights[f"dense_arch.{g}.bias"])
+            )
         x[g] = torch.cat(parts, dim=1)
 
     for layer in range(config.num_layers):
         experts = {}
         for g in groups:
             for k in range(config.num_shared_experts if g == "shared" else config.num_task_experts):
-                experts[g, k] = mlp(f"layers.{layer}.experts.{g}.experts.{k}", x[g], len(config.expert_hidden), output=False)
+                experts[g, k] = mlp(
+                    f"layers.{layer}.experts.{g}.experts.{k}", x[g], len(config.expert_hidden), output=False
+                )
         mixed = {}
         for t in tasks if layer == config.num_layers - 1 else groups:
             read = [gk for gk in experts if config.reads == "all" or gk[0] in (t, "shared")]
@@ -96,7 +100,11 @@ def loss_by_formula(logits: Tensor, labels: Tensor, task_weights: Sequence[float
 
 
 def train_by_hand(
-    weights: dict[str, Tensor], steps: Sequence[Sequence[Batch]], tasks: Sequence[str], config: TrainConfig, factors: Sequence[float] = ()
+    weights: dict[str, Tensor],
+    steps: Sequence[Sequence[Batch]],
+    tasks: Sequence[str],
+    config: TrainConfig,
+    factors: Sequence[float] = (),
 ) -> dict[str, Tensor]:
     """Weights after the steps; a step's loss is the mean of the losses of the batches of its ranks.
 

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from logs import SCHEMA, log_table, reader_of, write_log, write_split
 
 from stem_torchrec.cli import run_main
 from stem_torchrec.data.files import Columns
 from stem_torchrec.data.reader import data_loader
 from stem_torchrec.data.schema import SCHEMA_FILE, LabelCounts, Schema, Split, load_schema
 from stem_torchrec.errors import DataError, UserError
+
+from logs import SCHEMA, log_table, reader_of, write_log, write_split
 
 ROWS = 30
 LAYOUT = [[5], [10, 15]]
@@ -256,6 +257,8 @@ def test_lists_in_some_files_only_are_an_error(tmp_path: Path) -> None:
         ({"sparse_features": None}, "None, which is no list"),
         ({"labels": "like"}, "'like', which is no list"),
         ({"labels": [1]}, 'wrong value type for field "labels"'),
+        ({"facts": {"best_auc": "high"}}, "'high'"),
+        ({"facts": {"best_auc": None}}, "NoneType"),
         ({"splits": {"train": {"rows": "30", "labels": {}}}}, "rows"),
     ],
 )

@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from iopath.common.file_io import PathHandler, g_pathmgr
-from logs import SCHEMA, log_table, reader_of, write_log, write_split
 from torchrec.datasets.utils import Batch
 
 from stem_torchrec.data import reader as reader_module
@@ -26,6 +25,8 @@ from stem_torchrec.data.files import Columns, find_row_groups, missing_labels
 from stem_torchrec.data.reader import ParquetReader, data_loader, order_blocks
 from stem_torchrec.data.schema import load_schema, save_schema
 from stem_torchrec.errors import UserError
+
+from logs import SCHEMA, log_table, reader_of, write_log, write_split
 
 LAYOUTS = [  # Rows by file and row group.
     [[1]],

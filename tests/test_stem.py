@@ -4,7 +4,6 @@ from itertools import product
 
 import pytest
 import torch
-from reference import TABLES, logits_by_formula, loss_by_formula, random_batch
 from torch import Tensor
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
@@ -18,6 +17,8 @@ from stem_torchrec.models.build import build_model
 from stem_torchrec.models.stem import STEM
 from stem_torchrec.models.train import MultiTaskTrain, multi_task_loss
 from stem_torchrec.tables import embedding_bag_configs, groups_of
+
+from reference import TABLES, logits_by_formula, loss_by_formula, random_batch
 
 TASKS = ("finish", "like", "share")
 # Single-precision sums of some dozen terms in another order differ by 1e-7 to 1e-6 of their largest term.
@@ -35,7 +36,12 @@ def columns_of(tasks: int, *, dense: int = 2) -> Columns:
 
 def small(**changes) -> ModelConfig:
     config = ModelConfig(
-        embedding_dim=4, num_shared_experts=3, num_task_experts=2, expert_hidden=(16, 8), gate_hidden=(6,), tower_hidden=(5,)
+        embedding_dim=4,
+        num_shared_experts=3,
+        num_task_experts=2,
+        expert_hidden=(16, 8),
+        gate_hidden=(6,),
+        tower_hidden=(5,),
     )
     return dataclasses.replace(config, **changes)
 
@@ -85,7 +91,9 @@ def assert_equals_formula(config: ModelConfig, columns: Columns) -> None:
     factors = torch.randn(logits.shape)
     # Raises if the formula does not use a parameter.
     expected_gradients = torch.autograd.grad((expected * factors).sum(), list(weights.values()))
-    for (name, gradient), other in zip(gradients(model, (logits * factors).sum()).items(), expected_gradients, strict=True):
+    for (name, gradient), other in zip(
+        gradients(model, (logits * factors).sum()).items(), expected_gradients, strict=True
+    ):
         torch.testing.assert_close(gradient, other, **ROUNDING, msg=lambda text, name=name: f"{name}: {text}")
 
 
@@ -166,7 +174,9 @@ def test_every_parameter_gets_a_gradient(num_layers: int):
             assert gradient.count_nonzero() > 0, (name, config)
 
 
-@pytest.mark.parametrize("tasks", [(), ("shared",), ("a", "a"), ("a.b",), ("a/b",), ("",), ("keys",), ("training",), ("_modules",)])
+@pytest.mark.parametrize(
+    "tasks", [(), ("shared",), ("a", "a"), ("a.b",), ("a/b",), ("",), ("keys",), ("training",), ("_modules",)]
+)
 def test_tasks_that_cannot_name_a_group_are_refused(tasks: tuple[str, ...]):
     with pytest.raises(UserError, match="task"):
         groups_of(tasks)

@@ -1,6 +1,6 @@
 """Rows to tensors: a slice of an Arrow table becomes a TorchRec Batch, without a Python loop over rows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,10 @@ class Exposures:
     """Positions of the rows in the split, (B,)."""
     groups: Tensor | None
     """Groups of gAUC, (B,)."""
+
+    def pin_memory(self) -> "Exposures":
+        """The same with the batch in pinned memory, for the copy to a GPU; the rest stays on the host anyway."""
+        return replace(self, batch=self.batch.pin_memory())
 
 
 def to_batch(table: pa.Table, columns: Columns) -> Batch:

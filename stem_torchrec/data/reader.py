@@ -59,8 +59,8 @@ class ParquetReader(IterableDataset[Batch | Exposures]):
     """This rank's rows of a split, in batches; every rank makes the same number of steps.
 
     In training each rank gets `steps` full batches, and the rows that do not fill another global batch
-    (`rows_left_out`, others in each epoch) are left out. In evaluation every row is read once, the last
-    batches may be smaller, and a rank that has run out of rows gets padding.
+    (`rows_left_out`; others in each epoch where rows are shuffled) are left out. In evaluation every row is read
+    once, the last batches may be smaller, and a rank that has run out of rows gets padding.
 
     Args:
         row_groups: what `find_row_groups` found.
@@ -72,7 +72,8 @@ class ParquetReader(IterableDataset[Batch | Exposures]):
         shuffle_rows: rows shuffled together in training, see `order_blocks`.
         seed: seed of the order.
 
-    Raises UserError where the rows do not fill one global training batch, and DataError while iterating.
+    Raises UserError for a size that makes no sense and where the rows do not fill one global training batch, and
+    DataError while iterating.
     """
 
     def __init__(
@@ -88,6 +89,11 @@ class ParquetReader(IterableDataset[Batch | Exposures]):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if batch_size < 1 or shuffle_rows < 0 or seed < 0:
+            raise UserError(
+                f"the batch size is {batch_size}, shuffle_rows {shuffle_rows} and the seed {seed}, but a batch has at "
+                "least 1 row and the others are not negative."
+            )
         self.row_groups = row_groups
         self.columns = columns
         self.batch_size = batch_size

@@ -87,5 +87,6 @@ def load_schema(folder: str) -> Schema:
     with g_pathmgr.open(path, "r") as file:
         try:
             return from_plain(Schema, json.load(file))
-        except (json.JSONDecodeError, UnicodeDecodeError, dacite.DaciteError) as error:
+        # ValueError and TypeError: no JSON, no text, or no number where one belongs.
+        except (ValueError, TypeError, dacite.DaciteError) as error:
             raise UserError(f"{path}: {error}. datasets/README.md describes the file.") from error

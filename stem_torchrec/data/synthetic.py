@@ -102,7 +102,7 @@ def _write_split(
     positives, missing = np.zeros((2, len(tasks)), dtype=np.int64)
     drawn: list[tuple[Floats, NDArray[np.int8]]] = []
     folder.mkdir(parents=True)
-    with pq.ParquetWriter(folder / "part-00000.parquet", world.columns) as writer:
+    with pq.ParquetWriter(folder / "part-00000.parquet", world.columns, write_page_checksum=True) as writer:
         for chunk in range(math.ceil(rows / CHUNK_ROWS)):
             size = min(CHUNK_ROWS, rows - chunk * CHUNK_ROWS)
             table, logits, labels = world.draw(name, chunk, size)
