@@ -37,4 +37,4 @@ layers: $(INSTALLED)
 	$(RUN) lint-imports
 
 clean:
-	rm -rf .venv data runs
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

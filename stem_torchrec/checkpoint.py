@@ -7,6 +7,7 @@ from pathlib import Path
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from stem_torchrec.errors import UserError
 
@@ -41,7 +42,10 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     if not (folder / ".metadata").exists():
         raise UserError(f"{folder} holds no weights; a training run writes them at its first evaluation.")
     state = {"model": model.state_dict()}
-    saved, here = _saved_sizes(folder), {name: tuple(weight.size()) for name, weight in state["model"].items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        here = {name: tuple(weight.size()) for name, weight in state["model"].items()}
+    saved = _saved_sizes(folder)
     for name in sorted(saved.keys() | here.keys()):
         if saved.get(name) != here.get(name):
             raise UserError(
@@ -60,4 +64,8 @@ def load_weights(model: nn.Module, folder: Path) -> None:
 
 def _saved_sizes(folder: Path) -> dict[str, tuple[int, ...]]:
     saved = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
-    return {name.removeprefix("model."): tuple(weight.size) for name, weight in saved.items()}
+    return {
+        name.removeprefix("model."): tuple(weight.size)
+        for name, weight in saved.items()
+        if isinstance(weight, TensorStorageMetadata)
+    }

@@ -44,13 +44,13 @@ def parse_known_arguments(default: ConfigT, args: Sequence[str] | None = None) -
 def run_main(main: Callable[[], None]) -> None:
     """Calls `main`; a UserError becomes one sentence on standard error and exit status 2.
 
-    Every rank meets the same wrong configuration, so only rank 0 speaks of it; a DataError is known to
-    the rank that read the row alone, so that rank speaks.
+    Every rank of a host meets the same wrong configuration, so only the first one speaks of it; a DataError is known
+    to the rank that read the row alone, so that rank speaks.
     """
     try:
         main()
     except UserError as error:
-        if isinstance(error, DataError) or os.environ.get("RANK", "0") == "0":
+        if isinstance(error, DataError) or os.environ.get("LOCAL_RANK", "0") == "0":
             # A reader process's error comes wrapped in its traceback; the sentence is behind the last name.
             print(f"error: {str(error).rsplit('DataError: ', 1)[-1].strip()}", file=sys.stderr)
         sys.exit(2)
@@ -75,7 +75,7 @@ def _sentence(event: _errors.ParseErrorEvent, options: Sequence[str]) -> str:
     match event:
         case _errors.UnrecognizedArgs(tokens=tokens):
             name = next((token for token in tokens if token.startswith("--")), tokens[0])
-            return f"unknown option {name!r}{nearest(name, options)} --help lists all."
+            return f"unknown option {name!r}{nearest(name, options) or ';'} --help lists all."
         case _errors.InvalidChoice(argument=argument, value=value, choices=choices):
             known = ", ".join(choices)
             return f"{argument.display_name()} is {value!r}, but must be one of {known}{nearest(value, choices)}"

@@ -24,8 +24,8 @@ class DataConfig:
     """The log, and how rows become batches."""
 
     path: str | None = None
-    """Folder with schema.json, train/ and valid/, local or any path that iopath opens. Without it the
-    run makes a synthetic log under data/ once and uses that."""
+    """Folder with schema.json, train/ and valid/, local or any path that iopath opens. None makes the synthetic
+    log below data/ once and uses that; a recipe for a log of your own needs the path."""
     batch_size: int = 4096
     """Rows per rank and step; the global batch is this times the world size."""
     eval_batch_size: int = 8192
@@ -40,7 +40,7 @@ class DataConfig:
     labels: tuple[str, ...] = ()
     """Labels that become tasks, in this order; none means every one in schema.json."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
-    """The synthetic log that stands in while no path is given."""
+    """The synthetic log that stands in while no path is given; without meaning beside a path."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class SparseOptimizerConfig:
     group_learning_rates: dict[str, float] = field(default_factory=dict)
     """Learning rate by group (a task, or shared) where it differs: `shared 0.02 like 0.005`."""
     weight_decay: float = 0.0
-    """L2 decay of the rows that were looked up."""
+    """Decay of the rows that were looked up (rowwise_adagrad, adam, lamb, partial_rowwise_adam, on CUDA)."""
     eps: float = 1e-8
     """Added to the root of the accumulated squares."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -131,7 +131,7 @@ class ShardingConfig:
     kernel: Literal["auto", "fused", "dense"] = "auto"
     """Compute kernel; dense keeps the optimizer out of the backward pass (adam on CPU needs that)."""
     hbm_gb: float | None = None
-    """Device memory per rank that the planner may fill, in GiB; by default what TorchRec assumes."""
+    """GPU memory per rank that the planner may fill, in GiB; by default what the GPU has."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 python stem_torchrec/evaluate.py --run RUN --data.path DIR --split test --json FILE
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +27,7 @@ from stem_torchrec.data.schema import load_schema
 from stem_torchrec.errors import UserError
 from stem_torchrec.evaluation import predict
 from stem_torchrec.metrics import MultiTaskMetrics, TaskMetrics, format_table, to_json
-from stem_torchrec.process import Process, join_process_group
+from stem_torchrec.process import Process, from_first_rank, join_process_group
 from stem_torchrec.progress import progress_bar, say
 from stem_torchrec.run_folder import BEST_WEIGHTS, CONFIG_FILE, write_json
 from stem_torchrec.train import build_pipeline, build_sharded_model, log_folder
@@ -66,15 +67,21 @@ def evaluate_run(config: EvaluateConfig, process: Process) -> dict[str, TaskMetr
     """
     if not config.run:
         raise UserError("say which run to evaluate: --run RUN, the folder that training wrote.")
+    from_first_rank(lambda: prepare_outputs(config))
     run = load_config(str(Path(config.run) / CONFIG_FILE))
+    weights = Path(config.run) / BEST_WEIGHTS
+    if not weights.exists():
+        raise UserError(f"{config.run} holds no weights yet; a run writes them at its first evaluation.")
     trained, path = load_schema(config.run), config.data.path or log_folder(run.data)
     schema = load_schema(path)
     columns = Columns.select(trained, features=run.data.features, labels=run.data.labels)
-    if Columns.select(schema, features=tuple(columns.sparse), labels=columns.labels) != columns:
-        raise UserError(
-            f"{path} has other features or vocabulary sizes than the log of {config.run}; convert it with the "
-            "vocabularies of the training log."
-        )
+    there = Columns.select(schema, features=tuple(columns.sparse), labels=columns.labels)
+    for name in ("sparse", "dense", "group"):
+        if getattr(there, name) != getattr(columns, name):
+            raise UserError(
+                f"{path} is not a log like that of {config.run}: its {name} columns are {getattr(there, name)}, not "
+                f"{getattr(columns, name)}; convert it with the vocabularies of the training log."
+            )
     reader = ParquetReader(
         find_row_groups(path, config.split, schema, columns),
         columns,
@@ -85,18 +92,19 @@ def evaluate_run(config: EvaluateConfig, process: Process) -> dict[str, TaskMetr
     )
     # Evaluation has no use for optimizer state, and may run where the run's optimizer does not.
     model, _ = build_sharded_model(replace(run, sparse=SparseOptimizerConfig(name="sgd")), columns, process)
-    load_weights(model, Path(config.run) / BEST_WEIGHTS)
+    load_weights(model, weights)
     pipeline = build_pipeline(model, CombinedOptimizer([]), run, process)
 
     metrics = MultiTaskMetrics(columns.labels, process.device)
-    kept: list[tuple[Exposures, Tensor]] = []
+    kept: list[_Kept] = []
     with progress_bar(reader.steps, "step") as bar:
 
         def consume(item: Exposures, logits: Tensor) -> None:
             bar.update()
-            metrics.update(logits, item.batch.labels[: len(logits)], item.groups)
+            labels = item.batch.labels[: len(logits)]
+            metrics.update(logits, labels, item.groups)
             if config.predictions:
-                kept.append((item, logits.cpu()))
+                kept.append(_Kept(item.rows, item.groups, labels, logits.cpu()))
 
         exposures = data_loader(reader, num_workers=run.data.num_workers, pin_memory=process.device.type == "cuda")
         predict(pipeline, model, exposures, consume)
@@ -109,23 +117,48 @@ def evaluate_run(config: EvaluateConfig, process: Process) -> dict[str, TaskMetr
     return result
 
 
-def write_predictions(kept: list[tuple[Exposures, Tensor]], columns: Columns, folder: str, rank: int) -> None:
+@dataclass(frozen=True)
+class _Kept:
+    """What the predictions of a batch need, without its ids."""
+
+    rows: Tensor
+    groups: Tensor | None
+    labels: Tensor
+    logits: Tensor
+
+
+def prepare_outputs(config: EvaluateConfig) -> None:
+    """Makes the folders that the results go to; rank 0 calls it before the work.
+
+    Raises UserError where that fails, and for a folder that holds predictions already.
+    """
+    try:
+        if config.json:
+            Path(config.json).parent.mkdir(parents=True, exist_ok=True)
+        if config.predictions:
+            g_pathmgr.mkdirs(config.predictions)
+            if any(name.endswith(".parquet") for name in g_pathmgr.ls(config.predictions)):
+                raise UserError(f"{config.predictions} holds predictions already; give another --predictions.")
+    except OSError as error:
+        raise UserError(f"the results cannot be written ({error}); give other --json and --predictions.") from error
+
+
+def write_predictions(kept: Sequence[_Kept], columns: Columns, folder: str, rank: int) -> None:
     """Writes `folder/part-RANK.parquet`, the rank's rows in the order of the log.
 
     Columns: row, the group column if there is one, and per task `label/TASK` and `prediction/TASK`, a probability.
     """
-    rows = torch.cat([item.rows for item, _ in kept])
-    labels = torch.cat([item.batch.labels[: len(item.rows)] for item, _ in kept])
+    rows = torch.cat([item.rows for item in kept])
+    labels = torch.cat([item.labels for item in kept])
     # float64, so that no two logits become one probability.
-    predictions = torch.cat([logits for _, logits in kept]).double().sigmoid()
+    predictions = torch.cat([item.logits for item in kept]).double().sigmoid()
     order = rows.argsort()
     table = {"row": rows[order].numpy()}
     if columns.group is not None:
-        table[columns.group] = torch.cat([item.groups for item, _ in kept if item.groups is not None])[order].numpy()
+        table[columns.group] = torch.cat([item.groups for item in kept if item.groups is not None])[order].numpy()
     for i, task in enumerate(columns.labels):
         table[f"label/{task}"] = pa.array(labels[order, i].numpy(), from_pandas=True)
         table[f"prediction/{task}"] = predictions[order, i].numpy()
-    g_pathmgr.mkdirs(folder)
     with g_pathmgr.open(f"{folder}/part-{rank:05d}.parquet", "wb") as file:
         pq.write_table(pa.table(table), file)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
+from stem_torchrec.cli import nearest
 from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.errors import UserError
 from stem_torchrec.metrics import TaskMetrics
@@ -34,23 +35,28 @@ class EarlyStopping:
         metric: auc, gauc, logloss or ne for the mean over the tasks, or `metric/task`.
         patience: evaluations without a better one after which to stop; never if None.
         tasks: names of the tasks.
+        has_groups: whether there is a group column, without which gauc is undefined.
 
-    Raises UserError for an unknown metric or task.
+    Raises UserError for an unknown metric or task, and for gauc without groups.
     """
 
     metric: str
     patience: int | None
     tasks: Sequence[str]
+    has_groups: bool = True
     best: float = math.nan
     waited: int = 0
 
     def __post_init__(self) -> None:
         name, _, task = self.metric.partition("/")
+        each = [f"{metric}/{known}" for metric in _METRICS for known in self.tasks]
         if name not in _METRICS or (task and task not in self.tasks):
             raise UserError(
                 f"--train.metric is {self.metric!r}, but must be {', '.join(_METRICS)} or one task's, as in "
-                f"auc/{self.tasks[0]}."
+                f"auc/{self.tasks[0]}{nearest(self.metric, [*_METRICS, *each])}"
             )
+        if name == "gauc" and not self.has_groups:
+            raise UserError(f"--train.metric is {self.metric!r}, but schema.json names no group column; choose auc.")
 
     def better(self, metrics: Metrics) -> bool:
         """Whether `metrics` are the best so far; raises UserError where they leave the watched metric undefined."""
@@ -58,9 +64,11 @@ class EarlyStopping:
         values = [getattr(metrics[t], name) for t in ([task] if task else self.tasks)]
         value = sum(values) / len(values)
         if math.isnan(value):
+            if any(task.rows and math.isnan(task.logloss) for task in metrics.values()):
+                raise UserError("the model's predictions are not numbers any more; lower the learning rates.")
             raise UserError(
                 f"--train.metric is {self.metric!r}, but the validation split leaves it undefined: a task lacks labels "
-                "of both kinds, or the log has no group column."
+                "of both kinds."
             )
         if math.isnan(self.best) or _METRICS[name] * value > _METRICS[name] * self.best:
             self.best, self.waited = value, 0

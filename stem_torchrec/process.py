@@ -3,15 +3,19 @@
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from stem_torchrec.errors import UserError
+from stem_torchrec.stack import fbgemm_has_cuda
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ def join_process_group(*, timeout: float = 600.0) -> Iterator[Process]:
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_rank, local_world_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     device = torch.device("cpu")
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and fbgemm_has_cuda():
         if local_world_size > torch.cuda.device_count():
             raise UserError(
                 f"{local_world_size} ranks on this host would share {torch.cuda.device_count()} GPUs; start one rank "
@@ -67,6 +71,24 @@ def join_process_group(*, timeout: float = 600.0) -> Iterator[Process]:
         yield Process(rank, world_size, local_rank, local_world_size, device)
     finally:
         dist.destroy_process_group()
+
+
+def from_first_rank(make: Callable[[], T]) -> T:
+    """What `make` returns on rank 0, on every rank; a UserError there is raised on all. All ranks call it.
+
+    Without it the others would wait for rank 0 until the timeout, or fail for having lost it.
+    """
+    outcome: list[Any] = [None]
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            outcome = [make()]
+        except UserError as error:
+            outcome = [error]
+    if dist.is_initialized():
+        dist.broadcast_object_list(outcome)
+    if isinstance(outcome[0], UserError):
+        raise outcome[0]
+    return outcome[0]
 
 
 def _quiet_libraries() -> None:

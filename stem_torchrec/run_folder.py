@@ -11,6 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config_file import dump_config
 from stem_torchrec.errors import UserError
+from stem_torchrec.process import from_first_rank
 
 CONFIG_FILE = "config.yaml"
 PLAN_FILE = "plan.json"
@@ -21,29 +22,28 @@ BEST_WEIGHTS = "best"
 def create_run_folder(config: TrainConfig) -> Path:
     """Makes the run folder and writes config.yaml; all ranks call it and get the same folder.
 
-    Raises UserError, on all ranks, where the folder holds a run already.
+    Raises UserError, on all ranks, where the folder holds a run already or cannot be made.
     """
-    outcome: list[Path | UserError | None] = [None]
-    if dist.get_rank() == 0:
+
+    def make() -> Path:
         folder = Path(config.output_dir or f"runs/{datetime.now():%Y%m%d-%H%M%S}")
-        if (folder / CONFIG_FILE).exists():
-            outcome = [UserError(f"{folder} holds a run already; give another --output-dir.")]
-        else:
+        if (folder / METRICS_FILE).exists() or (folder / BEST_WEIGHTS).exists():
+            raise UserError(f"{folder} holds a run already; give another --output-dir.")
+        try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / CONFIG_FILE).write_text(dump_config(config))
-            outcome = [folder]
-    dist.broadcast_object_list(outcome)
-    if isinstance(outcome[0], UserError):
-        raise outcome[0]
-    assert outcome[0] is not None
-    return outcome[0]
+        except OSError as error:
+            raise UserError(f"the run folder {folder} cannot be written ({error.strerror}); give another.") from error
+        return folder
+
+    return from_first_rank(make)
 
 
 class MetricsLog:
     """Numbers by step, on rank 0: a line of metrics.jsonl and points in TensorBoard for each call."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = (folder / "metrics.jsonl").open("a") if dist.get_rank() == 0 else None
+        self._file = (folder / "metrics.jsonl").open("w") if dist.get_rank() == 0 else None
         self._board = SummaryWriter(str(folder / "tensorboard")) if dist.get_rank() == 0 else None
 
     def write(self, step: int, values: dict[str, float | int | None]) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from tabulate import tabulate
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
@@ -20,12 +19,13 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from stem_torchrec.errors import UserError
+from stem_torchrec.process import from_first_rank
 
 _INIT_ROWS = 4096
 """Rows of a table that one random generator fills."""
 
-
 _FUSED_TYPES = ("table_wise", "row_wise", "column_wise", "table_column_wise", "table_row_wise", "grid_shard")
+"""The sharding types that keep a table's optimizer in the backward pass."""
 
 
 class AllTypesSharder(EmbeddingBagCollectionSharder):
@@ -77,22 +77,16 @@ def plan_sharding(
         constraints=constraints,
         storage_reservation=FixedPercentageStorageReservation(percentage=0.15),
     )
-    # Only rank 0 plans; its error reaches the others, which would otherwise wait for a plan that never comes.
-    outcome: list[ShardingPlan | UserError | None] = [None]
-    if not dist.is_initialized() or dist.get_rank() == 0:
+
+    def plan() -> ShardingPlan:
         try:
-            outcome = [planner.plan(model, [AllTypesSharder()])]
+            return planner.plan(model, [AllTypesSharder()])
         except PlannerError as error:
             reason = " ".join(str(error).split())
             ranks = topology.world_size
-            outcome = [UserError(f"no plan with --sharding.type {sharding_type} fits {ranks} ranks: {reason}")]
-    if dist.is_initialized():
-        dist.broadcast_object_list(outcome)
-    [plan] = outcome
-    if isinstance(plan, UserError):
-        raise plan
-    assert plan is not None
-    return plan
+            raise UserError(f"no plan with --sharding.type {sharding_type} fits {ranks} ranks: {reason}") from error
+
+    return from_first_rank(plan)
 
 
 def shard(model: nn.Module, plan: ShardingPlan, *, device: torch.device, seed: int) -> DistributedModelParallel:

@@ -6,8 +6,9 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 def check_stack() -> None:
     """Raises ImportError, in one sentence, where torch, fbgemm and torchrec do not fit each other.
 
-    fbgemm 1.X needs torch 2.(X + 5) and torchrec 1.X, and beside a CPU torch it must be fbgemm-gpu-cpu. Reads
-    metadata only: importing the wrong fbgemm is what fails.
+    fbgemm 1.X needs torch 2.(X + 5) and torchrec 1.X, and beside a CPU torch it must be fbgemm-gpu-cpu; beside a
+    CUDA torch either will do, fbgemm-gpu-cpu for training on CPU. Reads metadata only: importing the wrong fbgemm is
+    what fails.
     """
     found = {name: _version(name) for name in ("torch", "fbgemm-gpu", "fbgemm-gpu-cpu", "torchrec")}
     problem = stack_problem(found, cuda=_torch_has_cuda() if found["torch"] else False)
@@ -28,8 +29,9 @@ def stack_problem(found: dict[str, str | None], *, cuda: bool) -> str:
     if not found["torch"]:
         return f"stem_torchrec needs torch, fbgemm-gpu and torchrec, but found {installed}; run make install."
     minor = int(found["torch"].split(".")[1]) - 5
-    fbgemm = "fbgemm-gpu" if cuda else "fbgemm-gpu-cpu"
-    other = "fbgemm-gpu-cpu" if cuda else "fbgemm-gpu"
+    fbgemm, other = "fbgemm-gpu-cpu", "fbgemm-gpu"
+    if cuda and not (found["fbgemm-gpu-cpu"] and not found["fbgemm-gpu"]):
+        fbgemm, other = other, fbgemm
     fits = all((found[name] or "").startswith(f"1.{minor}.") for name in (fbgemm, "torchrec"))
     if fits and not found[other]:
         return ""
@@ -39,6 +41,11 @@ def stack_problem(found: dict[str, str | None], *, cuda: bool) -> str:
         f"torch, fbgemm and torchrec do not fit together (installed: {installed}; torch is {build} build); run: "
         f"{remove}pip install --force-reinstall --no-deps {fbgemm}==1.{minor}.0 torchrec==1.{minor}.0"
     )
+
+
+def fbgemm_has_cuda() -> bool:
+    """Whether the installed fbgemm has CUDA kernels."""
+    return _version("fbgemm-gpu") is not None
 
 
 def _version(name: str) -> str | None:

@@ -25,6 +25,7 @@ from stem_torchrec.data.reader import ParquetReader, data_loader
 from stem_torchrec.data.schema import load_schema, save_schema
 from stem_torchrec.errors import UserError
 from stem_torchrec.evaluation import evaluate
+from stem_torchrec.limits import check_limits
 from stem_torchrec.loop import EarlyStopping, Metrics, fit
 from stem_torchrec.metrics import format_table, to_json
 from stem_torchrec.models.build import build_model
@@ -37,14 +38,15 @@ from stem_torchrec.sharding import format_plan, plan_sharding, plan_to_json, sha
 
 def train(config: TrainConfig, process: Process) -> Metrics:
     """Runs `config` on this rank; returns the best evaluation's metrics. All ranks of the process group call it."""
-    check_counts(config)
-    config = replace(config, data=replace(config.data, path=log_folder(config.data)))
-    assert config.data.path is not None
-    schema = load_schema(config.data.path)
+    check_limits(config)
+    log_path = log_folder(config.data)
+    if config.data.path is not None:
+        config = replace(config, data=replace(config.data, path=log_path))
+    schema = load_schema(log_path)
     columns = Columns.select(schema, features=config.data.features, labels=config.data.labels)
     reader, validation = (
         ParquetReader(
-            find_row_groups(config.data.path, split, schema, columns),
+            find_row_groups(log_path, split, schema, columns),
             columns,
             batch_size=batch_size,
             rank=process.rank,
@@ -65,7 +67,9 @@ def train(config: TrainConfig, process: Process) -> Metrics:
         dense_kernel=config.sharding.kernel == "dense" or config.sharding.type == "data_parallel",
         labels_missing=missing_labels(reader.row_groups, columns.labels),
     )
-    stopping = EarlyStopping(config.train.metric, config.train.patience, columns.labels)
+    stopping = EarlyStopping(
+        config.train.metric, config.train.patience, columns.labels, has_groups=columns.group is not None
+    )
 
     model, plan = build_sharded_model(config, columns, process)
     optimizer = build_optimizer(model, sparse=config.sparse, dense=config.dense, clip_norm=config.train.clip_norm)
@@ -109,20 +113,13 @@ def train(config: TrainConfig, process: Process) -> Metrics:
     return best
 
 
-def check_counts(config: TrainConfig) -> None:
-    """Raises UserError for a number of the loop that is not positive."""
-    loop = config.train
-    counts = {"epochs": loop.epochs, "max-steps": loop.max_steps, "eval-every": loop.eval_every}
-    for name, value in {**counts, "log-every": loop.log_every, "patience": loop.patience}.items():
-        if value is not None and value < 1:
-            raise UserError(f"--train.{name} is {value}, but must be at least 1.")
-    for section, rate in {"sparse": config.sparse.learning_rate, "dense": config.dense.learning_rate}.items():
-        if rate < 0:
-            raise UserError(f"--{section}.learning-rate is {rate}, but cannot be negative.")
-
-
 def log_folder(config: DataConfig) -> str:
-    """The folder of the log; without a path, that of the synthetic log, which is made if it is not there yet."""
+    """The folder of the log; without a path, that of the synthetic log, which is made if it is not there yet.
+
+    Raises UserError for a recipe whose log only the user has.
+    """
+    if config.path == "":
+        raise UserError("this recipe trains on a log of your own: give --data.path DIR.")
     if config.path is not None:
         return config.path if "://" in config.path else os.path.abspath(config.path)
     name = hashlib.sha256(repr(config.synthetic).encode()).hexdigest()[:8]

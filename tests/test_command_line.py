@@ -117,6 +117,8 @@ FITTING = {"torch": "2.13.0+cpu", "fbgemm-gpu": None, "fbgemm-gpu-cpu": "1.8.0",
     [
         ({}, False, ""),
         ({"torch": "2.13.0", "fbgemm-gpu": "1.8.0", "fbgemm-gpu-cpu": None}, True, ""),
+        ({"torch": "2.13.0"}, True, ""),
+        ({"torch": "2.13.0", "fbgemm-gpu": "1.8.0"}, True, "pip uninstall -y fbgemm-gpu-cpu;"),
         ({"torch": "2.14.0"}, False, "fbgemm-gpu-cpu==1.9.0 torchrec==1.9.0"),
         ({"torchrec": "1.7.0"}, False, "torchrec==1.8.0"),
         ({"fbgemm-gpu-cpu": None}, False, "fbgemm-gpu-cpu==1.8.0"),

@@ -125,8 +125,10 @@ def test_a_run_folder_is_not_overwritten(finished: Path, log: Path) -> None:
         (["--sparse.name", "adam"], "FBGEMM does not fuse adam on CPU; choose sgd, adagrad or rowwise_adagrad"),
         (["--sparse.name", "adam", "--sharding.kernel", "dense"], "labels are missing in this log"),
         (["--train.log-every", "0"], "--train.log-every is 0, but must be at least 1"),
-        (["--seed", "-1"], "the seed -1"),
-        (["--data.labels", "finish", "share"], "the log has no label 'share', only finish, like"),
+        (["--seed", "-1"], "--seed is -1, but must be from 0"),
+        (["--data.labels", "finish", "lik"], "the log has no label 'lik', only finish, like; did you mean 'like'?"),
+        (["--model.dropout", "2"], "--model.dropout is 2.0, but must be from 0 to 0.999"),
+        (["--output-dir", "/proc/nowhere/run"], "the run folder /proc/nowhere/run cannot be written"),
         (["--train.metric", "acc"], "--train.metric is 'acc'"),
     ],
 )
@@ -138,6 +140,29 @@ def test_what_cannot_run_says_so_before_it_writes_anything(
     assert sentence in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_recipe_for_a_log_of_your_own_asks_for_it(tmp_path: Path) -> None:
+    line = ["python", ROOT / "stem_torchrec/train.py", "--recipe", "tiktok"]
+    assert "give --data.path DIR" in run(*line, cwd=tmp_path, status=2).stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_predictions_of_two_evaluations_are_not_mixed(finished: Path, tmp_path: Path) -> None:
+    line = [
+        "python",
+        "stem_torchrec/evaluate.py",
+        "--run",
+        finished,
+        "--split",
+        "test",
+        "--predictions",
+        tmp_path / "p",
+    ]
+    run(*line)
+    before = [(file.name, file.stat().st_mtime_ns) for file in (tmp_path / "p").iterdir()]
+    assert "holds predictions already" in run(*line, status=2).stderr
+    assert [(file.name, file.stat().st_mtime_ns) for file in (tmp_path / "p").iterdir()] == before
 
 
 def test_the_installed_command_trains_outside_of_the_repository(tmp_path: Path) -> None:

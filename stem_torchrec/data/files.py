@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from iopath.common.file_io import g_pathmgr
 
+from stem_torchrec.cli import nearest
 from stem_torchrec.data.schema import Schema
 from stem_torchrec.errors import DataError, UserError
 
@@ -45,7 +46,9 @@ class Columns:
                 raise UserError(f"schema.json names no {kind}; a log needs one. datasets/README.md describes the file.")
             for name in names:
                 if name not in known:
-                    raise UserError(f"the log has no {kind} {name!r}, only {', '.join(known)}.")
+                    raise UserError(
+                        f"the log has no {kind} {name!r}, only {', '.join(known)}{nearest(name, list(known))}"
+                    )
             if len(set(names or known)) < len(names or known):
                 raise UserError(f"a {kind} is named twice in {', '.join(names or known)}.")
         return cls(

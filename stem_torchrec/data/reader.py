@@ -72,7 +72,7 @@ class ParquetReader(IterableDataset[Batch | Exposures]):
         shuffle_rows: rows shuffled together in training, see `order_blocks`.
         seed: seed of the order.
 
-    Raises UserError for a size that makes no sense and where the rows do not fill one global training batch, and
+    Raises UserError for a batch size below 1 and where the rows do not fill one global training batch, and
     DataError while iterating.
     """
 
@@ -89,11 +89,8 @@ class ParquetReader(IterableDataset[Batch | Exposures]):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if batch_size < 1 or shuffle_rows < 0 or seed < 0:
-            raise UserError(
-                f"the batch size is {batch_size}, shuffle_rows {shuffle_rows} and the seed {seed}, but a batch has at "
-                "least 1 row and the others are not negative."
-            )
+        if batch_size < 1:
+            raise UserError(f"the batch size is {batch_size}, but must be at least 1.")
         self.row_groups = row_groups
         self.columns = columns
         self.batch_size = batch_size

@@ -46,7 +46,7 @@ class Schema:
 
         schema = load_schema("data/kuairand_pure")
         schema.labels                  # ("long_view", "is_like")
-        schema.splits["train"].rows    # 153160
+        schema.splits["train"].rows    # 149732
     """
 
     sparse_features: tuple[SparseFeature, ...]
