@@ -34,13 +34,23 @@ def save_weights(model: nn.Module, folder: Path) -> None:
     dist.barrier()
 
 
+def find_weights(folder: Path) -> Path:
+    """The folder that holds whole weights: `folder`, or the ones it replaces if saving was cut off between the two.
+
+    Raises UserError where there are none.
+    """
+    for candidate in (folder, folder.with_name(folder.name + ".old")):
+        if (candidate / ".metadata").exists():
+            return candidate
+    raise UserError(f"{folder} holds no weights; a training run writes them at its first evaluation.")
+
+
 def load_weights(model: nn.Module, folder: Path) -> None:
     """Reads into a sharded model what `save_weights` wrote, whatever the ranks and the plan were then.
 
     All ranks call it. Raises UserError where there are no weights, or those of another model.
     """
-    if not (folder / ".metadata").exists():
-        raise UserError(f"{folder} holds no weights; a training run writes them at its first evaluation.")
+    folder = find_weights(folder)
     state = {"model": model.state_dict()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)

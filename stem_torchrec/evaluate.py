@@ -16,7 +16,7 @@ from iopath.common.file_io import g_pathmgr
 from torch import Tensor
 from torchrec.optim.keyed import CombinedOptimizer
 
-from stem_torchrec.checkpoint import load_weights
+from stem_torchrec.checkpoint import find_weights, load_weights
 from stem_torchrec.cli import parse_arguments, run_main
 from stem_torchrec.config import SparseOptimizerConfig
 from stem_torchrec.config_file import load_config
@@ -69,9 +69,7 @@ def evaluate_run(config: EvaluateConfig, process: Process) -> dict[str, TaskMetr
         raise UserError("say which run to evaluate: --run RUN, the folder that training wrote.")
     from_first_rank(lambda: prepare_outputs(config))
     run = load_config(str(Path(config.run) / CONFIG_FILE))
-    weights = Path(config.run) / BEST_WEIGHTS
-    if not weights.exists():
-        raise UserError(f"{config.run} holds no weights yet; a run writes them at its first evaluation.")
+    weights = find_weights(Path(config.run) / BEST_WEIGHTS)
     trained, path = load_schema(config.run), config.data.path or log_folder(run.data)
     schema = load_schema(path)
     columns = Columns.select(trained, features=run.data.features, labels=run.data.labels)

@@ -42,15 +42,17 @@ class SparseOptimizer:
     """Whether a row that was looked up moves although its gradient is zero."""
     has_decay: bool = True
     """Whether FBGEMM decays with it on CUDA."""
+    per_row: bool = False
+    """Whether it keeps a number per row, which every column shard would keep for itself."""
 
 
 SPARSE_OPTIMIZERS: Mapping[str, SparseOptimizer] = {
     "sgd": SparseOptimizer(trec_optim.SGD, torch.optim.SGD, True, False, has_decay=False),
     "adagrad": SparseOptimizer(trec_optim.Adagrad, torch.optim.Adagrad, True, False, has_decay=False),
-    "rowwise_adagrad": SparseOptimizer(trec_optim.RowWiseAdagrad, trec_optim.RowWiseAdagrad, True, False),
+    "rowwise_adagrad": SparseOptimizer(trec_optim.RowWiseAdagrad, trec_optim.RowWiseAdagrad, True, False, per_row=True),
     "adam": SparseOptimizer(trec_optim.Adam, torch.optim.Adam, False, True),
     "lamb": SparseOptimizer(trec_optim.LAMB, None, False, True),
-    "partial_rowwise_adam": SparseOptimizer(trec_optim.PartialRowWiseAdam, None, False, True),
+    "partial_rowwise_adam": SparseOptimizer(trec_optim.PartialRowWiseAdam, None, False, True, per_row=True),
 }
 
 

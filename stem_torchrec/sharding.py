@@ -27,6 +27,9 @@ _INIT_ROWS = 4096
 _FUSED_TYPES = ("table_wise", "row_wise", "column_wise", "table_column_wise", "table_row_wise", "grid_shard")
 """The sharding types that keep a table's optimizer in the backward pass."""
 
+COLUMN_TYPES = ("column_wise", "table_column_wise", "grid_shard")
+"""Those that cut a table by columns."""
+
 
 class AllTypesSharder(EmbeddingBagCollectionSharder):
     """Offers on CPU the sharding types that TorchRec offers on CUDA, with the row-wise ones among them."""
@@ -43,6 +46,7 @@ def plan_sharding(
     batch_size: int,
     sharding_type: str = "auto",
     kernel: str = "auto",
+    whole_rows: bool = False,
 ) -> ShardingPlan:
     """Plans every table of `model`; collective where a process group runs, then all ranks get rank 0's plan.
 
@@ -52,6 +56,8 @@ def plan_sharding(
         batch_size: rows per rank and step.
         sharding_type: one type for all tables. auto lets the planner choose for each table among all but
             data_parallel, which takes a table out of the fused optimizer; on one rank it is table_wise.
+        whole_rows: keeps auto from types that cut columns, as an optimizer with state per row needs: each column
+            shard would keep a state of its own, and learning would depend on the plan.
         kernel: fused, or dense, which TorchRec has for data_parallel tables only; auto is the one that fits the type.
 
     Raises UserError where no plan fits, on all ranks.
@@ -63,9 +69,10 @@ def plan_sharding(
     fits = "dense" if sharding_type == "data_parallel" else "fused"
     if kernel not in ("auto", fits):
         raise UserError(f"--sharding.kernel {kernel} does not serve {sharding_type} tables; they need {fits}.")
+    types = [name for name in _FUSED_TYPES if not (whole_rows and name in COLUMN_TYPES)]
     constraints = {
         config.name: ParameterConstraints(
-            sharding_types=list(_FUSED_TYPES) if sharding_type == "auto" else [sharding_type],
+            sharding_types=types if sharding_type == "auto" else [sharding_type],
             compute_kernels=[fits],
             min_partition=_column_width(config.embedding_dim, topology.world_size),
         )

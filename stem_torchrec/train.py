@@ -29,11 +29,17 @@ from stem_torchrec.limits import check_limits
 from stem_torchrec.loop import EarlyStopping, Metrics, fit
 from stem_torchrec.metrics import format_table, to_json
 from stem_torchrec.models.build import build_model
-from stem_torchrec.optim import apply_sparse_optimizer, build_optimizer, build_schedule, check_sparse_optimizer
+from stem_torchrec.optim import (
+    SPARSE_OPTIMIZERS,
+    apply_sparse_optimizer,
+    build_optimizer,
+    build_schedule,
+    check_sparse_optimizer,
+)
 from stem_torchrec.process import Process, join_process_group
 from stem_torchrec.progress import say
 from stem_torchrec.run_folder import BEST_WEIGHTS, METRICS_FILE, PLAN_FILE, MetricsLog, create_run_folder, write_json
-from stem_torchrec.sharding import format_plan, plan_sharding, plan_to_json, shard, table_configs
+from stem_torchrec.sharding import COLUMN_TYPES, format_plan, plan_sharding, plan_to_json, shard, table_configs
 
 
 def train(config: TrainConfig, process: Process) -> Metrics:
@@ -138,6 +144,7 @@ def build_sharded_model(
     hbm = None
     if process.device.type == "cuda":
         hbm = torch.cuda.get_device_properties(process.device).total_memory
+    per_row = SPARSE_OPTIMIZERS[config.sparse.name].per_row
     plan = plan_sharding(
         model,
         topology=Topology(
@@ -149,9 +156,12 @@ def build_sharded_model(
         batch_size=config.data.batch_size,
         sharding_type=config.sharding.type,
         kernel=config.sharding.kernel,
+        whole_rows=per_row,
     )
     tables = table_configs(model)
     say(format_plan(plan, tables, process.world_size))
+    if per_row and config.sharding.type in COLUMN_TYPES:
+        say(f"note: {config.sparse.name} keeps a number per row and column shard, so it learns otherwise than uncut")
     sharded = shard(model, plan, device=process.device, seed=config.seed)
     # From here on ranks draw different numbers, for dropout.
     torch.manual_seed(config.seed + process.rank)

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from reference import COLUMNS, TABLES, random_batch
 from torch import Tensor
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.datasets.utils import Batch
@@ -17,10 +16,13 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.optim.keyed import CombinedOptimizer
 
 from stem_torchrec.config import DataConfig, LoopConfig, ModelConfig, ShardingConfig, SparseOptimizerConfig, TrainConfig
+from stem_torchrec.data.files import Columns
 from stem_torchrec.optim import build_optimizer
 from stem_torchrec.process import Process
 from stem_torchrec.sharding import local_shards, sharded_collections
 from stem_torchrec.train import build_pipeline, build_sharded_model
+
+from reference import COLUMNS, TABLES, random_batch
 
 ROWS = 12
 """Rows of a global batch, which the ranks share."""
@@ -58,16 +60,17 @@ class Run:
     """A model with its optimizers under the pipeline, built as `train` builds them."""
 
     config: TrainConfig
+    columns: Columns
     model: DistributedModelParallel
     optimizer: CombinedOptimizer
     pipeline: TrainPipelineSparseDist
 
     @classmethod
-    def build(cls, config: TrainConfig) -> "Run":
+    def build(cls, config: TrainConfig, columns: Columns = COLUMNS) -> "Run":
         process = this_process()
-        model, _ = build_sharded_model(config, COLUMNS, process)
+        model, _ = build_sharded_model(config, columns, process)
         optimizer = build_optimizer(model, sparse=config.sparse, dense=config.dense, clip_norm=config.train.clip_norm)
-        return cls(config, model, optimizer, build_pipeline(model, optimizer, config, process))
+        return cls(config, columns, model, optimizer, build_pipeline(model, optimizer, config, process))
 
     def train(self, batches: Iterable[Batch]) -> list[tuple[Tensor, Tensor]]:
         """Losses and logits of a step on each batch."""
@@ -77,7 +80,11 @@ class Run:
 
     def weights(self) -> dict[str, Tensor]:
         """Every weight by its name in the unsharded model, tables in one piece, on every rank."""
-        dense = {name.removeprefix("model."): p.detach().clone() for name, p in self.model.state_dict().items() if TABLES not in name}
+        dense = {
+            name.removeprefix("model."): p.detach().clone()
+            for name, p in self.model.state_dict().items()
+            if TABLES not in name
+        }
         pieces = [
             (piece.table, piece.row, piece.column, piece.weight.clone())
             for _, module in sharded_collections(self.model)
@@ -87,8 +94,8 @@ class Run:
         dist.all_gather_object(gathered, pieces)
         tables = {}
         for table, row, column, weight in itertools.chain(*gathered):
-            rows = COLUMNS.sparse[table.split("/")[1]]
-            whole = tables.setdefault(f"{TABLES}.{table}.weight", torch.full((rows, MODEL.embedding_dim), torch.nan))
+            size = self.columns.sparse[table.split("/")[1]], self.config.model.embedding_dim
+            whole = tables.setdefault(f"{TABLES}.{table}.weight", torch.full(size, torch.nan))
             whole[row : row + weight.shape[0], column : column + weight.shape[1]] = weight
         return dense | tables
 
@@ -104,7 +111,9 @@ class Run:
                 for key, value in states.items():
                     # Counts the steps, which only a decaying learning rate reads.
                     if key != "step":
-                        parts = [p.tensor for p in value.local_shards()] if isinstance(value, ShardedTensor) else [value]
+                        parts = (
+                            [p.tensor for p in value.local_shards()] if isinstance(value, ShardedTensor) else [value]
+                        )
                         held.setdefault(table, []).extend(part.clone() for part in parts)
         return held
 
@@ -113,7 +122,10 @@ def batches_of_ranks(steps: int, world_size: int, *, missing: float = 0.0) -> li
     """Batches by step and rank; the global batch of a step is the same for every world size."""
     rows = ROWS // world_size
     return [
-        [random_batch(step, rows=ROWS, missing=missing, part=slice(r * rows, r * rows + rows)) for r in range(world_size)]
+        [
+            random_batch(step, rows=ROWS, missing=missing, part=slice(r * rows, r * rows + rows))
+            for r in range(world_size)
+        ]
         for step in range(steps)
     ]
 

@@ -8,7 +8,6 @@ import pytest
 import sklearn.metrics
 import torch
 import torch.distributed as dist
-from distributed import run_ranks
 from torch import Tensor
 
 from stem_torchrec import auc as auc_module
@@ -16,6 +15,8 @@ from stem_torchrec.auc import auc_over_ranks
 from stem_torchrec.errors import UserError
 from stem_torchrec.exchange import send_rows
 from stem_torchrec.metrics import MultiTaskMetrics, TaskMetrics, auc, format_table, to_json
+
+from distributed import run_ranks
 
 TASKS = ["finish", "like"]
 # Sums of float64 in another order differ by a few units in the last place, 1e-16 of the value each.

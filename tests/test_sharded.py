@@ -7,12 +7,13 @@ from typing import get_args
 import pytest
 import torch
 import torch.distributed as dist
-from distributed import run_ranks
-from reference import COLUMNS, TABLES, logits_by_formula, loss_by_formula, train_by_hand
 from torch import Tensor
 
-from runs import Run, batches_of_ranks, config_of, mine
 from stem_torchrec.config import ShardingType, TrainConfig
+
+from distributed import run_ranks
+from reference import COLUMNS, TABLES, logits_by_formula, loss_by_formula, train_by_hand
+from runs import Run, batches_of_ranks, config_of, mine
 
 STEPS = 20
 TYPES = [t for t in get_args(ShardingType) if t != "auto"]
@@ -21,9 +22,9 @@ CASES = [
     *(("sgd", sharding_type) for sharding_type in TYPES),
     *((name, t) for name in ("adagrad", "rowwise_adagrad") for t in ("table_wise", "row_wise", "data_parallel")),
 ]
-# A step rounds at 6e-8 of a weight and sums gradients in another order than the equations; Adam and Adagrad divide
-# by the size of the gradient, which magnifies its rounding where it is small. Weights are up to 2.
-ROUNDING = {"rtol": 1e-5, "atol": 1e-5}
+# A step rounds weights of up to 2 at 1e-7 and sums gradients in another order than the equations do. Adam divides by
+# the size of the gradient, which magnifies its rounding where it is small: 3e-6 of weights that move by 1e-3 to 1.
+ROUNDING = {"rtol": 0, "atol": 1e-5}
 
 
 @dataclass
@@ -44,7 +45,8 @@ class Results:
 def config_of_case(optimizer: str, sharding_type: str) -> TrainConfig:
     if optimizer == "sgd":
         return config_of(optimizer, sharding_type, learning_rate=5.0, group_learning_rates={"like": 2.0})
-    return config_of(optimizer, sharding_type)
+    # The size of a gradient here; the default lets a gradient that is all rounding move an element by as much as any.
+    return config_of(optimizer, sharding_type, eps=1e-4)
 
 
 def missing_of_case(optimizer: str) -> float:
@@ -118,8 +120,8 @@ def test_sharded_training_equals_the_equations_trained_by_hand(world_size: int, 
             torch.testing.assert_close(
                 weight, expected[name], **ROUNDING, msg=lambda text, name=name: f"{name}: {text}"
             )
-            # Far beyond the tolerance, so that equality means something; a gate's bias moves least.
-            assert (weight - trained.before[name]).abs().max() > 1e-3, name
+            # Far beyond the tolerance, so that equality means something.
+            assert (weight - trained.before[name]).abs().max() > 2e-4, name
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -158,5 +160,5 @@ def test_bf16_logits_are_near_those_in_fp32_and_losses_stay_fp32(world_size: int
         assert losses.dtype == logits.dtype == torch.float32
         # bf16 keeps 8 bits, so a factor is off by up to 2^-9; six layers with up to 24 summands add their errors up.
         torch.testing.assert_close(logits, expected, rtol=0, atol=0.02 * expected.abs().max().item())
-        assert (logits - expected).abs().max() > 1e-4, "nothing ran in bf16"
+        assert (logits - expected).abs().max() > 1e-5, "nothing ran in bf16"
         torch.testing.assert_close(losses.sum(), loss_by_formula(logits, batch.labels), **ROUNDING)

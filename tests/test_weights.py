@@ -1,0 +1,145 @@
+"""Weights on disk outlive the plan and the world size that they were saved under."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from stem_torchrec.checkpoint import load_weights, save_weights
+from stem_torchrec.config import ModelConfig
+from stem_torchrec.data.files import Columns
+from stem_torchrec.errors import UserError
+
+from distributed import run_ranks
+from reference import COLUMNS
+from runs import MODEL, Run, batches_of_ranks, config_of, mine
+
+Weights = dict[str, Tensor]
+TYPES = ["table_wise", "row_wise", "data_parallel"]
+
+
+def save_all(folder: Path) -> dict[str, Weights]:
+    """Trains, saves, trains on and saves over it; returns the weights saved last, by sharding type."""
+    saved = {}
+    for sharding_type in TYPES:
+        run = Run.build(config_of("adagrad", sharding_type))
+        for batch in mine(batches_of_ranks(2, dist.get_world_size())):
+            run.train([batch])
+            if dist.get_rank() == 0:  # What a run leaves that is killed while it saves.
+                (folder / f"{sharding_type}.new").mkdir()
+                (folder / f"{sharding_type}.new" / "__7_0.distcp").write_bytes(b"half")
+            save_weights(run.model, folder / sharding_type)
+        saved[sharding_type] = run.weights()
+    return saved
+
+
+def load_all(folder: Path) -> dict[tuple[str, str], Weights]:
+    """Weights of new models after loading, by the sharding types that they were saved and loaded under."""
+    loaded = {}
+    for sharding_type in (*TYPES, "column_wise"):
+        run = Run.build(config_of("sgd", sharding_type))
+        for saved_as in TYPES:
+            run.train(mine(batches_of_ranks(1, dist.get_world_size())))  # Away from what was loaded before.
+            load_weights(run.model, folder / saved_as)
+            loaded[saved_as, sharding_type] = run.weights()
+    return loaded
+
+
+def refusals(folder: Path, others: dict[str, tuple[ModelConfig, Columns]]) -> dict[str, str]:
+    """What loading says to models other than the saved one; none of their weights changes."""
+    messages = {}
+    for name, (model, columns) in others.items():
+        run = Run.build(config_of("sgd", "row_wise", model=model), columns)
+        before = run.weights()
+        try:
+            load_weights(run.model, folder / "row_wise")
+        except UserError as error:
+            messages[name] = str(error)
+        assert all(torch.equal(weight, before[key]) for key, weight in run.weights().items())
+    run = Run.build(config_of("sgd", "row_wise"))
+    for path in ("nothing", "damaged"):
+        try:
+            load_weights(run.model, folder / path)
+        except UserError as error:
+            messages[path] = str(error)
+    return messages
+
+
+def two_ranks(one: Path, two: Path) -> tuple[dict[str, Weights], dict[tuple[str, str], Weights], dict[str, str]]:
+    saved = save_all(two)
+    if dist.get_rank() == 0:
+        (two / "damaged").mkdir()
+        (two / "damaged" / ".metadata").write_bytes((two / "row_wise" / ".metadata").read_bytes())
+    dist.barrier()
+    return saved, load_all(one), refusals(two, OTHERS)
+
+
+OTHERS = {
+    "a width": (dataclasses.replace(MODEL, embedding_dim=16), COLUMNS),
+    "fewer layers": (dataclasses.replace(MODEL, num_layers=1), COLUMNS),
+    "more layers": (dataclasses.replace(MODEL, num_layers=3), COLUMNS),
+    "rows of a table": (MODEL, dataclasses.replace(COLUMNS, sparse={"uid": 5000, "tags": 8})),
+    "a feature": (MODEL, dataclasses.replace(COLUMNS, sparse={"uid": 5000, "tags": 7, "tab": 3})),
+    "a task": (MODEL, dataclasses.replace(COLUMNS, labels=("finish", "share"))),
+}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory):
+    """What one and two ranks saved, what each loaded of the other's, and the refusals."""
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    [saved_by_one] = run_ranks(1, save_all, one)
+    [(saved_by_two, loaded_by_two, messages), (_, loaded_by_second, other_messages)] = run_ranks(2, two_ranks, one, two)
+    assert messages == other_messages
+    [loaded_by_one] = run_ranks(1, load_all, two)
+    return {
+        "one to two": (saved_by_one, loaded_by_two),
+        "one to two, second rank": (saved_by_one, loaded_by_second),
+        "two to one": (saved_by_two, loaded_by_one),
+        "messages": messages,
+        "files": {str(path.relative_to(two)) for path in two.rglob("*") if path.is_file()},
+    }
+
+
+@pytest.mark.parametrize("way", ["one to two", "one to two, second rank", "two to one"])
+def test_weights_load_bit_for_bit_under_any_plan_and_world_size(results, way: str):
+    saved, loaded = results[way]
+    for (saved_as, sharding_type), weights in loaded.items():
+        assert set(weights) == set(saved[saved_as])
+        for name, weight in weights.items():
+            assert torch.equal(weight, saved[saved_as][name]), (saved_as, sharding_type, name)
+
+
+def test_saving_leaves_nothing_but_the_newest_weights(results):
+    saved = {
+        f"{sharding_type}/{name}" for sharding_type in TYPES for name in (".metadata", "__0_0.distcp", "__1_0.distcp")
+    }
+    assert results["files"] == {*saved, "damaged/.metadata"}
+
+
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        ("a width", "model.dense_arch.finish.bias is (8,) there and (16,) in this model."),
+        ("fewer layers", "model.layers.0.gates.shared.mlp.0.bias is (8,) there and missing in this model."),
+        ("more layers", "model.layers.1.gates.shared.mlp.0.bias is missing there and (8,) in this model."),
+        ("rows of a table", "embedding_bags.finish/tags.weight is (7, 8) there and (8, 8) in this model."),
+        ("a feature", "model.layers.0.experts.finish.experts.0.0.weight is (16, 24) there and (16, 32) in this model."),
+        ("a task", "model.dense_arch.like.bias is (8,) there and missing in this model."),
+    ],
+)
+def test_another_models_weights_are_refused_in_one_sentence(results, other: str, difference: str):
+    message = results["messages"][other]
+    assert "row_wise are another model's: " in message
+    assert message.endswith(difference)
+
+
+def test_missing_and_damaged_weights_are_refused_in_one_sentence(results):
+    assert results["messages"]["nothing"].endswith(
+        "nothing holds no weights; a training run writes them at its first evaluation."
+    )
+    assert "damaged cannot be read: [Errno 2] No such file" in results["messages"]["damaged"]
+    assert "\n" not in results["messages"]["damaged"]
