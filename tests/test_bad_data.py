@@ -284,8 +284,8 @@ def test_a_folder_without_a_schema_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("schema", "chosen", "sentence"),
     [
-        (SCHEMA, {"features": ("rows",)}, "the log has no sparse feature 'rows', only row, tags, place."),
-        (SCHEMA, {"labels": ("likes",)}, "the log has no label 'likes', only finish, like."),
+        (SCHEMA, {"features": ("rows",)}, "the log has no sparse feature 'rows', only row, tags, place; did you mean 'row'?"),
+        (SCHEMA, {"labels": ("likes",)}, "the log has no label 'likes', only finish, like; did you mean 'like'?"),
         (SCHEMA, {"labels": ("like", "like")}, "a label is named twice in like, like."),
         (replace(SCHEMA, labels=()), {}, "schema.json names no label; a log needs one."),
         (replace(SCHEMA, sparse_features=()), {}, "schema.json names no sparse feature; a log needs one."),
