@@ -284,7 +284,11 @@ def test_a_folder_without_a_schema_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("schema", "chosen", "sentence"),
     [
-        (SCHEMA, {"features": ("rows",)}, "the log has no sparse feature 'rows', only row, tags, place; did you mean 'row'?"),
+        (
+            SCHEMA,
+            {"features": ("rows",)},
+            "the log has no sparse feature 'rows', only row, tags, place; did you mean 'row'?",
+        ),
         (SCHEMA, {"labels": ("likes",)}, "the log has no label 'likes', only finish, like; did you mean 'like'?"),
         (SCHEMA, {"labels": ("like", "like")}, "a label is named twice in like, like."),
         (replace(SCHEMA, labels=()), {}, "schema.json names no label; a log needs one."),
