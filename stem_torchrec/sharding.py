@@ -56,9 +56,9 @@ def plan_sharding(
         batch_size: rows per rank and step.
         sharding_type: one type for all tables. auto lets the planner choose for each table among all but
             data_parallel, which takes a table out of the fused optimizer; on one rank it is table_wise.
+        kernel: fused, or dense, which TorchRec has for data_parallel tables only; auto is the one that fits the type.
         whole_rows: keeps auto from types that cut columns, as an optimizer with state per row needs: each column
             shard would keep a state of its own, and learning would depend on the plan.
-        kernel: fused, or dense, which TorchRec has for data_parallel tables only; auto is the one that fits the type.
 
     Raises UserError where no plan fits, on all ranks.
     """

@@ -5,7 +5,6 @@ from itertools import product
 import pytest
 import torch
 from torch import Tensor
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from stem_torchrec.config import ModelConfig
 from stem_torchrec.data.files import Columns
@@ -49,22 +48,8 @@ def small(**changes) -> ModelConfig:
 def build(config: ModelConfig, columns: Columns, *, seed: int = 0) -> STEM:
     """STEM on CPU with tables and biases large enough that every gradient shows."""
     torch.manual_seed(seed)
-    features = [SparseFeature(name, size) for name, size in columns.sparse.items()]
-    configs = embedding_bag_configs(features, groups_of(columns.labels), embedding_dim=config.embedding_dim, std=1.0)
-    model = STEM(
-        EmbeddingBagCollection(tables=configs),
-        columns.labels,
-        dense_in_features=len(columns.dense),
-        dense_out_features=config.embedding_dim,
-        num_layers=config.num_layers,
-        num_shared_experts=config.num_shared_experts,
-        num_task_experts=config.num_task_experts,
-        expert_hidden=config.expert_hidden,
-        gate_hidden=config.gate_hidden,
-        tower_hidden=config.tower_hidden,
-        reads=config.reads,
-        trains=config.trains,
-    )
+    model = build_model(dataclasses.replace(config, embedding_std=1.0), columns, table_device="cpu").model
+    assert isinstance(model, STEM)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.1)

@@ -12,8 +12,8 @@ from stem_torchrec.models.train import MultiTaskTrain
 from stem_torchrec.tables import embedding_bag_configs, groups_of
 
 
-def build_model(config: ModelConfig, columns: Columns) -> MultiTaskTrain:
-    """STEM-Net with its loss; the tables are on the meta device until they are sharded.
+def build_model(config: ModelConfig, columns: Columns, *, table_device: str = "meta") -> MultiTaskTrain:
+    """STEM-Net with its loss; the tables stay on the meta device, without memory, until they are sharded.
 
     Raises UserError for task weights that do not fit the tasks.
     """
@@ -30,7 +30,7 @@ def build_model(config: ModelConfig, columns: Columns) -> MultiTaskTrain:
         std=config.embedding_std,
     )
     model = STEM(
-        EmbeddingBagCollection(tables=tables, device=torch.device("meta")),
+        EmbeddingBagCollection(tables=tables, device=torch.device(table_device)),
         columns.labels,
         dense_in_features=len(columns.dense),
         dense_out_features=config.embedding_dim,
