@@ -19,6 +19,12 @@ ShardingType = Literal[
 ]
 
 
+Kernel = Literal["auto", "fused", "dense", "fused_uvm", "fused_uvm_caching"]
+Layout = Literal["split", "packed"]
+InputDist = Literal["stock", "once"]
+Communication = Literal["fp32", "fp16", "bf16"]
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """The log, and how rows become batches."""
@@ -48,7 +54,10 @@ class ModelConfig:
     """STEM-Net (arXiv 2308.13537) and its tables."""
 
     embedding_dim: int = 16
-    """Width D of every table."""
+    """Width D of every group's embedding of a feature."""
+    layout: Layout = "split"
+    """split keeps a table of width D for every group and feature; packed one per feature, which holds the groups'
+    side by side and is looked up once. packed needs an optimizer that treats every element on its own."""
     num_layers: int = 1
     """Layers of experts and gates."""
     num_shared_experts: int = 8
@@ -126,10 +135,22 @@ class ScheduleConfig:
 class ShardingConfig:
     """Where the tables live."""
 
+    rules: tuple[str, ...] = ()
+    """How single tables are sharded, as PATTERN=TYPE[:kernel=KERNEL][:rank=R,R...][:cache=SHARE]. The pattern names
+    tables as group/feature with * and ?, the first rule that fits a table holds, and the planner fills the rest:
+    `shared/*=row_wise like/user_id=table_wise:rank=1 *=auto`."""
+    plan: str | None = None
+    """A plan.json, as a run or a benchmark writes it, to shard by exactly that."""
     type: ShardingType = "auto"
-    """One sharding type for all tables; auto lets TorchRec's planner choose for each table."""
-    kernel: Literal["auto", "fused", "dense"] = "auto"
-    """Compute kernel; dense keeps the optimizer out of the backward pass (adam on CPU needs that)."""
+    """Sharding type of the tables without a rule; auto lets TorchRec's planner choose for each."""
+    kernel: Kernel = "auto"
+    """Compute kernel of the tables without a rule. dense keeps the optimizer out of the backward pass (adam on CPU
+    needs that); fused_uvm and fused_uvm_caching keep tables in host memory on CUDA."""
+    input_dist: InputDist = "stock"
+    """once sends each feature's ids once to a rank and hands them to all its tables there; stock, as TorchRec does
+    it, once for every table. The results are the same bits."""
+    communication: Communication = "fp32"
+    """Precision in which embeddings and their gradients travel between the ranks."""
     hbm_gb: float | None = None
     """GPU memory per rank that the planner may fill, in GiB; by default what the GPU has."""
 

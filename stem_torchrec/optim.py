@@ -24,7 +24,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from stem_torchrec.config import DenseOptimizerConfig, ScheduleConfig, SparseOptimizerConfig
 from stem_torchrec.errors import UserError
-from stem_torchrec.sharding import sharded_collections
+from stem_torchrec.sharding.shard import sharded_collections
 from stem_torchrec.tables import table_group
 
 

@@ -39,7 +39,8 @@ from stem_torchrec.optim import (
 from stem_torchrec.process import Process, join_process_group
 from stem_torchrec.progress import say
 from stem_torchrec.run_folder import BEST_WEIGHTS, METRICS_FILE, PLAN_FILE, MetricsLog, create_run_folder, write_json
-from stem_torchrec.sharding import COLUMN_TYPES, format_plan, plan_sharding, plan_to_json, shard, table_configs
+from stem_torchrec.sharding.planner import COLUMN_TYPES, format_plan, plan_sharding, plan_to_json
+from stem_torchrec.sharding.shard import shard, table_configs
 
 
 def train(config: TrainConfig, process: Process) -> Metrics:

@@ -19,7 +19,7 @@ from stem_torchrec.config import DataConfig, LoopConfig, ModelConfig, ShardingCo
 from stem_torchrec.data.files import Columns
 from stem_torchrec.optim import build_optimizer
 from stem_torchrec.process import Process
-from stem_torchrec.sharding import local_shards, sharded_collections
+from stem_torchrec.sharding.shard import local_shards, sharded_collections
 from stem_torchrec.train import build_pipeline, build_sharded_model
 
 from reference import COLUMNS, TABLES, random_batch

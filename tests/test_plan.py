@@ -6,7 +6,8 @@ from torchrec.distributed.planner import Topology
 from stem_torchrec.data.files import Columns
 from stem_torchrec.errors import UserError
 from stem_torchrec.models.build import build_model
-from stem_torchrec.sharding import COLUMN_TYPES, format_plan, plan_sharding, table_configs
+from stem_torchrec.sharding.planner import COLUMN_TYPES, format_plan, plan_sharding
+from stem_torchrec.sharding.shard import table_configs
 
 from runs import MODEL
 

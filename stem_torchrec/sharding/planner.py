@@ -1,42 +1,25 @@
-"""Where the tables live: plans for any module that holds EmbeddingBagCollections, and sharding by them."""
+"""Plans: which ranks hold which part of which table."""
 
 import json
-import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
-import torch
 from tabulate import tabulate
-from torch import Tensor, nn
-from torch.distributed._shard.sharded_tensor import ShardedTensor
-from torchrec.distributed import DistributedModelParallel
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
+from torch import nn
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import EnumerableShardingSpec, ParameterSharding, ShardingPlan
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from stem_torchrec.errors import UserError
 from stem_torchrec.process import from_first_rank
-
-_INIT_ROWS = 4096
-"""Rows of a table that one random generator fills."""
+from stem_torchrec.sharding.shard import AllTypesSharder, table_configs
 
 _FUSED_TYPES = ("table_wise", "row_wise", "column_wise", "table_column_wise", "table_row_wise", "grid_shard")
 """The sharding types that keep a table's optimizer in the backward pass."""
 
 COLUMN_TYPES = ("column_wise", "table_column_wise", "grid_shard")
 """Those that cut a table by columns."""
-
-
-class AllTypesSharder(EmbeddingBagCollectionSharder):
-    """Offers on CPU the sharding types that TorchRec offers on CUDA, with the row-wise ones among them."""
-
-    def sharding_types(self, compute_device_type: str) -> list[str]:
-        """All seven sharding types, on any device."""
-        return super().sharding_types("cuda")
 
 
 def plan_sharding(
@@ -96,53 +79,6 @@ def plan_sharding(
     return from_first_rank(plan)
 
 
-def shard(model: nn.Module, plan: ShardingPlan, *, device: torch.device, seed: int) -> DistributedModelParallel:
-    """Shards the tables of `model` by `plan`, with the same initial weights for every plan and world size."""
-    configs = {config.name: config for config in table_configs(model)}
-    sharded = DistributedModelParallel(model, device=device, plan=plan, sharders=[AllTypesSharder()])
-    for _, module in sharded_collections(sharded):
-        for piece in local_shards(module):
-            _fill(piece, configs[piece.table], seed)
-    return sharded
-
-
-def sharded_collections(model: nn.Module) -> Iterator[tuple[str, ShardedEmbeddingBagCollection]]:
-    """The sharded collections in `model`, by name."""
-    for name, module in model.named_modules():
-        if isinstance(module, ShardedEmbeddingBagCollection):
-            yield name, module
-
-
-@dataclass(frozen=True)
-class LocalShard:
-    """The part of a table that this rank holds."""
-
-    table: str
-    weight: Tensor
-    row: int
-    """Row of the table that the shard starts with."""
-    column: int
-    """Column of the table that the shard starts with."""
-
-
-def local_shards(module: ShardedEmbeddingBagCollection) -> Iterator[LocalShard]:
-    """This rank's parts of the tables of a sharded collection; data_parallel tables are whole."""
-    for key, weight in module.state_dict().items():
-        table = key.removeprefix("embedding_bags.").removesuffix(".weight")
-        if isinstance(weight, ShardedTensor):
-            for piece in weight.local_shards():
-                row, column = piece.metadata.shard_offsets
-                yield LocalShard(table, piece.tensor, row, column)
-        else:
-            yield LocalShard(table, weight, 0, 0)
-
-
-def table_configs(model: nn.Module) -> list[EmbeddingBagConfig]:
-    """The tables of all EmbeddingBagCollections in `model`."""
-    collections = (module for module in model.modules() if isinstance(module, EmbeddingBagCollection))
-    return [config for collection in collections for config in collection.embedding_bag_configs()]
-
-
 def format_plan(plan: ShardingPlan, configs: Sequence[EmbeddingBagConfig], world_size: int) -> str:
     """The plan as a table: table, rows, dim, type, kernel, ranks and MiB of weights on the fullest rank."""
     rows = []
@@ -194,18 +130,3 @@ def _mib_per_rank(config: EmbeddingBagConfig, sharding: ParameterSharding, world
     for piece in sharding.sharding_spec.shards:
         mib[piece.placement.rank()] += piece.shard_sizes[0] * piece.shard_sizes[1] * 4 / 2**20
     return mib
-
-
-def _fill(piece: LocalShard, config: EmbeddingBagConfig, seed: int) -> None:
-    """Fills a shard with its part of a table that is drawn block of rows by block of rows, whoever holds them."""
-    assert config.init_fn is not None
-    stop = piece.row + piece.weight.shape[0]
-    for block in range(piece.row // _INIT_ROWS, -(-stop // _INIT_ROWS)):
-        first, last = block * _INIT_ROWS, min((block + 1) * _INIT_ROWS, config.num_embeddings)
-        values = torch.empty(last - first, config.embedding_dim)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(zlib.crc32(f"{seed} {config.name} {block}".encode()))
-            config.init_fn(values)
-        low, high = max(first, piece.row), min(last, stop)
-        part = values[low - first : high - first, piece.column : piece.column + piece.weight.shape[1]]
-        piece.weight[low - piece.row : high - piece.row].copy_(part)
