@@ -16,6 +16,7 @@ from iopath.common.file_io import g_pathmgr
 from torch import Tensor
 from torchrec.optim.keyed import CombinedOptimizer
 
+from stem_torchrec.assembly import build_pipeline, build_sharded_model
 from stem_torchrec.checkpoint import find_weights, load_weights
 from stem_torchrec.cli import parse_arguments, run_main
 from stem_torchrec.config import SparseOptimizerConfig
@@ -30,7 +31,7 @@ from stem_torchrec.metrics import MultiTaskMetrics, TaskMetrics, format_table, t
 from stem_torchrec.process import Process, from_first_rank, join_process_group
 from stem_torchrec.progress import progress_bar, say
 from stem_torchrec.run_folder import BEST_WEIGHTS, CONFIG_FILE, write_json
-from stem_torchrec.train import build_pipeline, build_sharded_model, log_folder
+from stem_torchrec.train import log_folder
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,13 @@ def evaluate_run(config: EvaluateConfig, process: Process) -> dict[str, TaskMetr
         world_size=process.world_size,
         training=False,
     )
-    # Evaluation has no use for optimizer state, and may run where the run's optimizer does not.
-    model, _ = build_sharded_model(replace(run, sparse=SparseOptimizerConfig(name="sgd")), columns, process)
+    # Evaluation has no use for optimizer state, and may run on other ranks and devices than the run did.
+    here = replace(
+        run,
+        sparse=SparseOptimizerConfig(name="sgd"),
+        sharding=replace(run.sharding, rules=(), plan=None, kernel="auto"),
+    )
+    model, _ = build_sharded_model(here, columns, process)
     load_weights(model, weights)
     pipeline = build_pipeline(model, CombinedOptimizer([]), run, process)
 

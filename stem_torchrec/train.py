@@ -1,4 +1,4 @@
-"""Trains STEM: the one place that knows the order build -> optimizer in backward -> plan -> shard -> pipeline.
+"""Trains STEM on a log and keeps the best weights.
 
 python stem_torchrec/train.py --recipe synthetic
 torchx run dist.ddp -j 2x8 stem_torchrec/train.py --recipe kuairand_pure --data.path DIR
@@ -7,14 +7,8 @@ torchx run dist.ddp -j 2x8 stem_torchrec/train.py --recipe kuairand_pure --data.
 import hashlib
 import os
 from dataclasses import replace
-from typing import Any
 
-import torch
-from torchrec.distributed import DistributedModelParallel
-from torchrec.distributed.planner import Topology
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
-from torchrec.optim.keyed import CombinedOptimizer
-
+from stem_torchrec.assembly import build_pipeline, build_sharded_model
 from stem_torchrec.checkpoint import save_weights
 from stem_torchrec.cli import run_main
 from stem_torchrec.config import DataConfig, TrainConfig
@@ -28,19 +22,11 @@ from stem_torchrec.evaluation import evaluate
 from stem_torchrec.limits import check_limits
 from stem_torchrec.loop import EarlyStopping, Metrics, fit
 from stem_torchrec.metrics import format_table, to_json
-from stem_torchrec.models.build import build_model
-from stem_torchrec.optim import (
-    SPARSE_OPTIMIZERS,
-    apply_sparse_optimizer,
-    build_optimizer,
-    build_schedule,
-    check_sparse_optimizer,
-)
+from stem_torchrec.optim import build_optimizer, build_schedule
 from stem_torchrec.process import Process, join_process_group
 from stem_torchrec.progress import say
 from stem_torchrec.run_folder import BEST_WEIGHTS, METRICS_FILE, PLAN_FILE, MetricsLog, create_run_folder, write_json
-from stem_torchrec.sharding.planner import COLUMN_TYPES, format_plan, plan_sharding, plan_to_json
-from stem_torchrec.sharding.shard import shard, table_configs
+from stem_torchrec.sharding.plan import plan_to_json
 
 
 def train(config: TrainConfig, process: Process) -> Metrics:
@@ -68,17 +54,13 @@ def train(config: TrainConfig, process: Process) -> Metrics:
         data_loader(source, num_workers=config.data.num_workers, pin_memory=process.device.type == "cuda")
         for source in (reader, validation)
     )
-    check_sparse_optimizer(
-        config.sparse,
-        device=process.device,
-        dense_kernel=config.sharding.kernel == "dense" or config.sharding.type == "data_parallel",
-        labels_missing=missing_labels(reader.row_groups, columns.labels),
-    )
     stopping = EarlyStopping(
         config.train.metric, config.train.patience, columns.labels, has_groups=columns.group is not None
     )
 
-    model, plan = build_sharded_model(config, columns, process)
+    model, plan = build_sharded_model(
+        config, columns, process, labels_missing=missing_labels(reader.row_groups, columns.labels)
+    )
     optimizer = build_optimizer(model, sparse=config.sparse, dense=config.dense, clip_norm=config.train.clip_norm)
     steps = min(reader.steps * config.train.epochs, config.train.max_steps or reader.steps * config.train.epochs)
     schedule = build_schedule(optimizer, config.schedule, steps=steps)
@@ -87,7 +69,7 @@ def train(config: TrainConfig, process: Process) -> Metrics:
     folder = create_run_folder(config)
     if process.is_first:
         save_schema(schema, str(folder))
-        (folder / PLAN_FILE).write_text(plan)
+        (folder / PLAN_FILE).write_text(plan_to_json(plan))
     say(
         f"{reader.rows:,} training rows: {reader.steps} steps of {process.world_size} x {reader.batch_size} an epoch, "
         f"{reader.rows_left_out:,} rows left out{', others in each' if reader.shuffle_rows else ''}\n"
@@ -133,52 +115,6 @@ def log_folder(config: DataConfig) -> str:
     folder = os.path.abspath(os.path.join("data", f"synthetic-{name}"))
     synthetic.ensure(config.synthetic, folder)
     return folder
-
-
-def build_sharded_model(
-    config: TrainConfig, columns: Columns, process: Process
-) -> tuple[DistributedModelParallel, str]:
-    """The model with its loss, sharded over the ranks, and the plan as JSON."""
-    torch.manual_seed(config.seed)
-    model = build_model(config.model, columns)
-    apply_sparse_optimizer(model, config.sparse)
-    hbm = None
-    if process.device.type == "cuda":
-        hbm = torch.cuda.get_device_properties(process.device).total_memory
-    per_row = SPARSE_OPTIMIZERS[config.sparse.name].per_row
-    plan = plan_sharding(
-        model,
-        topology=Topology(
-            world_size=process.world_size,
-            local_world_size=process.local_world_size,
-            compute_device=process.device.type,
-            hbm_cap=hbm if config.sharding.hbm_gb is None else int(config.sharding.hbm_gb * 2**30),
-        ),
-        batch_size=config.data.batch_size,
-        sharding_type=config.sharding.type,
-        kernel=config.sharding.kernel,
-        whole_rows=per_row,
-    )
-    tables = table_configs(model)
-    say(format_plan(plan, tables, process.world_size))
-    if per_row and config.sharding.type in COLUMN_TYPES:
-        say(f"note: {config.sparse.name} keeps a number per row and column shard, so it learns otherwise than uncut")
-    sharded = shard(model, plan, device=process.device, seed=config.seed)
-    # From here on ranks draw different numbers, for dropout.
-    torch.manual_seed(config.seed + process.rank)
-    return sharded, plan_to_json(plan, tables, process.world_size)
-
-
-def build_pipeline(
-    model: DistributedModelParallel, optimizer: CombinedOptimizer, config: TrainConfig, process: Process
-) -> TrainPipelineSparseDist:
-    """The pipeline: copy of batch i+2, input distribution of batch i+1, forward and backward of batch i."""
-
-    def forward(batch: Any) -> Any:
-        with torch.autocast(process.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
-            return model(batch)
-
-    return TrainPipelineSparseDist(model, optimizer, process.device, custom_model_fwd=forward)
 
 
 def main() -> None:

@@ -15,12 +15,12 @@ from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.optim.keyed import CombinedOptimizer
 
+from stem_torchrec.assembly import build_pipeline, build_sharded_model
 from stem_torchrec.config import DataConfig, LoopConfig, ModelConfig, ShardingConfig, SparseOptimizerConfig, TrainConfig
 from stem_torchrec.data.files import Columns
 from stem_torchrec.optim import build_optimizer
 from stem_torchrec.process import Process
 from stem_torchrec.sharding.shard import local_shards, sharded_collections
-from stem_torchrec.train import build_pipeline, build_sharded_model
 
 from reference import COLUMNS, TABLES, random_batch
 
@@ -45,7 +45,7 @@ def config_of(
         data=DataConfig(batch_size=ROWS),
         model=model,
         sparse=SparseOptimizerConfig(optimizer, **{"learning_rate": 0.1, **sparse}),
-        sharding=ShardingConfig(sharding_type),
+        sharding=ShardingConfig(type=sharding_type),
         train=LoopConfig(precision=precision),
     )
 

@@ -1,25 +1,40 @@
-"""Plans: which ranks hold which part of which table."""
+"""Planning: from placements, as rules or a plan file say them, to a plan by TorchRec's planner.
 
-import json
-from collections.abc import Iterator, Sequence
+rules, plan file -> placements -> constraints, ranks -> EmbeddingShardingPlanner -> Plan
+"""
 
-from tabulate import tabulate
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
 from torch import nn
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+from torchrec.distributed.planner.partitioners import GreedyPerfPartitioner
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
-from torchrec.distributed.planner.types import PlannerError
-from torchrec.distributed.types import EnumerableShardingSpec, ParameterSharding, ShardingPlan
+from torchrec.distributed.planner.types import (
+    Partitioner,
+    PlannerError,
+    PlannerErrorType,
+    ShardingOption,
+    Stats,
+)
+from torchrec.distributed.types import CacheParams
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from stem_torchrec.errors import UserError
 from stem_torchrec.process import from_first_rank
+from stem_torchrec.sharding.placement import (
+    AUTO,
+    COLUMN_TYPES,
+    FUSED_KERNELS,
+    FUSED_TYPES,
+    HOST_TYPES,
+    Placement,
+    check_placements,
+)
+from stem_torchrec.sharding.plan import Plan, make_plan
 from stem_torchrec.sharding.shard import AllTypesSharder, table_configs
-
-_FUSED_TYPES = ("table_wise", "row_wise", "column_wise", "table_column_wise", "table_row_wise", "grid_shard")
-"""The sharding types that keep a table's optimizer in the backward pass."""
-
-COLUMN_TYPES = ("column_wise", "table_column_wise", "grid_shard")
-"""Those that cut a table by columns."""
 
 
 def plan_sharding(
@@ -27,106 +42,182 @@ def plan_sharding(
     *,
     topology: Topology,
     batch_size: int,
-    sharding_type: str = "auto",
-    kernel: str = "auto",
+    placements: Mapping[str, Placement] | None = None,
+    sharder: EmbeddingBagCollectionSharder | None = None,
     whole_rows: bool = False,
-) -> ShardingPlan:
+    pooling_factors: Mapping[str, float] | None = None,
+) -> Plan:
     """Plans every table of `model`; collective where a process group runs, then all ranks get rank 0's plan.
 
     Args:
         model: any module with EmbeddingBagCollections.
         topology: the ranks and their memory.
         batch_size: rows per rank and step.
-        sharding_type: one type for all tables. auto lets the planner choose for each table among all but
-            data_parallel, which takes a table out of the fused optimizer; on one rank it is table_wise.
-        kernel: fused, or dense, which TorchRec has for data_parallel tables only; auto is the one that fits the type.
-        whole_rows: keeps auto from types that cut columns, as an optimizer with state per row needs: each column
-            shard would keep a state of its own, and learning would depend on the plan.
+        placements: what is decided already, by table; see `planner_constraints`.
+        sharder: what will shard; by default AllTypesSharder.
+        whole_rows: see `planner_constraints`.
+        pooling_factors: mean number of ids per row, by feature; 1 where not given.
 
     Raises UserError where no plan fits, on all ranks.
     """
-    if kernel == "dense" and sharding_type == "auto":
-        sharding_type = "data_parallel"
-    if sharding_type == "auto" and topology.world_size == 1:
-        sharding_type = "table_wise"
-    fits = "dense" if sharding_type == "data_parallel" else "fused"
-    if kernel not in ("auto", fits):
-        raise UserError(f"--sharding.kernel {kernel} does not serve {sharding_type} tables; they need {fits}.")
-    types = [name for name in _FUSED_TYPES if not (whole_rows and name in COLUMN_TYPES)]
-    constraints = {
-        config.name: ParameterConstraints(
-            sharding_types=types if sharding_type == "auto" else [sharding_type],
-            compute_kernels=[fits],
-            min_partition=_column_width(config.embedding_dim, topology.world_size),
-        )
-        for config in table_configs(model)
-    }
+    tables = table_configs(model)
+    placements = dict(placements or {})
+    constraints = planner_constraints(
+        tables, topology=topology, placements=placements, whole_rows=whole_rows, pooling_factors=pooling_factors
+    )
+    chosen = _ChosenOptions()
     planner = EmbeddingShardingPlanner(
         topology=topology,
         batch_size=batch_size,
         constraints=constraints,
+        partitioner=RankPartitioner(placements),
         storage_reservation=FixedPercentageStorageReservation(percentage=0.15),
+        stats=chosen,
     )
 
-    def plan() -> ShardingPlan:
+    def plan() -> Plan:
         try:
-            return planner.plan(model, [AllTypesSharder()])
+            sharding_plan = planner.plan(model, [sharder or AllTypesSharder()])
         except PlannerError as error:
             reason = " ".join(str(error).split())
-            ranks = topology.world_size
-            raise UserError(f"no plan with --sharding.type {sharding_type} fits {ranks} ranks: {reason}") from error
+            raise UserError(f"no plan fits {topology.world_size} ranks: {reason}") from error
+        return make_plan(sharding_plan, chosen.options, tables, topology)
 
     return from_first_rank(plan)
 
 
-def format_plan(plan: ShardingPlan, configs: Sequence[EmbeddingBagConfig], world_size: int) -> str:
-    """The plan as a table: table, rows, dim, type, kernel, ranks and MiB of weights on the fullest rank."""
-    rows = []
-    per_rank = [0.0] * world_size
-    for config, sharding in _tables(plan, configs):
-        mib = _mib_per_rank(config, sharding, world_size)
-        per_rank = [total + more for total, more in zip(per_rank, mib, strict=True)]
-        ranks = "all" if sharding.sharding_spec is None else ",".join(map(str, sharding.ranks or []))
-        how = (sharding.sharding_type, sharding.compute_kernel, ranks, max(mib))
-        rows.append([config.name, config.num_embeddings, config.embedding_dim, *how])
-    rows.append(["total", sum(config.num_embeddings for config in configs), "", "", "", "", max(per_rank)])
-    headers = ["table", "rows", "dim", "type", "kernel", "ranks", "MiB per rank"]
-    return tabulate(rows, headers, floatfmt=".2f", intfmt=",")
+def planner_constraints(
+    tables: Sequence[EmbeddingBagConfig],
+    *,
+    topology: Topology,
+    placements: Mapping[str, Placement] | None = None,
+    whole_rows: bool = False,
+    pooling_factors: Mapping[str, float] | None = None,
+) -> dict[str, ParameterConstraints]:
+    """Constraints that keep TorchRec's planner to the placements; ranks need RankPartitioner as well.
+
+    A table that is left to the planner gets any type but data_parallel, which takes it out of the fused optimizer;
+    on one rank it is table_wise. On CUDA the planner moves what does not fit into GPU memory to the host (UVM).
+
+    Args:
+        tables: the tables of all EmbeddingBagCollections.
+        topology: the ranks and their memory.
+        placements: what is decided already, by table.
+        whole_rows: keeps the planner from types that cut columns, as an optimizer that couples the elements of a row
+            needs: each column shard would be a row of its own, and learning would depend on the plan.
+        pooling_factors: mean number of ids per row, by feature; 1 where not given.
+
+    Raises UserError for placements that the device, the ranks or the tables do not have.
+    """
+    placements = placements or {}
+    check_placements(placements, device=topology.compute_device, world_size=topology.world_size)
+    constraints = {}
+    for config in tables:
+        placement = placements.get(config.name, AUTO)
+        cache = placement.cache_load_factor
+        constraints[config.name] = ParameterConstraints(
+            sharding_types=_types(placement, topology.world_size, whole_rows),
+            compute_kernels=_kernels(placement, topology.compute_device),
+            min_partition=_column_width(config, placement, topology),
+            pooling_factors=[(pooling_factors or {}).get(feature, 1.0) for feature in config.feature_names],
+            cache_params=None if cache is None else CacheParams(load_factor=cache),
+        )
+    return constraints
 
 
-def plan_to_json(plan: ShardingPlan, configs: Sequence[EmbeddingBagConfig], world_size: int) -> str:
-    """The plan as JSON: for each table its size, sharding type, kernel and ranks."""
-    tables = {
-        config.name: {
-            "rows": config.num_embeddings,
-            "dim": config.embedding_dim,
-            "sharding_type": sharding.sharding_type,
-            "compute_kernel": sharding.compute_kernel,
-            "ranks": sharding.ranks,
-        }
-        for config, sharding in _tables(plan, configs)
-    }
-    return json.dumps({"world_size": world_size, "tables": tables}, indent=2) + "\n"
+class RankPartitioner(Partitioner):
+    """Puts tables on the ranks that their placements name, and the others around them as TorchRec's greedy one does.
+
+    Args:
+        placements: by table; those without ranks are left to the greedy partitioner.
+    """
+
+    def __init__(self, placements: Mapping[str, Placement]) -> None:
+        self._ranks = {table: placement.ranks for table, placement in placements.items() if placement.ranks}
+
+    def partition(self, proposal: list[ShardingOption], storage_constraint: Topology) -> list[ShardingOption]:
+        """The proposal with a rank for every shard; raises PlannerError where it does not fit."""
+        topology = deepcopy(storage_constraint)
+        free = []
+        for option in proposal:
+            if option.name not in self._ranks or option.partition_by == "uniform":
+                free.append(option)
+                continue
+            ranks = _expand(option, self._ranks[option.name], topology.local_world_size)
+            for shard, rank in zip(option.shards, ranks, strict=True):
+                device = topology.devices[rank]
+                if not shard.storage.fits_in(device.storage):
+                    message = f"{option.name} does not fit on rank {rank}, where it is to be"
+                    raise PlannerError(message, PlannerErrorType.INSUFFICIENT_STORAGE)
+                shard.rank = rank
+                device.storage -= shard.storage
+                device.perf += shard.perf
+        GreedyPerfPartitioner().partition(free, topology)
+        return proposal
 
 
-def _column_width(embedding_dim: int, world_size: int) -> int:
-    """Narrowest columns that FBGEMM can look up (multiples of 4) without more column shards than ranks."""
-    widths = [w for w in range(4, embedding_dim, 4) if embedding_dim % w == 0 and w * world_size >= embedding_dim]
-    return min(widths, default=embedding_dim)
+class _ChosenOptions(Stats):
+    """Keeps the options that the planner chose, with its estimates."""
+
+    def __init__(self) -> None:
+        self.options: list[ShardingOption] = []
+
+    def log(self, *, best_plan: list[ShardingOption], **_: Any) -> None:
+        self.options = best_plan
 
 
-def _tables(
-    plan: ShardingPlan, configs: Sequence[EmbeddingBagConfig]
-) -> Iterator[tuple[EmbeddingBagConfig, ParameterSharding]]:
-    shardings = {name: sharding for module in plan.plan.values() for name, sharding in module.items()}
-    for config in configs:
-        yield config, shardings[config.name]
+def _types(placement: Placement, world_size: int, whole_rows: bool) -> list[str]:
+    if placement.sharding_type != "auto":
+        return [placement.sharding_type]
+    if placement.kernel == "dense":
+        return ["data_parallel"]
+    if world_size == 1:
+        return ["table_wise"]
+    return [name for name in FUSED_TYPES if not (whole_rows and name in COLUMN_TYPES)]
 
 
-def _mib_per_rank(config: EmbeddingBagConfig, sharding: ParameterSharding, world_size: int) -> list[float]:
-    if not isinstance(sharding.sharding_spec, EnumerableShardingSpec):
-        return [config.num_embeddings * config.embedding_dim * 4 / 2**20] * world_size
-    mib = [0.0] * world_size
-    for piece in sharding.sharding_spec.shards:
-        mib[piece.placement.rank()] += piece.shard_sizes[0] * piece.shard_sizes[1] * 4 / 2**20
-    return mib
+def _kernels(placement: Placement, device: str) -> list[str]:
+    if placement.kernel != "auto":
+        return [placement.kernel]
+    if placement.sharding_type == "data_parallel":
+        return ["dense"]
+    return list(FUSED_KERNELS) if device == "cuda" else ["fused"]
+
+
+def _column_width(config: EmbeddingBagConfig, placement: Placement, topology: Topology) -> int:
+    """Width of a column shard: as the ranks ask, else the narrowest without more shards than ranks (or hosts).
+
+    FBGEMM looks up multiples of 4 columns.
+    """
+    dim, kind = config.embedding_dim, placement.sharding_type
+    local = topology.local_world_size
+    if placement.ranks and kind in COLUMN_TYPES:
+        shards = len(placement.ranks)
+        if kind == "grid_shard" and len({rank // local for rank in placement.ranks}) * local == shards:
+            shards //= local
+        if dim % (4 * shards):
+            raise UserError(
+                f"{config.name} cannot be cut into {shards} blocks of columns, one per rank that is named: its {dim} "
+                "columns do not divide into equal multiples of 4; name fewer ranks."
+            )
+        return dim // shards
+    most = topology.world_size // local if kind == "grid_shard" else topology.world_size
+    most = local if kind == "table_column_wise" else most
+    return min((w for w in range(4, dim, 4) if dim % w == 0 and w * most >= dim), default=dim)
+
+
+def _expand(option: ShardingOption, ranks: Sequence[int], local_world_size: int) -> Sequence[int]:
+    """A rank for each shard; one rank of a host stands for the host where a type cuts rows over it."""
+    if option.sharding_type in HOST_TYPES and len(ranks) * local_world_size == option.num_shards:
+        starts = [rank - rank % local_world_size for rank in ranks]
+        ranks = [start + local for start in starts for local in range(local_world_size)]
+    if len(ranks) != option.num_shards:
+        raise UserError(
+            f"{option.name} as {option.sharding_type} has {option.num_shards} shards, but {len(ranks)} ranks are named."
+        )
+    hosts = {rank // local_world_size for rank in ranks}
+    if option.sharding_type in ("table_row_wise", "table_column_wise") and len(hosts) > 1:
+        raise UserError(
+            f"{option.name} as {option.sharding_type} stays on one host, but its ranks are on {len(hosts)}."
+        )
+    return ranks

@@ -25,10 +25,17 @@ class AllTypesSharder(EmbeddingBagCollectionSharder):
         return super().sharding_types("cuda")
 
 
-def shard(model: nn.Module, plan: ShardingPlan, *, device: torch.device, seed: int) -> DistributedModelParallel:
+def shard(
+    model: nn.Module,
+    plan: ShardingPlan,
+    *,
+    device: torch.device,
+    seed: int,
+    sharder: EmbeddingBagCollectionSharder | None = None,
+) -> DistributedModelParallel:
     """Shards the tables of `model` by `plan`, with the same initial weights for every plan and world size."""
     configs = {config.name: config for config in table_configs(model)}
-    sharded = DistributedModelParallel(model, device=device, plan=plan, sharders=[AllTypesSharder()])
+    sharded = DistributedModelParallel(model, device=device, plan=plan, sharders=[sharder or AllTypesSharder()])
     for _, module in sharded_collections(sharded):
         for piece in local_shards(module):
             _fill(piece, configs[piece.table], seed)

@@ -1,0 +1,95 @@
+"""From a configuration to a sharded model under a pipeline.
+
+The one place that knows the order build -> optimizer in backward -> plan -> shard -> pipeline.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.planner import Topology
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.optim.keyed import CombinedOptimizer
+
+from stem_torchrec.config import ShardingConfig, TrainConfig
+from stem_torchrec.data.files import Columns
+from stem_torchrec.errors import UserError
+from stem_torchrec.models.build import build_model
+from stem_torchrec.optim import SPARSE_OPTIMIZERS, apply_sparse_optimizer, check_sparse_optimizer
+from stem_torchrec.process import Process, from_first_rank
+from stem_torchrec.progress import say
+from stem_torchrec.sharding.placement import COLUMN_TYPES, Placement, check_placements, match_rules, parse_rules, some
+from stem_torchrec.sharding.plan import Plan, format_plan, read_plan
+from stem_torchrec.sharding.planner import plan_sharding
+from stem_torchrec.sharding.shard import shard, table_configs
+from stem_torchrec.sharding.sharder import make_sharder
+from stem_torchrec.sharding.topology import topology_here
+
+
+def build_sharded_model(
+    config: TrainConfig, columns: Columns, process: Process, *, labels_missing: bool = False
+) -> tuple[DistributedModelParallel, Plan]:
+    """The model with its loss, sharded over the ranks, and the plan.
+
+    Raises UserError where the sparse optimizer does not serve the tables, or no plan fits; see `plan_sharding`.
+    """
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, columns)
+    tables = table_configs(model)
+    topology = topology_here(process, hbm_gib=config.sharding.hbm_gb)
+    placements = from_first_rank(lambda: choose_placements(config.sharding, tables, topology))
+    kinds = {p.sharding_type == "data_parallel" or p == Placement("auto", "dense") for p in placements.values()}
+    for dense_kernel in sorted(kinds):
+        check_sparse_optimizer(
+            config.sparse,
+            device=process.device,
+            dense_kernel=dense_kernel,
+            labels_missing=labels_missing,
+        )
+    apply_sparse_optimizer(model, config.sparse)
+    sharder = make_sharder(input_dist=config.sharding.input_dist, communication=config.sharding.communication)
+    per_row = SPARSE_OPTIMIZERS[config.sparse.name].per_row
+    plan = plan_sharding(
+        model,
+        topology=topology,
+        batch_size=config.data.batch_size,
+        placements=placements,
+        sharder=sharder,
+        whole_rows=per_row,
+    )
+    say(format_plan(plan))
+    cut = [table.name for table in plan.tables if table.sharding_type in COLUMN_TYPES]
+    if per_row and cut:
+        say(f"note: {config.sparse.name} keeps a number per row and column shard, so {some(cut)} learn otherwise")
+    sharded = shard(model, plan.sharding_plan, device=process.device, seed=config.seed, sharder=sharder)
+    # From here on ranks draw different numbers, for dropout.
+    torch.manual_seed(config.seed + process.rank)
+    return sharded, plan
+
+
+def choose_placements(
+    config: ShardingConfig, tables: Sequence[EmbeddingBagConfig], topology: Topology
+) -> dict[str, Placement]:
+    """What `--sharding` says of each table; raises UserError where it does not fit the tables or the ranks."""
+    if config.plan is not None:
+        if config.rules or config.type != "auto" or config.kernel != "auto":
+            raise UserError("--sharding.plan pins every table; leave out --sharding.rules, .type and .kernel.")
+        return read_plan(config.plan, tables, topology)
+    default = Placement(config.type, config.kernel)
+    placements = match_rules(parse_rules(config.rules), [table.name for table in tables], default)
+    check_placements(placements, device=topology.compute_device, world_size=topology.world_size)
+    return placements
+
+
+def build_pipeline(
+    model: DistributedModelParallel, optimizer: CombinedOptimizer, config: TrainConfig, process: Process
+) -> TrainPipelineSparseDist:
+    """The pipeline: copy of batch i+2, input distribution of batch i+1, forward and backward of batch i."""
+
+    def forward(batch: Any) -> Any:
+        with torch.autocast(process.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
+            return model(batch)
+
+    return TrainPipelineSparseDist(model, optimizer, process.device, custom_model_fwd=forward)
