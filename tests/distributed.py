@@ -22,7 +22,13 @@ import torch.distributed as dist
 STARTUP_SECONDS = 30  # Until a child has imported torch and watches its own time, on a busy machine.
 
 
-def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 120) -> list[Any]:
+def run_ranks(
+    world_size: int,
+    function: Callable[..., Any],
+    *args: Any,
+    timeout: float = 120,
+    ranks_per_host: int | None = None,
+) -> list[Any]:
     """Calls `function(*args)` on `world_size` new processes joined by gloo; returns their results by rank.
 
     Inside, `dist.get_rank()` tells the ranks apart, RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE are
@@ -30,10 +36,11 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
     torch, so check several facts in one call.
 
     Args:
-        world_size: how many processes; all are local ranks of one host.
+        world_size: how many processes.
         function: must stand at the top level of a module, since the children import it by name.
         *args: must pickle, as must the results; tensors arrive as copies.
         timeout: seconds after which a rank is stopped and its stack shown.
+        ranks_per_host: how many ranks believe to share a host; all by default.
 
     Raises:
         RuntimeError: a rank raised, died or ran out of time; holds the traceback of every such rank, the
@@ -50,13 +57,14 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
     """
     __tracebackhide__ = True  # pytest shows the ranks' tracebacks and the test, not this function.
     call = pickle.dumps((function, args))
+    local_size = ranks_per_host or world_size
     with tempfile.TemporaryDirectory(prefix="run_ranks_") as directory:
         folder = Path(directory)
         # "spawn", since a fork would copy the parent's thread pools in an unusable state. Not daemonic,
         # since a DataLoader's workers are children of their own.
         context = multiprocessing.get_context("spawn")
         processes: list[BaseProcess] = [
-            context.Process(target=_run_rank, args=(rank, world_size, call, folder, timeout))
+            context.Process(target=_run_rank, args=(rank, world_size, local_size, call, folder, timeout))
             for rank in range(world_size)
         ]
         try:
@@ -71,7 +79,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
                 _kill(process)
 
 
-def _run_rank(rank: int, world_size: int, call: bytes, folder: Path, timeout: float) -> None:
+def _run_rank(rank: int, world_size: int, local_size: int, call: bytes, folder: Path, timeout: float) -> None:
     os.setpgid(0, 0)  # A group of its own, so that killing the rank kills its DataLoader workers as well.
     log = (folder / f"{rank}.log").open("w")
     # Also ends a rank whose parent was killed and could not clean up.
@@ -79,8 +87,8 @@ def _run_rank(rank: int, world_size: int, call: bytes, folder: Path, timeout: fl
     os.environ |= {
         "RANK": str(rank),
         "WORLD_SIZE": str(world_size),
-        "LOCAL_RANK": str(rank),
-        "LOCAL_WORLD_SIZE": str(world_size),
+        "LOCAL_RANK": str(rank % local_size),
+        "LOCAL_WORLD_SIZE": str(local_size),
     }
     if "lo" in (name for _, name in socket.if_nameindex()):
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # The host's name need not resolve in a container.

@@ -1,40 +1,230 @@
-"""What the planner may choose, offline."""
+"""What rules and plan files say, and what the planner makes of them, offline."""
+
+import json
+from pathlib import Path
 
 import pytest
 from torchrec.distributed.planner import Topology
 
+from stem_torchrec.assembly import choose_placements
+from stem_torchrec.config import ShardingConfig
 from stem_torchrec.data.files import Columns
 from stem_torchrec.errors import UserError
 from stem_torchrec.models.build import build_model
-from stem_torchrec.sharding.planner import COLUMN_TYPES, format_plan, plan_sharding
+from stem_torchrec.models.train import MultiTaskTrain
+from stem_torchrec.sharding.placement import COLUMN_TYPES, FUSED_TYPES, HOST_TYPES
+from stem_torchrec.sharding.plan import Plan, format_plan, imbalance, plan_to_json
+from stem_torchrec.sharding.planner import plan_sharding
 from stem_torchrec.sharding.shard import table_configs
+from stem_torchrec.sharding.topology import make_topology
 
 from runs import MODEL
 
 OTHERS = {"dense": (), "labels": ("finish", "like"), "group": None}
+FEATURES = {"uid": 1000, "iid": 1000, "segment": 20, "category": 20, "tags": 100}
 
 
-def types_of(**arguments) -> set[str]:
-    columns = Columns(sparse={"uid": 1000, "iid": 1000, "segment": 20, "category": 20, "tags": 100}, **OTHERS)
-    model = build_model(MODEL, columns)
-    topology = Topology(world_size=16, local_world_size=8, compute_device="cpu")
-    plan = plan_sharding(model, topology=topology, batch_size=256, **arguments)
-    assert "total" in format_plan(plan, table_configs(model), 16)
-    return {sharding.sharding_type for module in plan.plan.values() for sharding in module.values()}
+def a_model(**features: int) -> MultiTaskTrain:
+    return build_model(MODEL, Columns(sparse=features or FEATURES, **OTHERS))
 
 
-def test_auto_cuts_no_columns_where_the_optimizer_keeps_state_per_row():
-    assert types_of() & set(COLUMN_TYPES), "else this test shows nothing"
-    assert not types_of(whole_rows=True) & set(COLUMN_TYPES)
+def topology(world_size: int = 16, *, local: int = 8, device: str = "cpu", hbm_gib: float | None = None) -> Topology:
+    return make_topology(world_size=world_size, local_world_size=local, device=device, hbm_gib=hbm_gib)
+
+
+def plan(
+    *rules: str, ranks: Topology | None = None, whole_rows: bool = False, model: MultiTaskTrain | None = None, **options
+) -> Plan:
+    model, ranks = model or a_model(), ranks or topology()
+    placements = choose_placements(ShardingConfig(rules=rules, **options), table_configs(model), ranks)
+    return plan_sharding(model, topology=ranks, batch_size=256, placements=placements, whole_rows=whole_rows)
+
+
+def types(made: Plan, pattern: str = "") -> set[str]:
+    return {table.sharding_type for table in made.tables if table.name.startswith(pattern)}
+
+
+def table(made: Plan, name: str):
+    return next(table for table in made.tables if table.name == name)
+
+
+def refused(*rules: str, **options) -> str:
+    with pytest.raises(UserError) as error:
+        plan(*rules, **options)
+    return str(error.value)
+
+
+def test_auto_cuts_no_columns_where_the_optimizer_couples_the_elements_of_a_row():
+    assert types(plan()) & set(COLUMN_TYPES), "else this test shows nothing"
+    assert not types(plan(whole_rows=True)) & set(COLUMN_TYPES)
 
 
 def test_a_type_that_is_asked_for_is_what_all_tables_get():
     for sharding_type in ("row_wise", "column_wise", "data_parallel"):
-        assert types_of(sharding_type=sharding_type, whole_rows=True) == {sharding_type}
-    assert types_of(kernel="dense") == {"data_parallel"}
+        assert types(plan(type=sharding_type, whole_rows=True)) == {sharding_type}
+    assert types(plan(kernel="dense")) == {"data_parallel"}
 
 
-@pytest.mark.parametrize(("sharding_type", "kernel"), [("row_wise", "dense"), ("data_parallel", "fused")])
-def test_a_kernel_that_does_not_serve_the_type_is_refused(sharding_type: str, kernel: str):
-    with pytest.raises(UserError, match=f"--sharding.kernel {kernel} does not serve {sharding_type} tables"):
-        types_of(sharding_type=sharding_type, kernel=kernel)
+def test_the_first_rule_that_matches_a_table_holds_and_the_planner_fills_the_rest():
+    made = plan(
+        "shared/uid=data_parallel", "shared/*=row_wise", "like/uid=table_wise:rank=13", "finish/i?d=column_wise"
+    )
+    assert types(made, "shared/uid") == {"data_parallel"}
+    assert types(made, "shared/iid") | types(made, "shared/tags") == {"row_wise"}
+    assert table(made, "like/uid").ranks == [13]
+    assert types(made, "finish/iid") == {"column_wise"}
+    assert types(made, "like/tags") <= set(FUSED_TYPES)
+    assert {table.name for table in made.tables} == {f"{g}/{f}" for g in ("finish", "like", "shared") for f in FEATURES}
+
+
+def test_named_ranks_hold_the_shards_in_their_order():
+    made = plan(
+        "like/uid=column_wise:rank=9,2",
+        "like/iid=table_column_wise:rank=12,10",
+        "like/tags=table_row_wise:rank=11",
+        "finish/uid=grid_shard:rank=8,0",
+        "finish/iid=grid_shard:rank=3",
+    )
+    assert [(s.rank, s.rows, s.columns) for s in table(made, "like/uid").shards] == [(9, 1000, 4), (2, 1000, 4)]
+    assert table(made, "like/iid").ranks == [12, 10]
+    # One rank of a host stands for the host.
+    assert table(made, "like/tags").ranks == [*range(8, 16)]
+    assert table(made, "finish/uid").ranks == [*range(8, 16), *range(8)]
+    assert {shard.columns for shard in table(made, "finish/uid").shards} == {4}
+    assert table(made, "finish/iid").ranks == [*range(8)]
+
+
+def test_the_planner_places_other_tables_around_those_with_named_ranks():
+    uid = {"uid": 1_000_000, "iid": 1_000_000}
+    made = plan(
+        "shared/*=table_wise:rank=0", "*=table_wise", model=a_model(**uid), ranks=topology(2, local=2, device="cpu")
+    )
+    # Two of six equal tables are on rank 0 already, so three tables each means that it gets one more.
+    assert sorted(rank for t in made.tables for rank in t.ranks) == [0, 0, 0, 1, 1, 1]
+
+
+def test_tables_that_gpu_memory_does_not_hold_spill_to_the_host():
+    big = a_model(uid=100_000_000, iid=1000)
+    # 3 x 3.0 GiB of uid tables.
+    roomy, tight = (plan(model=big, ranks=topology(2, local=2, device="cuda", hbm_gib=gib)) for gib in (16, 2))
+    assert {table.kernel for table in roomy.tables} == {"fused"}
+    assert {table.kernel for table in tight.tables} > {"fused"}
+    assert all(table.kernel.startswith("fused_uvm") for table in tight.tables if table.kernel != "fused")
+    assert max(tight.per_rank("memory")) < 2 * 1024 < max(roomy.per_rank("memory"))
+    assert max(tight.per_rank("host_memory")) > 0 == max(roomy.per_rank("host_memory"))
+
+
+def test_a_plan_that_does_not_fit_is_one_sentence():
+    big = a_model(uid=100_000_000, iid=1000)
+    ranks = topology(2, local=2, device="cuda", hbm_gib=2)
+    assert "no plan fits 2 ranks" in refused("*=table_wise:kernel=fused", model=big, ranks=ranks)
+    assert "shared/uid does not fit on rank 1" in refused(
+        "shared/uid=table_wise:kernel=fused:rank=1", model=big, ranks=ranks
+    )
+
+
+def test_a_cache_load_factor_reaches_the_plan():
+    made = plan("shared/*=row_wise:kernel=fused_uvm_caching:cache=0.1", ranks=topology(device="cuda"))
+    sharding = next(iter(made.sharding_plan.plan.values()))
+    assert table(made, "shared/uid").cache_load_factor == 0.1
+    assert sharding["shared/uid"].cache_params.load_factor == 0.1
+    assert sharding["shared/uid"].compute_kernel == "fused_uvm_caching"
+
+
+@pytest.mark.parametrize(
+    ("rule", "sentence"),
+    [
+        ("shard/*=row_wise", "'shard/*=row_wise' matches no table; the tables are finish/uid, finish/iid"),
+        ("like/uid=rowwise", "sharding type 'rowwise'.*did you mean 'row_wise'"),
+        ("like/uid", "is no rule; write PATTERN=TYPE"),
+        ("like/uid=table_wise:ranks=1", "'ranks=1' is no option"),
+        ("like/uid=table_wise:rank=one", "rank is 'one'"),
+        ("like/uid=table_wise:rank=16", "like/uid is to be on rank 16, but this run has the ranks 0 to 15"),
+        ("like/uid=table_wise:rank=0,1", "like/uid as table_wise has 1 shards, but 2 ranks are named"),
+        ("like/uid=column_wise:rank=0,1,2", "like/uid cannot be cut into 3 blocks of columns.*its 8 columns"),
+        ("like/uid=table_column_wise:rank=0,8", "like/uid as table_column_wise stays on one host"),
+        ("like/uid=auto:rank=1", "like/uid is given ranks but no sharding type"),
+        ("like/uid=row_wise:rank=1", "like/uid is given ranks, but row_wise tables lie on all of them"),
+        ("like/uid=row_wise:kernel=fast", "the kernel 'fast'"),
+        ("like/uid=row_wise:kernel=dense", "like/uid cannot be row_wise with the kernel dense"),
+        ("like/uid=data_parallel:kernel=fused", "like/uid cannot be data_parallel with the kernel fused"),
+        ("like/uid=row_wise:kernel=fused_uvm", "like/uid asks for the kernel fused_uvm, which needs a GPU"),
+        ("like/uid=row_wise:cache=0.1", "like/uid has a cache load factor, which only"),
+        ("like/uid=row_wise:kernel=fused_uvm_caching:cache=2", "cache is '2', not a share"),
+    ],
+)
+def test_a_rule_that_cannot_hold_is_refused_with_its_reason(rule: str, sentence: str):
+    with pytest.raises(UserError, match=sentence.replace("*=", r"\*=")):
+        plan(rule)
+
+
+def test_a_rule_behind_one_that_takes_all_its_tables_is_refused():
+    assert "comes too late" in refused("shared/*=row_wise", "shared/uid=table_wise")
+
+
+@pytest.fixture
+def plan_file(tmp_path: Path) -> Path:
+    made = plan(
+        "like/uid=column_wise:rank=9,2",
+        "like/iid=table_column_wise",
+        "like/tags=table_row_wise:rank=11",
+        "finish/uid=grid_shard",
+        "finish/iid=data_parallel",
+        "shared/*=row_wise",
+        "*=table_wise",
+    )
+    path = tmp_path / "plan.json"
+    path.write_text(plan_to_json(made))
+    return path
+
+
+def test_a_plan_file_gives_the_same_plan_again(plan_file: Path):
+    again = plan(plan=str(plan_file))
+    assert plan_to_json(again) == plan_file.read_text()
+    assert {t["sharding_type"] for t in json.loads(plan_file.read_text())["tables"].values()} > {
+        *HOST_TYPES,
+        "row_wise",
+    }
+
+
+def edited(path: Path, table: str, **values) -> str:
+    content = json.loads(path.read_text())
+    content["tables"][table] |= values
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def test_a_plan_file_that_does_not_fit_says_which_tables_and_why(plan_file: Path):
+    file = str(plan_file)
+    assert "it is for 16 ranks, and this run has 2" in refused(plan=file, ranks=topology(2, local=2))
+    moved = refused(plan=file, ranks=topology(16, local=4))
+    assert "finish/uid, like/iid, like/tags count on 8 ranks per host, and this run has 4" in moved
+    other = refused(plan=file, model=a_model(**{**FEATURES, "new": 5, "uid": 7}))
+    assert "it has no finish/new, like/new, shared/new" in other
+    assert "like/uid is 1000 x 8 there and 7 x 8 in this model" in other
+    fewer = refused(plan=file, model=a_model(uid=1000, iid=1000, segment=20, category=20))
+    assert "this model has no finish/tags, like/tags, shared/tags" in fewer
+    assert "leave out --sharding.rules" in refused("shared/*=row_wise", plan=file)
+
+
+def test_a_plan_file_that_is_none_is_refused(plan_file: Path, tmp_path: Path):
+    assert "cannot be read" in refused(plan=str(tmp_path / "none.json"))
+    (tmp_path / "empty.json").write_text("{}")
+    assert "is no plan" in refused(plan=str(tmp_path / "empty.json"))
+    assert "is no plan" in refused(plan=edited(plan_file, "like/uid", sharding_type="diagonal"))
+    plan_file.write_text("{")
+    assert "cannot be read" in refused(plan=str(plan_file))
+
+
+def test_the_printed_plan_shows_every_table_its_estimate_and_how_even_the_ranks_are():
+    made = plan("shared/*=row_wise", "like/uid=table_wise:rank=13")
+    text = format_plan(made)
+    for planned in made.tables:
+        [line] = [line for line in text.splitlines() if line.startswith(f"{planned.name} ")]
+        assert planned.sharding_type in line
+        assert f"{max(shard.estimate_ms for shard in planned.shards):.4f}" in line
+    weights = made.per_rank("weights")
+    # All the weights are somewhere, once.
+    assert sum(weights) == pytest.approx(3 * sum(FEATURES.values()) * 8 * 4 / 2**20)
+    assert f"{imbalance(weights):.3f}" in text
+    assert imbalance(weights) == pytest.approx(max(weights) * 16 / sum(weights))

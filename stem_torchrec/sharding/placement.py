@@ -96,6 +96,8 @@ def check_placements(placements: Mapping[str, Placement], *, device: str, world_
             raise UserError(f"{table} has a cache load factor, which only the kernel fused_uvm_caching uses.")
         if placement.ranks and kind == "auto":
             raise UserError(f"{table} is given ranks but no sharding type; say which, as in {table}=table_wise:rank=0.")
+        if placement.ranks and kind in ("row_wise", "data_parallel"):
+            raise UserError(f"{table} is given ranks, but {kind} tables lie on all of them; leave out rank=.")
         beyond = [rank for rank in placement.ranks if not 0 <= rank < world_size]
         if beyond:
             raise UserError(f"{table} is to be on rank {beyond[0]}, but this run has the ranks 0 to {world_size - 1}.")
@@ -135,9 +137,7 @@ def _ranks(rule: str, values: Mapping[str, str]) -> tuple[int, ...]:
     try:
         return tuple(int(rank) for rank in values["rank"].split(",")) if "rank" in values else ()
     except ValueError:
-        raise UserError(
-            f"--sharding.rules {rule!r}: the ranks are {values['rank']!r}, not numbers as 0 or 0,1."
-        ) from None
+        raise UserError(f"--sharding.rules {rule!r}: rank is {values['rank']!r}, not numbers as 0 or 0,1.") from None
 
 
 def _cache(rule: str, values: Mapping[str, str]) -> float | None:

@@ -4,7 +4,6 @@ rules, plan file -> placements -> constraints, ranks -> EmbeddingShardingPlanner
 """
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from typing import Any
 
 from torch import nn
@@ -137,22 +136,20 @@ class RankPartitioner(Partitioner):
 
     def partition(self, proposal: list[ShardingOption], storage_constraint: Topology) -> list[ShardingOption]:
         """The proposal with a rank for every shard; raises PlannerError where it does not fit."""
-        topology = deepcopy(storage_constraint)
+        devices = storage_constraint.devices
+        before = [(device.storage, device.perf) for device in devices]
         free = []
-        for option in proposal:
-            if option.name not in self._ranks or option.partition_by == "uniform":
-                free.append(option)
-                continue
-            ranks = _expand(option, self._ranks[option.name], topology.local_world_size)
-            for shard, rank in zip(option.shards, ranks, strict=True):
-                device = topology.devices[rank]
-                if not shard.storage.fits_in(device.storage):
-                    message = f"{option.name} does not fit on rank {rank}, where it is to be"
-                    raise PlannerError(message, PlannerErrorType.INSUFFICIENT_STORAGE)
-                shard.rank = rank
-                device.storage -= shard.storage
-                device.perf += shard.perf
-        GreedyPerfPartitioner().partition(free, topology)
+        try:
+            for option in proposal:
+                if option.name in self._ranks:
+                    _put(option, self._ranks[option.name], storage_constraint)
+                else:
+                    free.append(option)
+            GreedyPerfPartitioner().partition(free, storage_constraint)
+        finally:
+            # The planner hands in the same topology with every proposal.
+            for device, (storage, perf) in zip(devices, before, strict=True):
+                device.storage, device.perf = storage, perf
         return proposal
 
 
@@ -204,6 +201,18 @@ def _column_width(config: EmbeddingBagConfig, placement: Placement, topology: To
     most = topology.world_size // local if kind == "grid_shard" else topology.world_size
     most = local if kind == "table_column_wise" else most
     return min((w for w in range(4, dim, 4) if dim % w == 0 and w * most >= dim), default=dim)
+
+
+def _put(option: ShardingOption, ranks: Sequence[int], topology: Topology) -> None:
+    """Gives the shards their ranks and takes their memory and time from those."""
+    for shard, rank in zip(option.shards, _expand(option, ranks, topology.local_world_size), strict=True):
+        device = topology.devices[rank]
+        if not shard.storage.fits_in(device.storage):
+            message = f"{option.name} does not fit on rank {rank}, where it is to be"
+            raise PlannerError(message, PlannerErrorType.INSUFFICIENT_STORAGE)
+        shard.rank = rank
+        device.storage -= shard.storage
+        device.perf += shard.perf
 
 
 def _expand(option: ShardingOption, ranks: Sequence[int], local_world_size: int) -> Sequence[int]:
