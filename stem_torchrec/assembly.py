@@ -3,7 +3,7 @@
 The one place that knows the order build -> optimizer in backward -> plan -> shard -> pipeline.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,9 +29,21 @@ from stem_torchrec.sharding.topology import topology_here
 
 
 def build_sharded_model(
-    config: TrainConfig, columns: Columns, process: Process, *, labels_missing: bool = False
+    config: TrainConfig,
+    columns: Columns,
+    process: Process,
+    *,
+    labels_missing: bool = False,
+    ids_per_row: Mapping[str, float] | None = None,
 ) -> tuple[DistributedModelParallel, Plan]:
     """The model with its loss, sharded over the ranks, and the plan.
+
+    Args:
+        config: the run.
+        columns: the columns of the log.
+        process: this rank.
+        labels_missing: whether the log has rows without a label for some task.
+        ids_per_row: mean number of ids in a row by feature, for the planner's estimates; 1 where not given.
 
     Raises UserError where the sparse optimizer does not serve the tables, or no plan fits; see `plan_sharding`.
     """
@@ -58,6 +70,7 @@ def build_sharded_model(
         placements=placements,
         sharder=sharder,
         whole_rows=per_row,
+        pooling_factors=ids_per_row,
     )
     say(format_plan(plan))
     cut = [table.name for table in plan.tables if table.sharding_type in COLUMN_TYPES]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -51,8 +52,8 @@ def config_of(
 
 
 def this_process() -> Process:
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    return Process(rank, world_size, rank, world_size, torch.device("cpu"))
+    local_rank, local_world_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    return Process(dist.get_rank(), dist.get_world_size(), local_rank, local_world_size, torch.device("cpu"))
 
 
 @dataclass

@@ -21,7 +21,7 @@ from torchrec.datasets.utils import Batch
 
 from stem_torchrec.data import reader as reader_module
 from stem_torchrec.data.batch import Exposures
-from stem_torchrec.data.files import Columns, find_row_groups, missing_labels
+from stem_torchrec.data.files import Columns, find_row_groups, ids_per_row, missing_labels
 from stem_torchrec.data.reader import ParquetReader, data_loader, order_blocks
 from stem_torchrec.data.schema import load_schema, save_schema
 from stem_torchrec.errors import UserError
@@ -410,3 +410,11 @@ def test_missing_labels_are_seen_in_the_footers(tmp_path: Path, write_statistics
     row_groups = find_row_groups(str(tmp_path), "train", SCHEMA, Columns.select(SCHEMA))
     assert missing_labels(row_groups, ("like",))
     assert missing_labels(row_groups, ("finish",)) == missing  # Without a count, it may be.
+
+
+def test_the_footers_tell_how_many_ids_a_row_has(tmp_path: Path):
+    write_log(tmp_path, 30, [[10, 5], [15]])
+    row_groups = reader_of(tmp_path, batch_size=5).row_groups
+    # tags holds 0 to 2 ids by n % 3, and none where n % 5 == 4; a row without ids counts as one.
+    ids = [max(1, 0 if n % 5 == 4 else n % 3) for n in range(30)]
+    assert ids_per_row(row_groups, ["row", "tags", "place"]) == {"row": 1, "tags": sum(ids) / 30, "place": 1}

@@ -1,4 +1,4 @@
-"""STEM sharded over one and two ranks equals the equations, trained by hand."""
+"""STEM sharded over ranks and hosts equals the equations, trained by hand."""
 
 import functools
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from stem_torchrec.config import ShardingType, TrainConfig
+from stem_torchrec.sharding.placement import COLUMN_TYPES
 
 from distributed import run_ranks
 from reference import COLUMNS, TABLES, logits_by_formula, loss_by_formula, train_by_hand
@@ -19,9 +20,11 @@ STEPS = 20
 TYPES = [t for t in get_args(ShardingType) if t != "auto"]
 # Row-wise Adagrad keeps a number per row and column shard, so the types that cut columns train otherwise.
 CASES = [
-    *(("sgd", sharding_type) for sharding_type in TYPES),
-    *((name, t) for name in ("adagrad", "rowwise_adagrad") for t in ("table_wise", "row_wise", "data_parallel")),
+    *((name, sharding_type) for name in ("sgd", "adagrad") for sharding_type in TYPES),
+    *(("rowwise_adagrad", sharding_type) for sharding_type in TYPES if sharding_type not in COLUMN_TYPES),
 ]
+# Ranks, and how many of them are on a host: on several hosts the types differ that cut tables within one.
+MESHES = [(1, 1), (2, 2), (4, 2)]
 # A step rounds weights of up to 2 at 1e-7 and sums gradients in another order than the equations do. Adam divides by
 # the size of the gradient, which magnifies its rounding where it is small: 3e-6 of weights that move by 1e-3 to 1.
 ROUNDING = {"rtol": 0, "atol": 1e-5}
@@ -69,14 +72,14 @@ def train_all_cases() -> Results:
 
 
 @functools.cache
-def results(world_size: int) -> list[Results]:
-    return run_ranks(world_size, train_all_cases)
+def results(mesh: tuple[int, int]) -> list[Results]:
+    return run_ranks(mesh[0], train_all_cases, ranks_per_host=mesh[1], timeout=300)
 
 
 @functools.cache
 def by_hand(world_size: int, optimizer: str) -> dict[str, Tensor]:
     batches = batches_of_ranks(STEPS, world_size, missing=missing_of_case(optimizer))
-    before = results(1)[0].cases["sgd", "table_wise"].before
+    before = results((1, 1))[0].cases["sgd", "table_wise"].before
     return train_by_hand(before, batches, COLUMNS.labels, config_of_case(optimizer, "table_wise"))
 
 
@@ -87,9 +90,9 @@ def assert_equal(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> Non
 
 
 def test_initial_weights_are_the_same_for_every_plan_and_world_size():
-    expected = results(1)[0].cases["sgd", "table_wise"].before
-    for world_size in (1, 2):
-        for rank in results(world_size):
+    expected = results((1, 1))[0].cases["sgd", "table_wise"].before
+    for mesh in MESHES:
+        for rank in results(mesh):
             for trained in rank.cases.values():
                 assert_equal(trained.before, expected)
     uid, tags = expected[f"{TABLES}.like/uid.weight"], expected[f"{TABLES}.like/tags.weight"]
@@ -101,19 +104,19 @@ def test_initial_weights_are_the_same_for_every_plan_and_world_size():
     assert uid.std().item() == pytest.approx(0.5, rel=0.02)
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_the_pipeline_distributes_the_ids_of_every_plan_ahead(world_size: int):
-    for rank in results(world_size):
+@pytest.mark.parametrize("mesh", MESHES, ids="{0[0]} ranks, {0[1]} on a host".format)
+def test_the_pipeline_distributes_the_ids_of_every_plan_ahead(mesh: tuple[int, int]):
+    for rank in results(mesh):
         for case, trained in rank.cases.items():
             # One embedding collection, found by tracing the model; without it the pipeline silently does not overlap.
             assert trained.pipelined_modules == 1, case
 
 
 @pytest.mark.parametrize("case", CASES, ids="-".join)
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_sharded_training_equals_the_equations_trained_by_hand(world_size: int, case: tuple[str, str]):
-    expected = by_hand(world_size, case[0])
-    for rank in results(world_size):
+@pytest.mark.parametrize("mesh", MESHES, ids="{0[0]} ranks, {0[1]} on a host".format)
+def test_sharded_training_equals_the_equations_trained_by_hand(mesh: tuple[int, int], case: tuple[str, str]):
+    expected = by_hand(mesh[0], case[0])
+    for rank in results(mesh):
         trained = rank.cases[case]
         assert set(trained.after) == set(expected)
         for name, weight in trained.after.items():
@@ -121,14 +124,14 @@ def test_sharded_training_equals_the_equations_trained_by_hand(world_size: int, 
                 weight, expected[name], **ROUNDING, msg=lambda text, name=name: f"{name}: {text}"
             )
             # Far beyond the tolerance, so that equality means something.
-            assert (weight - trained.before[name]).abs().max() > 2e-4, name
+            assert (weight - trained.before[name]).abs().max() > 1e-4, name
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_losses_and_logits_of_a_step_are_those_of_this_rank(world_size: int):
+@pytest.mark.parametrize("mesh", MESHES, ids="{0[0]} ranks, {0[1]} on a host".format)
+def test_losses_and_logits_of_a_step_are_those_of_this_rank(mesh: tuple[int, int]):
     config = config_of_case("adagrad", "row_wise").model
-    for rank, batch in enumerate(batches_of_ranks(1, world_size, missing=0.3)[0]):
-        trained = results(world_size)[rank].cases["adagrad", "row_wise"]
+    for rank, batch in enumerate(batches_of_ranks(1, mesh[0], missing=0.3)[0]):
+        trained = results(mesh)[rank].cases["adagrad", "row_wise"]
         expected = logits_by_formula(trained.before, batch, COLUMNS.labels, config)
         torch.testing.assert_close(trained.logits, expected, **ROUNDING)
         for task, loss in enumerate(trained.losses):
@@ -136,26 +139,26 @@ def test_losses_and_logits_of_a_step_are_those_of_this_rank(world_size: int):
 
 
 def test_sgd_gives_the_same_weights_for_every_plan_and_world_size():
-    for world_size in (1, 2):
-        cases = results(world_size)[0].cases
+    for mesh in MESHES:
+        cases = results(mesh)[0].cases
         # Columns do not enter each other's sums, so cutting a table by columns changes no bit.
         for sharding_type in ("column_wise", "table_column_wise"):
             assert_equal(cases["sgd", sharding_type].after, cases["sgd", "table_wise"].after)
         # Both ranks hold the same dense weights and read the same tables.
-        for rank in results(world_size):
+        for rank in results(mesh):
             for case, trained in rank.cases.items():
                 assert_equal(trained.after, cases[case].after)
     # Another order of the same sums.
-    for name, weight in results(2)[0].cases["sgd", "table_wise"].after.items():
-        torch.testing.assert_close(weight, results(1)[0].cases["sgd", "table_wise"].after[name], **ROUNDING)
+    for name, weight in results((2, 2))[0].cases["sgd", "table_wise"].after.items():
+        torch.testing.assert_close(weight, results((1, 1))[0].cases["sgd", "table_wise"].after[name], **ROUNDING)
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_bf16_logits_are_near_those_in_fp32_and_losses_stay_fp32(world_size: int):
+@pytest.mark.parametrize("mesh", MESHES, ids="{0[0]} ranks, {0[1]} on a host".format)
+def test_bf16_logits_are_near_those_in_fp32_and_losses_stay_fp32(mesh: tuple[int, int]):
     config = config_of_case("sgd", "table_wise").model
-    for rank, batch in enumerate(batches_of_ranks(1, world_size)[0]):
-        losses, logits = results(world_size)[rank].bf16
-        before = results(world_size)[rank].cases["sgd", "table_wise"].before
+    for rank, batch in enumerate(batches_of_ranks(1, mesh[0])[0]):
+        losses, logits = results(mesh)[rank].bf16
+        before = results(mesh)[rank].cases["sgd", "table_wise"].before
         expected = logits_by_formula(before, batch, COLUMNS.labels, config)
         assert losses.dtype == logits.dtype == torch.float32
         # bf16 keeps 8 bits, so a factor is off by up to 2^-9; six layers with up to 24 summands add their errors up.

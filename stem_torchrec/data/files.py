@@ -1,7 +1,7 @@
 """The Parquet files of a split: found, opened and read through iopath, with their columns checked."""
 
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -115,6 +115,20 @@ def missing_labels(row_groups: Sequence[RowGroup], labels: Sequence[str]) -> boo
                 if statistics is None or not statistics.has_null_count or statistics.null_count:
                     return True
     return False
+
+
+def ids_per_row(row_groups: Sequence[RowGroup], features: Iterable[str]) -> dict[str, float]:
+    """Mean number of ids in a row by feature, by the files' footers, where an empty list counts as one id."""
+    ids = dict.fromkeys(features, 0)
+    for row_group in row_groups:
+        chunks = row_group.metadata.row_group(row_group.index)
+        for position in range(chunks.num_columns):
+            # A list's ids are in a column of the file called tags.list.element.
+            name = chunks.column(position).path_in_schema.partition(".")[0]
+            if name in ids:
+                ids[name] += chunks.column(position).num_values
+    rows = sum(row_group.rows for row_group in row_groups)
+    return {name: number / rows for name, number in ids.items()}
 
 
 def check_types(schema: pa.Schema, path: str, columns: Columns) -> None:

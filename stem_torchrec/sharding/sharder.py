@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry
 
+from stem_torchrec.sharding.once import OnceSharder
 from stem_torchrec.sharding.shard import AllTypesSharder
 
 _FP16_LOSS_SCALE = 1024.0
@@ -18,7 +19,8 @@ def make_sharder(*, input_dist: str = "stock", communication: str = "fp32") -> A
         input_dist: once sends each feature's ids once to a rank, stock once per table.
         communication: fp32, fp16 or bf16 for pooled embeddings and their gradients.
     """
-    return AllTypesSharder(qcomm_codecs_registry=_codecs(communication))
+    make = OnceSharder if input_dist == "once" else AllTypesSharder
+    return make(qcomm_codecs_registry=_codecs(communication))
 
 
 def _codecs(precision: str) -> dict[str, Any] | None:
