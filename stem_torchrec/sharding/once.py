@@ -78,10 +78,15 @@ def falls_back(configs: Sequence[EmbeddingBagConfig], sharding_types: Mapping[st
 class OnceCollection(ShardedEmbeddingBagCollection):
     """A ShardedEmbeddingBagCollection whose input distribution sends each feature's ids once to a rank."""
 
+    _embedding_shardings: list[Any]
+
     def _create_input_dist(self, input_feature_names: list[str]) -> None:
         stock = self._embedding_shardings
         once = [_once_per_rank(sharding, self._env, self._device) for sharding in stock]
-        self._copies = [o and (o.copies, torch.tensor(o.copies, device=self._device, dtype=torch.int32)) for o in once]
+        self._copies = [
+            None if o is None else (o.copies, torch.tensor(o.copies, device=self._device, dtype=torch.int32))
+            for o in once
+        ]
         # TorchRec's own method asks each sharding for the names of its slots and for its input distribution.
         self._embedding_shardings = [o or s for o, s in zip(once, stock, strict=True)]
         try:
