@@ -6,16 +6,21 @@ from itertools import product
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from stem_torchrec.config import ModelConfig
+from stem_torchrec.sharding.placement import FUSED_TYPES
 
 from distributed import run_ranks
 from reference import COLUMNS
 from runs import MODEL, Run, batches_of_ranks, config_of, mine, with_labels_of
 
 OPTIMIZERS = ["sgd", "adagrad", "rowwise_adagrad"]
-TYPES = ["table_wise", "row_wise", "data_parallel"]
-LAYERS = [1, 2, 3]
+TYPES = ["data_parallel", *FUSED_TYPES]
+CASES = [
+    *product(OPTIMIZERS, TYPES, [2]),
+    *product(OPTIMIZERS, ["table_wise", "row_wise", "data_parallel"], [1, 3]),
+]
 
 
 @dataclasses.dataclass
@@ -31,7 +36,7 @@ class Outcome:
 def train_one_task(model: ModelConfig, optimizer: str, sharding_type: str) -> list[Outcome]:
     """One outcome by task; before, a few steps on the labels of all tasks fill the optimizer states."""
     run = Run.build(config_of(optimizer, sharding_type, model=model))
-    batches = mine(batches_of_ranks(5, 2, missing=0.3))
+    batches = mine(batches_of_ranks(5, dist.get_world_size(), missing=0.3))
     run.train(batches[:3])
     outcomes = []
     for task in range(len(COLUMNS.labels)):
@@ -55,7 +60,7 @@ def train_all_cases() -> dict[tuple[str, str, int], list[Outcome]]:
         (optimizer, sharding_type, num_layers): train_one_task(
             dataclasses.replace(MODEL, num_layers=num_layers), optimizer, sharding_type
         )
-        for optimizer, sharding_type, num_layers in product(OPTIMIZERS, TYPES, LAYERS)
+        for optimizer, sharding_type, num_layers in CASES
     }
     outcomes["trains all", "row_wise", 1] = train_one_task(
         dataclasses.replace(MODEL, num_layers=1, trains="all"), "adagrad", "row_wise"
@@ -65,7 +70,8 @@ def train_all_cases() -> dict[tuple[str, str, int], list[Outcome]]:
 
 @functools.cache
 def results() -> list[dict[tuple[str, str, int], list[Outcome]]]:
-    return run_ranks(2, train_all_cases)
+    # Two hosts, so that the types that cut tables within a host differ from those that do not.
+    return run_ranks(4, train_all_cases, ranks_per_host=2, timeout=300)
 
 
 def changed_tables(case: tuple[str, str, int], task: int) -> set[str]:
@@ -77,9 +83,7 @@ def tables_of(*groups: str) -> set[str]:
     return {f"{group}/{feature}" for group in groups for feature in COLUMNS.sparse}
 
 
-@pytest.mark.parametrize("num_layers", LAYERS)
-@pytest.mark.parametrize("sharding_type", TYPES)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(("optimizer", "sharding_type", "num_layers"), CASES)
 def test_one_task_trains_its_own_and_the_shared_tables_only(optimizer: str, sharding_type: str, num_layers: int):
     case = (optimizer, sharding_type, num_layers)
     for i, task in enumerate(COLUMNS.labels):
