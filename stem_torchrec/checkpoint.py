@@ -3,6 +3,7 @@
 import shutil
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -10,6 +11,7 @@ from torch import nn
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from stem_torchrec.errors import UserError
+from stem_torchrec.layout import LayoutLoadPlanner, split_sizes
 
 
 def save_weights(model: nn.Module, folder: Path) -> None:
@@ -46,7 +48,7 @@ def find_weights(folder: Path) -> Path:
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
-    """Reads into a sharded model what `save_weights` wrote, whatever the ranks and the plan were then.
+    """Reads into a sharded model what `save_weights` wrote, whatever the ranks, the plan and the layout were then.
 
     All ranks call it. Raises UserError where there are no weights, or those of another model.
     """
@@ -54,22 +56,34 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     state = {"model": model.state_dict()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        here = {name: tuple(weight.size()) for name, weight in state["model"].items()}
-    saved = _saved_sizes(folder)
+        here = split_sizes({name: weight.size() for name, weight in state["model"].items()})
+    saved = split_sizes(_saved_sizes(folder))
     for name in sorted(saved.keys() | here.keys()):
         if saved.get(name) != here.get(name):
             raise UserError(
                 f"the weights in {folder} are another model's: {name} is {saved.get(name, 'missing')} there and "
                 f"{here.get(name, 'missing')} in this model."
             )
+    load_state(state, folder)
+    model.load_state_dict(state["model"])
+
+
+def load_state(state: dict[str, Any], folder: Path) -> None:
+    """Fills the tensors in `state` with what torch.distributed.checkpoint wrote to `folder`, in any layout and plan.
+
+    The state may hold weights and optimizer states, as `{"model": model.state_dict(), "optimizer":
+    optimizer.state_dict()}`; states that a first step makes must be there already (`optimizer.init_state`). All ranks
+    call it. See `LayoutLoadPlanner` for the memory it takes. Raises UserError where something is missing or does not
+    fit.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         try:
-            dcp.load(state, checkpoint_id=folder)
+            dcp.load(state, checkpoint_id=folder, planner=LayoutLoadPlanner())
         except dcp.api.CheckpointException as error:
             reason, _ = next(iter(error.failures.values()))
-            raise UserError(f"the weights in {folder} cannot be read: {' '.join(str(reason).split())}") from error
-    model.load_state_dict(state["model"])
+            what = "does not fit" if isinstance(reason, UserError) else "cannot be read"
+            raise UserError(f"{folder} {what}: {' '.join(str(reason).split())}") from error
 
 
 def _saved_sizes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -77,5 +91,5 @@ def _saved_sizes(folder: Path) -> dict[str, tuple[int, ...]]:
     return {
         name.removeprefix("model."): tuple(weight.size)
         for name, weight in saved.items()
-        if isinstance(weight, TensorStorageMetadata)
+        if isinstance(weight, TensorStorageMetadata) and name.startswith("model.")
     }

@@ -25,7 +25,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from stem_torchrec.config import DenseOptimizerConfig, ScheduleConfig, SparseOptimizerConfig
 from stem_torchrec.errors import UserError
 from stem_torchrec.sharding.shard import sharded_collections
-from stem_torchrec.tables import table_group
+from stem_torchrec.tables import table_groups
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class SparseOptimizer:
     has_decay: bool = True
     """Whether FBGEMM decays with it on CUDA."""
     per_row: bool = False
-    """Whether it keeps a number per row, which every column shard would keep for itself."""
+    """Whether one number couples the elements of a row: an accumulator that is kept for each row, or the norm of the
+    row's step (LAMB). A column shard is a row of its own; the tasks in a packed row would reach into each other."""
 
 
 SPARSE_OPTIMIZERS: Mapping[str, SparseOptimizer] = {
@@ -51,7 +52,7 @@ SPARSE_OPTIMIZERS: Mapping[str, SparseOptimizer] = {
     "adagrad": SparseOptimizer(trec_optim.Adagrad, torch.optim.Adagrad, True, False, has_decay=False),
     "rowwise_adagrad": SparseOptimizer(trec_optim.RowWiseAdagrad, trec_optim.RowWiseAdagrad, True, False, per_row=True),
     "adam": SparseOptimizer(trec_optim.Adam, torch.optim.Adam, False, True),
-    "lamb": SparseOptimizer(trec_optim.LAMB, None, False, True),
+    "lamb": SparseOptimizer(trec_optim.LAMB, None, False, True, per_row=True),
     "partial_rowwise_adam": SparseOptimizer(trec_optim.PartialRowWiseAdam, None, False, True, per_row=True),
 }
 
@@ -96,7 +97,8 @@ def check_sparse_optimizer(
 def apply_sparse_optimizer(model: nn.Module, config: SparseOptimizerConfig) -> None:
     """Puts the optimizer of every table of `model` into the backward pass; call it before planning and sharding.
 
-    Raises UserError for a learning rate of a group that has no table.
+    Raises UserError for a learning rate of a group that has no table, and for a packed table whose groups would not
+    stay apart, or have different learning rates.
     """
     tables = {
         table: bag.weight
@@ -104,11 +106,13 @@ def apply_sparse_optimizer(model: nn.Module, config: SparseOptimizerConfig) -> N
         if isinstance(module, EmbeddingBagCollection)
         for table, bag in module.embedding_bags.items()
     }
-    groups = {table_group(table) for table in tables}
+    groups = {group for table in tables for group in table_groups(table)}
     for group in config.group_learning_rates:
         if group not in groups:
             known = ", ".join(sorted(groups))
             raise UserError(f"--sparse.group-learning-rates names the group {group!r}; the groups are {known}.")
+    for table in tables:
+        _check_packed(config, table)
     for table, weight in tables.items():
         # A fresh dict per table: TorchRec keeps and changes the one it gets.
         _apply_optimizer_in_backward(
@@ -144,8 +148,9 @@ def build_optimizer(
     if tables:
         make_tables = SPARSE_OPTIMIZERS[sparse.name].dense
         assert make_tables is not None, "check_sparse_optimizer refuses it"
+        names = {name: name.rpartition("embedding_bags.")[2].removesuffix(".weight") for name in tables}
         groups = [
-            {"params": [parameter], **_arguments(sparse, name.rpartition("embedding_bags.")[2], fused=False)}
+            {"params": [parameter], **_arguments(sparse, names[name], fused=False)}
             for name, parameter in tables.items()
         ]
         optimizers.append(("", KeyedOptimizerWrapper(tables, lambda _: make_tables(groups))))
@@ -169,8 +174,30 @@ def build_schedule(optimizer: CombinedOptimizer, config: ScheduleConfig, *, step
     return LambdaLR(optimizer, factor)
 
 
+def _check_packed(config: SparseOptimizerConfig, table: str) -> None:
+    """Raises UserError where the groups in a table would not stay apart."""
+    groups = table_groups(table)
+    if len(groups) > 1 and SPARSE_OPTIMIZERS[config.name].per_row:
+        raise UserError(
+            f"{config.name} scales the step of a row by one number, so that in the packed table {table} a task's large "
+            "gradient would shrink the steps of the others; choose --sparse.name adagrad or sgd, or --model.layout "
+            "split."
+        )
+    rates = {group: _learning_rate(config, group) for group in groups}
+    if len(set(rates.values())) > 1:
+        raise UserError(
+            f"--sparse.group-learning-rates differ in the packed table {table}, which has one learning rate: "
+            f"{', '.join(f'{group} {rate:g}' for group, rate in rates.items())}; make them equal, or choose "
+            "--model.layout split."
+        )
+
+
+def _learning_rate(config: SparseOptimizerConfig, group: str) -> float:
+    return config.group_learning_rates.get(group, config.learning_rate)
+
+
 def _arguments(config: SparseOptimizerConfig, table: str, *, fused: bool) -> dict[str, Any]:
-    arguments: dict[str, Any] = {"lr": config.group_learning_rates.get(table_group(table), config.learning_rate)}
+    arguments: dict[str, Any] = {"lr": _learning_rate(config, table_groups(table)[0])}
     if config.name != "sgd":
         arguments["eps"] = config.eps
     if config.weight_decay:

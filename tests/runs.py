@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from stem_torchrec.data.files import Columns
 from stem_torchrec.optim import build_optimizer
 from stem_torchrec.process import Process
 from stem_torchrec.sharding.shard import local_shards, sharded_collections
+from stem_torchrec.tables import split_columns, table_groups
 
 from reference import COLUMNS, TABLES, random_batch
 
@@ -80,7 +81,7 @@ class Run:
         return [self.pipeline.progress(iterator) for _ in batches]
 
     def weights(self) -> dict[str, Tensor]:
-        """Every weight by its name in the unsharded model, tables in one piece, on every rank."""
+        """Every weight by its name in the unsharded model, tables whole, as in the split layout, on every rank."""
         dense = {
             name.removeprefix("model."): p.detach().clone()
             for name, p in self.model.state_dict().items()
@@ -94,29 +95,45 @@ class Run:
         gathered: list[list] = [[]] * dist.get_world_size()
         dist.all_gather_object(gathered, pieces)
         tables = {}
-        for table, row, column, weight in itertools.chain(*gathered):
-            size = self.columns.sparse[table.split("/")[1]], self.config.model.embedding_dim
-            whole = tables.setdefault(f"{TABLES}.{table}.weight", torch.full(size, torch.nan))
-            whole[row : row + weight.shape[0], column : column + weight.shape[1]] = weight
+        for packed, row, column, piece in itertools.chain(*gathered):
+            for table, left, weight in self.parts(packed, column, piece):
+                size = self.columns.sparse[table.split("/")[1]], self.config.model.embedding_dim
+                whole = tables.setdefault(f"{TABLES}.{table}.weight", torch.full(size, torch.nan))
+                whole[row : row + weight.shape[0], left : left + weight.shape[1]] = weight
         return dense | tables
 
     def table_bits(self) -> dict[str, list[Tensor]]:
-        """What this rank holds of each table: weights and optimizer state."""
+        """What this rank holds of each table of the split layout: weights and optimizer state."""
         held: dict[str, list[Tensor]] = {}
         for _, module in sharded_collections(self.model):
             for piece in local_shards(module):
-                held.setdefault(piece.table, []).append(piece.weight.clone())
+                for table, _, weight in self.parts(piece.table, piece.column, piece.weight):
+                    held.setdefault(table, []).append(weight.clone())
         for name, states in self.optimizer.state_dict()["state"].items():
             if TABLES in name:
-                table = name.rpartition("embedding_bags.")[2].removesuffix(".weight")
+                packed = name.rpartition("embedding_bags.")[2].removesuffix(".weight")
                 for key, value in states.items():
                     # Counts the steps, which only a decaying learning rate reads.
                     if key != "step":
-                        parts = (
-                            [p.tensor for p in value.local_shards()] if isinstance(value, ShardedTensor) else [value]
-                        )
-                        held.setdefault(table, []).extend(part.clone() for part in parts)
+                        shards = [(value, (0, 0))]
+                        if isinstance(value, ShardedTensor):
+                            shards = [(shard.tensor, shard.metadata.shard_offsets) for shard in value.local_shards()]
+                        for tensor, offsets in shards:
+                            # A row-wise state belongs to the whole table.
+                            parts = (
+                                self.parts(packed, offsets[1], tensor) if tensor.dim() > 1 else [(packed, 0, tensor)]
+                            )
+                            for table, _, part in parts:
+                                held.setdefault(table, []).append(part.clone())
         return held
+
+    def parts(self, table: str, column: int, piece: Tensor) -> Iterator[tuple[str, int, Tensor]]:
+        """A piece of a table, by tables of the split layout and the columns there that its parts start with."""
+        width = self.config.model.embedding_dim * len(table_groups(table))
+        for name, held in split_columns(table, width).items():
+            left, right = max(held.start, column), min(held.stop, column + piece.shape[1])
+            if left < right:
+                yield name, left - held.start, piece[:, left - column : right - column]
 
 
 def batches_of_ranks(steps: int, world_size: int, *, missing: float = 0.0) -> list[list[Batch]]:

@@ -1,4 +1,4 @@
-"""Weights on disk outlive the plan and the world size that they were saved under."""
+"""Weights on disk outlive the plan, the world size and the layout that they were saved under."""
 
 import dataclasses
 from pathlib import Path
@@ -18,14 +18,19 @@ from reference import COLUMNS
 from runs import MODEL, Run, batches_of_ranks, config_of, mine
 
 Weights = dict[str, Tensor]
-TYPES = ["table_wise", "row_wise", "data_parallel"]
+PACKED = dataclasses.replace(MODEL, layout="packed")
+SAVED = {"table_wise": MODEL, "row_wise": MODEL, "data_parallel": MODEL, "column_wise": PACKED}
+LOADED = [
+    *((sharding_type, MODEL) for sharding_type in ("table_wise", "row_wise", "data_parallel", "column_wise")),
+    *((sharding_type, PACKED) for sharding_type in ("row_wise", "grid_shard", "data_parallel")),
+]
 
 
 def save_all(folder: Path) -> dict[str, Weights]:
     """Trains, saves, trains on and saves over it; returns the weights saved last, by sharding type."""
     saved = {}
-    for sharding_type in TYPES:
-        run = Run.build(config_of("adagrad", sharding_type))
+    for sharding_type, model in SAVED.items():
+        run = Run.build(config_of("adagrad", sharding_type, model=model))
         for batch in mine(batches_of_ranks(2, dist.get_world_size())):
             run.train([batch])
             if dist.get_rank() == 0:  # What a run leaves that is killed while it saves.
@@ -36,15 +41,20 @@ def save_all(folder: Path) -> dict[str, Weights]:
     return saved
 
 
-def load_all(folder: Path) -> dict[tuple[str, str], Weights]:
-    """Weights of new models after loading, by the sharding types that they were saved and loaded under."""
+def load_all(folder: Path) -> dict[tuple[str, str, str], Weights]:
+    """Weights of new models after loading, by the sharding type saved under, and type and layout loaded under."""
     loaded = {}
-    for sharding_type in (*TYPES, "column_wise"):
-        run = Run.build(config_of("sgd", sharding_type))
-        for saved_as in TYPES:
+    for sharding_type, model in LOADED:
+        run = Run.build(config_of("sgd", sharding_type, model=model))
+        for saved_as in SAVED:
             run.train(mine(batches_of_ranks(1, dist.get_world_size())))  # Away from what was loaded before.
             load_weights(run.model, folder / saved_as)
-            loaded[saved_as, sharding_type] = run.weights()
+            loaded[saved_as, sharding_type, model.layout] = run.weights()
+    # Names tell whose columns they are, so packed columns may come in another order.
+    run = Run.build(config_of("sgd", "row_wise", model=PACKED), dataclasses.replace(COLUMNS, labels=("like", "finish")))
+    for saved_as in SAVED:
+        load_weights(run.model, folder / saved_as)
+        loaded[saved_as, "row_wise", "packed, other order"] = run.weights()
     return loaded
 
 
@@ -68,7 +78,7 @@ def refusals(folder: Path, others: dict[str, tuple[ModelConfig, Columns]]) -> di
     return messages
 
 
-def two_ranks(one: Path, two: Path) -> tuple[dict[str, Weights], dict[tuple[str, str], Weights], dict[str, str]]:
+def two_ranks(one: Path, two: Path) -> tuple[dict[str, Weights], dict[tuple[str, str, str], Weights], dict[str, str]]:
     saved = save_all(two)
     if dist.get_rank() == 0:
         (two / "damaged").mkdir()
@@ -83,6 +93,7 @@ OTHERS = {
     "more layers": (dataclasses.replace(MODEL, num_layers=3), COLUMNS),
     "rows of a table": (MODEL, dataclasses.replace(COLUMNS, sparse={"uid": 5000, "tags": 8})),
     "a feature": (MODEL, dataclasses.replace(COLUMNS, sparse={"uid": 5000, "tags": 7, "tab": 3})),
+    "rows of a packed table": (PACKED, dataclasses.replace(COLUMNS, sparse={"uid": 5000, "tags": 8})),
     "a task": (MODEL, dataclasses.replace(COLUMNS, labels=("finish", "share"))),
 }
 
@@ -105,17 +116,18 @@ def results(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.mark.parametrize("way", ["one to two", "one to two, second rank", "two to one"])
-def test_weights_load_bit_for_bit_under_any_plan_and_world_size(results, way: str):
+def test_weights_load_bit_for_bit_under_any_plan_layout_and_world_size(results, way: str):
     saved, loaded = results[way]
-    for (saved_as, sharding_type), weights in loaded.items():
-        assert set(weights) == set(saved[saved_as])
+    assert len(loaded) == len(SAVED) * (len(LOADED) + 1)
+    for case, weights in loaded.items():
+        assert set(weights) == set(saved[case[0]])
         for name, weight in weights.items():
-            assert torch.equal(weight, saved[saved_as][name]), (saved_as, sharding_type, name)
+            assert torch.equal(weight, saved[case[0]][name]), (case, name)
 
 
 def test_saving_leaves_nothing_but_the_newest_weights(results):
     saved = {
-        f"{sharding_type}/{name}" for sharding_type in TYPES for name in (".metadata", "__0_0.distcp", "__1_0.distcp")
+        f"{sharding_type}/{name}" for sharding_type in SAVED for name in (".metadata", "__0_0.distcp", "__1_0.distcp")
     }
     assert results["files"] == {*saved, "damaged/.metadata"}
 
@@ -127,6 +139,7 @@ def test_saving_leaves_nothing_but_the_newest_weights(results):
         ("fewer layers", "model.layers.0.gates.shared.mlp.0.bias is (8,) there and missing in this model."),
         ("more layers", "model.layers.1.gates.shared.mlp.0.bias is missing there and (8,) in this model."),
         ("rows of a table", "embedding_bags.finish/tags.weight is (7, 8) there and (8, 8) in this model."),
+        ("rows of a packed table", "embedding_bags.finish/tags.weight is (7, 8) there and (8, 8) in this model."),
         ("a feature", "model.layers.0.experts.finish.experts.0.0.weight is (16, 24) there and (16, 32) in this model."),
         ("a task", "model.dense_arch.like.bias is (8,) there and missing in this model."),
     ],

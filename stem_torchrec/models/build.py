@@ -28,6 +28,7 @@ def build_model(config: ModelConfig, columns: Columns, *, table_device: str = "m
         groups_of(columns.labels),
         embedding_dim=config.embedding_dim,
         std=config.embedding_std,
+        layout=config.layout,
     )
     model = STEM(
         EmbeddingBagCollection(tables=tables, device=torch.device(table_device)),

@@ -92,8 +92,8 @@ class STEM(nn.Module):
     """STEM-Net over the tables of an EmbeddingBagCollection: a batch of B rows to logits of shape (B, T).
 
     Args:
-        embedding_bag_collection: a table for each task and feature and for "shared" and each feature, named
-            `group/feature` as `tables.embedding_bag_configs` names them.
+        embedding_bag_collection: columns for each task and feature and for "shared" and each feature, in tables named
+            as `tables.embedding_bag_configs` names them in either layout.
         tasks: names of the T tasks, in the order of the logits.
         dense_in_features: number of dense features.
         dense_out_features: width to which each group projects them on its own, so that isolation holds.

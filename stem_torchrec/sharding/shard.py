@@ -13,6 +13,8 @@ from torchrec.distributed.types import ShardingPlan
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
+from stem_torchrec.tables import split_columns
+
 _INIT_ROWS = 4096
 """Rows of a table that one random generator fills."""
 
@@ -80,15 +82,22 @@ def table_configs(model: nn.Module) -> list[EmbeddingBagConfig]:
 
 
 def _fill(piece: LocalShard, config: EmbeddingBagConfig, seed: int) -> None:
-    """Fills a shard with its part of a table that is drawn block of rows by block of rows, whoever holds them."""
+    """Fills a shard with its part of a table, which is drawn by groups and blocks of rows, whoever holds them.
+
+    So a group's columns start the same in every layout and plan.
+    """
     assert config.init_fn is not None
-    stop = piece.row + piece.weight.shape[0]
-    for block in range(piece.row // _INIT_ROWS, -(-stop // _INIT_ROWS)):
-        first, last = block * _INIT_ROWS, min((block + 1) * _INIT_ROWS, config.num_embeddings)
-        values = torch.empty(last - first, config.embedding_dim)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(zlib.crc32(f"{seed} {config.name} {block}".encode()))
-            config.init_fn(values)
-        low, high = max(first, piece.row), min(last, stop)
-        part = values[low - first : high - first, piece.column : piece.column + piece.weight.shape[1]]
-        piece.weight[low - piece.row : high - piece.row].copy_(part)
+    rows, columns = (piece.row, piece.row + piece.weight.shape[0]), (piece.column, piece.column + piece.weight.shape[1])
+    for table, held in split_columns(config.name, config.embedding_dim).items():
+        left, right = max(held.start, columns[0]), min(held.stop, columns[1])
+        if left >= right:
+            continue
+        for block in range(rows[0] // _INIT_ROWS, -(-rows[1] // _INIT_ROWS)):
+            first, last = block * _INIT_ROWS, min((block + 1) * _INIT_ROWS, config.num_embeddings)
+            values = torch.empty(last - first, len(held))
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(zlib.crc32(f"{seed} {table} {block}".encode()))
+                config.init_fn(values)
+            low, high = max(first, rows[0]), min(last, rows[1])
+            part = values[low - first : high - first, left - held.start : right - held.start]
+            piece.weight[low - rows[0] : high - rows[0], left - columns[0] : right - columns[0]].copy_(part)
