@@ -103,9 +103,8 @@ def evaluate_run(config: EvaluateConfig, process: Process) -> dict[str, TaskMetr
     kept: list[_Kept] = []
     with progress_bar(reader.steps, "step") as bar:
 
-        def consume(item: Exposures, logits: Tensor) -> None:
+        def consume(item: Exposures, logits: Tensor, labels: Tensor) -> None:
             bar.update()
-            labels = item.batch.labels[: len(logits)]
             metrics.update(logits, labels, item.groups)
             if config.predictions:
                 kept.append(_Kept(item.rows, item.groups, labels, logits.cpu()))

@@ -10,6 +10,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from stem_torchrec.data.batch import Exposures
 from stem_torchrec.metrics import MultiTaskMetrics, TaskMetrics
+from stem_torchrec.models.train import labels_like
 
 
 def evaluate(
@@ -22,12 +23,7 @@ def evaluate(
 ) -> dict[str, TaskMetrics]:
     """Exact metrics by task over the exposures of all ranks; see `predict`."""
     metrics = MultiTaskMetrics(tasks, device)
-    predict(
-        pipeline,
-        model,
-        exposures,
-        lambda item, logits: metrics.update(logits, item.batch.labels[: len(logits)], item.groups),
-    )
+    predict(pipeline, model, exposures, lambda item, logits, labels: metrics.update(logits, labels, item.groups))
     return metrics.compute()
 
 
@@ -35,12 +31,12 @@ def predict(
     pipeline: TrainPipelineSparseDist,
     model: nn.Module,
     exposures: Iterable[Exposures],
-    consume: Callable[[Exposures, Tensor], None],
+    consume: Callable[[Exposures, Tensor, Tensor], None],
 ) -> None:
-    """Calls `consume` with each batch of exposures and its logits (B, T), padding left out.
+    """Calls `consume` with each batch of exposures, its logits and its labels (B, T), padding left out.
 
     Leaves the model in training mode. The pipeline must be empty, as it is between two slices of its iterator; all
-    ranks take part and need the same number of batches.
+    ranks take part and need the same number of batches. `exposures_of` makes exposures of plain batches.
     """
     # The pipeline holds up to three batches; their labels and groups wait here instead of traveling to the device.
     waiting: deque[Exposures] = deque()
@@ -59,5 +55,24 @@ def predict(
             except StopIteration:
                 break
             item = waiting.popleft()
-            consume(item, logits[: len(item.rows)])
+            rows = len(item.rows)
+            consume(item, logits[:rows], labels_like(logits, item.batch.labels)[:rows])
     model.train()
+
+
+def exposures_of(batches: Iterable[Batch], *, groups: Callable[[Batch], Tensor] | None = None) -> Iterator[Exposures]:
+    """Exposures of TorchRec batches that hold no padding; rows are numbered as they come on this rank.
+
+    Args:
+        batches: with labels (B, T), or (B,) for one task.
+        groups: the groups of gAUC (B,) of a batch, usually its user ids; without it gAUC is NaN.
+
+    Example::
+
+        exposures_of(batches, groups=lambda batch: batch.sparse_features["user_id"].values())
+    """
+    start = 0
+    for batch in batches:
+        stop = start + len(batch.labels)
+        yield Exposures(batch, torch.arange(start, stop), None if groups is None else groups(batch))
+        start = stop

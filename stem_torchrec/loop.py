@@ -5,17 +5,18 @@ It takes any model under a TorchRec train pipeline whose output is (losses (T,),
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
+from torchrec.datasets.utils import Batch
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from stem_torchrec.cli import nearest
-from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.errors import UserError
 from stem_torchrec.metrics import TaskMetrics
 from stem_torchrec.progress import format_values, progress_bar, say
@@ -84,66 +85,88 @@ class EarlyStopping:
 
 def fit(
     pipeline: TrainPipelineSparseDist,
+    batches: Callable[[int], Iterable[Batch]],
     *,
-    reader: ParquetReader,
-    batches: Iterable,
-    schedule: LRScheduler,
+    tasks: Sequence[str],
     steps: int,
-    eval_every: int,
-    log_every: int,
-    evaluate: Callable[[], Metrics],
-    keep: Callable[[int, Metrics], None],
-    stopping: EarlyStopping,
-    log: MetricsLog,
+    steps_per_epoch: int | None = None,
+    schedule: LRScheduler | None = None,
+    evaluate: Callable[[], Metrics] | None = None,
+    eval_every: int | None = None,
+    stopping: EarlyStopping | None = None,
+    keep: Callable[[int, Metrics], None] | None = None,
+    log_every: int = 20,
+    log: MetricsLog | None = None,
 ) -> None:
     """Trains for `steps` steps over as many epochs as they take, or until early stopping.
 
     Args:
         pipeline: holds the model in training mode and its optimizer.
-        reader: told the epoch, so that it chooses the order of its rows.
-        batches: a loader over `reader`; iterated once per epoch.
-        schedule: stepped after each step.
+        batches: this rank's batches of an epoch, counted from 0, at least `steps_per_epoch` of them.
+        tasks: names of the tasks.
         steps: steps to make.
-        eval_every: steps between two evaluations; another comes after the last step.
-        log_every: steps between two lines.
+        steps_per_epoch: steps of an epoch, the same on every rank; by default one epoch makes all `steps`.
+        schedule: stepped after each step.
         evaluate: makes metrics of the validation split; called when the pipeline is empty.
-        keep: called with the step and the metrics of each evaluation that is the best so far.
+        eval_every: steps between two evaluations; by default those of an epoch. Another comes after the last step.
         stopping: judges the evaluations.
+        keep: called with the step and the metrics of each evaluation that is the best so far, by `stopping`; of every
+            evaluation without it.
+        log_every: steps between two lines.
         log: gets all numbers.
+
+    Raises UserError where an epoch has fewer batches than steps.
     """
-    global_batch = reader.batch_size * dist.get_world_size()
+    steps_per_epoch = steps_per_epoch or steps
+    eval_every = eval_every or steps_per_epoch
     step = 0
-    meter = _Meter(stopping.tasks, global_batch)
+    meter = _Meter(tasks)
     with progress_bar(steps, "step") as bar:
-        for epoch in range(math.ceil(steps / reader.steps)):
-            reader.set_epoch(epoch)
-            iterator = iter(batches)
-            end = min((epoch + 1) * reader.steps, steps)
+        for epoch in range(math.ceil(steps / steps_per_epoch)):
+            iterator = iter(batches(epoch))
+            end = min((epoch + 1) * steps_per_epoch, steps)
             while step < end:
                 length = min(end - step, eval_every - step % eval_every)
                 # The pipeline reads ahead within a slice, so it is empty when the slice ends.
-                slice_ = islice(iterator, length)
-                for _ in range(length):
-                    losses, _ = pipeline.progress(slice_)
-                    schedule.step()
+                for losses, logits in _outputs(pipeline, islice(iterator, length)):
+                    if schedule is not None:
+                        schedule.step()
                     step += 1
+                    length -= 1
                     bar.update()
-                    meter.add(losses)
+                    meter.add(losses, rows=len(logits))
                     if step % log_every == 0 or step == steps:
                         values = meter.read()
-                        log.write(step, values)
+                        if log is not None:
+                            log.write(step, values)
                         say(f"step {step}  {meter.speed(values)}  {format_values(_losses(values))}")
-                if step % eval_every == 0 or step == steps:
+                if length:
+                    raise UserError(
+                        f"the batches of epoch {epoch} ended after step {step}, {end - step} too early for "
+                        f"{steps_per_epoch} steps an epoch; give fewer steps, or batches that last for them."
+                    )
+                if evaluate is not None and (step % eval_every == 0 or step == steps):
                     metrics = evaluate()
                     values = evaluation_values(metrics)
-                    log.write(step, values)
-                    say(f"step {step}  epoch {step / reader.steps:.2f}  {format_values(_ranking(values))}")
-                    if stopping.better(metrics):
+                    if log is not None:
+                        log.write(step, values)
+                    say(f"step {step}  epoch {step / steps_per_epoch:.2f}  {format_values(_ranking(values))}")
+                    if (stopping is None or stopping.better(metrics)) and keep is not None:
                         keep(step, metrics)
                     meter.restart()
-                if stopping.stop:
+                if stopping is not None and stopping.stop:
                     say(f"step {step}  no better {stopping.metric} in {stopping.waited} evaluations: stopping")
                     return
+
+
+def _outputs(pipeline: TrainPipelineSparseDist, batches: Iterator[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The losses (T,) and logits (B, T) of a step on each batch; at the end the pipeline is empty."""
+    while True:
+        try:
+            output = pipeline.progress(batches)
+        except StopIteration:
+            return
+        yield output
 
 
 def evaluation_values(metrics: Metrics) -> dict[str, float | int | None]:
@@ -166,31 +189,36 @@ def _losses(values: dict[str, float | int | None]) -> dict[str, float | int | No
 class _Meter:
     """Mean losses and speed since the last reading."""
 
-    def __init__(self, tasks: Sequence[str], global_batch: int) -> None:
+    def __init__(self, tasks: Sequence[str]) -> None:
         self.tasks = tasks
-        self.global_batch = global_batch
         self.restart()
 
     def restart(self) -> None:
         self.steps = 0
+        self.rows = 0
         self.sum: Tensor | None = None
         self.start = time.perf_counter()
 
-    def add(self, losses: Tensor) -> None:
+    def add(self, losses: Tensor, *, rows: int) -> None:
+        if len(losses) != len(self.tasks):
+            raise UserError(f"the model has {len(losses)} losses, but the tasks are {list(self.tasks)}; name each.")
         self.sum = losses.clone() if self.sum is None else self.sum.add_(losses)
+        self.rows += rows
         self.steps += 1
 
     def read(self) -> dict[str, float | int | None]:
         assert self.sum is not None
-        dist.all_reduce(self.sum)
+        total = torch.cat([self.sum.double(), self.sum.new_tensor([self.rows], dtype=torch.float64)])
+        dist.all_reduce(total)
         # .tolist() waits for the device, so only every log_every steps.
-        means = (self.sum / (self.steps * dist.get_world_size())).tolist()
-        seconds = (time.perf_counter() - self.start) / self.steps
+        *sums, rows = total.tolist()
+        seconds = time.perf_counter() - self.start
+        ranks, steps = dist.get_world_size(), self.steps
         self.restart()
         return {
-            **{f"train/loss/{task}": mean for task, mean in zip(self.tasks, means, strict=True)},
-            "train/step_ms": seconds * 1000,
-            "train/samples_per_second": self.global_batch / seconds,
+            **{f"train/loss/{task}": value / (steps * ranks) for task, value in zip(self.tasks, sums, strict=True)},
+            "train/step_ms": seconds / steps * 1000,
+            "train/samples_per_second": rows / seconds,
         }
 
     @staticmethod

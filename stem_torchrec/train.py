@@ -6,7 +6,10 @@ torchx run dist.ddp -j 2x8 stem_torchrec/train.py --recipe kuairand_pure --data.
 
 import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import replace
+
+from torchrec.datasets.utils import Batch
 
 from stem_torchrec.assembly import build_pipeline, build_sharded_model
 from stem_torchrec.checkpoint import save_weights
@@ -14,7 +17,7 @@ from stem_torchrec.cli import run_main
 from stem_torchrec.config import DataConfig, TrainConfig
 from stem_torchrec.config_file import config_from_command_line
 from stem_torchrec.data import synthetic
-from stem_torchrec.data.files import Columns, find_row_groups, missing_labels
+from stem_torchrec.data.files import Columns, find_row_groups, ids_per_row, missing_labels
 from stem_torchrec.data.reader import ParquetReader, data_loader
 from stem_torchrec.data.schema import load_schema, save_schema
 from stem_torchrec.errors import UserError
@@ -59,7 +62,11 @@ def train(config: TrainConfig, process: Process) -> Metrics:
     )
 
     model, plan = build_sharded_model(
-        config, columns, process, labels_missing=missing_labels(reader.row_groups, columns.labels)
+        config,
+        columns,
+        process,
+        labels_missing=missing_labels(reader.row_groups, columns.labels),
+        ids_per_row=ids_per_row(reader.row_groups, columns.sparse),
     )
     optimizer = build_optimizer(model, sparse=config.sparse, dense=config.dense, clip_norm=config.train.clip_norm)
     steps = min(reader.steps * config.train.epochs, config.train.max_steps or reader.steps * config.train.epochs)
@@ -83,18 +90,23 @@ def train(config: TrainConfig, process: Process) -> Metrics:
         if process.is_first:
             write_json(folder / METRICS_FILE, {"step": step, "valid": to_json(metrics)})
 
+    def epoch_batches(epoch: int) -> Iterable[Batch]:
+        reader.set_epoch(epoch)
+        return batches
+
     log = MetricsLog(folder)
     fit(
         pipeline,
-        reader=reader,
-        batches=batches,
-        schedule=schedule,
+        epoch_batches,
+        tasks=columns.labels,
         steps=steps,
-        eval_every=config.train.eval_every or reader.steps,
-        log_every=config.train.log_every,
+        steps_per_epoch=reader.steps,
+        schedule=schedule,
         evaluate=lambda: evaluate(pipeline, model, exposures, tasks=columns.labels, device=process.device),
-        keep=keep,
+        eval_every=config.train.eval_every,
         stopping=stopping,
+        keep=keep,
+        log_every=config.train.log_every,
         log=log,
     )
     log.close()

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchrec.datasets.utils import Batch
 
+from stem_torchrec.errors import UserError
+
 
 class MultiTaskTrain(nn.Module):
     """Weighted sum over the tasks of the mean binary cross entropy over the rows that have a label.
@@ -15,10 +17,12 @@ class MultiTaskTrain(nn.Module):
     a label in the batch adds nothing.
 
     Args:
-        model: maps dense features (B, N) and a KeyedJaggedTensor to logits (B, T).
+        model: maps dense features (B, N) and a KeyedJaggedTensor to logits (B, T): STEM, TorchRec's DLRM, or yours.
         task_weights: T weights above 0; 1 for each task if empty.
 
+    Takes in forward: a batch with labels of 0, 1 or NaN (missing), of any type, (B, T), or (B,) for one task.
     Returns from forward: the loss, and (losses (T,), logits (B, T)), detached and in fp32.
+    Raises UserError in forward for logits or labels of other shapes.
     """
 
     def __init__(self, model: nn.Module, task_weights: Sequence[float] = ()) -> None:
@@ -28,7 +32,7 @@ class MultiTaskTrain(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         logits = self.model(batch.dense_features, batch.sparse_features).float()
-        losses = multi_task_loss(logits, batch.labels)
+        losses = multi_task_loss(logits, labels_like(logits, batch.labels))
         weights = losses.new_tensor(self.task_weights) if self.task_weights else torch.ones_like(losses)
         return (losses * weights).sum(), (losses.detach(), logits.detach())
 
@@ -38,3 +42,21 @@ def multi_task_loss(logits: Tensor, labels: Tensor) -> Tensor:
     known = ~labels.isnan()
     losses = binary_cross_entropy_with_logits(logits, labels.nan_to_num(), reduction="none")
     return (losses * known).sum(dim=0) / known.sum(dim=0).clamp(min=1)
+
+
+def labels_like(logits: Tensor, labels: Tensor) -> Tensor:
+    """The labels (B, T), or (B,) for one task, of any type as floats (B, T) beside the logits.
+
+    Raises UserError where they do not fit the logits.
+    """
+    column = labels[:, None] if labels.shape == logits.shape[:1] else labels
+    if logits.dim() != 2 or column.shape != logits.shape:
+        raise UserError(
+            f"the model's logits are {tuple(logits.shape)} and the batch's labels {tuple(labels.shape)}; both must be "
+            "(rows, tasks), or the labels (rows,) for one task."
+        )
+    return column.to(logits.dtype)
+
+
+# The pipeline traces a model with FX, which cannot follow a decision about shapes: this is one step to it.
+torch.fx.wrap("labels_like")

@@ -1,0 +1,316 @@
+"""Tasks are added to a trained STEM: what it has learned stays, bit for bit, on any ranks and under any plan."""
+
+import dataclasses
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torchrec.datasets.utils import Batch
+
+from stem_torchrec.add_tasks import CLOSED, add_tasks
+from stem_torchrec.checkpoint import save_weights
+from stem_torchrec.config import ModelConfig
+from stem_torchrec.config_file import dump_config
+from stem_torchrec.data.files import Columns
+from stem_torchrec.errors import UserError
+from stem_torchrec.run_folder import BEST_WEIGHTS, CONFIG_FILE
+from stem_torchrec.saved import Source, pieces, weights_of
+
+from distributed import run_ranks
+from reference import COLUMNS, TABLES, logits_by_formula, random_batch
+from runs import MODEL, Run, batches_of_ranks, config_of, mine
+
+Weights = dict[str, Tensor]
+TRAINED = COLUMNS.labels
+MODELS = {
+    "2 layers": dataclasses.replace(MODEL, num_task_experts=2),
+    "1 layer": dataclasses.replace(MODEL, num_layers=1, num_task_experts=2),
+    "own and shared": dataclasses.replace(MODEL, reads="own_shared", num_shared_experts=1),
+}
+# Trains to the same bits as the split layout, and is read as if it were split.
+PACKED = {"packed": dataclasses.replace(MODELS["2 layers"], layout="packed")}
+ORDERS = [("finish", "like", "share"), ("share", "finish", "like"), ("like", "share", "finish")]
+TYPES = ["row_wise", "column_wise", "data_parallel"]
+
+
+def columns_of(tasks: tuple[str, ...]) -> Columns:
+    return dataclasses.replace(COLUMNS, labels=tasks)
+
+
+def with_tasks(batch: Batch, tasks: tuple[str, ...], *, known: tuple[str, ...]) -> Batch:
+    """The same rows with labels for `tasks`, missing but for the known ones, which are those of finish."""
+    missing = torch.full((len(batch.labels),), torch.nan)
+    labels = torch.stack([batch.labels[:, 0] if task in known else missing for task in tasks], dim=1)
+    return dataclasses.replace(batch, labels=labels)
+
+
+def save_trained(folder: Path) -> dict[str, tuple[Weights, Tensor]]:
+    """Run folders of STEMs trained on two tasks; their weights, and logits of a batch."""
+    saved = {}
+    for name, model in (MODELS | PACKED).items():
+        run = Run.build(config_of("adagrad", "row_wise", model=model))
+        run.train(mine(batches_of_ranks(4, dist.get_world_size())))
+        if dist.get_rank() == 0:
+            (folder / name).mkdir()
+            config = dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, labels=TRAINED))
+            (folder / name / CONFIG_FILE).write_text(dump_config(config))
+        dist.barrier()
+        save_weights(run.model, folder / name / BEST_WEIGHTS)
+        weights = run.weights()
+        saved[name] = weights, logits_by_formula(weights, random_batch(9), TRAINED, model)
+    return saved
+
+
+@dataclass
+class Grown:
+    """A STEM to which a task was added."""
+
+    new: tuple[str, ...]
+    fresh: Weights
+    """Its weights before it got those of the trained one."""
+    start: Weights
+    logits: Tensor
+    """Of a batch, at the start."""
+    other_logits: Tensor
+    """The same with other weights of the new task."""
+    trained: Weights
+    """Weights after steps on the labels of the new task alone."""
+    trained_on_all: Weights
+    """Weights after more steps, on the labels of all tasks."""
+
+
+def grow(source: Source, model: ModelConfig, tasks: tuple[str, ...], sharding_type: str, **options) -> Grown:
+    run = Run.build(config_of("adagrad", sharding_type, model=model), columns_of(tasks))
+    fresh = run.weights()
+    new = add_tasks(run.model, source, **options)
+    start, logits = run.weights(), predictions(run)
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        name: (piece, piece.clone()) for name, weight in weights_of(run.model).items() for _, piece in pieces(weight)
+    }
+    for name, (piece, _) in state.items():
+        if group_of(name) == "share":
+            piece.copy_(torch.randn(piece.shape, generator=generator))
+    other_logits = predictions(run)
+    for piece, before in state.values():
+        piece.copy_(before)
+    steps = mine(batches_of_ranks(3, dist.get_world_size()))
+    run.train([with_tasks(batch, tasks, known=("share",)) for batch in steps])
+    trained = run.weights()
+    run.train([with_tasks(batch, tasks, known=tasks) for batch in steps])
+    return Grown(new, fresh, start, logits, other_logits, trained, run.weights())
+
+
+def predictions(run: Run) -> Tensor:
+    run.model.eval()
+    with torch.no_grad():
+        _, (_, logits) = run.model(with_tasks(random_batch(9), run.columns.labels, known=()))
+    run.model.train()
+    return logits
+
+
+def group_of(name: str) -> str:
+    """The task that a weight belongs to, or shared."""
+    return next(group for group in ("share", *TRAINED, "shared") if f".{group}." in f".{name}".replace("/", "."))
+
+
+def grow_all(folder: Path) -> dict[tuple[str, tuple[str, ...], str], Grown]:
+    cases = [("2 layers", tasks, kind) for tasks in ORDERS for kind in TYPES]
+    cases += [(name, ORDERS[1], "row_wise") for name in ("1 layer", "own and shared")]
+    return {case: grow(folder / case[0], MODELS[case[0]], *case[1:]) for case in cases}
+
+
+def options(folder: Path) -> dict[str, Grown]:
+    """Other sources and options."""
+    name, order = "2 layers", ORDERS[1]
+    memory = Run.build(config_of("adagrad", "column_wise", model=MODELS[name]))
+    add_tasks(memory.model, folder / name)
+    cases = {
+        "weights folder": (folder / name / BEST_WEIGHTS, {"trained": TRAINED}),
+        "state dict": (memory.model.state_dict(), {"trained": TRAINED}),
+        "packed run": (folder / "packed", {}),
+        "open": (folder / name, {"gate_bias": -5.0}),
+        "tables": (folder / name, {"tables_from": "shared"}),
+    }
+    return {case: grow(source, MODELS[name], order, "row_wise", **chosen) for case, (source, chosen) in cases.items()}
+
+
+def refusals(folder: Path) -> dict[str, str]:
+    messages = {}
+    source, order = folder / "2 layers", ORDERS[0]
+    reads_all = dataclasses.replace(MODELS["own and shared"], reads="all")
+    state = {f"towers.{task}.0.weight": torch.zeros(8, 8) for task in TRAINED}
+    state[f"{TABLES}.finish+like+shared/uid.weight"] = torch.zeros(5000, 24)
+    wide = dataclasses.replace(MODELS["2 layers"], expert_hidden=(16, 4))
+    for case, (given, model, tasks, chosen) in {
+        "sizes": (source, wide, order, {}),
+        "layers": (folder / "1 layer", MODELS["2 layers"], order, {}),
+        "reads": (folder / "own and shared", reads_all, order, {}),
+        "lost": (source, MODELS["2 layers"], ("finish", "share"), {}),
+        "unsaid": (source / BEST_WEIGHTS, MODELS["2 layers"], order, {}),
+        "wrong": (source, MODELS["2 layers"], order, {"trained": ["finish", "share"]}),
+        "bias": (source, MODELS["2 layers"], order, {"gate_bias": -math.inf}),
+        "tables": (source, MODELS["2 layers"], order, {"tables_from": "shard"}),
+        "no STEM": ({"t_uid.weight": torch.zeros(1)}, MODELS["2 layers"], order, {"trained": TRAINED}),
+        "packed in memory": (state, MODELS["2 layers"], order, {"trained": TRAINED}),
+        "packed here": (source, PACKED["packed"], order, {}),
+    }.items():
+        run = Run.build(config_of("sgd", "row_wise", model=model), columns_of(tasks))
+        before = run.weights()
+        with pytest.raises(UserError) as error:
+            add_tasks(run.model, given, **chosen)
+        messages[case] = str(error.value).replace(str(folder), "RUNS")
+        assert all(torch.equal(weight, before[name]) for name, weight in run.weights().items())
+    return messages
+
+
+def two_ranks(one: Path, two: Path):
+    return save_trained(two), grow_all(one), options(one), refusals(one)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory):
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    [saved_by_one] = run_ranks(1, save_trained, one)
+    [(saved_by_two, of_one, chosen, messages), _] = run_ranks(2, two_ranks, one, two)
+    [of_two] = run_ranks(1, grow_all, two)
+    grown = {
+        **{("2 ranks", *case): (saved_by_one[case[0]], g) for case, g in of_one.items()},
+        **{("1 rank", *case): (saved_by_two[case[0]], g) for case, g in of_two.items()},
+    }
+    return {"grown": grown, "options": chosen, "trained": saved_by_one["2 layers"], "messages": messages}
+
+
+def gate_rows(name: str, tasks: tuple[str, ...], model: ModelConfig) -> tuple[list[int], list[int]] | None:
+    """Where the last layer of a gate that grew has the experts that it had, in that order, and the new ones."""
+    match = re.fullmatch(r"layers\.\d\.gates\.(\w+)\.mlp\.2\.(weight|bias)", name)
+    if not match or match[1] == "share" or model.reads == "own_shared":
+        return None
+    experts = [
+        group
+        for group in (*tasks, "shared")
+        for _ in range(model.num_shared_experts if group == "shared" else model.num_task_experts)
+    ]
+    rows = {group: [row for row, other in enumerate(experts) if other == group] for group in experts}
+    return [*rows["finish"], *rows["like"], *rows["shared"]], rows["share"]
+
+
+def test_what_the_trained_tasks_have_learned_is_taken_over_bit_for_bit(results):
+    assert len(results["grown"]) == 2 * (len(ORDERS) * len(TYPES) + 2)
+    for (_, name, tasks, _), ((before, _), grown) in results["grown"].items():
+        assert grown.new == ("share",)
+        assert {k for k in grown.start if group_of(k) != "share"} == set(before)
+        closed = 0
+        for key, weight in grown.start.items():
+            if key not in before:
+                assert torch.equal(weight, grown.fresh[key]), key
+                continue
+            if rows := gate_rows(key, tasks, MODELS[name]):
+                assert weight[rows[1]].eq(CLOSED if key.endswith("bias") else 0).all()
+                weight, closed = weight[rows[0]], closed + 1
+            assert torch.equal(weight, before[key]), key
+        # Two gates, and between layers the shared one as well; each a weight and a bias.
+        assert closed == {"2 layers": 10, "1 layer": 4, "own and shared": 0}[name]
+
+
+def test_trained_tasks_predict_at_the_start_what_they_did(results):
+    for (_, _, tasks, _), ((_, logits), grown) in results["grown"].items():
+        for i, task in enumerate(TRAINED):
+            now = grown.logits[:, tasks.index(task)]
+            # Both are computed in float32 by other products and sums than the equations make.
+            torch.testing.assert_close(now, logits[:, i], rtol=1e-5, atol=1e-6)
+            assert logits[:, i].abs().max() > 0.02
+
+
+def test_trained_tasks_do_not_notice_a_task_that_their_gates_are_closed_to(results):
+    for (_, _, tasks, _), (_, grown) in results["grown"].items():
+        for task in TRAINED:
+            assert torch.equal(grown.other_logits[:, tasks.index(task)], grown.logits[:, tasks.index(task)])
+        assert not torch.equal(grown.other_logits[:, tasks.index("share")], grown.logits[:, tasks.index("share")])
+
+
+def test_training_the_new_task_alone_leaves_what_is_the_others_own(results):
+    for _, grown in results["grown"].values():
+        changed = {key for key, weight in grown.trained.items() if not torch.equal(weight, grown.start[key])}
+        assert {group_of(key) for key in changed} == {"share", "shared"}
+        tables = {key.removeprefix(f"{TABLES}.") for key in changed if key.startswith(TABLES)}
+        assert tables == {f"{g}/{f}.weight" for g in ("share", "shared") for f in COLUMNS.sparse}
+
+
+def test_closed_gates_stay_closed_and_open_ones_learn_to_read_the_new_task(results):
+    tasks, model = ORDERS[1], MODELS["2 layers"]
+    closed = results["grown"]["2 ranks", "2 layers", tasks, "row_wise"][1]
+    opened = results["options"]["open"]
+    for key in closed.start:
+        if gate := gate_rows(key, tasks, model):
+            rows = gate[1]
+            assert torch.equal(closed.trained_on_all[key][rows], closed.start[key][rows])
+            assert not torch.equal(closed.trained_on_all[key], closed.start[key])
+            assert opened.start[key][rows].eq(-5.0 if key.endswith("bias") else 0).all()
+            assert opened.trained_on_all[key][rows].ne(opened.start[key][rows]).any()
+    for task in TRAINED:
+        column = tasks.index(task)
+        moved = (opened.logits[:, column] - closed.logits[:, column]).abs().max()
+        assert 1e-5 < moved < 0.1
+
+
+def test_every_source_gives_the_same_weights(results):
+    expected = results["grown"]["2 ranks", "2 layers", ORDERS[1], "row_wise"][1].start
+    for case in ("weights folder", "state dict", "packed run"):
+        for key, weight in results["options"][case].start.items():
+            assert torch.equal(weight, expected[key]), (case, key)
+
+
+def test_tables_of_a_new_task_start_from_those_of_a_group_on_request(results):
+    start = results["options"]["tables"].start
+    for feature in COLUMNS.sparse:
+        table = start[f"{TABLES}.share/{feature}.weight"]
+        assert torch.equal(table, results["trained"][0][f"{TABLES}.shared/{feature}.weight"])
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        (
+            "sizes",
+            "RUNS/2 layers/best holds another model: layers.0.experts.finish.experts.0.2.bias is (8,) there and, "
+            "without the new tasks, (4,) in this model.",
+        ),
+        (
+            "layers",
+            "RUNS/1 layer/best holds another model: layers.0.gates.shared.mlp.0.bias is missing there and, without the "
+            "new tasks, (8,) in this model.",
+        ),
+        (
+            "reads",
+            "RUNS/own and shared/best holds another model: layers.0.gates.finish.mlp.2.bias is (2,) there and, without "
+            "the new tasks, (3,) in this model.",
+        ),
+        ("lost", "RUNS/2 layers/best was trained on finish, like; this model must keep like."),
+        ("unsaid", "say which tasks the trained model has, in the order of its logits: trained=[...]."),
+        ("wrong", "RUNS/2 layers/best was trained on finish, like, not on finish, share."),
+        ("bias", "the gate bias is -inf, but must be finite; -10000 closes a gate."),
+        (
+            "tables",
+            "RUNS/2 layers/best has no tables of 'shard', only of finish, like, shared; did you mean 'shared'?",
+        ),
+        ("no STEM", "the state dict holds no models with towers, but must hold one STEM."),
+        (
+            "packed in memory",
+            "the state dict has the table 'finish+like+shared/uid', of no single group; tasks are added in the "
+            "split layout.",
+        ),
+        (
+            "packed here",
+            "this model has the table 'finish+like+share+shared/tags', of no single group; tasks are added in the "
+            "split layout.",
+        ),
+    ],
+)
+def test_another_model_is_refused_before_anything_changes(results, case: str, message: str):
+    assert results["messages"][case] == message
