@@ -6,7 +6,7 @@ DEVICE ?= cpu
 RUN := . .venv/bin/activate &&
 INSTALLED := .venv/.installed-$(DEVICE)
 
-.PHONY: install train test lint types layers clean
+.PHONY: install train bench test lint types layers clean
 
 install: $(INSTALLED)
 
@@ -23,6 +23,12 @@ $(INSTALLED): pyproject.toml
 
 train: $(INSTALLED)
 	$(RUN) torchx run dist.ddp -j 1x2 stem_torchrec/train.py
+
+# About five minutes on 2 cores. The same OUT again goes on where an interrupted sweep stopped; another measures anew.
+OUT ?= runs/bench
+bench: $(INSTALLED)
+	$(RUN) torchx run dist.ddp -j 1x2 benchmarks/sharding.py --tables benchmarks/tables/small.yaml \
+		--sparse.name adagrad --tasks 2 --cases '*' {table_wise,row_wise,column_wise}'/*/*/T8' --out $(OUT)
 
 test: $(INSTALLED)
 	$(RUN) pytest -q

@@ -1,0 +1,160 @@
+"""The batches of a sweep: from a log, or drawn for a table list. They depend on the rank and the seed, not on the plan.
+
+ids of a table list: frequency rank k drawn with a share of k ** -zipf, then scattered over the table's rows.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, count, islice
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchrec.datasets.utils import Batch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from stem_torchrec.config import DataConfig
+from stem_torchrec.data.files import Columns, find_row_groups, missing_labels
+from stem_torchrec.data.reader import ParquetReader
+from stem_torchrec.data.schema import load_schema
+from stem_torchrec.process import Process
+
+from table_list import TableSpec
+
+_POSITIVE_RATE = 0.2
+"""Share of ones among random labels."""
+_HEAD = 1 << 16
+"""Frequency ranks whose shares are summed one by one; beyond, a sum and its integral differ by less than 1e-9."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What every case with the same number of tasks trains on."""
+
+    columns: Columns
+    batches: list[Batch]
+    labels_missing: bool
+    notes: tuple[str, ...] = ()
+    """What a reader of the results should know about the batches."""
+
+    @property
+    def ids_per_row(self) -> dict[str, float]:
+        """Mean number of ids in a row by feature, of this rank."""
+        lengths = [batch.sparse_features.lengths().view(len(self.columns.sparse), -1) for batch in self.batches]
+        means = torch.cat(lengths, dim=1).double().mean(dim=1).tolist()
+        # The planner has no use for a table without ids.
+        return {name: max(mean, 1e-3) for name, mean in zip(self.columns.sparse, means, strict=True)}
+
+
+def workload_of_log(config: DataConfig, path: str, process: Process, *, tasks: int, steps: int, seed: int) -> Workload:
+    """This rank's first `steps` batches of the log at `path`; from the front again where it has fewer.
+
+    With fewer tasks than labels the first labels are taken, with more the further ones get random labels.
+    """
+    schema = load_schema(path)
+    selected = Columns.select(schema, features=config.features, labels=config.labels)
+    columns = replace(selected, labels=selected.labels[:tasks])
+    reader = ParquetReader(
+        find_row_groups(path, "train", schema, columns),
+        columns,
+        batch_size=config.batch_size,
+        rank=process.rank,
+        world_size=process.world_size,
+        # A large block would be decoded for a few of its rows.
+        shuffle_rows=min(config.shuffle_rows, steps * config.batch_size * process.world_size),
+        seed=seed,
+    )
+    batches: list[Batch] = list(islice(chain.from_iterable(reader for _ in count()), steps))
+    missing = missing_labels(reader.row_groups, columns.labels)
+    notes = []
+    if reader.steps < steps:
+        notes.append(f"the log has {reader.steps} steps of this batch size, which repeat")
+    if further := tasks - len(columns.labels):
+        notes.append(
+            f"with {tasks} tasks, {', '.join(columns.labels)} are those of the log and {further} have random labels"
+        )
+        random = random_labels(config.batch_size, further, steps, seed=(seed, process.rank))
+        batches = [
+            replace(batch, labels=torch.cat([batch.labels, labels], dim=1))
+            for batch, labels in zip(batches, random, strict=True)
+        ]
+        columns = replace(columns, labels=(*columns.labels, *(f"random_{i + 1}" for i in range(further))))
+    return Workload(columns, batches, missing, tuple(notes))
+
+
+def workload_of_tables(
+    tables: Sequence[TableSpec], config: DataConfig, process: Process, *, tasks: int, steps: int, seed: int
+) -> Workload:
+    """`steps` batches for a table list, with all labels random; the tasks are called as the labels in `config`."""
+    batch_size = config.batch_size
+    generator = np.random.default_rng((seed, process.rank))
+    labels = random_labels(batch_size, tasks, steps, seed=(seed, process.rank))
+    columns = Columns(
+        sparse={table.name: table.rows for table in tables},
+        dense=(),
+        labels=(*config.labels, *(f"task_{i + 1}" for i in range(len(config.labels), tasks)))[:tasks],
+        group=None,
+    )
+    batches = []
+    for step in range(steps):
+        lengths = [draw_lengths(table.pooling, batch_size, generator) for table in tables]
+        ids = [
+            draw_ids(table.rows, table.zipf, int(length.sum()), generator)
+            for table, length in zip(tables, lengths, strict=True)
+        ]
+        features = KeyedJaggedTensor(
+            keys=list(columns.sparse),
+            values=torch.from_numpy(np.concatenate(ids)),
+            lengths=torch.from_numpy(np.concatenate(lengths)),
+        )
+        batches.append(Batch(torch.empty(batch_size, 0), features, labels[step]))
+    return Workload(columns, batches, labels_missing=False, notes=("ids and labels are random",))
+
+
+def draw_lengths(mean: float, size: int, generator: np.random.Generator) -> NDArray[np.int32]:
+    """Ids per bag with this mean: always 1 for 1, one plus a Poisson number above, none or one below."""
+    if mean < 1:
+        return (generator.random(size) < mean).astype(np.int32)
+    return (1 + generator.poisson(mean - 1, size)).astype(np.int32)
+
+
+def draw_ids(rows: int, zipf: float, size: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """`size` ids below `rows`, of which the k-th most frequent has a share in proportion to k ** -zipf.
+
+    Holds no array of `rows`. The frequent ids lie scattered over the table, as those of hashed features do, so that
+    shards of rows are about equally busy.
+    """
+    head = min(rows, _HEAD)
+    shares = np.cumsum(np.arange(1, head + 1, dtype=np.float64) ** -zipf)
+    low, high = (_integral(edge, zipf) for edge in (head + 0.5, rows + 0.5))
+    drawn = generator.random(size) * (shares[-1] + high - low)
+    ranks = np.searchsorted(shares, drawn, side="right").astype(np.int64)
+    tail = ranks >= head
+    edges = _inverse(low + drawn[tail] - shares[-1], zipf)
+    ranks[tail] = np.clip(np.rint(edges).astype(np.int64) - 1, head if rows > head else 0, rows - 1)
+    return (ranks * _stride(rows)) % rows
+
+
+def random_labels(rows: int, tasks: int, steps: int, *, seed: tuple[int, ...]) -> list[torch.Tensor]:
+    """Labels (rows, tasks) for each step, a fifth of them 1; those of the first tasks do not depend on `tasks`."""
+    drawn = [np.random.default_rng((*seed, task)).random((steps, rows)) for task in range(tasks)]
+    labels = torch.from_numpy(np.stack(drawn, axis=-1) < _POSITIVE_RATE).float()
+    return list(labels)
+
+
+def _integral(x: float, zipf: float) -> float:
+    """Antiderivative of x ** -zipf."""
+    return math.log(x) if zipf == 1 else x ** (1 - zipf) / (1 - zipf)
+
+
+def _inverse(y: NDArray[np.float64], zipf: float) -> NDArray[np.float64]:
+    return np.exp(y) if zipf == 1 else (y * (1 - zipf)) ** (1 / (1 - zipf))
+
+
+def _stride(rows: int) -> int:
+    """A step that visits every row once, near the golden section, which keeps neighbors far apart."""
+    stride = max(1, round(rows * 0.618))
+    while math.gcd(stride, rows) > 1:
+        stride += 1
+    return stride

@@ -1,0 +1,128 @@
+"""What a sweep is told on the command line, and what it is to run: the cases, and the run that they vary."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from stem_torchrec.cli import parse_arguments, parse_known_arguments
+from stem_torchrec.config import (
+    Communication,
+    InputDist,
+    Kernel,
+    Layout,
+    ShardingType,
+    SparseOptimizer,
+    TrainConfig,
+)
+from stem_torchrec.config_file import config_from_command_line
+from stem_torchrec.data.files import Columns
+from stem_torchrec.data.schema import load_schema
+from stem_torchrec.errors import UserError
+from stem_torchrec.limits import check_limits
+
+from sweep_cases import TYPES, Axes, Case, list_cases
+from table_list import TableSpec, read_table_list
+
+_DESCRIPTION = """\
+Measures sharding types, layouts and input distributions on your log or a list of tables, and says which to take.
+
+The options of stem_torchrec/train.py (--recipe, --config, --data.path, --model.embedding-dim, ...) say what is trained;
+python stem_torchrec/train.py --help lists them."""
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """What to sweep, beside the options of train.py."""
+
+    out: str = ""
+    """Folder for the results. The same command again goes on where an interrupted one stopped."""
+    tables: str | None = None
+    """A YAML list of tables (name, rows, dim, pooling, zipf) to measure without a log; labels are random then."""
+    cases: tuple[str, ...] = ()
+    """Only these, by name as type/layout/input/tasks/optimizer/kernel/communication, where * or a part left out at the
+    end stands for all that the options below say: `table_wise/split/once/T8 *_row_wise`."""
+    types: tuple[Literal["all", ShardingType], ...] = ("all",)
+    """Sharding types, or all seven; auto is what TorchRec's planner chooses."""
+    layouts: tuple[Layout, ...] = ("split", "packed")
+    """Layouts of the tables; packed takes --optimizers adagrad or sgd."""
+    input_dists: tuple[InputDist, ...] = ("stock", "once")
+    """How ids travel."""
+    tasks: tuple[int, ...] = ()
+    """Numbers of tasks; by default as many as the log has labels, and 2 for a table list. Further tasks than a log has
+    labels get random ones."""
+    optimizers: tuple[SparseOptimizer, ...] = ()
+    """Optimizers of the tables; by default --sparse.name."""
+    kernels: tuple[Kernel, ...] = ("auto",)
+    """Compute kernels."""
+    communications: tuple[Communication, ...] = ("fp32",)
+    """Precisions in which embeddings and their gradients travel."""
+    steps: int = 20
+    """Measured steps of a case."""
+    warmup: int = 5
+    """Steps before them."""
+    rounds: int = 1
+    """How often each case runs, in another order each time, against drift of the machine; all steps count."""
+    timeout: float = 300.0
+    """Seconds after which a case that has not ended is given up."""
+    retry: bool = False
+    """Runs the cases again that have failed so far."""
+
+
+def read_command_line(args: Sequence[str] | None = None) -> tuple[SweepConfig, TrainConfig]:
+    """What to sweep, and the run that all cases vary; raises UserError for what makes no sense in either."""
+    args = sys.argv[1:] if args is None else list(args)
+    if {"-h", "--help"} & set(args):
+        parse_arguments(SweepConfig(), ["--help"], description=_DESCRIPTION)
+    config, rest = parse_known_arguments(SweepConfig(), args)
+    train = config_from_command_line(rest)
+    check_limits(train)
+    if not config.out:
+        raise UserError("say where the results go: --out DIR.")
+    for name, least in (("steps", 1), ("warmup", 1), ("rounds", 1), ("timeout", 1)):
+        if not getattr(config, name) >= least:
+            raise UserError(f"--{name} is {getattr(config, name)}, but must be at least {least}.")
+    if train.sharding.plan is not None:
+        raise UserError("--sharding.plan pins every table, so there is nothing to sweep; leave it out.")
+    return config, train
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What all ranks need to know of a sweep."""
+
+    cases: tuple[Case, ...]
+    left_out: int
+    tables: tuple[TableSpec, ...]
+    train: TrainConfig
+    labels: tuple[str, ...]
+    """Of the log, or those that a table list's tasks are to be called by."""
+
+
+def plan_sweep(config: SweepConfig, train: TrainConfig) -> Sweep:
+    """The cases, and what they run on; reads only the schema of a log."""
+    tables = tuple(read_table_list(config.tables)) if config.tables else ()
+    if tables:
+        dims = sorted({table.dim for table in tables})
+        if len(dims) > 1:
+            raise UserError(f"{config.tables} has tables of {' and '.join(map(str, dims))} columns; give one dim.")
+        train = replace(train, model=replace(train.model, embedding_dim=dims[0]))
+        labels = train.data.labels
+    elif train.data.path is None:
+        labels = train.data.labels or train.data.synthetic.tasks
+    elif not train.data.path:
+        raise UserError("this recipe trains on a log of your own: give --data.path DIR, or --tables FILE instead.")
+    else:
+        schema = load_schema(train.data.path)
+        labels = Columns.select(schema, features=train.data.features, labels=train.data.labels).labels
+    axes = Axes(
+        type=tuple(dict.fromkeys(kind for name in config.types for kind in (TYPES if name == "all" else (name,)))),
+        layout=config.layouts,
+        input_dist=config.input_dists,
+        tasks=config.tasks or (len(labels) or 2,),
+        optimizer=config.optimizers or (train.sparse.name,),
+        kernel=config.kernels,
+        communication=config.communications,
+    )
+    cases, left_out = list_cases(axes, config.cases)
+    return Sweep(tuple(cases), left_out, tables, train, tuple(labels))
