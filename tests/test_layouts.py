@@ -1,12 +1,14 @@
 """Packed tables hold, learn and save the same bits as split ones, and each layout reads what the other wrote."""
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.nn.functional import embedding_bag
@@ -24,6 +26,9 @@ from reference import COLUMNS, TABLES, train_by_hand
 from runs import MODEL, Run, batches_of_ranks, config_of, mine, with_labels_of
 
 STEPS = 10
+# Ranks, and how many of them are on a host.
+MESHES = [(2, 2), (4, 2)]
+ON_EVERY_MESH = pytest.mark.parametrize("mesh", MESHES, ids="{0[0]} ranks, {0[1]} on a host".format)
 TYPES = [t for t in get_args(ShardingType) if t != "auto"]
 OPTIMIZERS = ["sgd", "adagrad"]
 PACKED = dataclasses.replace(MODEL, layout="packed")
@@ -42,9 +47,13 @@ class Trained:
 class Results:
     trained: dict[tuple[str, str, str], Trained]
     """By layout, optimizer and sharding type."""
-    changed: dict[tuple[str, str], list[dict[str, set[int]]]]
-    """Which tensors of each table, in split names, steps on one task's labels changed, by optimizer and type and task;
-    a table of which nothing changed is there as well."""
+    changed: dict[tuple[str, str], list[dict[str, set[str]]]]
+    """What of each table here, in split names, steps on one task's labels changed: weights, states, both or nothing; by
+    optimizer and type and task."""
+
+
+@dataclass
+class Resumed:
     resumed: dict[str, Weights]
     """After 5 steps, a change of the layout, and 5 more."""
     uninterrupted: dict[str, Weights]
@@ -62,27 +71,30 @@ def config_of_case(layout: str, optimizer: str, sharding_type: str) -> TrainConf
 def train_case(layout: str, optimizer: str, sharding_type: str) -> Trained:
     run = Run.build(config_of_case(layout, optimizer, sharding_type))
     before = run.weights()
-    outputs = run.train(mine(batches_of_ranks(STEPS, 2)))
+    outputs = run.train(mine(batches_of_ranks(STEPS, dist.get_world_size())))
     return Trained(before, run.weights(), [logits for _, logits in outputs], len(run.pipeline._pipelined_modules))
 
 
-def train_one_task(optimizer: str, sharding_type: str) -> list[dict[str, set[int]]]:
+def train_one_task(optimizer: str, sharding_type: str) -> list[dict[str, set[str]]]:
     """What steps on each task's labels change in packed tables, once steps on all labels have filled the states."""
     run = Run.build(config_of_case("packed", optimizer, sharding_type))
-    batches = mine(batches_of_ranks(5, 2, missing=0.3))
+    batches = mine(batches_of_ranks(5, dist.get_world_size(), missing=0.3))
     run.train(batches[:3])
+    kinds = ("weights",) if optimizer == "sgd" else ("weights", "states")
     changed = []
     for task in range(len(COLUMNS.labels)):
         before = run.table_bits()
         run.train(with_labels_of(task, batches[3:]))
-        after = run.table_bits()
-        assert {len(pieces) for pieces in after.values()} == {1 if optimizer == "sgd" else 2}
-        changed.append(
-            {
-                table: {i for i, piece in enumerate(pieces) if not torch.equal(piece, after[table][i])}
-                for table, pieces in before.items()
+        changed.append({})
+        for table, pieces in run.table_bits().items():
+            # The weights of all shards, then their states.
+            shards, rest = divmod(len(pieces), len(kinds))
+            assert not rest
+            changed[-1][table] = {
+                kinds[i // shards]
+                for i, (old, new) in enumerate(zip(before[table], pieces, strict=True))
+                if not torch.equal(old, new)
             }
-        )
     return changed
 
 
@@ -137,21 +149,29 @@ def refuse_states(folder: Path) -> dict[str, str]:
     return messages
 
 
-def two_ranks(folder: Path) -> Results:
+def train_all_cases() -> Results:
     trained = {
         (layout, optimizer, sharding_type): train_case(layout, optimizer, sharding_type)
         for layout in ("split", "packed")
         for optimizer in OPTIMIZERS
         for sharding_type in TYPES
     }
-    changed = {(optimizer, t): train_one_task(optimizer, t) for optimizer in OPTIMIZERS for t in TYPES}
+    return Results(trained, {(optimizer, t): train_one_task(optimizer, t) for optimizer in OPTIMIZERS for t in TYPES})
+
+
+def change_layouts(folder: Path) -> Resumed:
     uninterrupted, resumed = resume_all(folder)
-    return Results(trained, changed, resumed, uninterrupted, refuse_states(folder))
+    return Resumed(resumed, uninterrupted, refuse_states(folder))
+
+
+@functools.cache
+def results(mesh: tuple[int, int]) -> list[Results]:
+    return run_ranks(mesh[0], train_all_cases, ranks_per_host=mesh[1], timeout=300)
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> list[Results]:
-    return run_ranks(2, two_ranks, tmp_path_factory.mktemp("states"), timeout=300)
+def resumed(tmp_path_factory: pytest.TempPathFactory) -> list[Resumed]:
+    return run_ranks(2, change_layouts, tmp_path_factory.mktemp("states"), timeout=300)
 
 
 def assert_equal(weights: Weights, expected: Weights) -> None:
@@ -160,26 +180,32 @@ def assert_equal(weights: Weights, expected: Weights) -> None:
         assert torch.equal(weight, expected[name]), name
 
 
+@ON_EVERY_MESH
 @pytest.mark.parametrize("sharding_type", TYPES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_packed_tables_start_predict_and_learn_as_split_ones_bit_for_bit(results, optimizer: str, sharding_type: str):
-    for rank in results:
+def test_packed_tables_start_predict_and_learn_as_split_ones_bit_for_bit(
+    mesh: tuple[int, int], optimizer: str, sharding_type: str
+):
+    # DistributedDataParallel's ring adds up more than two ranks in an order that depends on where an element lies in its
+    # buffer; see test_sharded for the size of rounding.
+    atol = 1e-5 if sharding_type == "data_parallel" and mesh[0] > 2 else 0
+    for rank in results(mesh):
         split, packed = (rank.trained[layout, optimizer, sharding_type] for layout in ("split", "packed"))
         assert_equal(packed.before, split.before)
         assert len(packed.logits) == STEPS
-        for step, logits in enumerate(packed.logits):
-            assert torch.equal(logits, split.logits[step]), step
-        assert_equal(packed.after, split.after)
+        torch.testing.assert_close(packed.logits, split.logits, rtol=0, atol=atol)
+        torch.testing.assert_close(packed.after, split.after, rtol=0, atol=atol)
         # The pipeline distributes the ids of packed tables ahead as well.
         assert packed.pipelined_modules == split.pipelined_modules == 1
 
 
+@ON_EVERY_MESH
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_packed_training_equals_the_equations_trained_by_hand(results, optimizer: str):
-    before = results[0].trained["split", optimizer, "table_wise"].before
+def test_packed_training_equals_the_equations_trained_by_hand(mesh: tuple[int, int], optimizer: str):
+    before = results(mesh)[0].trained["split", optimizer, "table_wise"].before
     config = config_of_case("split", optimizer, "table_wise")
-    expected = train_by_hand(before, batches_of_ranks(STEPS, 2), COLUMNS.labels, config)
-    for rank in results:
+    expected = train_by_hand(before, batches_of_ranks(STEPS, mesh[0]), COLUMNS.labels, config)
+    for rank in results(mesh):
         for sharding_type in TYPES:
             after = rank.trained["packed", optimizer, sharding_type].after
             for name, weight in after.items():
@@ -190,35 +216,38 @@ def test_packed_training_equals_the_equations_trained_by_hand(results, optimizer
                 assert (weight - before[name]).abs().max() > 2e-4, name
 
 
+@ON_EVERY_MESH
 @pytest.mark.parametrize("sharding_type", TYPES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_one_task_leaves_the_others_columns_and_their_states_alone(results, optimizer: str, sharding_type: str):
+def test_one_task_leaves_the_others_columns_and_their_states_alone(
+    mesh: tuple[int, int], optimizer: str, sharding_type: str
+):
     for i, task in enumerate(COLUMNS.labels):
         held, changed = set(), set()
-        for rank in results:
-            for table, pieces in rank.changed[optimizer, sharding_type][i].items():
+        for rank in results(mesh):
+            for table, kinds in rank.changed[optimizer, sharding_type][i].items():
                 held.add(table)
-                changed |= {(table, piece) for piece in pieces}
+                changed |= {(table, kind) for kind in kinds}
         groups = groups_of(COLUMNS.labels)
         assert held == {f"{group}/{feature}" for group in groups for feature in COLUMNS.sparse}
         # Its own and the shared columns change, and with them their states.
         assert changed == {
-            (f"{group}/{feature}", piece)
+            (f"{group}/{feature}", kind)
             for group in (task, "shared")
             for feature in COLUMNS.sparse
-            for piece in range(1 if optimizer == "sgd" else 2)
+            for kind in (("weights",) if optimizer == "sgd" else ("weights", "states"))
         }
 
 
-def test_weights_and_states_that_change_the_layout_train_on_bit_for_bit(results):
-    for rank in results:
+def test_weights_and_states_that_change_the_layout_train_on_bit_for_bit(resumed):
+    for rank in resumed:
         assert len(rank.resumed) == 2 + len(TYPES)
         for case, weights in rank.resumed.items():
             assert_equal(weights, rank.uninterrupted[case.split()[0]])
 
 
-def test_states_that_do_not_fit_are_refused_in_one_sentence(results):
-    for rank in results:
+def test_states_that_do_not_fit_are_refused_in_one_sentence(resumed):
+    for rank in resumed:
         name = f"optimizer.state.model.{TABLES}.finish/"
         message = rank.messages["rowwise_adagrad"]
         assert f"rowwise_adagrad does not fit: {name}" in message
