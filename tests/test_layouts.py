@@ -186,8 +186,8 @@ def assert_equal(weights: Weights, expected: Weights) -> None:
 def test_packed_tables_start_predict_and_learn_as_split_ones_bit_for_bit(
     mesh: tuple[int, int], optimizer: str, sharding_type: str
 ):
-    # DistributedDataParallel's ring adds up more than two ranks in an order that depends on where an element lies in its
-    # buffer; see test_sharded for the size of rounding.
+    # DistributedDataParallel's ring adds up more than two ranks in an order that depends on where an element lies in the
+    # bucket; see test_sharded for the size of rounding.
     atol = 1e-5 if sharding_type == "data_parallel" and mesh[0] > 2 else 0
     for rank in results(mesh):
         split, packed = (rank.trained[layout, optimizer, sharding_type] for layout in ("split", "packed"))
