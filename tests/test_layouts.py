@@ -186,7 +186,7 @@ def assert_equal(weights: Weights, expected: Weights) -> None:
 def test_packed_tables_start_predict_and_learn_as_split_ones_bit_for_bit(
     mesh: tuple[int, int], optimizer: str, sharding_type: str
 ):
-    # DistributedDataParallel's ring adds up more than two ranks in an order that depends on where an element lies in the
+    # DistributedDataParallel's ring sums more than two ranks in an order that depends on where an element lies in the
     # bucket; see test_sharded for the size of rounding.
     atol = 1e-5 if sharding_type == "data_parallel" and mesh[0] > 2 else 0
     for rank in results(mesh):
