@@ -117,9 +117,9 @@ def _row(case: Case, outcomes: Sequence[Outcome], global_batch: int) -> Row:
     measured = [outcome.measurement for outcome in outcomes if outcome.measurement is not None]
     if bad := [outcome for outcome in outcomes if outcome.status != "ok"]:
         return Row(case, bad[0].status, bad[0].reason, rounds=len(measured))
-    steps = [_last_rank(m.step_ms) for m in measured]
+    steps = [last_rank(m.step_ms) for m in measured]
     p50, p90 = np.percentile(np.concatenate(steps), [50, 90]).tolist()
-    lookup = float(np.median(np.concatenate([_last_rank(m.lookup_ms) for m in measured])))
+    lookup = float(np.median(np.concatenate([last_rank(m.lookup_ms) for m in measured])))
     first = measured[0]
     estimate = max(first.estimate)
     return Row(
@@ -163,7 +163,8 @@ def _losses(outcome: Outcome) -> np.ndarray:
     return np.array(outcome.measurement.losses)
 
 
-def _last_rank(by_rank: Sequence[Sequence[float]]) -> np.ndarray:
+def last_rank(by_rank: Sequence[Sequence[float]]) -> np.ndarray:
+    """By step, the value of the rank that was last; a step ends when it ends."""
     return np.max(np.array(by_rank), axis=0)
 
 

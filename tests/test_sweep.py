@@ -26,6 +26,7 @@ from sharding import order_of_round, turns_left
 from sweep_batches import draw_ids, draw_lengths, workload_of_tables
 from sweep_cases import TYPES, Axes, Case, list_cases
 from sweep_config import Sweep, plan_sweep, read_command_line
+from sweep_gains import format_gains, gains
 from sweep_ranks import Ending, judge
 from sweep_report import write_report
 from sweep_results import Measurement, Outcome, ResultFolder
@@ -159,7 +160,7 @@ def measured(ms: float, losses: list[float], **values: object) -> Measurement:
         device_memory_peak=(0.0, 0.0),
         weights=(1.0, 3.0),
         estimate=(0.1, 0.2),
-        plan=json.dumps({"ms": ms}),
+        plan=json.dumps({"ms": ms, "tables": {"shared/a": {"ranks": [0]}}}),
         tables="table_wise 2",
         device="cpu",
     )
@@ -207,7 +208,7 @@ def test_a_case_that_learns_something_else_is_marked_and_not_advised(tmp_path: P
     assert fastest(rows)[2, "adagrad"].case.type == "row_wise"
     assert "Take row_wise/split/stock/T2/adagrad/auto/fp32" in advice
     assert "--sparse.name adagrad --data.labels finish like" in advice
-    assert json.loads((folder.folder / "advice.plan.json").read_text()) == {"ms": 20}
+    assert json.loads((folder.folder / "advice.plan.json").read_text())["ms"] == 20
     report = (folder.folder / "report.md").read_text()
     assert "| grid_shard/split/stock/T2/adagrad/auto/fp32 | killed | no reason but this |" in report
     assert advice in report
@@ -232,6 +233,31 @@ def test_cases_of_other_tasks_and_optimizers_are_not_compared() -> None:
         global_batch=1,
     )
     assert [row.learns for row in rows] == ["reference"] * 3
+
+
+def test_a_case_is_set_against_stock_and_split_of_its_type_round_by_round() -> None:
+    plan = json.dumps(
+        {"tables": {"like/a": {"ranks": [0, 1]}, "shared/a": {"ranks": [0, 1]}, "like/b": {"ranks": [1]}}}
+    )
+    once, packed = replace(CASE, input_dist="once"), replace(CASE, layout="packed")
+    outcomes = [
+        *(outcome(CASE, measured(ms, LOSSES, plan=plan), round_=i) for i, ms in enumerate((20, 30, 40))),
+        *(outcome(once, measured(10, LOSSES, ids=(100.0, 0.0)), round_=i) for i in range(4)),
+        outcome(packed, measured(40, LOSSES, ids=(0.0, 0.0)), round_=1),
+        outcome(replace(CASE, type="row_wise"), measured(9, LOSSES)),
+        outcome(replace(once, type="row_wise"), None, "failed"),
+        outcome(replace(once, type="column_wise"), measured(9, LOSSES)),
+    ]
+    with_once, with_packed = gains(outcomes)
+    assert (with_once.case, with_packed.case) == (once, packed)
+    # 400 bytes by 100; a rank gets the ids of a twice, and rank 1 those of b once.
+    assert (with_once.ids, with_once.copies) == (4, pytest.approx(5 / 3))
+    assert with_once.speed == pytest.approx((2, 3, 4))
+    assert with_packed.speed == pytest.approx((0.75,))
+    assert math.isnan(with_packed.ids)
+    table = format_gains([with_once, with_packed]).splitlines()
+    assert [cell.strip() for cell in table[2].split("|")[-5:-1]] == ["4.00", "1.67", "3.00", "2.00 to 4.00"]
+    assert [cell.strip() for cell in table[3].split("|")[-5:-1]] == ["", "", "0.75", "0.75 to 0.75"]
 
 
 def test_plots_are_written(tmp_path: Path) -> None:
