@@ -21,7 +21,7 @@ def describe_launch(process: Process) -> dict[str, Any]:
         "command": shlex.join(["benchmarks/sharding.py", *sys.argv[1:]]),
         "ranks": f"{process.world_size // process.local_world_size} x {process.local_world_size} (hosts x ranks)",
         "machine": f"{_processor()}, {len(os.sched_getaffinity(0))} cores, {_memory_gib():.0f} GiB",
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.release().partition('-')[0]}",
         "versions": f"Python {platform.python_version()}, {', '.join(_versions())}",
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "threads": f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', '')} "

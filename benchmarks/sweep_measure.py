@@ -73,7 +73,8 @@ def measure(job: Job, process: Process) -> Measurement:
     return Measurement(
         **by_rank,
         weights=tuple(plan.per_rank("weights")),
-        estimate=tuple(plan.per_rank("estimate")),
+        compute=tuple(plan.per_rank("compute")),
+        communication=tuple(plan.per_rank("communication")),
         plan=plan_to_json(plan),
         tables=", ".join(f"{name} {types.count(name)}" for name in sorted(set(types))),
         device=torch.cuda.get_device_name() if cuda else "cpu",

@@ -43,8 +43,10 @@ class Measurement:
     """The most MiB allocated on each rank's GPU; 0 without one."""
     weights: Numbers
     """MiB of tables on each rank."""
-    estimate: Numbers
-    """The planner's estimate of lookup and exchange by rank, in ms."""
+    compute: Numbers
+    """The planner's estimate of the lookup and its backward by rank, in ms."""
+    communication: Numbers
+    """The same of the exchange of embeddings and gradients."""
     plan: str
     """The plan, as plan_to_json writes it."""
     tables: str

@@ -54,6 +54,8 @@ class Row:
     """The same of the planner's estimate."""
     estimate_ms: float = math.nan
     """The planner's, of the rank with the most: lookup and exchange of embeddings, forward and backward."""
+    compute_ms: float = math.nan
+    """Of that, the lookup, and the rest the exchange."""
     lookup_ms: float = math.nan
     """The same measured, alone, without the exchange of ids; a median."""
     estimate_over_lookup: float = math.nan
@@ -121,7 +123,7 @@ def _row(case: Case, outcomes: Sequence[Outcome], global_batch: int) -> Row:
     p50, p90 = np.percentile(np.concatenate(steps), [50, 90]).tolist()
     lookup = float(np.median(np.concatenate([last_rank(m.lookup_ms) for m in measured])))
     first = measured[0]
-    estimate = max(first.estimate)
+    estimate, compute = max((a + b, a) for a, b in zip(first.compute, first.communication, strict=True))
     return Row(
         case,
         "ok",
@@ -140,8 +142,9 @@ def _row(case: Case, outcomes: Sequence[Outcome], global_batch: int) -> Row:
         device_peak_mib=max(max(m.device_memory_peak) for m in measured),
         weights_mib=max(first.weights),
         weights_imbalance=_imbalance(first.weights),
-        estimate_imbalance=_imbalance(first.estimate),
+        estimate_imbalance=_imbalance([a + b for a, b in zip(first.compute, first.communication, strict=True)]),
         estimate_ms=estimate,
+        compute_ms=compute,
         lookup_ms=lookup,
         estimate_over_lookup=estimate / lookup,
         tables=first.tables,

@@ -159,7 +159,8 @@ def measured(ms: float, losses: list[float], **values: object) -> Measurement:
         memory_peak=(500.0, 530.0),
         device_memory_peak=(0.0, 0.0),
         weights=(1.0, 3.0),
-        estimate=(0.1, 0.2),
+        compute=(0.1, 0.05),
+        communication=(0.0, 0.15),
         plan=json.dumps({"ms": ms, "tables": {"shared/a": {"ranks": [0]}}}),
         tables="table_wise 2",
         device="cpu",
@@ -194,6 +195,7 @@ def test_numbers_of_a_row_come_from_all_ranks() -> None:
     assert row.samples_per_second == pytest.approx(1000 / 0.0175)
     assert (row.ids_bytes, row.embeddings_bytes, row.gradients_bytes) == (400, 2048, 2048)
     assert (row.peak_mib, row.added_mib, row.weights_imbalance) == (530, 120, 1.5)
+    assert (row.estimate_ms, row.compute_ms) == (0.2, 0.05)
     assert row.estimate_over_lookup == pytest.approx(0.2 / 4.5)
     rounds = [outcome(CASE, measured(ms, LOSSES), round_=i) for i, ms in enumerate((10, 10, 40))]
     [row] = summarize(rounds, global_batch=1000)

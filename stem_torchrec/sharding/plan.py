@@ -29,8 +29,15 @@ class PlannedShard:
     """Bytes that the planner counts on the device: weights, optimizer state, buffers of input and output."""
     host_memory: int
     """The same in host memory; all of it on CPU."""
-    estimate_ms: float
-    """The planner's estimate of lookup and communication, forward and backward, in a step."""
+    compute_ms: float
+    """The planner's estimate of the lookup and its backward in a step."""
+    communication_ms: float
+    """The same of the exchange of embeddings and gradients; that of ids is in neither."""
+
+    @property
+    def estimate_ms(self) -> float:
+        """The planner's estimate for a step."""
+        return self.compute_ms + self.communication_ms
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,9 @@ class Plan:
     local_world_size: int
 
     def per_rank(self, value: str) -> list[float]:
-        """Sum over the shards of each rank of weights (MiB), memory (MiB), host_memory (MiB) or estimate (ms)."""
+        """Sum over the shards of each rank: weights, memory or host_memory (MiB), compute, communication or estimate,
+        which is both (ms).
+        """
         sums = [0.0] * self.world_size
         for table in self.tables:
             for shard in table.shards:
@@ -73,6 +82,8 @@ _VALUES = {
     "weights": lambda shard: shard.rows * shard.columns * 4 / _MIB,
     "memory": lambda shard: shard.memory / _MIB,
     "host_memory": lambda shard: shard.host_memory / _MIB,
+    "compute": lambda shard: shard.compute_ms,
+    "communication": lambda shard: shard.communication_ms,
     "estimate": lambda shard: shard.estimate_ms,
 }
 
@@ -101,7 +112,8 @@ def _planned(config: EmbeddingBagConfig, option: ShardingOption) -> PlannedTable
             columns=shard.size[1],
             memory=shard.storage.hbm,
             host_memory=shard.storage.ddr,
-            estimate_ms=shard.perf.total,
+            compute_ms=shard.perf.total - shard.perf.fwd_comms - shard.perf.bwd_comms,
+            communication_ms=shard.perf.fwd_comms + shard.perf.bwd_comms,
         )
         for shard in option.shards
     )
