@@ -22,7 +22,7 @@ from stem_torchrec.config import (
 )
 from stem_torchrec.errors import UserError
 
-TYPES = (
+TYPES: tuple[ShardingType, ...] = (
     "table_wise",
     "row_wise",
     "table_row_wise",
@@ -38,13 +38,13 @@ TYPES = (
 class Case:
     """One combination; the order of the fields is that of the name."""
 
-    type: str
-    layout: str
-    input_dist: str
+    type: ShardingType
+    layout: Layout
+    input_dist: InputDist
     tasks: int
-    optimizer: str
-    kernel: str
-    communication: str
+    optimizer: SparseOptimizer
+    kernel: Kernel
+    communication: Communication
 
     @property
     def name(self) -> str:
@@ -76,13 +76,13 @@ class Case:
 class Axes:
     """The values that are combined, by field of Case."""
 
-    type: tuple[str, ...]
-    layout: tuple[str, ...]
-    input_dist: tuple[str, ...]
+    type: tuple[ShardingType, ...]
+    layout: tuple[Layout, ...]
+    input_dist: tuple[InputDist, ...]
     tasks: tuple[int, ...]
-    optimizer: tuple[str, ...]
-    kernel: tuple[str, ...]
-    communication: tuple[str, ...]
+    optimizer: tuple[SparseOptimizer, ...]
+    kernel: tuple[Kernel, ...]
+    communication: tuple[Communication, ...]
 
 
 _KNOWN = {

@@ -61,7 +61,8 @@ def _counting(collective: Callable[..., Any], sent: Callable[..., int], traffic:
         kind = _kind(sys._getframe(1))
         if kind is not None:
             arguments = signature.bind(*args, **kwargs).arguments
-            group = arguments.get("group") or dist.group.WORLD
+            group = arguments.get("group") or dist.GroupMember.WORLD
+            assert group is not None
             number = sent(arguments, group.size(), group.rank())
             setattr(traffic, kind, getattr(traffic, kind) + number)
         return collective(*args, **kwargs)
@@ -97,7 +98,7 @@ def _list_of_parts(arguments: dict[str, Any], _: int, rank: int) -> int:
 
 
 def _whole_to_each(arguments: dict[str, Any], ranks: int, _: int) -> int:
-    return _bytes(arguments.get("tensor", arguments.get("input_tensor"))) * (ranks - 1)
+    return _bytes(arguments["tensor"] if "tensor" in arguments else arguments["input_tensor"]) * (ranks - 1)
 
 
 def _parts(arguments: dict[str, Any], ranks: int, _: int) -> int:
