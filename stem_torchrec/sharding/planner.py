@@ -15,6 +15,7 @@ from torchrec.distributed.planner.types import (
     Partitioner,
     PlannerError,
     PlannerErrorType,
+    Proposer,
     ShardingOption,
     Stats,
 )
@@ -45,6 +46,7 @@ def plan_sharding(
     sharder: EmbeddingBagCollectionSharder | None = None,
     whole_rows: bool = False,
     pooling_factors: Mapping[str, float] | None = None,
+    proposers: Sequence[Proposer] = (),
 ) -> Plan:
     """Plans every table of `model`; collective where a process group runs, then all ranks get rank 0's plan.
 
@@ -56,6 +58,7 @@ def plan_sharding(
         sharder: what will shard; by default AllTypesSharder.
         whole_rows: see `planner_constraints`.
         pooling_factors: mean number of ids per row, by feature; 1 where not given.
+        proposers: how the planner searches; by default as TorchRec does, which takes minutes on a hundred ranks.
 
     Raises UserError where no plan fits, on all ranks.
     """
@@ -69,6 +72,7 @@ def plan_sharding(
         topology=topology,
         batch_size=batch_size,
         constraints=constraints,
+        proposer=list(proposers) or None,
         partitioner=RankPartitioner(placements),
         storage_reservation=FixedPercentageStorageReservation(percentage=0.15),
         stats=chosen,

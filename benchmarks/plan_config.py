@@ -1,0 +1,148 @@
+"""What the offline planner is told on the command line, and the cluster that it describes."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+from torchrec.distributed.planner import Topology
+
+from stem_torchrec.cli import parse_arguments
+from stem_torchrec.config import Layout, ShardingType, SparseOptimizer
+from stem_torchrec.errors import UserError
+from stem_torchrec.sharding.topology import Bandwidths, make_topology
+
+from table_list import TableSpec, read_table_list
+
+_DESCRIPTION = """\
+Plans on paper: which sharding strategies fit a cluster that need not exist, with memory and estimated step by rank.
+
+Bandwidths are in GB/s (10^9 bytes) for each rank. Their defaults are an H100's: data sheet figures, which no step quite
+reaches; --calibrate DIR takes those that `benchmarks/sharding.py --tables` measured."""
+
+FIGURES = {
+    "cuda": Bandwidths(hbm=3350, ddr=300, hbm_to_ddr=64, intra_host=450, inter_host=50),
+    "cpu": Bandwidths(ddr=300, intra_host=50, inter_host=12.5),
+}
+"""cuda: H100 SXM (HBM3, PCIe gen 5 x16, NVLink 4 in one direction, a 400 Gbit/s NIC for each GPU) and DDR5 of a server.
+cpu: the same DDR5, copies between processes, and a 100 Gbit/s NIC for each rank."""
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """The cluster, the tables, and what to compare."""
+
+    tables: str = "benchmarks/tables/short_video.yaml"
+    """A YAML list of features (name, rows, dim, pooling)."""
+    out: str = ""
+    """Folder for report.md, report.parquet, growth.png and plan.json."""
+    nodes: int = 1
+    """Hosts."""
+    ranks_per_node: int = 8
+    """Ranks of a host: its GPUs, or its processes on CPU."""
+    device: Literal["cuda", "cpu"] = "cuda"
+    """What the tables live on; nothing here needs one."""
+    hbm_gb: float = 80.0
+    """GiB of GPU memory of a rank. The planner keeps 15 % of it free for the rest of the model."""
+    host_gb: float = 200.0
+    """GiB of host memory that a rank's tables may take; on CUDA what GPU memory does not hold spills to it (UVM)."""
+    tasks: int = 8
+    """Number of tasks; every feature has a table for each and one to share."""
+    labels: tuple[str, ...] = ()
+    """Names of the first tasks, which name the tables in plan.json; the others are task_1, task_2, ..."""
+    batch_size: int = 4096
+    """Rows per rank and step."""
+    types: tuple[Literal["all", ShardingType], ...] = ("auto", "all")
+    """Sharding types; all is all seven, auto leaves the type of each table to the planner."""
+    layouts: tuple[Layout, ...] = ("split", "packed")
+    """Layouts of the tables; packed takes an optimizer that treats each element on its own."""
+    optimizers: tuple[SparseOptimizer, ...] = ("adagrad",)
+    """Optimizers of the tables, whose state takes memory."""
+    grow_tasks: tuple[int, ...] = (2, 4, 8, 16)
+    """Numbers of tasks to plan for as well."""
+    grow_rows: tuple[float, ...] = (0.1, 1.0, 10.0)
+    """Factors on the rows of all tables to plan for as well."""
+    seconds: float = 60.0
+    """How long to search for each plan; the best one until then counts."""
+    hbm: float | None = None
+    """Bandwidth of GPU memory; 3350 by default."""
+    ddr: float | None = None
+    """Bandwidth of host memory, for tables on CPU; 300 by default."""
+    hbm_to_ddr: float | None = None
+    """Bandwidth between GPU and host memory; 64 by default."""
+    intra_host: float | None = None
+    """Bandwidth between the ranks of a host; 450 by default, 50 on CPU."""
+    inter_host: float | None = None
+    """Bandwidth between hosts; 50 by default, 12.5 on CPU."""
+    calibrate: str | None = None
+    """A folder of `benchmarks/sharding.py --tables`, to take memory's and the links' bandwidth from."""
+
+    @property
+    def world_size(self) -> int:
+        """All ranks."""
+        return self.nodes * self.ranks_per_node
+
+    @property
+    def bandwidths(self) -> Bandwidths:
+        """Those given, and the figures for the others."""
+        given = {field.name: getattr(self, field.name) for field in fields(Bandwidths)}
+        return replace(FIGURES[self.device], **{name: value for name, value in given.items() if value is not None})
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """The tasks as a sweep with as many labels calls them."""
+        return name_tasks(self.labels, self.tasks)
+
+    def topology(self, bandwidths: Bandwidths) -> Topology:
+        """The cluster as TorchRec's planner sees it."""
+        return make_topology(
+            world_size=self.world_size,
+            local_world_size=self.ranks_per_node,
+            device=self.device,
+            hbm_gib=self.hbm_gb if self.device == "cuda" else None,
+            ddr_gib=self.host_gb,
+            bandwidths=bandwidths,
+        )
+
+
+def name_tasks(labels: Sequence[str], tasks: int) -> tuple[str, ...]:
+    """Names for `tasks` tasks: the labels, then numbers."""
+    return (*labels, *(f"task_{i + 1}" for i in range(len(labels), tasks)))[:tasks]
+
+
+def read_options(args: Sequence[str] | None = None) -> tuple[PlanConfig, list[TableSpec]]:
+    """The options and the tables; raises UserError for what makes no sense."""
+    config = parse_arguments(PlanConfig(), args, description=_DESCRIPTION)
+    if not config.out:
+        raise UserError("say where the report goes: --out DIR.")
+    for name in ("nodes", "ranks_per_node", "tasks", "batch_size"):
+        _check_least(name, getattr(config, name), 1)
+    for tasks in config.grow_tasks:
+        _check_least("grow_tasks", tasks, 1)
+    positive = ("hbm_gb", "host_gb", "seconds", *(field.name for field in fields(Bandwidths)))
+    for name in positive:
+        _check_positive(name, getattr(config, name))
+    for factor in config.grow_rows:
+        _check_positive("grow_rows", factor)
+    for name in ("types", "layouts", "optimizers"):
+        if not getattr(config, name):
+            raise UserError(f"--{name} names none; leave it out for the default, --help shows the choices.")
+    tables = read_table_list(config.tables)
+    dims = sorted({table.dim for table in tables})
+    if len(dims) > 1:
+        raise UserError(f"{config.tables} has tables of {' and '.join(map(str, dims))} columns; give one dim.")
+    return config, tables
+
+
+def _check_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise UserError(f"{_flag(name)} is {value}, but must be at least {least}.")
+
+
+def _check_positive(name: str, value: float | None) -> None:
+    if value is not None and not 0 < value < math.inf:
+        raise UserError(f"{_flag(name)} is {value}, but must be a number above 0.")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
