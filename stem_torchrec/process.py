@@ -1,5 +1,6 @@
 """This process among the ranks: process group, device, threads."""
 
+import gc
 import logging
 import os
 import warnings
@@ -71,6 +72,9 @@ def join_process_group(*, timeout: float = 600.0) -> Iterator[Process]:
         yield Process(rank, world_size, local_rank, local_world_size, device)
     finally:
         dist.destroy_process_group()
+        # Gloo's threads live as long as anything refers to a group, and sharded modules do so in cycles. One that
+        # still lets go of a tensor while the interpreter shuts down aborts the process, so they end here.
+        gc.collect()
 
 
 def from_first_rank(make: Callable[[], T]) -> T:

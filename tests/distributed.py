@@ -1,6 +1,7 @@
 """Real processes with a gloo process group, for tests of what happens between ranks."""
 
 import faulthandler
+import gc
 import multiprocessing
 import os
 import pickle
@@ -105,6 +106,7 @@ def _run_rank(rank: int, world_size: int, local_size: int, call: bytes, folder: 
         result = pickle.dumps(function(*args))
         dist.barrier()  # Nobody closes a connection that another rank still uses.
         dist.destroy_process_group()
+        gc.collect()  # Ends gloo's threads, as in stem_torchrec.process.
     except BaseException:
         log.write(traceback.format_exc())
         log.close()
