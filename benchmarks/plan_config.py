@@ -127,11 +127,7 @@ def read_options(args: Sequence[str] | None = None) -> tuple[PlanConfig, list[Ta
     for name in ("types", "layouts", "optimizers"):
         if not getattr(config, name):
             raise UserError(f"--{name} names none; leave it out for the default, --help shows the choices.")
-    tables = read_table_list(config.tables)
-    dims = sorted({table.dim for table in tables})
-    if len(dims) > 1:
-        raise UserError(f"{config.tables} has tables of {' and '.join(map(str, dims))} columns; give one dim.")
-    return config, tables
+    return config, read_table_list(config.tables)
 
 
 def _check_least(name: str, value: int, least: int) -> None:

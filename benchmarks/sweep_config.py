@@ -103,10 +103,7 @@ def plan_sweep(config: SweepConfig, train: TrainConfig) -> Sweep:
     """The cases, and what they run on; reads only the schema of a log."""
     tables = tuple(read_table_list(config.tables)) if config.tables else ()
     if tables:
-        dims = sorted({table.dim for table in tables})
-        if len(dims) > 1:
-            raise UserError(f"{config.tables} has tables of {' and '.join(map(str, dims))} columns; give one dim.")
-        train = replace(train, model=replace(train.model, embedding_dim=dims[0]))
+        train = replace(train, model=replace(train.model, embedding_dim=tables[0].dim))
         labels = train.data.labels
     elif train.data.path is None:
         labels = train.data.labels or train.data.synthetic.tasks

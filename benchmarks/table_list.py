@@ -50,6 +50,9 @@ def read_table_list(path: str | Path) -> list[TableSpec]:
     tables: list[TableSpec] = []
     for number, entry in enumerate(entries, start=1):
         tables.append(_read(entry, number, path, tables))
+    dims = sorted({table.dim for table in tables})
+    if len(dims) > 1:
+        raise UserError(f"{path} has tables of {' and '.join(map(str, dims))} columns; give one dim.")
     return tables
 
 
