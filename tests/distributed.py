@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-STARTUP_SECONDS = 30  # Until a child has imported torch and watches its own time, on a busy machine.
+STARTUP_SECONDS = 30  # Until torch is imported and a child watches its own time, on a busy machine.
 
 
 def run_ranks(
@@ -33,8 +33,8 @@ def run_ranks(
     """Calls `function(*args)` on `world_size` new processes joined by gloo; returns their results by rank.
 
     Inside, `dist.get_rank()` tells the ranks apart, RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE are
-    set as torchrun sets them, and torch uses one thread. Starting costs about 3 s, mostly for importing
-    torch, so check several facts in one call.
+    set as torchrun sets them, and torch uses one thread. Only the first call imports torch, in a process that the
+    ranks of all calls are forked from.
 
     Args:
         world_size: how many processes.
@@ -61,9 +61,11 @@ def run_ranks(
     local_size = ranks_per_host or world_size
     with tempfile.TemporaryDirectory(prefix="run_ranks_") as directory:
         folder = Path(directory)
-        # "spawn", since a fork would copy the parent's thread pools in an unusable state. Not daemonic,
-        # since a DataLoader's workers are children of their own.
-        context = multiprocessing.get_context("spawn")
+        # Not a fork of this process, which would copy its thread pools in an unusable state, but of one that has only
+        # imported torch and torchrec, which takes seconds. Not daemonic, since a DataLoader's workers are children of
+        # their own.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["stem_torchrec.assembly"])
         processes: list[BaseProcess] = [
             context.Process(target=_run_rank, args=(rank, world_size, local_size, call, folder, timeout))
             for rank in range(world_size)

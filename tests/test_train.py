@@ -12,6 +12,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from stem_torchrec.config_file import load_config
+from stem_torchrec.train import main
 
 ROOT = Path(__file__).parent.parent
 TINY = ["--recipe", "tiny", "--train.epochs", "2"]
@@ -133,10 +134,19 @@ def test_a_run_folder_is_not_overwritten(finished: Path, log: Path) -> None:
     ],
 )
 def test_what_cannot_run_says_so_before_it_writes_anything(
-    log: Path, tmp_path: Path, options: list[str], sentence: str
+    log: Path,
+    tmp_path: Path,
+    options: list[str],
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    line = ["python", ROOT / "stem_torchrec/train.py", *TINY, "--data.path", log, *options]
-    error = run(*line, cwd=tmp_path, status=2).stderr
+    # In this process, which has imported torch already; the test below starts one of its own.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py", *TINY, "--data.path", str(log), *options])
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main()
+    error = capfd.readouterr().err
     assert sentence in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
@@ -144,7 +154,9 @@ def test_what_cannot_run_says_so_before_it_writes_anything(
 
 def test_a_recipe_for_a_log_of_your_own_asks_for_it(tmp_path: Path) -> None:
     line = ["python", ROOT / "stem_torchrec/train.py", "--recipe", "tiktok"]
-    assert "give --data.path DIR" in run(*line, cwd=tmp_path, status=2).stderr
+    error = run(*line, cwd=tmp_path, status=2).stderr
+    assert "give --data.path DIR" in error
+    assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
@@ -171,7 +183,7 @@ def test_the_installed_command_trains_outside_of_the_repository(tmp_path: Path) 
     assert [folder.name[:9] for folder in (tmp_path / "data").iterdir() if folder.is_dir()] == ["synthetic"]
 
 
-@pytest.mark.parametrize(("nodes", "ranks"), [(1, 1), (2, 2), (2, 8)])
+@pytest.mark.parametrize(("nodes", "ranks"), [(1, 1), (2, 8)])
 def test_torchx_starts_the_script_on_all_ranks(log: Path, tmp_path: Path, nodes: int, ranks: int) -> None:
     with socket.socket() as free:
         free.bind(("", 0))
