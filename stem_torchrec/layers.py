@@ -28,7 +28,7 @@ class MLP(nn.Sequential):
     ) -> None:
         layers: list[nn.Module] = []
         for width in hidden:
-            layers += [linear(in_features, width), nn.ReLU()]
+            layers += [linear(in_features, width), nn.ReLU(inplace=True)]
             if dropout > 0:
                 layers.append(nn.Dropout(dropout))
             in_features = width
@@ -45,15 +45,47 @@ def linear(in_features: int, out_features: int) -> nn.Linear:
     return layer
 
 
-class Experts(nn.Module):
-    """K expert MLPs that read the same input: `(B, in_features) -> (B, K, H)`, H the last hidden width."""
+class Experts(nn.Sequential):
+    """K expert MLPs that read the same input: `(B, in_features) -> (K, B, H)`, H the last hidden width.
+
+    Each layer is one batched matrix product over the experts, with ReLU behind it. Weights start as an MLP's do.
+
+    Args:
+        num_experts: K.
+        in_features: width of the input.
+        hidden: layer widths of an expert.
+        dropout: share of hidden units dropped in training.
+    """
 
     def __init__(self, num_experts: int, in_features: int, hidden: Sequence[int], *, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.experts = nn.ModuleList(MLP(in_features, hidden, dropout=dropout) for _ in range(num_experts))
+        layers: list[nn.Module] = []
+        for width in hidden:
+            layers += [BatchedLinear(num_experts, in_features, width), nn.ReLU(inplace=True)]
+            if dropout > 0:
+                layers.append(nn.Dropout(dropout))
+            in_features = width
+        super().__init__(*layers)
+        self.num_experts = num_experts
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.stack([expert(x) for expert in self.experts], dim=1)
+        return super().forward(x.expand(self.num_experts, -1, -1))
+
+
+class BatchedLinear(nn.Module):
+    """K linear layers side by side: `(K, B, in_features) -> (K, B, out_features)`.
+
+    Weights (K, in_features, out_features) start Xavier normal for each of the K, biases (K, out_features) at zero.
+    """
+
+    def __init__(self, num_layers: int, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_layers, in_features, out_features))
+        self.bias = nn.Parameter(torch.zeros(num_layers, out_features))
+        for weight in self.weight.detach():
+            nn.init.xavier_normal_(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight)
 
 
 class Gate(nn.Module):

@@ -140,7 +140,12 @@ def build_optimizer(
     tables = {name: parameter for name, parameter in outside.items() if id(parameter) in held}
     others = {name: parameter for name, parameter in outside.items() if id(parameter) not in held}
     make = torch.optim.Adam if dense.name == "adam" else torch.optim.AdamW
-    arguments: dict[str, Any] = {"lr": dense.learning_rate, "betas": dense.betas, "weight_decay": dense.weight_decay}
+    arguments: dict[str, Any] = {
+        "lr": dense.learning_rate,
+        "betas": dense.betas,
+        "weight_decay": dense.weight_decay,
+        "fused": True,
+    }
     optimizer: KeyedOptimizer = KeyedOptimizerWrapper(others, lambda parameters: make(parameters, **arguments))
     if clip_norm is not None:
         optimizer = GradientClippingOptimizer(optimizer, GradientClipping.NORM, max_gradient=clip_norm)

@@ -1,4 +1,4 @@
-"""This process among the ranks: process group, device, threads."""
+"""This process among the ranks: process group, device, threads, memory."""
 
 import gc
 import logging
@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from stem_torchrec.errors import UserError
+from stem_torchrec.memory import keep_freed_memory
 from stem_torchrec.stack import fbgemm_has_cuda
 
 T = TypeVar("T")
@@ -45,6 +46,7 @@ def join_process_group(*, timeout: float = 600.0) -> Iterator[Process]:
     Raises UserError where two ranks would share a GPU.
     """
     _quiet_libraries()
+    keep_freed_memory()
     for name, value in {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}.items():
         os.environ.setdefault(name, str(value))
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])

@@ -43,12 +43,15 @@ def random_batch(
 def logits_by_formula(weights: dict[str, Tensor], batch: Batch, tasks: Sequence[str], config: ModelConfig) -> Tensor:
     """Logits (B, T) of STEM with weights by parameter name."""
 
-    def mlp(name: str, x: Tensor, hidden: int, *, output: bool) -> Tensor:
+    def expert(name: str, k: int, x: Tensor) -> Tensor:
+        for i in range(len(config.expert_hidden)):
+            x = (x @ weights[f"{name}.{2 * i}.weight"][k] + weights[f"{name}.{2 * i}.bias"][k]).relu()
+        return x
+
+    def mlp(name: str, x: Tensor, hidden: int) -> Tensor:
         for i in range(hidden):
             x = linear(x, weights[f"{name}.{2 * i}.weight"], weights[f"{name}.{2 * i}.bias"]).relu()
-        if output:
-            x = linear(x, weights[f"{name}.{2 * hidden}.weight"], weights[f"{name}.{2 * hidden}.bias"])
-        return x
+        return linear(x, weights[f"{name}.{2 * hidden}.weight"], weights[f"{name}.{2 * hidden}.bias"])
 
     groups = [*tasks, "shared"]
     x = {}
@@ -67,9 +70,7 @@ def logits_by_formula(weights: dict[str, Tensor], batch: Batch, tasks: Sequence[
         experts = {}
         for g in groups:
             for k in range(config.num_shared_experts if g == "shared" else config.num_task_experts):
-                experts[g, k] = mlp(
-                    f"layers.{layer}.experts.{g}.experts.{k}", x[g], len(config.expert_hidden), output=False
-                )
+                experts[g, k] = expert(f"layers.{layer}.experts.{g}", k, x[g])
         mixed = {}
         for t in tasks if layer == config.num_layers - 1 else groups:
             read = [gk for gk in experts if config.reads == "all" or gk[0] in (t, "shared")]
@@ -77,15 +78,15 @@ def logits_by_formula(weights: dict[str, Tensor], batch: Batch, tasks: Sequence[
                 mixed[t] = experts[read[0]]
                 continue
             gate_input = x[t] if t == "shared" else x[t] + x["shared"]
-            gate = mlp(f"layers.{layer}.gates.{t}.mlp", gate_input, len(config.gate_hidden), output=True)
+            gate = mlp(f"layers.{layer}.gates.{t}.mlp", gate_input, len(config.gate_hidden))
             exp = (gate - gate.detach().max()).exp()
             mixed[t] = 0
             for i, (g, k) in enumerate(read):
                 trained = g in (t, "shared") or config.trains == "all"
-                expert = experts[g, k] if trained else experts[g, k].detach()
-                mixed[t] = mixed[t] + (exp[:, i] / exp.sum(dim=1))[:, None] * expert
+                seen = experts[g, k] if trained else experts[g, k].detach()
+                mixed[t] = mixed[t] + (exp[:, i] / exp.sum(dim=1))[:, None] * seen
         x = mixed
-    towers = [mlp(f"towers.{t}", x[t], len(config.tower_hidden), output=True) for t in tasks]
+    towers = [mlp(f"towers.{t}", x[t], len(config.tower_hidden)) for t in tasks]
     return torch.cat(towers, dim=1)
 
 

@@ -49,6 +49,7 @@ def config_of(
         sparse=SparseOptimizerConfig(optimizer, **{"learning_rate": 0.1, **sparse}),
         sharding=ShardingConfig(type=sharding_type),
         train=LoopConfig(precision=precision),
+        seed=1,
     )
 
 

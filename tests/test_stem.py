@@ -117,7 +117,9 @@ def test_bags_are_summed_in_the_order_of_the_features_and_empty_ones_are_zero():
 def test_other_tasks_tables_get_no_gradient(num_layers: int):
     columns = columns_of(3)
     for reads, own in [("all", 2), ("all", 1), ("own_shared", 2)]:
-        model = build(small(num_layers=num_layers, num_task_experts=own, reads=reads), columns)
+        # So wide that no tower's ReLUs are all off.
+        config = small(num_layers=num_layers, num_task_experts=own, reads=reads, tower_hidden=(32,))
+        model = build(config, columns)
         batch = random_batch(1, columns)
         for i, task in enumerate(columns.labels):
             logits = model(batch.dense_features, batch.sparse_features)

@@ -4,6 +4,7 @@ Source: "STEM: Unleashing the Power of Embeddings for Multi-task Recommendation"
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,9 @@ class STEMLayer(nn.Module):
         dropout: share of hidden units dropped in training.
     """
 
+    read: Tensor
+    trained: Tensor
+
     def __init__(
         self,
         tasks: Sequence[str],
@@ -59,7 +63,6 @@ class STEMLayer(nn.Module):
         num_experts = {group: num_shared_experts if group == SHARED else num_task_experts for group in groups}
         self.streams = tuple(tasks) if last else groups
         self.reads = {s: [g for g in groups if reads == "all" or g in (s, SHARED)] for s in self.streams}
-        self.trains = {s: groups if trains == "all" else (s, SHARED) for s in self.streams}
         self.num_experts = num_experts
         self.experts = nn.ModuleDict(
             {g: Experts(num_experts[g], in_features, expert_hidden, dropout=dropout) for g in groups}
@@ -69,23 +72,53 @@ class STEMLayer(nn.Module):
         self.gates = nn.ModuleDict(
             {s: Gate(in_features, gate_hidden, n, dropout=dropout) for s, n in num_read.items() if n > 1}
         )
+        owners = [group for group in groups for _ in range(num_experts[group])]
+        pairs = [(stream, owner) for stream in self.streams for owner in owners]
+        read = [i for i, (stream, owner) in enumerate(pairs) if owner in self.reads[stream]]
+        trained = [trains == "all" or owner in (stream, SHARED) for stream, owner in pairs]
+        self.register_buffer("read", torch.tensor(read), persistent=False)
+        self.register_buffer("trained", torch.tensor(trained).view(-1, len(owners)), persistent=False)
 
     def forward(self, x: dict[str, Tensor]) -> dict[str, Tensor]:
-        experts = {group: self.experts[group](x[group]) for group in self.experts}
-        return {stream: self._mix(stream, x, experts) for stream in self.streams}
+        experts = torch.cat([self.experts[group](x[group]) for group in self.experts])
+        weights = torch.cat([self._gate(stream, x) for stream in self.streams], dim=1)
+        # The experts that a stream does not read have the weight 0.
+        weights = weights.new_zeros(weights.shape[0], self.trained.numel()).index_copy(1, self.read, weights)
+        mixed = aftb(weights.unflatten(1, self.trained.shape), experts, self.trained).unbind(dim=1)
+        return {stream: mixed[i] for i, stream in enumerate(self.streams)}
 
-    def _mix(self, stream: str, x: dict[str, Tensor], experts: dict[str, Tensor]) -> Tensor:
+    def _gate(self, stream: str, x: dict[str, Tensor]) -> Tensor:
         if stream not in self.gates:
-            return experts[SHARED].squeeze(1)
-        weights = self.gates[stream](x[SHARED] if stream == SHARED else x[stream] + x[SHARED])
-        mixed, start = [], 0
-        for group in self.reads[stream]:
-            # All forward, task-specific backward: other tasks' experts are read, never trained.
-            seen = experts[group] if group in self.trains[stream] else experts[group].detach()
-            stop = start + self.num_experts[group]
-            mixed.append(torch.einsum("bk,bkh->bh", weights[:, start:stop], seen))
-            start = stop
-        return sum(mixed[1:], mixed[0])
+            return torch.ones_like(x[SHARED][:, :1])
+        return self.gates[stream](x[SHARED] if stream == SHARED else x[stream] + x[SHARED])
+
+
+def aftb(weights: Tensor, experts: Tensor, trained: Tensor) -> Tensor:
+    """Mixtures of experts, all forward, task-specific backward: `(B, S, K), (K, B, H) -> (B, S, H)`.
+
+    Each of S streams reads K experts by its weights; its gradient reaches all weights, but only the experts where
+    `trained` (S, K) is true. Forward and backward are one batched matrix product over the rows each, for all streams
+    together:
+
+        Y = W E        dW = dY E^T        dE = (W * trained)^T dY
+    """
+    return _AFTB.apply(weights.to(experts.dtype), experts.transpose(0, 1), trained)
+
+
+class _AFTB(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, experts: Tensor, trained: Tensor) -> Tensor:
+        ctx.save_for_backward(weights, experts, trained)
+        return torch.bmm(weights, experts)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        weights, experts, trained = ctx.saved_tensors
+        return torch.bmm(grad, experts.mT), torch.bmm((weights * trained).mT, grad), None
+
+
+# The pipeline traces a model with FX, which cannot look into an autograd function: this is one step to it.
+torch.fx.wrap("aftb")
 
 
 class STEM(nn.Module):
