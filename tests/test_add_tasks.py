@@ -278,8 +278,8 @@ def test_tables_of_a_new_task_start_from_those_of_a_group_on_request(results):
     [
         (
             "sizes",
-            "RUNS/2 layers/best holds another model: layers.0.experts.finish.experts.0.2.bias is (8,) there and, "
-            "without the new tasks, (4,) in this model.",
+            "RUNS/2 layers/best holds another model: layers.0.experts.finish.2.bias is (2, 8) there and, "
+            "without the new tasks, (2, 4) in this model.",
         ),
         (
             "layers",

@@ -31,9 +31,10 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 with join_process_group():
-    torch.ones(2**24)
+    for _ in range(30):
+        torch.ones(2**24)
     before = faults()
-    for _ in range(10):
+    for _ in range(30):
         torch.ones(2**24)
 print(faults() - before)
 """
@@ -47,7 +48,7 @@ def test_no_thread_of_gloo_outlives_the_process_group() -> None:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no mallopt(3)")
 def test_a_large_tensor_takes_the_memory_of_the_last_one() -> None:
-    """From the kernel, each of the ten would come in 16,384 pages, or 32 huge ones."""
+    """From the kernel, each would come in 16,384 pages, or 32 huge ones; the first ones find the place."""
     result = subprocess.run([sys.executable, "-c", KEEPS_FREED_MEMORY], text=True, capture_output=True)
     assert result.returncode == 0, result.stderr
-    assert int(result.stdout) < 10 * 32
+    assert int(result.stdout) < 30 * 32
