@@ -20,6 +20,13 @@ def describe_launch(process: Process) -> dict[str, Any]:
     return {
         "command": shlex.join(["benchmarks/sharding.py", *sys.argv[1:]]),
         "ranks": f"{process.world_size // process.local_world_size} x {process.local_world_size} (hosts x ranks)",
+        **describe_machine(),
+    }
+
+
+def describe_machine() -> dict[str, str]:
+    """The machine, versions, time and threads, by what a reader calls them."""
+    return {
         "machine": f"{_processor()}, {len(os.sched_getaffinity(0))} cores, {_memory_gib():.0f} GiB",
         "system": f"{platform.system()} {platform.release().partition('-')[0]}",
         "versions": f"Python {platform.python_version()}, {', '.join(_versions())}",

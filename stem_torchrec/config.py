@@ -177,6 +177,9 @@ class LoopConfig:
     """bf16 runs the matrix products of experts, gates and towers under autocast; weights stay fp32."""
     log_every: int = 20
     """Steps between two lines of the log."""
+    profile: bool = False
+    """Records five early steps on every rank and writes RUN/profile: summary.txt, which says where the time of a
+    step goes, and a trace for each rank. The speed logged meanwhile counts the recording."""
     timeout: float = 600.0
     """Seconds a rank waits for the others before the run fails."""
 

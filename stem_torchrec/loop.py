@@ -6,6 +6,7 @@ It takes any model under a TorchRec train pipeline whose output is (losses (T,),
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 
@@ -19,6 +20,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from stem_torchrec.cli import nearest
 from stem_torchrec.errors import UserError
 from stem_torchrec.metrics import TaskMetrics
+from stem_torchrec.profiling import StepProfiler
 from stem_torchrec.progress import format_values, progress_bar, say
 from stem_torchrec.run_folder import MetricsLog
 
@@ -97,6 +99,7 @@ def fit(
     keep: Callable[[int, Metrics], None] | None = None,
     log_every: int = 20,
     log: MetricsLog | None = None,
+    profiler: StepProfiler | None = None,
 ) -> None:
     """Trains for `steps` steps over as many epochs as they take, or until early stopping.
 
@@ -114,6 +117,7 @@ def fit(
             evaluation without it.
         log_every: steps between two lines.
         log: gets all numbers.
+        profiler: records some of the steps.
 
     Raises UserError where an epoch has fewer batches than steps.
     """
@@ -121,7 +125,7 @@ def fit(
     eval_every = eval_every or steps_per_epoch
     step = 0
     meter = _Meter(tasks)
-    with progress_bar(steps, "step") as bar:
+    with progress_bar(steps, "step") as bar, profiler or nullcontext():
         for epoch in range(math.ceil(steps / steps_per_epoch)):
             iterator = iter(batches(epoch))
             end = min((epoch + 1) * steps_per_epoch, steps)
@@ -140,6 +144,8 @@ def fit(
                         if log is not None:
                             log.write(step, values)
                         say(f"step {step}  {meter.speed(values)}  {format_values(_losses(values))}")
+                    if profiler is not None:
+                        profiler.step()
                 if length:
                     raise UserError(
                         f"the batches of epoch {epoch} ended after step {step}, {end - step} too early for "

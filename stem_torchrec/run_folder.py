@@ -1,4 +1,4 @@
-"""The run folder: config.yaml, plan.json, metrics.jsonl, metrics.json, TensorBoard files and the best weights."""
+"""The run folder: config.yaml, plan.json, metrics.jsonl, metrics.json, TensorBoard files, profile and best weights."""
 
 import json
 from datetime import datetime

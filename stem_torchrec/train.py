@@ -27,6 +27,7 @@ from stem_torchrec.loop import EarlyStopping, Metrics, fit
 from stem_torchrec.metrics import format_table, to_json
 from stem_torchrec.optim import build_optimizer, build_schedule
 from stem_torchrec.process import Process, join_process_group
+from stem_torchrec.profiling import StepProfiler, check_steps
 from stem_torchrec.progress import say
 from stem_torchrec.run_folder import BEST_WEIGHTS, METRICS_FILE, PLAN_FILE, MetricsLog, create_run_folder, write_json
 from stem_torchrec.sharding.plan import plan_to_json
@@ -57,6 +58,9 @@ def train(config: TrainConfig, process: Process) -> Metrics:
         data_loader(source, num_workers=config.data.num_workers, pin_memory=process.device.type == "cuda")
         for source in (reader, validation)
     )
+    steps = min(reader.steps * config.train.epochs, config.train.max_steps or reader.steps * config.train.epochs)
+    if config.train.profile:
+        check_steps(min(steps, reader.steps, config.train.eval_every or steps))
     stopping = EarlyStopping(
         config.train.metric, config.train.patience, columns.labels, has_groups=columns.group is not None
     )
@@ -69,7 +73,6 @@ def train(config: TrainConfig, process: Process) -> Metrics:
         ids_per_row=ids_per_row(reader.row_groups, columns.sparse),
     )
     optimizer = build_optimizer(model, sparse=config.sparse, dense=config.dense, clip_norm=config.train.clip_norm)
-    steps = min(reader.steps * config.train.epochs, config.train.max_steps or reader.steps * config.train.epochs)
     schedule = build_schedule(optimizer, config.schedule, steps=steps)
     pipeline = build_pipeline(model, optimizer, config, process)
 
@@ -108,6 +111,7 @@ def train(config: TrainConfig, process: Process) -> Metrics:
         keep=keep,
         log_every=config.train.log_every,
         log=log,
+        profiler=StepProfiler(folder / "profile", process.device) if config.train.profile else None,
     )
     log.close()
     say(f"\nbest evaluation of the validation split, in {folder}:\n{format_table(best)}")

@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from collections.abc import Iterable
 from itertools import product
 
 import pytest
@@ -89,6 +90,45 @@ def test_logits_and_gradients_are_those_of_the_equations(num_layers: int, tasks:
         config = small(num_layers=num_layers, num_shared_experts=shared, num_task_experts=own)
         assert_equals_formula(config, columns_of(tasks))
     assert_equals_formula(small(num_layers=num_layers), columns_of(tasks, dense=0))
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_bf16_products_stay_near_the_equations(num_layers: int):
+    """The equations with products in bf16 are off by as much as rounding takes; so may the model be, and a little more.
+
+    Logits are sums of many rounded products, so a fifth more is much. The error of the gradients is that of the few
+    units whose ReLU rounding turns over; over eight draws it still varies by a third.
+    """
+    config = small(num_layers=num_layers, expert_hidden=(64, 64, 64), gate_hidden=(32, 16), tower_hidden=(32, 16))
+    columns = columns_of(2)
+    of_model, of_formula = [], []
+    for seed in range(8):
+        model, batch = build(config, columns, seed=seed), random_batch(seed, columns, rows=256)
+        weights = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+        exact = logits_by_formula(weights, batch, columns.labels, config)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(batch.dense_features, batch.sparse_features).float()
+            rounded = logits_by_formula(weights, batch, columns.labels, config).float()
+        assert 0 < distance(logits, exact) < 1.2 * distance(rounded, exact)
+        factors = torch.randn(logits.shape)
+        by_formula, expected = (
+            torch.autograd.grad((z * factors).sum(), list(weights.values())) for z in (rounded, exact)
+        )
+        ours = gradients(model, (logits * factors).sum()).values()
+        assert all(gradient is not None and gradient.dtype == torch.float32 for gradient in ours)
+        of_model.append(distance(flat(ours), flat(expected)))
+        of_formula.append(distance(flat(by_formula), flat(expected)))
+    assert 0 < sum(of_model) < 1.5 * sum(of_formula)
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """Between a and b, by the length of b."""
+    return ((a - b).norm() / b.norm()).item()
+
+
+def flat(tensors: Iterable[Tensor | None]) -> Tensor:
+    """All of them, one after the other."""
+    return torch.cat([tensor.flatten() for tensor in tensors if tensor is not None])
 
 
 @pytest.mark.parametrize("reads", ["all", "own_shared"])

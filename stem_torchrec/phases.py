@@ -1,0 +1,148 @@
+"""Where the time of a training step goes: the profiler's events by phase of the step.
+
+An event's own time, without that of the events inside it, belongs to the innermost range that names a phase. TorchRec,
+FBGEMM and torch make these ranges:
+
+    ProfilerStep#12                              other
+    ├─ ## copy_batch_to_gpu 14 ##                input
+    ├─ ## start_sparse_data_dist 13 ##           input dist
+    ├─ ## forward 12 ##                          dense forward
+    │  ├─ [lookup]_[...]_[table_wise]            lookup
+    │  └─ [output_dist]_[...]_[table_wise]       output dist
+    ├─ ## backward 12 ##                         dense backward
+    │  ├─ All2All_Pooled_ReqBackward             output dist
+    │  ├─ CppNode<SplitLookupFunction_...>       table backward
+    │  └─ what follows the last such function    all-reduce
+    └─ ## optimizer 12 ##                        dense optimizer
+
+Only the training thread counts, whose time is that of the step. On CUDA autograd works on a thread of its own while the
+training thread waits for it in the backward range, so what it does there takes the place of that waiting.
+"""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
+
+PHASES: Mapping[str, str] = {
+    "input": "waiting for the next batch, and its copy to the device",
+    "input dist": "ids to the ranks of their tables",
+    "lookup": "rows of the tables, pooled",
+    "output dist": "pooled embeddings back, and their gradients there again",
+    "dense forward": "the rest of the forward pass: experts, gates, towers, loss",
+    "dense backward": "their backward pass",
+    "table backward": "gradients of the tables, and the optimizer fused into it",
+    "all-reduce": "gradients of experts, gates, towers and data_parallel tables",
+    "dense optimizer": "the optimizers after the backward pass, and zero_grad",
+    "other": "what is between these: schedule, losses, log",
+}
+"""What each phase is, in the order of a step."""
+
+_RANGES: Mapping[str, re.Pattern[str]] = {
+    "input": re.compile(r"## (copy_batch_to_gpu|next_batch|wait_for_batch) "),
+    # The permutation is also how --sharding.input-dist once copies ids into the slots of the lookup.
+    "input dist": re.compile(
+        r"## (start_sparse_data_dist|wait_sparse_data_dist|runtime_forward_assemble_KJT) "
+        r"|fbgemm::permute_.D_sparse_data"
+    ),
+    "lookup": re.compile(r"\[lookup\]"),
+    "output dist": re.compile(
+        r"\[output_dist|## \w*EmbeddingBagCollectionAwaitable "
+        r"|(Variable_Batch_)?(All2All|ReduceScatter|AllGather)\w+Backward"
+    ),
+    "dense forward": re.compile(r"## forward "),
+    "dense backward": re.compile(r"## backward "),
+    "table backward": re.compile(r"torch::autograd::CppNode<.*Lookup\w*Function"),
+    "all-reduce": re.compile(r"c10d::allreduce_|torch::distributed::reducer::"),
+    "dense optimizer": re.compile(r"## (optimizer|zero_grad) "),
+    "other": re.compile(r"ProfilerStep"),
+}
+"""How the names of a phase's ranges begin."""
+
+_AUTOGRAD = "autograd::engine::evaluate_function: "
+"""Begins the name of each function that a backward pass calls."""
+
+
+@dataclass
+class Spent:
+    """What a step spends, as means over the recorded steps."""
+
+    host: float = 0.0
+    """Milliseconds of the training thread."""
+
+    device: float = 0.0
+    """Milliseconds of GPU kernels by where they were launched; 0 without a GPU."""
+
+    calls: float = 0.0
+    """Events."""
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Where the time of a step goes."""
+
+    phases: Mapping[str, Spent]
+    """By phase, for all PHASES; the host's times add up to the time of a step."""
+
+    operations: Mapping[str, Spent]
+    """By name of an operation or range, without what is inside it; the most GPU time first, then the most host time."""
+
+
+def step_times(events: Iterable[FunctionEvent]) -> StepTimes:
+    """Sums up the events of the recorded steps, as `torch.profiler.profile.events()` has them with a schedule."""
+    roots = [event for event in events if event.cpu_parent is None and event.device_type == DeviceType.CPU]
+    steps = [event for event in roots if event.name.startswith("ProfilerStep")]
+    assert steps, "the profiler marks the steps that it records"
+    phases: dict[str, Spent] = {phase: Spent() for phase in PHASES}
+    operations: dict[str, Spent] = defaultdict(Spent)
+
+    def add(root: FunctionEvent, phase: str) -> None:
+        for inner, name, host, device in _own_times(root, phase):
+            for spent in (phases[inner], operations[re.sub(r" \d+ ##$", " ##", name)]):
+                spent.host += host / len(steps) / 1000
+                spent.device += device / len(steps) / 1000
+                spent.calls += 1 / len(steps)
+
+    for step in steps:
+        add(step, "other")
+        for root in roots:
+            inside = step.time_range.start <= root.time_range.start and root.time_range.end <= step.time_range.end
+            if inside and root.thread != step.thread and root.name.startswith(_AUTOGRAD):
+                add(root, "dense backward")
+                phases["dense backward"].host -= root.time_range.elapsed_us() / len(steps) / 1000
+    # The step itself is no operation.
+    inside_steps = {name: spent for name, spent in operations.items() if not name.startswith("ProfilerStep")}
+    ranked = sorted(inside_steps, key=lambda name: (-operations[name].device, -operations[name].host))
+    return StepTimes(phases, {name: operations[name] for name in ranked})
+
+
+def _own_times(event: FunctionEvent, phase: str) -> Iterator[tuple[str, str, float, float]]:
+    """Phase, name, and own microseconds on host and device, of an event inside `phase` and of all inside it."""
+    phase = _phase(event.name) or phase
+    own = event.time_range.elapsed_us() - _elapsed(event.cpu_children)
+    # When its last function is done, a backward pass ends with waiting for the all-reduce and copying its results.
+    functions = [child for child in event.cpu_children if child.name.startswith(_AUTOGRAD)]
+    done = math.inf
+    if functions and _RANGES["dense backward"].match(event.name):
+        done = max(function.time_range.end for function in functions)
+        behind = [child for child in event.cpu_children if child.time_range.start >= done]
+        waiting = event.time_range.end - done - _elapsed(behind)
+        own -= waiting
+        yield "all-reduce", "waiting for the all-reduce", waiting, 0.0
+    yield phase, event.name, own, event.self_device_time_total
+    for child in event.cpu_children:
+        yield from _own_times(child, "all-reduce" if child.time_range.start >= done else phase)
+
+
+def _elapsed(events: Iterable[FunctionEvent]) -> float:
+    return sum(event.time_range.elapsed_us() for event in events)
+
+
+def _phase(name: str) -> str | None:
+    """The phase that a range of this name begins, if any."""
+    name = name.removeprefix(_AUTOGRAD)
+    return next((phase for phase, pattern in _RANGES.items() if pattern.match(name)), None)
