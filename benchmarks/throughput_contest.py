@@ -1,0 +1,158 @@
+"""A contest: processes that are built side by side and take turns, so that drift of the machine meets all of them."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import IO
+
+import numpy as np
+
+from stem_torchrec.errors import UserError
+from stem_torchrec.plain import from_plain, to_plain
+
+from throughput_problem import Precision, Problem
+from throughput_worker import Answer, Job
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """Who trains what, and where."""
+
+    side: str
+    """ours, stock, dense or gemm."""
+    precision: Precision
+    rows: int
+    """Of each feature's tables."""
+    ranks: int = 1
+    one_core_each: bool = False
+    """Whether a rank has one core; else the ranks share all cores."""
+    keeps_memory: bool = True
+    """Whether freed memory stays with the process; our setting, off for the others by default."""
+
+    @property
+    def name(self) -> str:
+        """As the report calls it."""
+        ranks = f", {self.ranks} rank{'s' * (self.ranks > 1)} of one core" if self.one_core_each else ""
+        default = "malloc kept" if self.keeps_memory and self.side in ("stock", "dense") else ""
+        default = "malloc as it is" if not self.keeps_memory and self.side == "ours" else default
+        return f"{self.side} {self.precision}{ranks}{', ' * bool(default)}{default}"
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a contestant has measured."""
+
+    contestant: Contestant
+    step_ms: tuple[tuple[float, ...], ...]
+    """By round, of each step of the last rank to end it."""
+    losses: tuple[float, ...]
+    """Of all steps from the first on, the mean over the ranks; none for gemm."""
+    flops: int
+    """Of the matrix products in a step, of one rank."""
+    peak_mib: float
+    """The most memory a rank held."""
+    faults_per_step: float
+    """Page faults in a measured step, of one rank."""
+
+    def quantile(self, share: float) -> float:
+        """Of the step times in ms."""
+        return float(np.quantile(np.concatenate([np.array(times) for times in self.step_ms]), share))
+
+    def rounds(self) -> list[float]:
+        """The median step in ms, by round."""
+        return [median(times) for times in self.step_ms]
+
+
+def contest(
+    contestants: Sequence[Contestant], problem: Problem, *, rounds: int, steps: int, warmup: int
+) -> list[Score]:
+    """Builds all contestants, lets each warm up, and then each make `steps` steps in turn, `rounds` times.
+
+    Raises UserError where a contestant's process fails.
+    """
+    with ExitStack() as stack:
+        groups = [stack.enter_context(_running(contestant, problem)) for contestant in contestants]
+        warm = [ask(group, contestant, warmup) for group, contestant in zip(groups, contestants, strict=True)]
+        answers: list[list[list[Answer]]] = [[] for _ in groups]
+        for turn in range(rounds):
+            # Every other round backwards, so that nobody always follows the same.
+            for i in list(range(len(groups)))[:: 1 if turn % 2 == 0 else -1]:
+                answers[i].append(ask(groups[i], contestants[i], steps))
+    return [
+        _score(contestant, first, measured, steps)
+        for contestant, first, measured in zip(contestants, warm, answers, strict=True)
+    ]
+
+
+def ask(ranks: Sequence["subprocess.Popen[str]"], contestant: Contestant, steps: int) -> list[Answer]:
+    """Lets all ranks of a contestant make `steps` steps at once; returns their answers."""
+    for rank in ranks:
+        print(steps, file=_pipe(rank.stdin), flush=True)
+    answers = []
+    for rank in ranks:
+        line = _pipe(rank.stdout).readline()
+        if not line:
+            raise UserError(f"{contestant.name} with {contestant.rows:,} rows ended early; its error stands above.")
+        answers.append(from_plain(Answer, json.loads(line)))
+    return answers
+
+
+def _pipe(pipe: IO[str] | None) -> IO[str]:
+    assert pipe is not None
+    return pipe
+
+
+@contextmanager
+def _running(contestant: Contestant, problem: Problem) -> Iterator[list["subprocess.Popen[str]"]]:
+    """The processes of a contestant's ranks."""
+    cores = sorted(os.sched_getaffinity(0))
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    processes = []
+    try:
+        for rank in range(contestant.ranks):
+            mine = (cores[rank % len(cores)],) if contestant.one_core_each else tuple(cores)
+            problem_here = problem.with_rows(contestant.rows)
+            job = Job(contestant.side, contestant.precision, problem_here, mine, contestant.keeps_memory)
+            environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
+            if contestant.ranks > 1:
+                environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+                environment |= {"RANK": str(rank), "WORLD_SIZE": str(contestant.ranks)}
+                environment |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(contestant.ranks)}
+            process = subprocess.Popen(
+                [sys.executable, str(Path(__file__).with_name("throughput_worker.py"))],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=environment,
+            )
+            processes.append(process)
+            print(json.dumps(to_plain(job)), file=_pipe(process.stdin), flush=True)
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def _score(contestant: Contestant, warm: list[Answer], measured: list[list[Answer]], steps: int) -> Score:
+    by_round = tuple(
+        tuple(max(times) for times in zip(*(answer.step_ms for answer in ranks), strict=True)) for ranks in measured
+    )
+    by_step = [zip(*(answer.losses for answer in ranks), strict=True) for ranks in [warm, *measured]]
+    return Score(
+        contestant=contestant,
+        step_ms=by_round,
+        losses=tuple(sum(ranks) / len(ranks) for losses in by_step for ranks in losses),
+        flops=warm[0].flops,
+        peak_mib=max(answer.peak_mib for ranks in measured for answer in ranks),
+        faults_per_step=sum(ranks[0].page_faults for ranks in measured) / (steps * len(measured)),
+    )

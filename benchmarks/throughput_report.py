@@ -1,0 +1,142 @@
+"""The report of a throughput run: ratios of what was measured side by side, then every contestant, and a plot."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from matplotlib.figure import Figure
+from tabulate import tabulate
+
+from throughput_contest import Score
+
+_HOW_TO_READ = """\
+- **ours**: this project as training assembles it. **stock**: the same model in loops of nn.Linear on TorchRec's own
+  modules. **dense**: plain PyTorch, nn.Embedding, Adam over everything, L2 on whole tables. **gemm**: matrix products
+  alone, of the experts' shapes and a square one, the fastest of them.
+- All sides of a contest are built before the first turn, and take turns; every other round backwards. **P50, P90**: ms
+  of a step over all turns. A ratio is that of the median steps of a turn, its median over the turns; in brackets the
+  lowest and highest.
+- **GFLOP/s**: the matrix products of a step with weights, forward and backward, by P50; what else a step does is in
+  the time and not in the products.
+- **peak**: resident MiB of a rank. **faults**: page faults in a step.
+- **malloc kept**: freed memory stays with the process, as this project sets it; without it the other sides run as they
+  come.
+"""
+
+Ratio = tuple[float, float, float]
+"""Median, lowest and highest over the rounds."""
+
+
+def write_report(folder: Path, head: Mapping[str, str], scores: Mapping[str, Sequence[Score]], batch_size: int) -> None:
+    """Writes report.md, report.parquet and step_time.png from the contests so far."""
+    rows = [row(contest, score, batch_size) for contest, contestants in scores.items() for score in contestants]
+    table = pa.Table.from_pylist(rows)
+    pq.write_table(
+        table.replace_schema_metadata({key: str(value) for key, value in head.items()}), folder / "report.parquet"
+    )
+    lines = ["# Throughput", "", *(f"- {key}: {value}" for key, value in head.items()), ""]
+    lines += [tabulate(ratios(scores), ["what", "ratio"], tablefmt="github"), "", _HOW_TO_READ]
+    for contest, contestants in scores.items():
+        shown = [row(contest, score, batch_size) for score in contestants]
+        columns = {
+            "side": "side",
+            "rows": "rows",
+            "P50": "p50_ms",
+            "P90": "p90_ms",
+            "samples/s": "samples_per_second",
+            "GFLOP/s": "gflops",
+            "peak": "peak_mib",
+            "faults": "faults_per_step",
+            "first loss": "first_loss",
+        }
+        lines += [
+            f"## {contest}",
+            "",
+            tabulate(
+                [[one[key] for key in columns.values()] for one in shown],
+                list(columns),
+                tablefmt="github",
+                intfmt=",",
+                floatfmt=("", "", ".1f", ".1f", ",.0f", ".0f", ",.0f", ",.0f", ".4f"),
+            ),
+            "",
+        ]
+    by_rows = [score for contest, contestants in scores.items() if contest.startswith("dense") for score in contestants]
+    if by_rows:
+        plot(by_rows).savefig(folder / "step_time.png", dpi=120)
+        lines += ["![step time by rows](step_time.png)", ""]
+    (folder / "report.md").write_text("\n".join(lines))
+
+
+def row(contest: str, score: Score, batch_size: int) -> dict[str, Any]:
+    """What was measured of a contestant, for the table."""
+    p50 = score.quantile(0.5)
+    return {
+        "contest": contest,
+        "side": score.contestant.name,
+        "precision": score.contestant.precision,
+        "rows": score.contestant.rows,
+        "ranks": score.contestant.ranks,
+        "p50_ms": p50,
+        "p90_ms": score.quantile(0.9),
+        "samples_per_second": batch_size * score.contestant.ranks / p50 * 1000 if score.losses else None,
+        "gflops": score.flops / p50 / 1e6,
+        "peak_mib": score.peak_mib,
+        "faults_per_step": score.faults_per_step,
+        "first_loss": score.losses[0] if score.losses else None,
+        "step_ms": [list(times) for times in score.step_ms],
+    }
+
+
+def ratios(scores: Mapping[str, Sequence[Score]]) -> list[tuple[str, str]]:
+    """The figures that the project is measured by, as far as their contests were held."""
+    found = []
+    for contest, contestants in scores.items():
+        by_name = {(score.contestant.name, score.contestant.rows): score for score in contestants}
+        few = min(score.contestant.rows for score in contestants)
+        for score in contestants:
+            own, other = score.contestant, None
+            if contest == "peak" and own.name in ("ours fp32", "ours bf16") and own.rows == few:
+                gemm = by_name[f"gemm {own.precision}", few]
+                share = ratio(gemm, score, score.flops / gemm.flops)
+                found.append((f"{own.precision} step as a share of the GEMM peak", share))
+            elif contest == "peak" and own.rows > few:
+                other, what = by_name[own.name, few], f"step time at {own.rows:,} rows over {few:,}"
+                found.append((f"{own.precision} {what}", ratio(score, other)))
+            elif contest == "ranks" and own.ranks == 2:
+                one = next(
+                    s for s in contestants if s.contestant.ranks == 1 and s.contestant.precision == own.precision
+                )
+                found.append((f"{own.precision} samples/s of 2 ranks over 1, a core each", ratio(one, score, 2)))
+            elif contest.startswith("dense") and own.side != "ours":
+                for mine in contestants:
+                    if mine.contestant.side == "ours" and (
+                        own.side == "dense" or mine.contestant.precision == own.precision
+                    ):
+                        found.append((f"{mine.contestant.name} over {own.name}, {own.rows:,} rows", ratio(score, mine)))
+    return found
+
+
+def ratio(slow: Score, fast: Score, factor: float = 1.0) -> str:
+    """Median time of the first over that of the second, times `factor`; median and range over the rounds."""
+    values = [factor * a / b for a, b in zip(slow.rounds(), fast.rounds(), strict=True)]
+    return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def plot(scores: Sequence[Score]) -> Figure:
+    """Step time against rows, a line for each side."""
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
+    for name in dict.fromkeys(score.contestant.name for score in scores):
+        line = sorted((s for s in scores if s.contestant.name == name), key=lambda s: s.contestant.rows)
+        axes.plot([s.contestant.rows for s in line], [s.quantile(0.5) for s in line], marker="o", label=name)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("rows of each feature's tables")
+    axes.set_ylabel("ms of a training step, median")
+    axes.legend(fontsize=8)
+    axes.grid(visible=True, which="both", alpha=0.2)
+    return figure

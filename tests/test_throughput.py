@@ -1,0 +1,92 @@
+import dataclasses
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from stem_torchrec.config import ModelConfig
+from stem_torchrec.errors import UserError
+from stem_torchrec.models.build import build_model
+from stem_torchrec.models.stem import STEM
+
+from throughput import measure, read_command_line
+from throughput_plain import PlainSTEM
+from throughput_problem import Problem
+
+SMALL = ModelConfig(
+    embedding_dim=4,
+    num_shared_experts=3,
+    num_task_experts=2,
+    expert_hidden=(16, 8),
+    gate_hidden=(6,),
+    tower_hidden=(5,),
+)
+
+
+def plain_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What belongs to a STEM's dense weights, as PlainSTEM calls them."""
+    weights = {}
+    for name, value in tensors.items():
+        kind, _, rest = name.removeprefix("layers.0.").partition(".")
+        if kind == "experts":
+            group, layer, of = rest.split(".")
+            for k, one in enumerate(value):
+                weights[f"experts.{group}.{k}.{layer}.{of}"] = one.T if of == "weight" else one
+        elif kind in ("gates", "towers"):
+            task, layer, of = rest.replace("mlp.", "").split(".")
+            weights[f"{kind}.{task}.{layer}.{of}"] = value
+    return weights
+
+
+def test_the_plain_implementation_is_the_same_model() -> None:
+    problem = Problem(rows=50, batch_size=32, features=3, model=SMALL)
+    torch.manual_seed(0)
+    model = build_model(dataclasses.replace(SMALL, embedding_std=1.0), problem.columns, table_device="cpu").model
+    assert isinstance(model, STEM)
+    plain = PlainSTEM(problem.columns.labels, 3 * 4, SMALL)
+    plain.load_state_dict(plain_names(dict(model.named_parameters())))
+    batch = next(problem.batches(rank=0))
+    pooled = {g: x.detach().requires_grad_() for g, x in model.sparse_arch(batch.sparse_features).items()}
+    ours = model(batch.dense_features, batch.sparse_features)
+    theirs = plain(pooled)
+    torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
+    ours[:, 0].sum().backward()
+    theirs[:, 0].sum().backward()
+    expected = plain_names({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    for name, parameter in plain.named_parameters():
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        torch.testing.assert_close(gradient, expected.get(name, torch.zeros_like(gradient)), rtol=1e-5, atol=1e-5)
+    # All forward, task-specific backward.
+    assert pooled["task_0"].grad is not None
+    assert pooled["task_0"].grad.count_nonzero() > 0
+    assert pooled["task_1"].grad is None or pooled["task_1"].grad.count_nonzero() == 0
+
+
+def test_a_run_measures_every_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["--batch-size", "64", "--rows", "100", "--cases", "dense", "--rounds", "2", "--steps", "2", "--warmup", "1"]
+    measure(read_command_line([*line, "--out", str(tmp_path)]))
+    rows = pq.read_table(tmp_path / "report.parquet").to_pylist()
+    sides = ["ours bf16", "ours fp32", "stock bf16", "stock fp32", "dense fp32", "dense fp32, malloc kept"]
+    assert [row["side"] for row in rows] == sides
+    for row in rows:
+        assert [len(times) for times in row["step_ms"]] == [2, 2]
+        # Two tasks, before anything is learned: twice log 2, and noise of the initial weights.
+        assert row["first_loss"] == pytest.approx(1.386, abs=0.05)
+    report = (tmp_path / "report.md").read_text()
+    assert "ours bf16 over dense fp32, 100 rows" in report
+    assert (tmp_path / "step_time.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--out", "x", "--steps", "0"], "--steps is 0, but must be at least 1."),
+        (["--out", "x", "--rows", "0"], "--rows is [0], but must be one or more numbers of at least 1."),
+        ([], "say where the results go: --out DIR."),
+    ],
+)
+def test_what_makes_no_sense_is_refused(options: list[str], sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read_command_line(options)
+    assert str(caught.value) == sentence
