@@ -4,21 +4,23 @@ python benchmarks/throughput.py --out runs/throughput
 """
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+
+import torch
 
 from stem_torchrec.cli import parse_arguments, run_main
 from stem_torchrec.errors import UserError
+from stem_torchrec.process import trains_on_gpu
 
 from sweep_machine import describe_machine, git_revision
-from throughput_contest import Contestant, Score, contest
+from throughput_cases import Case, contests, largest_models, possible_cases
+from throughput_contest import Score, Turns, contest
 from throughput_problem import Problem
 from throughput_report import write_report
-
-Case = Literal["dense", "peak", "ranks"]
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,10 @@ class ThroughputConfig:
 
     out: str = ""
     """Folder for report.md, report.parquet and the plot."""
-    cases: tuple[Case, ...] = ("peak", "dense", "ranks")
-    """peak: the step beside matrix products alone; dense: against plain PyTorch and TorchRec's own modules, by rows;
-    ranks: two ranks of one core against one."""
+    cases: tuple[Case, ...] = ()
+    """peak: a step beside matrix products alone; rows: many rows against few; others: plain PyTorch and TorchRec's
+    own modules, by rows; variants: pipelines, optimizers, kernels and layouts; ranks: two against one; roofline: the
+    tables beside copies; memory: the largest model that fits. By default all that this machine can measure."""
     rows: tuple[int, ...] = (1_000, 100_000, 1_000_000)
     """Rows of each feature's tables, from few to many."""
     batch_size: int = 4096
@@ -44,27 +47,8 @@ class ThroughputConfig:
     """Steps in a turn."""
     warmup: int = 4
     """Steps before the first turn."""
-
-
-def cases(config: ThroughputConfig) -> dict[str, list[Contestant]]:
-    """The contests by name: who trains beside whom."""
-    few, many = config.rows[0], config.rows[-1]
-    contests: dict[str, list[Contestant]] = {}
-    if "peak" in config.cases:
-        contests["peak"] = [Contestant(side, p, few) for p in ("fp32", "bf16") for side in ("gemm", "ours")]
-        contests["peak"].append(Contestant("ours", "bf16", many))
-        contests["peak"] += [Contestant("ours", p, few, keeps_memory=False) for p in ("fp32", "bf16")]
-    if "dense" in config.cases:
-        for rows in config.rows:
-            ours = [Contestant("ours", p, rows) for p in ("bf16", "fp32")]
-            stock = [Contestant("stock", p, rows, keeps_memory=False) for p in ("bf16", "fp32")]
-            dense = [Contestant("dense", "fp32", rows, keeps_memory=kept) for kept in (False, True)]
-            contests[f"dense, {rows:,} rows"] = [*ours, *stock, *dense]
-    if "ranks" in config.cases:
-        contests["ranks"] = [
-            Contestant("ours", p, few, ranks=ranks, one_core_each=True) for p in ("fp32", "bf16") for ranks in (1, 2)
-        ]
-    return contests
+    memory_gib: float = 0.0
+    """Memory that the largest model may take; by default 85 % of this machine's, or of its first GPU's."""
 
 
 def read_command_line(args: Sequence[str] | None = None) -> ThroughputConfig:
@@ -75,10 +59,14 @@ def read_command_line(args: Sequence[str] | None = None) -> ThroughputConfig:
     for name in ("batch_size", "features", "tasks", "rounds", "steps", "warmup"):
         if getattr(config, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(config, name)}, but must be at least 1.")
-    if not config.rows or min(config.rows) < 1:
-        raise UserError(f"--rows is {list(config.rows)}, but must be one or more numbers of at least 1.")
-    if "ranks" in config.cases and len(os.sched_getaffinity(0)) < 2:
-        raise UserError("two ranks of one core need two cores; leave `ranks` out of --cases.")
+    if not config.rows or min(config.rows) < 1 or list(config.rows) != sorted(set(config.rows)):
+        raise UserError(f"--rows is {list(config.rows)}, but must be numbers of at least 1, from few to many.")
+    if len(config.rows) < 2 and {"rows", "memory"} & set(config.cases):
+        raise UserError(f"--rows is {list(config.rows)}, but the cases rows and memory need two numbers.")
+    if config.memory_gib < 0:
+        raise UserError(f"--memory-gib is {config.memory_gib}, but must be above 0, or 0 for this machine's.")
+    if set(config.cases) - set(possible_cases()):
+        raise UserError("two ranks need two cores, or two GPUs; leave `ranks` out of --cases.")
     return config
 
 
@@ -90,20 +78,44 @@ def measure(config: ThroughputConfig) -> None:
     except OSError as error:
         raise UserError(f"{folder} cannot be made ({error.strerror}); give another --out.") from error
     problem = replace(Problem(), batch_size=config.batch_size, features=config.features, tasks=config.tasks)
-    head = {"command": describe_command(), **describe_machine(), "revision": git_revision()}
+    turns = Turns(rounds=config.rounds, steps=config.steps, warmup=config.warmup)
+    head = {
+        "command": shlex.join(["benchmarks/throughput.py", *sys.argv[1:]]),
+        **describe_machine(),
+        "device": _device(),
+        "revision": git_revision(),
+    }
     scores: dict[str, list[Score]] = {}
-    for name, contestants in cases(config).items():
-        print(f"{name}: {', '.join(contestant.name for contestant in contestants)}", flush=True)
-        scores[name] = contest(contestants, problem, rounds=config.rounds, steps=config.steps, warmup=config.warmup)
-        for score in scores[name]:
-            print(f"  {score.contestant.name:36} {score.quantile(0.5):8.1f} ms", flush=True)
+
+    def report(name: str, measured: list[Score]) -> None:
+        scores[name] = measured
+        for score in measured:
+            rows = f"{score.contestant.rows:,} rows"
+            print(f"  {score.contestant.name:36} {rows:16} {score.quantile(0.5):9.1f} ms", flush=True)
         write_report(folder, head, scores, config.batch_size)
+
+    for case in config.cases or possible_cases():
+        for name, contestants in contests(case, config.rows).items():
+            print(f"{name}:", flush=True)
+            report(name, contest(contestants, problem, turns))
+        if case == "memory":
+            print(f"{case}:", flush=True)
+            report(case, largest_models(problem, config.rows, 1024 * (config.memory_gib or 0.85 * _memory_gib())))
     print(f"report: {folder / 'report.md'}")
 
 
-def describe_command() -> str:
-    """The command line, as a reader would type it."""
-    return " ".join(["python", "benchmarks/throughput.py", *sys.argv[1:]])
+def _device() -> str:
+    """What a step runs on, with what decides how fast a CPU multiplies."""
+    if trains_on_gpu():
+        return torch.cuda.get_device_name(0)
+    amx = torch.cpu.get_capabilities().get("amx_bf16", False)
+    return f"CPU, {torch.backends.cpu.get_cpu_capability()}, {'with' if amx else 'without'} AMX for bf16"
+
+
+def _memory_gib() -> float:
+    if trains_on_gpu():
+        return torch.cuda.get_device_properties(0).total_memory / 2**30
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
 
 
 if __name__ == "__main__":

@@ -17,32 +17,20 @@ import numpy as np
 from stem_torchrec.errors import UserError
 from stem_torchrec.plain import from_plain, to_plain
 
-from throughput_problem import Precision, Problem
+from throughput_problem import Contestant, Problem
 from throughput_worker import Answer, Job
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """Who trains what, and where."""
+class Turns:
+    """How long a contest is."""
 
-    side: str
-    """ours, stock, dense or gemm."""
-    precision: Precision
-    rows: int
-    """Of each feature's tables."""
-    ranks: int = 1
-    one_core_each: bool = False
-    """Whether a rank has one core; else the ranks share all cores."""
-    keeps_memory: bool = True
-    """Whether freed memory stays with the process; our setting, off for the others by default."""
-
-    @property
-    def name(self) -> str:
-        """As the report calls it."""
-        ranks = f", {self.ranks} rank{'s' * (self.ranks > 1)} of one core" if self.one_core_each else ""
-        default = "malloc kept" if self.keeps_memory and self.side in ("stock", "dense") else ""
-        default = "malloc as it is" if not self.keeps_memory and self.side == "ours" else default
-        return f"{self.side} {self.precision}{ranks}{', ' * bool(default)}{default}"
+    rounds: int
+    """How often each side takes its turn."""
+    steps: int
+    """Steps in a turn."""
+    warmup: int
+    """Steps before the first turn."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +42,10 @@ class Score:
     """By round, of each step of the last rank to end it."""
     losses: tuple[float, ...]
     """Of all steps from the first on, the mean over the ranks; none for gemm."""
-    flops: int
-    """Of the matrix products in a step, of one rank."""
+    work: int
+    """What a step takes, on one rank; see Side.work."""
     peak_mib: float
-    """The most memory a rank held."""
+    """The most memory a rank held: on CUDA of the GPU, else of the process."""
     faults_per_step: float
     """Page faults in a measured step, of one rank."""
 
@@ -70,23 +58,21 @@ class Score:
         return [median(times) for times in self.step_ms]
 
 
-def contest(
-    contestants: Sequence[Contestant], problem: Problem, *, rounds: int, steps: int, warmup: int
-) -> list[Score]:
-    """Builds all contestants, lets each warm up, and then each make `steps` steps in turn, `rounds` times.
+def contest(contestants: Sequence[Contestant], problem: Problem, turns: Turns) -> list[Score]:
+    """Builds all contestants, lets each warm up, and then each make steps in turn.
 
     Raises UserError where a contestant's process fails.
     """
     with ExitStack() as stack:
         groups = [stack.enter_context(_running(contestant, problem)) for contestant in contestants]
-        warm = [ask(group, contestant, warmup) for group, contestant in zip(groups, contestants, strict=True)]
+        warm = [ask(group, contestant, turns.warmup) for group, contestant in zip(groups, contestants, strict=True)]
         answers: list[list[list[Answer]]] = [[] for _ in groups]
-        for turn in range(rounds):
+        for turn in range(turns.rounds):
             # Every other round backwards, so that nobody always follows the same.
             for i in list(range(len(groups)))[:: 1 if turn % 2 == 0 else -1]:
-                answers[i].append(ask(groups[i], contestants[i], steps))
+                answers[i].append(ask(groups[i], contestants[i], turns.steps))
     return [
-        _score(contestant, first, measured, steps)
+        _score(contestant, first, measured, turns)
         for contestant, first, measured in zip(contestants, warm, answers, strict=True)
     ]
 
@@ -120,9 +106,8 @@ def _running(contestant: Contestant, problem: Problem) -> Iterator[list["subproc
     try:
         for rank in range(contestant.ranks):
             mine = (cores[rank % len(cores)],) if contestant.one_core_each else tuple(cores)
-            problem_here = problem.with_rows(contestant.rows)
-            job = Job(contestant.side, contestant.precision, problem_here, mine, contestant.keeps_memory)
-            environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
+            job = Job(contestant, problem.with_rows(contestant.rows), mine)
+            environment = dict(os.environ)
             if contestant.ranks > 1:
                 environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
                 environment |= {"RANK": str(rank), "WORLD_SIZE": str(contestant.ranks)}
@@ -143,7 +128,7 @@ def _running(contestant: Contestant, problem: Problem) -> Iterator[list["subproc
             process.communicate()
 
 
-def _score(contestant: Contestant, warm: list[Answer], measured: list[list[Answer]], steps: int) -> Score:
+def _score(contestant: Contestant, warm: list[Answer], measured: list[list[Answer]], turns: Turns) -> Score:
     by_round = tuple(
         tuple(max(times) for times in zip(*(answer.step_ms for answer in ranks), strict=True)) for ranks in measured
     )
@@ -152,7 +137,7 @@ def _score(contestant: Contestant, warm: list[Answer], measured: list[list[Answe
         contestant=contestant,
         step_ms=by_round,
         losses=tuple(sum(ranks) / len(ranks) for losses in by_step for ranks in losses),
-        flops=warm[0].flops,
+        work=warm[0].work,
         peak_mib=max(answer.peak_mib for ranks in measured for answer in ranks),
-        faults_per_step=sum(ranks[0].page_faults for ranks in measured) / (steps * len(measured)),
+        faults_per_step=sum(ranks[0].page_faults for ranks in measured) / (turns.steps * turns.rounds),
     )

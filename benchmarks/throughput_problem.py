@@ -1,19 +1,20 @@
-"""What all contestants train: random batches of the reference model's shape, and how many operations a step takes."""
+"""What contestants train: random batches of the reference model's shape, and how many operations a step takes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import cycle
+from itertools import cycle, pairwise
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor
 from torchrec.datasets.utils import Batch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from stem_torchrec.config import ModelConfig
+from stem_torchrec.config import Kernel, Layout, ModelConfig, SparseOptimizer
 from stem_torchrec.data.files import Columns
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "tf32", "bf16"]
+Pipeline = Literal["base", "sparse_dist", "prefetch"]
 
 _BATCHES = 16
 """Batches that are drawn, and then come again and again."""
@@ -66,11 +67,74 @@ class Problem:
         ]
         return cycle(drawn)
 
-    def gemm_flops(self, dense: nn.Module) -> int:
+    def layers(self) -> list[tuple[int, int, int]]:
+        """Of the dense part: how many equal layers read the same input, its width, and that of the output."""
+        model, width = self.model, self.features * self.model.embedding_dim
+        experts = [*[model.num_task_experts] * self.tasks, model.num_shared_experts]
+        mlps = [(number, [width, *model.expert_hidden]) for number in experts]
+        mlps += [(1, [width, *model.gate_hidden, sum(experts)])] * self.tasks
+        mlps += [(1, [model.expert_hidden[-1], *model.tower_hidden, 1])] * self.tasks
+        return [(number, *shape) for number, widths in mlps for shape in pairwise(widths)]
+
+    def gemm_flops(self) -> int:
         """Floating-point operations of a step's matrix products with weights: forward and two products backward.
 
         Each weight of the dense part takes part in a multiplication and an addition for each row in each of the three.
         Biases, ReLUs, mixtures, lookups and optimizers are not counted, so their time lowers the share of the peak.
         """
-        weights = sum(p.numel() for name, p in dense.named_parameters() if name.endswith("weight"))
-        return 3 * 2 * self.batch_size * weights
+        return 3 * 2 * self.batch_size * sum(number * wide * out for number, wide, out in self.layers())
+
+    def table_bytes(self) -> int:
+        """Bytes that a step has to move to and from memory for the tables, if each is touched once.
+
+        For each id, four-byte numbers: forward reads a row and writes it into the output; backward reads its
+        gradient, and reads and writes the row and its number in the row-wise optimizer.
+        """
+        lookups = self.batch_size * self.features * (self.tasks + 1)
+        return 4 * lookups * (5 * self.model.embedding_dim + 2)
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """Who makes steps, on what, and where."""
+
+    side: str
+    """ours, stock, dense, or a limit of the machine: gemm, products, copy, tables."""
+    precision: Precision = "fp32"
+    rows: int = 1000
+    """Of each feature's tables."""
+    ranks: int = 1
+    one_core_each: bool = False
+    """Whether a rank is held to one core; else the ranks share all cores."""
+    keeps_memory: bool = True
+    """Whether freed memory stays with the process: this project's setting on CPU, off for the others by default."""
+    pipeline: Pipeline = "sparse_dist"
+    kernel: Kernel = "auto"
+    sparse: SparseOptimizer = "rowwise_adagrad"
+    layout: Layout = "split"
+
+    @property
+    def name(self) -> str:
+        """As the report calls it."""
+        parts = [f"{self.side} {self.precision}" if self.side not in ("copy", "tables") else self.side]
+        if self.ranks > 1 or self.one_core_each:
+            parts.append(f"{self.ranks} rank{'s' * (self.ranks > 1)}{' of one core' * self.one_core_each}")
+        if self.keeps_memory != (self.side not in ("stock", "dense")):
+            parts.append("malloc kept" if self.keeps_memory else "malloc as it is")
+        usual = Contestant(self.side)
+        parts += [
+            getattr(self, option)
+            for option in ("pipeline", "kernel", "sparse", "layout")
+            if getattr(self, option) != getattr(usual, option)
+        ]
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Side:
+    """A contestant that has been built, on one rank."""
+
+    step: Callable[[], Tensor | None]
+    """Makes a step; returns the summed loss, (), if there is one."""
+    work: int
+    """What a step takes: operations in matrix products, or bytes to and from memory (copy, tables)."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import pyarrow as pa
@@ -11,23 +10,23 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from throughput_contest import Score
+from throughput_ratios import ratios
 
 _HOW_TO_READ = """\
 - **ours**: this project as training assembles it. **stock**: the same model in loops of nn.Linear on TorchRec's own
-  modules. **dense**: plain PyTorch, nn.Embedding, Adam over everything, L2 on whole tables. **gemm**: matrix products
-  alone, of the experts' shapes and a square one, the fastest of them.
+  modules. **dense**: plain PyTorch, nn.Embedding, Adam over everything, L2 on whole tables.
+- Limits of the machine: **gemm**, the fastest of a square matrix product of 4096 and the products of the experts;
+  **products**, the products with weights that a step makes, in its shapes and nothing else; **copy**, a copy of
+  256 MiB; **tables**, lookup and update without the model.
 - All sides of a contest are built before the first turn, and take turns; every other round backwards. **P50, P90**: ms
   of a step over all turns. A ratio is that of the median steps of a turn, its median over the turns; in brackets the
   lowest and highest.
-- **GFLOP/s**: the matrix products of a step with weights, forward and backward, by P50; what else a step does is in
-  the time and not in the products.
-- **peak**: resident MiB of a rank. **faults**: page faults in a step.
+- **G/s**: by P50, 10^9 operations a second in the matrix products with weights, forward and backward; what else a step
+  does is in the time and not in the products. Of copy and tables, 10^9 bytes a second.
+- **peak**: MiB of a rank, resident on CPU, allocated on a GPU. **faults**: page faults in a step.
 - **malloc kept**: freed memory stays with the process, as this project sets it; without it the other sides run as they
   come.
 """
-
-Ratio = tuple[float, float, float]
-"""Median, lowest and highest over the rounds."""
 
 
 def write_report(folder: Path, head: Mapping[str, str], scores: Mapping[str, Sequence[Score]], batch_size: int) -> None:
@@ -47,7 +46,7 @@ def write_report(folder: Path, head: Mapping[str, str], scores: Mapping[str, Seq
             "P50": "p50_ms",
             "P90": "p90_ms",
             "samples/s": "samples_per_second",
-            "GFLOP/s": "gflops",
+            "G/s": "work_per_second",
             "peak": "peak_mib",
             "faults": "faults_per_step",
             "first loss": "first_loss",
@@ -64,7 +63,9 @@ def write_report(folder: Path, head: Mapping[str, str], scores: Mapping[str, Seq
             ),
             "",
         ]
-    by_rows = [score for contest, contestants in scores.items() if contest.startswith("dense") for score in contestants]
+    by_rows = [
+        score for contest, contestants in scores.items() if contest.startswith("others") for score in contestants
+    ]
     if by_rows:
         plot(by_rows).savefig(folder / "step_time.png", dpi=120)
         lines += ["![step time by rows](step_time.png)", ""]
@@ -83,47 +84,12 @@ def row(contest: str, score: Score, batch_size: int) -> dict[str, Any]:
         "p50_ms": p50,
         "p90_ms": score.quantile(0.9),
         "samples_per_second": batch_size * score.contestant.ranks / p50 * 1000 if score.losses else None,
-        "gflops": score.flops / p50 / 1e6,
+        "work_per_second": score.work / p50 / 1e6,
         "peak_mib": score.peak_mib,
         "faults_per_step": score.faults_per_step,
         "first_loss": score.losses[0] if score.losses else None,
         "step_ms": [list(times) for times in score.step_ms],
     }
-
-
-def ratios(scores: Mapping[str, Sequence[Score]]) -> list[tuple[str, str]]:
-    """The figures that the project is measured by, as far as their contests were held."""
-    found = []
-    for contest, contestants in scores.items():
-        by_name = {(score.contestant.name, score.contestant.rows): score for score in contestants}
-        few = min(score.contestant.rows for score in contestants)
-        for score in contestants:
-            own, other = score.contestant, None
-            if contest == "peak" and own.name in ("ours fp32", "ours bf16") and own.rows == few:
-                gemm = by_name[f"gemm {own.precision}", few]
-                share = ratio(gemm, score, score.flops / gemm.flops)
-                found.append((f"{own.precision} step as a share of the GEMM peak", share))
-            elif contest == "peak" and own.rows > few:
-                other, what = by_name[own.name, few], f"step time at {own.rows:,} rows over {few:,}"
-                found.append((f"{own.precision} {what}", ratio(score, other)))
-            elif contest == "ranks" and own.ranks == 2:
-                one = next(
-                    s for s in contestants if s.contestant.ranks == 1 and s.contestant.precision == own.precision
-                )
-                found.append((f"{own.precision} samples/s of 2 ranks over 1, a core each", ratio(one, score, 2)))
-            elif contest.startswith("dense") and own.side != "ours":
-                for mine in contestants:
-                    if mine.contestant.side == "ours" and (
-                        own.side == "dense" or mine.contestant.precision == own.precision
-                    ):
-                        found.append((f"{mine.contestant.name} over {own.name}, {own.rows:,} rows", ratio(score, mine)))
-    return found
-
-
-def ratio(slow: Score, fast: Score, factor: float = 1.0) -> str:
-    """Median time of the first over that of the second, times `factor`; median and range over the rounds."""
-    values = [factor * a / b for a, b in zip(slow.rounds(), fast.rounds(), strict=True)]
-    return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 def plot(scores: Sequence[Score]) -> Figure:

@@ -12,23 +12,24 @@ import time
 from dataclasses import dataclass
 from typing import TextIO
 
+import torch
+
+import stem_torchrec.process
 from stem_torchrec.plain import from_plain, to_plain
 
-from throughput_problem import Precision, Problem
+from throughput_limits import LIMITS, wait
+from throughput_problem import Contestant, Problem
+from throughput_sides import SIDES
 
 
 @dataclass(frozen=True)
 class Job:
     """What a process is to be."""
 
-    side: str
-    """A key of throughput_sides.SIDES."""
-    precision: Precision
+    contestant: Contestant
     problem: Problem
     cores: tuple[int, ...]
     """Of the machine, that this rank runs on."""
-    keeps_memory: bool
-    """Whether freed memory stays with the process, as stem_torchrec.memory has it."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,12 @@ class Answer:
     """What a rank has measured since the last answer."""
 
     step_ms: tuple[float, ...]
+    """Until the device is done."""
     losses: tuple[float, ...]
-    flops: int
-    """Of the matrix products in a step."""
+    work: int
+    """See Side.work."""
     peak_mib: float
-    """The most memory it held so far."""
+    """The most memory it held so far: on CUDA of the GPU, else of the process."""
     page_faults: int
     """In these steps."""
 
@@ -48,25 +50,25 @@ class Answer:
 def serve(job: Job, asks: TextIO, answers: TextIO) -> None:
     """Answers until there are no more questions."""
     os.sched_setaffinity(0, job.cores)
-    # Only now, as torch counts its threads by the cores when it is imported.
-    import stem_torchrec.process
-
-    from throughput_sides import SIDES
-
-    if not job.keeps_memory:
+    if not job.contestant.keeps_memory:
         stem_torchrec.process.keep_freed_memory = lambda: None
+    if job.contestant.precision == "tf32":
+        torch.set_float32_matmul_precision("high")
     with stem_torchrec.process.join_process_group() as process:
-        side = SIDES[job.side](job.problem, job.precision, process)
+        side = {**SIDES, **LIMITS}[job.contestant.side](job.problem, job.contestant, process)
         for line in asks:
             faults, times, losses = _page_faults(), [], []
             for _ in range(int(line)):
                 start = time.perf_counter()
-                loss = side.step()
+                loss = wait(side.step, process)
                 times.append((time.perf_counter() - start) * 1000)
                 if loss is not None:
                     losses.append(loss.item())
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            answer = Answer(tuple(times), tuple(losses), side.flops, peak, _page_faults() - faults)
+            if process.device.type == "cuda":
+                peak = torch.cuda.max_memory_allocated() / 2**20
+            else:
+                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+            answer = Answer(tuple(times), tuple(losses), side.work, peak, _page_faults() - faults)
             print(json.dumps(to_plain(answer)), file=answers, flush=True)
 
 

@@ -3,17 +3,18 @@
 The one place that knows the order build -> optimizer in backward -> plan -> shard -> pipeline.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.planner import Topology
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.optim.keyed import CombinedOptimizer
 
-from stem_torchrec.config import ShardingConfig, TrainConfig
+from stem_torchrec.config import Precision, ShardingConfig, TrainConfig
 from stem_torchrec.data.files import Columns
 from stem_torchrec.errors import UserError
 from stem_torchrec.models.build import build_model
@@ -104,10 +105,28 @@ def choose_placements(
 def build_pipeline(
     model: DistributedModelParallel, optimizer: CombinedOptimizer, config: TrainConfig, process: Process
 ) -> TrainPipelineSparseDist:
-    """The pipeline: copy of batch i+2, input distribution of batch i+1, forward and backward of batch i."""
+    """The pipeline: copy of batch i+2, input distribution of batch i+1, forward and backward of batch i.
+
+    Raises UserError where the device does not have the precision.
+    """
+    forward = autocast_forward(model, config.train.precision, process)
+    return TrainPipelineSparseDist(model, optimizer, process.device, custom_model_fwd=forward)
+
+
+def autocast_forward(model: nn.Module, precision: Precision, process: Process) -> Callable[[Any], Any]:
+    """`model` with its matrix products in `precision`; for tf32 that is a setting of the process.
+
+    Raises UserError for tf32 on CPU.
+    """
+    device = process.device.type
+    if precision == "tf32" and device == "cpu":
+        raise UserError("tf32 is a format of NVIDIA GPUs; on CPU choose --train.precision fp32 or bf16.")
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    if precision == "bf16" and device == "cpu" and not torch.cpu.get_capabilities().get("amx_bf16", False):
+        say("note: this CPU multiplies bf16 without AMX, measured at half the speed of fp32; --train.precision fp32")
 
     def forward(batch: Any) -> Any:
-        with torch.autocast(process.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
             return model(batch)
 
-    return TrainPipelineSparseDist(model, optimizer, process.device, custom_model_fwd=forward)
+    return forward

@@ -52,7 +52,7 @@ def join_process_group(*, timeout: float = 600.0) -> Iterator[Process]:
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_rank, local_world_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     device = torch.device("cpu")
-    if torch.cuda.is_available() and fbgemm_has_cuda():
+    if trains_on_gpu():
         if local_world_size > torch.cuda.device_count():
             raise UserError(
                 f"{local_world_size} ranks on this host would share {torch.cuda.device_count()} GPUs; start one rank "
@@ -77,6 +77,11 @@ def join_process_group(*, timeout: float = 600.0) -> Iterator[Process]:
         # Gloo's threads live as long as anything refers to a group, and sharded modules do so in cycles. One that
         # still lets go of a tensor while the interpreter shuts down aborts the process, so they end here.
         gc.collect()
+
+
+def trains_on_gpu() -> bool:
+    """Whether ranks on this host take GPUs: where torch sees one and FBGEMM has its kernels for it."""
+    return torch.cuda.is_available() and fbgemm_has_cuda()
 
 
 def from_first_rank(make: Callable[[], T]) -> T:

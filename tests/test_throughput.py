@@ -1,4 +1,4 @@
-import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,8 +11,10 @@ from stem_torchrec.models.build import build_model
 from stem_torchrec.models.stem import STEM
 
 from throughput import measure, read_command_line
+from throughput_contest import Score
 from throughput_plain import PlainSTEM
-from throughput_problem import Problem
+from throughput_problem import Contestant, Problem
+from throughput_ratios import ratios
 
 SMALL = ModelConfig(
     embedding_dim=4,
@@ -42,7 +44,7 @@ def plain_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def test_the_plain_implementation_is_the_same_model() -> None:
     problem = Problem(rows=50, batch_size=32, features=3, model=SMALL)
     torch.manual_seed(0)
-    model = build_model(dataclasses.replace(SMALL, embedding_std=1.0), problem.columns, table_device="cpu").model
+    model = build_model(replace(SMALL, embedding_std=1.0), problem.columns, table_device="cpu").model
     assert isinstance(model, STEM)
     plain = PlainSTEM(problem.columns.labels, 3 * 4, SMALL)
     plain.load_state_dict(plain_names(dict(model.named_parameters())))
@@ -64,17 +66,30 @@ def test_the_plain_implementation_is_the_same_model() -> None:
 
 
 def test_a_run_measures_every_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = ["--batch-size", "64", "--rows", "100", "--cases", "dense", "--rounds", "2", "--steps", "2", "--warmup", "1"]
+    line = [
+        "--batch-size",
+        "64",
+        "--rows",
+        "100",
+        "--cases",
+        "others",
+        "--rounds",
+        "2",
+        "--steps",
+        "2",
+        "--warmup",
+        "1",
+    ]
     measure(read_command_line([*line, "--out", str(tmp_path)]))
     rows = pq.read_table(tmp_path / "report.parquet").to_pylist()
-    sides = ["ours bf16", "ours fp32", "stock bf16", "stock fp32", "dense fp32", "dense fp32, malloc kept"]
+    sides = ["ours fp32", "ours bf16", "stock fp32", "stock bf16", "dense fp32"]
     assert [row["side"] for row in rows] == sides
     for row in rows:
         assert [len(times) for times in row["step_ms"]] == [2, 2]
         # Two tasks, before anything is learned: twice log 2, and noise of the initial weights.
         assert row["first_loss"] == pytest.approx(1.386, abs=0.05)
     report = (tmp_path / "report.md").read_text()
-    assert "ours bf16 over dense fp32, 100 rows" in report
+    assert "samples/s of ours bf16 over dense fp32, 100 rows" in report
     assert (tmp_path / "step_time.png").stat().st_size > 0
 
 
@@ -82,7 +97,7 @@ def test_a_run_measures_every_side(tmp_path: Path, capsys: pytest.CaptureFixture
     ("options", "sentence"),
     [
         (["--out", "x", "--steps", "0"], "--steps is 0, but must be at least 1."),
-        (["--out", "x", "--rows", "0"], "--rows is [0], but must be one or more numbers of at least 1."),
+        (["--out", "x", "--rows", "0"], "--rows is [0], but must be numbers of at least 1, from few to many."),
         ([], "say where the results go: --out DIR."),
     ],
 )
@@ -90,3 +105,43 @@ def test_what_makes_no_sense_is_refused(options: list[str], sentence: str) -> No
     with pytest.raises(UserError) as caught:
         read_command_line(options)
     assert str(caught.value) == sentence
+
+
+def score(contestant: Contestant, *ms: float, work: int = 1000) -> Score:
+    """One that took `ms` for each step, by round."""
+    return Score(
+        contestant, tuple((time, time) for time in ms), losses=(1.0,), work=work, peak_mib=1, faults_per_step=0
+    )
+
+
+def test_operations_of_a_step_are_three_products_with_each_weight() -> None:
+    problem = Problem(rows=50, batch_size=32, features=3, model=SMALL)
+    plain = PlainSTEM(problem.columns.labels, 3 * 4, SMALL)
+    weights = sum(p.numel() for name, p in plain.named_parameters() if name.endswith("weight"))
+    assert problem.gemm_flops() == 3 * 2 * 32 * weights
+
+
+def test_ratios_are_those_of_the_same_round() -> None:
+    gemm, products = (Contestant(side) for side in ("gemm", "products"))
+    ours = Contestant("ours")
+    given = {
+        # The machine is half as fast in the second round.
+        "peak": [score(gemm, 8, 16, work=800), score(products, 10, 22), score(ours, 20, 40)],
+        "rows": [score(ours, 10, 20), score(replace(ours, rows=100_000), 11, 23)],
+        "others, 1,000 rows": [score(ours, 10, 20), score(Contestant("dense", keeps_memory=False), 30, 80)],
+        "variants": [score(ours, 10, 20), score(replace(ours, pipeline="base"), 20, 40)],
+        "ranks": [score(replace(ours, one_core_each=True), 10, 20), score(replace(ours, ranks=2), 10, 25)],
+        "roofline": [score(Contestant("copy"), 1, 2), score(Contestant("tables"), 4, 8)],
+        "memory": [score(replace(ours, rows=800), 1), score(Contestant("dense", rows=200, keeps_memory=False), 1)],
+    }
+    assert ratios(given) == [
+        ("fp32 step as a share of the GEMM peak", "0.50 (0.50 to 0.50)"),
+        ("fp32 products of the step alone as a share of it", "0.95 (0.91 to 1.00)"),
+        ("fp32 step as a share of its products alone", "0.53 (0.50 to 0.55)"),
+        ("fp32 step time at 100,000 rows over 1,000", "1.12 (1.10 to 1.15)"),
+        ("samples/s of ours fp32 over dense fp32, 1,000 rows", "3.50 (3.00 to 4.00)"),
+        ("samples/s of ours fp32, base over ours fp32", "0.50 (0.50 to 0.50)"),
+        ("samples/s of ours fp32, 2 ranks over ours fp32, 1 rank of one core", "1.80 (1.60 to 2.00)"),
+        ("tables of 1,000 rows as a share of memory bandwidth", "0.25 (0.25 to 0.25)"),
+        ("rows of the largest model, ours over dense", "4.00"),
+    ]

@@ -1,0 +1,98 @@
+"""The contests: who takes turns with whom, for each case and kind of machine."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+
+from stem_torchrec.process import trains_on_gpu
+
+from throughput_contest import Score, Turns, contest
+from throughput_problem import Contestant, Precision, Problem
+
+Case = Literal["peak", "rows", "others", "variants", "ranks", "roofline", "memory"]
+
+
+def possible_cases() -> tuple[Case, ...]:
+    """What this machine can measure: two ranks need two GPUs, or on CPU two cores."""
+    everything: tuple[Case, ...] = ("peak", "rows", "others", "variants", "ranks", "roofline", "memory")
+    places = torch.cuda.device_count() if trains_on_gpu() else len(os.sched_getaffinity(0))
+    return tuple(case for case in everything if case != "ranks" or places > 1)
+
+
+def contests(case: Case, rows: Sequence[int]) -> dict[str, list[Contestant]]:
+    """The contests of a case by name; for `memory` see `largest_models`.
+
+    Args:
+        case: what to measure.
+        rows: rows of each feature's tables, from few to many.
+    """
+    few, many = rows[0], rows[-1]
+    on_gpu = trains_on_gpu()
+    precisions: tuple[Precision, ...] = ("fp32", "tf32", "bf16") if on_gpu else ("fp32", "bf16")
+    if case == "peak":
+        sides = [Contestant(side, p, few) for p in precisions for side in ("gemm", "products", "ours")]
+        if not on_gpu:
+            sides += [Contestant("ours", p, few, keeps_memory=False) for p in precisions]
+        return {case: sides}
+    if case == "rows":
+        return {case: [Contestant("ours", p, n) for p in precisions for n in (few, many)]}
+    if case == "others":
+        ours = [Contestant("ours", p) for p in precisions]
+        stock = [Contestant("stock", p, keeps_memory=False) for p in precisions]
+        dense = Contestant("dense", keeps_memory=False)
+        return {f"{case}, {n:,} rows": [replace(side, rows=n) for side in (*ours, *stock, dense)] for n in rows}
+    if case == "variants":
+        return {case: _variants(many, on_gpu)}
+    if case == "ranks":
+        sides = [Contestant("ours", p, few, ranks, one_core_each=not on_gpu) for p in precisions for ranks in (1, 2)]
+        return {case: [*sides, *([] if on_gpu else [Contestant("ours", "fp32", few, ranks=2)])]}
+    if case == "roofline":
+        return {case: [Contestant("copy"), Contestant("tables", rows=few), Contestant("tables", rows=many)]}
+    return {}
+
+
+def _variants(rows: int, on_gpu: bool) -> list[Contestant]:
+    """The default first, then what can be set instead."""
+    if not on_gpu:
+        usual = Contestant("ours", "fp32", rows)
+        adagrad = replace(usual, sparse="adagrad")
+        return [usual, replace(usual, pipeline="base"), adagrad, replace(adagrad, layout="packed")]
+    usual = Contestant("ours", "bf16", rows)
+    adagrad, caching = replace(usual, sparse="adagrad"), replace(usual, kernel="fused_uvm_caching")
+    return [
+        usual,
+        replace(usual, pipeline="base"),
+        replace(usual, sparse="adam"),
+        adagrad,
+        replace(adagrad, layout="packed"),
+        caching,
+        replace(caching, pipeline="prefetch"),
+    ]
+
+
+def largest_models(problem: Problem, rows: Sequence[int], budget_mib: float) -> list[Score]:
+    """For us and for plain PyTorch: peak memory at few and many rows, and at as many as should fit, trained.
+
+    Each alone on the machine. The third line of a side is the proof: its rows follow from the other two, and its peak
+    is measured.
+
+    Args:
+        problem: what to train.
+        rows: rows of each feature's tables, from few to many.
+        budget_mib: memory that a model may take.
+    """
+    found = []
+    for side in (Contestant("ours"), Contestant("dense", keeps_memory=False)):
+        few, many = (_alone(replace(side, rows=n), problem) for n in (rows[0], rows[-1]))
+        per_row = (many.peak_mib - few.peak_mib) / (rows[-1] - rows[0])
+        fitting = int(rows[0] + (budget_mib - few.peak_mib) / per_row)
+        found += [few, many, _alone(replace(side, rows=fitting), problem)]
+    return found
+
+
+def _alone(contestant: Contestant, problem: Problem) -> Score:
+    (score,) = contest([contestant], problem, Turns(rounds=1, steps=2, warmup=2))
+    return score
