@@ -74,10 +74,10 @@ def _variants(rows: int, on_gpu: bool) -> list[Contestant]:
 
 
 def largest_models(problem: Problem, rows: Sequence[int], budget_mib: float) -> list[Score]:
-    """For us and for plain PyTorch: peak memory at few and many rows, and at as many as should fit, trained.
+    """For us and for plain PyTorch: peak memory at few and many rows, then twice at as many as should fit, trained.
 
-    Each alone on the machine. The third line of a side is the proof: its rows follow from the other two, and its peak
-    is measured.
+    Each alone on the machine. What should fit follows from the peaks at few rows and at the most so far; the last
+    line of a side is the proof, as its peak is measured.
 
     Args:
         problem: what to train.
@@ -86,10 +86,12 @@ def largest_models(problem: Problem, rows: Sequence[int], budget_mib: float) -> 
     """
     found = []
     for side in (Contestant("ours"), Contestant("dense", keeps_memory=False)):
-        few, many = (_alone(replace(side, rows=n), problem) for n in (rows[0], rows[-1]))
-        per_row = (many.peak_mib - few.peak_mib) / (rows[-1] - rows[0])
-        fitting = int(rows[0] + (budget_mib - few.peak_mib) / per_row)
-        found += [few, many, _alone(replace(side, rows=fitting), problem)]
+        few, most = (_alone(replace(side, rows=n), problem) for n in (rows[0], rows[-1]))
+        found += [few, most]
+        for _ in range(2):
+            per_row = (most.peak_mib - few.peak_mib) / (most.contestant.rows - rows[0])
+            most = _alone(replace(side, rows=int(rows[0] + (budget_mib - few.peak_mib) / per_row)), problem)
+            found.append(most)
     return found
 
 
