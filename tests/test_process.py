@@ -7,6 +7,7 @@ import sys
 import pytest
 
 LEAVES_A_CYCLE = """
+import time
 from pathlib import Path
 import torch.distributed as dist
 from stem_torchrec.process import join_process_group
@@ -18,7 +19,9 @@ with join_process_group():
     cycle = [dist.group.WORLD]
     cycle.append(cycle)
     del cycle
-    assert "pt_gloo_runloop" in threads(), threads()
+    # A new thread takes its name only when it runs.
+    while "pt_gloo_runloop" not in threads():
+        time.sleep(0.01)
 assert "pt_gloo_runloop" not in threads(), threads()
 """
 
@@ -42,7 +45,7 @@ print(faults() - before)
 
 def test_no_thread_of_gloo_outlives_the_process_group() -> None:
     """One that does may abort the process at its exit (pytorch/pytorch#190489)."""
-    result = subprocess.run([sys.executable, "-c", LEAVES_A_CYCLE], text=True, capture_output=True)
+    result = subprocess.run([sys.executable, "-c", LEAVES_A_CYCLE], text=True, capture_output=True, timeout=100)
     assert result.returncode == 0, result.stderr
 
 
