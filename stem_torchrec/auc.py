@@ -1,23 +1,25 @@
-"""AUC and gAUC, exact, of rows that lie spread over all ranks.
+"""AUC and gAUC, exact, of rows that lie spread over all ranks, in memory or on disk.
 
 An AUC is the share of (negative, positive) pairs in which the positive has the higher score, a tie counting
 half (the Mann-Whitney U statistic over the number of pairs). Twice U is an integer, so pairs are counted in
 int64 and any split of the rows over ranks gives the same bits. 30M x 30M pairs, doubled, are 2e15 of 9e18.
 
-No rank ever holds all rows: a rank sorts its own and what it is sent, about as many.
+No rank ever holds all rows: they pass in pieces, of about as many rows as the caller allows.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from stem_torchrec.exchange import gather, send_rows, world_size
+from stem_torchrec.exchange import gather, world_size
+from stem_torchrec.sorted_rows import SortedRows, quantiles, read_rounds, rounds_of, to_their_ranks
 
-# Scores of each class and rank that the ranges are chosen from: a rank is sent at most 2/1024 of all rows
-# beyond its share.
-SAMPLES = 1024
+ROWS_AT_ONCE = 4_194_304
+"""Rows of a rank that are compared at a time, by default; each takes some 150 bytes meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -38,42 +40,54 @@ def auc(scores: Tensor, labels: Tensor) -> float:
     """
     if scores.isnan().any():
         return math.nan
-    negatives, positives = (_runs(scores[labels == label]) for label in (0, 1))
+    negatives, positives = (_runs(scores[labels == label] + 0.0) for label in (0, 1))
     pairs = int(negatives.rows.sum()) * int(positives.rows.sum())
     return int(_doubled_u(negatives, positives)) / (2 * pairs) if pairs else math.nan
 
 
-def auc_over_ranks(scores: Tensor, positive: Tensor) -> float:
+def by_score(scores: Tensor, positive: Tensor, file: Path | None = None) -> SortedRows:
+    """Rows as `auc_over_ranks` takes them: scores, none of them NaN, and whether the label is 1, (N,)."""
+    # Adding 0.0 turns -0.0 into 0.0, its equal, so that no sort or hash can tell them apart.
+    return SortedRows(scores + 0.0, positive, file=file)
+
+
+def auc_over_ranks(chunks: Sequence[SortedRows], rows_at_once: int = ROWS_AT_ONCE) -> float:
     """Returns the AUC of all ranks' rows, the same on every rank; NaN unless both classes occur.
 
-    A sample sort: the range of scores is cut into one piece per rank, so that a pair of rows on two ranks is
-    ordered by the ranks alone, and a pair on one rank is counted there. Equal scores travel as one value with
-    a count, so a model that predicts one number for everything overloads no rank.
+    A sample sort: the range of scores is cut into pieces, so that a pair of rows in two pieces is ordered by the
+    pieces alone, and a pair in one is counted on the piece's rank. Equal scores travel as one value with a count, so
+    a model that predicts one number for everything overloads no rank.
 
     Args:
-        scores: floats, none is NaN, shape (N,) where N differs between ranks and may be 0.
-        positive: whether the label is 1, shape (N,).
+        chunks: this rank's rows, from `by_score`; one chunk or more, which may be empty.
+        rows_at_once: about as many rows of a rank are in memory.
     """
-    classes = [_runs(scores[~positive]), _runs(scores[positive])]
-    if world_size() > 1:
-        boundaries = _boundaries(classes)
-        for index, runs in enumerate(classes):
-            destination = torch.searchsorted(boundaries, runs.scores, right=True)
-            classes[index] = _Runs(*send_rows(destination, runs.scores, runs.rows))
-    negatives, positives = classes
-    counts = torch.stack([_doubled_u(negatives, positives), negatives.rows.sum(), positives.rows.sum()])
-
+    rounds = rounds_of(chunks, rows_at_once)
     # From here on Python integers, which do not overflow.
     doubled_u = negatives_below = positives_below = 0
-    for rank_u, rank_negatives, rank_positives in gather(counts).tolist():
-        doubled_u += rank_u + 2 * negatives_below * rank_positives
-        negatives_below += rank_negatives
-        positives_below += rank_positives
+    for inner, pieces in read_rounds(chunks, quantiles(chunks, rounds * world_size()), rounds):
+        counts = []
+        for label in (False, True):
+            runs = [_runs(scores[positive == label]) for scores, positive in pieces]
+            scores, rows = torch.cat([r.scores for r in runs]), torch.cat([r.rows for r in runs])
+            counts.append(_Runs(*to_their_ranks(inner, scores, rows)))
+        negatives, positives = counts
+        found = torch.stack([_doubled_u(negatives, positives), negatives.rows.sum(), positives.rows.sum()])
+        for rank_u, rank_negatives, rank_positives in gather(found).tolist():
+            doubled_u += rank_u + 2 * negatives_below * rank_positives
+            negatives_below += rank_negatives
+            positives_below += rank_positives
     pairs = negatives_below * positives_below
     return doubled_u / (2 * pairs) if pairs else math.nan
 
 
-def grouped_auc_over_ranks(groups: Tensor, scores: Tensor, positive: Tensor) -> GroupedAUC:
+def by_group(groups: Tensor, scores: Tensor, positive: Tensor, file: Path | None = None) -> SortedRows:
+    """Rows as `grouped_auc_over_ranks` takes them: int64 groups, scores, none NaN, and whether the label is 1, (N,)."""
+    # 2^64 / golden ratio, wrapping around: spreads all ids evenly over the integers, each to one of its own.
+    return SortedRows(groups * -7046029254386353131, scores, positive.to(torch.uint8), file=file)
+
+
+def grouped_auc_over_ranks(chunks: Sequence[SortedRows], rows_at_once: int = ROWS_AT_ONCE) -> GroupedAUC:
     """Returns the mean of the groups' AUCs, weighted by their rows, over groups that have both classes.
 
     With users as groups this is gAUC of Zhu et al., "Optimized Cost per Click in Taobao Display Advertising"
@@ -84,21 +98,27 @@ def grouped_auc_over_ranks(groups: Tensor, scores: Tensor, positive: Tensor) -> 
     one id, say) does not fit; leave such rows out beforehand, they are no user's ranking anyway.
 
     Args:
-        groups: int64, shape (N,) where N differs between ranks and may be 0.
-        scores: floats, none is NaN, shape (N,).
-        positive: whether the label is 1, shape (N,).
+        chunks: this rank's rows, from `by_group`; one chunk or more, which may be empty.
+        rows_at_once: about as many rows of a rank are in memory.
     """
-    groups, scores, labels = send_rows(_home(groups), groups, scores, positive.to(torch.uint8))
-    doubled_u, negatives, positives = _doubled_u_by_group(groups, scores, labels)
-    both = (negatives > 0) & (positives > 0)
-    rows = (negatives + positives)[both]
-    # In float64 from here, since integers divide into float32.
-    values = doubled_u[both].double() / (2 * negatives * positives)[both].double()
-    weighted = (rows * values).sum()
-    counts = gather(torch.stack([both.sum(), rows.sum()])).sum(0).tolist()
-    # fsum rounds once, whatever the order of the ranks.
-    total = math.fsum(gather(weighted).tolist())
-    return GroupedAUC(value=total / counts[1] if counts[1] else math.nan, groups=counts[0], rows=counts[1])
+    rounds = rounds_of(chunks, rows_at_once)
+    pieces = rounds * world_size()
+    boundaries = torch.tensor([-(2**63) + 2**64 * p // pieces for p in range(1, pieces)], device=chunks[0].device)
+    totals: list[float] = []
+    groups_found = rows_found = 0
+    for inner, parts in read_rounds(chunks, boundaries.long(), rounds):
+        columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+        doubled_u, negatives, positives = _doubled_u_by_group(*to_their_ranks(inner, *columns))
+        both = (negatives > 0) & (positives > 0)
+        rows = (negatives + positives)[both]
+        # In float64 from here, since integers divide into float32.
+        values = doubled_u[both].double() / (2 * negatives * positives)[both].double()
+        counts = gather(torch.stack([both.sum(), rows.sum()])).sum(0).tolist()
+        groups_found, rows_found = groups_found + counts[0], rows_found + counts[1]
+        totals += gather((rows * values).sum()).tolist()
+    # fsum rounds once, whatever the order of the pieces.
+    value = math.fsum(totals) / rows_found if rows_found else math.nan
+    return GroupedAUC(value=value, groups=groups_found, rows=rows_found)
 
 
 @dataclass(frozen=True)
@@ -110,8 +130,7 @@ class _Runs:
 
 
 def _runs(scores: Tensor) -> _Runs:
-    # Adding 0.0 turns -0.0 into 0.0, its equal, so that no sort or hash can tell them apart.
-    return _Runs(*torch.unique(scores + 0.0, return_counts=True))
+    return _Runs(*torch.unique(scores, return_counts=True))
 
 
 def _doubled_u(negatives: _Runs, positives: _Runs) -> Tensor:
@@ -121,28 +140,6 @@ def _doubled_u(negatives: _Runs, positives: _Runs) -> Tensor:
     left = below[torch.searchsorted(scores, positives.scores)]
     right = below[torch.searchsorted(scores, positives.scores, right=True)]
     return (positives.rows * (left + right)).sum()
-
-
-def _boundaries(classes: list[_Runs]) -> Tensor:
-    """Returns the W - 1 scores, ascending, at which the next rank's range begins; the same on all ranks."""
-    samples, weights = [], []
-    for runs in classes:
-        # The runs ascend, so evenly spaced positions are quantiles; each stands for R / SAMPLES runs.
-        size = len(runs.scores)
-        position = torch.arange(SAMPLES, device=runs.scores.device) * size // SAMPLES
-        samples.append(runs.scores[position] if size else runs.scores.new_zeros(SAMPLES))
-        weights.append(torch.full_like(position, size))
-    sample, order = gather(torch.cat(samples)).flatten().sort()
-    weight = gather(torch.cat(weights)).flatten()[order].cumsum(0)
-    ranks = world_size()
-    share = weight[-1] * torch.arange(1, ranks, device=weight.device) // ranks
-    return sample[torch.searchsorted(weight, share).clamp(max=len(sample) - 1)]
-
-
-def _home(groups: Tensor) -> Tensor:
-    """Returns the rank that each group's rows meet on."""
-    # 2^64 / golden ratio, wrapping around: spreads ids that share a factor with the world size.
-    return ((groups * -7046029254386353131) >> 32) % world_size()
 
 
 def _doubled_u_by_group(groups: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

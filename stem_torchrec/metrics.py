@@ -1,16 +1,21 @@
 """Evaluation metrics per task, exact over the whole evaluation set and all ranks."""
 
 import math
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import mkdtemp
+from weakref import finalize
 
 import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from stem_torchrec.auc import GroupedAUC, auc, auc_over_ranks, grouped_auc_over_ranks
+from stem_torchrec.auc import ROWS_AT_ONCE, GroupedAUC, auc, auc_over_ranks, grouped_auc_over_ranks
 from stem_torchrec.errors import UserError
 from stem_torchrec.exchange import gather
+from stem_torchrec.task_chunk import TaskChunk
 
 __all__ = ["MultiTaskMetrics", "TaskMetrics", "auc", "format_table", "to_json"]
 
@@ -51,15 +56,17 @@ class TaskMetrics:
 
 
 class MultiTaskMetrics:
-    """Keeps this rank's logits and labels, and computes metrics over the rows of all ranks.
+    """Takes this rank's logits and labels, and computes metrics over the rows of all ranks, however many they are.
 
-    B is the batch size and T the number of tasks. A row takes 8 T + 8 bytes until `reset`, and some 150
-    bytes more while `compute` works on one task after the other.
+    B is the batch size and T the number of tasks. A row takes 8 T + 8 bytes until there are `rows_in_memory`; then
+    they go to disk, with 18 bytes a row and task, until `reset`. `compute` takes some 150 bytes a row, for about
+    `rows_in_memory` rows of a rank and one task at a time.
 
     Args:
         tasks: names, in the order of the logits' columns.
         device: where the rows are kept and counted, the CPU if None. The process group's backend must serve
             it: "cuda" for NCCL, "cpu" for gloo.
+        rows_in_memory: of this rank.
 
     Example::
 
@@ -69,13 +76,24 @@ class MultiTaskMetrics:
         print(format_table(metrics.compute()))
     """
 
-    def __init__(self, tasks: Sequence[str], device: torch.device | None = None) -> None:
+    def __init__(
+        self, tasks: Sequence[str], device: torch.device | None = None, *, rows_in_memory: int = ROWS_AT_ONCE
+    ) -> None:
         self.tasks = list(tasks)
         self.device = device or torch.device("cpu")
+        self.rows_in_memory = rows_in_memory
+        self._remove: Callable[[], object] = lambda: None
         self.reset()
 
     def reset(self) -> None:
         """Forgets all rows."""
+        self._remove()
+        self._stored: list[list[TaskChunk]] = []
+        self._folder: Path | None = None
+        self._without_groups = 0
+        self._begin()
+
+    def _begin(self) -> None:
         # float32 and int64 on every rank, even one without rows, because the ranks exchange them.
         self._logits = [torch.empty(0, len(self.tasks), device=self.device)]
         self._labels = [torch.empty(0, len(self.tasks), device=self.device)]
@@ -91,6 +109,7 @@ class MultiTaskMetrics:
 
         Raises:
             ValueError: the shapes do not fit.
+            UserError: there is no room on disk.
         """
         expected = (len(logits), len(self.tasks))
         if logits.shape != expected or labels.shape != expected:
@@ -103,8 +122,33 @@ class MultiTaskMetrics:
         # Copies, because the caller may reuse its tensors.
         self._logits.append(logits.detach().to(self.device, torch.float32, copy=True))
         self._labels.append(labels.detach().to(self.device, torch.float32, copy=True))
-        if groups is not None:
-            self._groups.append(groups.detach().to(self.device, torch.int64, copy=True))
+        if groups is None:
+            self._without_groups += len(logits)
+            groups = torch.zeros(len(logits), dtype=torch.int64)
+        self._groups.append(groups.detach().to(self.device, torch.int64, copy=True))
+        if sum(map(len, self._logits)) >= self.rows_in_memory:
+            self._to_disk()
+
+    def _to_disk(self) -> None:
+        if self._folder is None:
+            self._folder = Path(mkdtemp(prefix="evaluation-"))
+            self._remove = finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        file = self._folder / f"{len(self._stored)}"
+        try:
+            self._stored.append([self._chunk(i, file.with_name(f"{file.name}-{i}")) for i in range(len(self.tasks))])
+        except OSError as error:
+            raise UserError(
+                f"an evaluation's rows cannot be written to {self._folder} ({error.strerror}); make room there, or let "
+                "TMPDIR name a folder with more."
+            ) from error
+        self._begin()
+
+    def _chunk(self, column: int, file: Path | None = None) -> TaskChunk:
+        """A task's rows that are in memory."""
+        labels = torch.cat([batch[:, column] for batch in self._labels])
+        labeled = ~labels.isnan()
+        logits = torch.cat([batch[:, column] for batch in self._logits])[labeled]
+        return TaskChunk.sort(logits, labels[labeled], torch.cat(self._groups)[labeled], file)
 
     def compute(self) -> dict[str, TaskMetrics]:
         """Returns every task's metrics over all ranks' rows, the same on each; all ranks must call it.
@@ -113,35 +157,18 @@ class MultiTaskMetrics:
             UserError: a label is neither 0, 1 nor missing; on all ranks alike.
         """
         # A rank without rows has all their groups, so only the ranks together know whether some lack.
-        groups = torch.cat(self._groups)
-        missing = sum(map(len, self._labels)) - len(groups)
-        has_groups = bool((gather(torch.tensor(missing, device=self.device)) == 0).all())
+        has_groups = bool((gather(torch.tensor(self._without_groups, device=self.device)) == 0).all())
         metrics = {}
         for column, task in enumerate(self.tasks):
-            labels = torch.cat([batch[:, column] for batch in self._labels])
-            logits = torch.cat([batch[:, column] for batch in self._logits])
-            labeled = ~labels.isnan()
-            metrics[task] = _compute_task(
-                task,
-                logits=logits[labeled],
-                labels=labels[labeled],
-                groups=groups[labeled] if has_groups else None,
-            )
+            chunks = [*(stored[column] for stored in self._stored), self._chunk(column)]
+            metrics[task] = _compute_task(task, chunks, has_groups, self.rows_in_memory)
         return metrics
 
 
-def _compute_task(task: str, *, logits: Tensor, labels: Tensor, groups: Tensor | None) -> TaskMetrics:
-    positive = labels == 1
-    wide = logits.double()
-    # -logsigmoid is exact at any size; softplus turns linear at 20, an error of 2e-9.
-    loss = -torch.nn.functional.logsigmoid(torch.where(positive, wide, -wide)).sum()
-    # Counts are exact in float64 up to 9e15.
-    counts = [positive.sum(), (labels == 0).sum(), logits.isnan().sum()]
-    sums = torch.stack([loss, wide.sigmoid().sum(), *(count.double() for count in counts)])
-    del wide
-    by_rank = gather(torch.cat([sums, sums.new_tensor([len(labels)])])).T.tolist()
+def _compute_task(task: str, chunks: Sequence[TaskChunk], has_groups: bool, rows_at_once: int) -> TaskMetrics:
+    by_rank = gather(_fsum(torch.stack([chunk.sums for chunk in chunks])))
     # fsum rounds once, whatever the order of the ranks.
-    loss_sum, prediction_sum, positives, negatives, undefined, rows = map(math.fsum, by_rank)
+    loss_sum, prediction_sum, positives, negatives, undefined, rows = _fsum(by_rank).tolist()
     if positives + negatives != rows:
         raise UserError(
             f"task {task!r} has {int(rows - positives - negatives)} labels that are neither 0 nor 1; "
@@ -150,9 +177,9 @@ def _compute_task(task: str, *, logits: Tensor, labels: Tensor, groups: Tensor |
     # The ranks agree on these sums, so all of them take part in the exchanges below, or none does.
     exact_auc, grouped = math.nan, GroupedAUC(value=math.nan, groups=0, rows=0)
     if positives and negatives and not undefined:
-        exact_auc = auc_over_ranks(logits, positive)
-        if groups is not None:
-            grouped = grouped_auc_over_ranks(groups, logits, positive)
+        exact_auc = auc_over_ranks([chunk.by_score for chunk in chunks], rows_at_once)
+        if has_groups:
+            grouped = grouped_auc_over_ranks([chunk.by_group for chunk in chunks], rows_at_once)
     logloss = loss_sum / rows if rows else math.nan
     return TaskMetrics(
         auc=exact_auc,
@@ -165,6 +192,11 @@ def _compute_task(task: str, *, logits: Tensor, labels: Tensor, groups: Tensor |
         gauc_groups=grouped.groups,
         gauc_rows=grouped.rows,
     )
+
+
+def _fsum(rows: Tensor) -> Tensor:
+    """The sum of each column."""
+    return rows.new_tensor([math.fsum(column) for column in rows.T.tolist()])
 
 
 def _entropy(rate: float) -> float:

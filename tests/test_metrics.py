@@ -1,7 +1,11 @@
 import json
 import math
+import tempfile
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, astuple
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from stem_torchrec import auc as auc_module
-from stem_torchrec.auc import auc_over_ranks
+from stem_torchrec import sorted_rows
+from stem_torchrec.auc import auc_over_ranks, by_score
 from stem_torchrec.errors import UserError
 from stem_torchrec.exchange import send_rows
 from stem_torchrec.metrics import MultiTaskMetrics, TaskMetrics, auc, format_table, to_json
@@ -184,29 +189,33 @@ CASES = {
     "no rows": tuple(part[:0] for part in some_rows(8)),
 }
 SHARES = {
+    1: {"all": [1.0]},
     2: {"even": [0.5, 1.0], "none on rank 0": [0.0, 1.0]},
     3: {"uneven": [0.1, 0.3, 1.0], "none on rank 1": [0.6, 0.6, 1.0]},
 }
 
 
-def compute_all_cases() -> dict[tuple[str, str], dict[str, TaskMetrics]]:
+def compute_all_cases(rows_in_memory: int) -> dict[tuple[str, str], dict[str, TaskMetrics]]:
     """Runs on every rank; `ends` are the positions, as shares of all rows, where the ranks' rows end."""
     warnings.simplefilter("error")
     results = {}
     for split, ends in SHARES[dist.get_world_size()].items():
         for case, columns in CASES.items():
-            metrics = MultiTaskMetrics(TASKS)
+            metrics = MultiTaskMetrics(TASKS, rows_in_memory=rows_in_memory)
             shares = [0.0, *ends][dist.get_rank() : dist.get_rank() + 2]
             begin, end = (int(share * len(columns[0])) for share in shares)
-            if begin < end:
-                metrics.update(*(column if column is None else column[begin:end] for column in columns))
+            for start in range(begin, end, 150):
+                batch = slice(start, min(start + 150, end))
+                metrics.update(*(column if column is None else column[batch] for column in columns))
             results[split, case] = metrics.compute()
+            # More of the same rows may come, and compute changes nothing.
+            assert repr(metrics.compute()) == repr(results[split, case])
     return results
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_any_number_of_ranks_computes_what_one_does(ranks: int):
-    first, *others = run_ranks(ranks, compute_all_cases)
+@pytest.mark.parametrize(("ranks", "rows_in_memory"), [(1, 300), (2, 10**6), (2, 300), (3, 10**6), (3, 1000)])
+def test_any_number_of_ranks_in_memory_or_on_disk_computes_what_one_does(ranks: int, rows_in_memory: int):
+    first, *others = run_ranks(ranks, compute_all_cases, rows_in_memory)
     for other in others:
         assert repr(other) == repr(first)
     alone = {case: compute(*columns) for case, columns in CASES.items()}
@@ -229,11 +238,11 @@ def count_received_rows(distinct: int) -> list[int]:
         received.append(len(outputs[0]))
         return outputs
 
-    auc_module.send_rows = spy
+    sorted_rows.send_rows = spy
     generator = torch.Generator().manual_seed(dist.get_rank())
     # Every rank holds another range of scores, so that nearly all rows must move.
     scores = torch.randint(distinct, (10_000,), generator=generator).float() + dist.get_rank()
-    auc_over_ranks(scores, torch.rand(10_000, generator=generator) < 0.1)
+    auc_over_ranks([by_score(scores, torch.rand(10_000, generator=generator) < 0.1)])
     return received
 
 
@@ -245,3 +254,47 @@ def test_no_rank_receives_more_than_its_share():
     ties, distinct = zip(*run_ranks(2, check_balance), strict=True)
     assert all(sum(runs) <= 4 for runs in ties)
     assert all(9_900 <= sum(runs) <= 10_100 for runs in distinct)
+
+
+def count_rows_read_at_once(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows that are read in each round, which grow as rounds are made."""
+    read: list[int] = []
+    read_rounds = sorted_rows.read_rounds
+
+    def counted(*arguments: Any) -> Iterator[Any]:
+        for inner, pieces in read_rounds(*arguments):
+            read.append(sum(len(columns[0]) for columns in pieces))
+            yield inner, pieces
+
+    monkeypatch.setattr(auc_module, "read_rounds", counted)
+    return read
+
+
+def test_about_as_many_rows_as_allowed_are_read_at_once_and_the_disk_is_left_empty(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    read = count_rows_read_at_once(monkeypatch)
+    logits, labels, _ = some_rows(40_000, tie_step=1e-6)
+    groups = torch.arange(40_000) % 5000  # Of few rows each, so that their pieces are even.
+    metrics = MultiTaskMetrics(TASKS, rows_in_memory=4000)
+    for start in range(0, 40_000, 1000):
+        metrics.update(*(column[start : start + 1000] for column in (logits, labels, groups)))
+    metrics.compute()
+    assert list(tmp_path.iterdir())
+    # Of either task 32,000 rows have a label, in pieces of at most 4000, even to a few percent.
+    assert sum(read) == 2 * int((~labels.isnan()).sum())
+    assert 3500 < max(read) < 4400
+    metrics.reset()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(
+        UserError, match=r"cannot be written to .* \(No space left on device\); make room there, or let T"
+    ):
+        MultiTaskMetrics(TASKS, rows_in_memory=10).update(*some_rows(20))
