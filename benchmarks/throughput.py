@@ -31,8 +31,9 @@ class ThroughputConfig:
     """Folder for report.md, report.parquet and the plot."""
     cases: tuple[Case, ...] = ()
     """peak: a step beside matrix products alone; rows: many rows against few; others: plain PyTorch and TorchRec's
-    own modules, by rows; variants: pipelines, optimizers, kernels and layouts; ranks: two against one; roofline: the
-    tables beside copies; memory: the largest model that fits. By default all that this machine can measure."""
+    own modules, by rows; models: MMoE and PLE with tables as large; variants: pipelines, optimizers, kernels and
+    layouts; ranks: two against one; roofline: the tables beside copies; memory: the largest model that fits. By
+    default all that this machine can measure."""
     rows: tuple[int, ...] = (1_000, 100_000, 1_000_000)
     """Rows of each feature's tables, from few to many."""
     batch_size: int = 4096

@@ -7,17 +7,21 @@ from typing import Literal
 
 import torch
 
+from stem_torchrec.config import Arch
 from stem_torchrec.process import trains_on_gpu
 
 from throughput_contest import Score, Turns, contest
 from throughput_problem import Contestant, Precision, Problem
 
-Case = Literal["peak", "rows", "others", "variants", "ranks", "roofline", "memory"]
+Case = Literal["peak", "rows", "others", "models", "variants", "ranks", "roofline", "memory"]
+
+MODELS: tuple[Arch, ...] = ("stem", "mmoe", "ple")
+"""What STEM's speed is compared with."""
 
 
 def possible_cases() -> tuple[Case, ...]:
     """What this machine can measure: two ranks need two GPUs, or on CPU two cores."""
-    everything: tuple[Case, ...] = ("peak", "rows", "others", "variants", "ranks", "roofline", "memory")
+    everything: tuple[Case, ...] = ("peak", "rows", "others", "models", "variants", "ranks", "roofline", "memory")
     places = torch.cuda.device_count() if trains_on_gpu() else len(os.sched_getaffinity(0))
     return tuple(case for case in everything if case != "ranks" or places > 1)
 
@@ -44,6 +48,8 @@ def contests(case: Case, rows: Sequence[int]) -> dict[str, list[Contestant]]:
         stock = [Contestant("stock", p, keeps_memory=False) for p in precisions]
         dense = Contestant("dense", keeps_memory=False)
         return {f"{case}, {n:,} rows": [replace(side, rows=n) for side in (*ours, *stock, dense)] for n in rows}
+    if case == "models":
+        return {case: [Contestant("ours", "fp32", n, arch=arch) for n in (few, many) for arch in MODELS]}
     if case == "variants":
         return {case: _variants(many, on_gpu)}
     if case == "ranks":

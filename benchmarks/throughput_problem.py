@@ -10,7 +10,7 @@ from torch import Tensor
 from torchrec.datasets.utils import Batch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from stem_torchrec.config import Kernel, Layout, ModelConfig, SparseOptimizer
+from stem_torchrec.config import Arch, Kernel, Layout, ModelConfig, SparseOptimizer
 from stem_torchrec.data.files import Columns
 
 Precision = Literal["fp32", "tf32", "bf16"]
@@ -112,6 +112,8 @@ class Contestant:
     kernel: Kernel = "auto"
     sparse: SparseOptimizer = "rowwise_adagrad"
     layout: Layout = "split"
+    arch: Arch = "stem"
+    """Of ours. One with shared tables only has rows as long as STEM's of all groups together, so as large tables."""
 
     @property
     def name(self) -> str:
@@ -124,7 +126,7 @@ class Contestant:
         usual = Contestant(self.side)
         parts += [
             getattr(self, option)
-            for option in ("pipeline", "kernel", "sparse", "layout")
+            for option in ("pipeline", "kernel", "sparse", "layout", "arch")
             if getattr(self, option) != getattr(usual, option)
         ]
         return ", ".join(parts)

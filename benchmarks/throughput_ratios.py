@@ -59,6 +59,17 @@ def _others(scores: Sequence[Score]) -> Iterator[Ratio]:
                 yield f"samples/s of {who}, {other.contestant.rows:,} rows", ratio(other, mine)
 
 
+def _models(scores: Sequence[Score]) -> Iterator[Ratio]:
+    for stem in scores:
+        for other in scores:
+            if (
+                stem.contestant.arch == "stem" != other.contestant.arch
+                and stem.contestant.rows == other.contestant.rows
+            ):
+                what = f"{stem.contestant.name} over {other.contestant.name}, {other.contestant.rows:,} rows"
+                yield f"samples/s of {what}", ratio(other, stem)
+
+
 def _variants(scores: Sequence[Score]) -> Iterator[Ratio]:
     usual, *variants = scores
     for score in variants:
@@ -92,6 +103,7 @@ _BY_CASE = {
     "peak": _peak,
     "rows": _rows,
     "others": _others,
+    "models": _models,
     "variants": _variants,
     "ranks": _ranks,
     "roofline": _roofline,

@@ -50,9 +50,10 @@ PIPELINES: Mapping[Pipeline, Callable[..., Any]] = {
 def ours(problem: Problem, contestant: Contestant, process: Process) -> Side:
     """This project, assembled as training assembles it."""
     type_: ShardingType = "table_wise" if contestant.kernel in ("auto", "fused") else "auto"
+    dim = problem.model.embedding_dim * (1 if contestant.arch == "stem" else problem.tasks + 1)
     config = TrainConfig(
         data=DataConfig(batch_size=problem.batch_size),
-        model=replace(problem.model, layout=contestant.layout),
+        model=replace(problem.model, layout=contestant.layout, arch=contestant.arch, embedding_dim=dim),
         sparse=SparseOptimizerConfig(name=contestant.sparse),
         sharding=ShardingConfig(type=type_, kernel=contestant.kernel),
         train=LoopConfig(precision=contestant.precision),
@@ -62,7 +63,10 @@ def ours(problem: Problem, contestant: Contestant, process: Process) -> Side:
     pipeline = PIPELINES[contestant.pipeline](
         model, optimizer, process.device, custom_model_fwd=autocast_forward(model, config.train.precision, process)
     )
-    return _training(pipeline, problem, process)
+    # As Problem.gemm_flops has it for STEM.
+    dense_part = in_backward_optimizer_filter(model.named_parameters())
+    flops = 3 * 2 * problem.batch_size * sum(p.numel() for name, p in dense_part if name.endswith("weight"))
+    return _training(pipeline, problem, process, flops)
 
 
 def stock(problem: Problem, contestant: Contestant, process: Process) -> Side:
@@ -85,17 +89,17 @@ def stock(problem: Problem, contestant: Contestant, process: Process) -> Side:
         process.device,
         custom_model_fwd=autocast_forward(model, contestant.precision, process),
     )
-    return _training(pipeline, problem, process)
+    return _training(pipeline, problem, process, problem.gemm_flops())
 
 
-def _training(pipeline: Any, problem: Problem, process: Process) -> Side:
+def _training(pipeline: Any, problem: Problem, process: Process, flops: int) -> Side:
     batches: Iterator[Batch] = problem.batches(process.rank)
 
     def step() -> Tensor:
         losses, _ = pipeline.progress(batches)
         return losses.sum()
 
-    return Side(step, problem.gemm_flops())
+    return Side(step, flops)
 
 
 def dense(problem: Problem, contestant: Contestant, process: Process) -> Side:

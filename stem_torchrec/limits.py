@@ -19,6 +19,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "model.tower_hidden": (1, math.inf),
     "model.dropout": (0, 0.999),
     "model.embedding_dropout": (0, 0.999),
+    "model.embedding_l2": (0, 1e6),
     "model.embedding_std": (0, 100),
     "sparse.learning_rate": (0, 1e6),
     "sparse.weight_decay": (0, 1e6),

@@ -40,54 +40,79 @@ def random_batch(
     )
 
 
-def logits_by_formula(weights: dict[str, Tensor], batch: Batch, tasks: Sequence[str], config: ModelConfig) -> Tensor:
-    """Logits (B, T) of STEM with weights by parameter name."""
+class Parts:
+    """What the equations of all models are made of, with weights by parameter name."""
 
-    def expert(name: str, k: int, x: Tensor) -> Tensor:
-        for i in range(len(config.expert_hidden)):
-            x = (x @ weights[f"{name}.{2 * i}.weight"][k] + weights[f"{name}.{2 * i}.bias"][k]).relu()
+    def __init__(self, weights: dict[str, Tensor], config: ModelConfig) -> None:
+        self.weights = weights
+        self.config = config
+
+    def inputs(self, batch: Batch, groups: Sequence[str]) -> dict[str, Tensor]:
+        """Of each group, (B, in_features): pooled embeddings, then the dense features' projection."""
+        x = {}
+        for g in groups:
+            parts = []
+            for feature, bags in batch.sparse_features.to_dict().items():
+                table = self.weights[f"{TABLES}.{g}/{feature}.weight"]
+                parts.append(embedding_bag(bags.values(), table, bags.offsets(), mode="sum", include_last_offset=True))
+            if batch.dense_features.shape[1] > 0:
+                parts.append(self.linear(f"dense_arch.{g}", batch.dense_features))
+            x[g] = torch.cat(parts, dim=1)
         return x
 
-    def mlp(name: str, x: Tensor, hidden: int) -> Tensor:
-        for i in range(hidden):
-            x = linear(x, weights[f"{name}.{2 * i}.weight"], weights[f"{name}.{2 * i}.bias"]).relu()
-        return linear(x, weights[f"{name}.{2 * hidden}.weight"], weights[f"{name}.{2 * hidden}.bias"])
+    def linear(self, name: str, x: Tensor) -> Tensor:
+        return linear(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
 
+    def expert(self, name: str, k: int, x: Tensor) -> Tensor:
+        for i in range(len(self.config.expert_hidden)):
+            x = (x @ self.weights[f"{name}.{2 * i}.weight"][k] + self.weights[f"{name}.{2 * i}.bias"][k]).relu()
+        return x
+
+    def hidden(self, name: str, x: Tensor, layers: int) -> Tensor:
+        for i in range(layers):
+            x = self.linear(f"{name}.{2 * i}", x).relu()
+        return x
+
+    def gate(self, name: str, x: Tensor) -> Tensor:
+        """Weights (B, K) that sum to 1."""
+        layers = len(self.config.gate_hidden)
+        gate = self.linear(f"{name}.mlp.{2 * layers}", self.hidden(f"{name}.mlp", x, layers))
+        exp = (gate - gate.detach().max()).exp()
+        return exp / exp.sum(dim=1, keepdim=True)
+
+    def towers(self, x: dict[str, Tensor], tasks: Sequence[str]) -> Tensor:
+        layers = len(self.config.tower_hidden)
+        towers = [self.linear(f"towers.{t}.{2 * layers}", self.hidden(f"towers.{t}", x[t], layers)) for t in tasks]
+        return torch.cat(towers, dim=1)
+
+
+def logits_by_formula(weights: dict[str, Tensor], batch: Batch, tasks: Sequence[str], config: ModelConfig) -> Tensor:
+    """Logits (B, T) of STEM with weights by parameter name."""
+    parts = Parts(weights, config)
     groups = [*tasks, "shared"]
-    x = {}
-    for g in groups:
-        parts = []
-        for feature, bags in batch.sparse_features.to_dict().items():
-            table = weights[f"{TABLES}.{g}/{feature}.weight"]
-            parts.append(embedding_bag(bags.values(), table, bags.offsets(), mode="sum", include_last_offset=True))
-        if batch.dense_features.shape[1] > 0:
-            parts.append(
-                linear(batch.dense_features, weights[f"dense_arch.{g}.weight"], weights[f"dense_arch.{g}.bias"])
-            )
-        x[g] = torch.cat(parts, dim=1)
-
+    x = parts.inputs(batch, groups)
     for layer in range(config.num_layers):
         experts = {}
         for g in groups:
             for k in range(config.num_shared_experts if g == "shared" else config.num_task_experts):
-                experts[g, k] = expert(f"layers.{layer}.experts.{g}", k, x[g])
+                experts[g, k] = parts.expert(f"layers.{layer}.experts.{g}", k, x[g])
         mixed = {}
         for t in tasks if layer == config.num_layers - 1 else groups:
             read = [gk for gk in experts if config.reads == "all" or gk[0] in (t, "shared")]
             if len(read) == 1:
                 mixed[t] = experts[read[0]]
                 continue
-            gate_input = x[t] if t == "shared" else x[t] + x["shared"]
-            gate = mlp(f"layers.{layer}.gates.{t}.mlp", gate_input, len(config.gate_hidden))
-            exp = (gate - gate.detach().max()).exp()
+            gate_input = x["shared"] if t == "shared" or config.gate_input == "shared" else x[t]
+            if t != "shared" and config.gate_input == "sum":
+                gate_input = x[t] + x["shared"]
+            gate = parts.gate(f"layers.{layer}.gates.{t}", gate_input)
             mixed[t] = 0
             for i, (g, k) in enumerate(read):
                 trained = g in (t, "shared") or config.trains == "all"
                 seen = experts[g, k] if trained else experts[g, k].detach()
-                mixed[t] = mixed[t] + (exp[:, i] / exp.sum(dim=1))[:, None] * seen
+                mixed[t] = mixed[t] + gate[:, i, None] * seen
         x = mixed
-    towers = [mlp(f"towers.{t}", x[t], len(config.tower_hidden)) for t in tasks]
-    return torch.cat(towers, dim=1)
+    return parts.towers(x, tasks)
 
 
 def loss_by_formula(logits: Tensor, labels: Tensor, task_weights: Sequence[float] = ()) -> Tensor:

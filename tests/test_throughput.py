@@ -88,6 +88,10 @@ def test_a_run_measures_every_side(tmp_path: Path, capsys: pytest.CaptureFixture
         assert [len(times) for times in row["step_ms"]] == [2, 2]
         # Two tasks, before anything is learned: twice log 2, and noise of the initial weights.
         assert row["first_loss"] == pytest.approx(1.386, abs=0.05)
+    # Counted from our model's weights, and from the layers of the problem.
+    assert {round(row["work_per_second"] * row["p50_ms"] * 1e6) for row in rows} == {
+        Problem(batch_size=64).gemm_flops()
+    }
     report = (tmp_path / "report.md").read_text()
     assert "samples/s of ours bf16 over dense fp32, 100 rows" in report
     assert (tmp_path / "step_time.png").stat().st_size > 0
@@ -129,6 +133,7 @@ def test_ratios_are_those_of_the_same_round() -> None:
         "peak": [score(gemm, 8, 16, work=800), score(products, 10, 22), score(ours, 20, 40)],
         "rows": [score(ours, 10, 20), score(replace(ours, rows=100_000), 11, 23)],
         "others, 1,000 rows": [score(ours, 10, 20), score(Contestant("dense", keeps_memory=False), 30, 80)],
+        "models": [score(ours, 10, 20), score(replace(ours, arch="mmoe"), 8, 18)],
         "variants": [score(ours, 10, 20), score(replace(ours, pipeline="base"), 20, 40)],
         "ranks": [score(replace(ours, one_core_each=True), 10, 20), score(replace(ours, ranks=2), 10, 25)],
         "roofline": [score(Contestant("copy"), 1, 2), score(Contestant("tables"), 4, 8)],
@@ -140,6 +145,7 @@ def test_ratios_are_those_of_the_same_round() -> None:
         ("fp32 step as a share of its products alone", "0.53 (0.50 to 0.55)"),
         ("fp32 step time at 100,000 rows over 1,000", "1.12 (1.10 to 1.15)"),
         ("samples/s of ours fp32 over dense fp32, 1,000 rows", "3.50 (3.00 to 4.00)"),
+        ("samples/s of ours fp32 over ours fp32, mmoe, 1,000 rows", "0.85 (0.80 to 0.90)"),
         ("samples/s of ours fp32, base over ours fp32", "0.50 (0.50 to 0.50)"),
         ("samples/s of ours fp32, 2 ranks over ours fp32, 1 rank of one core", "1.80 (1.60 to 2.00)"),
         ("tables of 1,000 rows as a share of memory bandwidth", "0.25 (0.25 to 0.25)"),

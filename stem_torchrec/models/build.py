@@ -1,49 +1,107 @@
 """From a configuration and the columns of a log to a model with its loss: the one place where models meet config."""
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from stem_torchrec.config import ModelConfig
+from stem_torchrec.config import Arch, ModelConfig
 from stem_torchrec.data.files import Columns
 from stem_torchrec.data.schema import SparseFeature
 from stem_torchrec.errors import UserError
+from stem_torchrec.models.frame import MultiTaskModel
+from stem_torchrec.models.moe import MEMMoE, MMoE, OMoE
+from stem_torchrec.models.ple import MEPLE, PLE
+from stem_torchrec.models.sequential import AITM, ESMM
+from stem_torchrec.models.shared_bottom import SharedBottom, SingleTask
 from stem_torchrec.models.stem import STEM
 from stem_torchrec.models.train import MultiTaskTrain
-from stem_torchrec.tables import embedding_bag_configs, groups_of
+from stem_torchrec.tables import SHARED, embedding_bag_configs, groups_of
+
+
+@dataclass(frozen=True)
+class _Baseline:
+    """A model, the groups that have tables, and which options of the configuration it takes."""
+
+    model: Callable[..., MultiTaskModel]
+    groups: Callable[[Sequence[str]], Sequence[str]]
+    options: Callable[[ModelConfig, int], Mapping[str, Any]]
+    """From the configuration and the number of tasks."""
+
+
+def _shared(tasks: Sequence[str]) -> Sequence[str]:
+    return (SHARED,)
+
+
+def _bottoms(config: ModelConfig, tasks: int) -> Mapping[str, Any]:
+    return {"bottom_hidden": config.expert_hidden}
+
+
+def _pool(config: ModelConfig, tasks: int) -> Mapping[str, Any]:
+    number = config.num_shared_experts + tasks * config.num_task_experts
+    return {"num_experts": number, "expert_hidden": config.expert_hidden, "gate_hidden": config.gate_hidden}
+
+
+def _experts(config: ModelConfig, tasks: int) -> Mapping[str, Any]:
+    names = ("num_shared_experts", "num_task_experts", "expert_hidden", "gate_hidden")
+    return {name: getattr(config, name) for name in names}
+
+
+def _layers(config: ModelConfig, tasks: int) -> Mapping[str, Any]:
+    return {"num_layers": config.num_layers, **_experts(config, tasks)}
+
+
+def _stem(config: ModelConfig, tasks: int) -> Mapping[str, Any]:
+    switches = {name: getattr(config, name) for name in ("reads", "trains", "gate_input")}
+    return {**_layers(config, tasks), **switches}
+
+
+_MODELS: Mapping[Arch, _Baseline] = {
+    "stem": _Baseline(STEM, groups_of, _stem),
+    "single_task": _Baseline(SingleTask, tuple, _bottoms),
+    "shared_bottom": _Baseline(SharedBottom, _shared, _bottoms),
+    "omoe": _Baseline(OMoE, _shared, _pool),
+    "mmoe": _Baseline(MMoE, _shared, _pool),
+    "ple": _Baseline(PLE, _shared, _layers),
+    "aitm": _Baseline(AITM, _shared, _bottoms),
+    "esmm": _Baseline(ESMM, _shared, _bottoms),
+    "me_mmoe": _Baseline(MEMMoE, groups_of, _experts),
+    "me_ple": _Baseline(MEPLE, groups_of, _layers),
+}
 
 
 def build_model(config: ModelConfig, columns: Columns, *, table_device: str = "meta") -> MultiTaskTrain:
-    """STEM-Net with its loss; the tables stay on the meta device, without memory, until they are sharded.
+    """The model that `config.arch` names, with its loss; the tables stay on the meta device until they are sharded.
 
-    Raises UserError for task weights that do not fit the tasks.
+    Raises UserError for task weights that do not fit the tasks, a size below 1, or too few tasks for the model.
     """
+    tasks = columns.labels
     weights = config.task_weights
-    if weights and (len(weights) != len(columns.labels) or min(weights) <= 0):
+    if weights and (len(weights) != len(tasks) or min(weights) <= 0):
         raise UserError(
             f"--model.task-weights is {' '.join(map(str, weights))}, but needs one number above 0 for each of "
-            f"{', '.join(columns.labels)}."
+            f"{', '.join(tasks)}."
         )
+    groups_of(tasks)  # Refuses labels that cannot name a group, whichever groups the model has.
+    baseline = _MODELS[config.arch]
     tables = embedding_bag_configs(
         [SparseFeature(name, num_embeddings) for name, num_embeddings in columns.sparse.items()],
-        groups_of(columns.labels),
+        baseline.groups(tasks),
         embedding_dim=config.embedding_dim,
         std=config.embedding_std,
         layout=config.layout,
     )
-    model = STEM(
+    model = baseline.model(
         EmbeddingBagCollection(tables=tables, device=torch.device(table_device)),
-        columns.labels,
+        tasks,
+        tower_hidden=config.tower_hidden,
+        dropout=config.dropout,
         dense_in_features=len(columns.dense),
         dense_out_features=config.embedding_dim,
-        num_layers=config.num_layers,
-        num_shared_experts=config.num_shared_experts,
-        num_task_experts=config.num_task_experts,
-        expert_hidden=config.expert_hidden,
-        gate_hidden=config.gate_hidden,
-        tower_hidden=config.tower_hidden,
-        reads=config.reads,
-        trains=config.trains,
-        dropout=config.dropout,
         embedding_dropout=config.embedding_dropout,
+        embedding_l2=config.embedding_l2,
+        **baseline.options(config, len(tasks)),
     )
     return MultiTaskTrain(model, weights)

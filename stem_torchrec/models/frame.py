@@ -1,0 +1,90 @@
+"""What all models share: tables -> arch -> towers."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TypedDict
+
+import torch
+from torch import Tensor, nn
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from stem_torchrec.errors import UserError
+from stem_torchrec.layers import MLP, l2_penalty, linear
+from stem_torchrec.tables import SparseArch
+
+
+class InputOptions(TypedDict, total=False):
+    """What any model takes about its input, by name; see MultiTaskModel."""
+
+    dense_in_features: int
+    dense_out_features: int
+    embedding_dropout: float
+    embedding_l2: float
+
+
+class MultiTaskModel(nn.Module):
+    """A batch of B rows to logits of shape (B, T): the tables of some groups, an arch between, a tower for each task.
+
+    A subclass makes its arch, then the towers by `make_towers`, and defines `arch`.
+
+    Args:
+        embedding_bag_collection: columns for each group and feature, in tables named as
+            `tables.embedding_bag_configs` names them in either layout.
+        tasks: names of the T tasks, in the order of the logits.
+        groups: the groups that have tables.
+        dense_in_features: number of dense features.
+        dense_out_features: width to which each group projects them on its own.
+        embedding_dropout: share of the arch's input dropped in training.
+        embedding_l2: weight of half the squared norm of the pooled embeddings, mean over the rows that train them.
+    """
+
+    def __init__(
+        self,
+        embedding_bag_collection: EmbeddingBagCollection,
+        tasks: Sequence[str],
+        groups: Sequence[str],
+        *,
+        dense_in_features: int = 0,
+        dense_out_features: int = 16,
+        embedding_dropout: float = 0.0,
+        embedding_l2: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.tasks = tuple(tasks)
+        self.sparse_arch = SparseArch(embedding_bag_collection, groups)
+        self.dense_arch = nn.ModuleDict(
+            {g: linear(dense_in_features, dense_out_features) for g in groups if dense_in_features > 0}
+        )
+        self.embedding_dropout = nn.Dropout(embedding_dropout)
+        self.embedding_l2 = embedding_l2
+        self.in_features = self.sparse_arch.out_features[groups[0]] + (dense_out_features if self.dense_arch else 0)
+        self.towers: nn.ModuleDict
+
+    def make_towers(self, in_features: int, hidden: Sequence[int], dropout: float) -> nn.ModuleDict:
+        """An MLP from (B, in_features) to a logit (B, 1) for each task."""
+        return nn.ModuleDict({task: MLP(in_features, hidden, out_features=1, dropout=dropout) for task in self.tasks})
+
+    @abstractmethod
+    def arch(self, x: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`{group: (B, in_features)} -> {task: (B, H)}`, what the towers read."""
+
+    def forward(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
+        x = self.sparse_arch(sparse_features)
+        if self.embedding_l2 > 0:
+            x = {g: l2_penalty(x[g], self.embedding_l2) for g in x}
+        if self.dense_arch:
+            x = {g: torch.cat([x[g], self.dense_arch[g](dense_features)], dim=1) for g in x}
+        x = self.arch({g: self.embedding_dropout(x[g]) for g in x})
+        return self.logits(torch.cat([self.towers[task](x[task]) for task in self.tasks], dim=1))
+
+    def logits(self, towers: Tensor) -> Tensor:
+        """The logits (B, T) from what the towers say (B, T); the same unless the tasks depend on each other."""
+        return towers
+
+
+def at_least_one(**sizes: int) -> None:
+    """Raises UserError for the first of a model's sizes that is below 1."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise UserError(f"the model's {name} is {size}, but must be at least 1.")
