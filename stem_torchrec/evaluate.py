@@ -3,7 +3,8 @@
 python stem_torchrec/evaluate.py --run RUN --data.path DIR --split test --json FILE
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 import torch
 import tyro
 from iopath.common.file_io import g_pathmgr
-from torch import Tensor
+from torch import Tensor, nn
 from torchrec.optim.keyed import CombinedOptimizer
 
 from stem_torchrec.assembly import build_pipeline, build_sharded_model
@@ -61,8 +62,18 @@ class EvaluateConfig:
     prediction."""
 
 
-def evaluate_run(config: EvaluateConfig, process: Process) -> dict[str, TaskMetrics]:
+def evaluate_run(
+    config: EvaluateConfig,
+    process: Process,
+    *,
+    watch: Callable[[nn.Module], AbstractContextManager[object]] = nullcontext,
+) -> dict[str, TaskMetrics]:
     """Metrics of one split by task, from the run's best weights; all ranks of the process group call it.
+
+    Args:
+        config: what to evaluate.
+        process: this rank.
+        watch: called with the model; its block lasts as long as the model predicts.
 
     Raises UserError where the run, its weights or the log are missing or do not fit each other.
     """
@@ -101,7 +112,7 @@ def evaluate_run(config: EvaluateConfig, process: Process) -> dict[str, TaskMetr
 
     metrics = MultiTaskMetrics(columns.labels, process.device)
     kept: list[_Kept] = []
-    with progress_bar(reader.steps, "step") as bar:
+    with progress_bar(reader.steps, "step") as bar, watch(model):
 
         def consume(item: Exposures, logits: Tensor, labels: Tensor) -> None:
             bar.update()

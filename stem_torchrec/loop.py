@@ -61,11 +61,15 @@ class EarlyStopping:
         if name == "gauc" and not self.has_groups:
             raise UserError(f"--train.metric is {self.metric!r}, but schema.json names no group column; choose auc.")
 
-    def better(self, metrics: Metrics) -> bool:
-        """Whether `metrics` are the best so far; raises UserError where they leave the watched metric undefined."""
+    def score(self, metrics: Metrics) -> float:
+        """The watched metric, higher is better: its mean over the tasks, negative where lower is better."""
         name, _, task = self.metric.partition("/")
         values = [getattr(metrics[t], name) for t in ([task] if task else self.tasks)]
-        value = sum(values) / len(values)
+        return _METRICS[name] * sum(values) / len(values)
+
+    def better(self, metrics: Metrics) -> bool:
+        """Whether `metrics` are the best so far; raises UserError where they leave the watched metric undefined."""
+        value = self.score(metrics)
         if math.isnan(value):
             if any(task.rows and math.isnan(task.logloss) for task in metrics.values()):
                 raise UserError("the model's predictions are not numbers any more; lower the learning rates.")
@@ -73,7 +77,7 @@ class EarlyStopping:
                 f"--train.metric is {self.metric!r}, but the validation split leaves it undefined: a task lacks labels "
                 "of both kinds."
             )
-        if math.isnan(self.best) or _METRICS[name] * value > _METRICS[name] * self.best:
+        if math.isnan(self.best) or value > self.best:
             self.best, self.waited = value, 0
             return True
         self.waited += 1

@@ -16,6 +16,7 @@ from stem_torchrec.process import from_first_rank
 CONFIG_FILE = "config.yaml"
 PLAN_FILE = "plan.json"
 METRICS_FILE = "metrics.json"
+METRICS_LOG = "metrics.jsonl"
 BEST_WEIGHTS = "best"
 
 
@@ -43,7 +44,7 @@ class MetricsLog:
     """Numbers by step, on rank 0: a line of metrics.jsonl and points in TensorBoard for each call."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = (folder / "metrics.jsonl").open("w") if dist.get_rank() == 0 else None
+        self._file = (folder / METRICS_LOG).open("w") if dist.get_rank() == 0 else None
         self._board = SummaryWriter(str(folder / "tensorboard")) if dist.get_rank() == 0 else None
 
     def write(self, step: int, values: dict[str, float | int | None]) -> None:

@@ -1,0 +1,83 @@
+"""Comparable samples: test rows by how a user's (or an item's) positives divide between two tasks in the training log.
+
+Source: STEM (arXiv 2308.13537), which splits samples by the relative amount of positive feedback on two tasks, and
+finds that shared embeddings lose to single-task models even where the amounts are comparable.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from stem_torchrec.comparison.statistics import Ints
+from stem_torchrec.data.files import Columns, RowGroup, read_row_group
+
+EDGES = (0.25, 0.8, 1.25, 4.0)
+"""Of the bins by default; what lies between 0.8 and 1.25 is comparable."""
+
+
+@dataclass(frozen=True)
+class Positives:
+    """Positives of two tasks by key (a user or an item) in the training log."""
+
+    keys: Ints
+    """Ascending, (K,)."""
+    counts: NDArray[np.int64]
+    """(K, 2)."""
+
+    def ratios(self, keys: Ints) -> NDArray[np.float64]:
+        """For each row's key, how much more of its positives are of the first task than over the whole log.
+
+        (positives of the first / of the second) over the same ratio of the whole log, so 1 is as everybody, however
+        rare one of the tasks is. 0 where all are of the second task, infinite where all are of the first, NaN for a
+        key without positives of either.
+        """
+        first, second = self.counts.sum(axis=0)
+        position = np.clip(np.searchsorted(self.keys, keys), 0, max(len(self.keys) - 1, 0))
+        known = self.keys[position] == keys if len(self.keys) else np.zeros(len(keys), dtype=bool)
+        a, b = np.where(known[:, None], self.counts[position], 0).T if len(self.keys) else np.zeros((2, len(keys)))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray((a / first) / (b / second), dtype=np.float64)
+
+
+def count_positives(row_groups: Sequence[RowGroup], key: str, tasks: tuple[str, str]) -> Positives:
+    """Counts by key, one row group in memory at a time; a missing label is no positive.
+
+    Raises DataError for a row that breaks the schema.
+    """
+    columns = Columns(sparse={}, dense=(), labels=tasks, group=key)
+    total: pa.Table | None = None
+    for row_group in row_groups:
+        table = read_row_group(row_group, columns)
+        counts = {task: pc.fill_null(table.column(task), 0).cast(pa.int64()) for task in tasks}
+        part = pa.table({key: table.column(key), **counts})
+        both = part if total is None else pa.concat_tables([total, part])
+        grouped = both.group_by(key).aggregate([(task, "sum") for task in tasks])
+        total = grouped.rename_columns({f"{task}_sum": task for task in tasks}).select([key, *tasks])
+    assert total is not None
+    total = total.sort_by(key)
+    return Positives(total.column(key).to_numpy(), np.stack([total.column(task).to_numpy() for task in tasks], axis=1))
+
+
+def name_groups(tasks: tuple[str, str], edges: Sequence[float]) -> list[str]:
+    """Names of the groups that `group_rows` numbers."""
+    first, second = tasks
+    bounds = [0.0, *edges, np.inf]
+    between = [f"{low:g} to {high:g}" for low, high in pairwise(bounds)]
+    return ["no positives", f"only {second}", *between, f"only {first}"]
+
+
+def group_rows(ratios: NDArray[np.float64], edges: Sequence[float]) -> NDArray[np.int64]:
+    """The group of each row by its ratio, (N,), numbered as `name_groups` names them; an edge opens its bin."""
+    bins = 2 + np.searchsorted(np.asarray(edges), ratios, side="right")
+    groups = np.where(ratios == 0, 1, np.where(np.isinf(ratios), 3 + len(edges), bins))
+    return np.where(np.isnan(ratios), 0, groups).astype(np.int64)
+
+
+def check_edges(edges: Sequence[float]) -> bool:
+    """Whether the edges ascend above 0."""
+    return all(a < b for a, b in pairwise([0.0, *edges])) and not any(map(np.isinf, edges))

@@ -1,0 +1,84 @@
+"""What the report says of gates and tables."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stem_torchrec.comparison.report import Report, spread, write_parquet
+from stem_torchrec.comparison.sections import Comparison
+
+
+def gate_sections(report: Report, comparison: Comparison) -> None:
+    """How much each stream reads from each group, for every model with gates."""
+    raw: list[dict[str, Any]] = []
+    for model in comparison.models:
+        tests = [(run.seed, run.test()["gates"]) for run in comparison.of(model)]
+        raw += [
+            {"model": model, "seed": seed, "layer": layer, "stream": stream, "group": group, "weight": weight}
+            for seed, gates in tests
+            for layer, streams in gates.items()
+            for stream, groups in streams.items()
+            for group, weight in groups.items()
+        ]
+    if not raw:
+        return
+    report.text(
+        "## Who reads whom",
+        f"Mean over the {comparison.split} rows of the gates' weights, summed over the experts of a group.",
+    )
+    groups = list(dict.fromkeys(row["group"] for row in raw))
+    places = dict.fromkeys((row["model"], row["layer"], row["stream"]) for row in raw)
+    lines = []
+    for model, layer, stream in places:
+        line = {"model": model, "layer": layer, "gate": stream}
+        for group in groups:
+            here = [
+                row["weight"]
+                for row in raw
+                if (row["model"], row["layer"], row["stream"], row["group"]) == (model, layer, stream, group)
+            ]
+            line[f"reads {group}"] = spread(here, digits=3) if here else ""
+        lines.append(line)
+    report.table(lines)
+    write_parquet(comparison.folder / "gates.parquet", raw)
+
+
+def table_sections(
+    report: Report,
+    comparison: Comparison,
+    tables: Sequence[Mapping[str, Any]],
+    pairs: Sequence[Mapping[str, Any]],
+) -> None:
+    """Information abundance of each group's tables, and similarity of the tables of two groups, over the features."""
+    report.text(
+        "## What the tables hold",
+        "Information abundance: sum of a table's singular values over the largest, from 1 (collapsed onto a line) to "
+        "the embedding dimension. Mean over the features and seeds; tables.parquet has each.",
+    )
+    groups = list(dict.fromkeys(row["group"] for row in tables))
+    report.table(
+        [
+            {"model": model, **{g: _mean(tables, "information_abundance", model=model, group=g) for g in groups}}
+            for model in comparison.models
+        ]
+    )
+    write_parquet(comparison.folder / "tables.parquet", tables)
+    if not pairs:
+        return
+    report.text(
+        "Similarity of two groups' tables of the same feature (linear CKA): 1 is the same but for rotation and scale. "
+        "Mean over the features and seeds; similarity.parquet has each."
+    )
+    both = list(dict.fromkeys((row["group"], row["other"]) for row in pairs))
+    models = [model for model in comparison.models if any(row["model"] == model for row in pairs)]
+    report.table(
+        [
+            {"model": m, **{f"{a} and {b}": _mean(pairs, "similarity", model=m, group=a, other=b) for a, b in both}}
+            for m in models
+        ]
+    )
+    write_parquet(comparison.folder / "similarity.parquet", pairs)
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], name: str, **where: str) -> str:
+    values = [row[name] for row in rows if all(row[key] == value for key, value in where.items())]
+    return f"{sum(values) / len(values):.2f}" if values else ""

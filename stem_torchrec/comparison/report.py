@@ -1,0 +1,103 @@
+"""The report of a comparison: Markdown, the same as one HTML file with its plots inside, and the numbers as Parquet."""
+
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import markdown
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from matplotlib.figure import Figure
+from tabulate import tabulate
+
+from stem_torchrec.comparison.statistics import Interval
+
+METRICS = ("auc", "gauc", "logloss", "ne", "pcoc")
+
+_STYLE = """\
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; }
+table { border-collapse: collapse; margin: 1em 0; } td, th { padding: .25em .7em; border-bottom: 1px solid #ddd; }
+td { font-variant-numeric: tabular-nums; } img { max-width: 100%; } code { background: #f4f4f4; }"""
+
+
+class Report:
+    """Sections of text, tables and plots, written all at once."""
+
+    def __init__(self, title: str) -> None:
+        self.parts = [f"# {title}"]
+        self.plots: dict[str, Figure] = {}
+
+    def text(self, *paragraphs: str) -> None:
+        """Adds paragraphs, or a heading."""
+        self.parts += paragraphs
+
+    def table(self, rows: Sequence[Mapping[str, str]]) -> None:
+        """Adds a table with a column for each key of its rows; numbers stand at the right."""
+        names = list(rows[0])
+        aligned = ["left", *["right"] * (len(names) - 1)]
+        cells = [[row.get(name, "") for name in names] for row in rows]
+        self.parts.append(tabulate(cells, names, tablefmt="pipe", disable_numparse=True, colalign=aligned))
+
+    def plot(self, name: str, figure: Figure, what: str) -> None:
+        """Adds a plot, which becomes the file `name.png`; `what` is its caption."""
+        self.plots[name] = figure
+        self.parts.append(f"![{what}]({name}.png)")
+
+    def write(self, folder: Path) -> None:
+        """Writes report.md with its plots beside it, and report.html, which holds them."""
+        text = "\n\n".join(self.parts) + "\n"
+        inside = {}
+        for name, figure in self.plots.items():
+            figure.savefig(folder / f"{name}.png", dpi=110)
+            inside[name] = base64.b64encode((folder / f"{name}.png").read_bytes()).decode()
+        (folder / "report.md").write_text(text)
+        body = markdown.markdown(text, extensions=["tables"])
+        body = re.sub(r'src="([\w-]+)\.png"', lambda m: f'src="data:image/png;base64,{inside[m[1]]}"', body)
+        title = self.parts[0].removeprefix("# ")
+        head = f'<meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
+        (folder / "report.html").write_text(f"<!doctype html><html><head>{head}</head><body>{body}</body></html>\n")
+
+
+def spread(values: Sequence[float | None], digits: int = 4) -> str:
+    """Mean and standard deviation over seeds; `-` where undefined."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    deviation = f" ± {np.std(known, ddof=1):.{digits}f}" if len(known) > 1 else ""
+    return f"{np.mean(known):.{digits}f}{deviation}"
+
+
+def show(interval: Interval) -> str:
+    """`+0.0123 [+0.0040, +0.0201]`, bold where the interval leaves 0 out."""
+    if np.isnan(interval.value):
+        return "-"
+    text = f"{interval.value:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
+    return f"**{text}**" if interval.low > 0 or interval.high < 0 else text
+
+
+def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes rows of plain values."""
+    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), path)
+
+
+def dots(values: Mapping[str, Mapping[str, Interval]], what: str) -> Figure:
+    """A line for each model and a column of axes for each task (or group): a difference with its interval."""
+    panels = list(dict.fromkeys(panel for by_panel in values.values() for panel in by_panel))
+    figure = Figure(figsize=(1.5 + 3.2 * len(panels), 1.2 + 0.32 * len(values)), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    names = list(values)[::-1]
+    for axis, panel in zip(axes, panels, strict=True):
+        for y, name in enumerate(names):
+            interval = values[name].get(panel)
+            if interval is not None and not np.isnan(interval.value):
+                axis.plot([interval.low, interval.high], [y, y], color="tab:blue")
+                axis.plot(interval.value, y, "o", color="tab:blue")
+        axis.axvline(0, color="gray", linewidth=0.8)
+        axis.set_title(panel)
+        axis.set_xlabel(what)
+        axis.grid(visible=True, axis="x", alpha=0.2)
+    axes[0].set_yticks(range(len(names)), names)
+    return figure
