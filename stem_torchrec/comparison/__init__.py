@@ -1,0 +1,1 @@
+"""Comparing models on one log: runs, statistics, sections of the report."""
