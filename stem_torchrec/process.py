@@ -37,11 +37,12 @@ class Process:
 
 
 @contextmanager
-def join_process_group(*, timeout: float = 600.0) -> Iterator[Process]:
+def join_process_group(*, timeout: float = 600.0, alone: bool = False) -> Iterator[Process]:
     """Joins the ranks that torchrun started, on the GPU of the local rank or on CPU, and leaves them at the end.
 
     Args:
         timeout: seconds a rank waits for the others in a collective.
+        alone: each process is rank 0 of one, on its share of the host.
 
     Raises UserError where two ranks would share a GPU.
     """
@@ -50,6 +51,8 @@ def join_process_group(*, timeout: float = 600.0) -> Iterator[Process]:
     for name, value in {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}.items():
         os.environ.setdefault(name, str(value))
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if alone:
+        rank, world_size = 0, 1
     local_rank, local_world_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     device = torch.device("cpu")
     if trains_on_gpu():
@@ -67,11 +70,11 @@ def join_process_group(*, timeout: float = 600.0) -> Iterator[Process]:
         "nccl" if device.type == "cuda" else "gloo",
         rank=rank,
         world_size=world_size,
-        store=dist.HashStore() if "MASTER_ADDR" not in os.environ else None,
+        store=dist.HashStore() if alone or "MASTER_ADDR" not in os.environ else None,
         timeout=timedelta(seconds=timeout),
     )
     try:
-        yield Process(rank, world_size, local_rank, local_world_size, device)
+        yield Process(rank, world_size, local_rank, 1 if alone else local_world_size, device)
     finally:
         dist.destroy_process_group()
         # Gloo's threads live as long as anything refers to a group, and sharded modules do so in cycles. One that

@@ -6,7 +6,7 @@ torchx run dist.ddp -j 2x8 stem_torchrec/train.py --recipe kuairand_pure --data.
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from torchrec.datasets.utils import Batch
@@ -33,8 +33,16 @@ from stem_torchrec.run_folder import BEST_WEIGHTS, METRICS_FILE, PLAN_FILE, Metr
 from stem_torchrec.sharding.plan import plan_to_json
 
 
-def train(config: TrainConfig, process: Process) -> Metrics:
-    """Runs `config` on this rank; returns the best evaluation's metrics. All ranks of the process group call it."""
+def train(
+    config: TrainConfig, process: Process, *, watch: Callable[[Metrics], object] = lambda metrics: None
+) -> Metrics:
+    """Runs `config` on this rank; returns the best evaluation's metrics. All ranks of the process group call it.
+
+    Args:
+        config: the run.
+        process: this rank.
+        watch: called with the metrics of each evaluation; what it raises ends the run.
+    """
     check_limits(config)
     log_path = log_folder(config.data)
     if config.data.path is not None:
@@ -93,6 +101,11 @@ def train(config: TrainConfig, process: Process) -> Metrics:
         if process.is_first:
             write_json(folder / METRICS_FILE, {"step": step, "valid": to_json(metrics)})
 
+    def judge() -> Metrics:
+        metrics = evaluate(pipeline, model, exposures, tasks=columns.labels, device=process.device)
+        watch(metrics)
+        return metrics
+
     def epoch_batches(epoch: int) -> Iterable[Batch]:
         reader.set_epoch(epoch)
         return batches
@@ -105,7 +118,7 @@ def train(config: TrainConfig, process: Process) -> Metrics:
         steps=steps,
         steps_per_epoch=reader.steps,
         schedule=schedule,
-        evaluate=lambda: evaluate(pipeline, model, exposures, tasks=columns.labels, device=process.device),
+        evaluate=judge,
         eval_every=config.train.eval_every,
         stopping=stopping,
         keep=keep,
