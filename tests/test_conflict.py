@@ -1,0 +1,24 @@
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from stem_torchrec.data.schema import load_schema
+
+from conflict import main
+
+
+def test_each_dial_has_a_log_and_a_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = ["--recipe", "tiny", "--dials", "0", "1", "--models", "stem,single_task,shared_bottom", "--seeds", "0"]
+    sizes = ["--data.synthetic.train-rows", "2048", "--data.synthetic.test-rows", "600"]
+    monkeypatch.setattr(sys, "argv", ["conflict.py", *line, *sizes, "--resamples", "5", "--out", str(tmp_path)])
+    main()
+    rows = pq.read_table(tmp_path / "conflict.parquet").to_pylist()
+    assert {(row["conflict"], row["model"]) for row in rows} == {
+        (dial, model) for dial in (0.0, 1.0) for model in ("stem", "single_task", "shared_bottom")
+    }
+    for dial in (0, 1):
+        assert f"conflict={dial}.0," in (load_schema(str(tmp_path / f"conflict_{dial}" / "log")).description or "")
+    assert "(shared_bottom)" in (tmp_path / "conflict.md").read_text()
+    assert (tmp_path / "conflict.png").stat().st_size > 0
