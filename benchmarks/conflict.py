@@ -18,11 +18,11 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from stem_torchrec.cli import parse_arguments, parse_known_arguments, run_main
-from stem_torchrec.compare import compare
-from stem_torchrec.compare import read_command_line as read_comparison
+from stem_torchrec.compare import train_all, write_report
+from stem_torchrec.comparison.options import read_command_line as read_comparison
 from stem_torchrec.data import synthetic
 from stem_torchrec.errors import UserError
-from stem_torchrec.process import Process, from_first_rank, join_process_group
+from stem_torchrec.process import from_first_rank, join_process_group
 from stem_torchrec.progress import say
 
 from sweep_machine import describe_machine, git_revision
@@ -47,7 +47,7 @@ SHARED = ("shared_bottom", "omoe", "mmoe", "ple", "aitm", "esmm")
 """The models with one set of tables for all tasks."""
 
 
-def measure(config: ConflictConfig, rest: Sequence[str], process: Process) -> None:
+def measure(config: ConflictConfig, rest: Sequence[str]) -> None:
     """Compares the models on a log for each dial, and writes the table and the plot."""
     folder = Path(config.out)
     rows: list[dict[str, Any]] = []
@@ -55,12 +55,15 @@ def measure(config: ConflictConfig, rest: Sequence[str], process: Process) -> No
         here = folder / f"conflict_{dial:g}"
         plan = read_comparison(["--models", config.models, "--seeds", config.seeds, "--out", str(here), *rest])
         drawn = replace(plan.train.data.synthetic, conflict=dial)
-        from_first_rank(partial(synthetic.ensure, drawn, str(here / "log")))
-        say(f"\nconflict {dial:g}")
         data = replace(plan.train.data, path=str(here / "log"))
-        compare(replace(plan, train=replace(plan.train, data=data)), process)
-        rows += [{"conflict": dial, **row} for row in pq.read_table(here / "results.parquet").to_pylist()]
-    if process.is_first:
+        with join_process_group(timeout=plan.train.train.timeout) as process:
+            from_first_rank(partial(synthetic.ensure, drawn, str(here / "log")))
+            say(f"\nconflict {dial:g}")
+            comparison = train_all(replace(plan, train=replace(plan.train, data=data)), process)
+        if process.is_first:
+            write_report(comparison)
+            rows += [{"conflict": dial, **row} for row in pq.read_table(here / "results.parquet").to_pylist()]
+    if rows:
         write(folder, rows)
 
 
@@ -89,7 +92,7 @@ def write(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     text = ["# Conflict", "", *(f"- {name}: {value}" for name, value in head.items()), "", note, "", table, ""]
     (folder / "conflict.md").write_text("\n".join([*text, "![margins by conflict](conflict.png)", ""]))
     plot(rows, models, dials).savefig(folder / "conflict.png", dpi=120)
-    say(f"report: {folder / 'conflict.md'}")
+    print(f"report: {folder / 'conflict.md'}")
 
 
 def aucs(rows: Sequence[Mapping[str, Any]], model: str, dial: float) -> np.ndarray:
@@ -129,8 +132,7 @@ def main() -> None:
     names = [name.strip() for name in config.models.split(",")]
     if "stem" not in names or not set(names) & set(SHARED):
         raise UserError(f"--models is {config.models!r}, but needs stem and one of {', '.join(SHARED)}.")
-    with join_process_group() as process:
-        measure(config, rest, process)
+    measure(config, rest)
 
 
 if __name__ == "__main__":

@@ -41,16 +41,16 @@ def parse_known_arguments(default: ConfigT, args: Sequence[str] | None = None) -
         return tyro.cli(type(default), default=default, args=args, return_unknown_args=True, add_help=False)
 
 
-def run_main(main: Callable[[], None]) -> None:
+def run_main(main: Callable[[], None], *, every_rank_speaks: bool = False) -> None:
     """Calls `main`; a UserError becomes one sentence on standard error and exit status 2.
 
-    Every rank of a host meets the same wrong configuration, so only the first one speaks of it; a DataError is known
-    to the rank that read the row alone, so that rank speaks.
+    Every rank of a host meets the same wrong configuration, so only the first one speaks of it, unless they do
+    different things; a DataError is known to the rank that read the row alone, so that rank speaks.
     """
     try:
         main()
     except UserError as error:
-        if isinstance(error, DataError) or os.environ.get("LOCAL_RANK", "0") == "0":
+        if every_rank_speaks or isinstance(error, DataError) or os.environ.get("LOCAL_RANK", "0") == "0":
             # A reader process's error comes wrapped in its traceback; the sentence is behind the last name.
             print(f"error: {str(error).rsplit('DataError: ', 1)[-1].strip()}", file=sys.stderr)
         sys.exit(2)

@@ -104,9 +104,9 @@ class Gate(nn.Module):
 
 
 def l2_penalty(x: Tensor, strength: float) -> Tensor:
-    """x (B, N), with the gradient of strength / 2 * mean over the rows of ||x||^2 added to its own in backward.
+    """x (B, N), with the gradient of strength / (2 B) * sum over rows of ||x||^2 added to its own in backward.
 
-    Only in rows whose own gradient is not zero: a row without a label for a task trains none of its tables, and
+    Over the rows whose own gradient is not zero: a row without a label for a task trains none of its tables, and
     decays none either.
     """
     return _L2Penalty.apply(x, strength)

@@ -18,7 +18,7 @@ from torchrec.datasets.utils import Batch
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from stem_torchrec.cli import nearest
-from stem_torchrec.errors import UserError
+from stem_torchrec.errors import DivergedError, UserError
 from stem_torchrec.metrics import TaskMetrics
 from stem_torchrec.profiling import StepProfiler
 from stem_torchrec.progress import format_values, progress_bar, say
@@ -72,7 +72,7 @@ class EarlyStopping:
         value = self.score(metrics)
         if math.isnan(value):
             if any(task.rows and math.isnan(task.logloss) for task in metrics.values()):
-                raise UserError("the model's predictions are not numbers any more; lower the learning rates.")
+                raise DivergedError("the model's predictions are not numbers any more; lower the learning rates.")
             raise UserError(
                 f"--train.metric is {self.metric!r}, but the validation split leaves it undefined: a task lacks labels "
                 "of both kinds."

@@ -13,7 +13,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from stem_torchrec.auc import ROWS_AT_ONCE, GroupedAUC, auc, auc_over_ranks, grouped_auc_over_ranks
-from stem_torchrec.errors import UserError
+from stem_torchrec.errors import DataError, UserError
 from stem_torchrec.exchange import gather
 from stem_torchrec.task_chunk import TaskChunk
 
@@ -109,7 +109,7 @@ class MultiTaskMetrics:
 
         Raises:
             ValueError: the shapes do not fit.
-            UserError: there is no room on disk.
+            DataError: there is no room on disk.
         """
         expected = (len(logits), len(self.tasks))
         if logits.shape != expected or labels.shape != expected:
@@ -137,7 +137,7 @@ class MultiTaskMetrics:
         try:
             self._stored.append([self._chunk(i, file.with_name(f"{file.name}-{i}")) for i in range(len(self.tasks))])
         except OSError as error:
-            raise UserError(
+            raise DataError(
                 f"an evaluation's rows cannot be written to {self._folder} ({error.strerror}); make room there, or let "
                 "TMPDIR name a folder with more."
             ) from error

@@ -4,7 +4,7 @@ python stem_torchrec/tune.py --data.path DIR --trials 50 --out DIR
 torchrun --nproc-per-node 2 stem_torchrec/tune.py --data.path DIR --trials 50 --out DIR
 """
 
-import os
+import math
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,8 @@ import optuna
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
+from filelock import FileLock
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -31,6 +33,8 @@ from stem_torchrec.loop import EarlyStopping, Metrics
 from stem_torchrec.plain import from_plain, to_plain
 from stem_torchrec.process import Process, join_process_group
 from stem_torchrec.train import log_folder, train
+
+Space = Mapping[str, BaseDistribution]
 
 SPACE: Mapping[str, Any] = {
     "model.num_shared_experts": [1, 2, 4, 8],
@@ -63,7 +67,7 @@ class TuneConfig:
     """Keeps the run folder of every trial, not only that of the best."""
 
 
-def read_command_line(args: Sequence[str] | None = None) -> tuple[TuneConfig, TrainConfig, Mapping[str, Any]]:
+def read_command_line(args: Sequence[str] | None = None) -> tuple[TuneConfig, TrainConfig, Space]:
     """What to search, where it starts from, and the space; raises UserError for what makes no sense."""
     args = sys.argv[1:] if args is None else list(args)
     if {"-h", "--help"} & set(args):
@@ -75,11 +79,11 @@ def read_command_line(args: Sequence[str] | None = None) -> tuple[TuneConfig, Tr
         raise UserError("say where the results go: --out DIR.")
     if config.trials < 1:
         raise UserError(f"--trials is {config.trials}, but must be at least 1.")
-    space = read_space(config.space, base) if config.space else SPACE
+    space = read_space(config.space, base) if config.space else to_space(SPACE, base, "the published space")
     return config, base, space
 
 
-def read_space(path: str, base: TrainConfig) -> Mapping[str, Any]:
+def read_space(path: str, base: TrainConfig) -> Space:
     """A search space from a file; raises UserError with the option that is wrong."""
     try:
         space = yaml.safe_load(Path(path).read_text())
@@ -87,14 +91,41 @@ def read_space(path: str, base: TrainConfig) -> Mapping[str, Any]:
         raise UserError(f"--space {path} cannot be read ({' '.join(str(error).split())}); give a YAML file.") from error
     if not isinstance(space, dict) or not space:
         raise UserError(f"{path} is no mapping of options to choices; write lines like `model.dropout: [0.0, 0.1]`.")
+    return to_space(space, base, path)
+
+
+def to_space(space: Mapping[str, Any], base: TrainConfig, where: str) -> Space:
+    """Optuna's distributions of a space, with every value in the type of its option, and within its limits.
+
+    Raises UserError with the option that is wrong.
+    """
+    found: dict[str, BaseDistribution] = {}
     for option, values in space.items():
-        if not (isinstance(values, list) and values) and not (
-            isinstance(values, dict) and {"low", "high"} <= set(values)
-        ):
-            raise UserError(f"{path}: {option} is {values!r}, but must be a list, or a mapping with low and high.")
-        for value in values if isinstance(values, list) else (values["low"], values["high"]):
-            check_limits(with_values(base, {option: value}))
-    return space
+        is_range = isinstance(values, dict) and {"low", "high"} <= set(values)
+        if not is_range and not (isinstance(values, list) and values):
+            raise UserError(f"{where}: {option} is {values!r}, but must be a list, or a mapping with low and high.")
+        given = (values["low"], values["high"]) if is_range else values
+        # YAML reads 1e-6 as text; the option says that it is a number.
+        typed = [_checked(base, option, value) for value in given]
+        try:
+            if not is_range:
+                found[option] = CategoricalDistribution(typed)
+            elif isinstance(typed[0], int):
+                found[option] = IntDistribution(**{**values, "low": typed[0], "high": typed[1]})
+            else:
+                found[option] = FloatDistribution(**{**values, "low": typed[0], "high": typed[1]})
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{where}: {option} is {values!r}, which is no range: {error}") from error
+    return found
+
+
+def _checked(base: TrainConfig, option: str, value: Any) -> Any:
+    """A value as the configuration holds it."""
+    config: Any = with_values(base, {option: value})
+    check_limits(config)
+    for name in option.split("."):
+        config = getattr(config, name)
+    return config
 
 
 def with_values(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
@@ -113,17 +144,20 @@ def with_values(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
         raise UserError(f"a value of the search space does not fit: {' '.join(str(error).split())}.") from error
 
 
-def suggest(trial: Trial, space: Mapping[str, Any]) -> dict[str, Any]:
+def suggest(trial: Trial, space: Space) -> dict[str, Any]:
     """A value for each option, by the sampler of the study."""
-    return {
-        option: trial.suggest_categorical(option, values)
-        if isinstance(values, list)
-        else trial.suggest_float(option, **values)
-        for option, values in space.items()
-    }
+    values: dict[str, Any] = {}
+    for option, d in space.items():
+        if isinstance(d, CategoricalDistribution):
+            values[option] = trial.suggest_categorical(option, d.choices)
+        elif isinstance(d, IntDistribution):
+            values[option] = trial.suggest_int(option, d.low, d.high, step=d.step, log=d.log)
+        elif isinstance(d, FloatDistribution):
+            values[option] = trial.suggest_float(option, d.low, d.high, step=d.step, log=d.log)
+    return values
 
 
-def run_trial(trial: Trial, config: TuneConfig, base: TrainConfig, space: Mapping[str, Any], process: Process) -> float:
+def run_trial(trial: Trial, config: TuneConfig, base: TrainConfig, space: Space, process: Process) -> float:
     """Trains once; returns the best validation score, higher is better. Raises TrialPruned for one that lags behind."""
     folder = Path(config.out) / "trials" / f"{trial.number:04d}"
     shutil.rmtree(folder, ignore_errors=True)
@@ -132,6 +166,8 @@ def run_trial(trial: Trial, config: TuneConfig, base: TrainConfig, space: Mappin
     scores: list[float] = []
 
     def watch(metrics: Metrics) -> None:
+        if any(math.isnan(task.logloss) for task in metrics.values() if task.rows):
+            raise optuna.TrialPruned  # It has diverged.
         scores.append(EarlyStopping(base.train.metric, None, list(metrics)).score(metrics))
         trial.report(max(scores), step=len(scores))
         if trial.should_prune():
@@ -142,11 +178,12 @@ def run_trial(trial: Trial, config: TuneConfig, base: TrainConfig, space: Mappin
     return max(scores)
 
 
-def tune(config: TuneConfig, base: TrainConfig, space: Mapping[str, Any], process: Process) -> None:
+def tune(config: TuneConfig, base: TrainConfig, space: Space, process: Process) -> None:
     """Runs trials until all ranks together have made as many as asked; process is a rank of one."""
     folder = Path(config.out)
     folder.mkdir(parents=True, exist_ok=True)
     base = replace(base, data=replace(base.data, path=log_folder(base.data)))
+    claim_folder(folder, base, space)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         storage=JournalStorage(JournalFileBackend(str(folder / "study.log"))),
@@ -162,32 +199,51 @@ def tune(config: TuneConfig, base: TrainConfig, space: Mapping[str, Any], proces
         finished = study.get_trials(states=(TrialState.COMPLETE,), deepcopy=False)
         best = max(finished, key=lambda t: t.value or 0) if finished else None
         value = "pruned" if trial.value is None or trial.state == TrialState.PRUNED else f"{trial.value:.5f}"
-        values = "  ".join(f"{name}={value:.3g}" for name, value in trial.params.items())
+        values = "  ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in trial.params.items())
         so_far = f"best {best.value:.5f} of trial {best.number}" if best else "none finished"
-        print(f"trial {trial.number}: {value}  ({so_far})  {values}", flush=True)
+        ended = len(study.get_trials(states=counted, deepcopy=False))
+        print(f"trial {trial.number}, {ended} of {config.trials}: {value}  ({so_far})  {values}", flush=True)
 
     if len(study.get_trials(states=counted, deepcopy=False)) < config.trials:
         enough = optuna.study.MaxTrialsCallback(config.trials, states=counted)
-        study.optimize(lambda trial: run_trial(trial, config, base, space, process), callbacks=[tell, enough])
+        study.optimize(
+            lambda trial: run_trial(trial, config, base, space, process), callbacks=[tell, enough], gc_after_trial=True
+        )
     write_results(study, config, base)
 
 
+def claim_folder(folder: Path, base: TrainConfig, space: Space) -> None:
+    """Writes study.yaml, or raises UserError where it says something else, so that no study mixes two searches."""
+    said = {"train": yaml.safe_load(dump_config(base)), "space": {name: repr(d) for name, d in space.items()}}
+    file, text = folder / "study.yaml", yaml.safe_dump(said, sort_keys=False)
+    with FileLock(f"{file}.lock"):
+        if file.exists() and file.read_text() != text:
+            raise UserError(f"{folder} holds a search of other options or another space; give another --out.")
+        file.write_text(text)
+
+
 def write_results(study: optuna.Study, config: TuneConfig, base: TrainConfig) -> None:
-    """Writes trials.parquet, and best.yaml for `--config`; removes other folders unless they are to stay."""
+    """Writes trials.parquet and best.yaml, for `--config`; removes other folders unless they are to stay.
+
+    Every rank calls it when it has ended, so the last one has all trials. Raises UserError where none has finished.
+    """
     folder = Path(config.out)
-    best = study.best_trial
-    counted = (TrialState.COMPLETE, TrialState.PRUNED)
-    rows = [
-        {"trial": t.number, "state": t.state.name, "score": t.value, "best": t.number == best.number, **t.params}
-        for t in study.get_trials(deepcopy=False)
-    ]
-    # The last rank to end has all trials; each writes under another name first, so that a reader finds whole files.
-    pq.write_table(pa.Table.from_pylist(rows), folder / f"trials.{os.getpid()}.new")
-    os.replace(folder / f"trials.{os.getpid()}.new", folder / "trials.parquet")
-    (folder / f"best.{os.getpid()}.new").write_text(dump_config(with_values(base, best.params)))
-    os.replace(folder / f"best.{os.getpid()}.new", folder / "best.yaml")
-    if not config.keep_runs:
-        for number in {t.number for t in study.get_trials(states=counted, deepcopy=False)} - {best.number}:
+    with FileLock(folder / "results.lock"):
+        trials = study.get_trials(deepcopy=False)
+        finished = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+        if not finished:
+            raise UserError(f"no trial in {folder} has finished; look into its log.txt.")
+        best = max(finished, key=lambda trial: trial.value or -math.inf)
+        options = list(dict.fromkeys(option for trial in trials for option in trial.params))
+        rows = [
+            {"trial": t.number, "state": t.state.name, "score": t.value, "best": t.number == best.number}
+            | {option: t.params.get(option) for option in options}
+            for t in trials
+        ]
+        pq.write_table(pa.Table.from_pylist(rows), folder / "trials.parquet")
+        (folder / "best.yaml").write_text(dump_config(with_values(base, best.params)))
+        ended = {t.number for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)}
+        for number in ended - {best.number} if not config.keep_runs else ():
             shutil.rmtree(folder / "trials" / f"{number:04d}", ignore_errors=True)
 
 
@@ -199,7 +255,7 @@ def main() -> None:
         with join_process_group(alone=True) as process:
             tune(config, base, space, process)
 
-    run_main(run)
+    run_main(run, every_rank_speaks=True)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from stem_torchrec.compare import main, read_command_line
+from stem_torchrec.compare import main
 from stem_torchrec.comparison.comparable import count_positives, group_rows, name_groups
 from stem_torchrec.comparison.diagnostics import GateWeights, information_abundance, linear_cka
+from stem_torchrec.comparison.options import read_command_line
 from stem_torchrec.comparison.statistics import Ranking, auc_differences
 from stem_torchrec.config_file import load_config
 from stem_torchrec.data import synthetic
@@ -49,7 +50,10 @@ def simulated(difference: float, seed: int) -> tuple[dict[str, list[np.ndarray]]
 
 
 def test_an_interval_holds_the_true_difference_about_as_often_as_it_says() -> None:
-    """Over 60 data sets without a difference, a 90 % interval leaves 0 out in 6; binomial 99.9 % is 0 to 14."""
+    """Over 60 data sets without a difference, a 90 % interval leaves 0 out in 6; binomial 99.9 % is 0 to 14.
+
+    Of users: with one seed there is no other draw.
+    """
     wrong = 0
     for seed in range(60):
         scores, positive, users = simulated(0.0, seed)
@@ -62,6 +66,20 @@ def test_an_interval_holds_the_true_difference_about_as_often_as_it_says() -> No
     assert found["a"].value == found["a"].low == found["a"].high == 0
     expected = roc_auc_score(positive, scores["b"][0]) - roc_auc_score(positive, scores["a"][0])
     assert found["b"].value == pytest.approx(expected, abs=1e-12)
+
+
+def test_seeds_are_drawn_as_well_and_one_user_has_no_interval() -> None:
+    scores, positive, users = simulated(0.0, 0)
+    (lucky,), (unlucky,) = scores["b"], simulated(-0.5, 0)[0]["b"]
+    by_seed = {"a": [scores["a"][0]] * 2, "b": [lucky, unlucky]}
+    both = auc_differences(by_seed, positive, users, base="a", resamples=200, confidence=0.9)["b"]
+    alone = auc_differences(
+        {"a": by_seed["a"][:1], "b": by_seed["b"][:1]}, positive, users, base="a", resamples=200, confidence=0.9
+    )["b"]
+    assert both.high - both.low > 1.3 * (alone.high - alone.low)
+    single = auc_differences(by_seed, positive, np.zeros(len(users), dtype=int), base="a", resamples=9, confidence=0.9)
+    assert math.isnan(single["b"].low)
+    assert single["b"].says == "undefined"
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +178,8 @@ def test_the_report_has_every_model_and_the_metrics_of_its_runs(compared: Path, 
     }
     for row in rows:
         folder = compared / "runs" / row["model"] / f"seed_{row['seed']}"
+        if row["model"] == "single_task":
+            folder /= row["task"]  # A model, and so a run, for each task.
         predictions = pq.read_table(folder / "predictions")
         label = predictions.column(f"label/{row['task']}").to_numpy()
         known = ~np.isnan(label)
@@ -203,13 +223,17 @@ def test_each_model_is_set_to_the_cell_that_validates_best(log: Path, tmp_path: 
     options = ["--tune", "--learning-rates", "1e-5", "0.05", "--embedding-l2", "0"]
     call(tmp_path / "out", log, "stem,single_task", *options)
     rows = pq.read_table(tmp_path / "out" / "tuning.parquet").to_pylist()
-    assert len(rows) == 4
-    for model in ("stem", "single_task"):
-        best = max((row for row in rows if row["model"] == model), key=lambda row: row["score"])
-        assert [row for row in rows if row["model"] == model and row["chosen"]] == [best]
+    tasks = load_schema(str(log)).labels
+    parts = {"stem": tasks, **{f"single_task/{task}": (task,) for task in tasks}}
+    assert len(rows) == 2 * len(parts)
+    for name, labels in parts.items():
+        model, _, task = name.partition("/")
+        best = max((row for row in rows if row["model"] == name), key=lambda row: row["score"])
+        assert [row for row in rows if row["model"] == name and row["chosen"]] == [best]
         for seed in (0, 1):
-            config = load_config(str(tmp_path / "out" / "runs" / model / f"seed_{seed}" / "config.yaml"))
+            config = load_config(str(tmp_path / "out" / "runs" / model / f"seed_{seed}" / task / "config.yaml"))
             assert config.sparse.learning_rate == best["learning_rate"]
+            assert config.data.labels == labels
     assert "## What each was set to" in (tmp_path / "out" / "report.md").read_text()
 
 
@@ -218,7 +242,7 @@ def test_each_model_is_set_to_the_cell_that_validates_best(log: Path, tmp_path: 
     [
         (["--models", "stem,mmmoe"], "there is no model 'mmmoe', only all, stem, .*; did you mean 'me_mmoe'|'mmoe'"),
         (["--models", "stem"], "--base is 'single_task', which is not among --models stem; add it there."),
-        (["--seeds", "0,x"], "--seeds is '0,x', but must be different whole numbers, as in 0,1,2."),
+        (["--seeds", "0,x"], "--seeds is '0,x', but must be different whole numbers below 2.32, as in 0,1,2."),
         (["--confidence", "95"], "--confidence is 95.0, but must be between 0 and 1, as 0.95 is."),
         (["--ratio-edges", "2", "1"], r"--ratio-edges is \[2.0, 1.0\], but must ascend above 0, as 0.5 2 do."),
         (["--resamples", "0"], "--resamples is 0, but must be at least 1."),

@@ -12,11 +12,12 @@ from stem_torchrec.config_file import load_config
 from stem_torchrec.data import synthetic
 from stem_torchrec.errors import UserError
 from stem_torchrec.recipes import tiny
-from stem_torchrec.tune import SPACE, main, read_command_line, with_values
+from stem_torchrec.tune import SPACE, main, read_command_line, to_space
 
 SPACE_FILE = """\
-sparse.learning_rate: {low: 0.01, high: 0.1, log: true}
-model.num_shared_experts: [1, 2]
+sparse.learning_rate: {low: 1e-2, high: 1e-1, log: true}
+model.num_shared_experts: {low: 1, high: 2}
+model.gate_input: [sum, task]
 """
 
 
@@ -42,7 +43,7 @@ def test_a_study_goes_on_and_leaves_the_best_setting(
         monkeypatch.setattr(sys, "argv", ["tune.py", *line(log, out, trials)])
         main()
     said = capsys.readouterr().out.splitlines()
-    assert [text.split(":")[0] for text in said] == ["trial 0", "trial 1", "trial 2"]
+    assert [text.split(":")[0] for text in said] == ["trial 0, 1 of 2", "trial 1, 2 of 2", "trial 2, 3 of 3"]
     rows = pq.read_table(out / "trials.parquet").to_pylist()
     assert len(rows) == 3
     (best,) = (row for row in rows if row["best"])
@@ -76,6 +77,7 @@ def test_ranks_share_the_trials(log: Path, tmp_path: Path) -> None:
         ("model.dropout: {low: 0.1, high: 3}", r"--model.dropout is 3.*, but must be from 0 to 0.999"),
         ("model.dropout: [x]", "a value of the search space does not fit: could not convert string to float: 'x'"),
         ("- 1", "is no mapping of options to choices"),
+        ("model.dropout: {low: 0.3, high: 0.1}", "model.dropout is .*, which is no range"),
     ],
 )
 def test_a_wrong_space_is_one_sentence(space: str, sentence: str, tmp_path: Path) -> None:
@@ -85,6 +87,16 @@ def test_a_wrong_space_is_one_sentence(space: str, sentence: str, tmp_path: Path
 
 
 def test_the_published_space_fits_the_configuration() -> None:
-    for option, values in SPACE.items():
-        for value in values if isinstance(values, list) else (values["low"], values["high"]):
-            with_values(tiny(), {option: value})
+    assert list(to_space(SPACE, tiny(), "SPACE")) == list(SPACE)
+
+
+def test_another_search_does_not_go_into_the_folder(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "study"
+    monkeypatch.setattr(sys, "argv", ["tune.py", *line(log, out, 1)])
+    main()
+    monkeypatch.setattr(sys, "argv", ["tune.py", *line(log, out, 1), "--model.arch", "mmoe"])
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main()
+    assert "holds a search of other options or another space; give another --out." in capsys.readouterr().err

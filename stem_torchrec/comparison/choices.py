@@ -1,15 +1,18 @@
 """What each model is set to before it is compared: the best cell of a small grid, by the validation split alone."""
 
+import gc
 import json
+import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from stem_torchrec.comparison.runs import with_model
+from stem_torchrec.comparison.runs import Part
 from stem_torchrec.config import TrainConfig
+from stem_torchrec.errors import DivergedError, UserError
 from stem_torchrec.loop import EarlyStopping
 from stem_torchrec.metrics import to_json
 from stem_torchrec.process import Process, from_first_rank
@@ -45,58 +48,66 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """The cells that every model tries, with one seed."""
+    """The cells that every part tries, with one seed."""
 
     learning_rates: Sequence[float]
     embedding_l2: Sequence[float]
     seed: int
     folder: Path
-    """Holds a run folder for each model and cell."""
+    """Holds a run folder for each part and cell."""
 
     def cells(self) -> list[Cell]:
         """All of them."""
         return [Cell(rate, l2) for rate, l2 in product(self.learning_rates, self.embedding_l2)]
 
-    def score(self, model: str, cell: Cell) -> dict[str, Any] | None:
-        """What validation said of a cell, if it has been tried: its score, higher is better, and the metrics."""
-        file = self.folder / model / cell.name / SCORE_FILE
+    def score(self, part: Part, cell: Cell) -> float | None:
+        """What validation said of a cell, if it has been tried; higher is better, and minus infinity a divergence."""
+        file = self.folder / part.name / cell.name / SCORE_FILE
         if not file.exists():
             return None
-        found: dict[str, Any] = json.loads(file.read_text())
-        return found
+        score: float | None = json.loads(file.read_text())["score"]
+        return -math.inf if score is None else score
 
-    def missing(self, models: Sequence[str]) -> list[tuple[str, Cell]]:
-        """The models and cells that have not been tried."""
-        return [(model, cell) for model in models for cell in self.cells() if self.score(model, cell) is None]
+    def missing(self, parts: Sequence[Part]) -> list[tuple[Part, Cell]]:
+        """The parts and cells that have not been tried."""
+        return [(part, cell) for part in parts for cell in self.cells() if self.score(part, cell) is None]
 
-    def choose(self, model: str) -> Cell:
-        """The best cell of a model, the first of equals."""
-        return max(self.cells(), key=lambda cell: (self.score(model, cell) or {})["score"])
+    def choose(self, part: Part) -> Cell:
+        """The best cell of a part, the first of equals; raises UserError where all diverged."""
+        tried = {cell: self.score(part, cell) for cell in self.cells()}
+        scores = {cell: -math.inf if score is None else score for cell, score in tried.items()}
+        best = max(scores, key=scores.__getitem__)
+        if scores[best] == -math.inf:
+            raise UserError(
+                f"no value of the grid trains {part.name} to predictions that are numbers; lower the rates."
+            )
+        return best
 
-    def rows(self, models: Sequence[str]) -> list[dict[str, Any]]:
-        """A line for each model and cell."""
+    def rows(self, parts: Sequence[Part]) -> list[dict[str, Any]]:
+        """A line for each part and cell."""
         return [
-            {"model": model, "learning_rate": cell.learning_rate, "embedding_l2": cell.embedding_l2,
-             "score": (self.score(model, cell) or {})["score"], "chosen": cell == self.choose(model)}
-            for model in models
+            {"model": part.name, "learning_rate": cell.learning_rate, "embedding_l2": cell.embedding_l2,
+             "score": self.score(part, cell), "chosen": cell == self.choose(part)}
+            for part in parts
             for cell in self.cells()
         ]  # fmt: skip
 
 
-def try_cell(grid: Grid, model: str, cell: Cell, base: TrainConfig, process: Process) -> None:
-    """Trains a model with a cell's values and keeps what validation says; all ranks call it."""
-    folder = grid.folder / model / cell.name
+def try_cell(grid: Grid, part: Part, cell: Cell, base: TrainConfig, process: Process) -> None:
+    """Trains a part with a cell's values and keeps what validation says; all ranks call it."""
+    folder = grid.folder / part.name / cell.name
     from_first_rank(lambda: shutil.rmtree(folder, ignore_errors=True))
-    config = replace(cell.of(with_model(base, model)), seed=grid.seed, output_dir=str(folder))
-    say(f"\n{model}, {cell.name}: {folder}")
-    metrics = train(config, process)
-    score = EarlyStopping(config.train.metric, None, list(metrics)).score(metrics)
+    config = replace(cell.of(part.of(base)), seed=grid.seed, output_dir=str(folder))
+    say(f"\n{part.name}, {cell.name}: {folder}")
+    found: dict[str, Any] = {"score": None}
+    try:
+        metrics = train(config, process)
+        score = EarlyStopping(config.train.metric, None, list(metrics)).score(metrics)
+        found = {"score": score, "valid": to_json(metrics)}
+    except DivergedError as error:
+        say(f"{part.name}, {cell.name}: {error}")
+    gc.collect()
     if process.is_first:
-        write_json(folder / SCORE_FILE, {"score": score, "valid": to_json(metrics)})
+        write_json(folder / SCORE_FILE, found)
     # Nobody chooses before the file is there.
     from_first_rank(lambda: None)
-
-
-def chosen_configs(grid: Grid, base: TrainConfig, models: Sequence[str]) -> Mapping[str, TrainConfig]:
-    """`base` as each model is to train it."""
-    return {model: grid.choose(model).of(base) for model in models}

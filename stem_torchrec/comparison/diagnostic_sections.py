@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stem_torchrec.comparison.diagnostics import table_diagnostics
 from stem_torchrec.comparison.report import Report, spread, write_parquet
 from stem_torchrec.comparison.sections import Comparison
 
@@ -42,13 +43,15 @@ def gate_sections(report: Report, comparison: Comparison) -> None:
     write_parquet(comparison.folder / "gates.parquet", raw)
 
 
-def table_sections(
-    report: Report,
-    comparison: Comparison,
-    tables: Sequence[Mapping[str, Any]],
-    pairs: Sequence[Mapping[str, Any]],
-) -> None:
+def table_sections(report: Report, comparison: Comparison) -> None:
     """Information abundance of each group's tables, and similarity of the tables of two groups, over the features."""
+    tables: list[dict[str, Any]] = []
+    pairs: list[dict[str, Any]] = []
+    for run in comparison.runs:
+        label = {"model": run.model, "seed": run.seed}
+        of_tables, of_pairs = table_diagnostics(run.folders())
+        tables += [{**label, **row} for row in of_tables]
+        pairs += [{**label, **row} for row in of_pairs]
     report.text(
         "## What the tables hold",
         "Information abundance: sum of a table's singular values over the largest, from 1 (collapsed onto a line) to "

@@ -72,7 +72,7 @@ def spread(values: Sequence[float | None], digits: int = 4) -> str:
 
 def show(interval: Interval) -> str:
     """`+0.0123 [+0.0040, +0.0201]`, bold where the interval leaves 0 out."""
-    if np.isnan(interval.value):
+    if np.isnan(interval.value) or np.isnan(interval.low):
         return "-"
     text = f"{interval.value:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
     return f"**{text}**" if interval.low > 0 or interval.high < 0 else text

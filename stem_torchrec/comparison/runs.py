@@ -1,8 +1,10 @@
 """The runs of a comparison: each model with each seed, trained, tested, and kept so that an interrupted one goes on."""
 
+import gc
 import json
+import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -36,8 +38,42 @@ MODELS: Mapping[str, Mapping[str, str]] = {
 
 
 @dataclass(frozen=True)
+class Part:
+    """What is trained at once: a model, or one task's of the single-task models."""
+
+    model: str
+    """A key of MODELS."""
+    labels: tuple[str, ...]
+    alone: bool
+    """Whether it is one of several models, each for a task."""
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.model}/{self.labels[0]}" if self.alone else self.model
+
+    def of(self, config: TrainConfig) -> TrainConfig:
+        """`config` as this part trains it."""
+        model: ModelConfig = replace(config.model, **MODELS[self.model])  # type: ignore[arg-type]
+        metric = config.train.metric.partition("/")[0] if self.alone else config.train.metric
+        return replace(
+            config,
+            model=model,
+            data=replace(config.data, labels=self.labels),
+            train=replace(config.train, metric=metric),
+        )
+
+
+def parts_of(model: str, labels: Sequence[str]) -> list[Part]:
+    """The parts of a model: single-task models stop, and are tuned, each by its own task."""
+    if MODELS[model]["arch"] == "single_task":
+        return [Part(model, (label,), alone=True) for label in labels]
+    return [Part(model, tuple(labels), alone=False)]
+
+
+@dataclass(frozen=True)
 class Run:
-    """One training run of a comparison."""
+    """One model with one seed."""
 
     model: str
     """A key of MODELS."""
@@ -50,47 +86,53 @@ class Run:
         return (self.folder / TEST_FILE).exists()
 
     def test(self) -> dict[str, Any]:
-        """What the test said: metrics by task, gates, parameters, samples_per_second."""
+        """What the test said: metrics by task, gates, parameters, samples_per_second, and the folders of the parts."""
         found: dict[str, Any] = json.loads((self.folder / TEST_FILE).read_text())
         return found
 
+    def folders(self) -> list[Path]:
+        """The run folders of the parts."""
+        return [self.folder / part for part in self.test()["parts"]]
+
     def predictions(self) -> dict[str, NDArray[Any]]:
         """Columns of the test split by name, in the order of the log; see `evaluate.write_predictions`."""
-        table = pq.read_table(self.folder / PREDICTIONS).sort_by("row")
-        return {name: table.column(name).to_numpy() for name in table.column_names}
+        columns: dict[str, NDArray[Any]] = {}
+        for folder in self.folders():
+            table = pq.read_table(folder / PREDICTIONS).sort_by("row")
+            columns |= {name: table.column(name).to_numpy() for name in table.column_names}
+        return columns
 
 
-def with_model(config: TrainConfig, name: str) -> TrainConfig:
-    """`config` with the options of a key of MODELS."""
-    model: ModelConfig = replace(config.model, **MODELS[name])  # type: ignore[arg-type]
-    return replace(config, model=model)
-
-
-def train_and_test(run: Run, base: TrainConfig, split: str, process: Process) -> None:
-    """Trains and tests a run; all ranks call it. One that was interrupted starts anew."""
-
-    def clear() -> None:
-        if run.folder.exists():
-            shutil.rmtree(run.folder)
-
-    from_first_rank(clear)
-    train(replace(with_model(base, run.model), seed=run.seed, output_dir=str(run.folder)), process)
-    gates = GateWeights()
-    metrics = evaluate_run(
-        EvaluateConfig(run=str(run.folder), split=split, predictions=str(run.folder / PREDICTIONS)),
-        process,
-        watch=gates.watch,
-    )
-    found = {"metrics": to_json(metrics), "gates": gates.mean(), "parameters": parameters_of(run.folder)}
+def train_and_test(run: Run, configs: Mapping[Part, TrainConfig], split: str, process: Process) -> None:
+    """Trains and tests a run's parts, each by its configuration; all ranks call it. One interrupted starts anew."""
+    from_first_rank(lambda: shutil.rmtree(run.folder, ignore_errors=True))
+    found: dict[str, Any] = {"parts": [], "metrics": {}, "gates": {}, "parameters": {"tables": 0, "dense": 0}}
+    seconds = 0.0
+    for part, config in configs.items():
+        folder = run.folder / part.labels[0] if part.alone else run.folder
+        train(replace(part.of(config), seed=run.seed, output_dir=str(folder)), process)
+        # Sharded modules live in cycles; without this the next one would come on top of them.
+        gc.collect()
+        gates = GateWeights(process.device)
+        predictions = str(folder / PREDICTIONS)
+        test = EvaluateConfig(run=str(folder), split=split, predictions=predictions)
+        found["metrics"] |= to_json(evaluate_run(test, process, watch=gates.watch))
+        gc.collect()
+        found["gates"] |= gates.mean()
+        for kind, number in parameters_of(folder).items():
+            found["parameters"][kind] += number
+        found["parts"].append(part.labels[0] if part.alone else ".")
+        if process.is_first:
+            seconds += 1 / (samples_per_second(folder) or math.nan)
     if process.is_first:
-        found["samples_per_second"] = samples_per_second(run.folder)
+        found["samples_per_second"] = None if math.isnan(seconds) else 1 / seconds
         write_json(run.folder / TEST_FILE, found)
     # Nobody reads or starts over before the file is there.
     from_first_rank(lambda: None)
 
 
-def samples_per_second(folder: Path) -> float:
-    """Mean of the readings of a run's log after the first, which counts the warm-up."""
+def samples_per_second(folder: Path) -> float | None:
+    """Mean of the readings of a run's log after the first, which counts the warm-up; None for a log without any."""
     lines = [json.loads(line) for line in (folder / METRICS_LOG).read_text().splitlines()]
     speeds = [line["train/samples_per_second"] for line in lines if "train/samples_per_second" in line]
-    return mean(speeds[1:] or speeds)
+    return mean(speeds[1:] or speeds) if speeds else None

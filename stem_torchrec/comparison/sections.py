@@ -61,6 +61,7 @@ class Tested:
         self.labels = {task: predicted[f"label/{task}"] for task in self.tasks}
         self.rows = predicted["row"]
         # Without a group column each row is drawn for itself.
+        self.drawn = "users" if self.columns.group else "rows"
         self.users: NDArray[np.int64] = predicted.get(self.columns.group or "", self.rows)
         self.scores: dict[str, dict[str, list[NDArray[np.float64]]]] = {task: {} for task in self.tasks}
         for run in comparison.runs:

@@ -1,7 +1,7 @@
-"""How much a difference between two models is worth: paired intervals over users.
+"""How much a difference between two models is worth: paired intervals over users and seeds.
 
 All models predict the same rows, so a draw of users is the same draw for all of them, and what makes a user easy or
-hard for both cancels in the difference.
+hard for both cancels in the difference. So is a draw of seeds, which share the order of training rows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -25,7 +26,7 @@ class Interval:
     @property
     def says(self) -> str:
         """Better or worse where the interval leaves 0 out, else within noise."""
-        if np.isnan(self.value):
+        if np.isnan(self.value) or np.isnan(self.low):
             return "undefined"
         return "better" if self.low > 0 else "worse" if self.high < 0 else "within noise"
 
@@ -69,11 +70,11 @@ def auc_differences(
     confidence: float,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """AUC of each model less that of `base`, the mean over seeds, with a percentile interval over draws of users.
+    """AUC of each model less that of `base`, the mean over seeds, with a percentile interval over draws.
 
-    The bootstrap of Efron and Tibshirani ("An Introduction to the Bootstrap", 1993, ch. 13), by user: a draw takes as
-    many users as there are, with replacement, and all rows of each. Seeds are paired, as they share the draw and the
-    order of training rows; their own spread is not part of the interval.
+    The bootstrap of Efron and Tibshirani ("An Introduction to the Bootstrap", 1993, ch. 13): a draw takes as many users
+    as there are, with replacement, and all rows of each, and as many seeds as there are. Of few seeds the spread is
+    drawn too small, of one not at all. With fewer than two users there is no interval.
 
     Args:
         scores: by model, an array (N,) for each seed, in the same order of seeds.
@@ -88,15 +89,21 @@ def auc_differences(
     _, user_of_row = np.unique(users, return_inverse=True)
     number = int(user_of_row.max()) + 1 if len(users) else 0
 
-    def aucs(weights: Floats | Ints) -> dict[str, float]:
-        return {m: float(np.mean([ranking.auc(weights) for ranking in found])) for m, found in rankings.items()}
+    seeds = len(scores[base])
 
-    whole = aucs(np.ones(len(users)))
+    def aucs(weights: Floats | Ints, seed_of: Sequence[int] | Ints) -> dict[str, float]:
+        drawn = {i: list(seed_of).count(i) for i in seed_of}
+        return {
+            model: sum(times * found[i].auc(weights) for i, times in drawn.items()) / len(seed_of)
+            for model, found in rankings.items()
+        }
+
+    whole = aucs(np.ones(len(users)), range(seeds))
     generator = np.random.default_rng(seed)
     drawn: dict[str, list[float]] = {model: [] for model in scores}
-    for _ in range(resamples if number else 0):
+    for _ in tqdm(range(resamples if number > 1 else 0), desc="draws of users", leave=False, disable=None):
         counts = np.bincount(generator.integers(number, size=number), minlength=number)
-        here = aucs(counts[user_of_row])
+        here = aucs(counts[user_of_row], generator.integers(seeds, size=seeds))
         for model in scores:
             drawn[model].append(here[model] - here[base])
     found = {}

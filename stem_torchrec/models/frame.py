@@ -36,7 +36,7 @@ class MultiTaskModel(nn.Module):
         dense_in_features: number of dense features.
         dense_out_features: width to which each group projects them on its own.
         embedding_dropout: share of the arch's input dropped in training.
-        embedding_l2: weight of half the squared norm of the pooled embeddings, mean over the rows that train them.
+        embedding_l2: weight of half the squared norm of the pooled embeddings of the rows that train them, over B.
     """
 
     def __init__(

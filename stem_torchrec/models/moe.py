@@ -125,7 +125,7 @@ class MEMMoE(_MoE):
     """MMoE on multiple embeddings: experts on tables of each group, all read and trained by every task.
 
     As MMoE with e_{g,k}(x_g) for e_k(x_s) and a_t = softmax(Gate_t(x_t)), so a task's loss reaches all tables. It is
-    what STEM would be without the stop-gradient; compared with in arXiv 2308.13537.
+    STEM without the stop-gradient, gated by the task's own embeddings; compared with in arXiv 2308.13537.
 
     Args:
         embedding_bag_collection: columns for each task and feature, and for "shared" and each feature.

@@ -14,8 +14,8 @@ from stem_torchrec.tables import SHARED
 class SingleTask(MultiTaskModel):
     """A model for each task, with tables, bottom and tower of its own: logit_t = Tower_t(MLP_t(x_t)).
 
-    No weight of one has a gradient of another's loss, so training them side by side is training them alone, on the
-    same batches.
+    No weight of one has a gradient of another's loss. Side by side they share the batches, the step that is kept and
+    the clipping of gradients; with one task each they share nothing, as `compare.py` trains them.
 
     Args:
         embedding_bag_collection: columns for each task and feature.
