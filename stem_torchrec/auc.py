@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stem_torchrec.exchange import gather, world_size
-from stem_torchrec.sorted_rows import SortedRows, quantiles, read_rounds, rounds_of, to_their_ranks
+from stem_torchrec.exchange import gather
+from stem_torchrec.sorted_rows import SortedRows, plan_rounds, quantiles, to_their_ranks
 
 ROWS_AT_ONCE = 4_194_304
 """Rows of a rank that are compared at a time, by default; each takes some 150 bytes meanwhile."""
@@ -62,16 +62,21 @@ def auc_over_ranks(chunks: Sequence[SortedRows], rows_at_once: int = ROWS_AT_ONC
         chunks: this rank's rows, from `by_score`; one chunk or more, which may be empty.
         rows_at_once: about as many rows of a rank are in memory.
     """
-    rounds = rounds_of(chunks, rows_at_once)
+    rounds = plan_rounds(chunks, rows_at_once, lambda pieces: quantiles(chunks, pieces))
     # From here on Python integers, which do not overflow.
     doubled_u = negatives_below = positives_below = 0
-    for inner, pieces in read_rounds(chunks, quantiles(chunks, rounds * world_size()), rounds):
-        counts = []
-        for label in (False, True):
-            runs = [_runs(scores[positive == label]) for scores, positive in pieces]
-            scores, rows = torch.cat([r.scores for r in runs]), torch.cat([r.rows for r in runs])
-            counts.append(_Runs(*to_their_ranks(inner, scores, rows)))
-        negatives, positives = counts
+    for turn in range(rounds.number):
+        classes: tuple[list[_Runs], list[_Runs]] = ([], [])
+        # One chunk's rows at a time, as equal scores make one run of it, and may be all of a rank's.
+        for chunk in chunks:
+            scores, positive = chunk.cut(*rounds.limits(turn))
+            for label, runs in enumerate(classes):
+                runs.append(_runs(scores[positive == label]))
+        inner = rounds.inner(turn)
+        negatives, positives = (
+            _Runs(*to_their_ranks(inner, torch.cat([r.scores for r in runs]), torch.cat([r.rows for r in runs])))
+            for runs in classes
+        )
         found = torch.stack([_doubled_u(negatives, positives), negatives.rows.sum(), positives.rows.sum()])
         for rank_u, rank_negatives, rank_positives in gather(found).tolist():
             doubled_u += rank_u + 2 * negatives_below * rank_positives
@@ -101,14 +106,19 @@ def grouped_auc_over_ranks(chunks: Sequence[SortedRows], rows_at_once: int = ROW
         chunks: this rank's rows, from `by_group`; one chunk or more, which may be empty.
         rows_at_once: about as many rows of a rank are in memory.
     """
-    rounds = rounds_of(chunks, rows_at_once)
-    pieces = rounds * world_size()
-    boundaries = torch.tensor([-(2**63) + 2**64 * p // pieces for p in range(1, pieces)], device=chunks[0].device)
+    device = chunks[0].device
+
+    def cut(pieces: int) -> Tensor:
+        ends = [-(2**63) + 2**64 * piece // pieces for piece in range(1, pieces)]
+        return torch.tensor(ends, dtype=torch.int64, device=device)
+
+    rounds = plan_rounds(chunks, rows_at_once, cut)
     totals: list[float] = []
     groups_found = rows_found = 0
-    for inner, parts in read_rounds(chunks, boundaries.long(), rounds):
+    for turn in range(rounds.number):
+        parts = [chunk.cut(*rounds.limits(turn)) for chunk in chunks]
         columns = [torch.cat(column) for column in zip(*parts, strict=True)]
-        doubled_u, negatives, positives = _doubled_u_by_group(*to_their_ranks(inner, *columns))
+        doubled_u, negatives, positives = _doubled_u_by_group(*to_their_ranks(rounds.inner(turn), *columns))
         both = (negatives > 0) & (positives > 0)
         rows = (negatives + positives)[both]
         # In float64 from here, since integers divide into float32.

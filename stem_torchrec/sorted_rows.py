@@ -1,8 +1,10 @@
 """Rows sorted by a key, in memory or on disk, which all ranks exchange piece by piece."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -45,16 +47,18 @@ class SortedRows:
             return self._columns[0][positions.to(self.device)]
         return torch.from_numpy(self._map(0)[positions.numpy()]).to(self.device)
 
+    def position(self, bound: Tensor) -> int:
+        """How many rows have a key below `bound`."""
+        if self._columns:
+            return int(torch.searchsorted(self._columns[0], bound))
+        return int(np.searchsorted(self._map(0), bound.item()))
+
     def cut(self, low: Tensor | None, high: Tensor | None) -> list[Tensor]:
         """The rows with low <= key < high, key first; None is no limit."""
+        start, stop = (None if bound is None else self.position(bound) for bound in (low, high))
         if self._columns:
-            key = self._columns[0]
-            start, stop = (None if bound is None else int(torch.searchsorted(key, bound)) for bound in (low, high))
             return [column[start:stop] for column in self._columns]
         # A mapping lives only while it is read, so that its pages do not count as this process's memory.
-        start, stop = (
-            None if bound is None else int(np.searchsorted(self._map(0), bound.item())) for bound in (low, high)
-        )
         return [torch.from_numpy(np.array(self._map(i)[start:stop])).to(self.device) for i in range(len(self._files))]
 
     def _map(self, column: int) -> np.ndarray:
@@ -62,10 +66,48 @@ class SortedRows:
         return found
 
 
-def rounds_of(chunks: Sequence[SortedRows], rows_at_once: int) -> int:
-    """In how many rounds no rank reads more than about `rows_at_once` of its rows; the same on all ranks."""
+@dataclass(frozen=True)
+class Rounds:
+    """How all ranks' rows pass: piece p is for rank p % W in round p // W, so that keys ascend with the ranks."""
+
+    number: int
+    boundaries: Tensor
+    """The W * number - 1 keys at which the next piece begins, ascending."""
+
+    def limits(self, turn: int) -> tuple[Tensor | None, Tensor | None]:
+        """The first key of a round and that of the next one, None at the ends."""
+        ranks = world_size()
+        low = self.boundaries[turn * ranks - 1] if turn else None
+        return low, self.boundaries[(turn + 1) * ranks - 1] if turn + 1 < self.number else None
+
+    def inner(self, turn: int) -> Tensor:
+        """The W - 1 boundaries between the pieces of a round."""
+        ranks = world_size()
+        return self.boundaries[turn * ranks : (turn + 1) * ranks - 1]
+
+
+def plan_rounds(chunks: Sequence[SortedRows], rows_at_once: int, cut: Callable[[int], Tensor]) -> Rounds:
+    """As many rounds as keep the rows that a rank reads in one to about `rows_at_once`; the same on all ranks.
+
+    Where a rank's keys lie together, as they do when they drift along the log, its rows come in few rounds; then there
+    are more rounds, as long as that helps: equal keys stay together.
+
+    Args:
+        chunks: of this rank; one or more.
+        rows_at_once: of a rank.
+        cut: from a number of pieces to the boundaries between them, alike on all ranks.
+    """
     rows = torch.tensor(sum(chunk.rows for chunk in chunks), device=chunks[0].device)
-    return max(1, -(-int(gather(rows).max()) // rows_at_once))
+    number = max(1, -(-int(gather(rows).max()) // rows_at_once))
+    before = math.inf
+    while True:
+        rounds = Rounds(number, cut(number * world_size()))
+        ends = [limits[1] for limits in map(rounds.limits, range(number))]
+        below = [sum(chunk.rows if end is None else chunk.position(end) for chunk in chunks) for end in ends]
+        most = int(gather(rows.new_tensor(max(b - a for a, b in pairwise([0, *below])))).max())
+        if most <= 1.25 * rows_at_once or most > 0.75 * before:
+            return rounds
+        number, before = 2 * number, most
 
 
 def quantiles(chunks: Sequence[SortedRows], pieces: int) -> Tensor:
@@ -83,24 +125,6 @@ def quantiles(chunks: Sequence[SortedRows], pieces: int) -> Tensor:
     weight = gather(weights).flatten()[order].cumsum(0)
     share = weight[-1] * torch.arange(1, pieces, device=weight.device) // pieces
     return sample[torch.searchsorted(weight, share).clamp(max=len(sample) - 1)]
-
-
-def read_rounds(chunks: Sequence[SortedRows], boundaries: Tensor, rounds: int) -> Iterator[tuple[Tensor, list[Any]]]:
-    """The pieces of each round, as this rank holds them: the boundaries between them, and of each chunk its columns.
-
-    Piece p is for rank p % W in round p // W, so that within a round the keys ascend with the ranks.
-
-    Args:
-        chunks: of this rank.
-        boundaries: the W * rounds - 1 keys at which the next piece begins, ascending.
-        rounds: as on all ranks.
-    """
-    ranks = world_size()
-    for turn in range(rounds):
-        first, last = turn * ranks, (turn + 1) * ranks
-        low = boundaries[first - 1] if first else None
-        high = boundaries[last - 1] if last < ranks * rounds else None
-        yield boundaries[first : last - 1], [chunk.cut(low, high) for chunk in chunks]
 
 
 def to_their_ranks(inner: Tensor, key: Tensor, *columns: Tensor) -> list[Tensor]:

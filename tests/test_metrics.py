@@ -2,7 +2,7 @@ import json
 import math
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from stem_torchrec import auc as auc_module
 from stem_torchrec import sorted_rows
 from stem_torchrec.auc import auc_over_ranks, by_score
 from stem_torchrec.errors import UserError
@@ -256,37 +255,46 @@ def test_no_rank_receives_more_than_its_share():
     assert all(9_900 <= sum(runs) <= 10_100 for runs in distinct)
 
 
-def count_rows_read_at_once(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Rows that are read in each round, which grow as rounds are made."""
-    read: list[int] = []
-    read_rounds = sorted_rows.read_rounds
+def count_rows_read_at_once() -> Counter[Any]:
+    """Rows that this process reads from here on, by the limits that they are read between, for scores and groups."""
+    read: Counter[Any] = Counter()
+    cut = sorted_rows.SortedRows.cut
 
-    def counted(*arguments: Any) -> Iterator[Any]:
-        for inner, pieces in read_rounds(*arguments):
-            read.append(sum(len(columns[0]) for columns in pieces))
-            yield inner, pieces
+    def counted(chunk: sorted_rows.SortedRows, low: Tensor | None, high: Tensor | None) -> list[Tensor]:
+        columns = cut(chunk, low, high)
+        read[chunk.dtype, *(None if bound is None else bound.item() for bound in (low, high))] += len(columns[0])
+        return columns
 
-    monkeypatch.setattr(auc_module, "read_rounds", counted)
+    sorted_rows.SortedRows.cut = counted
     return read
 
 
-def test_about_as_many_rows_as_allowed_are_read_at_once_and_the_disk_is_left_empty(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    read = count_rows_read_at_once(monkeypatch)
-    logits, labels, _ = some_rows(40_000, tie_step=1e-6)
-    groups = torch.arange(40_000) % 5000  # Of few rows each, so that their pieces are even.
-    metrics = MultiTaskMetrics(TASKS, rows_in_memory=4000)
-    for start in range(0, 40_000, 1000):
-        metrics.update(*(column[start : start + 1000] for column in (logits, labels, groups)))
-    metrics.compute()
-    assert list(tmp_path.iterdir())
-    # Of either task 32,000 rows have a label, in pieces of at most 4000, even to a few percent.
-    assert sum(read) == 2 * int((~labels.isnan()).sum())
-    assert 3500 < max(read) < 4400
-    metrics.reset()
-    assert not list(tmp_path.iterdir())
+def read_in_rounds(drift: float) -> tuple[int, int, bool]:
+    """On this rank: the most rows read at once, all that are read, and whether the disk is left empty."""
+    with tempfile.TemporaryDirectory() as folder:
+        tempfile.tempdir = folder
+        read = count_rows_read_at_once()
+        logits, labels, _ = some_rows(40_000, seed=dist.get_rank(), tie_step=1e-6)
+        groups = torch.arange(40_000) % 5000  # Of few rows each, so that their pieces are even.
+        metrics = MultiTaskMetrics(["finish"], rows_in_memory=4000)
+        for start in range(0, 40_000, 1000):
+            part = slice(start, start + 1000)
+            metrics.update(logits[part, :1] + drift * dist.get_rank(), labels[part, :1], groups[part])
+        metrics.compute()
+        assert list(Path(folder).iterdir())
+        metrics.reset()
+        left = list(Path(folder).iterdir())
+        tempfile.tempdir = None
+        return max(read.values()), sum(read.values()) - 2 * int((~labels[:, 0].isnan()).sum()), not left
+
+
+@pytest.mark.parametrize(("ranks", "drift"), [(1, 0.0), (2, 0.0), (2, 100.0)])
+def test_about_as_many_rows_as_allowed_are_read_at_once_and_the_disk_is_left_empty(ranks: int, drift: float):
+    """Of 32,000 a rank that have a label, in pieces of about 4000, also where each rank has scores of its own."""
+    for most, unread, clean in run_ranks(ranks, read_in_rounds, drift):
+        assert 2000 < most <= 5000
+        assert unread == 0
+        assert clean
 
 
 def test_a_full_disk_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
