@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -209,6 +210,32 @@ def test_the_same_command_trains_nothing_again_and_more_models_join(
     # Trained again to the same numbers.
     assert json.loads(interrupted.read_text())["metrics"] == kept["metrics"]
     assert "| shared_bottom |" in re.sub(r" +", " ", (compared / "report.md").read_text())
+
+
+def test_two_ranks_compare_and_go_on(log: Path, tmp_path: Path) -> None:
+    script = [
+        str(Path(__file__).parent.parent / "stem_torchrec" / "compare.py"),
+        "--recipe",
+        "tiny",
+        "--resamples",
+        "5",
+    ]
+    options = ["--data.path", str(log), "--seeds", "0", "--out", str(tmp_path / "out"), "--data.batch-size", "128"]
+    run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *script, *options]
+    said = []
+    for models in ("stem,single_task", "stem,single_task,mmoe"):
+        done = subprocess.run([*run, "--models", models], text=True, capture_output=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout)
+    assert "2 of 3 runs are done already" in said[1]
+    assert said[1].count("run 1 of 1: mmoe") == 1
+    rows = pq.read_table(tmp_path / "out" / "results.parquet").to_pylist()
+    assert {row["rows"] + row["positives"] > 0 for row in rows} == {True}
+    first = next(row for row in rows if row["model"] == "stem")
+    predictions = pq.read_table(tmp_path / "out" / "runs" / "stem" / "seed_0" / "predictions")
+    assert predictions.column("row").to_numpy().tolist() == list(range(1500))
+    label = predictions.column(f"label/{first['task']}").to_numpy()
+    assert first["rows"] == (~np.isnan(label)).sum()
 
 
 def test_another_comparison_does_not_go_into_the_folder(

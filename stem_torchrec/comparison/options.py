@@ -56,8 +56,8 @@ class CompareConfig:
     tune: bool = False
     """Chooses --sparse.learning-rate and --model.embedding-l2 for each model from the two lists below, by validation
     (--train.metric) with the first seed, before it trains with all."""
-    learning_rates: tuple[float, ...] = (0.01, 0.02, 0.05)
-    """Learning rates of the tables to choose from."""
+    learning_rates: tuple[float, ...] = ()
+    """Learning rates of the tables to choose from; by default --sparse.learning-rate, half of it and twice."""
     embedding_l2: tuple[float, ...] = (0.0, 0.001)
     """L2 regularisations of embeddings to choose from."""
 
@@ -105,10 +105,11 @@ def read_command_line(args: Sequence[str] | None = None) -> Plan:
         raise UserError(f"--ratio-edges is {list(config.ratio_edges)}, but must ascend above 0, as 0.5 2 do.")
     folder = Path(config.out)
     runs = tuple(Run(model, int(seed), folder / "runs" / model / f"seed_{seed}") for seed in seeds for model in models)
-    grid = Grid(config.learning_rates, config.embedding_l2, int(seeds[0]), folder / "tuning") if config.tune else None
+    rates = config.learning_rates or tuple(factor * train.sparse.learning_rate for factor in (0.5, 1.0, 2.0))
+    grid = Grid(rates, config.embedding_l2, int(seeds[0]), folder / "tuning") if config.tune else None
     if grid is not None and not grid.cells():
-        raise UserError("--tune has nothing to choose from; give --learning-rates and --embedding-l2.")
-    for value in (*config.learning_rates, *config.embedding_l2) if grid else ():
+        raise UserError("--tune has nothing to choose from; give --embedding-l2.")
+    for value in (*rates, *config.embedding_l2) if grid else ():
         if not 0 <= value <= 1e6:
             raise UserError(f"a value to choose from is {value}, but must be from 0 to 1000000.")
     return Plan(config, train, runs, grid)

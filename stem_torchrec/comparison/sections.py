@@ -100,6 +100,14 @@ def results(report: Report, comparison: Comparison, tested: Tested) -> None:
         ],
     )
     differences = {task: tested.differences(task) for task in tested.tasks}
+    write_parquet(
+        comparison.folder / "differences.parquet",
+        [
+            {"task": task, "model": model, "over": comparison.base, **asdict(interval)}
+            for task, by_model in differences.items()
+            for model, interval in by_model.items()
+        ],
+    )
     report.text("## Results")
     for task in tested.tasks:
         report.text(f"### {task}")
@@ -152,8 +160,21 @@ def choices(report: Report, comparison: Comparison) -> None:
 
 def costs(report: Report, comparison: Comparison) -> None:
     """Weights, memory and speed of every model."""
-    report.text("## What each costs")
+    report.text("## What each costs", "MiB are those of the weights; optimizer states and activations come on top.")
     rows = []
+    write_parquet(
+        comparison.folder / "costs.parquet",
+        [
+            {
+                "model": run.model,
+                "seed": run.seed,
+                **test["parameters"],
+                "samples_per_second": test["samples_per_second"],
+            }
+            for run in comparison.runs
+            for test in [run.test()]
+        ],
+    )
     for model in comparison.models:
         tests = [run.test() for run in comparison.of(model)]
         parameters = tests[0]["parameters"]
