@@ -230,7 +230,6 @@ def test_two_ranks_compare_and_go_on(log: Path, tmp_path: Path) -> None:
     assert "2 of 3 runs are done already" in said[1]
     assert said[1].count("run 1 of 1: mmoe") == 1
     rows = pq.read_table(tmp_path / "out" / "results.parquet").to_pylist()
-    assert {row["rows"] + row["positives"] > 0 for row in rows} == {True}
     first = next(row for row in rows if row["model"] == "stem")
     predictions = pq.read_table(tmp_path / "out" / "runs" / "stem" / "seed_0" / "predictions")
     assert predictions.column("row").to_numpy().tolist() == list(range(1500))
