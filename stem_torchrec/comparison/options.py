@@ -58,7 +58,7 @@ class CompareConfig:
     (--train.metric) with the first seed, before it trains with all."""
     learning_rates: tuple[float, ...] = ()
     """Learning rates of the tables to choose from; by default --sparse.learning-rate, half of it and twice."""
-    embedding_l2: tuple[float, ...] = (0.0, 0.001)
+    embedding_l2: tuple[float, ...] = (0.0, 0.1)
     """L2 regularisations of embeddings to choose from."""
 
 
