@@ -164,7 +164,7 @@ def write_predictions(kept: Sequence[_Kept], columns: Columns, folder: str, rank
     """
     rows = torch.cat([item.rows for item in kept])
     labels = torch.cat([item.labels for item in kept])
-    # float64, so that no two logits become one probability.
+    # float64 keeps apart what float32 would round together, up to logits of about 24.
     predictions = torch.cat([item.logits for item in kept]).double().sigmoid()
     order = rows.argsort()
     table = {"row": rows[order].numpy()}

@@ -124,9 +124,9 @@ def test_groups_are_named_and_an_edge_opens_its_bin() -> None:
 
 def test_gate_weights_are_means_over_the_rows() -> None:
     torch.manual_seed(0)
-    reads = {"a": ("a", "shared"), "b": ("b", "shared")}
+    reads = {"a": ("a", "shared"), "b": ("b", "shared"), "c": ("b",)}
     layer = GatedExperts(
-        3, num_experts={"a": 2, "b": 1, "shared": 2}, reads=reads, trains=reads, gate_inputs={"a": "a", "b": "b"},
+        3, num_experts={"a": 2, "b": 1, "shared": 2}, reads=reads, trains=reads, gate_inputs={"a": "a", "b": "b", "c": "b"},
         expert_hidden=(4,), gate_hidden=(5,),
     )  # fmt: skip
     model = nn.ModuleDict({"layer": layer})
@@ -141,6 +141,7 @@ def test_gate_weights_are_means_over_the_rows() -> None:
     found = gates.mean()["layer"]
     assert found["a"] == pytest.approx({"a": expected[:2].sum().item(), "shared": expected[2:].sum().item()})
     assert sum(found["b"].values()) == pytest.approx(1)
+    assert found["c"] == {"b": 1}  # One expert needs no gate.
 
 
 def test_abundance_and_similarity_are_those_of_the_papers() -> None:

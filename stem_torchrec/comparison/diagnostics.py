@@ -45,11 +45,14 @@ class GateWeights:
         handles = []
         for name, layer in model.named_modules():
             if isinstance(layer, GatedExperts):
-                for stream, gate in layer.gates.items():
+                for stream, groups in layer.reads.items():
                     place = (name.partition("model.")[2] or name, stream)
-                    groups = layer.reads[stream]
                     self._groups[place] = groups, [layer.num_experts[group] for group in groups]
-                    handles.append(gate.register_forward_hook(self._hook(place)))
+                    if stream in layer.gates:
+                        handles.append(layer.gates[stream].register_forward_hook(self._hook(place)))
+                    else:
+                        # It reads one expert, whole.
+                        self._sums[place], self._rows[place] = torch.ones(1, dtype=torch.float64), 1
         try:
             yield
         finally:
