@@ -126,8 +126,8 @@ def test_gate_weights_are_means_over_the_rows() -> None:
     torch.manual_seed(0)
     reads = {"a": ("a", "shared"), "b": ("b", "shared"), "c": ("b",)}
     layer = GatedExperts(
-        3, num_experts={"a": 2, "b": 1, "shared": 2}, reads=reads, trains=reads, gate_inputs={"a": "a", "b": "b", "c": "b"},
-        expert_hidden=(4,), gate_hidden=(5,),
+        3, num_experts={"a": 2, "b": 1, "shared": 2}, reads=reads, trains=reads, expert_hidden=(4,), gate_hidden=(5,),
+        gate_inputs={"a": "a", "b": "b", "c": "b"},
     )  # fmt: skip
     model = nn.ModuleDict({"layer": layer})
     batches = [{g: torch.randn(rows, 3) for g in ("a", "b", "shared")} for rows in (4, 7)]
