@@ -17,6 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tyro
 from kuairand_csv import FEEDBACK, KEY, USER_COLUMNS, VIDEO_COLUMNS, drop_repeats, read_log, read_users, read_videos
+from kuairand_exposures import LABELS, UNKNOWN, read_exposures, replace_training_part
+from kuairand_features import build_vocabulary, elements, encode, exposure_values
 from tabulate import tabulate
 from tqdm import tqdm
 
@@ -33,11 +35,6 @@ EXPOSURE_FEATURES = ("user_id", "video_id", "tab", "hour", "duration_bucket", "v
 FEATURES = (*EXPOSURE_FEATURES, *(name for name in VIDEO_COLUMNS if name != "upload_dt"), *USER_COLUMNS)
 
 SPLITS = ("train", "valid", "test")
-DURATION_BUCKETS = 20
-AGE_EDGES = np.array([0, 1, 2, 3, 5, 7, 10, 14, 21, 30, 60, 90, 180, 365])  # days
-HOUR_MS = 3_600_000
-DAY_MS = 24 * HOUR_MS
-BEIJING_MS = 8 * HOUR_MS
 ROW_GROUP_SIZE = 65_536
 
 
@@ -55,10 +52,13 @@ class Options:
     """Last day of the validation part; later days are the test part."""
     labels: str = "long_view,is_like"
     """Feedback columns to predict, separated by commas."""
-    features: str = ",".join(FEATURES)
-    """Features to write, separated by commas."""
+    features: str | None = None
+    """Features to write, separated by commas; by default all."""
     min_count: int = 2
     """A value that the training part holds fewer times gets id 0, like an unseen one."""
+    reconstructed: Path | None = None
+    """Parquet file of earlier exposures, rebuilt from sequences of users: user_id, video_id, pos_in_history and the
+    labels. They become the training part, in place of the log's days; without tab, hour and video_age_bucket."""
     overwrite: bool = False
     """Replace the log that `out` holds."""
 
@@ -70,8 +70,9 @@ def main() -> None:
 
 def write_log(options: Options) -> str:
     """Writes the log to `options.out` and returns a summary to print."""
-    labels = split_names(options.labels, "--labels", FEEDBACK)
-    features = split_names(options.features, "--features", FEATURES)
+    known = FEATURES if options.reconstructed is None else tuple(name for name in FEATURES if name not in UNKNOWN)
+    labels = split_names(options.labels, "--labels", FEEDBACK if options.reconstructed is None else LABELS)
+    features = known if options.features is None else split_names(options.features, "--features", known)
     check_out(options.out, options.overwrite)
     log, rows, values, description = read_values(options, labels)
     train, valid = slice(rows["train"]), slice(rows["train"], rows["train"] + rows["valid"])
@@ -133,14 +134,20 @@ def read_values(
     raw = options.raw / "data" if (options.raw / "data").is_dir() else options.raw
     everything = read_log(raw, labels)
     log, rows = split_by_day(drop_repeats(everything), options.train_until, options.valid_until)
+    repeats = everything.num_rows - log.num_rows
+    training = f"train up to {options.train_until}"
+    if options.reconstructed is not None:
+        exposures = read_exposures(options.reconstructed, raw, labels)
+        log, rows = replace_training_part(log, rows, exposures)
+        training = f"train reconstructed from sequences of users ({options.reconstructed.name})"
     users, without_user = left_join(log, read_users(raw), "user_id")
     videos, without_video = left_join(log, read_videos(raw), "video_id")
     values = exposure_values(log, videos.pop("upload_dt"), rows["train"]) | videos | users
     description = (
-        f"KuaiRand-Pure, standard log, split by day: train up to {options.train_until}, valid up to "
-        f"{options.valid_until}, test later; {everything.num_rows - log.num_rows} of {everything.num_rows} rows "
-        f"dropped as repeats of {', '.join(KEY)}; id 0 is null or occurs fewer than {options.min_count} times in "
-        f"train; {without_user} rows lack user features and {without_video} video features."
+        f"KuaiRand-Pure, standard log, split by day: {training}, valid up to {options.valid_until}, test later; "
+        f"{repeats} of {everything.num_rows} rows dropped as repeats of {', '.join(KEY)}; id 0 is null or occurs "
+        f"fewer than {options.min_count} times in train; {without_user} rows lack user features and "
+        f"{without_video} video features."
     )
     return log, rows, values, description
 
@@ -164,61 +171,6 @@ def left_join(log: pa.Table, table: pa.Table, key: str) -> tuple[dict[str, pa.Ch
     """Returns the other columns of `table` for every row of the log, and how many rows it has nothing for."""
     index = pc.index_in(log[key], table[key].combine_chunks())
     return {name: table[name].take(index) for name in table.column_names if name != key}, index.null_count
-
-
-def exposure_values(log: pa.Table, upload_dt: pa.ChunkedArray, train_rows: int) -> dict[str, pa.ChunkedArray]:
-    """Returns the features of the exposure itself, all of them known when it begins.
-
-    A bucket is named by its lower edge, so the vocabulary of a bucket feature lists its edges.
-    """
-    beijing = log["time_ms"].to_numpy() + BEIJING_MS
-    # Pictures have length 0, which is not a short video.
-    length = pc.if_else(pc.greater(log["duration_ms"], 0), log["duration_ms"], None)
-    shares = [i / DURATION_BUCKETS for i in range(1, DURATION_BUCKETS)]
-    edges = pc.quantile(length[:train_rows], q=shares, interpolation="lower").drop_null().to_numpy()
-    age = pc.subtract(pa.array((beijing // DAY_MS).astype(np.int32)), upload_dt.cast(pa.int32()))
-    return {
-        **{name: log[name] for name in ("user_id", "video_id", "tab")},
-        "hour": pa.chunked_array([beijing // HOUR_MS % 24]),
-        "duration_bucket": bucket(length, np.unique([0, *edges])),
-        "video_age_bucket": bucket(age, AGE_EDGES),
-    }
-
-
-def bucket(values: pa.ChunkedArray, edges: np.ndarray) -> pa.ChunkedArray:
-    """Replaces a value by the largest edge that does not exceed it, or by the first edge; null stays null."""
-    index = np.searchsorted(edges, pc.fill_null(values, 0).to_numpy(), side="right") - 1
-    return pa.chunked_array([pa.array(edges[np.maximum(index, 0)], mask=values.is_null().to_numpy())])
-
-
-def build_vocabulary(train: pa.ChunkedArray, min_count: int) -> pa.Table:
-    """Numbers the values of the training part from 1, the most frequent first.
-
-    Example::
-
-        build_vocabulary(pa.chunked_array([[7, 9, 9, 5, 5, 3]]), 2)  # value [5, 9], id [1, 2], count [2, 2]
-    """
-    counts = pc.value_counts(elements(train).drop_null())
-    table = pa.table({"value": counts.field("values"), "count": counts.field("counts")})
-    table = table.filter(pc.field("count") >= min_count)
-    table = table.sort_by([("count", "descending"), ("value", "ascending")])
-    return table.add_column(1, "id", pa.array(np.arange(1, table.num_rows + 1, dtype=np.int32)))
-
-
-def encode(values: pa.ChunkedArray, vocabulary: pa.Table) -> pa.ChunkedArray:
-    """Maps values, or lists of values, to int32 ids: 0 where null, unseen or rare; a null list is empty."""
-    known = vocabulary["value"].combine_chunks()
-    ids = pc.fill_null(pc.add(pc.index_in(elements(values), known), 1), 0).cast(pa.int32())
-    if not pa.types.is_list(values.type):
-        return ids
-    lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy()
-    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
-    return pa.chunked_array([pa.ListArray.from_arrays(offsets, ids.combine_chunks())])
-
-
-def elements(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Returns the values of a column, of all its lists if it holds lists."""
-    return pc.list_flatten(column) if pa.types.is_list(column.type) else column
 
 
 def write_splits(table: pa.Table, rows: dict[str, int], labels: tuple[str, ...], folder: Path) -> dict[str, Split]:

@@ -1,0 +1,70 @@
+"""Earlier exposures of KuaiRand-Pure, rebuilt from published sequences of users, as the training part of a log."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from kuairand_csv import VIDEO_FILE, read_csv
+
+from stem_torchrec.errors import UserError
+
+PLACE = "pos_in_history"
+LABELS = ("long_view", "is_like")
+"""Feedback that the sequences tell."""
+UNKNOWN = ("tab", "hour", "video_age_bucket")
+"""Features that need the time or the page of an exposure, which the sequences do not tell."""
+
+
+def read_exposures(path: Path, raw: Path, labels: tuple[str, ...]) -> pa.Table:
+    """Reads user_id, video_id, `labels` and duration_ms, about in the order of time.
+
+    A row stands at its place in its user's history as a share of that history's length. The duration is the video's:
+    wherever the standard log has a duration it is that one.
+
+    Raises:
+        UserError: the file cannot be read, lacks a column, or holds an empty cell or a label other than 0 and 1.
+    """
+    names = ["user_id", "video_id", PLACE, *labels]
+    try:
+        missing = set(names) - set(pq.read_schema(path).names)
+        if missing:
+            raise UserError(f"--reconstructed {path} has no column {min(missing)!r}; it needs {', '.join(names)}.")
+        table = pq.read_table(path, columns=names)
+        table = pa.table({name: _whole_numbers(table[name], name) for name in names})
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"--reconstructed {path} cannot be read ({reason}); download it again.") from error
+    for name in names:
+        if table[name].null_count:
+            raise UserError(f"--reconstructed {path} has an empty cell in column {name!r}; remove that row.")
+    for name in labels:
+        wrong = table[name].filter(pc.invert(pc.is_in(table[name], pa.array([0, 1]))))
+        if len(wrong):
+            raise UserError(f"--reconstructed {path} holds {wrong[0]} in column {name!r}; a label is 0 or 1.")
+    videos = read_csv(raw / VIDEO_FILE, {"video_id": pa.int64(), "video_duration": pa.int64()})
+    video = pc.index_in(table["video_id"], videos["video_id"].combine_chunks())
+    table = table.append_column("duration_ms", videos["video_duration"].take(video))
+    return table.take(pa.array(_order(table))).drop_columns([PLACE])
+
+
+def replace_training_part(log: pa.Table, rows: dict[str, int], exposures: pa.Table) -> tuple[pa.Table, dict[str, int]]:
+    """Returns the log with `exposures` for its training part, null in the other columns, and the rows by split."""
+    unknown = {name: pa.nulls(exposures.num_rows, log.schema.field(name).type) for name in log.column_names}
+    columns = unknown | {name: exposures[name] for name in exposures.column_names}
+    train = pa.table({name: columns[name] for name in log.column_names})
+    return pa.concat_tables([train, log.slice(rows["train"])]), rows | {"train": train.num_rows}
+
+
+def _whole_numbers(cells: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    try:
+        return cells.cast(pa.int64())
+    except pa.ArrowInvalid as error:
+        raise pa.ArrowInvalid(f"column {name!r}: {error}") from error
+
+
+def _order(table: pa.Table) -> np.ndarray:
+    user, place = table["user_id"].to_numpy(), table[PLACE].to_numpy()
+    _, index, length = np.unique(user, return_inverse=True, return_counts=True)
+    return np.lexsort((user, place / length[index]))
