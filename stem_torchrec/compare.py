@@ -10,12 +10,15 @@ from pathlib import Path
 
 from stem_torchrec.cli import run_main
 from stem_torchrec.comparison.choices import try_cell
+from stem_torchrec.comparison.comparable_sections import comparable_samples
 from stem_torchrec.comparison.diagnostic_sections import gate_sections, table_sections
 from stem_torchrec.comparison.options import Plan, claim_folder, prepare, read_command_line
 from stem_torchrec.comparison.report import Report
 from stem_torchrec.comparison.runs import Part, train_and_test
-from stem_torchrec.comparison.sections import Comparison, Tested, choices, comparable_samples, costs, results
+from stem_torchrec.comparison.sections import choices, costs, results
+from stem_torchrec.comparison.tested import Comparison, Tested
 from stem_torchrec.config import TrainConfig
+from stem_torchrec.data.schema import load_schema
 from stem_torchrec.process import Process, from_first_rank, join_process_group
 from stem_torchrec.progress import progress_bar, say
 
@@ -68,7 +71,9 @@ def write_report(comparison: Comparison) -> None:
     """Writes report.md, report.html and the numbers as Parquet; one process does, and no process group waits for it."""
     tested = Tested(comparison)
     report = Report("Comparison of models")
+    description = load_schema(comparison.path).description
     report.text(
+        *([f"Log: {description}"] if description else []),
         f"`{shlex.join(['stem_torchrec/compare.py', *sys.argv[1:]])}`",
         f"{len(tested.rows):,} rows of the {comparison.split} split, seeds {', '.join(map(str, comparison.seeds))}. "
         "Mean ± standard deviation over the seeds; differences with an interval of "

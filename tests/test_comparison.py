@@ -19,7 +19,7 @@ from stem_torchrec.compare import main
 from stem_torchrec.comparison.comparable import count_positives, group_rows, name_groups
 from stem_torchrec.comparison.diagnostics import GateWeights, information_abundance, linear_cka
 from stem_torchrec.comparison.options import read_command_line
-from stem_torchrec.comparison.statistics import Ranking, auc_differences
+from stem_torchrec.comparison.statistics import Interval, Ranking, auc_of, gauc_of, paired_differences
 from stem_torchrec.config_file import load_config
 from stem_torchrec.data import synthetic
 from stem_torchrec.data.files import Columns, find_row_groups
@@ -40,6 +40,35 @@ def test_a_weighted_auc_is_that_of_the_repeated_rows() -> None:
     assert math.isnan(Ranking(np.empty(0), np.empty(0, dtype=bool)).auc(np.empty(0)))
 
 
+def test_gauc_is_the_mean_over_the_drawn_users_by_their_rows() -> None:
+    generator = np.random.default_rng(0)
+    scores = generator.integers(0, 6, 400).astype(float)  # With ties.
+    users = np.sort(generator.integers(0, 60, 400))
+    generator.shuffle(users)
+    _, user = np.unique(users, return_inverse=True)
+    positive = generator.random(400) < 0.2
+    draws = generator.integers(0, 3, user.max() + 1)
+    total = weight = 0.0
+    for i, times in enumerate(draws):
+        mine = user == i
+        if 0 < positive[mine].sum() < mine.sum():
+            total += times * mine.sum() * roc_auc_score(positive[mine], scores[mine])
+            weight += times * mine.sum()
+    measure = gauc_of(scores, positive, user)
+    assert measure(draws) == pytest.approx(total / weight, abs=1e-12)
+    assert math.isnan(measure(np.zeros_like(draws)))
+    nothing = np.empty(0, dtype=int)
+    assert math.isnan(gauc_of(np.empty(0), np.empty(0, dtype=bool), nothing)(nothing))
+
+
+def differences(
+    scores: dict[str, list[np.ndarray]], positive: np.ndarray, users: np.ndarray, resamples: int
+) -> dict[str, Interval]:
+    """By AUC, with intervals of 90 %."""
+    measures = {model: [auc_of(s, positive, users) for s in by_seed] for model, by_seed in scores.items()}
+    return paired_differences(measures, users.max() + 1, base="a", resamples=resamples, confidence=0.9)
+
+
 def simulated(difference: float, seed: int) -> tuple[dict[str, list[np.ndarray]], np.ndarray, np.ndarray]:
     """Two models on rows of 200 users who differ: the second sees the signal better by `difference`."""
     generator = np.random.default_rng(seed)
@@ -58,11 +87,11 @@ def test_an_interval_holds_the_true_difference_about_as_often_as_it_says() -> No
     wrong = 0
     for seed in range(60):
         scores, positive, users = simulated(0.0, seed)
-        found = auc_differences(scores, positive, users, base="a", resamples=200, confidence=0.9)["b"]
+        found = differences(scores, positive, users, 200)["b"]
         wrong += found.says != "within noise"
     assert wrong <= 14
     scores, positive, users = simulated(1.0, 0)
-    found = auc_differences(scores, positive, users, base="a", resamples=200, confidence=0.9)
+    found = differences(scores, positive, users, 200)
     assert found["b"].says == "better"
     assert found["a"].value == found["a"].low == found["a"].high == 0
     expected = roc_auc_score(positive, scores["b"][0]) - roc_auc_score(positive, scores["a"][0])
@@ -73,12 +102,10 @@ def test_seeds_are_drawn_as_well_and_one_user_has_no_interval() -> None:
     scores, positive, users = simulated(0.0, 0)
     (lucky,), (unlucky,) = scores["b"], simulated(-0.5, 0)[0]["b"]
     by_seed = {"a": [scores["a"][0]] * 2, "b": [lucky, unlucky]}
-    both = auc_differences(by_seed, positive, users, base="a", resamples=200, confidence=0.9)["b"]
-    alone = auc_differences(
-        {"a": by_seed["a"][:1], "b": by_seed["b"][:1]}, positive, users, base="a", resamples=200, confidence=0.9
-    )["b"]
+    both = differences(by_seed, positive, users, 200)["b"]
+    alone = differences({model: [by_seed[model][0]] for model in by_seed}, positive, users, 200)["b"]
     assert both.high - both.low > 1.3 * (alone.high - alone.low)
-    single = auc_differences(by_seed, positive, np.zeros(len(users), dtype=int), base="a", resamples=9, confidence=0.9)
+    single = differences(by_seed, positive, np.zeros(len(users), dtype=int), 9)
     assert math.isnan(single["b"].low)
     assert single["b"].says == "undefined"
 
@@ -192,6 +219,15 @@ def test_the_report_has_every_model_and_the_metrics_of_its_runs(compared: Path, 
         assert section in report
     values = [row["auc"] for row in rows if row["model"] == "ple" and row["task"] == tasks[0]]
     assert f"| {np.mean(values):.4f} ± {np.std(values, ddof=1):.4f} |" in report
+    description = load_schema(str(log)).description
+    assert description
+    assert f"Log: {description}" in report
+    said = {
+        (row["task"], row["metric"], row["model"]): row
+        for row in pq.read_table(compared / "differences.parquet").to_pylist()
+    }
+    gauc = {m: np.mean([r["gauc"] for r in rows if r["model"] == m and r["task"] == tasks[0]]) for m in MODELS}
+    assert said[tasks[0], "gAUC", "ple"]["value"] == pytest.approx(gauc["ple"] - gauc["single_task"], abs=1e-9)
     page = (compared / "report.html").read_text()
     assert 'src="data:image/png;base64,' in page
     assert not re.search(r'src="(?!data:)', page)

@@ -5,7 +5,7 @@ from typing import Any
 
 from stem_torchrec.comparison.diagnostics import table_diagnostics
 from stem_torchrec.comparison.report import Report, spread, write_parquet
-from stem_torchrec.comparison.sections import Comparison
+from stem_torchrec.comparison.tested import Comparison
 
 
 def gate_sections(report: Report, comparison: Comparison) -> None:

@@ -19,7 +19,8 @@ METRICS = ("auc", "gauc", "logloss", "ne", "pcoc")
 
 _STYLE = """\
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; }
-table { border-collapse: collapse; margin: 1em 0; } td, th { padding: .25em .7em; border-bottom: 1px solid #ddd; }
+table { border-collapse: collapse; margin: 1em 0; display: block; overflow-x: auto; white-space: nowrap; }
+td, th { padding: .25em .7em; border-bottom: 1px solid #ddd; }
 td { font-variant-numeric: tabular-nums; } img { max-width: 100%; } code { background: #f4f4f4; }"""
 
 
@@ -83,10 +84,10 @@ def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), path)
 
 
-def dots(values: Mapping[str, Mapping[str, Interval]], what: str) -> Figure:
-    """A line for each model and a column of axes for each task (or group): a difference with its interval."""
+def dots(values: Mapping[str, Mapping[str, Interval]], what: str, *, width: float = 3.2) -> Figure:
+    """A difference with its interval, on a line for each model, in axes of `width` inches for each measure or group."""
     panels = list(dict.fromkeys(panel for by_panel in values.values() for panel in by_panel))
-    figure = Figure(figsize=(1.5 + 3.2 * len(panels), 1.2 + 0.32 * len(values)), layout="constrained")
+    figure = Figure(figsize=(1.5 + width * len(panels), 1.2 + 0.32 * len(values)), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     names = list(values)[::-1]
     for axis, panel in zip(axes, panels, strict=True):

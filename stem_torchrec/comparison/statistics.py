@@ -4,7 +4,8 @@ All models predict the same rows, so a draw of users is the same draw for all of
 hard for both cancels in the difference. So is a draw of seeds, which share the order of training rows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,8 @@ from tqdm import tqdm
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Measure = Callable[[Ints], float]
+"""A metric of some rows by how often each user is drawn, (U,)."""
 
 
 @dataclass(frozen=True)
@@ -60,51 +63,74 @@ class Ranking:
         return float((positives * (below + negatives / 2)).sum() / pairs) if pairs else np.nan
 
 
-def auc_differences(
-    scores: Mapping[str, Sequence[Floats]],
-    positive: NDArray[np.bool_],
-    users: Ints,
+def auc_of(scores: Floats, positive: NDArray[np.bool_], user: Ints) -> Measure:
+    """The AUC of rows (N,), each as often as its user is drawn; `user` numbers them from 0."""
+    ranking = Ranking(scores, positive)
+    return lambda draws: ranking.auc(draws[user])
+
+
+def gauc_of(scores: Floats, positive: NDArray[np.bool_], user: Ints) -> Measure:
+    """The mean of the AUCs of drawn users with labels of both kinds, weighted by their rows; see `auc_of`."""
+    order = np.lexsort((scores, user))
+    by_user, ordered, label = user[order], scores[order], positive[order].astype(np.float64)
+    ties = np.ones(len(order), dtype=bool)
+    ties[1:] = (by_user[1:] != by_user[:-1]) | (ordered[1:] != ordered[:-1])
+    run = np.cumsum(ties) - 1
+    # Rows before, and half of those that are equal: the middle of each run of ties.
+    rank = (np.flatnonzero(ties) + (np.bincount(run) - 1) / 2)[run] if len(order) else np.empty(0)
+    rows = np.bincount(user)
+    positives = np.bincount(by_user, label, minlength=len(rows))
+    first = np.cumsum(rows) - rows
+    above = np.bincount(by_user, label * (rank - first[by_user]), minlength=len(rows)) - positives * (positives - 1) / 2
+    both = (positives > 0) & (positives < rows)
+    aucs = above[both] / (positives * (rows - positives))[both]
+
+    def measure(draws: Ints) -> float:
+        weights = draws[: len(rows)][both] * rows[both]
+        return float((weights * aucs).sum() / weights.sum()) if weights.sum() else np.nan
+
+    return measure
+
+
+def paired_differences(
+    measures: Mapping[str, Sequence[Measure]],
+    users: int,
     *,
     base: str,
     resamples: int,
     confidence: float,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """AUC of each model less that of `base`, the mean over seeds, with a percentile interval over draws.
+    """A measure of each model less that of `base`, the mean over seeds, with a percentile interval over draws.
 
     The bootstrap of Efron and Tibshirani ("An Introduction to the Bootstrap", 1993, ch. 13): a draw takes as many users
     as there are, with replacement, and all rows of each, and as many seeds as there are. Of few seeds the spread is
     drawn too small, of one not at all. With fewer than two users there is no interval.
 
     Args:
-        scores: by model, an array (N,) for each seed, in the same order of seeds.
-        positive: whether the label is 1, (N,).
-        users: of each row, (N,).
+        measures: by model, one for each seed, in the same order of seeds and over the same rows.
+        users: how many there are.
         base: the model to compare with.
         resamples: draws.
         confidence: share of the draws that the interval holds.
         seed: of the draws.
     """
-    rankings = {model: [Ranking(s, positive) for s in by_seed] for model, by_seed in scores.items()}
-    _, user_of_row = np.unique(users, return_inverse=True)
-    number = int(user_of_row.max()) + 1 if len(users) else 0
+    seeds = len(measures[base])
 
-    seeds = len(scores[base])
-
-    def aucs(weights: Floats | Ints, seed_of: Sequence[int] | Ints) -> dict[str, float]:
-        drawn = {i: list(seed_of).count(i) for i in seed_of}
+    def means(draws: Ints, seed_of: Sequence[int] | Ints) -> dict[str, float]:
+        times = Counter(int(i) for i in seed_of)
         return {
-            model: sum(times * found[i].auc(weights) for i, times in drawn.items()) / len(seed_of)
-            for model, found in rankings.items()
+            model: sum(n * by_seed[i](draws) for i, n in times.items()) / len(seed_of)
+            for model, by_seed in measures.items()
         }
 
-    whole = aucs(np.ones(len(users)), range(seeds))
+    whole = means(np.ones(users, dtype=np.int64), range(seeds))
     generator = np.random.default_rng(seed)
-    drawn: dict[str, list[float]] = {model: [] for model in scores}
-    for _ in tqdm(range(resamples if number > 1 else 0), desc="draws of users", leave=False, disable=None):
-        counts = np.bincount(generator.integers(number, size=number), minlength=number)
-        here = aucs(counts[user_of_row], generator.integers(seeds, size=seeds))
-        for model in scores:
+    drawn: dict[str, list[float]] = {model: [] for model in measures}
+    for _ in tqdm(range(resamples if users > 1 else 0), desc="draws of users", leave=False, disable=None):
+        draws = np.bincount(generator.integers(users, size=users), minlength=users)
+        here = means(draws, generator.integers(seeds, size=seeds))
+        for model in measures:
             drawn[model].append(here[model] - here[base])
     found = {}
     for model, values in drawn.items():
