@@ -19,7 +19,7 @@ from stem_torchrec.compare import main
 from stem_torchrec.comparison.comparable import count_positives, group_rows, name_groups
 from stem_torchrec.comparison.diagnostics import GateWeights, information_abundance, linear_cka
 from stem_torchrec.comparison.options import read_command_line
-from stem_torchrec.comparison.statistics import Interval, Ranking, auc_of, gauc_of, paired_differences
+from stem_torchrec.comparison.statistics import Interval, Ranking, auc_of, gauc_of, resample
 from stem_torchrec.config_file import load_config
 from stem_torchrec.data import synthetic
 from stem_torchrec.data.files import Columns, find_row_groups
@@ -66,7 +66,8 @@ def differences(
 ) -> dict[str, Interval]:
     """By AUC, with intervals of 90 %."""
     measures = {model: [auc_of(s, positive, users) for s in by_seed] for model, by_seed in scores.items()}
-    return paired_differences(measures, users.max() + 1, base="a", resamples=resamples, confidence=0.9)
+    drawn = resample(measures, users.max() + 1, resamples=resamples, confidence=0.9)
+    return {model: drawn.difference(model, "a") for model in scores}
 
 
 def simulated(difference: float, seed: int) -> tuple[dict[str, list[np.ndarray]], np.ndarray, np.ndarray]:
@@ -223,11 +224,17 @@ def test_the_report_has_every_model_and_the_metrics_of_its_runs(compared: Path, 
     assert description
     assert f"Log: {description}" in report
     said = {
-        (row["task"], row["metric"], row["model"]): row
+        (row["task"], row["metric"], row["model"], row["over"]): row
         for row in pq.read_table(compared / "differences.parquet").to_pylist()
     }
     gauc = {m: np.mean([r["gauc"] for r in rows if r["model"] == m and r["task"] == tasks[0]]) for m in MODELS}
-    assert said[tasks[0], "gAUC", "ple"]["value"] == pytest.approx(gauc["ple"] - gauc["single_task"], abs=1e-9)
+    assert said[tasks[0], "gAUC", "ple", "single_task"]["value"] == pytest.approx(
+        gauc["ple"] - gauc["single_task"], abs=1e-9
+    )
+    assert "## Does stem win?" in report
+    value = said[tasks[0], "AUC", "stem", "ple"]["value"]
+    assert value == -said[tasks[0], "AUC", "ple", "stem"]["value"]
+    assert f"{value:+.4f} [" in report.partition("## Does stem win?")[2].partition("##")[0]
     page = (compared / "report.html").read_text()
     assert 'src="data:image/png;base64,' in page
     assert not re.search(r'src="(?!data:)', page)

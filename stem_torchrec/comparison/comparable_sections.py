@@ -52,14 +52,14 @@ def _section(
     lines, raw = [], []
     differences: dict[str, dict[str, Interval]] = {model: {} for model in models if model != base}
     for name, rows in groups.items():
-        positives = int((tested.labels[task][rows] == 1).sum())
-        negatives = int((tested.labels[task][rows] == 0).sum())
-        found = tested.differences(task, rows=rows) if positives and negatives else {}
+        labels = tested.labels[task][rows]
+        positives, negatives = int((labels == 1).sum()), int((labels == 0).sum())
+        found = tested.resample(task, rows=rows) if positives and negatives else None
         line = {"group": name, "rows": f"{positives + negatives:,}", "positives": f"{positives:,}"}
         for model in models:
-            auc = tested.auc(task, model, rows)
-            line[model] = "-" if np.isnan(auc) else f"{auc:.4f}"
-            interval = found.get(model, Interval(np.nan, np.nan, np.nan))
+            auc = found.whole[model] if found else np.nan
+            interval = found.difference(model, base) if found else Interval(np.nan, np.nan, np.nan)
+            line[model] = f"{auc:.4f}" if found else "-"
             if model != base and not np.isnan(interval.low):
                 differences[model][name] = interval
             raw.append(

@@ -2,10 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from itertools import permutations
 
 from stem_torchrec.comparison.report import METRICS, Report, dots, show, spread, write_parquet
-from stem_torchrec.comparison.statistics import Interval
+from stem_torchrec.comparison.statistics import Interval, Resampled
 from stem_torchrec.comparison.tested import Comparison, Tested
+
+_THAN = {"better": "better than", "within noise": "within noise of", "worse": "worse than"}
+"""Words for what an interval says; one that is undefined says nothing."""
 
 
 def results(report: Report, comparison: Comparison, tested: Tested) -> None:
@@ -19,17 +23,17 @@ def results(report: Report, comparison: Comparison, tested: Tested) -> None:
             for task in tested.tasks
         ],
     )
-    differences = {
-        (task, measure): tested.differences(task, measure) for task in tested.tasks for measure in tested.measures
-    }
+    drawn = {(task, measure): tested.resample(task, measure) for task in tested.tasks for measure in tested.measures}
     write_parquet(
         comparison.folder / "differences.parquet",
         [
-            {"task": task, "metric": measure, "model": model, "over": comparison.base, **asdict(interval)}
-            for (task, measure), by_model in differences.items()
-            for model, interval in by_model.items()
+            {"task": task, "metric": measure, "model": model, "over": over, **asdict(here.difference(model, over))}
+            for (task, measure), here in drawn.items()
+            for model, over in permutations(comparison.models, 2)
         ],
     )
+    base = comparison.base
+    others = [model for model in comparison.models if model != base]
     report.text("## Results")
     for task in tested.tasks:
         report.text(f"### {task}")
@@ -38,31 +42,50 @@ def results(report: Report, comparison: Comparison, tested: Tested) -> None:
             tests = [found[run]["metrics"][task] for run in comparison.of(model)]
             row = {"model": model} | {name: spread([test[name] for test in tests]) for name in METRICS}
             for measure in tested.measures:
-                over = "" if model == comparison.base else show(differences[task, measure][model])
-                row[f"{measure} over {comparison.base}"] = over
+                over = show(drawn[task, measure].difference(model, base)) if model != base else ""
+                row[f"{measure} over {base}"] = over
             rows.append(row)
         report.table(rows)
-        for measure in tested.measures:
-            report.text(verdict(comparison, measure, differences[task, measure]))
-    others = [model for model in comparison.models if model != comparison.base]
+        for measure in tested.measures if others else ():
+            here = drawn[task, measure]
+            report.text(f"{measure}: {verdict({model: here.difference(model, base) for model in others}, base)}")
     if others:
         by_model = {
-            model: {f"{measure}, {task}": found[model] for (task, measure), found in differences.items()}
+            model: {f"{measure}, {task}": here.difference(model, base) for (task, measure), here in drawn.items()}
             for model in others
         }
-        report.plot("differences", dots(by_model, f"over {comparison.base}"), "differences with their intervals")
+        report.plot("differences", dots(by_model, f"over {base}"), "differences with their intervals")
+    rivals(report, comparison, {f"{measure}, {task}": here for (task, measure), here in drawn.items()})
 
 
-def verdict(comparison: Comparison, measure: str, differences: Mapping[str, Interval]) -> str:
-    """Who is better, worse or neither, in words."""
+def verdict(differences: Mapping[str, Interval], over: str) -> str:
+    """Which models are better than `over`, worse or neither, in words."""
+    said = by_verdict(differences)
+    parts = [f"{word} {over}: {', '.join(said[what])}" for what, word in _THAN.items() if what in said]
+    return "; ".join(parts) + "."
+
+
+def rivals(report: Report, comparison: Comparison, drawn: Mapping[str, Resampled]) -> None:
+    """What the first model has more than each other one, by measure; left out where the first table says it."""
+    first, *others = comparison.models
+    if first == comparison.base or len(others) < 2:
+        return
+    report.text(f"## Does {first} win?", f"What {first} has more than each other model.")
+    report.table(
+        [{"over": m, **{title: show(here.difference(first, m)) for title, here in drawn.items()}} for m in others]
+    )
+    for title, here in drawn.items():
+        said = by_verdict({model: here.difference(first, model) for model in others})
+        parts = [f"{word} {', '.join(said.get(what, ['none']))}" for what, word in _THAN.items()]
+        report.text(f"{title}: {first} is {'; '.join(parts)}.")
+
+
+def by_verdict(differences: Mapping[str, Interval]) -> dict[str, list[str]]:
+    """Models by what their intervals say."""
     said: dict[str, list[str]] = {}
     for model, interval in differences.items():
-        if model != comparison.base:
-            said.setdefault(interval.says, []).append(model)
-    parts = [
-        f"{what}: {', '.join(said[what])}" for what in ("better", "worse", "within noise", "undefined") if what in said
-    ]
-    return f"{measure} beside {comparison.base}, " + "; ".join(parts) + "." if parts else ""
+        said.setdefault(interval.says, []).append(model)
+    return said
 
 
 def choices(report: Report, comparison: Comparison) -> None:

@@ -92,30 +92,43 @@ def gauc_of(scores: Floats, positive: NDArray[np.bool_], user: Ints) -> Measure:
     return measure
 
 
-def paired_differences(
-    measures: Mapping[str, Sequence[Measure]],
-    users: int,
-    *,
-    base: str,
-    resamples: int,
-    confidence: float,
-    seed: int = 0,
-) -> dict[str, Interval]:
-    """A measure of each model less that of `base`, the mean over seeds, with a percentile interval over draws.
+@dataclass(frozen=True)
+class Resampled:
+    """A measure of several models over the same rows, and over draws of their users."""
+
+    whole: Mapping[str, float]
+    """By model, the mean over the seeds."""
+    drawn: Mapping[str, Floats]
+    """By model, the mean over the drawn seeds of each draw, the same draws for all."""
+    confidence: float
+
+    def difference(self, model: str, over: str) -> Interval:
+        """What `model` has more than the model `over`, with the percentile interval over the draws."""
+        differences = self.drawn[model] - self.drawn[over]
+        # A draw may hold no positive of a rare task; it has no AUC.
+        known = differences[~np.isnan(differences)]
+        tail = (1 - self.confidence) / 2
+        low, high = np.quantile(known, [tail, 1 - tail]) if len(known) else (np.nan, np.nan)
+        return Interval(self.whole[model] - self.whole[over], float(low), float(high))
+
+
+def resample(
+    measures: Mapping[str, Sequence[Measure]], users: int, *, resamples: int, confidence: float, seed: int = 0
+) -> Resampled:
+    """Measures models over draws of users and seeds.
 
     The bootstrap of Efron and Tibshirani ("An Introduction to the Bootstrap", 1993, ch. 13): a draw takes as many users
     as there are, with replacement, and all rows of each, and as many seeds as there are. Of few seeds the spread is
-    drawn too small, of one not at all. With fewer than two users there is no interval.
+    drawn too small, of one not at all. With fewer than two users there are no draws, and so no intervals.
 
     Args:
         measures: by model, one for each seed, in the same order of seeds and over the same rows.
         users: how many there are.
-        base: the model to compare with.
         resamples: draws.
-        confidence: share of the draws that the interval holds.
+        confidence: share of the draws that an interval holds.
         seed: of the draws.
     """
-    seeds = len(measures[base])
+    seeds = len(next(iter(measures.values())))
 
     def means(draws: Ints, seed_of: Sequence[int] | Ints) -> dict[str, float]:
         times = Counter(int(i) for i in seed_of)
@@ -126,17 +139,8 @@ def paired_differences(
 
     whole = means(np.ones(users, dtype=np.int64), range(seeds))
     generator = np.random.default_rng(seed)
-    drawn: dict[str, list[float]] = {model: [] for model in measures}
+    drawn = []
     for _ in tqdm(range(resamples if users > 1 else 0), desc="draws of users", leave=False, disable=None):
         draws = np.bincount(generator.integers(users, size=users), minlength=users)
-        here = means(draws, generator.integers(seeds, size=seeds))
-        for model in measures:
-            drawn[model].append(here[model] - here[base])
-    found = {}
-    for model, values in drawn.items():
-        # A draw may hold no positive of a rare task; it has no AUC.
-        known = [value for value in values if not np.isnan(value)]
-        tail = (1 - confidence) / 2
-        low, high = np.quantile(known, [tail, 1 - tail]) if known else (np.nan, np.nan)
-        found[model] = Interval(whole[model] - whole[base], float(low), float(high))
-    return found
+        drawn.append(means(draws, generator.integers(seeds, size=seeds)))
+    return Resampled(whole, {model: np.array([draw[model] for draw in drawn]) for model in measures}, confidence)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_torchrec.comparison.runs import Run
-from stem_torchrec.comparison.statistics import Interval, Measure, Ranking, auc_of, gauc_of, paired_differences
+from stem_torchrec.comparison.statistics import Measure, Resampled, auc_of, gauc_of, resample
 from stem_torchrec.data.files import Columns, find_row_groups, read_row_group
 from stem_torchrec.data.schema import load_schema
 
@@ -72,30 +72,20 @@ class Tested:
         """What models are compared by, by its name; gAUC where there is a group column."""
         return {"AUC": auc_of, "gAUC": gauc_of} if self.columns.group else {"AUC": auc_of}
 
-    def differences(
-        self, task: str, measure: str = "AUC", rows: NDArray[np.bool_] | None = None
-    ) -> dict[str, Interval]:
-        """A measure of each model less that of the base, over the rows with a label, or those of them in `rows`."""
+    def resample(self, task: str, measure: str = "AUC", rows: NDArray[np.bool_] | None = None) -> Resampled:
+        """A measure of every model, over the rows that have a label, or those of them in `rows`."""
         known = ~np.isnan(self.labels[task]) if rows is None else rows & ~np.isnan(self.labels[task])
         users, user = np.unique(self.users[known], return_inverse=True)
         positive = self.labels[task][known] == 1
-        return paired_differences(
+        return resample(
             {
                 model: [self.measures[measure](scores[known], positive, user) for scores in by_seed]
                 for model, by_seed in self.scores[task].items()
             },
             len(users),
-            base=self.comparison.base,
             resamples=self.comparison.resamples,
             confidence=self.comparison.confidence,
         )
-
-    def auc(self, task: str, model: str, rows: NDArray[np.bool_]) -> float:
-        """Mean over the seeds, over those of `rows` that have a label; NaN where they are of one kind."""
-        known = rows & ~np.isnan(self.labels[task])
-        positive = self.labels[task][known] == 1
-        aucs = [Ranking(scores[known], positive).auc(np.ones(known.sum())) for scores in self.scores[task][model]]
-        return float(np.mean(aucs))
 
     def column(self, name: str) -> NDArray[np.int64]:
         """A column of integers, in the order of the rows."""
