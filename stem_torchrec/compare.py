@@ -20,7 +20,7 @@ from stem_torchrec.comparison.tested import Comparison, Tested
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.process import Process, from_first_rank, join_process_group
-from stem_torchrec.progress import progress_bar, say
+from stem_torchrec.progress import TimeLeft, progress_bar, say
 
 
 def train_all(plan: Plan, process: Process) -> Comparison:
@@ -38,8 +38,9 @@ def train_all(plan: Plan, process: Process) -> Comparison:
     if grid is not None:
         untried = from_first_rank(lambda: grid.missing(every))
         with progress_bar(len(untried), "trial") as bar:
+            left = TimeLeft(len(untried))
             for number, (part, cell) in enumerate(untried):
-                say(f"\ntrial {number + 1} of {len(untried)}")
+                say(f"\ntrial {number + 1} of {len(untried)}{left.after(number)}")
                 try_cell(grid, part, cell, plan.train, process)
                 bar.update()
         configs = from_first_rank(lambda: {part: grid.choose(part).of(plan.train) for part in every})
@@ -47,8 +48,10 @@ def train_all(plan: Plan, process: Process) -> Comparison:
     if len(missing) < len(plan.runs):
         say(f"{len(plan.runs) - len(missing)} of {len(plan.runs)} runs are done already")
     with progress_bar(len(missing), "run") as bar:
+        left = TimeLeft(len(missing))
         for number, run in enumerate(missing):
-            say(f"\nrun {number + 1} of {len(missing)}: {run.model}, seed {run.seed}, in {run.folder}")
+            name = f"{run.model}, seed {run.seed}, in {run.folder}"
+            say(f"\nrun {number + 1} of {len(missing)}{left.after(number)}: {name}")
             train_and_test(run, {part: configs[part] for part in parts[run.model]}, plan.config.split, process)
             bar.update()
     assert plan.train.data.path is not None

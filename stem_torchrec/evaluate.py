@@ -3,15 +3,12 @@
 python stem_torchrec/evaluate.py --run RUN --data.path DIR --split test --json FILE
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
 import tyro
 from iopath.common.file_io import g_pathmgr
 from torch import Tensor, nn
@@ -29,6 +26,7 @@ from stem_torchrec.data.schema import load_schema
 from stem_torchrec.errors import UserError
 from stem_torchrec.evaluation import predict
 from stem_torchrec.metrics import MultiTaskMetrics, TaskMetrics, format_table, to_json
+from stem_torchrec.predictions import PredictionsFile
 from stem_torchrec.process import Process, from_first_rank, join_process_group
 from stem_torchrec.progress import progress_bar, say
 from stem_torchrec.run_folder import BEST_WEIGHTS, CONFIG_FILE, write_json
@@ -111,34 +109,22 @@ def evaluate_run(
     pipeline = build_pipeline(model, CombinedOptimizer([]), run, process)
 
     metrics = MultiTaskMetrics(columns.labels, process.device)
-    kept: list[_Kept] = []
-    with progress_bar(reader.steps, "step") as bar, watch(model):
+    file = PredictionsFile(config.predictions, columns, rank=process.rank) if config.predictions else nullcontext()
+    with progress_bar(reader.steps, "step") as bar, watch(model), file as predictions:
 
         def consume(item: Exposures, logits: Tensor, labels: Tensor) -> None:
             bar.update()
             metrics.update(logits, labels, item.groups)
-            if config.predictions:
-                kept.append(_Kept(item.rows, item.groups, labels, logits.cpu()))
+            if predictions is not None:
+                predictions.write(item.rows, item.groups, labels, logits)
 
         exposures = data_loader(reader, num_workers=run.data.num_workers, pin_memory=process.device.type == "cuda")
         predict(pipeline, model, exposures, consume)
-    if config.predictions:
-        write_predictions(kept, columns, config.predictions, process.rank)
     result = metrics.compute()
     say(f"\n{config.split} split of {path}, {reader.rows:,} rows:\n{format_table(result)}")
     if config.json and process.is_first:
         write_json(Path(config.json), {config.split: to_json(result)})
     return result
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """What the predictions of a batch need, without its ids."""
-
-    rows: Tensor
-    groups: Tensor | None
-    labels: Tensor
-    logits: Tensor
 
 
 def prepare_outputs(config: EvaluateConfig) -> None:
@@ -155,26 +141,6 @@ def prepare_outputs(config: EvaluateConfig) -> None:
                 raise UserError(f"{config.predictions} holds predictions already; give another --predictions.")
     except OSError as error:
         raise UserError(f"the results cannot be written ({error}); give other --json and --predictions.") from error
-
-
-def write_predictions(kept: Sequence[_Kept], columns: Columns, folder: str, rank: int) -> None:
-    """Writes `folder/part-RANK.parquet`, the rank's rows in the order of the log.
-
-    Columns: row, the group column if there is one, and per task `label/TASK` and `prediction/TASK`, a probability.
-    """
-    rows = torch.cat([item.rows for item in kept])
-    labels = torch.cat([item.labels for item in kept])
-    # float64 keeps apart what float32 would round together, up to logits of about 24.
-    predictions = torch.cat([item.logits for item in kept]).double().sigmoid()
-    order = rows.argsort()
-    table = {"row": rows[order].numpy()}
-    if columns.group is not None:
-        table[columns.group] = torch.cat([item.groups for item in kept if item.groups is not None])[order].numpy()
-    for i, task in enumerate(columns.labels):
-        table[f"label/{task}"] = pa.array(labels[order, i].numpy(), from_pandas=True)
-        table[f"prediction/{task}"] = predictions[order, i].numpy()
-    with g_pathmgr.open(f"{folder}/part-{rank:05d}.parquet", "wb") as file:
-        pq.write_table(pa.table(table), file)
 
 
 def main() -> None:

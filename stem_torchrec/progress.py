@@ -1,6 +1,7 @@
 """What rank 0 says: a progress bar on a terminal, plain lines in a log."""
 
 import sys
+import time
 from collections.abc import Mapping
 
 import torch.distributed as dist
@@ -18,6 +19,24 @@ def progress_bar(total: int, unit: str) -> tqdm:
     """A bar on rank 0's terminal; silent elsewhere."""
     silent = dist.get_rank() != 0 or not sys.stderr.isatty()
     return tqdm(total=total, unit=unit, disable=silent, dynamic_ncols=True)
+
+
+class TimeLeft:
+    """How long the rest of several pieces of work takes, from those that are done.
+
+    Args:
+        total: pieces.
+    """
+
+    def __init__(self, total: int) -> None:
+        self._total, self._begin = total, time.monotonic()
+
+    def after(self, done: int) -> str:
+        """`, 12:30 left` when `done` pieces are; nothing before the first."""
+        if not done:
+            return ""
+        each = (time.monotonic() - self._begin) / done
+        return f", {tqdm.format_interval(each * (self._total - done))} left"
 
 
 def format_values(values: Mapping[str, float | int | None]) -> str:

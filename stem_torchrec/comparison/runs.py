@@ -95,7 +95,7 @@ class Run:
         return [self.folder / part for part in self.test()["parts"]]
 
     def predictions(self) -> dict[str, NDArray[Any]]:
-        """Columns of the test split by name, in the order of the log; see `evaluate.write_predictions`."""
+        """Columns of the test split by name, in the order of the log; see `PredictionsFile`."""
         columns: dict[str, NDArray[Any]] = {}
         for folder in self.folders():
             table = pq.read_table(folder / PREDICTIONS).sort_by("row")
