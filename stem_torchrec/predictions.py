@@ -8,6 +8,7 @@ from iopath.common.file_io import g_pathmgr
 from torch import Tensor
 
 from stem_torchrec.data.files import Columns
+from stem_torchrec.remote import move
 
 _ROW_GROUP = 65_536
 
@@ -69,6 +70,6 @@ class PredictionsFile:
             self._writer.close()
         self._file.close()
         if error is None:
-            g_pathmgr.mv(self._unfinished, self._path)
+            move(self._unfinished, self._path)
         else:
             g_pathmgr.rm(self._unfinished)

@@ -5,9 +5,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from iopath.common.file_io import g_pathmgr
 
 from stem_torchrec.data.files import Columns
 from stem_torchrec.predictions import PredictionsFile
+from stem_torchrec.remote import move
 
 COLUMNS = Columns(sparse={}, dense=(), labels=("view", "like"), group="user")
 
@@ -32,6 +34,17 @@ def test_rows_come_back_as_they_went(tmp_path: Path) -> None:
         known = [None if value != value else value for value in labels[:, i].tolist()]
         assert table.column(f"label/{task}").to_pylist() == known
         assert table.column(f"prediction/{task}").to_pylist() == logits[:, i].double().sigmoid().tolist()
+
+
+def test_a_store_that_cannot_rename_gets_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cannot(source: str, target: str) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(g_pathmgr, "mv", cannot)
+    (tmp_path / "new").write_text("new")
+    (tmp_path / "old").write_text("old")
+    move(str(tmp_path / "new"), str(tmp_path / "old"))
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"old": "new"}
 
 
 def test_a_failure_leaves_no_file(tmp_path: Path) -> None:
