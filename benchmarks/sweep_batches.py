@@ -18,6 +18,7 @@ from stem_torchrec.config import DataConfig
 from stem_torchrec.data.files import Columns, find_row_groups, missing_labels
 from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.data.schema import load_schema
+from stem_torchrec.errors import UserError
 from stem_torchrec.process import Process
 
 from table_list import TableSpec
@@ -48,7 +49,7 @@ class Workload:
 
 
 def workload_of_log(config: DataConfig, path: str, process: Process, *, tasks: int, steps: int, seed: int) -> Workload:
-    """This rank's first `steps` batches of the log at `path`; from the front again where it has fewer.
+    """This rank's first `steps` full batches of the log at `path`; from the front again where it has fewer.
 
     With fewer tasks than labels the first labels are taken, with more the further ones get random labels.
     """
@@ -65,11 +66,17 @@ def workload_of_log(config: DataConfig, path: str, process: Process, *, tasks: i
         shuffle_rows=min(config.shuffle_rows, steps * config.batch_size * process.world_size),
         seed=seed,
     )
-    batches: list[Batch] = list(islice(chain.from_iterable(reader for _ in count()), steps))
+    there = reader.rows // (config.batch_size * process.world_size)
+    if not there:
+        raise UserError(
+            f"the training split of {path} has {reader.rows} rows, fewer than one step of {process.world_size} ranks x "
+            f"{config.batch_size}; lower --data.batch-size."
+        )
+    batches: list[Batch] = list(islice(chain.from_iterable(islice(reader, there) for _ in count()), steps))
     missing = missing_labels(reader.row_groups, columns.labels)
     notes = []
-    if reader.steps < steps:
-        notes.append(f"the log has {reader.steps} steps of this batch size, which repeat")
+    if there < steps:
+        notes.append(f"the log has {there} steps of this batch size, which repeat")
     if further := tasks - len(columns.labels):
         notes.append(
             f"with {tasks} tasks, {', '.join(columns.labels)} are those of the log and {further} have random labels"

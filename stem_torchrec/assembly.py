@@ -18,6 +18,7 @@ from stem_torchrec.config import Precision, ShardingConfig, TrainConfig
 from stem_torchrec.data.files import Columns
 from stem_torchrec.errors import UserError
 from stem_torchrec.models.build import build_model
+from stem_torchrec.nonfinite import SkippingPipeline
 from stem_torchrec.optim import SPARSE_OPTIMIZERS, apply_sparse_optimizer, check_sparse_optimizer
 from stem_torchrec.process import Process, from_first_rank
 from stem_torchrec.progress import say
@@ -110,7 +111,8 @@ def build_pipeline(
     Raises UserError where the device does not have the precision.
     """
     forward = autocast_forward(model, config.train.precision, process)
-    return TrainPipelineSparseDist(model, optimizer, process.device, custom_model_fwd=forward)
+    kind = SkippingPipeline if config.train.skip_nonfinite else TrainPipelineSparseDist
+    return kind(model, optimizer, process.device, custom_model_fwd=forward)
 
 
 def autocast_forward(model: nn.Module, precision: Precision, process: Process) -> Callable[[Any], Any]:

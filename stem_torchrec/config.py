@@ -24,6 +24,7 @@ ShardingType = Literal[
 Kernel = Literal["auto", "fused", "dense", "fused_uvm", "fused_uvm_caching"]
 Layout = Literal["split", "packed"]
 Precision = Literal["fp32", "tf32", "bf16"]
+OnBadRow = Literal["fail", "skip"]
 InputDist = Literal["stock", "once"]
 Communication = Literal["fp32", "fp16", "bf16"]
 
@@ -44,6 +45,11 @@ class DataConfig:
     of at least this size. 0 keeps the order of the log."""
     num_workers: int = 0
     """Reader processes per rank. With 0 a thread decodes the next rows while a step runs."""
+    on_bad_row: OnBadRow = "fail"
+    """What becomes of a row that breaks the schema, and of the rows of a damaged part of a file: fail names the first
+    and ends the run; skip counts them by reason and reads on."""
+    max_bad_share: float = 0.001
+    """Share of a rank's rows of an epoch that may be skipped before the run ends."""
     features: tuple[str, ...] = ()
     """Sparse features that get tables, by name; none means every one in schema.json."""
     labels: tuple[str, ...] = ()
@@ -187,6 +193,9 @@ class LoopConfig:
     precision: Precision = "fp32"
     """Of the matrix products of experts, gates and towers; weights stay fp32. bf16 runs under autocast, and is faster
     on GPUs and on CPUs with AMX; tf32 is for GPUs."""
+    skip_nonfinite: bool = False
+    """Skips and counts batches whose loss is not finite, without touching any table. Otherwise such a loss ends the
+    run, with the batch kept in RUN/nonfinite. Skipping makes the host wait for the loss of each step."""
     log_every: int = 20
     """Steps between two lines of the log."""
     profile: bool = False
@@ -194,6 +203,22 @@ class LoopConfig:
     step goes, and a trace for each rank. The speed logged meanwhile counts the recording."""
     timeout: float = 600.0
     """Seconds a rank waits for the others before the run fails."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What a run keeps to go on from after an interruption."""
+
+    minutes: float | None = 10.0
+    """Minutes between two checkpoints; None for none by time."""
+    steps: int | None = None
+    """Steps between two checkpoints."""
+    keep: int = 2
+    """Checkpoints to keep, the newest; the best weights are kept in any case."""
+    folder: str | None = None
+    """Folder for checkpoints, any path that iopath opens; by default RUN/checkpoints."""
+    max_failures: int = 3
+    """Checkpoints in a row that may fail, for a full disk or a store that does not answer, before the run ends."""
 
 
 @dataclass(frozen=True)
@@ -214,6 +239,11 @@ class TrainConfig:
     """Where the tables live."""
     train: LoopConfig = field(default_factory=LoopConfig)
     """The training loop."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """What a run keeps to go on from."""
+    resume: str = "auto"
+    """auto goes on from the newest checkpoint of the run folder, if it has one; never refuses a folder that holds a
+    run; a path is that of a checkpoint, or of a folder of checkpoints."""
     output_dir: str | None = None
     """The run folder: configuration, plan, metrics, TensorBoard files, best weights; by default a new one
     under runs/, named by the time."""

@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 
 from stem_torchrec.assembly import build_sharded_model
-from stem_torchrec.checkpoint import find_weights, load_weights, save_weights
+from stem_torchrec.checkpoints.weights import find_weights, load_weights, save_weights
 from stem_torchrec.cli import parse_arguments, run_main
 from stem_torchrec.config import Layout, SparseOptimizerConfig, TrainConfig
 from stem_torchrec.config_file import dump_config, load_config

@@ -1,4 +1,4 @@
-"""What a user got wrong, in one sentence; the command line prints it without a traceback."""
+"""How a run ends before its time: what a user got wrong, in one sentence, or that it was asked to."""
 
 
 class UserError(ValueError):
@@ -9,5 +9,17 @@ class DivergedError(UserError):
     """Predictions that are no numbers any more; all ranks meet it alike."""
 
 
+class DamagedError(UserError):
+    """A checkpoint that cannot be read; all ranks meet it alike."""
+
+
 class DataError(UserError):
     """A row, column or file that breaks the schema, or a disk that is full; only the rank that meets it can name it."""
+
+
+class Interrupted(Exception):
+    """The run was asked to end, and a checkpoint holds all that it has done."""
+
+
+RESUME_STATUS = 75
+"""Exit status of such a run: the same command goes on (EX_TEMPFAIL of sysexits.h)."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchrec.optim.keyed import CombinedOptimizer
 
 from stem_torchrec.assembly import build_pipeline, build_sharded_model
-from stem_torchrec.checkpoint import find_weights, load_weights
+from stem_torchrec.checkpoints.weights import find_weights, load_weights
 from stem_torchrec.cli import parse_arguments, run_main
 from stem_torchrec.config import SparseOptimizerConfig
 from stem_torchrec.config_file import load_config
@@ -96,7 +96,9 @@ def evaluate_run(
         batch_size=config.data.batch_size or run.data.eval_batch_size,
         rank=process.rank,
         world_size=process.world_size,
+        num_workers=run.data.num_workers,
         training=False,
+        max_bad_share=run.data.max_bad_share if run.data.on_bad_row == "skip" else None,
     )
     # Evaluation has no use for optimizer state, and may run on other ranks and devices than the run did.
     here = replace(
@@ -118,7 +120,7 @@ def evaluate_run(
             if predictions is not None:
                 predictions.write(item.rows, item.groups, labels, logits)
 
-        exposures = data_loader(reader, num_workers=run.data.num_workers, pin_memory=process.device.type == "cuda")
+        exposures = data_loader(reader, pin_memory=process.device.type == "cuda")
         predict(pipeline, model, exposures, consume)
     result = metrics.compute()
     say(f"\n{config.split} split of {path}, {reader.rows:,} rows:\n{format_table(result)}")

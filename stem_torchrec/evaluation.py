@@ -2,15 +2,21 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import takewhile
 
 import torch
 from torch import Tensor, nn
 from torchrec.datasets.utils import Batch
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
+from stem_torchrec import activity
 from stem_torchrec.data.batch import Exposures
 from stem_torchrec.metrics import MultiTaskMetrics, TaskMetrics
 from stem_torchrec.models.train import labels_like
+
+
+class EvaluationCut(Exception):
+    """An evaluation that was asked to stop, on all ranks after the same batch."""
 
 
 def evaluate(
@@ -20,10 +26,24 @@ def evaluate(
     *,
     tasks: Sequence[str],
     device: torch.device,
+    asks: Callable[[], bool] | None = None,
 ) -> dict[str, TaskMetrics]:
-    """Exact metrics by task over the exposures of all ranks; see `predict`."""
+    """Exact metrics by task over the exposures of all ranks; see `predict`.
+
+    With `asks`, which is called after each batch and says the same on all ranks, it may end early by EvaluationCut.
+    """
     metrics = MultiTaskMetrics(tasks, device)
-    predict(pipeline, model, exposures, lambda item, logits, labels: metrics.update(logits, labels, item.groups))
+    cut = False
+
+    def consume(item: Exposures, logits: Tensor, labels: Tensor) -> None:
+        nonlocal cut
+        metrics.update(logits, labels, item.groups)
+        cut = cut or (asks is not None and asks())
+
+    predict(pipeline, model, takewhile(lambda _: not cut, exposures), consume)
+    if cut:
+        raise EvaluationCut
+    activity.note("computing metrics")
     return metrics.compute()
 
 
@@ -42,14 +62,18 @@ def predict(
     waiting: deque[Exposures] = deque()
 
     def batches() -> Iterator[Batch]:
+        activity.note("reading a batch to evaluate")
         for item in exposures:
+            activity.note("evaluating")
             waiting.append(item)
             yield item.batch
+            activity.note("reading a batch to evaluate")
 
     iterator = batches()
     model.eval()
     with torch.no_grad():
         while True:
+            activity.note("evaluating")
             try:
                 _, logits = pipeline.progress(iterator)
             except StopIteration:

@@ -11,6 +11,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "data.eval_batch_size": (1, math.inf),
     "data.shuffle_rows": (0, math.inf),
     "data.num_workers": (0, math.inf),
+    "data.max_bad_share": (0, 1),
     "model.num_layers": (1, math.inf),
     "model.num_shared_experts": (1, math.inf),
     "model.num_task_experts": (1, math.inf),
@@ -35,6 +36,10 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "train.clip_norm": (1e-12, math.inf),
     "train.log_every": (1, math.inf),
     "train.timeout": (1, 1e6),
+    "checkpoint.minutes": (0, math.inf),
+    "checkpoint.steps": (1, math.inf),
+    "checkpoint.keep": (1, math.inf),
+    "checkpoint.max_failures": (0, math.inf),
     "seed": (0, 2**32 - 1),
 }
 """Least and greatest value by field; a list is held to them item by item, and None is no value."""

@@ -1,92 +1,62 @@
-"""The training loop: steps, evaluation between slices of the iterator, early stopping.
+"""The training loop: steps, evaluation between slices of the iterator, early stopping, pauses for checkpoints.
 
 It takes any model under a TorchRec train pipeline whose output is (losses (T,), logits (B, T)).
 """
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import islice
+from threading import Event
+from typing import Protocol
 
-import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torchrec.datasets.utils import Batch
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
-from stem_torchrec.cli import nearest
-from stem_torchrec.errors import DivergedError, UserError
-from stem_torchrec.metrics import TaskMetrics
+from stem_torchrec import activity
+from stem_torchrec.early_stopping import EarlyStopping, Metrics
+from stem_torchrec.errors import UserError
+from stem_torchrec.evaluation import EvaluationCut
+from stem_torchrec.meter import Meter
 from stem_torchrec.profiling import StepProfiler
 from stem_torchrec.progress import format_values, progress_bar, say
 from stem_torchrec.run_folder import MetricsLog
 
-Metrics = dict[str, TaskMetrics]
 
-_METRICS = {"auc": 1, "gauc": 1, "logloss": -1, "ne": -1}
-"""The metrics that can be watched, with -1 where lower is better."""
+@dataclass(frozen=True)
+class Place:
+    """Between two steps of a run."""
+
+    step: int = 0
+    """Steps made."""
+    epoch: int = 0
+    """Counted from 0."""
+    left: int | None = None
+    """Steps left of the epoch; all if None."""
+    evaluate: bool = False
+    """Whether an evaluation is due."""
+    losses: Tensor | None = None
+    """What `Meter.state` says of the steps since the last line of the log."""
 
 
-@dataclass
-class EarlyStopping:
-    """Keeps the best evaluation and counts those since.
+class Watch(Protocol):
+    """What may pause a run between two steps, on all ranks at the same one."""
 
-    Args:
-        metric: auc, gauc, logloss or ne for the mean over the tasks, or `metric/task`.
-        patience: evaluations without a better one after which to stop; never if None.
-        tasks: names of the tasks.
-        has_groups: whether there is a group column, without which gauc is undefined.
+    every: int | None
+    """Steps between two pauses that are known beforehand."""
 
-    Raises UserError for an unknown metric or task, and for gauc without groups.
-    """
+    def asks(self, step: int, batch: Batch, losses: Tensor) -> bool:
+        """Whether to pause as soon as the steps under way are made; called after each step with its losses (T,)."""
 
-    metric: str
-    patience: int | None
-    tasks: Sequence[str]
-    has_groups: bool = True
-    best: float = math.nan
-    waited: int = 0
+    def check(self) -> None:
+        """Called when the pipeline is empty; raises an error for what must not be evaluated or saved."""
 
-    def __post_init__(self) -> None:
-        name, _, task = self.metric.partition("/")
-        each = [f"{metric}/{known}" for metric in _METRICS for known in self.tasks]
-        if name not in _METRICS or (task and task not in self.tasks):
-            raise UserError(
-                f"--train.metric is {self.metric!r}, but must be {', '.join(_METRICS)} or one task's, as in "
-                f"auc/{self.tasks[0]}{nearest(self.metric, [*_METRICS, *each])}"
-            )
-        if name == "gauc" and not self.has_groups:
-            raise UserError(f"--train.metric is {self.metric!r}, but schema.json names no group column; choose auc.")
-
-    def score(self, metrics: Metrics) -> float:
-        """The watched metric, higher is better: its mean over the tasks, negative where lower is better."""
-        name, _, task = self.metric.partition("/")
-        values = [getattr(metrics[t], name) for t in ([task] if task else self.tasks)]
-        return _METRICS[name] * sum(values) / len(values)
-
-    def better(self, metrics: Metrics) -> bool:
-        """Whether `metrics` are the best so far; raises UserError where they leave the watched metric undefined."""
-        value = self.score(metrics)
-        if math.isnan(value):
-            if any(task.rows and math.isnan(task.logloss) for task in metrics.values()):
-                raise DivergedError("the model's predictions are not numbers any more; lower the learning rates.")
-            raise UserError(
-                f"--train.metric is {self.metric!r}, but the validation split leaves it undefined: a task lacks labels "
-                "of both kinds."
-            )
-        if math.isnan(self.best) or value > self.best:
-            self.best, self.waited = value, 0
-            return True
-        self.waited += 1
-        return False
-
-    @property
-    def stop(self) -> bool:
-        """Whether the patience is used up."""
-        return self.patience is not None and self.waited >= self.patience
+    def pause(self, place: Place) -> None:
+        """Called between two steps, the pipeline being empty; what it raises ends the run."""
 
 
 def fit(
@@ -96,11 +66,13 @@ def fit(
     tasks: Sequence[str],
     steps: int,
     steps_per_epoch: int | None = None,
+    start: Place = Place(),
     schedule: LRScheduler | None = None,
     evaluate: Callable[[], Metrics] | None = None,
     eval_every: int | None = None,
     stopping: EarlyStopping | None = None,
     keep: Callable[[int, Metrics], None] | None = None,
+    watch: Watch | None = None,
     log_every: int = 20,
     log: MetricsLog | None = None,
     profiler: StepProfiler | None = None,
@@ -109,16 +81,19 @@ def fit(
 
     Args:
         pipeline: holds the model in training mode and its optimizer.
-        batches: this rank's batches of an epoch, counted from 0, at least `steps_per_epoch` of them.
+        batches: this rank's batches of an epoch, counted from 0, at least `steps_per_epoch` of them; of the epoch in
+            which the run starts those that are left.
         tasks: names of the tasks.
-        steps: steps to make.
+        steps: steps to make, those before `start` among them.
         steps_per_epoch: steps of an epoch, the same on every rank; by default one epoch makes all `steps`.
+        start: where to begin.
         schedule: stepped after each step.
         evaluate: makes metrics of the validation split; called when the pipeline is empty.
-        eval_every: steps between two evaluations; by default those of an epoch. Another comes after the last step.
+        eval_every: steps between two evaluations; by default one ends each epoch. Another comes after the last step.
         stopping: judges the evaluations.
         keep: called with the step and the metrics of each evaluation that is the best so far, by `stopping`; of every
             evaluation without it.
+        watch: may pause the run, for a checkpoint, or end it.
         log_every: steps between two lines.
         log: gets all numbers.
         profiler: records some of the steps.
@@ -126,21 +101,50 @@ def fit(
     Raises UserError where an epoch has fewer batches than steps.
     """
     steps_per_epoch = steps_per_epoch or steps
-    eval_every = eval_every or steps_per_epoch
-    step = 0
-    meter = _Meter(tasks)
+    step, epoch, asked = start.step, start.epoch, Event()
+    epoch_end = step + (steps_per_epoch if start.left is None else start.left)
+    meter = Meter(tasks)
+    if start.losses is not None:
+        meter.restore(start.losses)
+    fed: deque[Batch] = deque()
+
+    def judge() -> bool:
+        """Evaluates; whether that is the end."""
+        assert evaluate is not None
+        try:
+            metrics = evaluate()
+        except EvaluationCut:
+            assert watch is not None
+            watch.pause(Place(step, epoch, epoch_end - step, evaluate=True, losses=meter.state()))
+            raise
+        values = evaluation_values(metrics)
+        if log is not None:
+            log.write(step, values)
+        epochs = epoch + 1 - (epoch_end - step) / steps_per_epoch
+        say(f"step {step}  epoch {epochs:.2f}  {format_values(_ranking(values))}")
+        if (stopping is None or stopping.better(metrics)) and keep is not None:
+            keep(step, metrics)
+        meter.restart()
+        if stopping is not None and stopping.stop:
+            say(f"step {step}  no better {stopping.metric} in {stopping.waited} evaluations: stopping")
+            return True
+        return False
+
     with progress_bar(steps, "step") as bar, profiler or nullcontext():
-        for epoch in range(math.ceil(steps / steps_per_epoch)):
-            iterator = iter(batches(epoch))
-            end = min((epoch + 1) * steps_per_epoch, steps)
+        bar.update(step)
+        if start.evaluate and judge():
+            return
+        while step < steps:
+            iterator, end = iter(batches(epoch)), min(epoch_end, steps)
             while step < end:
-                length = min(end - step, eval_every - step % eval_every)
+                due = min(
+                    [end, *(step + every - step % every for every in (eval_every, watch and watch.every) if every)]
+                )
                 # The pipeline reads ahead within a slice, so it is empty when the slice ends.
-                for losses, logits in _outputs(pipeline, islice(iterator, length)):
+                for losses, logits in _outputs(pipeline, _until(iterator, due - step, asked.is_set, fed)):
                     if schedule is not None:
                         schedule.step()
                     step += 1
-                    length -= 1
                     bar.update()
                     meter.add(losses, rows=len(logits))
                     if step % log_every == 0 or step == steps:
@@ -150,33 +154,50 @@ def fit(
                         say(f"step {step}  {meter.speed(values)}  {format_values(_losses(values))}")
                     if profiler is not None:
                         profiler.step()
-                if length:
+                    batch = fed.popleft()
+                    if watch is not None and watch.asks(step, batch, losses):
+                        asked.set()
+                if step < due and not asked.is_set():
                     raise UserError(
                         f"the batches of epoch {epoch} ended after step {step}, {end - step} too early for "
                         f"{steps_per_epoch} steps an epoch; give fewer steps, or batches that last for them."
                     )
-                if evaluate is not None and (step % eval_every == 0 or step == steps):
-                    metrics = evaluate()
-                    values = evaluation_values(metrics)
-                    if log is not None:
-                        log.write(step, values)
-                    say(f"step {step}  epoch {step / steps_per_epoch:.2f}  {format_values(_ranking(values))}")
-                    if (stopping is None or stopping.better(metrics)) and keep is not None:
-                        keep(step, metrics)
-                    meter.restart()
-                if stopping is not None and stopping.stop:
-                    say(f"step {step}  no better {stopping.metric} in {stopping.waited} evaluations: stopping")
+                if watch is not None:
+                    watch.check()
+                at_end = step == end if eval_every is None else step % eval_every == 0
+                if evaluate is not None and (at_end or step == steps) and judge():
                     return
+                if watch is not None and (asked.is_set() or (watch.every and step % watch.every == 0)):
+                    asked.clear()
+                    begin = time.perf_counter()
+                    watch.pause(Place(step, epoch, epoch_end - step, losses=meter.state()))
+                    meter.pause(time.perf_counter() - begin)
+            epoch, epoch_end = epoch + 1, epoch_end + steps_per_epoch
 
 
 def _outputs(pipeline: TrainPipelineSparseDist, batches: Iterator[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
     """The losses (T,) and logits (B, T) of a step on each batch; at the end the pipeline is empty."""
     while True:
+        activity.note("making a training step")
         try:
             output = pipeline.progress(batches)
         except StopIteration:
             return
         yield output
+
+
+def _until(batches: Iterator[Batch], length: int, asked: Callable[[], bool], fed: deque[Batch]) -> Iterator[Batch]:
+    """The next `length` batches, or those before a pause is asked for; each is put into `fed` as well."""
+    while length and not asked():
+        activity.note("reading a batch of the training split")
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        activity.note("making a training step")
+        length -= 1
+        fed.append(batch)
+        yield batch
 
 
 def evaluation_values(metrics: Metrics) -> dict[str, float | int | None]:
@@ -194,44 +215,3 @@ def _ranking(values: dict[str, float | int | None]) -> dict[str, float | int | N
 
 def _losses(values: dict[str, float | int | None]) -> dict[str, float | int | None]:
     return {name.removeprefix("train/"): value for name, value in values.items() if "loss/" in name}
-
-
-class _Meter:
-    """Mean losses and speed since the last reading."""
-
-    def __init__(self, tasks: Sequence[str]) -> None:
-        self.tasks = tasks
-        self.restart()
-
-    def restart(self) -> None:
-        self.steps = 0
-        self.rows = 0
-        self.sum: Tensor | None = None
-        self.start = time.perf_counter()
-
-    def add(self, losses: Tensor, *, rows: int) -> None:
-        if len(losses) != len(self.tasks):
-            raise UserError(f"the model has {len(losses)} losses, but the tasks are {list(self.tasks)}; name each.")
-        self.sum = losses.clone() if self.sum is None else self.sum.add_(losses)
-        self.rows += rows
-        self.steps += 1
-
-    def read(self) -> dict[str, float | int | None]:
-        assert self.sum is not None
-        total = torch.cat([self.sum.double(), self.sum.new_tensor([self.rows], dtype=torch.float64)])
-        dist.all_reduce(total)
-        # .tolist() waits for the device, so only every log_every steps.
-        *sums, rows = total.tolist()
-        seconds = time.perf_counter() - self.start
-        ranks, steps = dist.get_world_size(), self.steps
-        self.restart()
-        return {
-            **{f"train/loss/{task}": value / (steps * ranks) for task, value in zip(self.tasks, sums, strict=True)},
-            "train/step_ms": seconds / steps * 1000,
-            "train/samples_per_second": rows / seconds,
-        }
-
-    @staticmethod
-    def speed(values: dict[str, float | int | None]) -> str:
-        samples = values["train/samples_per_second"] or 0
-        return f"{values['train/step_ms']:.0f} ms  {samples / 1000:.1f}k samples/s"

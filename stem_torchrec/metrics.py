@@ -224,3 +224,11 @@ def to_json(metrics: dict[str, TaskMetrics]) -> dict[str, dict[str, float | int 
         task: {name: None if math.isnan(value) else value for name, value in asdict(result).items()}
         for task, result in metrics.items()
     }
+
+
+def from_json(values: dict[str, dict[str, float | int | None]]) -> dict[str, TaskMetrics]:
+    """The metrics that `to_json` took."""
+    return {
+        task: TaskMetrics(**{name: math.nan if value is None else value for name, value in result.items()})  # type: ignore[arg-type]
+        for task, result in values.items()
+    }

@@ -162,8 +162,10 @@ def build_optimizer(
     return CombinedOptimizer(optimizers)
 
 
-def build_schedule(optimizer: CombinedOptimizer, config: ScheduleConfig, *, steps: int) -> LambdaLR:
+def build_schedule(optimizer: CombinedOptimizer, config: ScheduleConfig, *, steps: int, made: int = 0) -> LambdaLR:
     """The factor on every learning rate: a linear warm-up from 0, then constant or down to 0 at `steps`.
+
+    `made` steps have been made before; the optimizer has the learning rates of the beginning.
 
     Step it after the optimizer. The pipeline's `zero_grad` pushes the new rate into the fused tables before the
     next backward.
@@ -176,7 +178,11 @@ def build_schedule(optimizer: CombinedOptimizer, config: ScheduleConfig, *, step
         done = min((step - warmup) / max(steps - warmup, 1), 1.0)
         return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[decay]
 
-    return LambdaLR(optimizer, factor)
+    schedule = LambdaLR(optimizer, factor)
+    schedule.last_epoch = made
+    for group, base in zip(optimizer.param_groups, schedule.base_lrs, strict=True):
+        group["lr"] = base * factor(made)
+    return schedule
 
 
 def _check_packed(config: SparseOptimizerConfig, table: str) -> None:

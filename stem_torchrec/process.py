@@ -70,7 +70,7 @@ def join_process_group(*, timeout: float = 600.0, alone: bool = False) -> Iterat
         "nccl" if device.type == "cuda" else "gloo",
         rank=rank,
         world_size=world_size,
-        store=dist.HashStore() if alone or "MASTER_ADDR" not in os.environ else None,
+        store=dist.HashStore() if alone or "MASTER_ADDR" not in os.environ else store_of_launcher(timeout=timeout),
         timeout=timedelta(seconds=timeout),
     )
     try:
@@ -80,6 +80,20 @@ def join_process_group(*, timeout: float = 600.0, alone: bool = False) -> Iterat
         # Gloo's threads live as long as anything refers to a group, and sharded modules do so in cycles. One that
         # still lets go of a tensor while the interpreter shuts down aborts the process, so they end here.
         gc.collect()
+
+
+def store_of_launcher(*, timeout: float) -> dist.Store | None:
+    """A connection to the store that torchrun keeps for its ranks; None where they keep one themselves.
+
+    When torchrun starts its ranks again it may keep the store, with the addresses of the ranks that have died in it; so
+    each start has a part of its own.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=timeout)
+    )
+    return dist.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def trains_on_gpu() -> bool:

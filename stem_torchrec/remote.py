@@ -1,5 +1,7 @@
 """What paths of iopath can do that not every handler of a file system offers."""
 
+import os
+
 from iopath.common.file_io import g_pathmgr
 
 
@@ -10,3 +12,12 @@ def move(source: str, target: str) -> None:
     except NotImplementedError:
         g_pathmgr.copy(source, target, overwrite=True)
         g_pathmgr.rm(source)
+
+
+def remove_folder(path: str, *, first: str = "") -> None:
+    """Removes a folder of files, the file `first` before the others."""
+    for name in sorted(g_pathmgr.ls(path), key=lambda name: name != first):
+        g_pathmgr.rm(f"{path}/{name}")
+    # A folder of an object store is gone with its files.
+    if os.path.isdir(path):
+        os.rmdir(path)

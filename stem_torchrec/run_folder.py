@@ -1,6 +1,9 @@
 """The run folder: config.yaml, plan.json, metrics.jsonl, metrics.json, TensorBoard files, profile and best weights."""
 
+import hashlib
 import json
+import os
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -8,9 +11,10 @@ from typing import Any
 import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
 
-from stem_torchrec.config import TrainConfig
-from stem_torchrec.config_file import dump_config
+from stem_torchrec.config import CheckpointConfig, TrainConfig
+from stem_torchrec.config_file import dump_config, load_config
 from stem_torchrec.errors import UserError
+from stem_torchrec.metrics import TaskMetrics, from_json
 from stem_torchrec.process import from_first_rank
 
 CONFIG_FILE = "config.yaml"
@@ -23,13 +27,14 @@ BEST_WEIGHTS = "best"
 def create_run_folder(config: TrainConfig) -> Path:
     """Makes the run folder and writes config.yaml; all ranks call it and get the same folder.
 
-    Raises UserError, on all ranks, where the folder holds a run already or cannot be made.
+    A folder that holds a run of the same options is taken, for the run to go on, unless `config.resume` is never.
+    Raises UserError, on all ranks, where it holds another run, or cannot be made.
     """
 
     def make() -> Path:
-        folder = Path(config.output_dir or f"runs/{datetime.now():%Y%m%d-%H%M%S}")
-        if (folder / METRICS_FILE).exists() or (folder / BEST_WEIGHTS).exists():
-            raise UserError(f"{folder} holds a run already; give another --output-dir.")
+        folder = Path(config.output_dir) if config.output_dir else _folder_of_launch()
+        if any((folder / name).exists() for name in (METRICS_FILE, BEST_WEIGHTS)) and config.resume == "never":
+            raise UserError(f"{folder} holds a run already; give another --output-dir, or --resume auto to go on.")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / CONFIG_FILE).write_text(dump_config(config))
@@ -40,12 +45,84 @@ def create_run_folder(config: TrainConfig) -> Path:
     return from_first_rank(make)
 
 
-class MetricsLog:
-    """Numbers by step, on rank 0: a line of metrics.jsonl and points in TensorBoard for each call."""
+def _folder_of_launch() -> Path:
+    """A new folder below runs/, named by the time; the one of before where a launcher starts its run again."""
+    launch = os.environ.get("TORCHELASTIC_RUN_ID")
+    now = f"runs/{datetime.now():%Y%m%d-%H%M%S}"
+    if launch is None:
+        return Path(now)
+    again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    if launch == "none":
+        # Nobody has named the launch; the launcher itself lives on when it starts its ranks again.
+        launch = f"torchrun-{os.getppid()}"
+    else:
+        # A scheduler may start the launcher again as well.
+        again = True
+    launch = hashlib.sha256(launch.encode()).hexdigest()[:8]
+    before = [folder for folder in sorted(Path("runs").glob(f"*-{launch}")) if not _has_ended(folder)] if again else []
+    return before[-1] if before else Path(f"{now}-{launch}")
 
-    def __init__(self, folder: Path) -> None:
-        self._file = (folder / METRICS_LOG).open("w") if dist.get_rank() == 0 else None
-        self._board = SummaryWriter(str(folder / "tensorboard")) if dist.get_rank() == 0 else None
+
+def best_so_far(folder: Path) -> dict[str, TaskMetrics]:
+    """The best evaluation's metrics; all ranks call it."""
+    return from_first_rank(lambda: from_json(json.loads((folder / METRICS_FILE).read_text())["valid"]))
+
+
+def finish(folder: Path) -> None:
+    """Notes that the run has ended; rank 0 calls it."""
+    write_json(folder / METRICS_FILE, json.loads((folder / METRICS_FILE).read_text()) | {"finished": True})
+
+
+def finished(config: TrainConfig) -> dict[str, TaskMetrics] | None:
+    """The best evaluation's metrics, where the run folder holds a run of these options that has ended.
+
+    All ranks call it. Raises UserError where it holds one of other options.
+    """
+
+    def read() -> dict[str, TaskMetrics] | None:
+        folder = Path(config.output_dir or "")
+        if config.output_dir is None or config.resume != "auto":
+            return None
+        if not _has_ended(folder):
+            return None
+        found = json.loads((folder / METRICS_FILE).read_text())
+        if _without_faults(load_config(str(folder / CONFIG_FILE))) != _without_faults(config):
+            raise UserError(f"{folder} holds a run already, of other options; give another --output-dir.")
+        return from_json(found["valid"])
+
+    return from_first_rank(read)
+
+
+def _has_ended(folder: Path) -> bool:
+    file = folder / METRICS_FILE
+    return file.exists() and json.loads(file.read_text()).get("finished", False)
+
+
+def _without_faults(config: TrainConfig) -> TrainConfig:
+    """The options that say what is trained."""
+    train = replace(config.train, timeout=0, log_every=1)
+    return replace(config, train=train, checkpoint=CheckpointConfig(), resume="auto", output_dir=None)
+
+
+class MetricsLog:
+    """Numbers by step, on rank 0: a line of metrics.jsonl and points in TensorBoard for each call.
+
+    Args:
+        folder: of the run.
+        after: step after which the run goes on; what the files hold of later ones is dropped.
+    """
+
+    def __init__(self, folder: Path, *, after: int = 0) -> None:
+        self._file = self._board = None
+        if dist.get_rank() == 0:
+            path = folder / METRICS_LOG
+            lines = path.read_text().splitlines() if path.exists() and after else []
+            # The last one may have been cut off.
+            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= after]
+            self._file = path.open("w")
+            self._file.writelines(f"{line}\n" for line in kept)
+            self._file.flush()
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=after + 1 if after else None)
 
     def write(self, step: int, values: dict[str, float | int | None]) -> None:
         """Writes `{"step": step, **values}`; names like `valid/like/auc` become TensorBoard charts."""

@@ -19,7 +19,7 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
-from stem_torchrec.checkpoint import find_weights, load_state
+from stem_torchrec.checkpoints.weights import find_weights, load_state
 from stem_torchrec.cli import nearest
 from stem_torchrec.errors import UserError
 from stem_torchrec.layout import split_sizes

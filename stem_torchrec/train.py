@@ -5,14 +5,17 @@ torchx run dist.ddp -j 2x8 stem_torchrec/train.py --recipe kuairand_pure --data.
 """
 
 import hashlib
+import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from threading import Event
 
 from torchrec.datasets.utils import Batch
 
 from stem_torchrec.assembly import build_pipeline, build_sharded_model
-from stem_torchrec.checkpoint import save_weights
+from stem_torchrec.checkpoints.signals import ending_on_signals
+from stem_torchrec.checkpoints.weights import save_weights
 from stem_torchrec.cli import run_main
 from stem_torchrec.config import DataConfig, TrainConfig
 from stem_torchrec.config_file import config_from_command_line
@@ -20,34 +23,60 @@ from stem_torchrec.data import synthetic
 from stem_torchrec.data.files import Columns, find_row_groups, ids_per_row, missing_labels
 from stem_torchrec.data.reader import ParquetReader, data_loader
 from stem_torchrec.data.schema import load_schema, save_schema
+from stem_torchrec.early_stopping import EarlyStopping, Metrics
 from stem_torchrec.errors import UserError
 from stem_torchrec.evaluation import evaluate
+from stem_torchrec.exchange import gather
+from stem_torchrec.heartbeat import GRACE, heartbeat
 from stem_torchrec.limits import check_limits
-from stem_torchrec.loop import EarlyStopping, Metrics, fit
+from stem_torchrec.loop import fit
 from stem_torchrec.metrics import format_table, to_json
 from stem_torchrec.optim import build_optimizer, build_schedule
-from stem_torchrec.process import Process, join_process_group
+from stem_torchrec.process import Process, from_first_rank, join_process_group
 from stem_torchrec.profiling import StepProfiler, check_steps
 from stem_torchrec.progress import say
-from stem_torchrec.run_folder import BEST_WEIGHTS, METRICS_FILE, PLAN_FILE, MetricsLog, create_run_folder, write_json
+from stem_torchrec.run_checkpoints import RunCheckpoints, check_resume
+from stem_torchrec.run_folder import (
+    BEST_WEIGHTS,
+    METRICS_FILE,
+    PLAN_FILE,
+    MetricsLog,
+    best_so_far,
+    create_run_folder,
+    finish,
+    finished,
+    write_json,
+)
 from stem_torchrec.sharding.plan import plan_to_json
 
 
 def train(
-    config: TrainConfig, process: Process, *, watch: Callable[[Metrics], object] = lambda metrics: None
+    config: TrainConfig,
+    process: Process,
+    *,
+    watch: Callable[[Metrics], object] = lambda metrics: None,
+    ending: Event | None = None,
 ) -> Metrics:
     """Runs `config` on this rank; returns the best evaluation's metrics. All ranks of the process group call it.
+
+    A run folder with a checkpoint is gone on with, see `--resume`.
 
     Args:
         config: the run.
         process: this rank.
         watch: called with the metrics of each evaluation; what it raises ends the run.
+        ending: once it is set on some rank, the run ends by Interrupted after a checkpoint.
     """
     check_limits(config)
     log_path = log_folder(config.data)
     if config.data.path is not None:
         config = replace(config, data=replace(config.data, path=log_path))
+    done = finished(config)
+    if done is not None:
+        say(f"the run in {config.output_dir} has ended already; its best evaluation:\n{format_table(done)}")
+        return done
     schema = load_schema(log_path)
+    check_resume(config, schema)
     columns = Columns.select(schema, features=config.data.features, labels=config.data.labels)
     reader, validation = (
         ParquetReader(
@@ -56,19 +85,20 @@ def train(
             batch_size=batch_size,
             rank=process.rank,
             world_size=process.world_size,
+            num_workers=config.data.num_workers,
             training=split == "train",
             shuffle_rows=config.data.shuffle_rows,
             seed=config.seed,
+            max_bad_share=config.data.max_bad_share if config.data.on_bad_row == "skip" else None,
         )
         for split, batch_size in (("train", config.data.batch_size), ("valid", config.data.eval_batch_size))
     )
     batches, exposures = (
-        data_loader(source, num_workers=config.data.num_workers, pin_memory=process.device.type == "cuda")
-        for source in (reader, validation)
+        data_loader(source, pin_memory=process.device.type == "cuda") for source in (reader, validation)
     )
-    steps = min(reader.steps * config.train.epochs, config.train.max_steps or reader.steps * config.train.epochs)
+    steps_per_epoch = reader.steps
     if config.train.profile:
-        check_steps(min(steps, reader.steps, config.train.eval_every or steps))
+        check_steps(min(each for each in (steps_per_epoch, config.train.max_steps, config.train.eval_every) if each))
     stopping = EarlyStopping(
         config.train.metric, config.train.patience, columns.labels, has_groups=columns.group is not None
     )
@@ -81,7 +111,6 @@ def train(
         ids_per_row=ids_per_row(reader.row_groups, columns.sparse),
     )
     optimizer = build_optimizer(model, sparse=config.sparse, dense=config.dense, clip_norm=config.train.clip_norm)
-    schedule = build_schedule(optimizer, config.schedule, steps=steps)
     pipeline = build_pipeline(model, optimizer, config, process)
 
     folder = create_run_folder(config)
@@ -89,11 +118,21 @@ def train(
         save_schema(schema, str(folder))
         (folder / PLAN_FILE).write_text(plan_to_json(plan))
     say(
-        f"{reader.rows:,} training rows: {reader.steps} steps of {process.world_size} x {reader.batch_size} an epoch, "
-        f"{reader.rows_left_out:,} rows left out{', others in each' if reader.shuffle_rows else ''}\n"
-        f"{validation.rows:,} validation rows; run folder {folder}"
+        f"{reader.rows:,} training rows: {steps_per_epoch} steps of {process.world_size} x {reader.batch_size} an "
+        f"epoch\n{validation.rows:,} validation rows; run folder {folder}"
     )
-    best: Metrics = {}
+    checkpoints = RunCheckpoints(
+        config, folder, schema,
+        model=model, optimizer=optimizer, pipeline=pipeline, reader=reader, stopping=stopping,
+    )  # fmt: skip
+    start = checkpoints.restore()
+    # On other ranks the rest of the epoch may take another number of steps.
+    epochs_to_come = config.train.epochs - start.epoch - 1
+    steps = start.step + (steps_per_epoch if start.left is None else start.left) + epochs_to_come * steps_per_epoch
+    steps = min(steps, config.train.max_steps or steps)
+    schedule = build_schedule(optimizer, config.schedule, steps=steps, made=start.step)
+    pauses = checkpoints.watch(ending or Event())
+    best: Metrics = best_so_far(folder) if not math.isnan(stopping.best) else {}
 
     def keep(step: int, metrics: Metrics) -> None:
         best.update(metrics)
@@ -102,33 +141,57 @@ def train(
             write_json(folder / METRICS_FILE, {"step": step, "valid": to_json(metrics)})
 
     def judge() -> Metrics:
-        metrics = evaluate(pipeline, model, exposures, tasks=columns.labels, device=process.device)
+        validation.start_epoch(0)
+        metrics = evaluate(
+            pipeline, model, exposures,
+            tasks=columns.labels, device=process.device, asks=pauses.asks_to_end,
+        )  # fmt: skip
+        skipped = rows_skipped({"train": reader, "valid": validation})
+        if skipped:
+            say(f"rows skipped, of this epoch so far: {', '.join(f'{name} {n}' for name, n in skipped.items())}")
         watch(metrics)
         return metrics
 
     def epoch_batches(epoch: int) -> Iterable[Batch]:
-        reader.set_epoch(epoch)
+        if epoch != reader.epoch:
+            reader.start_epoch(epoch)
         return batches
 
-    log = MetricsLog(folder)
-    fit(
-        pipeline,
-        epoch_batches,
-        tasks=columns.labels,
-        steps=steps,
-        steps_per_epoch=reader.steps,
-        schedule=schedule,
-        evaluate=judge,
-        eval_every=config.train.eval_every,
-        stopping=stopping,
-        keep=keep,
-        log_every=config.train.log_every,
-        log=log,
-        profiler=StepProfiler(folder / "profile", process.device) if config.train.profile else None,
-    )
+    log = MetricsLog(folder, after=start.step)
+    with heartbeat(process, timeout=config.train.timeout):
+        fit(
+            pipeline,
+            epoch_batches,
+            tasks=columns.labels,
+            steps=steps,
+            steps_per_epoch=steps_per_epoch,
+            start=start,
+            schedule=schedule,
+            evaluate=judge,
+            eval_every=config.train.eval_every,
+            stopping=stopping,
+            keep=keep,
+            watch=pauses,
+            log_every=config.train.log_every,
+            log=log,
+            profiler=StepProfiler(folder / "profile", process.device) if config.train.profile else None,
+        )
     log.close()
+    checkpoints.close()
+    from_first_rank(lambda: finish(folder))
     say(f"\nbest evaluation of the validation split, in {folder}:\n{format_table(best)}")
     return best
+
+
+def rows_skipped(readers: Mapping[str, ParquetReader]) -> dict[str, int]:
+    """Rows that broke the schema on any rank, as `train/tags`, where there are some; all ranks call it."""
+    return {
+        f"{split}/{reason}": count
+        for split, reader in readers.items()
+        if reader.bad is not None
+        for reason, count in zip(reader.bad.reasons, gather(reader.bad.counted).sum(dim=0).tolist(), strict=True)
+        if count
+    }
 
 
 def log_folder(config: DataConfig) -> str:
@@ -151,8 +214,8 @@ def main() -> None:
 
     def run() -> None:
         config = config_from_command_line()
-        with join_process_group(timeout=config.train.timeout) as process:
-            train(config, process)
+        with ending_on_signals() as ending, join_process_group(timeout=config.train.timeout + GRACE) as process:
+            train(config, process, ending=ending)
 
     run_main(run)
 

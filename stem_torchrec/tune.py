@@ -27,9 +27,9 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from stem_torchrec.cli import parse_arguments, parse_known_arguments, run_main
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config_file import config_from_command_line, dump_config
+from stem_torchrec.early_stopping import EarlyStopping, Metrics
 from stem_torchrec.errors import UserError
 from stem_torchrec.limits import check_limits
-from stem_torchrec.loop import EarlyStopping, Metrics
 from stem_torchrec.plain import from_plain, to_plain
 from stem_torchrec.process import Process, join_process_group
 from stem_torchrec.train import log_folder, train

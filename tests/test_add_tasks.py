@@ -13,7 +13,7 @@ from torch import Tensor
 from torchrec.datasets.utils import Batch
 
 from stem_torchrec.add_tasks import CLOSED, add_tasks
-from stem_torchrec.checkpoint import save_weights
+from stem_torchrec.checkpoints.weights import save_weights
 from stem_torchrec.config import ModelConfig
 from stem_torchrec.config_file import dump_config
 from stem_torchrec.data.files import Columns

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from stem_torchrec.cli import run_main
@@ -21,6 +22,7 @@ from stem_torchrec.errors import DataError, UserError
 
 from logs import SCHEMA, log_table, reader_of, write_log, write_split
 
+more_workers_than_cores = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 ROWS = 30
 LAYOUT = [[5], [10, 15]]
 BAD_ROW = 22  # Row 17 of the second file, in its row group 1.
@@ -52,7 +54,7 @@ def message_of_opening(folder: Path, schema: Schema = SCHEMA) -> str:
 
 
 def read_all(folder: Path | str, **options: Any) -> None:
-    for _ in data_loader(reader_of(folder, batch_size=5, shuffle_rows=0), **options):
+    for _ in data_loader(reader_of(folder, batch_size=5, shuffle_rows=0, **options)):
         pass
 
 
@@ -94,6 +96,89 @@ def test_a_bad_value_is_named_with_its_place(
     write_split(tmp_path, table_with(name, value, type_), LAYOUT)
     place = f"{tmp_path}/train/part-1.parquet, row group 1, row 17, column '{name}': "
     assert re.fullmatch(re.escape(place) + sentence + ".*", message_of_reading(tmp_path))
+
+
+def damage(path: Path) -> None:
+    """Changes a byte of the first page of row group 1."""
+    column = pq.read_metadata(path).row_group(1).column(0)
+    content = bytearray(path.read_bytes())
+    content[column.data_page_offset + column.total_compressed_size // 2] ^= 255
+    path.write_bytes(content)
+
+
+BAD_VALUES = [
+    ("place", -1, None),
+    ("row", 2**64 - 1, pa.uint64()),
+    ("tags", [1, 2, 10, 3], None),
+    ("tags", [1, None], pa.large_list(pa.int16())),
+    ("age", float("nan"), None),
+    ("finish", 2, None),
+    ("user", None, None),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "type_"), BAD_VALUES)
+def test_a_bad_row_is_skipped_and_counted(tmp_path: Path, name: str, value: Any, type_: pa.DataType | None) -> None:
+    write_split(tmp_path / "bad", table_with(name, value, type_), LAYOUT)
+    write_split(tmp_path / "good", log_table(ROWS), LAYOUT)
+    options = {"batch_size": ROWS, "shuffle_rows": 0, "training": False}
+    (good,) = reader_of(tmp_path / "good", **options)
+    reader = reader_of(tmp_path / "bad", max_bad_share=0.1, **options)
+    (bad,) = reader
+    assert reader.bad is not None
+    assert reader.bad.counts() == {name: 1}
+    others = [row for row in range(ROWS) if row != BAD_ROW]
+    assert bad.rows.tolist() == list(range(ROWS))
+    assert bad.groups[others].tolist() == good.groups[others].tolist()
+    for field in ("dense_features", "labels"):
+        found, expected = getattr(bad.batch, field), getattr(good.batch, field)
+        assert found[others].nan_to_num(-1).tolist() == expected[others].nan_to_num(-1).tolist()
+    assert bad.batch.labels[BAD_ROW].isnan().all()
+    assert bad.batch.dense_features[BAD_ROW].tolist() == [0, 0]
+    for key, feature in bad.batch.sparse_features.to_dict().items():
+        bags = [bag.tolist() for bag in feature.to_dense()]
+        expected_bags = [bag.tolist() for bag in good.batch.sparse_features[key].to_dense()]
+        assert bags == [[] if row == BAD_ROW else bag for row, bag in enumerate(expected_bags)]
+
+
+def test_a_row_that_is_bad_twice_counts_once_and_too_many_end_the_run(tmp_path: Path) -> None:
+    table = table_with("place", 10)
+    labels = [2 if row in (BAD_ROW, 25) else 1 for row in range(ROWS)]
+    table = table.set_column(table.schema.get_field_index("finish"), "finish", pa.array(labels))
+    write_split(tmp_path, table, LAYOUT)
+    reader = reader_of(tmp_path, batch_size=5, max_bad_share=0.1)
+    for _ in range(2):
+        reader.start_epoch(0)
+        list(reader)
+        assert reader.bad is not None
+        assert reader.bad.counts() == {"place": 1, "finish": 1}
+    few = reader_of(tmp_path, batch_size=5, max_bad_share=0.05)
+    message = message_of(lambda: list(few), DataError)
+    assert message.startswith(
+        "2 rows of this rank break the schema (place: 1, finish: 1), and --data.max-bad-share lets 1"
+    )
+
+
+def test_a_damaged_page_is_skipped_with_its_row_group(tmp_path: Path) -> None:
+    write_split(tmp_path, log_table(ROWS), LAYOUT, write_page_checksum=True)
+    path = tmp_path / "train/part-1.parquet"
+    damage(path)
+    assert "row group 1: cannot be read" in message_of_reading(tmp_path)
+    reader = reader_of(tmp_path, batch_size=ROWS, shuffle_rows=0, max_bad_share=0.5)
+    (batch,) = reader
+    assert reader.bad is not None
+    assert reader.bad.counts() == {"unreadable": 15}
+    assert batch.sparse_features["row"].values().tolist() == list(range(15))
+    assert batch.labels[15:].isnan().all()
+
+
+@more_workers_than_cores
+def test_worker_processes_count_together(tmp_path: Path) -> None:
+    write_split(tmp_path, table_with("place", 10), LAYOUT)
+    reader = reader_of(tmp_path, batch_size=5, num_workers=2, max_bad_share=0.1)
+    assert len(list(data_loader(reader))) == 6
+    assert reader.bad is not None
+    assert reader.bad.counts() == {"place": 1}
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -147,12 +232,8 @@ def test_the_command_line_prints_one_sentence_of_a_worker_process(tmp_path: Path
 def test_a_damaged_page_is_named_by_its_row_group(tmp_path: Path, compression: str) -> None:
     # Without checksums, which a writer has to be asked for, many damages are just other values.
     write_split(tmp_path, log_table(ROWS), LAYOUT, compression=compression, write_page_checksum=True)
-    columns = reader_of(tmp_path, batch_size=5).row_groups[2].metadata.row_group(1)
     path = tmp_path / "train/part-1.parquet"
-    content = bytearray(path.read_bytes())
-    middle = columns.column(0).data_page_offset + columns.column(0).total_compressed_size // 2
-    content[middle] ^= 255
-    path.write_bytes(content)
+    damage(path)
     assert re.fullmatch(
         re.escape(str(path)) + r", row group 1: cannot be read \(.+\); write the file again.",
         message_of_reading(tmp_path),

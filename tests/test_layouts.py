@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 
-from stem_torchrec.checkpoint import load_state
+from stem_torchrec.checkpoints.weights import load_state
 from stem_torchrec.config import ShardingType, SparseOptimizerConfig, TrainConfig
 from stem_torchrec.errors import UserError
 from stem_torchrec.models.build import build_model

@@ -1,5 +1,6 @@
 """data/reader.py: which rows come, in which order and on which rank, and that a batch holds what the log holds."""
 
+import json
 import math
 import pickle
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
@@ -24,7 +26,6 @@ from stem_torchrec.data.batch import Exposures
 from stem_torchrec.data.files import Columns, find_row_groups, ids_per_row, missing_labels
 from stem_torchrec.data.reader import ParquetReader, data_loader, order_blocks
 from stem_torchrec.data.schema import load_schema, save_schema
-from stem_torchrec.errors import UserError
 
 from logs import SCHEMA, log_table, reader_of, write_log, write_split
 
@@ -49,57 +50,86 @@ def read(reader: ParquetReader) -> list[int]:
     return [row for batch in reader for row in rows_of(batch)]
 
 
-def read_by_workers(reader: ParquetReader, workers: int, monkeypatch: pytest.MonkeyPatch) -> list[list[Any]]:
+def read_by_workers(reader: ParquetReader) -> list[list[Any]]:
     """What each of a loader's workers yields, without the processes."""
     items = []
-    for index in range(workers or 1):
-        info = SimpleNamespace(id=index, num_workers=workers) if workers else None
-        monkeypatch.setattr(reader_module, "get_worker_info", lambda info=info: info)
-        items.append(list(reader))
+    for index in range(reader.num_workers or 1):
+        info = SimpleNamespace(id=index) if reader.num_workers else None
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(reader_module, "get_worker_info", lambda info=info: info)
+            items.append(list(reader))
     return items
 
 
 @pytest.mark.parametrize("workers", [0, 2, 3])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 5])
-def test_training_reads_every_row_once_but_the_stated_rest_in_equal_steps(
-    tmp_path: Path, world_size: int, workers: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training_reads_every_row_once_in_equal_steps(tmp_path: Path, world_size: int, workers: int) -> None:
     for i, layout in enumerate(LAYOUTS):
         total = sum(map(sum, layout))
         folder = write_log(tmp_path / str(i), total, layout)
         for batch_size, shuffle_rows in [(1, 0), (1, 7), (3, 1), (4, 1000), (7, 10)]:
             options = {"batch_size": batch_size, "world_size": world_size, "shuffle_rows": shuffle_rows}
-            if total < batch_size * world_size:
-                with pytest.raises(UserError, match=f"{total} rows, fewer than one step of {world_size} ranks"):
-                    reader_of(folder, **options)
-                continue
             read_rows = []
             for rank in range(world_size):
-                reader = reader_of(folder, rank=rank, **options)
-                items = read_by_workers(reader, workers, monkeypatch)
+                reader = reader_of(folder, rank=rank, num_workers=workers, **options)
+                items = read_by_workers(reader)
                 # A loader that takes from its workers in turn meets no gap.
                 assert [len(each) for each in items] == sorted((len(each) for each in items), reverse=True)
-                batches = [batch for each in items for batch in each]
-                assert len(batches) == reader.steps == total // (batch_size * world_size)
-                assert {len(rows_of(batch)) for batch in batches} == {batch_size}
+                batches = list(reader)
+                assert len(batches) == reader.steps == math.ceil(math.ceil(total / world_size) / batch_size)
+                assert sorted(rows_of(batch) for each in items for batch in each) == sorted(map(rows_of, batches))
+                assert sum(len(rows_of(batch)) < batch_size for batch in batches) <= 1
                 read_rows += [row for batch in batches for row in rows_of(batch)]
-            assert len(set(read_rows)) == len(read_rows) == total - reader.rows_left_out
-            assert 0 <= reader.rows_left_out < batch_size * world_size
+            assert sorted(read_rows) == list(range(total))
+
+
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (2, 0), (2, 3), (3, 2)])
+def test_the_rest_of_an_epoch_is_read_as_it_would_have_been(tmp_path: Path, world_size: int, workers: int) -> None:
+    folder = write_log(tmp_path, 103, [[20] * 3, [40, 3]])
+    options = {"batch_size": 6, "world_size": world_size, "num_workers": workers, "shuffle_rows": 30}
+    for rank in range(world_size):
+        reader = reader_of(folder, rank=rank, **options)
+        reader.start_epoch(1)
+        whole = [rows_of(batch) for batch in reader]
+        for first in range(reader.steps + 1):
+            # Interrupted twice.
+            rest = reader_of(folder, rank=rank, **options)
+            rest.start_epoch(1, reader.left_after(first // 2))
+            rest.start_epoch(1, rest.left_after(first - first // 2))
+            assert rest.steps == reader.steps - first
+            assert [rows_of(batch) for batch in rest] == whole[first:]
+
+
+def test_other_ranks_read_the_rest_of_an_epoch_once(tmp_path: Path) -> None:
+    folder = write_log(tmp_path, 103, [[20] * 3, [40, 3]])
+    for ranks, others, workers, batch_size in [(2, 1, 0, 6), (2, 3, 0, 6), (3, 2, 2, 5), (1, 4, 3, 7)]:
+        for steps in (0, 1, 4):
+            before, rest = [], []
+            readers = [reader_of(folder, batch_size=6, rank=rank, world_size=ranks) for rank in range(ranks)]
+            for reader in readers:
+                before += [row for batch in islice(reader, steps) for row in rows_of(batch)]
+            left = json.loads(json.dumps(readers[0].left_after(steps)))
+            for rank in range(others):
+                reader = reader_of(folder, batch_size=batch_size, rank=rank, world_size=others, num_workers=workers)
+                reader.start_epoch(0, left)
+                batches = list(reader)
+                assert len(batches) == reader.steps
+                rest += [row for batch in batches for row in rows_of(batch)]
+            assert sorted(before + rest) == list(range(103))
 
 
 @pytest.mark.parametrize("workers", [0, 2, 3])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 5])
-def test_evaluation_reads_every_row_once_in_equal_steps(
-    tmp_path: Path, world_size: int, workers: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_evaluation_reads_every_row_once_in_equal_steps(tmp_path: Path, world_size: int, workers: int) -> None:
     for i, layout in enumerate(LAYOUTS):
         total = sum(map(sum, layout))
         folder = write_log(tmp_path / str(i), total, layout)
         for batch_size in (1, 4, 100):
             read_rows = []
             for rank in range(world_size):
-                reader = reader_of(folder, training=False, batch_size=batch_size, rank=rank, world_size=world_size)
-                items = [item for each in read_by_workers(reader, workers, monkeypatch) for item in each]
+                options = {"rank": rank, "world_size": world_size, "num_workers": workers}
+                reader = reader_of(folder, training=False, batch_size=batch_size, **options)
+                items = [item for each in read_by_workers(reader) for item in each]
                 assert len(items) == reader.steps == math.ceil(math.ceil(total / world_size) / batch_size)
                 for item in items:
                     rows = item.rows.tolist()
@@ -131,7 +161,7 @@ def test_order_depends_on_seed_and_epoch_alone(tmp_path: Path) -> None:
 
     def order(seed: int, epoch: int, **options: Any) -> list[int]:
         reader = reader_of(folder, batch_size=10, shuffle_rows=60, seed=seed, **options)
-        reader.set_epoch(epoch)
+        reader.start_epoch(epoch)
         return read(reader)
 
     orders = {(seed, epoch): order(seed, epoch) for seed in range(2) for epoch in range(3)}
@@ -161,26 +191,14 @@ def test_rows_are_shuffled_within_and_row_groups_between_blocks(tmp_path: Path) 
 
 def test_no_shuffle_keeps_the_order_of_the_log(tmp_path: Path) -> None:
     folder = write_log(tmp_path, 23, [[5, 5], [5, 8]])
-    assert read(reader_of(folder, batch_size=2, shuffle_rows=0)) == list(range(22))
-
-
-def test_each_epoch_leaves_out_other_rows(tmp_path: Path) -> None:
-    folder = write_log(tmp_path, 95, [[20, 20], [20, 20, 15]])
-    reader = reader_of(folder, batch_size=20, shuffle_rows=40)
-    assert reader.rows_left_out == 15
-    left_out = []
-    for epoch in range(3):
-        reader.set_epoch(epoch)
-        left_out.append(frozenset(range(95)) - set(read(reader)))
-    assert len(set(left_out)) == 3
-    assert {len(rows) for rows in left_out} == {15}
+    assert read(reader_of(folder, batch_size=2, shuffle_rows=0)) == list(range(23))
 
 
 def test_an_epoch_set_later_is_for_later_iterators(tmp_path: Path) -> None:
     reader = reader_of(write_log(tmp_path, 60), batch_size=10)
     zero = read(reader)
     iterator = iter(reader)
-    reader.set_epoch(1)
+    reader.start_epoch(1)
     assert [row for batch in iterator for row in rows_of(batch)] == zero != read(reader)
 
 
@@ -272,24 +290,24 @@ def test_ids_above_32_bits_are_read(tmp_path: Path) -> None:
 @more_workers_than_cores
 def test_worker_processes_read_the_same_rows_and_hear_of_the_epoch(tmp_path: Path) -> None:
     folder = write_log(tmp_path, 100, [[10] * 5, [50]])
-    reader = reader_of(folder, batch_size=9, world_size=2, rank=1, shuffle_rows=30)
-    loader = data_loader(reader, num_workers=2)
+    reader = reader_of(folder, batch_size=9, world_size=2, rank=1, shuffle_rows=30, num_workers=2)
+    loader = data_loader(reader)
     seen = []
     for epoch in (0, 1):
-        reader.set_epoch(epoch)
+        reader.start_epoch(epoch)
         batches = list(loader)
         seen.append([row for batch in batches for row in rows_of(batch)])
         assert len(batches) == reader.steps
         assert sorted(seen[-1]) == sorted(read(reader))
     assert seen[0] != seen[1]
-    reader.set_epoch(0)
+    reader.start_epoch(0)
     assert [row for batch in loader for row in rows_of(batch)] == seen[0]
 
 
 @more_workers_than_cores
 def test_worker_processes_evaluate_the_same_rows(tmp_path: Path) -> None:
-    reader = reader_of(write_log(tmp_path, 50), training=False, batch_size=8, world_size=2)
-    items: Sequence[Exposures] = list(data_loader(reader, num_workers=2))
+    reader = reader_of(write_log(tmp_path, 50), training=False, batch_size=8, world_size=2, num_workers=2)
+    items: Sequence[Exposures] = list(data_loader(reader))
     assert len(items) == reader.steps
     assert sorted(row for item in items for row in item.rows.tolist()) == list(range(25))
     assert all(rows_of(item.batch) == item.rows.tolist() for item in items)
@@ -308,9 +326,9 @@ def test_a_rank_decodes_its_own_row_groups_once_and_one_block_ahead(
     folder = write_log(tmp_path, 100, [[10] * 10])
     opened: list[int] = []
 
-    def read_row_group(row_group: Any, columns: Columns) -> pa.Table:
+    def read_row_group(row_group: Any, columns: Columns, *, skip: bool) -> pa.Table:
         opened.append(row_group.index)
-        return original(row_group, columns)
+        return original(row_group, columns, skip=skip)
 
     original = reader_module.read_row_group
     monkeypatch.setattr(reader_module, "read_row_group", read_row_group)

@@ -10,8 +10,8 @@ from torch import Tensor
 from stem_torchrec.config import ModelConfig
 from stem_torchrec.data.files import Columns
 from stem_torchrec.data.schema import SparseFeature
+from stem_torchrec.early_stopping import EarlyStopping
 from stem_torchrec.errors import UserError
-from stem_torchrec.loop import EarlyStopping
 from stem_torchrec.metrics import TaskMetrics
 from stem_torchrec.models.build import build_model
 from stem_torchrec.models.stem import STEM

@@ -112,17 +112,21 @@ def test_a_written_configuration_runs_again_with_the_same_result(finished: Path,
 
 
 def test_a_run_folder_is_not_overwritten(finished: Path, log: Path) -> None:
-    before = (finished / "config.yaml").read_text()
+    before = {file: (finished / file).read_text() for file in ("config.yaml", "metrics.json", "metrics.jsonl")}
     line = ["python", "stem_torchrec/train.py", *TINY, "--data.path", log, "--output-dir", finished]
-    assert "holds a run already" in run(*line, status=2).stderr
-    assert (finished / "config.yaml").read_text() == before
+    for options, sentence in (
+        (["--seed", "3"], "holds a run already, of other options; give another --output-dir."),
+        (["--resume", "never"], "holds a run already; give another --output-dir, or --resume auto to go on."),
+    ):
+        assert sentence in run(*line, *options, status=2).stderr
+    assert {file: (finished / file).read_text() for file in before} == before
 
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
         (["--data.path", "nowhere"], "holds no schema.json"),
-        (["--data.batch-size", "5000"], "fewer than one step of 1 ranks x 5000"),
+        (["--resume", "nowhere"], "--resume nowhere holds no checkpoint; give one, as RUN/checkpoints/step-000000100"),
         (["--sparse.name", "adam"], "FBGEMM does not fuse adam on CPU; choose sgd, adagrad or rowwise_adagrad"),
         (["--sparse.name", "adam", "--sharding.kernel", "dense"], "labels are missing in this log"),
         (["--train.log-every", "0"], "--train.log-every is 0, but must be at least 1"),

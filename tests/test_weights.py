@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from stem_torchrec.checkpoint import load_weights, save_weights
+from stem_torchrec.checkpoints.weights import load_weights, save_weights
 from stem_torchrec.config import ModelConfig
 from stem_torchrec.data.files import Columns
 from stem_torchrec.errors import UserError

@@ -12,8 +12,8 @@ from typing import Any
 
 from stem_torchrec.comparison.runs import Part
 from stem_torchrec.config import TrainConfig
+from stem_torchrec.early_stopping import EarlyStopping
 from stem_torchrec.errors import DivergedError, UserError
-from stem_torchrec.loop import EarlyStopping
 from stem_torchrec.metrics import to_json
 from stem_torchrec.process import Process, from_first_rank
 from stem_torchrec.progress import say

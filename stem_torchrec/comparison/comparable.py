@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from stem_torchrec.comparison.statistics import Ints
-from stem_torchrec.data.files import Columns, RowGroup, read_row_group
+from stem_torchrec.data.files import Columns, RowGroup
+from stem_torchrec.data.rows import read_row_group
 
 EDGES = (0.25, 0.8, 1.25, 4.0)
 """Of the bins by default; what lies between 0.8 and 1.25 is comparable."""
@@ -44,15 +45,18 @@ class Positives:
             return np.asarray((a / first) / (b / second), dtype=np.float64)
 
 
-def count_positives(row_groups: Sequence[RowGroup], key: str, tasks: tuple[str, str]) -> Positives:
+def count_positives(
+    row_groups: Sequence[RowGroup], key: str, tasks: tuple[str, str], *, skip: bool = False
+) -> Positives:
     """Counts by key, one row group in memory at a time; a missing label is no positive.
 
-    Raises DataError for a row that breaks the schema.
+    Raises DataError for a row that breaks the schema, unless such rows are to be skipped.
     """
     columns = Columns(sparse={}, dense=(), labels=tasks, group=key)
     total: pa.Table | None = None
     for row_group in row_groups:
-        table = read_row_group(row_group, columns)
+        table = read_row_group(row_group, columns, skip=skip)
+        table = table.filter(pc.is_valid(table.column(key)))
         counts = {task: pc.fill_null(table.column(task), 0).cast(pa.int64()) for task in tasks}
         part = pa.table({key: table.column(key), **counts})
         both = part if total is None else pa.concat_tables([total, part])

@@ -40,7 +40,8 @@ def _groups(comparison: Comparison, key: str, values: NDArray[np.int64]) -> Mapp
     assert comparison.pair is not None
     columns = Columns(sparse={}, dense=(), labels=comparison.pair, group=key)
     row_groups = find_row_groups(comparison.path, "train", load_schema(comparison.path), columns)
-    numbers = group_rows(count_positives(row_groups, key, comparison.pair).ratios(values), comparison.edges)
+    positives = count_positives(row_groups, key, comparison.pair, skip=comparison.skips_bad_rows)
+    numbers = group_rows(positives.ratios(values), comparison.edges)
     return {name: numbers == i for i, name in enumerate(name_groups(comparison.pair, comparison.edges))}
 
 

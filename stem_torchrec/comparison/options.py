@@ -15,9 +15,9 @@ from stem_torchrec.config import LoopConfig, TrainConfig
 from stem_torchrec.config_file import config_from_command_line, dump_config
 from stem_torchrec.data.files import Columns, find_row_groups
 from stem_torchrec.data.schema import load_schema
+from stem_torchrec.early_stopping import EarlyStopping
 from stem_torchrec.errors import UserError
 from stem_torchrec.limits import check_limits
-from stem_torchrec.loop import EarlyStopping
 from stem_torchrec.train import log_folder
 
 COMPARISON_FILE = "comparison.yaml"

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from stem_torchrec.comparison.runs import Run
 from stem_torchrec.comparison.statistics import Measure, Resampled, auc_of, gauc_of, resample
-from stem_torchrec.data.files import Columns, find_row_groups, read_row_group
+from stem_torchrec.data.files import Columns, find_row_groups
+from stem_torchrec.data.rows import read_row_group
 from stem_torchrec.data.schema import load_schema
 
 
@@ -29,6 +31,8 @@ class Comparison:
     pair: tuple[str, str] | None
     edges: Sequence[float]
     item: str
+    skips_bad_rows: bool = False
+    """Whether rows that break the schema are left out, as --data.on-bad-row says."""
     chosen: Sequence[Mapping[str, Any]] = ()
     """A line for each model and value that was tried for it; see `choices.Grid.rows`."""
 
@@ -92,4 +96,5 @@ class Tested:
         columns = Columns(sparse={}, dense=(), labels=(), group=name)
         schema = load_schema(self.comparison.path)
         found = find_row_groups(self.comparison.path, self.comparison.split, schema, columns)
-        return np.concatenate([read_row_group(group, columns).column(name).to_numpy() for group in found])[self.rows]
+        read = (read_row_group(group, columns, skip=self.comparison.skips_bad_rows).column(name) for group in found)
+        return np.concatenate([pc.fill_null(column, 0).to_numpy() for column in read])[self.rows]

@@ -31,30 +31,28 @@ class Exposures:
         return replace(self, batch=self.batch.pin_memory())
 
 
-def to_batch(table: pa.Table, columns: Columns) -> Batch:
-    """Dense features (B, N) float32, sparse features with a null as an empty bag, labels (B, T) with a null as NaN."""
-    values, lengths = zip(*(_bags(table.column(name)) for name in columns.sparse), strict=True)
+def to_batch(table: pa.Table, columns: Columns, *, rows: int = 0) -> Batch:
+    """Dense features (B, N) float32, sparse features with a null as an empty bag, labels (B, T) with a null as NaN.
+
+    Args:
+        table: the rows; where there are none it needs no columns.
+        columns: what is what.
+        rows: B is at least this; the rest is padding with empty bags, zeros and missing labels.
+    """
+    padding = max(rows - table.num_rows, 0)
+    nothing = np.empty(0, dtype=np.int64)
+    bags = [_bags(table.column(name)) if table.num_rows else (nothing, nothing) for name in columns.sparse]
+    values = [values for values, _ in bags]
+    empty = np.zeros(padding, dtype=np.int32)
+    lengths = [part for _, lengths in bags for part in (lengths, empty)]
     return Batch(
-        dense_features=_stack(table, columns.dense),
+        dense_features=_stack(table, columns.dense, padding, 0.0),
         sparse_features=KeyedJaggedTensor(
             keys=list(columns.sparse),
             values=torch.from_numpy(np.concatenate(values, dtype=np.int64)),
             lengths=torch.from_numpy(np.concatenate(lengths, dtype=np.int32)),
         ),
-        labels=_stack(table, columns.labels),
-    )
-
-
-def padding(columns: Columns) -> Batch:
-    """One row with empty bags, zeros and missing labels."""
-    return Batch(
-        dense_features=torch.zeros(1, len(columns.dense)),
-        sparse_features=KeyedJaggedTensor(
-            keys=list(columns.sparse),
-            values=torch.empty(0, dtype=torch.int64),
-            lengths=torch.zeros(len(columns.sparse), dtype=torch.int32),
-        ),
-        labels=torch.full((1, len(columns.labels)), torch.nan),
+        labels=_stack(table, columns.labels, padding, np.nan),
     )
 
 
@@ -66,9 +64,12 @@ def _bags(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     return pc.list_flatten(array).to_numpy(), lengths.to_numpy()
 
 
-def _stack(table: pa.Table, names: tuple[str, ...]) -> Tensor:
-    """Columns side by side as float32, (B, len(names)), null as NaN."""
-    stacked = np.empty((table.num_rows, len(names)), dtype=np.float32)
-    for i, name in enumerate(names):
-        stacked[:, i] = table.column(name).cast(pa.float32()).to_numpy(zero_copy_only=False)
+def _stack(table: pa.Table, names: tuple[str, ...], padding: int, filler: float) -> Tensor:
+    """Columns side by side as float32, null as `filler`, above `padding` rows of `filler`, (B, len(names))."""
+    stacked = np.full((table.num_rows + padding, len(names)), filler, dtype=np.float32)
+    for i, name in enumerate(names if table.num_rows else ()):
+        column = table.column(name).cast(pa.float32())
+        # Of dense features only a row that is skipped has a null; a label's is NaN in numpy.
+        column = pc.fill_null(column, filler) if column.null_count and filler == filler else column
+        stacked[: table.num_rows, i] = column.to_numpy(zero_copy_only=False)
     return torch.from_numpy(stacked)

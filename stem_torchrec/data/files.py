@@ -11,7 +11,7 @@ from iopath.common.file_io import g_pathmgr
 
 from stem_torchrec.cli import nearest
 from stem_torchrec.data.schema import Schema
-from stem_torchrec.errors import DataError, UserError
+from stem_torchrec.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,10 @@ def find_row_groups(folder: str, split: str, schema: Schema, columns: Columns) -
             with g_pathmgr.open(path, "rb") as file:
                 metadata = pq.read_metadata(file)
         except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{path} is not a whole Parquet file ({_reason(error)}); write it again.") from error
+            raise UserError(f"{path} is not a whole Parquet file ({reason_of(error)}); write it again.") from error
         types = metadata.schema.to_arrow_schema()
         check_types(types, path, columns)
-        lists.append({name for name in columns.sparse if _is_list(types.field(name).type)})
+        lists.append({name for name in columns.sparse if is_list(types.field(name).type)})
         if lists[-1] != lists[0]:
             name = min(lists[-1] ^ lists[0])
             raise UserError(f"column {name!r} is a list in only one of {path} and {names[0]}; write all files alike.")
@@ -138,7 +138,7 @@ def check_types(schema: pa.Schema, path: str, columns: Columns) -> None:
         if count != 1:
             raise UserError(f"{path} has {'several columns' if count else 'no column'} {name!r}; schema.json names it.")
         column = schema.field(name).type
-        item = column.value_type if _is_list(column) else column
+        item = column.value_type if is_list(column) else column
         integer, floating = pa.types.is_integer(column), pa.types.is_floating(column)
         # A column may serve twice, as the user does who is a feature and the group.
         needs = {
@@ -154,68 +154,16 @@ def check_types(schema: pa.Schema, path: str, columns: Columns) -> None:
                 raise UserError(f"column {name!r} is {column} in {path}; {need}. datasets/README.md shows the schema.")
 
 
-def read_row_group(row_group: RowGroup, columns: Columns) -> pa.Table:
-    """Reads the columns of one row group, checks every value and brings the columns to the types of `_checked`.
-
-    Raises DataError with the file, row group, row and column of the first value that breaks the schema.
-    """
-    try:
-        with g_pathmgr.open(row_group.path, "rb") as file:
-            # Checksums are there if the writer was asked for them; only they show every damaged page.
-            parquet = pq.ParquetFile(file, metadata=row_group.metadata, page_checksum_verification=True)
-            table = parquet.read_row_group(row_group.index, columns=columns.names)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{row_group.path}, row group {row_group.index}: cannot be read ({_reason(error)}); write the file again."
-        ) from error
-    return pa.table({name: _checked(table.column(name), name, row_group, columns) for name in columns.names})
+def items(column: pa.Array) -> pa.Array:
+    """The values of a column, of all its lists if it holds lists."""
+    return pc.list_flatten(column) if is_list(column.type) else column
 
 
-def _checked(chunks: pa.ChunkedArray, name: str, row_group: RowGroup, columns: Columns) -> pa.Array:
-    """The column with all values in their range, in a type that does not depend on the file.
-
-    Ids become int32 where the table allows it, since a reader holds hundreds of thousands of rows.
-    """
-    column = chunks.combine_chunks()
-    is_list = _is_list(column.type)
-    whole = name in columns.sparse or name == columns.group
-    # Unsafe: what does not fit becomes negative or infinite, and that is refused below.
-    values = _items(column).cast(pa.int64() if whole else pa.float32(), safe=False)
-    checks = []
-    if name in columns.sparse:
-        size = columns.sparse[name]
-        outside = pc.or_(pc.less(values, 0), pc.greater_equal(values, size))
-        # A null is an empty bag, but not an id within a list.
-        checks.append((pc.fill_null(outside, is_list), f"an id in [0, {size}), the table's rows in schema.json"))
-    if name in columns.dense:
-        checks.append((pc.invert(pc.fill_null(pc.is_finite(values), False)), "a finite 32-bit float"))
-    if name in columns.labels:
-        checks.append((pc.and_(pc.not_equal(values, 0), pc.not_equal(values, 1)), "0, 1 or null"))
-    if name == columns.group:
-        checks.append((pc.is_null(values), "an integer"))
-    for bad, need in checks:
-        position = pc.index(bad, True).as_py()
-        if position >= 0:
-            row = pc.list_parent_indices(column)[position].as_py() if is_list else position
-            value = _items(column)[position].as_py()
-            raise DataError(
-                f"{row_group.path}, row group {row_group.index}, row {row_group.first_row + row}, column {name!r}: "
-                f"{'null' if value is None else value} is not {need}."
-            )
-    if name not in columns.sparse:
-        return values
-    item = pa.int32() if columns.sparse[name] <= 2**31 and name != columns.group else pa.int64()
-    return column.cast(pa.list_(item) if is_list else item)
-
-
-def _items(column: pa.Array) -> pa.Array:
-    return pc.list_flatten(column) if _is_list(column.type) else column
-
-
-def _is_list(column: pa.DataType) -> bool:
+def is_list(column: pa.DataType) -> bool:
+    """Whether a type is one of lists."""
     return pa.types.is_list(column) or pa.types.is_large_list(column)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """What Arrow or the system says, on one line."""
     return " ".join(str(error).split()).rstrip(".")

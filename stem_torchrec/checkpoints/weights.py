@@ -1,5 +1,6 @@
 """Weights on disk, by torch.distributed.checkpoint: written by all ranks, read back on any number of them."""
 
+import pickle
 import shutil
 import warnings
 from pathlib import Path
@@ -8,9 +9,10 @@ from typing import Any
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from stem_torchrec.errors import UserError
+from stem_torchrec.checkpoints.storage import reader_from
+from stem_torchrec.errors import DamagedError, UserError
 from stem_torchrec.layout import LayoutLoadPlanner, split_sizes
 
 
@@ -68,22 +70,32 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     model.load_state_dict(state["model"])
 
 
-def load_state(state: dict[str, Any], folder: Path) -> None:
+def load_state(state: dict[str, Any], folder: Path | str) -> None:
     """Fills the tensors in `state` with what torch.distributed.checkpoint wrote to `folder`, in any layout and plan.
 
     The state may hold weights and optimizer states, as `{"model": model.state_dict(), "optimizer":
     optimizer.state_dict()}`; states that a first step makes must be there already (`optimizer.init_state`). All ranks
     call it. See `LayoutLoadPlanner` for the memory it takes. Raises UserError where something is missing or does not
-    fit.
+    fit, and its DamagedError where something cannot be read.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         try:
-            dcp.load(state, checkpoint_id=folder, planner=LayoutLoadPlanner())
+            dcp.load(state, storage_reader=reader_from(str(folder)), planner=LayoutLoadPlanner())
         except dcp.api.CheckpointException as error:
             reason, _ = next(iter(error.failures.values()))
-            what = "does not fit" if isinstance(reason, UserError) else "cannot be read"
-            raise UserError(f"{folder} {what}: {' '.join(str(reason).split())}") from error
+            said = " ".join(f"{reason}".split())
+            if isinstance(reason, UserError):
+                raise UserError(f"{folder} does not fit: {said}") from error
+            raise DamagedError(f"{folder} cannot be read: {said}") from error
+
+
+def read_metadata(folder: str) -> Metadata:
+    """What a checkpoint holds; raises DamagedError where it cannot be read."""
+    try:
+        return reader_from(folder).read_metadata()
+    except (OSError, EOFError, pickle.UnpicklingError, AttributeError) as error:
+        raise DamagedError(f"{folder} cannot be read: {' '.join(str(error).split())}") from error
 
 
 def _saved_sizes(folder: Path) -> dict[str, tuple[int, ...]]:

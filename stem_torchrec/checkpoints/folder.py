@@ -1,0 +1,83 @@
+"""The folder of a run's checkpoints: `step-000000120/`, each with its progress.json, which is written last.
+
+A folder without progress.json is no checkpoint: it is being written, or its writing was cut off.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from iopath.common.file_io import g_pathmgr
+
+from stem_torchrec.remote import move, remove_folder
+
+PROGRESS_FILE = "progress.json"
+_PREFIX = "step-"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is, beside its weights and the states of its optimizers."""
+
+    step: int
+    """Steps made."""
+    epoch: int
+    """Counted from 0."""
+    left: Sequence[Sequence[Sequence[tuple[int, int]]]]
+    """Rows of the epoch that are left to read, see `data.spans`."""
+    evaluate: bool
+    """Whether an evaluation is due before the next step."""
+    best: float | None
+    """The best validation so far, None before the first."""
+    waited: int
+    """Validations since."""
+    world_size: int
+    config: Mapping[str, Any]
+    """The run's configuration."""
+    schema: Mapping[str, Any]
+    """What the log's columns are."""
+    skipped_batches: int = 0
+    """Batches whose loss was not finite."""
+
+
+def checkpoint_path(folder: str, step: int) -> str:
+    """The folder of the checkpoint after a step."""
+    return f"{folder}/{_PREFIX}{step:09d}"
+
+
+def complete_steps(folder: str) -> list[int]:
+    """Steps of the complete checkpoints in `folder`, the newest first."""
+    return [step for step in _steps(folder) if g_pathmgr.exists(f"{checkpoint_path(folder, step)}/{PROGRESS_FILE}")]
+
+
+def publish(path: str, progress: Progress) -> None:
+    """Makes what was written to `path` a checkpoint."""
+    new = f"{path}/{PROGRESS_FILE}.new"
+    with g_pathmgr.open(new, "w") as file:
+        file.write(json.dumps(asdict(progress), indent=1) + "\n")
+    move(new, f"{path}/{PROGRESS_FILE}")
+
+
+def read_progress(path: str) -> Progress:
+    """What `publish` wrote; raises OSError or ValueError where it cannot be read."""
+    with g_pathmgr.open(f"{path}/{PROGRESS_FILE}", "r") as file:
+        found = json.loads(file.read())
+    try:
+        return Progress(**found)
+    except TypeError as error:
+        raise ValueError(f"{PROGRESS_FILE} has other fields than this version's ({error})") from error
+
+
+def prune(folder: str, *, keep: int, newest: int) -> None:
+    """Removes all checkpoints but the last `keep` up to the one after step `newest`, and what was cut off before it."""
+    kept = [step for step in complete_steps(folder) if step <= newest][:keep]
+    for step in _steps(folder):
+        if step not in kept:
+            remove_folder(checkpoint_path(folder, step), first=PROGRESS_FILE)
+
+
+def _steps(folder: str) -> list[int]:
+    names = g_pathmgr.ls(folder) if g_pathmgr.isdir(folder) else []
+    numbers = [name.removeprefix(_PREFIX).rstrip("/") for name in names if name.startswith(_PREFIX)]
+    return sorted((int(number) for number in numbers if number.isdigit()), reverse=True)

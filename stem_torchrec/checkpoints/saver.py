@@ -1,0 +1,142 @@
+"""Checkpoints written while training goes on: a copy of the state, then a thread that writes it."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from iopath.common.file_io import g_pathmgr
+from torch.distributed._state_dict_utils import _copy_state_dict, _create_cpu_state_dict
+
+from stem_torchrec import activity
+from stem_torchrec.checkpoints.folder import PROGRESS_FILE, Progress, checkpoint_path, prune, publish
+from stem_torchrec.checkpoints.storage import writer_to
+from stem_torchrec.errors import UserError
+from stem_torchrec.progress import say
+from stem_torchrec.remote import remove_folder
+
+State = dict[str, Any]
+
+
+class CheckpointSaver:
+    """Saves a run's state to a folder, one checkpoint at a time.
+
+    A reader finds a checkpoint whole or not at all. One that cannot be written is counted and shown; the earlier ones
+    stay. The state is copied to host memory once, so saving holds as much again as the state. All ranks make the same
+    calls.
+
+    Args:
+        folder: for the checkpoints; iopath.
+        keep: how many to keep, the newest.
+        max_failures: checkpoints in a row that may fail.
+        timeout: seconds that ranks wait for each other while they write.
+    """
+
+    def __init__(self, folder: str, *, keep: int = 2, max_failures: int = 3, timeout: float = 600.0) -> None:
+        self.folder, self.keep, self.max_failures = folder, keep, max_failures
+        self.failures = 0
+        """In all."""
+        self.failures_in_a_row = 0
+        self.paused = 0.0
+        """Seconds that training has waited for checkpoints."""
+        self._copy: State | None = None
+        self._writing: Future[str | None] | None = None
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        # The thread speaks with other ranks' threads while training speaks with theirs.
+        self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+
+    def save(self, state: State, progress: Progress, *, wait: bool = False) -> float:
+        """Copies the state and has it written; returns the seconds that took.
+
+        Waits for the checkpoint before, if that is still being written.
+
+        Args:
+            state: tensors, sharded and not, by name.
+            progress: what goes with it.
+            wait: until it is written.
+
+        Raises UserError where too many checkpoints in a row could not be written.
+        """
+        begin = time.perf_counter()
+        activity.note("waiting for the checkpoint before to be written")
+        self.wait()
+        activity.note("copying its state for a checkpoint")
+        if self._copy is None:
+            self._copy = _create_cpu_state_dict(state, pin_memory=torch.cuda.is_available())
+        _copy_state_dict(state, self._copy, type_check=False)
+        self._writing = self._executor.submit(self._write, self._copy, progress)
+        if wait:
+            activity.note("waiting for its last checkpoint to be written")
+            self.wait()
+        seconds = time.perf_counter() - begin
+        self.paused += seconds
+        return seconds
+
+    def wait(self) -> None:
+        """Waits for what is being written; raises UserError where too many in a row could not be."""
+        if self._writing is None:
+            return
+        reason, self._writing = self._writing.result(), None
+        self.failures += reason is not None
+        self.failures_in_a_row = 0 if reason is None else self.failures_in_a_row + 1
+        if reason is not None and self.failures_in_a_row > self.max_failures:
+            raise UserError(
+                f"{self.failures_in_a_row} checkpoints in a row could not be written to {self.folder} ({reason}); make "
+                "room there, or give another --checkpoint.folder, and start again."
+            )
+
+    def close(self) -> None:
+        """Waits for what is being written and ends the thread."""
+        self.wait()
+        self._executor.shutdown()
+
+    def _write(self, state: State, progress: Progress) -> str | None:
+        """Writes a checkpoint; returns what failed, the same on all ranks."""
+        begin, path = time.perf_counter(), checkpoint_path(self.folder, progress.step)
+        reason = self._on_first_rank(lambda: _clear(path))
+        if reason is None:
+            try:
+                dcp.save(state, storage_writer=writer_to(path), process_group=self._group)
+            # Whatever a store throws, training goes on.
+            except (Exception, dcp.api.CheckpointException) as error:
+                reason = _in_one_line(error)
+            reason = self._first_of_all(reason)
+        if reason is None:
+            reason = self._on_first_rank(lambda: publish(path, progress))
+        if reason is None:
+            say(f"step {progress.step}  checkpoint written in {time.perf_counter() - begin:.1f} s: {path}")
+            self._on_first_rank(lambda: prune(self.folder, keep=self.keep, newest=progress.step))
+        else:
+            say(f"step {progress.step}  checkpoint not written ({reason}): {path}")
+            self._on_first_rank(lambda: _clear(path))
+        return reason
+
+    def _on_first_rank(self, act: Callable[[], object]) -> str | None:
+        reason = None
+        if dist.get_rank() == 0:
+            try:
+                act()
+            except Exception as error:
+                reason = _in_one_line(error)
+        return self._first_of_all(reason)
+
+    def _first_of_all(self, reason: str | None) -> str | None:
+        reasons: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(reasons, reason, group=self._group)
+        return next((said for said in reasons if said is not None), None)
+
+
+def _clear(path: str) -> None:
+    if g_pathmgr.exists(path):
+        remove_folder(path, first=PROGRESS_FILE)
+
+
+def _in_one_line(error: BaseException) -> str:
+    if isinstance(error, dcp.api.CheckpointException):
+        rank, (cause, _) = next(iter(error.failures.items()))
+        return f"rank {rank}: {_in_one_line(cause)}"
+    return " ".join(f"{type(error).__name__}: {error}".split())

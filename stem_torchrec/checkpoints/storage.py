@@ -1,0 +1,69 @@
+"""torch.distributed.checkpoint on the paths of iopath, local or remote."""
+
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import IO, Any, cast
+
+from iopath.common.file_io import g_pathmgr
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemBase
+
+from stem_torchrec.remote import move
+
+Path = str | os.PathLike
+
+
+class IoPathFileSystem(FileSystemBase):
+    """What DCP asks of a file system, by iopath's handlers."""
+
+    @contextmanager
+    def create_stream(self, path: Path, mode: str) -> Generator[Any, None, None]:
+        """Opens a file."""
+        with g_pathmgr.open(str(path), mode) as stream:
+            yield cast(IO[Any], stream)
+
+    def concat_path(self, path: Path, suffix: str) -> str:
+        """A file in a folder."""
+        return f"{path}/{suffix}"
+
+    def init_path(self, path: Path) -> str:
+        """A folder as iopath takes it."""
+        return str(path).rstrip("/")
+
+    def rename(self, path: Path, new_path: Path) -> None:
+        """Gives a file another name."""
+        move(str(path), str(new_path))
+
+    def mkdir(self, path: Path) -> None:
+        """Makes a folder, and those above it."""
+        g_pathmgr.mkdirs(str(path))
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: Path) -> bool:
+        """Any path may hold checkpoints."""
+        return True
+
+    def exists(self, path: Path) -> bool:
+        """Whether there is a file or folder."""
+        return bool(g_pathmgr.exists(str(path)))
+
+    def rm_file(self, path: Path) -> None:
+        """Removes a file."""
+        g_pathmgr.rm(str(path))
+
+
+def writer_to(folder: str) -> FileSystemWriter:
+    """Writes a checkpoint to `folder`."""
+    writer = FileSystemWriter(folder)
+    writer.fs = IoPathFileSystem()  # type: ignore[assignment]
+    writer.path = folder
+    return writer
+
+
+def reader_from(folder: str) -> FileSystemReader:
+    """Reads a checkpoint from `folder`."""
+    reader = FileSystemReader(folder)
+    reader.fs = IoPathFileSystem()  # type: ignore[assignment]
+    reader.path = folder
+    return reader

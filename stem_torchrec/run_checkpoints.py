@@ -1,0 +1,196 @@
+"""The checkpoints of one run: where it goes on, and what it writes."""
+
+from functools import partial
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import torch.distributed as dist
+from iopath.common.file_io import g_pathmgr
+from torch import nn
+from torchrec.datasets.utils import Batch
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from torchrec.optim.keyed import CombinedOptimizer
+
+from stem_torchrec.checkpoints.compatibility import check_same_run
+from stem_torchrec.checkpoints.folder import PROGRESS_FILE, Progress, checkpoint_path, complete_steps, read_progress
+from stem_torchrec.checkpoints.saver import CheckpointSaver
+from stem_torchrec.checkpoints.state import restore_state, training_state
+from stem_torchrec.checkpoints.watch import RunWatch
+from stem_torchrec.config import TrainConfig
+from stem_torchrec.data.reader import ParquetReader
+from stem_torchrec.data.schema import Schema
+from stem_torchrec.early_stopping import EarlyStopping
+from stem_torchrec.errors import DamagedError, UserError
+from stem_torchrec.heartbeat import GRACE
+from stem_torchrec.loop import Place
+from stem_torchrec.nonfinite import SkippingPipeline, keep_batch
+from stem_torchrec.plain import to_plain
+from stem_torchrec.process import from_first_rank
+from stem_torchrec.progress import say
+from stem_torchrec.run_folder import METRICS_FILE
+
+
+class RunCheckpoints:
+    """Restores a run from a checkpoint and saves it to others; all ranks make the same calls.
+
+    Args:
+        config: the run's.
+        folder: of the run.
+        schema: of its log.
+        model: sharded.
+        optimizer: of the model.
+        pipeline: of the model.
+        reader: of the training split.
+        stopping: judges the evaluations.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: Path,
+        schema: Schema,
+        *,
+        model: nn.Module,
+        optimizer: CombinedOptimizer,
+        pipeline: TrainPipelineSparseDist,
+        reader: ParquetReader,
+        stopping: EarlyStopping,
+    ) -> None:
+        self._model, self._optimizer = model, optimizer
+        self._reader, self._stopping, self._config = reader, stopping, config
+        self._says: tuple[dict[str, Any], dict[str, Any]] = to_plain(config), to_plain(schema)
+        self._run, self._pipeline = folder, pipeline
+        self._has_best = from_first_rank(lambda: (folder / METRICS_FILE).exists())
+        self.folder = (config.checkpoint.folder or str(folder / "checkpoints")).rstrip("/")
+        self._saver: CheckpointSaver | None = None
+
+    def restore(self) -> Place:
+        """Where the run goes on: after the newest checkpoint that can be read, or at its beginning.
+
+        Raises UserError for a checkpoint of another run, and where there are checkpoints but none can be read.
+        """
+        paths = from_first_rank(lambda: candidates(self._config.resume, self.folder))
+        for path in paths:
+            try:
+                progress = from_first_rank(partial(_read, path))
+                check_same_run(path, (progress.config, progress.schema), self._says)
+                losses = restore_state(
+                    self._model,
+                    self._optimizer,
+                    path,
+                    step=progress.step,
+                    tasks=len(self._reader.columns.labels),
+                    same_ranks=progress.world_size == dist.get_world_size(),
+                )
+            except DamagedError as error:
+                say(f"note: {error}; trying the checkpoint before")
+                continue
+            self._reader.start_epoch(progress.epoch, progress.left)
+            if progress.best is not None and self._has_best:
+                self._stopping.best, self._stopping.waited = progress.best, progress.waited
+            elif progress.best is not None:
+                say("note: the best weights so far are in another run folder; the next evaluation counts as the best")
+            if isinstance(self._pipeline, SkippingPipeline):
+                self._pipeline.skipped = progress.skipped_batches
+            say(f"going on after step {progress.step} from {path}")
+            return Place(progress.step, progress.epoch, self._reader.steps, progress.evaluate, losses)
+        if paths:
+            raise UserError(
+                f"no checkpoint in {self.folder} can be read; --resume PATH names another, and a new --output-dir "
+                "starts anew."
+            )
+        return Place()
+
+    def watch(self, ending: Event) -> RunWatch:
+        """What pauses the run for checkpoints, and ends it when `ending` is set."""
+        settings, timeout = self._config.checkpoint, self._config.train.timeout + GRACE
+        self._saver = CheckpointSaver(
+            self.folder, keep=settings.keep, max_failures=settings.max_failures, timeout=timeout
+        )
+        seconds = None if settings.minutes is None else 60 * settings.minutes
+        return RunWatch(
+            self._save,
+            every=settings.steps,
+            seconds=seconds,
+            ending=ending,
+            keep_batch=None if self._config.train.skip_nonfinite else self._keep_batch,
+            timeout=timeout,
+        )
+
+    def _keep_batch(self, step: int, batch: Batch) -> Path:
+        columns, name = self._reader.columns, f"step-{step:09d}-rank-{dist.get_rank()}"
+        return keep_batch(batch, self._run / "nonfinite", dense=columns.dense, labels=columns.labels, name=name)
+
+    def _save(self, place: Place, *, wait: bool) -> None:
+        assert self._saver is not None
+        assert place.losses is not None
+        left = self._reader.steps if place.left is None else place.left
+        best = self._stopping.best
+        progress = Progress(
+            step=place.step,
+            epoch=place.epoch,
+            left=self._reader.left_after(self._reader.steps - left),
+            evaluate=place.evaluate,
+            best=None if best != best else best,
+            waited=self._stopping.waited,
+            world_size=dist.get_world_size(),
+            config=self._says[0],
+            schema=self._says[1],
+            skipped_batches=self._pipeline.skipped if isinstance(self._pipeline, SkippingPipeline) else 0,
+        )
+        seconds = self._saver.save(training_state(self._model, self._optimizer, place.losses), progress, wait=wait)
+        say(f"step {place.step}  paused {seconds:.2f} s for a checkpoint")
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        if self._saver is not None:
+            self._saver.close()
+
+
+def check_resume(config: TrainConfig, schema: Schema) -> None:
+    """Raises UserError where the run would go on from nothing, or from another run's checkpoint; all ranks call it.
+
+    So that neither is found out when the run folder has been written to.
+    """
+
+    def check() -> None:
+        folder = config.checkpoint.folder or f"{config.output_dir}/checkpoints"
+        for path in candidates(config.resume, folder.rstrip("/")):
+            try:
+                progress = _read(path)
+            except DamagedError:
+                continue
+            check_same_run(path, (progress.config, progress.schema), (to_plain(config), to_plain(schema)))
+            return
+
+    if config.output_dir or config.checkpoint.folder or config.resume != "auto":
+        from_first_rank(check)
+
+
+def candidates(resume: str, folder: str) -> list[str]:
+    """Checkpoints to go on from, the best first.
+
+    Args:
+        resume: auto, never, or the path of a checkpoint or of a folder of checkpoints.
+        folder: the run's checkpoints.
+
+    Raises UserError for a path without one.
+    """
+    if resume == "never":
+        return []
+    if resume != "auto":
+        folder = resume.rstrip("/")
+        if g_pathmgr.exists(f"{folder}/{PROGRESS_FILE}"):
+            return [folder]
+    found = [checkpoint_path(folder, step) for step in complete_steps(folder)]
+    if resume != "auto" and not found:
+        raise UserError(f"--resume {resume} holds no checkpoint; give one, as RUN/checkpoints/step-000000100, or auto.")
+    return found
+
+
+def _read(path: str) -> Progress:
+    try:
+        return read_progress(path)
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"{path} cannot be read: {' '.join(str(error).split())}") from error

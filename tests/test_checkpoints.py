@@ -1,0 +1,200 @@
+"""Checkpoints in a folder, local or remote: whole or not there, pruned, and what if they cannot be written."""
+
+import errno
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from iopath.common.file_io import PathHandler, g_pathmgr
+from torch import Tensor
+
+from stem_torchrec.checkpoints.compatibility import check_same_run
+from stem_torchrec.checkpoints.folder import Progress, checkpoint_path, complete_steps, read_progress
+from stem_torchrec.checkpoints.saver import CheckpointSaver
+from stem_torchrec.checkpoints.weights import load_state
+from stem_torchrec.errors import DamagedError, UserError
+
+from distributed import run_ranks
+
+
+class Store(PathHandler):
+    """Serves `store://...` from a folder, as an object store does: it cannot rename, and may be full."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+        self.full = False
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return ["store://"]
+
+    def _local(self, path: str) -> Path:
+        return self.folder / path.removeprefix("store://")
+
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **_: Any) -> IO[Any]:
+        if self.full and "w" in mode and path.endswith(".distcp"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self._local(path).open(mode)
+
+    def _exists(self, path: str, **_: Any) -> bool:
+        return self._local(path).exists()
+
+    def _isfile(self, path: str, **_: Any) -> bool:
+        return self._local(path).is_file()
+
+    def _isdir(self, path: str, **_: Any) -> bool:
+        return self._local(path).is_dir()
+
+    def _ls(self, path: str, **_: Any) -> list[str]:
+        return sorted(each.name for each in self._local(path).iterdir())
+
+    def _mkdirs(self, path: str, **_: Any) -> None:
+        self._local(path).mkdir(parents=True, exist_ok=True)
+
+    def _rm(self, path: str, **_: Any) -> None:
+        self._local(path).unlink()
+        if not list(self._local(path).parent.iterdir()):
+            self._local(path).parent.rmdir()
+
+    def _copy(self, src_path: str, dst_path: str, overwrite: bool = False, **_: Any) -> bool:
+        self._local(dst_path).write_bytes(self._local(src_path).read_bytes())
+        return True
+
+
+def progress_after(step: int) -> Progress:
+    return Progress(
+        step=step,
+        epoch=0,
+        left=[[[(step, 100)]]],
+        evaluate=False,
+        best=0.5,
+        waited=0,
+        world_size=1,
+        config={},
+        schema={},
+    )
+
+
+def state_after(step: int) -> dict[str, Tensor]:
+    return {f"weights_{dist.get_rank()}": torch.full((1000,), float(step)), "count": torch.tensor(step)}
+
+
+def read(path: str) -> dict[str, Tensor]:
+    state = {f"weights_{dist.get_rank()}": torch.zeros(1000), "count": torch.tensor(0)}
+    load_state(state, path)
+    return state
+
+
+def save_and_prune(folder: str, store: Path | None) -> list[Any]:
+    if store is not None:
+        g_pathmgr.register_handler(Store(store))
+    saver = CheckpointSaver(folder, keep=2)
+    found: list[Any] = []
+    for step in (10, 20, 30):
+        state = state_after(step)
+        saver.save(state, progress_after(step))
+        state[f"weights_{dist.get_rank()}"].fill_(-1)  # Training goes on meanwhile.
+    saver.close()
+    found.append(complete_steps(folder))
+    for step in complete_steps(folder):
+        state = read(checkpoint_path(folder, step))
+        found.append((set(state[f"weights_{dist.get_rank()}"].tolist()), int(state["count"])))
+    found.append(read_progress(checkpoint_path(folder, 30)).left)
+    return found
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_checkpoint_holds_the_state_of_its_step_and_old_ones_go(tmp_path: Path, remote: bool) -> None:
+    folder = "store://runs/a/checkpoints" if remote else str(tmp_path / "checkpoints")
+    for found in run_ranks(2, save_and_prune, folder, tmp_path if remote else None):
+        assert found == [[30, 20], ({30.0}, 30), ({20.0}, 20), [[[[30, 100]]]]]
+    where = tmp_path / "runs/a/checkpoints" if remote else tmp_path / "checkpoints"
+    assert {path.name for path in where.iterdir()} == {"step-000000020", "step-000000030"}
+
+
+def fill_the_store(folder: str, store: Path, max_failures: int) -> tuple[list[Any], str]:
+    handler = Store(store)
+    g_pathmgr.register_handler(handler)
+    saver = CheckpointSaver(folder, keep=2, max_failures=max_failures)
+    saver.save(state_after(10), progress_after(10), wait=True)
+    # On one rank only; all hear of it.
+    handler.full = dist.get_rank() == 1
+    said = ""
+    try:
+        for step in (20, 30, 40):
+            saver.save(state_after(step), progress_after(step))
+        saver.wait()
+    except UserError as error:
+        said = str(error)
+    handler.full = False
+    found = [saver.failures, complete_steps(folder)]
+    saver.save(state_after(50), progress_after(50), wait=True)
+    return [*found, complete_steps(folder), saver.failures_in_a_row], said
+
+
+def test_a_full_store_leaves_the_earlier_checkpoint_and_training_goes_on(tmp_path: Path) -> None:
+    for found, said in run_ranks(2, fill_the_store, "store://a", tmp_path, 3):
+        assert found == [3, [10], [50, 10], 0]
+        assert said == ""
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"step-000000010", "step-000000050"}
+
+
+def test_too_many_failures_end_the_run_in_a_sentence(tmp_path: Path) -> None:
+    for found, said in run_ranks(2, fill_the_store, "store://a", tmp_path, 1):
+        assert found[0] == 2
+        assert said.startswith(
+            "2 checkpoints in a row could not be written to store://a (rank 1: OSError: [Errno 28] No"
+        )
+        assert "\n" not in said
+
+
+def test_what_is_being_written_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "step-000000010").mkdir()
+    (tmp_path / "step-000000010/__0_0.distcp").write_bytes(b"half")
+    (tmp_path / "other").mkdir()
+    assert complete_steps(str(tmp_path)) == []
+    assert complete_steps(str(tmp_path / "nothing")) == []
+
+
+def read_damaged(folder: Path, names: Sequence[str]) -> list[str]:
+    saver = CheckpointSaver(str(folder))
+    saver.save(state_after(10), progress_after(10), wait=True)
+    path = checkpoint_path(str(folder), 10)
+    said = []
+    for name in names:
+        file = Path(path, name)
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(DamagedError) as error:
+            read(path)
+        said.append(str(error.value))
+        file.write_bytes(whole)
+    assert read(path)["count"] == 10
+    return said
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    (said,) = run_ranks(1, read_damaged, tmp_path, ["__0_0.distcp", ".metadata"])
+    for each in said:
+        assert each.startswith(f"{tmp_path}/step-000000010 cannot be read: ")
+        assert "\n" not in each
+
+
+def test_another_run_is_refused_with_all_fields_that_differ() -> None:
+    config = {
+        "model": {"arch": "stem", "layout": "split", "embedding_dim": 8}, "sparse": {"name": "adagrad"},
+        "data": {"features": [], "labels": ["a"], "shuffle_rows": 9, "batch_size": 4}, "seed": 0,
+    }  # fmt: skip
+    schema = {"labels": ["a"], "sparse_features": [], "dense_features": [], "splits": {"train": {"rows": 9}}}
+    free = {**config, "model": {**config["model"], "layout": "packed"}, "data": {**config["data"], "batch_size": 8}}
+    check_same_run("there", (config, schema), (free, schema))
+    other = {**config, "model": {**config["model"], "embedding_dim": 16}, "seed": 1}
+    with pytest.raises(UserError) as error:
+        check_same_run("there", (config, schema), (other, {**schema, "splits": {"train": {"rows": 8}}}))
+    assert str(error.value) == (
+        "there is another run's: model.embedding_dim is 8 there and 16 here; schema.splits.train.rows is 9 there and 8 "
+        "here; seed is 0 there and 1 here; give another --output-dir, or the same options."
+    )

@@ -1,0 +1,59 @@
+"""A rank that hangs or has stopped is named."""
+
+import signal
+from pathlib import Path
+
+from faults import start
+
+from stem_torchrec.heartbeat import HANG_STATUS, Beat, Watcher
+
+
+def test_nobody_is_named_while_all_go_on() -> None:
+    watcher = Watcher(10)
+    for now in range(100):
+        assert watcher.verdict({rank: Beat(now, now, "making a training step") for rank in range(3)}, now=now) is None
+
+
+def test_a_rank_that_has_stopped_is_named() -> None:
+    watcher = Watcher(10)
+    for now in range(40):
+        said = {
+            0: Beat(now, min(now, 21), "making a training step"),
+            1: Beat(min(now, 20), min(now, 20), "reading a batch"),
+        }
+        sentence = watcher.verdict(said, now=now)
+        if sentence:
+            break
+    assert now == 31
+    assert sentence is not None
+    assert sentence.startswith("rank 1 has not been heard of: for 11 s it has been reading a batch; all ranks end")
+
+
+def test_the_rank_that_others_wait_for_is_named() -> None:
+    """All live, and all stand still: the others in a collective, which they have begun and rank 2 has not."""
+    watcher = Watcher(10)
+    for now in range(40):
+        said = {rank: Beat(now, min(now, 21), "making a training step") for rank in (0, 1, 3)}
+        said[2] = Beat(now, min(now, 20), "reading a batch of the training split")
+        sentence = watcher.verdict(said, now=now)
+        if sentence:
+            break
+    assert sentence is not None
+    assert sentence.startswith("rank 2 hangs: for 13 s it has been reading a batch of the training split;")
+
+
+def test_who_does_not_hear_all_blames_nobody_for_waiting() -> None:
+    watcher = Watcher(10, whole=False)
+    for now in range(100):
+        assert watcher.verdict({0: Beat(now, min(now, 5), "making a training step")}, now=now) is None
+
+
+def test_a_stopped_rank_ends_the_others_with_a_sentence(tmp_path: Path) -> None:
+    run = start(tmp_path / "run", "--train.epochs", "500", "--train.timeout", "4", ranks=2)
+    run.wait_for("step 10  ")
+    run.send(signal.SIGSTOP, 1)
+    assert run.processes[0].wait(60) == HANG_STATUS
+    run.processes[1].kill()
+    _, said = run.end()
+    assert "error: rank 1 has not been heard of: for " in said
+    assert said.count("error:") == 1

@@ -1,0 +1,109 @@
+"""Runs that are killed and started again end as one that never was."""
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from fault_runs import differences
+from faults import start
+
+from stem_torchrec.errors import RESUME_STATUS
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the synthetic log is made once."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> Path:
+    """A run of two ranks without interruption."""
+    statuses, said = start(folder / "whole", ranks=2).end()
+    assert statuses == [0, 0], said
+    return folder / "whole"
+
+
+def test_a_run_killed_at_any_moment_ends_as_one_that_never_was(folder: Path, whole: Path) -> None:
+    """In a step, in evaluation, while a checkpoint is written; one rank or all."""
+    run = folder / "killed"
+    for moment, ranks in (("step 10  ", (0, 1)), ("step 20  ", (1,)), ("step 28  paused", (0, 1)), ("step 60  ", (0,))):
+        part = start(run, ranks=2)
+        part.wait_for(moment)
+        part.send(signal.SIGKILL, *ranks)
+        for rank in set(range(2)) - set(ranks):
+            part.processes[rank].kill()  # As a launcher does when one of its ranks has died.
+        part.end()
+    statuses, said = start(run, ranks=2).end()
+    assert statuses == [0, 0], said
+    assert "going on after step" in said
+    assert differences(run, whole) == []
+
+
+def test_a_run_that_is_asked_to_end_says_so_and_goes_on(folder: Path, whole: Path) -> None:
+    run = folder / "terminated"
+    for moment, number in (("step 5  ", signal.SIGTERM), ("step 40  ", signal.SIGINT)):
+        part = start(run, ranks=2)
+        part.wait_for(moment)
+        part.send(number, 1)  # One rank is enough.
+        statuses, said = part.end(60)
+        assert statuses == [RESUME_STATUS] * 2, said
+        assert "Traceback" not in said
+        assert "checkpoint written" in said
+    statuses, said = start(run, ranks=2).end()
+    assert statuses == [0, 0], said
+    assert differences(run, whole) == []
+    statuses, said = start(run, ranks=2).end()
+    assert statuses == [0, 0], said
+    assert "has ended already" in said
+
+
+def test_ctrl_c_twice_ends_at_once(folder: Path) -> None:
+    part = start(folder / "twice", "--train.epochs", "500")
+    part.wait_for("step 5  ")
+    part.send(signal.SIGINT)
+    part.send(signal.SIGINT)
+    statuses, _ = part.end(20)
+    assert statuses in ([RESUME_STATUS], [128 + signal.SIGINT])
+
+
+def test_other_ranks_plans_and_layouts_go_on(folder: Path) -> None:
+    first = folder / "elastic"
+    part = start(first, "--sparse.name", "adagrad", ranks=2)
+    part.wait_for("step 25  ")
+    part.send(signal.SIGTERM, 0)
+    statuses, said = part.end(60)
+    assert statuses == [RESUME_STATUS] * 2, said
+    ended = {}
+    for name, ranks, options in (
+        ("packed", 1, ["--data.batch-size", "256", "--model.layout", "packed"]),
+        ("columns", 2, ["--sharding.type", "column_wise"]),
+    ):
+        shutil.copytree(first, folder / name)
+        statuses, said = start(folder / name, "--sparse.name", "adagrad", *options, ranks=ranks).end()
+        assert statuses == [0] * ranks, said
+        ended[name] = json.loads((folder / name / "metrics.json").read_text())["valid"]
+    for metrics in ended.values():
+        for task, values in metrics.items():
+            assert values["logloss"] == pytest.approx(ended["columns"][task]["logloss"], rel=0.02)
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_another_run_s_is_refused(folder: Path, whole: Path) -> None:
+    run = folder / "damaged"
+    part = start(run, "--train.max-steps", "30")
+    assert part.end()[0] == [0]
+    (run / "metrics.json").unlink()
+    broken = next((run / "checkpoints/step-000000028").glob("*.distcp"))
+    broken.write_bytes(broken.read_bytes()[: broken.stat().st_size // 2])
+    statuses, said = start(run, "--train.max-steps", "30").end()
+    assert statuses == [0], said
+    assert "step-000000028 cannot be read" in said
+    assert "going on after step 21" in said
+    statuses, said = start(
+        run, "--train.max-steps", "30", "--model.expert-hidden", "8", "--resume", str(run / "checkpoints")
+    ).end()
+    assert statuses == [2]
+    assert "is another run's: model.expert_hidden is [16] there and [8] here" in said
+    assert "Traceback" not in said
