@@ -4,9 +4,7 @@ python benchmarks/checkpoint_pause.py --out runs/checkpoint_pause
 """
 
 import re
-import shlex
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +16,10 @@ import pyarrow.parquet as pq
 from fault_runs import TrainRun
 from tabulate import tabulate
 
-from stem_torchrec.cli import parse_arguments, parse_known_arguments, run_main
+from stem_torchrec.cli import parse_known_arguments, run_main
 from stem_torchrec.errors import UserError
 
-from sweep_machine import describe_machine, git_revision
+from sweep_machine import describe_run
 
 LINE = [
     *("--recipe", "synthetic", "--train.epochs", "1000", "--train.eval-every", "1000000", "--train.log-every", "10"),
@@ -93,11 +91,7 @@ def write(folder: Path, config: PauseConfig, found: Sequence[dict[str, Any]]) ->
             ]
         )  # fmt: skip
     names = ["seconds with", "seconds without", "checkpoints", "paused", "share of pauses", "more time in all"]
-    head = {
-        "command": shlex.join(["benchmarks/checkpoint_pause.py", *sys.argv[1:]]),
-        **describe_machine(),
-        "revision": git_revision(),
-    }
+    head = describe_run("checkpoint_pause.py")
     text = ["# What checkpoints cost", "", *(f"- {name}: {value}" for name, value in head.items()), ""]
     text += [tabulate(rows, names, tablefmt="github", disable_numparse=True), ""]
     text += [f"Median: {median(shares):+.2%} of time in all, with a checkpoint every {config.minutes:g} minutes.", ""]
@@ -107,10 +101,7 @@ def write(folder: Path, config: PauseConfig, found: Sequence[dict[str, Any]]) ->
 
 def start(args: Sequence[str] | None = None) -> None:
     """Reads the command line and measures."""
-    args = sys.argv[1:] if args is None else list(args)
-    if {"-h", "--help"} & set(args):
-        parse_arguments(PauseConfig(), ["--help"], description=__doc__ or "")
-    config, rest = parse_known_arguments(PauseConfig(), args)
+    config, rest = parse_known_arguments(PauseConfig(), args, description=__doc__ or "")
     if not config.out:
         raise UserError("say where the results go: --out DIR.")
     if config.ranks < 1 or config.rounds < 1 or config.steps < 100 or config.minutes <= 0:

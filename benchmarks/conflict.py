@@ -3,8 +3,6 @@
 python benchmarks/conflict.py --out runs/conflict
 """
 
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +15,7 @@ import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from stem_torchrec.cli import parse_arguments, parse_known_arguments, run_main
+from stem_torchrec.cli import parse_known_arguments, run_main
 from stem_torchrec.compare import train_all, write_report
 from stem_torchrec.comparison.options import read_command_line as read_comparison
 from stem_torchrec.data import synthetic
@@ -25,7 +23,7 @@ from stem_torchrec.errors import UserError
 from stem_torchrec.process import from_first_rank, join_process_group
 from stem_torchrec.progress import say
 
-from sweep_machine import describe_machine, git_revision
+from sweep_machine import describe_run
 
 
 @dataclass(frozen=True)
@@ -83,11 +81,7 @@ def write(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     table = tabulate(
         lines, ["conflict", *models, "STEM over the best shared"], tablefmt="github", disable_numparse=True
     )
-    head = {
-        "command": shlex.join(["benchmarks/conflict.py", *sys.argv[1:]]),
-        **describe_machine(),
-        "revision": git_revision(),
-    }
+    head = describe_run("conflict.py")
     note = "Test AUC, mean over tasks and seeds; the margin with its standard deviation over seeds."
     text = ["# Conflict", "", *(f"- {name}: {value}" for name, value in head.items()), "", note, "", table, ""]
     (folder / "conflict.md").write_text("\n".join([*text, "![margins by conflict](conflict.png)", ""]))
@@ -121,10 +115,7 @@ def plot(rows: Sequence[Mapping[str, Any]], models: Sequence[str], dials: Sequen
 
 def main() -> None:
     """Reads the command line and measures."""
-    args = sys.argv[1:]
-    if {"-h", "--help"} & set(args):
-        parse_arguments(ConflictConfig(), ["--help"], description=__doc__ or "")
-    config, rest = parse_known_arguments(ConflictConfig(), args)
+    config, rest = parse_known_arguments(ConflictConfig(), description=__doc__ or "")
     if not config.out:
         raise UserError("say where the results go: --out DIR.")
     if not config.dials or min(config.dials) < 0 or max(config.dials) > 1:

@@ -35,9 +35,9 @@ class TrainRun:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         line = [sys.executable, str(ROOT / "stem_torchrec/train.py"), *options, "--output-dir", str(folder)]
-        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-        if ranks == 1:
-            where = {"OMP_NUM_THREADS": "1"}
+        where = {"OMP_NUM_THREADS": "1"}
+        if ranks > 1:
+            where |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         self.said: list[str] = []
         self.times: list[float] = []
         """When each line of `said` came."""

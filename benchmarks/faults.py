@@ -5,9 +5,7 @@ python benchmarks/faults.py --out runs/faults --kills 100
 
 import json
 import random
-import shlex
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,10 +17,10 @@ import pyarrow.parquet as pq
 from fault_runs import TrainRun, differences
 from tabulate import tabulate
 
-from stem_torchrec.cli import parse_arguments, parse_known_arguments, run_main
+from stem_torchrec.cli import parse_known_arguments, run_main
 from stem_torchrec.errors import UserError
 
-from sweep_machine import describe_machine, git_revision
+from sweep_machine import describe_run
 
 LINE = [
     *(
@@ -122,11 +120,7 @@ def write(folder: Path, config: FaultsConfig, lives: Sequence[dict[str, Any]], a
         ("seconds of the killed run", f"{killed:.0f}"),
         ("seconds lost per fault", f"{(killed - alone) / max(faults, 1):.1f}"),
     ]
-    head = {
-        "command": shlex.join(["benchmarks/faults.py", *sys.argv[1:]]),
-        **describe_machine(),
-        "revision": git_revision(),
-    }
+    head = describe_run("faults.py")
     note = (
         "A row more or less, or in another place, would change tables and states of their optimizers: the numbers of "
         "rows lost and repeated rest on none of them differing by a bit. The seconds lost per fault are the start of "
@@ -147,10 +141,7 @@ def write(folder: Path, config: FaultsConfig, lives: Sequence[dict[str, Any]], a
 
 def start(args: Sequence[str] | None = None) -> None:
     """Reads the command line and runs the soak."""
-    args = sys.argv[1:] if args is None else list(args)
-    if {"-h", "--help"} & set(args):
-        parse_arguments(FaultsConfig(), ["--help"], description=__doc__ or "")
-    config, rest = parse_known_arguments(FaultsConfig(), args)
+    config, rest = parse_known_arguments(FaultsConfig(), args, description=__doc__ or "")
     if not config.out:
         raise UserError("say where the results go: --out DIR.")
     if config.kills < 1 or config.ranks < 1 or config.seconds <= 0:

@@ -5,7 +5,6 @@ python benchmarks/metrics.py --out runs/metrics
 
 import json
 import resource
-import shlex
 import socket
 import subprocess
 import sys
@@ -28,7 +27,7 @@ from stem_torchrec.errors import UserError
 from stem_torchrec.metrics import MultiTaskMetrics
 from stem_torchrec.process import join_process_group
 
-from sweep_machine import describe_machine, git_revision
+from sweep_machine import describe_run
 
 BATCH = 2**16
 USERS_PER_ROW = 1 / 50
@@ -147,11 +146,7 @@ def peak_mib() -> float:
 def write(folder: Path, config: MetricsConfig, found: dict[tuple[Side, int, int], list[dict[str, Any]]]) -> None:
     """Writes the medians as Markdown, and every run as Parquet."""
     folder.mkdir(parents=True, exist_ok=True)
-    head = {
-        "command": shlex.join(["benchmarks/metrics.py", *sys.argv[1:]]),
-        **describe_machine(),
-        "revision": git_revision(),
-    }
+    head = describe_run("metrics.py")
     lines, raw = [], []
     for (side, ranks, rows), runs in found.items():
         raw += [{"side": side, "ranks": ranks, "rows": rows, **run} for run in runs]

@@ -1,11 +1,10 @@
 """What a sweep is told on the command line, and what it is to run: the cases, and the run that they vary."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from stem_torchrec.cli import parse_arguments, parse_known_arguments
+from stem_torchrec.cli import parse_known_arguments
 from stem_torchrec.config import (
     Communication,
     InputDist,
@@ -71,10 +70,7 @@ class SweepConfig:
 
 def read_command_line(args: Sequence[str] | None = None) -> tuple[SweepConfig, TrainConfig]:
     """What to sweep, and the run that all cases vary; raises UserError for what makes no sense in either."""
-    args = sys.argv[1:] if args is None else list(args)
-    if {"-h", "--help"} & set(args):
-        parse_arguments(SweepConfig(), ["--help"], description=_DESCRIPTION)
-    config, rest = parse_known_arguments(SweepConfig(), args)
+    config, rest = parse_known_arguments(SweepConfig(), args, description=_DESCRIPTION)
     train = config_from_command_line(rest)
     check_limits(train)
     if not config.out:

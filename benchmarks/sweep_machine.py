@@ -24,6 +24,12 @@ def describe_launch(process: Process) -> dict[str, Any]:
     }
 
 
+def describe_run(script: str, **more: str) -> dict[str, str]:
+    """The command line of a script of this folder, the machine, `more`, and the revision."""
+    command = shlex.join([f"benchmarks/{script}", *sys.argv[1:]])
+    return {"command": command, **describe_machine(), **more, "revision": git_revision()}
+
+
 def describe_machine() -> dict[str, str]:
     """The machine, versions, time and threads, by what a reader calls them."""
     return {

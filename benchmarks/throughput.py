@@ -4,8 +4,6 @@ python benchmarks/throughput.py --out runs/throughput
 """
 
 import os
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +14,7 @@ from stem_torchrec.cli import parse_arguments, run_main
 from stem_torchrec.errors import UserError
 from stem_torchrec.process import trains_on_gpu
 
-from sweep_machine import describe_machine, git_revision
+from sweep_machine import describe_run
 from throughput_cases import Case, contests, largest_models, possible_cases
 from throughput_contest import Score, Turns, contest
 from throughput_problem import Problem
@@ -80,12 +78,7 @@ def measure(config: ThroughputConfig) -> None:
         raise UserError(f"{folder} cannot be made ({error.strerror}); give another --out.") from error
     problem = replace(Problem(), batch_size=config.batch_size, features=config.features, tasks=config.tasks)
     turns = Turns(rounds=config.rounds, steps=config.steps, warmup=config.warmup)
-    head = {
-        "command": shlex.join(["benchmarks/throughput.py", *sys.argv[1:]]),
-        **describe_machine(),
-        "device": _device(),
-        "revision": git_revision(),
-    }
+    head = describe_run("throughput.py", device=_device())
     scores: dict[str, list[Score]] = {}
 
     def report(name: str, measured: list[Score]) -> None:

@@ -35,8 +35,16 @@ def parse_arguments(default: ConfigT, args: Sequence[str] | None = None, descrip
         return tyro.cli(type(default), default=default, args=args, description=description)
 
 
-def parse_known_arguments(default: ConfigT, args: Sequence[str] | None = None) -> tuple[ConfigT, list[str]]:
-    """The same, with the options that `default` does not have returned instead of refused, `--help` among them."""
+def parse_known_arguments(
+    default: ConfigT, args: Sequence[str] | None = None, *, description: str | None = None
+) -> tuple[ConfigT, list[str]]:
+    """The same, with the options that `default` does not have returned instead of refused.
+
+    With a description `--help` is answered; without one it is among what is returned.
+    """
+    args = sys.argv[1:] if args is None else list(args)
+    if description is not None and {"-h", "--help"} & set(args):
+        parse_arguments(default, ["--help"], description=description)
     with _mistakes_in_one_sentence(_option_names(default)):
         return tyro.cli(type(default), default=default, args=args, return_unknown_args=True, add_help=False)
 

@@ -64,6 +64,7 @@ class RunCheckpoints:
         self._has_best = from_first_rank(lambda: (folder / METRICS_FILE).exists())
         self.folder = (config.checkpoint.folder or str(folder / "checkpoints")).rstrip("/")
         self._saver: CheckpointSaver | None = None
+        self._watch: RunWatch | None = None
 
     def restore(self) -> Place:
         """Where the run goes on: after the newest checkpoint that can be read, or at its beginning.
@@ -109,7 +110,7 @@ class RunCheckpoints:
             self.folder, keep=settings.keep, max_failures=settings.max_failures, timeout=timeout
         )
         seconds = None if settings.minutes is None else 60 * settings.minutes
-        return RunWatch(
+        self._watch = RunWatch(
             self._save,
             every=settings.steps,
             seconds=seconds,
@@ -117,6 +118,7 @@ class RunCheckpoints:
             keep_batch=None if self._config.train.skip_nonfinite else self._keep_batch,
             timeout=timeout,
         )
+        return self._watch
 
     def _keep_batch(self, step: int, batch: Batch) -> Path:
         columns, name = self._reader.columns, f"step-{step:09d}-rank-{dist.get_rank()}"
@@ -143,9 +145,10 @@ class RunCheckpoints:
         say(f"step {place.step}  paused {seconds:.2f} s for a checkpoint")
 
     def close(self) -> None:
-        """Waits for what is being written."""
-        if self._saver is not None:
+        """Waits for what is being written, and ends the connections of saver and watch."""
+        if self._saver is not None and self._watch is not None:
             self._saver.close()
+            self._watch.close()
 
 
 def check_resume(config: TrainConfig, schema: Schema) -> None:

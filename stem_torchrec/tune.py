@@ -6,7 +6,6 @@ torchrun --nproc-per-node 2 stem_torchrec/tune.py --data.path DIR --trials 50 --
 
 import math
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from stem_torchrec.cli import parse_arguments, parse_known_arguments, run_main
+from stem_torchrec.cli import parse_known_arguments, run_main
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config_file import config_from_command_line, dump_config
 from stem_torchrec.early_stopping import EarlyStopping, Metrics
@@ -70,10 +69,7 @@ class TuneConfig:
 
 def read_command_line(args: Sequence[str] | None = None) -> tuple[TuneConfig, TrainConfig, Space]:
     """What to search, where it starts from, and the space; raises UserError for what makes no sense."""
-    args = sys.argv[1:] if args is None else list(args)
-    if {"-h", "--help"} & set(args):
-        parse_arguments(TuneConfig(), ["--help"], description=_DESCRIPTION)
-    config, rest = parse_known_arguments(TuneConfig(), args)
+    config, rest = parse_known_arguments(TuneConfig(), args, description=_DESCRIPTION)
     base = config_from_command_line(rest)
     check_limits(base)
     if not config.out:

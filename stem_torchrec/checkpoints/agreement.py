@@ -42,6 +42,11 @@ class Agreement:
         before = self.ask(mine)
         return before | self._read()
 
+    def close(self) -> None:
+        """Ends the connections; all ranks call it."""
+        self._read()
+        dist.destroy_process_group(self._group)
+
     def _read(self) -> set[str]:
         if self._work is None:
             return set()

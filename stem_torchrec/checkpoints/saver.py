@@ -41,8 +41,6 @@ class CheckpointSaver:
         self.failures = 0
         """In all."""
         self.failures_in_a_row = 0
-        self.paused = 0.0
-        """Seconds that training has waited for checkpoints."""
         self._copy: State | None = None
         self._writing: Future[str | None] | None = None
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -72,9 +70,7 @@ class CheckpointSaver:
         if wait:
             activity.note("waiting for its last checkpoint to be written")
             self.wait()
-        seconds = time.perf_counter() - begin
-        self.paused += seconds
-        return seconds
+        return time.perf_counter() - begin
 
     def wait(self) -> None:
         """Waits for what is being written; raises UserError where too many in a row could not be."""
@@ -90,9 +86,10 @@ class CheckpointSaver:
             )
 
     def close(self) -> None:
-        """Waits for what is being written and ends the thread."""
+        """Waits for what is being written and ends the thread and its connections."""
         self.wait()
         self._executor.shutdown()
+        dist.destroy_process_group(self._group)
 
     def _write(self, state: State, progress: Progress) -> str | None:
         """Writes a checkpoint; returns what failed, the same on all ranks."""

@@ -88,6 +88,10 @@ class RunWatch:
         if end:
             raise Interrupted
 
+    def close(self) -> None:
+        """Ends the connections; all ranks call it."""
+        self._agreement.close()
+
     def _mine(self) -> list[str]:
         mine = [_END] if self._ending.is_set() else []
         if self._seconds is not None and time.monotonic() - self._last >= self._seconds:

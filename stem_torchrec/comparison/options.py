@@ -1,13 +1,12 @@
 """What a comparison is told, checked before anything is trained, and which comparison a folder holds."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
 
-from stem_torchrec.cli import nearest, parse_arguments, parse_known_arguments
+from stem_torchrec.cli import nearest, parse_known_arguments
 from stem_torchrec.comparison.choices import Grid
 from stem_torchrec.comparison.comparable import EDGES, check_edges
 from stem_torchrec.comparison.runs import MODELS, Part, Run, parts_of
@@ -79,10 +78,7 @@ class Plan:
 
 def read_command_line(args: Sequence[str] | None = None) -> Plan:
     """What to compare; raises UserError for what makes no sense."""
-    args = sys.argv[1:] if args is None else list(args)
-    if {"-h", "--help"} & set(args):
-        parse_arguments(CompareConfig(), ["--help"], description=_DESCRIPTION)
-    config, rest = parse_known_arguments(CompareConfig(), args)
+    config, rest = parse_known_arguments(CompareConfig(), args, description=_DESCRIPTION)
     train = config_from_command_line(rest)
     check_limits(train)
     if not config.out:
