@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 ROOT = Path(__file__).parents[1]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 
 class TrainRun:
@@ -28,13 +29,17 @@ class TrainRun:
         folder: the run folder.
         options: of train.py.
         ranks: how many.
+        launcher: options of torchrun, which starts the ranks instead and is the only process.
     """
 
-    def __init__(self, folder: Path, options: Sequence[str], *, ranks: int = 1) -> None:
+    def __init__(
+        self, folder: Path, options: Sequence[str], *, ranks: int = 1, launcher: Sequence[str] | None = None
+    ) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        line = [sys.executable, str(ROOT / "stem_torchrec/train.py"), *options, "--output-dir", str(folder)]
+        program = [sys.executable] if launcher is None else [*TORCHRUN, "--master-port", str(port), *launcher]
+        line = [*program, str(ROOT / "stem_torchrec/train.py"), *options, "--output-dir", str(folder)]
         where = {"OMP_NUM_THREADS": "1"}
         if ranks > 1:
             where |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

@@ -24,7 +24,7 @@ from torch import nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from stem_torchrec.errors import UserError
+from stem_torchrec.errors import UserError, reason_of
 from stem_torchrec.plain import from_plain
 from stem_torchrec.sharding.placement import Placement
 from stem_torchrec.sharding.plan import read_plan
@@ -131,7 +131,7 @@ def _read(folder: str) -> tuple[dict[str, Any], list[Outcome]]:
         outcomes = [from_plain(Outcome, json.loads(file.read_text())) for file in files]
     except (OSError, ValueError, KeyError, TypeError, dacite.DaciteError) as error:
         raise UserError(
-            f"--calibrate {folder} holds no results of benchmarks/sharding.py ({' '.join(str(error).split())}); give "
+            f"--calibrate {folder} holds no results of benchmarks/sharding.py ({reason_of(error)}); give "
             "the folder that its --out named."
         ) from error
     if not sweep["tables"]:

@@ -15,7 +15,7 @@ from typing import Any
 import dacite
 import yaml
 
-from stem_torchrec.errors import UserError
+from stem_torchrec.errors import UserError, reason_of
 from stem_torchrec.plain import from_plain
 
 
@@ -40,7 +40,7 @@ def read_table_list(path: str | Path) -> list[TableSpec]:
     try:
         entries = yaml.safe_load(Path(path).read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        reason = error.strerror if isinstance(error, OSError) else reason_of(error)
         raise UserError(f"the table list {path} cannot be read ({reason}); benchmarks/tables/ has examples.") from error
     if not isinstance(entries, list) or not entries:
         raise UserError(
@@ -67,7 +67,7 @@ def _read(entry: Any, number: int, path: str | Path, earlier: Sequence[TableSpec
     except (dacite.DaciteError, ValueError, TypeError) as error:
         # 1e9 without a point is a word to YAML 1.1.
         hint = "rows and dim are whole numbers such as 1_000_000, pooling and zipf numbers such as 2.5"
-        raise UserError(f"{place}: {' '.join(str(error).split()).rstrip('.')}; {hint}.") from error
+        raise UserError(f"{place}: {reason_of(error)}; {hint}.") from error
     if not table.name or any(sign in table.name for sign in ".@/+"):
         raise UserError(f"{place}: the name is {table.name!r}, but must be one without . @ / and +; rename it.")
     if table.rows < 1:

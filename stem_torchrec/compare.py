@@ -66,7 +66,7 @@ def train_all(plan: Plan, process: Process) -> Comparison:
         pair=plan.pair,
         edges=plan.config.ratio_edges,
         item=plan.config.item,
-        skips_bad_rows=plan.train.data.on_bad_row == "skip",
+        skips_bad_rows=plan.train.data.skipped_share is not None,
         chosen=from_first_rank(lambda: grid.rows(every) if grid else []),
     )
 

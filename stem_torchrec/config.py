@@ -19,8 +19,6 @@ ShardingType = Literal[
     "table_row_wise",
     "grid_shard",
 ]
-
-
 Kernel = Literal["auto", "fused", "dense", "fused_uvm", "fused_uvm_caching"]
 Layout = Literal["split", "packed"]
 Precision = Literal["fp32", "tf32", "bf16"]
@@ -41,8 +39,8 @@ class DataConfig:
     eval_batch_size: int = 8192
     """Rows per rank and step in evaluation."""
     shuffle_rows: int = 262_144
-    """Rows that are shuffled together: row groups in random order, then the rows of each run of row groups
-    of at least this size. 0 keeps the order of the log."""
+    """Rows that are shuffled together: row groups in random order, then the rows of each run of row groups of at
+    least this size. 0 keeps the order of the log."""
     num_workers: int = 0
     """Reader processes per rank. With 0 a thread decodes the next rows while a step runs."""
     on_bad_row: OnBadRow = "fail"
@@ -56,6 +54,11 @@ class DataConfig:
     """Labels that become tasks, in this order; none means every one in schema.json."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     """The synthetic log that stands in while no path is given; without meaning beside a path."""
+
+    @property
+    def skipped_share(self) -> float | None:
+        """The share of bad rows to skip; None where the first one ends the run."""
+        return self.max_bad_share if self.on_bad_row == "skip" else None
 
 
 @dataclass(frozen=True)

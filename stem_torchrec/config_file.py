@@ -9,7 +9,7 @@ import yaml
 
 from stem_torchrec.cli import nearest, parse_arguments, parse_known_arguments
 from stem_torchrec.config import TrainConfig
-from stem_torchrec.errors import UserError
+from stem_torchrec.errors import UserError, reason_of
 from stem_torchrec.plain import from_plain, to_plain
 from stem_torchrec.recipes import RECIPES
 
@@ -27,7 +27,7 @@ def load_config(path: str) -> TrainConfig:
         try:
             return from_plain(TrainConfig, yaml.safe_load(file))
         except (yaml.YAMLError, dacite.DaciteError, ValueError, TypeError) as error:
-            raise UserError(f"{path}: {' '.join(str(error).split())}; --help shows what each field takes.") from error
+            raise UserError(f"{path}: {reason_of(error)}; --help shows what each field takes.") from error
 
 
 @dataclass(frozen=True)

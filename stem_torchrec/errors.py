@@ -13,6 +13,10 @@ class DamagedError(UserError):
     """A checkpoint that cannot be read; all ranks meet it alike."""
 
 
+class UnwritableError(UserError):
+    """Weights or numbers of a run that a full disk, or a store, does not take; all ranks meet it alike."""
+
+
 class DataError(UserError):
     """A row, column or file that breaks the schema, or a disk that is full; only the rank that meets it can name it."""
 
@@ -23,3 +27,8 @@ class Interrupted(Exception):
 
 RESUME_STATUS = 75
 """Exit status of such a run: the same command goes on (EX_TEMPFAIL of sysexits.h)."""
+
+
+def reason_of(error: BaseException) -> str:
+    """What a library or the system says, on one line."""
+    return " ".join(str(error).split()).rstrip(".")

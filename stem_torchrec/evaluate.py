@@ -98,7 +98,7 @@ def evaluate_run(
         world_size=process.world_size,
         num_workers=run.data.num_workers,
         training=False,
-        max_bad_share=run.data.max_bad_share if run.data.on_bad_row == "skip" else None,
+        max_bad_share=run.data.skipped_share,
     )
     # Evaluation has no use for optimizer state, and may run on other ranks and devices than the run did.
     here = replace(

@@ -6,7 +6,7 @@ It takes any model under a TorchRec train pipeline whose output is (losses (T,),
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from threading import Event
@@ -72,6 +72,7 @@ def fit(
     eval_every: int | None = None,
     stopping: EarlyStopping | None = None,
     keep: Callable[[int, Metrics], None] | None = None,
+    counts: Callable[[], Mapping[str, int]] | None = None,
     watch: Watch | None = None,
     log_every: int = 20,
     log: MetricsLog | None = None,
@@ -93,6 +94,7 @@ def fit(
         stopping: judges the evaluations.
         keep: called with the step and the metrics of each evaluation that is the best so far, by `stopping`; of every
             evaluation without it.
+        counts: what is logged with each evaluation beside its metrics, by name.
         watch: may pause the run, for a checkpoint, or end it.
         log_every: steps between two lines.
         log: gets all numbers.
@@ -117,7 +119,7 @@ def fit(
             assert watch is not None
             watch.pause(Place(step, epoch, epoch_end - step, evaluate=True, losses=meter.state()))
             raise
-        values = evaluation_values(metrics)
+        values = evaluation_values(metrics) | dict(counts() if counts is not None else {})
         if log is not None:
             log.write(step, values)
         epochs = epoch + 1 - (epoch_end - step) / steps_per_epoch

@@ -102,7 +102,7 @@ def trains_on_gpu() -> bool:
 
 
 def from_first_rank(make: Callable[[], T]) -> T:
-    """What `make` returns on rank 0, on every rank; a UserError there is raised on all. All ranks call it.
+    """What `make` returns on rank 0, on every rank; a UserError or OSError there is raised on all. All ranks call it.
 
     Without it the others would wait for rank 0 until the timeout, or fail for having lost it.
     """
@@ -110,11 +110,11 @@ def from_first_rank(make: Callable[[], T]) -> T:
     if not dist.is_initialized() or dist.get_rank() == 0:
         try:
             outcome = [make()]
-        except UserError as error:
+        except (UserError, OSError) as error:
             outcome = [error]
     if dist.is_initialized():
         dist.broadcast_object_list(outcome)
-    if isinstance(outcome[0], UserError):
+    if isinstance(outcome[0], UserError | OSError):
         raise outcome[0]
     return outcome[0]
 

@@ -14,21 +14,23 @@ from torchrec.optim.keyed import CombinedOptimizer
 
 from stem_torchrec.checkpoints.compatibility import check_same_run
 from stem_torchrec.checkpoints.folder import PROGRESS_FILE, Progress, checkpoint_path, complete_steps, read_progress
-from stem_torchrec.checkpoints.saver import CheckpointSaver
+from stem_torchrec.checkpoints.saver import CheckpointSaver, Failures
 from stem_torchrec.checkpoints.state import restore_state, training_state
 from stem_torchrec.checkpoints.watch import RunWatch
+from stem_torchrec.checkpoints.weights import save_weights
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.data.schema import Schema
-from stem_torchrec.early_stopping import EarlyStopping
-from stem_torchrec.errors import DamagedError, UserError
+from stem_torchrec.early_stopping import EarlyStopping, Metrics
+from stem_torchrec.errors import DamagedError, UnwritableError, UserError, reason_of
 from stem_torchrec.heartbeat import GRACE
 from stem_torchrec.loop import Place
+from stem_torchrec.metrics import to_json
 from stem_torchrec.nonfinite import SkippingPipeline, keep_batch
 from stem_torchrec.plain import to_plain
 from stem_torchrec.process import from_first_rank
 from stem_torchrec.progress import say
-from stem_torchrec.run_folder import METRICS_FILE
+from stem_torchrec.run_folder import BEST_WEIGHTS, METRICS_FILE, write_json
 
 
 class RunCheckpoints:
@@ -63,6 +65,7 @@ class RunCheckpoints:
         self._run, self._pipeline = folder, pipeline
         self._has_best = from_first_rank(lambda: (folder / METRICS_FILE).exists())
         self.folder = (config.checkpoint.folder or str(folder / "checkpoints")).rstrip("/")
+        self._best_failures = Failures(config.checkpoint.max_failures, "give another --output-dir")
         self._saver: CheckpointSaver | None = None
         self._watch: RunWatch | None = None
 
@@ -120,6 +123,34 @@ class RunCheckpoints:
         )
         return self._watch
 
+    def keep_best(self, step: int, metrics: Metrics) -> bool:
+        """Keeps the weights, with their metrics, as the best of the run; returns whether they could be written.
+
+        Raises UserError where too many in a row could not be.
+        """
+        failure = None
+        try:
+            save_weights(self._model, self._run / BEST_WEIGHTS)
+            found = {"step": step, "valid": to_json(metrics)}
+            from_first_rank(lambda: write_json(self._run / METRICS_FILE, found))
+        except UnwritableError as error:
+            failure = str(error)
+            say(f"step {step}  {failure}")
+        self._best_failures.add(failure)
+        return failure is None
+
+    def counts(self) -> dict[str, int]:
+        """What has failed or was skipped since this process started, of batches since the run did."""
+        return {
+            "count/skipped_batches": self._skipped_batches,
+            "count/failed_checkpoints": 0 if self._saver is None else self._saver.failures.total,
+            "count/failed_best_weights": self._best_failures.total,
+        }
+
+    @property
+    def _skipped_batches(self) -> int:
+        return self._pipeline.skipped if isinstance(self._pipeline, SkippingPipeline) else 0
+
     def _keep_batch(self, step: int, batch: Batch) -> Path:
         columns, name = self._reader.columns, f"step-{step:09d}-rank-{dist.get_rank()}"
         return keep_batch(batch, self._run / "nonfinite", dense=columns.dense, labels=columns.labels, name=name)
@@ -139,7 +170,7 @@ class RunCheckpoints:
             world_size=dist.get_world_size(),
             config=self._says[0],
             schema=self._says[1],
-            skipped_batches=self._pipeline.skipped if isinstance(self._pipeline, SkippingPipeline) else 0,
+            skipped_batches=self._skipped_batches,
         )
         seconds = self._saver.save(training_state(self._model, self._optimizer, place.losses), progress, wait=wait)
         say(f"step {place.step}  paused {seconds:.2f} s for a checkpoint")
@@ -196,4 +227,4 @@ def _read(path: str) -> Progress:
     try:
         return read_progress(path)
     except (OSError, ValueError) as error:
-        raise DamagedError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+        raise DamagedError(f"{path} cannot be read: {reason_of(error)}") from error

@@ -13,9 +13,12 @@ from torch.utils.tensorboard import SummaryWriter
 
 from stem_torchrec.config import CheckpointConfig, TrainConfig
 from stem_torchrec.config_file import dump_config, load_config
-from stem_torchrec.errors import UserError
+from stem_torchrec.data.schema import SCHEMA_FILE, Schema
+from stem_torchrec.errors import UnwritableError, UserError, reason_of
 from stem_torchrec.metrics import TaskMetrics, from_json
+from stem_torchrec.plain import to_plain
 from stem_torchrec.process import from_first_rank
+from stem_torchrec.progress import say
 
 CONFIG_FILE = "config.yaml"
 PLAN_FILE = "plan.json"
@@ -37,9 +40,9 @@ def create_run_folder(config: TrainConfig) -> Path:
             raise UserError(f"{folder} holds a run already; give another --output-dir, or --resume auto to go on.")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / CONFIG_FILE).write_text(dump_config(config))
-        except OSError as error:
-            raise UserError(f"the run folder {folder} cannot be written ({error.strerror}); give another.") from error
+            _replace(folder / CONFIG_FILE, dump_config(config))
+        except (OSError, UnwritableError) as error:
+            raise UserError(f"the run folder {folder} cannot be written ({reason_of(error)}); give another.") from error
         return folder
 
     return from_first_rank(make)
@@ -107,6 +110,8 @@ def _without_faults(config: TrainConfig) -> TrainConfig:
 class MetricsLog:
     """Numbers by step, on rank 0: a line of metrics.jsonl and points in TensorBoard for each call.
 
+    A full disk does not end the run: lines wait until there is room, and TensorBoard ends.
+
     Args:
         folder: of the run.
         after: step after which the run goes on; what the files hold of later ones is dropped.
@@ -114,35 +119,59 @@ class MetricsLog:
 
     def __init__(self, folder: Path, *, after: int = 0) -> None:
         self._file = self._board = None
+        self._waiting = b""
         if dist.get_rank() == 0:
             path = folder / METRICS_LOG
             lines = path.read_text().splitlines() if path.exists() and after else []
             # The last one may have been cut off.
             kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= after]
-            self._file = path.open("w")
-            self._file.writelines(f"{line}\n" for line in kept)
-            self._file.flush()
+            _replace(path, "".join(f"{line}\n" for line in kept))
+            self._file = path.open("ab", buffering=0)
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=after + 1 if after else None)
 
     def write(self, step: int, values: dict[str, float | int | None]) -> None:
         """Writes `{"step": step, **values}`; names like `valid/like/auc` become TensorBoard charts."""
-        if self._file is None or self._board is None:
+        if self._file is None:
             return
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            if value is not None:
-                self._board.add_scalar(name, value, step)
+        lines_wait = bool(self._waiting)
+        self._waiting += (json.dumps({"step": step, **values}) + "\n").encode()
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+        except OSError as error:
+            if not lines_wait:
+                say(f"step {step}  {METRICS_LOG} cannot be written ({reason_of(error)}); its lines wait for room")
+        try:
+            for name, value in values.items():
+                if value is not None and self._board is not None:
+                    self._board.add_scalar(name, value, step)
+        except OSError as error:
+            say(f"step {step}  TensorBoard's files cannot be written ({reason_of(error)}), and end here")
+            self._board = None
 
     def close(self) -> None:
         """Ends both files."""
-        if self._file is not None and self._board is not None:
+        if self._file is not None:
             self._file.close()
+        if self._board is not None:
             self._board.close()
 
 
+def write_inputs(folder: Path, schema: Schema, plan: str) -> None:
+    """Writes schema.json and plan.json; rank 0 calls it. Raises UnwritableError."""
+    write_json(folder / SCHEMA_FILE, to_plain(schema))
+    _replace(folder / PLAN_FILE, plan)
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON under another name first, so that a reader finds the old file or the new one, whole."""
+    """Writes JSON; a reader finds the old file or the new one, whole. Raises UnwritableError."""
+    _replace(path, json.dumps(value, indent=2) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
     new = path.with_name(path.name + ".new")
-    new.write_text(json.dumps(value, indent=2) + "\n")
-    new.rename(path)
+    try:
+        new.write_text(text)
+        new.rename(path)
+    except OSError as error:
+        raise UnwritableError(f"{path} cannot be written ({reason_of(error)})") from error

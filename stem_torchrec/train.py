@@ -15,14 +15,13 @@ from torchrec.datasets.utils import Batch
 
 from stem_torchrec.assembly import build_pipeline, build_sharded_model
 from stem_torchrec.checkpoints.signals import ending_on_signals
-from stem_torchrec.checkpoints.weights import save_weights
 from stem_torchrec.cli import run_main
 from stem_torchrec.config import DataConfig, TrainConfig
 from stem_torchrec.config_file import config_from_command_line
 from stem_torchrec.data import synthetic
 from stem_torchrec.data.files import Columns, find_row_groups, ids_per_row, missing_labels
 from stem_torchrec.data.reader import ParquetReader, data_loader
-from stem_torchrec.data.schema import load_schema, save_schema
+from stem_torchrec.data.schema import load_schema
 from stem_torchrec.early_stopping import EarlyStopping, Metrics
 from stem_torchrec.errors import UserError
 from stem_torchrec.evaluation import evaluate
@@ -30,23 +29,13 @@ from stem_torchrec.exchange import gather
 from stem_torchrec.heartbeat import GRACE, heartbeat
 from stem_torchrec.limits import check_limits
 from stem_torchrec.loop import fit
-from stem_torchrec.metrics import format_table, to_json
+from stem_torchrec.metrics import format_table
 from stem_torchrec.optim import build_optimizer, build_schedule
 from stem_torchrec.process import Process, from_first_rank, join_process_group
 from stem_torchrec.profiling import StepProfiler, check_steps
 from stem_torchrec.progress import say
 from stem_torchrec.run_checkpoints import RunCheckpoints, check_resume
-from stem_torchrec.run_folder import (
-    BEST_WEIGHTS,
-    METRICS_FILE,
-    PLAN_FILE,
-    MetricsLog,
-    best_so_far,
-    create_run_folder,
-    finish,
-    finished,
-    write_json,
-)
+from stem_torchrec.run_folder import MetricsLog, best_so_far, create_run_folder, finish, finished, write_inputs
 from stem_torchrec.sharding.plan import plan_to_json
 
 
@@ -89,7 +78,7 @@ def train(
             training=split == "train",
             shuffle_rows=config.data.shuffle_rows,
             seed=config.seed,
-            max_bad_share=config.data.max_bad_share if config.data.on_bad_row == "skip" else None,
+            max_bad_share=config.data.skipped_share,
         )
         for split, batch_size in (("train", config.data.batch_size), ("valid", config.data.eval_batch_size))
     )
@@ -114,9 +103,7 @@ def train(
     pipeline = build_pipeline(model, optimizer, config, process)
 
     folder = create_run_folder(config)
-    if process.is_first:
-        save_schema(schema, str(folder))
-        (folder / PLAN_FILE).write_text(plan_to_json(plan))
+    from_first_rank(lambda: write_inputs(folder, schema, plan_to_json(plan)))
     say(
         f"{reader.rows:,} training rows: {steps_per_epoch} steps of {process.world_size} x {reader.batch_size} an "
         f"epoch\n{validation.rows:,} validation rows; run folder {folder}"
@@ -135,10 +122,11 @@ def train(
     best: Metrics = best_so_far(folder) if not math.isnan(stopping.best) else {}
 
     def keep(step: int, metrics: Metrics) -> None:
-        best.update(metrics)
-        save_weights(model, folder / BEST_WEIGHTS)
-        if process.is_first:
-            write_json(folder / METRICS_FILE, {"step": step, "valid": to_json(metrics)})
+        if checkpoints.keep_best(step, metrics):
+            best.update(metrics)
+        else:
+            # The next one counts against the best that is on disk.
+            stopping.best = stopping.score(best) if best else math.nan
 
     def judge() -> Metrics:
         validation.start_epoch(0)
@@ -146,11 +134,14 @@ def train(
             pipeline, model, exposures,
             tasks=columns.labels, device=process.device, asks=pauses.asks_to_end,
         )  # fmt: skip
+        watch(metrics)
+        return metrics
+
+    def counts() -> dict[str, int]:
         skipped = rows_skipped({"train": reader, "valid": validation})
         if skipped:
             say(f"rows skipped, of this epoch so far: {', '.join(f'{name} {n}' for name, n in skipped.items())}")
-        watch(metrics)
-        return metrics
+        return {f"count/skipped_rows/{name}": n for name, n in skipped.items()} | checkpoints.counts()
 
     def epoch_batches(epoch: int) -> Iterable[Batch]:
         if epoch != reader.epoch:
@@ -171,6 +162,7 @@ def train(
             eval_every=config.train.eval_every,
             stopping=stopping,
             keep=keep,
+            counts=counts,
             watch=pauses,
             log_every=config.train.log_every,
             log=log,
@@ -178,6 +170,8 @@ def train(
         )
     log.close()
     checkpoints.close()
+    if not best:
+        raise UserError(f"no weights could be written to {folder}; make room there, or give another --output-dir.")
     from_first_rank(lambda: finish(folder))
     say(f"\nbest evaluation of the validation split, in {folder}:\n{format_table(best)}")
     return best

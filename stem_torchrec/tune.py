@@ -27,7 +27,7 @@ from stem_torchrec.cli import parse_known_arguments, run_main
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config_file import config_from_command_line, dump_config
 from stem_torchrec.early_stopping import EarlyStopping, Metrics
-from stem_torchrec.errors import UserError
+from stem_torchrec.errors import UserError, reason_of
 from stem_torchrec.limits import check_limits
 from stem_torchrec.plain import from_plain, to_plain
 from stem_torchrec.process import Process, join_process_group
@@ -85,7 +85,7 @@ def read_space(path: str, base: TrainConfig) -> Space:
     try:
         space = yaml.safe_load(Path(path).read_text())
     except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"--space {path} cannot be read ({' '.join(str(error).split())}); give a YAML file.") from error
+        raise UserError(f"--space {path} cannot be read ({reason_of(error)}); give a YAML file.") from error
     if not isinstance(space, dict) or not space:
         raise UserError(f"{path} is no mapping of options to choices; write lines like `model.dropout: [0.0, 0.1]`.")
     return to_space(space, base, path)
@@ -138,7 +138,7 @@ def with_values(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
     try:
         return from_plain(TrainConfig, plain)
     except (dacite.DaciteError, ValueError) as error:
-        raise UserError(f"a value of the search space does not fit: {' '.join(str(error).split())}.") from error
+        raise UserError(f"a value of the search space does not fit: {reason_of(error)}.") from error
 
 
 def suggest(trial: Trial, space: Space) -> dict[str, Any]:

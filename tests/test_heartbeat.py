@@ -3,7 +3,7 @@
 import signal
 from pathlib import Path
 
-from faults import start
+from small_runs import start
 
 from stem_torchrec.heartbeat import HANG_STATUS, Beat, Watcher
 

@@ -1,13 +1,15 @@
 """Runs that are killed and started again end as one that never was."""
 
 import json
+import os
+import resource
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
 from fault_runs import differences
-from faults import start
+from small_runs import start
 
 from stem_torchrec.errors import RESUME_STATUS
 
@@ -42,9 +44,42 @@ def test_a_run_killed_at_any_moment_ends_as_one_that_never_was(folder: Path, who
     assert differences(run, whole) == []
 
 
+def test_torchrun_starts_a_run_again_when_a_worker_dies(folder: Path, whole: Path) -> None:
+    run = folder / "restarted"
+    job = start(run, launcher=["--nproc-per-node", "2", "--max-restarts", "1"])
+    job.wait_for("step 25  ")
+    workers = Path(f"/proc/{job.processes[0].pid}/task/{job.processes[0].pid}/children").read_text().split()
+    os.kill(int(workers[1]), signal.SIGKILL)
+    statuses, said = job.end()
+    assert statuses == [0], said
+    assert "going on after step" in said
+    assert differences(run, whole) == []
+
+
+def test_a_full_disk_stops_no_training_and_loses_no_line(folder: Path, whole: Path) -> None:
+    run = folder / "full"
+    part = start(run, "--checkpoint.max-failures", "1000", ranks=2)
+    part.wait_for("step 10  ")
+    # As on a full disk, no file grows any more.
+    limits = [
+        resource.prlimit(each.pid, resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY)) for each in part.processes
+    ]
+    part.wait_for(f"{run}/best cannot be written (")
+    for process, limit in zip(part.processes, limits, strict=True):
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limit)
+    statuses, said = part.end()
+    assert statuses == [0, 0], said
+    assert "metrics.jsonl cannot be written (" in said
+    found = differences(run, whole)
+    assert all("count/failed" in each for each in found), found
+    counts = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert counts["count/failed_checkpoints"] > 0
+    assert counts["count/failed_best_weights"] > 0
+
+
 def test_a_run_that_is_asked_to_end_says_so_and_goes_on(folder: Path, whole: Path) -> None:
     run = folder / "terminated"
-    for moment, number in (("step 5  ", signal.SIGTERM), ("step 40  ", signal.SIGINT)):
+    for moment, number, in_evaluation in (("step 5  ", signal.SIGTERM, False), ("step 40  ", signal.SIGINT, True)):
         part = start(run, ranks=2)
         part.wait_for(moment)
         part.send(number, 1)  # One rank is enough.
@@ -52,6 +87,8 @@ def test_a_run_that_is_asked_to_end_says_so_and_goes_on(folder: Path, whole: Pat
         assert statuses == [RESUME_STATUS] * 2, said
         assert "Traceback" not in said
         assert "checkpoint written" in said
+        newest = max((run / "checkpoints").glob("step-*/progress.json"))
+        assert json.loads(newest.read_text())["evaluate"] == in_evaluation
     statuses, said = start(run, ranks=2).end()
     assert statuses == [0, 0], said
     assert differences(run, whole) == []

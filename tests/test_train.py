@@ -196,3 +196,13 @@ def test_torchx_starts_the_script_on_all_ranks(log: Path, tmp_path: Path, nodes:
     line = ["torchx", "run", "dist.ddp", "-j", f"{nodes}x{ranks}", "--rdzv_port", port, "stem_torchrec/train.py", *TINY]
     run(*line, "--data.path", log, "--train.max-steps", "1", "--output-dir", tmp_path / "run")
     assert json.loads((tmp_path / "run" / "plan.json").read_text())["world_size"] == nodes * ranks
+
+
+def test_a_rank_without_rows_trains_and_evaluates(tmp_path: Path) -> None:
+    """One training row and three of validation, which are those of two ranks."""
+    rows = ["--data.synthetic.train-rows", "1", "--data.synthetic.valid-rows", "3", "--data.synthetic.test-rows", "1"]
+    line = ["torchrun", "--nproc-per-node", "2", ROOT / "stem_torchrec/train.py", *TINY, *rows]
+    run(*line, "--train.metric", "logloss", "--output-dir", tmp_path / "run", cwd=tmp_path)
+    [*_, last] = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
+    assert (last["step"], last["valid/like/rows"]) == (2, 3)
+    assert last["valid/like/logloss"] > 0

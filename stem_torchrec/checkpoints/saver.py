@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -14,12 +15,36 @@ from torch.distributed._state_dict_utils import _copy_state_dict, _create_cpu_st
 
 from stem_torchrec import activity
 from stem_torchrec.checkpoints.folder import PROGRESS_FILE, Progress, checkpoint_path, prune, publish
-from stem_torchrec.checkpoints.storage import writer_to
+from stem_torchrec.checkpoints.storage import failure_of, writer_to
 from stem_torchrec.errors import UserError
 from stem_torchrec.progress import say
 from stem_torchrec.remote import remove_folder
 
 State = dict[str, Any]
+
+
+@dataclass
+class Failures:
+    """Counts writes that failed, of which too many in a row end the run.
+
+    Args:
+        most: may fail in a row.
+        way_out: what to do instead of making room.
+    """
+
+    most: int
+    way_out: str
+    total: int = 0
+    in_a_row: int = 0
+
+    def add(self, failure: str | None) -> None:
+        """Counts a write that failed for the reason given, or did not; raises UserError where it is one too many."""
+        self.total += failure is not None
+        self.in_a_row = 0 if failure is None else self.in_a_row + 1
+        if self.in_a_row > self.most:
+            raise UserError(
+                f"{failure}, and so {self.in_a_row} times in a row; make room there or {self.way_out}, and start again."
+            )
 
 
 class CheckpointSaver:
@@ -37,10 +62,8 @@ class CheckpointSaver:
     """
 
     def __init__(self, folder: str, *, keep: int = 2, max_failures: int = 3, timeout: float = 600.0) -> None:
-        self.folder, self.keep, self.max_failures = folder, keep, max_failures
-        self.failures = 0
-        """In all."""
-        self.failures_in_a_row = 0
+        self.folder, self.keep = folder, keep
+        self.failures = Failures(max_failures, "give another --checkpoint.folder")
         self._copy: State | None = None
         self._writing: Future[str | None] | None = None
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -74,16 +97,9 @@ class CheckpointSaver:
 
     def wait(self) -> None:
         """Waits for what is being written; raises UserError where too many in a row could not be."""
-        if self._writing is None:
-            return
-        reason, self._writing = self._writing.result(), None
-        self.failures += reason is not None
-        self.failures_in_a_row = 0 if reason is None else self.failures_in_a_row + 1
-        if reason is not None and self.failures_in_a_row > self.max_failures:
-            raise UserError(
-                f"{self.failures_in_a_row} checkpoints in a row could not be written to {self.folder} ({reason}); make "
-                "room there, or give another --checkpoint.folder, and start again."
-            )
+        if self._writing is not None:
+            failure, self._writing = self._writing.result(), None
+            self.failures.add(failure)
 
     def close(self) -> None:
         """Waits for what is being written and ends the thread and its connections."""
@@ -92,7 +108,7 @@ class CheckpointSaver:
         dist.destroy_process_group(self._group)
 
     def _write(self, state: State, progress: Progress) -> str | None:
-        """Writes a checkpoint; returns what failed, the same on all ranks."""
+        """Writes a checkpoint; returns what failed, in words, the same on all ranks."""
         begin, path = time.perf_counter(), checkpoint_path(self.folder, progress.step)
         reason = self._on_first_rank(lambda: _clear(path))
         if reason is None:
@@ -100,17 +116,18 @@ class CheckpointSaver:
                 dcp.save(state, storage_writer=writer_to(path), process_group=self._group)
             # Whatever a store throws, training goes on.
             except (Exception, dcp.api.CheckpointException) as error:
-                reason = _in_one_line(error)
+                reason = failure_of(error)
             reason = self._first_of_all(reason)
         if reason is None:
             reason = self._on_first_rank(lambda: publish(path, progress))
         if reason is None:
             say(f"step {progress.step}  checkpoint written in {time.perf_counter() - begin:.1f} s: {path}")
             self._on_first_rank(lambda: prune(self.folder, keep=self.keep, newest=progress.step))
-        else:
-            say(f"step {progress.step}  checkpoint not written ({reason}): {path}")
-            self._on_first_rank(lambda: _clear(path))
-        return reason
+            return None
+        failure = f"{path} cannot be written ({reason})"
+        say(f"step {progress.step}  {failure}")
+        self._on_first_rank(lambda: _clear(path))
+        return failure
 
     def _on_first_rank(self, act: Callable[[], object]) -> str | None:
         reason = None
@@ -118,7 +135,7 @@ class CheckpointSaver:
             try:
                 act()
             except Exception as error:
-                reason = _in_one_line(error)
+                reason = failure_of(error)
         return self._first_of_all(reason)
 
     def _first_of_all(self, reason: str | None) -> str | None:
@@ -130,10 +147,3 @@ class CheckpointSaver:
 def _clear(path: str) -> None:
     if g_pathmgr.exists(path):
         remove_folder(path, first=PROGRESS_FILE)
-
-
-def _in_one_line(error: BaseException) -> str:
-    if isinstance(error, dcp.api.CheckpointException):
-        rank, (cause, _) = next(iter(error.failures.items()))
-        return f"rank {rank}: {_in_one_line(cause)}"
-    return " ".join(f"{type(error).__name__}: {error}".split())

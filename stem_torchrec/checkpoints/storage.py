@@ -7,8 +7,10 @@ from typing import IO, Any, cast
 
 from iopath.common.file_io import g_pathmgr
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemBase
 
+from stem_torchrec.errors import reason_of
 from stem_torchrec.remote import move
 
 Path = str | os.PathLike
@@ -67,3 +69,11 @@ def reader_from(folder: str) -> FileSystemReader:
     reader.fs = IoPathFileSystem()  # type: ignore[assignment]
     reader.path = folder
     return reader
+
+
+def failure_of(error: BaseException) -> str:
+    """What failed, on one line; of a checkpoint's ranks the first to fail."""
+    if isinstance(error, CheckpointException):
+        rank, (cause, _) = next(iter(error.failures.items()))
+        return f"rank {rank}: {failure_of(cause)}"
+    return f"{type(error).__name__}: {reason_of(error)}"

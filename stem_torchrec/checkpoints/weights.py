@@ -6,36 +6,40 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from stem_torchrec.checkpoints.storage import reader_from
-from stem_torchrec.errors import DamagedError, UserError
+from stem_torchrec.checkpoints.storage import failure_of, reader_from
+from stem_torchrec.errors import DamagedError, UnwritableError, UserError, reason_of
 from stem_torchrec.layout import LayoutLoadPlanner, split_sizes
+from stem_torchrec.process import from_first_rank
 
 
 def save_weights(model: nn.Module, folder: Path) -> None:
     """Writes the weights of a sharded model to `folder`; a reader finds the old ones or the new ones, whole.
 
-    All ranks call it.
+    All ranks call it. Raises UnwritableError where they cannot be written; the old ones stay.
     """
     new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-    if dist.get_rank() == 0:
-        shutil.rmtree(new, ignore_errors=True)
-    dist.barrier()
-    with warnings.catch_warnings():
-        # DCP still calls what torch deprecates.
-        warnings.simplefilter("ignore", FutureWarning)
-        dcp.save({"model": model.state_dict()}, checkpoint_id=new)
-    if dist.get_rank() == 0:
+
+    def replace() -> None:
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             folder.rename(old)
         new.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
-    dist.barrier()
+
+    try:
+        from_first_rank(lambda: shutil.rmtree(new, ignore_errors=True))
+        with warnings.catch_warnings():
+            # DCP still calls what torch deprecates.
+            warnings.simplefilter("ignore", FutureWarning)
+            dcp.save({"model": model.state_dict()}, checkpoint_id=new)
+        from_first_rank(replace)
+    except (OSError, dcp.api.CheckpointException) as error:
+        from_first_rank(lambda: shutil.rmtree(new, ignore_errors=True))
+        raise UnwritableError(f"{folder} cannot be written ({failure_of(error)})") from error
 
 
 def find_weights(folder: Path) -> Path:
@@ -84,10 +88,9 @@ def load_state(state: dict[str, Any], folder: Path | str) -> None:
             dcp.load(state, storage_reader=reader_from(str(folder)), planner=LayoutLoadPlanner())
         except dcp.api.CheckpointException as error:
             reason, _ = next(iter(error.failures.values()))
-            said = " ".join(f"{reason}".split())
             if isinstance(reason, UserError):
-                raise UserError(f"{folder} does not fit: {said}") from error
-            raise DamagedError(f"{folder} cannot be read: {said}") from error
+                raise UserError(f"{folder} does not fit: {reason}") from error
+            raise DamagedError(f"{folder} cannot be read: {reason_of(reason)}") from error
 
 
 def read_metadata(folder: str) -> Metadata:
@@ -95,7 +98,7 @@ def read_metadata(folder: str) -> Metadata:
     try:
         return reader_from(folder).read_metadata()
     except (OSError, EOFError, pickle.UnpicklingError, AttributeError) as error:
-        raise DamagedError(f"{folder} cannot be read: {' '.join(str(error).split())}") from error
+        raise DamagedError(f"{folder} cannot be read: {reason_of(error)}") from error
 
 
 def _saved_sizes(folder: Path) -> dict[str, tuple[int, ...]]:

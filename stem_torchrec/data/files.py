@@ -11,7 +11,7 @@ from iopath.common.file_io import g_pathmgr
 
 from stem_torchrec.cli import nearest
 from stem_torchrec.data.schema import Schema
-from stem_torchrec.errors import UserError
+from stem_torchrec.errors import UserError, reason_of
 
 
 @dataclass(frozen=True)
@@ -162,8 +162,3 @@ def items(column: pa.Array) -> pa.Array:
 def is_list(column: pa.DataType) -> bool:
     """Whether a type is one of lists."""
     return pa.types.is_list(column) or pa.types.is_large_list(column)
-
-
-def reason_of(error: Exception) -> str:
-    """What Arrow or the system says, on one line."""
-    return " ".join(str(error).split()).rstrip(".")

@@ -13,8 +13,8 @@ from iopath.common.file_io import g_pathmgr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stem_torchrec.data.files import Columns, RowGroup, is_list, items, reason_of
-from stem_torchrec.errors import DataError
+from stem_torchrec.data.files import Columns, RowGroup, is_list, items
+from stem_torchrec.errors import DataError, reason_of
 
 BAD = "bad row"
 """The column of a row group that is read with `skip`: 0 for a good row, else 1 + the number of its reason."""

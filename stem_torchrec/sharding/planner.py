@@ -22,7 +22,7 @@ from torchrec.distributed.planner.types import (
 from torchrec.distributed.types import CacheParams
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
-from stem_torchrec.errors import UserError
+from stem_torchrec.errors import UserError, reason_of
 from stem_torchrec.process import from_first_rank
 from stem_torchrec.sharding.placement import (
     AUTO,
@@ -82,7 +82,7 @@ def plan_sharding(
         try:
             sharding_plan = planner.plan(model, [sharder or AllTypesSharder()])
         except PlannerError as error:
-            reason = " ".join(str(error).split())
+            reason = reason_of(error)
             raise UserError(f"no plan fits {topology.world_size} ranks: {reason}") from error
         return make_plan(sharding_plan, chosen.options, tables, topology)
 
