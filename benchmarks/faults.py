@@ -7,6 +7,7 @@ import json
 import random
 import signal
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ LINE = [
         "--data.synthetic.train-rows",
         "100000",
     ),
-    *("--train.epochs", "40", "--train.eval-every", "200", "--checkpoint.steps", "20", "--checkpoint.keep", "2"),
+    *("--train.epochs", "60", "--train.eval-every", "200", "--checkpoint.steps", "20", "--checkpoint.keep", "2"),
 ]
 
 
@@ -97,14 +98,27 @@ def live(run: TrainRun, config: FaultsConfig, dice: random.Random, *, kill: bool
     return {
         "victims": victims if kill and not ended else [],
         "from_step": next((int(each.split()[4]) for each in lines if each.startswith("going on after step")), 0),
-        "last_line": next((each[:80] for each in reversed(lines) if each.startswith("step ")), ""),
+        "moment": moment_of(lines),
         "ended": ended,
     }
+
+
+def moment_of(lines: Sequence[str]) -> str:
+    """What the run was doing when it said no more."""
+    steps = [line for line in lines if line.startswith("step ")]
+    if not steps:
+        return "starting"
+    last = [
+        next((i for i, line in reversed(list(enumerate(steps))) if word in line), -1)
+        for word in (" paused ", "written in")
+    ]
+    return "writing a checkpoint" if last[0] > last[1] else "training or evaluating"
 
 
 def write(folder: Path, config: FaultsConfig, lives: Sequence[dict[str, Any]], alone: float, killed: float) -> None:
     """Writes faults.md and faults.parquet."""
     faults = sum(not life["ended"] for life in lives)
+    moments = Counter(life["moment"] for life in lives if not life["ended"])
     differing = differences(folder / "killed", folder / "whole")
     pq.write_table(pa.Table.from_pylist([dict(life) for life in lives]), folder / "faults.parquet")
     steps = json.loads((folder / "whole/metrics.jsonl").read_text().splitlines()[-1])["step"]
@@ -112,6 +126,7 @@ def write(folder: Path, config: FaultsConfig, lives: Sequence[dict[str, Any]], a
         ("steps of the run", f"{steps:,}"),
         ("kills of one rank", sum(len(life["victims"]) == 1 for life in lives)),
         ("kills of all ranks", sum(len(life["victims"]) > 1 for life in lives)),
+        *((f"kills while {moment}", n) for moment, n in sorted(moments.items())),
         ("faults survived", faults),
         ("tensors and numbers that differ from the run left alone", len(differing)),
         ("rows lost", "0" if not differing else "unknown"),
