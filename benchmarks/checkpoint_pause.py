@@ -46,7 +46,7 @@ class PauseConfig:
 
 def main(config: PauseConfig, options: Sequence[str]) -> None:
     """Measures both sides and writes what they took."""
-    folder = Path(config.out)
+    folder = Path(config.out).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     found: list[dict[str, Any]] = []
     for turn in range(config.rounds):

@@ -56,7 +56,7 @@ class FaultsConfig:
 
 def main(config: FaultsConfig, options: Sequence[str]) -> None:
     """Runs both and writes what came of it."""
-    folder = Path(config.out)
+    folder = Path(config.out).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     line = [*LINE, *options]
     begin = time.perf_counter()
