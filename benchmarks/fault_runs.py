@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,9 +16,11 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.elastic.utils.distributed import get_free_port
+
+from local_ranks import rank_environments
 
 ROOT = Path(__file__).parents[1]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 
 class TrainRun:
@@ -35,23 +36,19 @@ class TrainRun:
     def __init__(
         self, folder: Path, options: Sequence[str], *, ranks: int = 1, launcher: Sequence[str] | None = None
     ) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        program = [sys.executable] if launcher is None else [*TORCHRUN, "--master-port", str(port), *launcher]
+        environments, program = rank_environments(ranks), [sys.executable]
+        if launcher is not None:
+            environments = [dict(os.environ)]
+            program += ["-m", "torch.distributed.run", "--master-port", str(get_free_port()), *launcher]
         line = [*program, str(ROOT / "stem_torchrec/train.py"), *options, "--output-dir", str(folder)]
-        where = {"OMP_NUM_THREADS": "1"}
-        if ranks > 1:
-            where |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         self.said: list[str] = []
         self.times: list[float] = []
         """When each line of `said` came."""
         self.processes = []
-        for rank in range(ranks):
-            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+        for environment in environments:
             process = subprocess.Popen(
                 line,
-                env=os.environ | where | {name: str(value) for name, value in place.items()},
+                env=environment | {"OMP_NUM_THREADS": "1"},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,

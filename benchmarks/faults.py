@@ -15,12 +15,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fault_runs import TrainRun, differences
 from tabulate import tabulate
 
 from stem_torchrec.cli import parse_known_arguments, run_main
 from stem_torchrec.errors import UserError
 
+from fault_runs import TrainRun, differences
 from sweep_machine import describe_run
 
 LINE = [

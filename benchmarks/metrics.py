@@ -5,7 +5,6 @@ python benchmarks/metrics.py --out runs/metrics
 
 import json
 import resource
-import socket
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from stem_torchrec.errors import UserError
 from stem_torchrec.metrics import MultiTaskMetrics
 from stem_torchrec.process import join_process_group
 
+from local_ranks import rank_environments
 from sweep_machine import describe_run
 
 BATCH = 2**16
@@ -71,18 +71,10 @@ def main(config: MetricsConfig) -> None:
 
 def run_case(side: Side, ranks: int, rows: int) -> dict[str, Any]:
     """What one run measures: the seconds of the slowest rank and the memory of the largest."""
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port = free.getsockname()[1]
     line = [sys.executable, __file__, "--worker", json.dumps([side, rows])]
-    places = [f"RANK={r} LOCAL_RANK={r} WORLD_SIZE={ranks} LOCAL_WORLD_SIZE={ranks}" for r in range(ranks)]
     processes = [
-        subprocess.Popen(
-            ["env", *place.split(), "MASTER_ADDR=127.0.0.1", f"MASTER_PORT={port}", *line],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for place in places
+        subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, text=True)
+        for environment in rank_environments(ranks)
     ]
     answers = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):

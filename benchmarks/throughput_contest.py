@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ import numpy as np
 from stem_torchrec.errors import UserError
 from stem_torchrec.plain import from_plain, to_plain
 
+from local_ranks import rank_environments
 from throughput_problem import Contestant, Problem
 from throughput_worker import Answer, Job
 
@@ -99,19 +99,11 @@ def _pipe(pipe: IO[str] | None) -> IO[str]:
 def _running(contestant: Contestant, problem: Problem) -> Iterator[list["subprocess.Popen[str]"]]:
     """The processes of a contestant's ranks."""
     cores = sorted(os.sched_getaffinity(0))
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port = free.getsockname()[1]
     processes = []
     try:
-        for rank in range(contestant.ranks):
+        for rank, environment in enumerate(rank_environments(contestant.ranks)):
             mine = (cores[rank % len(cores)],) if contestant.one_core_each else tuple(cores)
             job = Job(contestant, problem.with_rows(contestant.rows), mine)
-            environment = dict(os.environ)
-            if contestant.ranks > 1:
-                environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-                environment |= {"RANK": str(rank), "WORLD_SIZE": str(contestant.ranks)}
-                environment |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(contestant.ranks)}
             process = subprocess.Popen(
                 [sys.executable, str(Path(__file__).with_name("throughput_worker.py"))],
                 stdin=subprocess.PIPE,

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
+
 from checkpoint_pause import PauseConfig
 from checkpoint_pause import main as measure_pauses
 from fault_runs import differences

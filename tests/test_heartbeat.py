@@ -3,9 +3,9 @@
 import signal
 from pathlib import Path
 
-from small_runs import start
-
 from stem_torchrec.heartbeat import HANG_STATUS, Beat, Watcher
+
+from small_runs import start
 
 
 def test_nobody_is_named_while_all_go_on() -> None:

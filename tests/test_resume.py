@@ -8,10 +8,11 @@ import signal
 from pathlib import Path
 
 import pytest
-from fault_runs import differences
-from small_runs import start
 
 from stem_torchrec.errors import RESUME_STATUS
+
+from fault_runs import differences
+from small_runs import start
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import roc_auc_score
+from torch.distributed.elastic.utils.distributed import get_free_port
 
 from stem_torchrec.config_file import load_config
 from stem_torchrec.train import main
@@ -189,11 +189,18 @@ def test_the_installed_command_trains_outside_of_the_repository(tmp_path: Path) 
 
 @pytest.mark.parametrize(("nodes", "ranks"), [(1, 1), (2, 8)])
 def test_torchx_starts_the_script_on_all_ranks(log: Path, tmp_path: Path, nodes: int, ranks: int) -> None:
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port = str(free.getsockname()[1])
     # The README's line has no --rdzv_port; here another job may hold the default one.
-    line = ["torchx", "run", "dist.ddp", "-j", f"{nodes}x{ranks}", "--rdzv_port", port, "stem_torchrec/train.py", *TINY]
+    line = [
+        "torchx",
+        "run",
+        "dist.ddp",
+        "-j",
+        f"{nodes}x{ranks}",
+        "--rdzv_port",
+        str(get_free_port()),
+        "stem_torchrec/train.py",
+        *TINY,
+    ]
     run(*line, "--data.path", log, "--train.max-steps", "1", "--output-dir", tmp_path / "run")
     assert json.loads((tmp_path / "run" / "plan.json").read_text())["world_size"] == nodes * ranks
 
