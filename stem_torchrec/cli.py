@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import tyro
 from tyro import _errors
 
-from stem_torchrec.errors import RESUME_STATUS, DataError, Interrupted, UserError
+from stem_torchrec.errors import HANG_STATUS, RESUME_STATUS, DataError, Interrupted, LostRankError, UserError
 
 ConfigT = TypeVar("ConfigT")
 
@@ -50,7 +50,8 @@ def parse_known_arguments(
 
 
 def run_main(main: Callable[[], None], *, every_rank_speaks: bool = False) -> None:
-    """Calls `main`; a UserError becomes one sentence on standard error and exit status 2, Interrupted status 75.
+    """Calls `main`; a UserError becomes one sentence on standard error and exit status 2, LostRankError one and status
+    3, Interrupted status 75.
 
     Every rank of a host meets the same wrong configuration, so only the first one speaks of it, unless they do
     different things; a DataError is known to the rank that read the row alone, so that rank speaks.
@@ -59,6 +60,9 @@ def run_main(main: Callable[[], None], *, every_rank_speaks: bool = False) -> No
         main()
     except Interrupted:
         sys.exit(RESUME_STATUS)
+    except LostRankError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(HANG_STATUS)
     except UserError as error:
         if every_rank_speaks or isinstance(error, DataError) or os.environ.get("LOCAL_RANK", "0") == "0":
             # A reader process's error comes wrapped in its traceback; the sentence is behind the last name.

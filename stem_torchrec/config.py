@@ -246,7 +246,7 @@ class TrainConfig:
     """What a run keeps to go on from."""
     resume: str = "auto"
     """auto goes on from the newest checkpoint of the run folder, if it has one; never refuses a folder that holds a
-    run; a path is that of a checkpoint, or of a folder of checkpoints."""
+    run; a path is that of a checkpoint, or of a folder of checkpoints, to start from where the folder has none yet."""
     output_dir: str | None = None
     """The run folder: configuration, plan, metrics, TensorBoard files, best weights; by default a new one
     under runs/, named by the time."""

@@ -25,6 +25,12 @@ class Interrupted(Exception):
     """The run was asked to end, and a checkpoint holds all that it has done."""
 
 
+class LostRankError(Exception):
+    """Another rank is gone, so that this one cannot go on."""
+
+
+HANG_STATUS = 3
+"""Exit status of ranks that one which hangs, or is gone, has ended."""
 RESUME_STATUS = 75
 """Exit status of such a run: the same command goes on (EX_TEMPFAIL of sysexits.h)."""
 

@@ -11,18 +11,22 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
-from threading import Event, Thread
+from pathlib import Path
+from threading import Event, Thread, main_thread
 
 import torch.distributed as dist
 
 from stem_torchrec import activity
+from stem_torchrec.errors import HANG_STATUS, LostRankError, reason_of
 from stem_torchrec.process import Process, store_of_launcher
 
 GRACE = 30.0
 """Seconds that collectives wait beyond the timeout, so that the sentence comes before their errors do."""
-HANG_STATUS = 3
-"""Exit status of ranks that a hanging one has ended."""
+_ALL_END = (
+    "all ranks end, and the same command goes on from the last checkpoint (--train.timeout says how long to wait)."
+)
+_WAITING = ("torch/distributed/", "torchrec/distributed/")
+"""Where in the code a rank waits for others."""
 _PREFIX, _VERDICT = "heartbeat", "heartbeat/verdict"
 
 
@@ -35,6 +39,10 @@ class Beat:
     number: int
     """Rises as long as its main thread goes on."""
     what: str
+    where: str = ""
+    """The place in the code."""
+    waits: bool = False
+    """Whether that place waits for other ranks."""
 
 
 class Watcher:
@@ -71,62 +79,122 @@ class Watcher:
             return None
         # Who waits in a collective has begun more than whom it waits for.
         least = min(said[rank].number for rank in stuck)
-        return self._sentence("hangs", [rank for rank in stuck if said[rank].number == least], said, self._numbers, now)
+        behind = [rank for rank in stuck if said[rank].number == least]
+        return self._sentence(
+            "hangs", [rank for rank in behind if not said[rank].waits] or behind, said, self._numbers, now
+        )
 
     def _sentence(
         self, does: str, ranks: list[int], said: Mapping[int, Beat], since: Mapping[int, tuple[int, float]], now: float
     ) -> str:
         rank = ranks[0]
-        others = f" (and {len(ranks) - 1} others)" if len(ranks) > 1 else ""
+        others = f" (or one of {len(ranks) - 1} others)" if len(ranks) > 1 else ""
+        where = f" at {said[rank].where}" if said[rank].where else ""
         return (
-            f"rank {rank}{others} {does}: for {now - since[rank][1]:.0f} s it has been {said[rank].what}; all ranks "
-            "end, and the same command goes on from the last checkpoint (--train.timeout says how long to wait)."
+            f"rank {rank}{others} {does}: for {now - since[rank][1]:.0f} s it has been {said[rank].what}{where}; "
+            f"{_ALL_END}"
         )
 
 
 @contextmanager
 def heartbeat(process: Process, *, timeout: float) -> Iterator[None]:
-    """Watches over the ranks until the end of the block; ends this process, with a sentence, if one hangs."""
+    """Watches over the ranks until the end of the block; ends this process, with a sentence, if one hangs.
+
+    Raises LostRankError where another rank is gone.
+    """
     if process.world_size == 1:
         yield
         return
-    done = Event()
-    thread = Thread(target=_beat, args=(process, timeout, done), name="heartbeat", daemon=True)
-    thread.start()
+    pulse = _Pulse(process, timeout)
+    pulse.start()
     try:
         yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise LostRankError(
+            f"rank {process.rank} has lost another rank while it was {activity.current.what} "
+            f"({reason_of(error)[:200]}); what that one said, or its launcher says of it, is the cause, and the same "
+            "command goes on."
+        ) from error
     finally:
-        done.set()
-        thread.join()
+        pulse.stop()
 
 
-def _beat(process: Process, timeout: float, done: Event) -> None:
-    # A connection of its own: the process group's store serves the main thread.
-    store = store_of_launcher(timeout=timeout) or dist.TCPStore(
-        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=timeout)
-    )
-    watched = range(process.world_size) if process.is_first else [0]
-    watcher, beat = Watcher(timeout, whole=process.is_first), 0
-    while True:
-        beat += 1
-        said = json.dumps([beat, activity.current.number, activity.current.what])
-        try:
-            store.set(f"{_PREFIX}/{process.rank}", said)
-            sentence = store.get(_VERDICT).decode() if store.check([_VERDICT]) else None
-            heard = {rank: _hear(store, rank) for rank in watched}
-        except dist.DistError:
-            return  # Who serves the store has ended, and the launcher ends the rest.
-        mine = None if sentence else watcher.verdict(heard, now=time.monotonic())
-        if mine:
-            store.set(_VERDICT, mine)
-        if mine or sentence:
+class _Pulse:
+    """The threads of a rank that speak and listen."""
+
+    def __init__(self, process: Process, timeout: float) -> None:
+        self._process, self._timeout = process, timeout
+        self._pause = min(1.0, timeout / 10)
+        self._done, self._beats = Event(), 0
+        self._threads = [
+            Thread(target=work, name="heartbeat", daemon=True) for work in (self._beat, self._watch_the_store)
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        self._done.set()
+        for thread in self._threads:
+            # Without end where the store's server has stopped.
+            thread.join(2 * self._pause)
+
+    def _beat(self) -> None:
+        process = self._process
+        # A connection of its own: the process group's store serves the main thread.
+        store = store_of_launcher(process.start, timeout=self._timeout)
+        watched = range(process.world_size) if process.is_first else [0]
+        watcher = Watcher(self._timeout, whole=process.is_first)
+        while True:
+            self._beats += 1
+            said = json.dumps([self._beats, activity.current.number, activity.current.what, *_place()])
+            try:
+                store.set(f"{_PREFIX}/{process.rank}", said)
+                sentence = store.get(_VERDICT).decode() if store.check([_VERDICT]) else None
+                heard = {rank: _hear(store, rank) for rank in watched}
+            except dist.DistError:
+                self._done.set()
+                return  # Who serves the store has ended, and the launcher ends the rest.
+            mine = None if sentence else watcher.verdict(heard, now=time.monotonic())
             if mine:
-                sys.stderr.write(f"error: {mine}\n")
-                sys.stderr.flush()
-                time.sleep(2 * min(1.0, timeout / 10))  # The others read the verdict before the store may end.
-            os._exit(HANG_STATUS)
-        if done.wait(min(1.0, timeout / 10)):
-            return
+                store.set(_VERDICT, mine)
+                _say(mine)
+                time.sleep(2 * self._pause)  # The others read the verdict before the store may end.
+            if mine or sentence:
+                os._exit(HANG_STATUS)
+            if self._done.wait(self._pause):
+                return
+
+    def _watch_the_store(self) -> None:
+        """Ends this process if the store does not answer, for which its own timeouts do not hold."""
+        heard, silent = 0, 0.0
+        # Counted, not measured: this process may have been stopped for a while itself.
+        while not self._done.wait(self._pause):
+            silent = silent + self._pause if self._beats == heard else 0.0
+            heard = self._beats
+            if silent > 1.2 * self._timeout:
+                _say(
+                    "the store of the ranks, which rank 0 or the launcher serves, has not answered for "
+                    f"{silent:.0f} s; {_ALL_END}"
+                )
+                os._exit(HANG_STATUS)
+
+
+def _say(sentence: str) -> None:
+    sys.stderr.write(f"error: {sentence}\n")
+    sys.stderr.flush()
+
+
+def _place() -> tuple[str, bool]:
+    """Where the main thread is, and whether it waits for other ranks there."""
+    frame = sys._current_frames().get(main_thread().ident or 0)
+    if frame is None:
+        return "", False
+    path = frame.f_code.co_filename
+    return f"{'/'.join(Path(path).parts[-2:])}:{frame.f_lineno}", any(part in path for part in _WAITING)
 
 
 def _hear(store: dist.Store, rank: int) -> Beat:

@@ -3,6 +3,8 @@
 import gc
 import logging
 import os
+import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +31,8 @@ class Process:
     local_rank: int
     local_world_size: int
     device: torch.device
+    start: str = ""
+    """Name of this start of the ranks in the store that torchrun keeps for them."""
 
     @property
     def is_first(self) -> bool:
@@ -66,15 +70,22 @@ def join_process_group(*, timeout: float = 600.0, alone: bool = False) -> Iterat
     # torchrun sets one thread per rank where nobody says otherwise; the cores are there to be shared out.
     if os.environ.get("OMP_NUM_THREADS", "1") == "1":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
+    start = ""
+    store: dist.Store | None = None
+    if alone or "MASTER_ADDR" not in os.environ:
+        store = dist.HashStore()
+    elif _launcher_keeps_store():
+        start = name_start(store_of_launcher("", timeout=timeout), rank, world_size, timeout=timeout)
+        store = store_of_launcher(start, timeout=timeout)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         rank=rank,
         world_size=world_size,
-        store=dist.HashStore() if alone or "MASTER_ADDR" not in os.environ else store_of_launcher(timeout=timeout),
+        store=store,
         timeout=timedelta(seconds=timeout),
     )
     try:
-        yield Process(rank, world_size, local_rank, 1 if alone else local_world_size, device)
+        yield Process(rank, world_size, local_rank, 1 if alone else local_world_size, device, start)
     finally:
         dist.destroy_process_group()
         # Gloo's threads live as long as anything refers to a group, and sharded modules do so in cycles. One that
@@ -82,18 +93,55 @@ def join_process_group(*, timeout: float = 600.0, alone: bool = False) -> Iterat
         gc.collect()
 
 
-def store_of_launcher(*, timeout: float) -> dist.Store | None:
-    """A connection to the store that torchrun keeps for its ranks; None where they keep one themselves.
+def _launcher_keeps_store() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
-    When torchrun starts its ranks again it may keep the store, with the addresses of the ranks that have died in it; so
-    each start has a part of its own.
+
+def store_of_launcher(start: str, *, timeout: float) -> dist.Store:
+    """A connection to the store for ranks to meet at, which torchrun, or rank 0, serves.
+
+    Args:
+        start: the part of it that belongs to one start of the ranks.
+        timeout: seconds to wait for what is not there yet.
     """
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return None
     store = dist.TCPStore(
         os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=timeout)
     )
-    return dist.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return dist.PrefixStore(start, store) if start else store
+
+
+def name_start(store: dist.Store, rank: int, world_size: int, *, timeout: float) -> str:
+    """A name for this start of the ranks, the same on all of them, which no start before has had.
+
+    torchrun keeps one store for all starts, with the addresses of ranks that have died in it, and hosts count their
+    restarts each for itself. So rank 0 gives its name to whoever it finds there, until all of this start have heard it.
+
+    Args:
+        store: which the starts share.
+        rank: this one.
+        world_size: how many meet.
+        timeout: seconds to wait for the others.
+
+    Raises dist.DistStoreError where some do not come.
+    """
+    me = uuid.uuid4().hex
+    store.set(f"hello/{rank}", me)
+    if rank:
+        name = store.get(f"name/{me}").decode()
+        store.set(f"heard/{name}/{rank}", "")
+        return name
+    missing, deadline = set(range(1, world_size)), time.monotonic() + timeout
+    while missing:
+        for other in sorted(missing):
+            if store.check([f"hello/{other}"]):
+                # Perhaps of one that has died; then who takes its place says hello later.
+                store.set(f"name/{store.get(f'hello/{other}').decode()}", me)
+            if store.check([f"heard/{me}/{other}"]):
+                missing.remove(other)
+        if time.monotonic() > deadline:
+            raise dist.DistStoreError(f"ranks {sorted(missing)} did not come within {timeout:.0f} s")
+        time.sleep(0.02)
+    return me
 
 
 def trains_on_gpu() -> bool:
@@ -102,7 +150,7 @@ def trains_on_gpu() -> bool:
 
 
 def from_first_rank(make: Callable[[], T]) -> T:
-    """What `make` returns on rank 0, on every rank; a UserError or OSError there is raised on all. All ranks call it.
+    """What `make` returns on rank 0, on every rank; what it raises there is raised on all. All ranks call it.
 
     Without it the others would wait for rank 0 until the timeout, or fail for having lost it.
     """
@@ -112,9 +160,12 @@ def from_first_rank(make: Callable[[], T]) -> T:
             outcome = [make()]
         except (UserError, OSError) as error:
             outcome = [error]
+        except Exception as error:
+            # Not each of those can travel.
+            outcome = [RuntimeError(f"{type(error).__name__}: {error}").with_traceback(error.__traceback__)]
     if dist.is_initialized():
         dist.broadcast_object_list(outcome)
-    if isinstance(outcome[0], UserError | OSError):
+    if isinstance(outcome[0], Exception):
         raise outcome[0]
     return outcome[0]
 

@@ -3,16 +3,18 @@
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 
 import torch.distributed as dist
 from tqdm import tqdm
 
 
 def say(text: str) -> None:
-    """Prints a line on rank 0, above the progress bar if there is one."""
+    """Prints a line on rank 0, above the progress bar if there is one; no run ends because nobody can hear it."""
     if not dist.is_initialized() or dist.get_rank() == 0:
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
+        with suppress(OSError):
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
 
 
 def progress_bar(total: int, unit: str) -> tqdm:

@@ -8,10 +8,14 @@ from iopath.common.file_io import g_pathmgr
 def move(source: str, target: str) -> None:
     """Gives a file another name in its folder; object stores, which cannot rename, copy it and remove the first."""
     try:
-        g_pathmgr.mv(source, target)
+        moved = g_pathmgr.mv(source, target)
     except NotImplementedError:
-        g_pathmgr.copy(source, target, overwrite=True)
-        g_pathmgr.rm(source)
+        moved = g_pathmgr.copy(source, target, overwrite=True)
+        if moved:
+            g_pathmgr.rm(source)
+    # Some handlers raise no error, but say that it did not work.
+    if not moved:
+        raise OSError(f"{source} could not be moved to {target}")
 
 
 def remove_folder(path: str, *, first: str = "") -> None:

@@ -3,7 +3,6 @@
 from functools import partial
 from pathlib import Path
 from threading import Event
-from typing import Any
 
 import torch.distributed as dist
 from iopath.common.file_io import g_pathmgr
@@ -61,7 +60,8 @@ class RunCheckpoints:
     ) -> None:
         self._model, self._optimizer = model, optimizer
         self._reader, self._stopping, self._config = reader, stopping, config
-        self._says: tuple[dict[str, Any], dict[str, Any]] = to_plain(config), to_plain(schema)
+        self._config_says, self._schema_says = to_plain(config), to_plain(schema)
+        self._saved_step: int | None = None
         self._run, self._pipeline = folder, pipeline
         self._has_best = from_first_rank(lambda: (folder / METRICS_FILE).exists())
         self.folder = (config.checkpoint.folder or str(folder / "checkpoints")).rstrip("/")
@@ -78,7 +78,11 @@ class RunCheckpoints:
         for path in paths:
             try:
                 progress = from_first_rank(partial(_read, path))
-                check_same_run(path, (progress.config, progress.schema), self._says)
+                check_same_run(
+                    path,
+                    (progress.config, {**progress.schema, "row_groups": progress.row_groups}),
+                    (self._config_says, {**self._schema_says, "row_groups": self._reader.fingerprint}),
+                )
                 losses = restore_state(
                     self._model,
                     self._optimizer,
@@ -90,7 +94,10 @@ class RunCheckpoints:
             except DamagedError as error:
                 say(f"note: {error}; trying the checkpoint before")
                 continue
-            self._reader.start_epoch(progress.epoch, progress.left)
+            batch_size = progress.config["data"]["batch_size"]
+            self._reader.start_epoch(progress.epoch, progress.left, batch_size=batch_size)
+            if path == checkpoint_path(self.folder, progress.step):
+                self._saved_step = progress.step
             if progress.best is not None and self._has_best:
                 self._stopping.best, self._stopping.waited = progress.best, progress.waited
             elif progress.best is not None:
@@ -158,6 +165,10 @@ class RunCheckpoints:
     def _save(self, place: Place, *, wait: bool) -> None:
         assert self._saver is not None
         assert place.losses is not None
+        if place.step == self._saved_step:
+            # It was asked to end before it made a step; writing the same again would put the checkpoint at risk.
+            say(f"step {place.step}  the checkpoint that the run went on from holds all")
+            return
         left = self._reader.steps if place.left is None else place.left
         best = self._stopping.best
         progress = Progress(
@@ -168,8 +179,9 @@ class RunCheckpoints:
             best=None if best != best else best,
             waited=self._stopping.waited,
             world_size=dist.get_world_size(),
-            config=self._says[0],
-            schema=self._says[1],
+            config=self._config_says,
+            schema=self._schema_says,
+            row_groups=self._reader.fingerprint,
             skipped_batches=self._skipped_batches,
         )
         seconds = self._saver.save(training_state(self._model, self._optimizer, place.losses), progress, wait=wait)
@@ -185,12 +197,17 @@ class RunCheckpoints:
 def check_resume(config: TrainConfig, schema: Schema) -> None:
     """Raises UserError where the run would go on from nothing, or from another run's checkpoint; all ranks call it.
 
-    So that neither is found out when the run folder has been written to.
+    So that neither is found out when the run folder has been written to. Nor does a run that shall not go on take the
+    place of one that could.
     """
 
     def check() -> None:
-        folder = config.checkpoint.folder or f"{config.output_dir}/checkpoints"
-        for path in candidates(config.resume, folder.rstrip("/")):
+        folder = (config.checkpoint.folder or f"{config.output_dir}/checkpoints").rstrip("/")
+        if config.resume == "never" and complete_steps(folder):
+            raise UserError(
+                f"{folder} holds a run's checkpoints; give another --output-dir, or --resume auto to go on."
+            )
+        for path in candidates(config.resume, folder):
             try:
                 progress = _read(path)
             except DamagedError:
@@ -206,14 +223,14 @@ def candidates(resume: str, folder: str) -> list[str]:
     """Checkpoints to go on from, the best first.
 
     Args:
-        resume: auto, never, or the path of a checkpoint or of a folder of checkpoints.
+        resume: auto, never, or the path of a checkpoint or of a folder of checkpoints, for a run without its own.
         folder: the run's checkpoints.
 
     Raises UserError for a path without one.
     """
     if resume == "never":
         return []
-    if resume != "auto":
+    if resume != "auto" and not complete_steps(folder):
         folder = resume.rstrip("/")
         if g_pathmgr.exists(f"{folder}/{PROGRESS_FILE}"):
             return [folder]

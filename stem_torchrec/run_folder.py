@@ -2,13 +2,15 @@
 
 import hashlib
 import json
+import math
 import os
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
 
 from stem_torchrec.config import CheckpointConfig, TrainConfig
@@ -84,7 +86,7 @@ def finished(config: TrainConfig) -> dict[str, TaskMetrics] | None:
 
     def read() -> dict[str, TaskMetrics] | None:
         folder = Path(config.output_dir or "")
-        if config.output_dir is None or config.resume != "auto":
+        if config.output_dir is None or config.resume == "never":
             return None
         if not _has_ended(folder):
             return None
@@ -115,19 +117,30 @@ class MetricsLog:
     Args:
         folder: of the run.
         after: step after which the run goes on; what the files hold of later ones is dropped.
+        evaluate: whether the evaluation after that step is still to come.
+
+    All ranks make it; raises UnwritableError on all of them.
     """
 
-    def __init__(self, folder: Path, *, after: int = 0) -> None:
-        self._file = self._board = None
+    def __init__(self, folder: Path, *, after: int = 0, evaluate: bool = False) -> None:
+        self._file: FileIO | None = None
+        self._board: SummaryWriter | None = None
         self._waiting = b""
-        if dist.get_rank() == 0:
+
+        def holds(line: str) -> bool:
+            # The last one may have been cut off.
+            values = json.loads(line) if line.endswith("}") else {"step": math.inf}
+            evaluation = any(name.startswith("valid/") for name in values)
+            return values["step"] < after + (not (evaluate and evaluation))
+
+        def open_files() -> None:
             path = folder / METRICS_LOG
             lines = path.read_text().splitlines() if path.exists() and after else []
-            # The last one may have been cut off.
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= after]
-            _replace(path, "".join(f"{line}\n" for line in kept))
+            _replace(path, "".join(f"{line}\n" for line in lines if holds(line)))
             self._file = path.open("ab", buffering=0)
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=after + 1 if after else None)
+
+        from_first_rank(open_files)
 
     def write(self, step: int, values: dict[str, float | int | None]) -> None:
         """Writes `{"step": step, **values}`; names like `valid/like/auc` become TensorBoard charts."""
@@ -136,8 +149,7 @@ class MetricsLog:
         lines_wait = bool(self._waiting)
         self._waiting += (json.dumps({"step": step, **values}) + "\n").encode()
         try:
-            while self._waiting:
-                self._waiting = self._waiting[self._file.write(self._waiting) :]
+            self._write()
         except OSError as error:
             if not lines_wait:
                 say(f"step {step}  {METRICS_LOG} cannot be written ({reason_of(error)}); its lines wait for room")
@@ -149,12 +161,18 @@ class MetricsLog:
             say(f"step {step}  TensorBoard's files cannot be written ({reason_of(error)}), and end here")
             self._board = None
 
+    def _write(self) -> None:
+        while self._waiting and self._file is not None:
+            self._waiting = self._waiting[self._file.write(self._waiting) :]
+
     def close(self) -> None:
-        """Ends both files."""
-        if self._file is not None:
-            self._file.close()
-        if self._board is not None:
-            self._board.close()
+        """Ends both files, which may lose what a full disk has kept waiting."""
+        with suppress(OSError):
+            self._write()
+        for opened in (self._file, self._board):
+            with suppress(OSError):
+                if opened is not None:
+                    opened.close()
 
 
 def write_inputs(folder: Path, schema: Schema, plan: str) -> None:

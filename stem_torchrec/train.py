@@ -8,9 +8,11 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import replace
 from threading import Event
 
+import torch
 from torchrec.datasets.utils import Batch
 
 from stem_torchrec.assembly import build_pipeline, build_sharded_model
@@ -134,11 +136,13 @@ def train(
             pipeline, model, exposures,
             tasks=columns.labels, device=process.device, asks=pauses.asks_to_end,
         )  # fmt: skip
+        # FBGEMM counts lookups, those of evaluations as well, and corrects the bias of moments by the number.
+        optimizer.set_optimizer_step(schedule.last_epoch)
         watch(metrics)
         return metrics
 
     def counts() -> dict[str, int]:
-        skipped = rows_skipped({"train": reader, "valid": validation})
+        skipped = rows_skipped({"train": reader, "valid": validation}, process.device)
         if skipped:
             say(f"rows skipped, of this epoch so far: {', '.join(f'{name} {n}' for name, n in skipped.items())}")
         return {f"count/skipped_rows/{name}": n for name, n in skipped.items()} | checkpoints.counts()
@@ -148,8 +152,8 @@ def train(
             reader.start_epoch(epoch)
         return batches
 
-    log = MetricsLog(folder, after=start.step)
-    with heartbeat(process, timeout=config.train.timeout):
+    log = MetricsLog(folder, after=start.step, evaluate=start.evaluate)
+    with closing(log), heartbeat(process, timeout=config.train.timeout):
         fit(
             pipeline,
             epoch_batches,
@@ -168,7 +172,6 @@ def train(
             log=log,
             profiler=StepProfiler(folder / "profile", process.device) if config.train.profile else None,
         )
-    log.close()
     checkpoints.close()
     if not best:
         raise UserError(f"no weights could be written to {folder}; make room there, or give another --output-dir.")
@@ -177,13 +180,15 @@ def train(
     return best
 
 
-def rows_skipped(readers: Mapping[str, ParquetReader]) -> dict[str, int]:
+def rows_skipped(readers: Mapping[str, ParquetReader], device: torch.device) -> dict[str, int]:
     """Rows that broke the schema on any rank, as `train/tags`, where there are some; all ranks call it."""
     return {
         f"{split}/{reason}": count
         for split, reader in readers.items()
         if reader.bad is not None
-        for reason, count in zip(reader.bad.reasons, gather(reader.bad.counted).sum(dim=0).tolist(), strict=True)
+        for reason, count in zip(
+            reader.bad.reasons, gather(reader.bad.counted.to(device)).sum(dim=0).tolist(), strict=True
+        )
         if count
     }
 

@@ -3,7 +3,8 @@
 import signal
 from pathlib import Path
 
-from stem_torchrec.heartbeat import HANG_STATUS, Beat, Watcher
+from stem_torchrec.errors import HANG_STATUS
+from stem_torchrec.heartbeat import Beat, Watcher
 
 from small_runs import start
 

@@ -8,7 +8,7 @@ from stem_torchrec.errors import UserError
 _SAME = ("model", "sparse.name", "data.features", "data.labels", "data.shuffle_rows", "seed")
 _FREE = ("model.layout",)
 """Weights and states carry over to the other layout."""
-_SAME_IN_SCHEMA = ("sparse_features", "dense_features", "labels", "splits.train.rows")
+_SAME_IN_SCHEMA = ("sparse_features", "dense_features", "labels", "splits.train.rows", "row_groups")
 
 
 def check_same_run(

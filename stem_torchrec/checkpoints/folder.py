@@ -37,6 +37,8 @@ class Progress:
     """The run's configuration."""
     schema: Mapping[str, Any]
     """What the log's columns are."""
+    row_groups: str
+    """Fingerprint of the training split's row groups."""
     skipped_batches: int = 0
     """Batches whose loss was not finite."""
 

@@ -98,7 +98,13 @@ class CheckpointSaver:
     def wait(self) -> None:
         """Waits for what is being written; raises UserError where too many in a row could not be."""
         if self._writing is not None:
-            failure, self._writing = self._writing.result(), None
+            try:
+                failure, self._writing = self._writing.result(), None
+            except RuntimeError as error:
+                raise UserError(
+                    f"a checkpoint to {self.folder} could not be agreed on ({failure_of(error)}): a rank took longer "
+                    "than --train.timeout to write its part, or is gone; start again, or allow more time."
+                ) from error
             self.failures.add(failure)
 
     def close(self) -> None:

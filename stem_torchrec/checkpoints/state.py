@@ -9,7 +9,7 @@ from torch import nn
 from torchrec.optim.keyed import CombinedOptimizer
 
 from stem_torchrec.checkpoints.rowwise import read, take_out
-from stem_torchrec.checkpoints.weights import load_state, read_metadata
+from stem_torchrec.checkpoints.weights import damage_on_any_rank, load_state, read_metadata
 
 State = dict[str, Any]
 
@@ -61,7 +61,8 @@ def restore_state(
             del state["rank"]
         otherwise = take_out(state, read_metadata(path))
         load_state(state, path)
-        read(otherwise, state, path)
+        with damage_on_any_rank(path):
+            read(otherwise, state, path)
         model.load_state_dict(state["model"])
         # All states have been read in place.
         optimizer.load_state_dict(optimizer.state_dict())

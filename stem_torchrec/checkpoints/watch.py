@@ -4,13 +4,14 @@ import time
 from collections.abc import Callable
 from threading import Event
 
+import pyarrow as pa
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torchrec.datasets.utils import Batch
 
 from stem_torchrec.checkpoints.agreement import Agreement
-from stem_torchrec.errors import DivergedError, Interrupted
+from stem_torchrec.errors import DivergedError, Interrupted, reason_of
 
 _SAVE, _END, _NONFINITE = "save", "end", "nonfinite"
 
@@ -61,21 +62,24 @@ class RunWatch:
 
     def check(self) -> None:
         """Raises DivergedError where a loss was not finite; all ranks call it."""
-        if self._keep_batch is None:
-            return
         self._look()
+        # Also so that nothing asked before a pause is heard after it.
         self._asked |= self._agreement.ask_now(self._mine())
-        if _NONFINITE not in self._asked:
+        if _NONFINITE not in self._asked or self._keep_batch is None:
             return
         kept = None
         if self._bad is not None:
             step, batch = self._bad
-            kept = step, dist.get_rank(), str(self._keep_batch(step, batch))
+            try:
+                where = f"is in {self._keep_batch(step, batch)}"
+            except (OSError, pa.ArrowException) as error:
+                where = f"cannot be kept ({reason_of(error)})"
+            kept = step, dist.get_rank(), where
         all_kept: list[tuple[int, int, str] | None] = [None] * dist.get_world_size()
         dist.all_gather_object(all_kept, kept)
-        step, rank, path = min(item for item in all_kept if item is not None)
+        step, rank, where = min(item for item in all_kept if item is not None)
         raise DivergedError(
-            f"the loss at step {step} is not finite on rank {rank}, whose batch is in {path}; the last checkpoint is "
+            f"the loss at step {step} is not finite on rank {rank}, whose batch {where}; the last checkpoint is "
             "from before. Lower the learning rates, mend the rows, or skip such batches with --train.skip-nonfinite."
         )
 

@@ -1,16 +1,18 @@
 """Weights on disk, by torch.distributed.checkpoint: written by all ranks, read back on any number of them."""
 
-import pickle
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from stem_torchrec.checkpoints.storage import failure_of, reader_from
+from stem_torchrec.checkpoints.storage import check_parts, failure_of, reader_from
 from stem_torchrec.errors import DamagedError, UnwritableError, UserError, reason_of
 from stem_torchrec.layout import LayoutLoadPlanner, split_sizes
 from stem_torchrec.process import from_first_rank
@@ -94,11 +96,34 @@ def load_state(state: dict[str, Any], folder: Path | str) -> None:
 
 
 def read_metadata(folder: str) -> Metadata:
-    """What a checkpoint holds; raises DamagedError where it cannot be read."""
+    """What a checkpoint holds; all ranks call it. Raises DamagedError where any of it is not what was written."""
+
+    def read() -> Metadata:
+        try:
+            return reader_from(folder).read_metadata()
+        # Whatever bytes make pickle do.
+        except Exception as error:
+            raise DamagedError(f"{folder} cannot be read: {reason_of(error)}") from error
+
+    metadata = from_first_rank(read)
+    with damage_on_any_rank(folder):
+        check_parts(folder, metadata, part=dist.get_rank(), parts=dist.get_world_size())
+    return metadata
+
+
+@contextmanager
+def damage_on_any_rank(folder: str) -> Iterator[None]:
+    """Raises DamagedError on all ranks where the block, in which none waits for another, fails on some."""
+    failure = None
     try:
-        return reader_from(folder).read_metadata()
-    except (OSError, EOFError, pickle.UnpicklingError, AttributeError) as error:
-        raise DamagedError(f"{folder} cannot be read: {reason_of(error)}") from error
+        yield
+    except (Exception, dcp.api.CheckpointException) as error:
+        failure = failure_of(error)
+    failures: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(failures, failure)
+    for failure in failures:
+        if failure is not None:
+            raise DamagedError(f"{folder} cannot be read: {failure}")
 
 
 def _saved_sizes(folder: Path) -> dict[str, tuple[int, ...]]:

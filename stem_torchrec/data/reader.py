@@ -6,6 +6,8 @@ row is read exactly once, and decodes only the row groups that its stretch touch
 read later, on other ranks as well (`spans`).
 """
 
+import hashlib
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -121,18 +123,29 @@ class ParquetReader(IterableDataset[Batch | Exposures]):
         """Steps that the rows left of the epoch take."""
         return steps_of(self.left, self.batch_size)
 
-    def start_epoch(self, epoch: int, left: Left | None = None) -> None:
+    @property
+    def fingerprint(self) -> str:
+        """Of the row groups and their rows, by which spans find rows."""
+        groups = [(row_group.path.rpartition("/")[2], row_group.index, row_group.rows) for row_group in self.row_groups]
+        return hashlib.sha256(repr(groups).encode()).hexdigest()[:16]
+
+    def start_epoch(self, epoch: int, left: Left | None = None, *, batch_size: int | None = None) -> None:
         """Chooses the order of the rows for the iterators to come.
 
         Args:
             epoch: counted from 0.
             left: the rows to read, by default all. Divided for as many ranks and workers, they are read as they are
                 divided; else they are divided anew.
+            batch_size: that they are divided for, by default this reader's.
         """
         shape = {"ranks": self.world_size, "workers": max(self.num_workers, 1)}
         if left is None:
             left = divide([(0, self.rows)], batch_size=self.batch_size, **shape)
-        elif len(left) != shape["ranks"] or any(len(of_rank) != shape["workers"] for of_rank in left):
+        elif (
+            len(left) != shape["ranks"]
+            or any(len(of_rank) != shape["workers"] for of_rank in left)
+            or batch_size not in (None, self.batch_size)
+        ):
             everything = sorted(span for of_rank in left for spans in of_rank for span in spans)
             left = divide(everything, batch_size=self.batch_size, **shape)
         self.epoch, self.left = epoch, left
@@ -226,10 +239,17 @@ def data_loader(reader: ParquetReader, *, pin_memory: bool = False) -> DataLoade
         num_workers=reader.num_workers,
         pin_memory=pin_memory,
         collate_fn=_as_it_is,
+        worker_init_fn=_leave_signals_to_the_rank,
         # Each iterator draws a seed; from torch's own generator, a run that goes on would draw once more than one that
         # was never interrupted, and drop other units out.
         generator=torch.Generator(),
     )
+
+
+def _leave_signals_to_the_rank(worker: int) -> None:
+    """A launcher sends SIGTERM, and a terminal Ctrl-C, to these processes as well, which the last checkpoint needs."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_it_is(item: Batch | Exposures) -> Batch | Exposures:
