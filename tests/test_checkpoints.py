@@ -75,6 +75,7 @@ def progress_after(step: int) -> Progress:
         world_size=1,
         config={},
         schema={},
+        row_groups="",
     )
 
 
