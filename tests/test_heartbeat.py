@@ -3,6 +3,8 @@
 import signal
 from pathlib import Path
 
+import pytest
+
 from stem_torchrec.errors import HANG_STATUS
 from stem_torchrec.heartbeat import Beat, Watcher
 
@@ -43,18 +45,48 @@ def test_the_rank_that_others_wait_for_is_named() -> None:
     assert sentence.startswith("rank 2 hangs: for 13 s it has been reading a batch of the training split;")
 
 
+def test_of_ranks_that_are_as_far_the_one_that_does_not_wait_is_named() -> None:
+    watcher = Watcher(10)
+    for now in range(40):
+        said = {rank: Beat(now, 7, "making a training step", "distributed/comm_ops.py:9", True) for rank in (0, 2)}
+        said[1] = Beat(now, 7, "making a training step", "models/stem.py:5", False)
+        sentence = watcher.verdict(said, now=now)
+        if sentence:
+            break
+    assert sentence is not None
+    assert "rank 1 hangs: for 13 s it has been making a training step at models/stem.py:5; all ranks end" in sentence
+
+
 def test_who_does_not_hear_all_blames_nobody_for_waiting() -> None:
     watcher = Watcher(10, whole=False)
     for now in range(100):
         assert watcher.verdict({0: Beat(now, min(now, 5), "making a training step")}, now=now) is None
 
 
-def test_a_stopped_rank_ends_the_others_with_a_sentence(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("stopped", "sentence"),
+    [
+        (1, "error: rank 1 has not been heard of: for "),
+        # It serves the store by which the other one would hear of it.
+        (0, "error: the store of the ranks, which rank 0 or the launcher serves, has not answered for "),
+    ],
+)
+def test_a_stopped_rank_ends_the_others_with_a_sentence(tmp_path: Path, stopped: int, sentence: str) -> None:
     run = start(tmp_path / "run", "--train.epochs", "500", "--train.timeout", "4", ranks=2)
     run.wait_for("step 10  ")
-    run.send(signal.SIGSTOP, 1)
-    assert run.processes[0].wait(60) == HANG_STATUS
-    run.processes[1].kill()
+    run.send(signal.SIGSTOP, stopped)
+    assert run.processes[1 - stopped].wait(60) == HANG_STATUS
+    run.processes[stopped].kill()
     _, said = run.end()
-    assert "error: rank 1 has not been heard of: for " in said
+    assert sentence in said
     assert said.count("error:") == 1
+
+
+def test_who_loses_a_rank_says_so(tmp_path: Path) -> None:
+    run = start(tmp_path / "run", "--train.epochs", "500", ranks=2)
+    run.wait_for("step 10  ")
+    run.send(signal.SIGKILL, 0)
+    statuses, said = run.end(60)
+    assert statuses == [-signal.SIGKILL, HANG_STATUS]
+    assert "error: rank 1 has lost another rank while it was " in said
+    assert "Traceback" not in said

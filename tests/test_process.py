@@ -3,8 +3,15 @@
 import platform
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import pytest
+import torch.distributed as dist
+
+from stem_torchrec.process import from_first_rank, name_start
+
+from distributed import run_ranks
 
 LEAVES_A_CYCLE = """
 import time
@@ -55,3 +62,37 @@ def test_a_large_tensor_takes_the_memory_of_the_last_one() -> None:
     result = subprocess.run([sys.executable, "-c", KEEPS_FREED_MEMORY], text=True, capture_output=True)
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) < 30 * 32
+
+
+def test_each_start_has_a_name_of_its_own_whatever_the_store_holds_of_others() -> None:
+    store = dist.HashStore()
+    store.set_timeout(timedelta(seconds=20))
+    names = set()
+    for ranks in (3, 3, 2, 4):
+        with ThreadPoolExecutor(ranks) as executor:
+            # Rank 0 comes last, and finds who has died before it looks for whoever lives.
+            said = [executor.submit(name_start, store, rank, ranks, timeout=20) for rank in reversed(range(ranks))]
+            (name,) = {each.result() for each in said}
+        names.add(name)
+        store.set("hello/1", "of one that has died since")
+    assert len(names) == 4
+
+
+def test_a_start_that_lacks_a_rank_says_which() -> None:
+    with pytest.raises(dist.DistStoreError, match=r"ranks \[1\] did not come"):
+        name_start(dist.HashStore(), 0, 2, timeout=0.1)
+
+
+def fail_on_first_rank() -> str:
+    def fail() -> None:
+        raise KeyError("x")
+
+    try:
+        from_first_rank(fail)
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+def test_whatever_fails_on_the_first_rank_fails_on_all() -> None:
+    assert run_ranks(2, fail_on_first_rank) == ["KeyError: 'x'"] * 2
