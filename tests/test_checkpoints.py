@@ -1,6 +1,7 @@
 """Checkpoints in a folder, local or remote: whole or not there, pruned, and what if they cannot be written."""
 
 import errno
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -12,10 +13,12 @@ from iopath.common.file_io import PathHandler, g_pathmgr
 from torch import Tensor
 
 from stem_torchrec.checkpoints.compatibility import check_same_run
-from stem_torchrec.checkpoints.folder import Progress, checkpoint_path, complete_steps, read_progress
+from stem_torchrec.checkpoints.folder import Progress, checkpoint_path, complete_steps, publish, read_progress
 from stem_torchrec.checkpoints.saver import CheckpointSaver
-from stem_torchrec.checkpoints.weights import load_state
+from stem_torchrec.checkpoints.weights import load_state, read_metadata
 from stem_torchrec.errors import DamagedError, UserError
+from stem_torchrec.run_checkpoints import candidates
+from stem_torchrec.run_folder import METRICS_LOG, MetricsLog
 
 from distributed import run_ranks
 
@@ -173,7 +176,15 @@ def read_damaged(folder: Path, names: Sequence[str]) -> list[str]:
         said.append(str(error.value))
         file.write_bytes(whole)
     assert read(path)["count"] == 10
-    return said
+    read_metadata(path)
+    file = Path(path, "__0_0.distcp")
+    flipped = bytearray(file.read_bytes())
+    # Within the numbers, which torch.load takes as they are.
+    flipped[flipped.index(torch.full((1000,), 10.0).numpy().tobytes()) + 2] ^= 1
+    file.write_bytes(flipped)
+    with pytest.raises(DamagedError) as error:
+        read_metadata(path)
+    return [*said, str(error.value)]
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
@@ -191,6 +202,8 @@ def test_another_run_is_refused_with_all_fields_that_differ() -> None:
     schema = {"labels": ["a"], "sparse_features": [], "dense_features": [], "splits": {"train": {"rows": 9}}}
     free = {**config, "model": {**config["model"], "layout": "packed"}, "data": {**config["data"], "batch_size": 8}}
     check_same_run("there", (config, schema), (free, schema))
+    with pytest.raises(UserError, match="row_groups is a there and b here"):
+        check_same_run("there", (config, {**schema, "row_groups": "a"}), (config, {**schema, "row_groups": "b"}))
     other = {**config, "model": {**config["model"], "embedding_dim": 16}, "seed": 1}
     with pytest.raises(UserError) as error:
         check_same_run("there", (config, schema), (other, {**schema, "splits": {"train": {"rows": 8}}}))
@@ -198,3 +211,41 @@ def test_another_run_is_refused_with_all_fields_that_differ() -> None:
         "there is another run's: model.embedding_dim is 8 there and 16 here; schema.splits.train.rows is 9 there and 8 "
         "here; seed is 0 there and 1 here; give another --output-dir, or the same options."
     )
+
+
+def test_a_run_prefers_its_own_checkpoints_to_those_it_may_start_from(tmp_path: Path) -> None:
+    own, elsewhere = tmp_path / "own", tmp_path / "elsewhere"
+    for path in (elsewhere / "step-000000010", elsewhere / "step-000000020"):
+        path.mkdir(parents=True)
+        publish(str(path), progress_after(10))
+    assert candidates("auto", str(own)) == []
+    assert candidates("never", str(elsewhere)) == []
+    assert candidates(str(elsewhere), str(own)) == [
+        str(elsewhere / name) for name in ("step-000000020", "step-000000010")
+    ]
+    assert candidates(str(elsewhere / "step-000000010"), str(own)) == [str(elsewhere / "step-000000010")]
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        candidates(str(own), str(own))
+    (own / "step-000000005").mkdir(parents=True)
+    publish(str(own / "step-000000005"), progress_after(5))
+    assert candidates(str(elsewhere), str(own)) == [str(own / "step-000000005")]
+
+
+def log_twice(folder: Path) -> list[list[tuple[int, bool]]]:
+    """Step and whether it is an evaluation of each line, after each start of a run."""
+    found = []
+    for after, evaluate in ((0, False), (20, True), (20, False)):
+        log = MetricsLog(folder, after=after, evaluate=evaluate)
+        lines = map(json.loads, (folder / METRICS_LOG).read_text().splitlines())
+        found.append([(line["step"], "valid/a/auc" in line) for line in lines])
+        for step, values in ((20, {"train/a": 1.0}), (20, {"valid/a/auc": 0.5}), (30, {"train/a": 1.0}))[after // 20 :]:
+            log.write(step, values)
+        log.close()
+    return found
+
+
+def test_lines_of_steps_to_come_go_and_no_evaluation_is_logged_twice(tmp_path: Path) -> None:
+    ((first, evaluated, after),) = run_ranks(1, log_twice, tmp_path)
+    assert first == []
+    assert evaluated == [(20, False)]
+    assert after == [(20, False), (20, True)]

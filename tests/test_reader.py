@@ -102,16 +102,25 @@ def test_the_rest_of_an_epoch_is_read_as_it_would_have_been(tmp_path: Path, worl
 
 def test_other_ranks_read_the_rest_of_an_epoch_once(tmp_path: Path) -> None:
     folder = write_log(tmp_path, 103, [[20] * 3, [40, 3]])
-    for ranks, others, workers, batch_size in [(2, 1, 0, 6), (2, 3, 0, 6), (3, 2, 2, 5), (1, 4, 3, 7)]:
+    for ranks, others, before_workers, workers, batch_size in [
+        (2, 1, 0, 0, 6),
+        (2, 3, 0, 0, 6),
+        (3, 2, 0, 2, 5),
+        (1, 4, 0, 3, 7),
+        (2, 2, 2, 2, 4),  # Only the size of a batch differs.
+    ]:
         for steps in (0, 1, 4):
             before, rest = [], []
-            readers = [reader_of(folder, batch_size=6, rank=rank, world_size=ranks) for rank in range(ranks)]
+            readers = [
+                reader_of(folder, batch_size=6, rank=rank, world_size=ranks, num_workers=before_workers)
+                for rank in range(ranks)
+            ]
             for reader in readers:
                 before += [row for batch in islice(reader, steps) for row in rows_of(batch)]
             left = json.loads(json.dumps(readers[0].left_after(steps)))
             for rank in range(others):
                 reader = reader_of(folder, batch_size=batch_size, rank=rank, world_size=others, num_workers=workers)
-                reader.start_epoch(0, left)
+                reader.start_epoch(0, left, batch_size=6)
                 batches = list(reader)
                 assert len(batches) == reader.steps
                 rest += [row for batch in batches for row in rows_of(batch)]
@@ -436,3 +445,12 @@ def test_the_footers_tell_how_many_ids_a_row_has(tmp_path: Path):
     # tags holds 0 to 2 ids by n % 3, and none where n % 5 == 4; a row without ids counts as one.
     ids = [max(1, 0 if n % 5 == 4 else n % 3) for n in range(30)]
     assert ids_per_row(row_groups, ["row", "tags", "place"]) == {"row": 1, "tags": sum(ids) / 30, "place": 1}
+
+
+def test_the_fingerprint_is_that_of_the_row_groups(tmp_path: Path) -> None:
+    layouts = {"a": [[20] * 3, [40, 3]], "again": [[20] * 3, [40, 3]], "other": [[20, 40], [40, 3]]}
+    prints = {}
+    for name, layout in layouts.items():
+        (tmp_path / name).mkdir()
+        prints[name] = reader_of(write_log(tmp_path / name, 103, layout), batch_size=6).fingerprint
+    assert prints["a"] == prints["again"] != prints["other"]
