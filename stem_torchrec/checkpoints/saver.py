@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from iopath.common.file_io import g_pathmgr
+from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torch.distributed._state_dict_utils import _copy_state_dict, _create_cpu_state_dict
 
 from stem_torchrec import activity
@@ -87,7 +88,7 @@ class CheckpointSaver:
         self.wait()
         activity.note("copying its state for a checkpoint")
         if self._copy is None:
-            self._copy = _create_cpu_state_dict(state, pin_memory=torch.cuda.is_available())
+            self._copy = host_memory_for(state)
         _copy_state_dict(state, self._copy, type_check=False)
         self._writing = self._executor.submit(self._write, self._copy, progress)
         if wait:
@@ -148,6 +149,25 @@ class CheckpointSaver:
         reasons: list[str | None] = [None] * dist.get_world_size()
         dist.all_gather_object(reasons, reason, group=self._group)
         return next((said for said in reasons if said is not None), None)
+
+
+def host_memory_for(state: State) -> State:
+    """Tensors on the host, pinned where there is a GPU, of the shapes and the sharding of those in `state`."""
+    room: State = {}
+    for name, value in state.items():
+        if isinstance(value, dict):
+            room[name] = host_memory_for(value)
+        elif isinstance(value, ShardedTensor) and all(
+            shard.tensor.device.type == "cpu" for shard in value.local_shards()
+        ):
+            # What torch does below copies the storage of each shard, which for a table is that of all tables of a rank.
+            shards = [Shard(torch.empty_like(shard.tensor), shard.metadata) for shard in value.local_shards()]
+            room[name] = ShardedTensor._init_from_local_shards_and_global_metadata(
+                shards, value.metadata(), process_group=value._process_group, sharding_spec=value.sharding_spec()
+            )
+        else:
+            room |= _create_cpu_state_dict({name: value}, pin_memory=torch.cuda.is_available())
+    return room
 
 
 def _clear(path: str) -> None:
