@@ -3,7 +3,7 @@
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
-from io import BytesIO
+from io import BufferedWriter, BytesIO
 from typing import IO, Any, cast
 from zipfile import BadZipFile, ZipFile
 
@@ -19,6 +19,38 @@ from stem_torchrec.remote import move
 Path = str | os.PathLike
 
 
+class UncachedFile:
+    """Writes a local file and leaves little of it in the page cache.
+
+    What a checkpoint puts there nobody reads, and it pushes out the log that is being read. Where a kernel has to find
+    fresh pages for each gigabyte, that also takes more of the trainer's time than the writing itself.
+
+    Args:
+        file: open for writing.
+    """
+
+    _MOST = 64 * 2**20
+    """Bytes of it in the page cache."""
+
+    def __init__(self, file: BufferedWriter) -> None:
+        self._file, self._cached = file, 0
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Writes all of `data`; returns its number of bytes."""
+        view = memoryview(data).cast("B")
+        for start in range(0, len(view), self._MOST):
+            self._cached += self._file.write(view[start : start + self._MOST])
+            if self._cached >= self._MOST:
+                self._file.flush()
+                os.fdatasync(self._file.fileno())
+                os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                self._cached = 0
+        return len(view)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
 class IoPathFileSystem(FileSystemBase):
     """What DCP asks of a file system, by iopath's handlers."""
 
@@ -26,7 +58,8 @@ class IoPathFileSystem(FileSystemBase):
     def create_stream(self, path: Path, mode: str) -> Generator[Any, None, None]:
         """Opens a file."""
         with g_pathmgr.open(str(path), mode) as stream:
-            yield cast(IO[Any], stream)
+            local = "w" in mode and isinstance(stream, BufferedWriter) and hasattr(os, "posix_fadvise")
+            yield cast(IO[Any], UncachedFile(stream) if local else stream)
 
     def concat_path(self, path: Path, suffix: str) -> str:
         """A file in a folder."""

@@ -12,7 +12,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from stem_torchrec.checkpoints.storage import check_parts, failure_of, reader_from
+from stem_torchrec.checkpoints.storage import check_parts, failure_of, reader_from, writer_to
 from stem_torchrec.errors import DamagedError, UnwritableError, UserError, reason_of
 from stem_torchrec.layout import LayoutLoadPlanner, split_sizes
 from stem_torchrec.process import from_first_rank
@@ -37,7 +37,7 @@ def save_weights(model: nn.Module, folder: Path) -> None:
         with warnings.catch_warnings():
             # DCP still calls what torch deprecates.
             warnings.simplefilter("ignore", FutureWarning)
-            dcp.save({"model": model.state_dict()}, checkpoint_id=new)
+            dcp.save({"model": model.state_dict()}, storage_writer=writer_to(str(new)))
         from_first_rank(replace)
     except (OSError, dcp.api.CheckpointException) as error:
         from_first_rank(lambda: shutil.rmtree(new, ignore_errors=True))
