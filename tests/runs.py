@@ -17,6 +17,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.optim.keyed import CombinedOptimizer
 
 from stem_torchrec.assembly import build_pipeline, build_sharded_model
+from stem_torchrec.checkpoints.folder import Progress
 from stem_torchrec.config import DataConfig, LoopConfig, ModelConfig, ShardingConfig, SparseOptimizerConfig, TrainConfig
 from stem_torchrec.data.files import Columns
 from stem_torchrec.optim import build_optimizer
@@ -158,3 +159,19 @@ def with_labels_of(task: int, batches: Iterable[Batch]) -> list[Batch]:
 def mine(batches: list[list[Batch]]) -> list[Batch]:
     """Those of this rank."""
     return [ranks[dist.get_rank()] for ranks in batches]
+
+
+def progress_after(step: int) -> Progress:
+    """Of a run without a history."""
+    return Progress(
+        step=step,
+        epoch=0,
+        left=[[[(step, 100)]]],
+        evaluate=False,
+        best=0.5,
+        waited=0,
+        world_size=1,
+        config={},
+        schema={},
+        row_groups="",
+    )

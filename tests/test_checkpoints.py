@@ -1,7 +1,7 @@
 """Checkpoints in a folder, local or remote: whole or not there, pruned, and what if they cannot be written."""
 
 import errno
-import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -13,14 +13,16 @@ from iopath.common.file_io import PathHandler, g_pathmgr
 from torch import Tensor
 
 from stem_torchrec.checkpoints.compatibility import check_same_run
-from stem_torchrec.checkpoints.folder import Progress, checkpoint_path, complete_steps, publish, read_progress
-from stem_torchrec.checkpoints.saver import CheckpointSaver
+from stem_torchrec.checkpoints.folder import checkpoint_path, complete_steps, read_progress
+from stem_torchrec.checkpoints.saver import CheckpointSaver, host_memory_for
+from stem_torchrec.checkpoints.state import training_state
+from stem_torchrec.checkpoints.storage import IoPathFileSystem, UncachedFile
 from stem_torchrec.checkpoints.weights import load_state, read_metadata
 from stem_torchrec.errors import DamagedError, UserError
-from stem_torchrec.run_checkpoints import candidates
-from stem_torchrec.run_folder import METRICS_LOG, MetricsLog
 
 from distributed import run_ranks
+from reference import TABLES
+from runs import Run, batches_of_ranks, config_of, mine, progress_after
 
 
 class Store(PathHandler):
@@ -65,21 +67,6 @@ class Store(PathHandler):
     def _copy(self, src_path: str, dst_path: str, overwrite: bool = False, **_: Any) -> bool:
         self._local(dst_path).write_bytes(self._local(src_path).read_bytes())
         return True
-
-
-def progress_after(step: int) -> Progress:
-    return Progress(
-        step=step,
-        epoch=0,
-        left=[[[(step, 100)]]],
-        evaluate=False,
-        best=0.5,
-        waited=0,
-        world_size=1,
-        config={},
-        schema={},
-        row_groups="",
-    )
 
 
 def state_after(step: int) -> dict[str, Tensor]:
@@ -213,39 +200,32 @@ def test_another_run_is_refused_with_all_fields_that_differ() -> None:
     )
 
 
-def test_a_run_prefers_its_own_checkpoints_to_those_it_may_start_from(tmp_path: Path) -> None:
-    own, elsewhere = tmp_path / "own", tmp_path / "elsewhere"
-    for path in (elsewhere / "step-000000010", elsewhere / "step-000000020"):
-        path.mkdir(parents=True)
-        publish(str(path), progress_after(10))
-    assert candidates("auto", str(own)) == []
-    assert candidates("never", str(elsewhere)) == []
-    assert candidates(str(elsewhere), str(own)) == [
-        str(elsewhere / name) for name in ("step-000000020", "step-000000010")
-    ]
-    assert candidates(str(elsewhere / "step-000000010"), str(own)) == [str(elsewhere / "step-000000010")]
-    with pytest.raises(UserError, match="holds no checkpoint"):
-        candidates(str(own), str(own))
-    (own / "step-000000005").mkdir(parents=True)
-    publish(str(own / "step-000000005"), progress_after(5))
-    assert candidates(str(elsewhere), str(own)) == [str(own / "step-000000005")]
+def bytes_of_room() -> list[tuple[int, int]]:
+    """Of each shard of a table: what it holds of host memory, and what it needs."""
+    run = Run.build(config_of("adagrad", "table_wise"))
+    run.train(mine(batches_of_ranks(1, 2)))
+    room = host_memory_for(training_state(run.model, run.optimizer, torch.zeros(3)))
+    shards = [shard.tensor for name in room["model"] if TABLES in name for shard in room["model"][name].local_shards()]
+    return [(tensor.untyped_storage().nbytes(), tensor.nbytes) for tensor in shards]
 
 
-def log_twice(folder: Path) -> list[list[tuple[int, bool]]]:
-    """Step and whether it is an evaluation of each line, after each start of a run."""
-    found = []
-    for after, evaluate in ((0, False), (20, True), (20, False)):
-        log = MetricsLog(folder, after=after, evaluate=evaluate)
-        lines = map(json.loads, (folder / METRICS_LOG).read_text().splitlines())
-        found.append([(line["step"], "valid/a/auc" in line) for line in lines])
-        for step, values in ((20, {"train/a": 1.0}), (20, {"valid/a/auc": 0.5}), (30, {"train/a": 1.0}))[after // 20 :]:
-            log.write(step, values)
-        log.close()
-    return found
+def test_the_copy_of_a_table_has_memory_for_that_table_alone() -> None:
+    """The tables of a rank share one storage, which torch's own copy takes whole for each."""
+    for sizes in run_ranks(2, bytes_of_room):
+        assert len(sizes) > 1
+        assert all(held == needed for held, needed in sizes)
 
 
-def test_lines_of_steps_to_come_go_and_no_evaluation_is_logged_twice(tmp_path: Path) -> None:
-    ((first, evaluated, after),) = run_ranks(1, log_twice, tmp_path)
-    assert first == []
-    assert evaluated == [(20, False)]
-    assert after == [(20, False), (20, True)]
+def test_a_file_that_leaves_the_page_cache_holds_what_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(UncachedFile, "_MOST", 4096)
+    parts = [bytes(range(256)) * 50, b"", b"end"]
+    dropped: list[int] = []
+    advise = os.posix_fadvise
+    monkeypatch.setattr(os, "posix_fadvise", lambda *args: (dropped.append(args[-1]), advise(*args)))
+    with IoPathFileSystem().create_stream(tmp_path / "file", "wb") as file:
+        assert [file.write(memoryview(part)) for part in parts] == [len(part) for part in parts]
+        assert file.tell() == 12803
+    assert (tmp_path / "file").read_bytes() == b"".join(parts)
+    assert dropped == [os.POSIX_FADV_DONTNEED] * 3

@@ -1,0 +1,52 @@
+"""What a run folder says: which checkpoint a run goes on from, and the lines of its log."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stem_torchrec.checkpoints.folder import publish
+from stem_torchrec.errors import UserError
+from stem_torchrec.run_checkpoints import candidates
+from stem_torchrec.run_folder import METRICS_LOG, MetricsLog
+
+from distributed import run_ranks
+from runs import progress_after
+
+
+def test_a_run_prefers_its_own_checkpoints_to_those_it_may_start_from(tmp_path: Path) -> None:
+    own, elsewhere = tmp_path / "own", tmp_path / "elsewhere"
+    for path in (elsewhere / "step-000000010", elsewhere / "step-000000020"):
+        path.mkdir(parents=True)
+        publish(str(path), progress_after(10))
+    assert candidates("auto", str(own)) == []
+    assert candidates("never", str(elsewhere)) == []
+    assert candidates(str(elsewhere), str(own)) == [
+        str(elsewhere / name) for name in ("step-000000020", "step-000000010")
+    ]
+    assert candidates(str(elsewhere / "step-000000010"), str(own)) == [str(elsewhere / "step-000000010")]
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        candidates(str(own), str(own))
+    (own / "step-000000005").mkdir(parents=True)
+    publish(str(own / "step-000000005"), progress_after(5))
+    assert candidates(str(elsewhere), str(own)) == [str(own / "step-000000005")]
+
+
+def log_twice(folder: Path) -> list[list[tuple[int, bool]]]:
+    """Step and whether it is an evaluation of each line, after each start of a run."""
+    found = []
+    for after, evaluate in ((0, False), (20, True), (20, False)):
+        log = MetricsLog(folder, after=after, evaluate=evaluate)
+        lines = map(json.loads, (folder / METRICS_LOG).read_text().splitlines())
+        found.append([(line["step"], "valid/a/auc" in line) for line in lines])
+        for step, values in ((20, {"train/a": 1.0}), (20, {"valid/a/auc": 0.5}), (30, {"train/a": 1.0}))[after // 20 :]:
+            log.write(step, values)
+        log.close()
+    return found
+
+
+def test_lines_of_steps_to_come_go_and_no_evaluation_is_logged_twice(tmp_path: Path) -> None:
+    ((first, evaluated, after),) = run_ranks(1, log_twice, tmp_path)
+    assert first == []
+    assert evaluated == [(20, False)]
+    assert after == [(20, False), (20, True)]
