@@ -94,7 +94,10 @@ def write(folder: Path, config: PauseConfig, found: Sequence[dict[str, Any]]) ->
     head = describe_run("checkpoint_pause.py")
     text = ["# What checkpoints cost", "", *(f"- {name}: {value}" for name, value in head.items()), ""]
     text += [tabulate(rows, names, tablefmt="github", disable_numparse=True), ""]
-    text += [f"Median: {median(shares):+.2%} of time in all, with a checkpoint every {config.minutes * 60:g} seconds.", ""]
+    text += [
+        f"Median: {median(shares):+.2%} of time in all, with a checkpoint every {config.minutes * 60:g} seconds.",
+        "",
+    ]
     (folder / "checkpoint_pause.md").write_text("\n".join(text))
     print(f"report: {folder / 'checkpoint_pause.md'}")
 

@@ -148,8 +148,11 @@ class _Pulse:
         store = store_of_launcher(process.start, timeout=self._timeout)
         watched = range(process.world_size) if process.is_first else [0]
         watcher = Watcher(self._timeout, whole=process.is_first)
+        now, last = 0.0, time.monotonic()
         while True:
             self._beats += 1
+            # All ranks may have been stopped for a while, and go on.
+            now, last = now + min(time.monotonic() - last, 2 * self._pause), time.monotonic()
             said = json.dumps([self._beats, activity.current.number, activity.current.what, *_place()])
             try:
                 store.set(f"{_PREFIX}/{process.rank}", said)
@@ -158,7 +161,7 @@ class _Pulse:
             except dist.DistError:
                 self._done.set()
                 return  # Who serves the store has ended, and the launcher ends the rest.
-            mine = None if sentence else watcher.verdict(heard, now=time.monotonic())
+            mine = None if sentence else watcher.verdict(heard, now=now)
             if mine:
                 store.set(_VERDICT, mine)
                 _say(mine)

@@ -119,13 +119,17 @@ def fit(
             assert watch is not None
             watch.pause(Place(step, epoch, epoch_end - step, evaluate=True, losses=meter.state()))
             raise
-        values = evaluation_values(metrics) | dict(counts() if counts is not None else {})
-        if log is not None:
-            log.write(step, values)
+        values = evaluation_values(metrics)
         epochs = epoch + 1 - (epoch_end - step) / steps_per_epoch
         say(f"step {step}  epoch {epochs:.2f}  {format_values(_ranking(values))}")
-        if (stopping is None or stopping.better(metrics)) and keep is not None:
-            keep(step, metrics)
+        try:
+            if (stopping is None or stopping.better(metrics)) and keep is not None:
+                keep(step, metrics)
+        finally:
+            # Behind it, so that what could not be kept counts.
+            values |= counts() if counts is not None else {}
+            if log is not None:
+                log.write(step, values)
         meter.restart()
         if stopping is not None and stopping.stop:
             say(f"step {step}  no better {stopping.metric} in {stopping.waited} evaluations: stopping")

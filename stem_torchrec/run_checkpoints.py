@@ -135,11 +135,13 @@ class RunCheckpoints:
 
         Raises UserError where too many in a row could not be.
         """
-        failure = None
+        failure, new = None, self._run / f"{METRICS_FILE}.best"
         try:
-            save_weights(self._model, self._run / BEST_WEIGHTS)
             found = {"step": step, "valid": to_json(metrics)}
-            from_first_rank(lambda: write_json(self._run / METRICS_FILE, found))
+            from_first_rank(lambda: write_json(new, found))
+            save_weights(self._model, self._run / BEST_WEIGHTS)
+            # Which takes no room, so that the two never tell of different steps.
+            from_first_rank(lambda: new.replace(self._run / METRICS_FILE))
         except UnwritableError as error:
             failure = str(error)
             say(f"step {step}  {failure}")
@@ -223,18 +225,20 @@ def candidates(resume: str, folder: str) -> list[str]:
     """Checkpoints to go on from, the best first.
 
     Args:
-        resume: auto, never, or the path of a checkpoint or of a folder of checkpoints, for a run without its own.
+        resume: auto, never, or the path of a checkpoint or of a folder of checkpoints, for a run without its own, or
+            where its own are damaged.
         folder: the run's checkpoints.
 
     Raises UserError for a path without one.
     """
     if resume == "never":
         return []
-    if resume != "auto" and not complete_steps(folder):
-        folder = resume.rstrip("/")
-        if g_pathmgr.exists(f"{folder}/{PROGRESS_FILE}"):
-            return [folder]
     found = [checkpoint_path(folder, step) for step in complete_steps(folder)]
+    if resume != "auto":
+        there = resume.rstrip("/")
+        steps = [] if g_pathmgr.exists(f"{there}/{PROGRESS_FILE}") else complete_steps(there)
+        elsewhere = [checkpoint_path(there, step) for step in steps] if steps else [there]
+        found += [path for path in elsewhere if path not in found and g_pathmgr.exists(f"{path}/{PROGRESS_FILE}")]
     if resume != "auto" and not found:
         raise UserError(f"--resume {resume} holds no checkpoint; give one, as RUN/checkpoints/step-000000100, or auto.")
     return found

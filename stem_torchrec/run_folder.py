@@ -56,15 +56,13 @@ def _folder_of_launch() -> Path:
     now = f"runs/{datetime.now():%Y%m%d-%H%M%S}"
     if launch is None:
         return Path(now)
-    again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     if launch == "none":
         # Nobody has named the launch; the launcher itself lives on when it starts its ranks again.
-        launch = f"torchrun-{os.getppid()}"
-    else:
-        # A scheduler may start the launcher again as well.
-        again = True
+        stat = Path(f"/proc/{os.getppid()}/stat")
+        since = stat.read_text().rpartition(")")[2].split()[19] if stat.exists() else ""
+        launch = f"torchrun-{os.getppid()}-{since}"
     launch = hashlib.sha256(launch.encode()).hexdigest()[:8]
-    before = [folder for folder in sorted(Path("runs").glob(f"*-{launch}")) if not _has_ended(folder)] if again else []
+    before = [folder for folder in sorted(Path("runs").glob(f"*-{launch}")) if not _has_ended(folder)]
     return before[-1] if before else Path(f"{now}-{launch}")
 
 

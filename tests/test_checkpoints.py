@@ -13,7 +13,7 @@ from iopath.common.file_io import PathHandler, g_pathmgr
 from torch import Tensor
 
 from stem_torchrec.checkpoints.compatibility import check_same_run
-from stem_torchrec.checkpoints.folder import checkpoint_path, complete_steps, read_progress
+from stem_torchrec.checkpoints.folder import PROGRESS_FILE, checkpoint_path, complete_steps, read_progress
 from stem_torchrec.checkpoints.saver import CheckpointSaver, host_memory_for
 from stem_torchrec.checkpoints.state import training_state
 from stem_torchrec.checkpoints.storage import IoPathFileSystem, UncachedFile
@@ -171,7 +171,16 @@ def read_damaged(folder: Path, names: Sequence[str]) -> list[str]:
     file.write_bytes(flipped)
     with pytest.raises(DamagedError) as error:
         read_metadata(path)
-    return [*said, str(error.value)]
+    said.append(str(error.value))
+    read_progress(path)
+    for name, old, new in ((PROGRESS_FILE, b'"step": 10', b'"step": 11'), (".metadata", b"count", b"cound")):
+        whole = Path(path, name).read_bytes()
+        assert old in whole
+        Path(path, name).write_bytes(whole.replace(old, new))
+        with pytest.raises(ValueError, match="is not what was written there"):
+            read_progress(path)
+        Path(path, name).write_bytes(whole)
+    return said
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:

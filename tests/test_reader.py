@@ -454,3 +454,21 @@ def test_the_fingerprint_is_that_of_the_row_groups(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         prints[name] = reader_of(write_log(tmp_path / name, 103, layout), batch_size=6).fingerprint
     assert prints["a"] == prints["again"] != prints["other"]
+
+
+FAILS_BESIDE_A_READER = """
+import sys
+from logs import reader_of
+from stem_torchrec.data.reader import data_loader
+batches = iter(data_loader(reader_of(sys.argv[1], batch_size=6, num_workers=1)))
+next(batches)
+raise RuntimeError("some error")
+"""
+
+
+def test_an_error_ends_the_process_with_its_readers(tmp_path: Path) -> None:
+    folder = write_log(tmp_path, 103, [[20] * 3, [40, 3]])
+    line = [sys.executable, "-c", FAILS_BESIDE_A_READER, str(folder)]
+    done = subprocess.run(line, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "RuntimeError: some error" in done.stderr

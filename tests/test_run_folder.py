@@ -29,7 +29,11 @@ def test_a_run_prefers_its_own_checkpoints_to_those_it_may_start_from(tmp_path: 
         candidates(str(own), str(own))
     (own / "step-000000005").mkdir(parents=True)
     publish(str(own / "step-000000005"), progress_after(5))
-    assert candidates(str(elsewhere), str(own)) == [str(own / "step-000000005")]
+    assert candidates(str(elsewhere / "step-000000010"), str(own)) == [
+        str(own / "step-000000005"),
+        str(elsewhere / "step-000000010"),
+    ]
+    assert candidates(str(own), str(own)) == [str(own / "step-000000005")]
 
 
 def log_twice(folder: Path) -> list[list[tuple[int, bool]]]:

@@ -3,6 +3,7 @@
 A folder without progress.json is no checkpoint: it is being written, or its writing was cut off.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +15,7 @@ from stem_torchrec.remote import move, remove_folder
 
 PROGRESS_FILE = "progress.json"
 _PREFIX = "step-"
+_CHECKSUM = "sha256"
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,9 @@ def complete_steps(folder: str) -> list[int]:
 
 def publish(path: str, progress: Progress) -> None:
     """Makes what was written to `path` a checkpoint."""
-    new = f"{path}/{PROGRESS_FILE}.new"
+    new, said = f"{path}/{PROGRESS_FILE}.new", json.loads(json.dumps(asdict(progress)))
     with g_pathmgr.open(new, "w") as file:
-        file.write(json.dumps(asdict(progress), indent=1) + "\n")
+        file.write(json.dumps({**said, _CHECKSUM: _checksum(path, said)}, indent=1) + "\n")
     move(new, f"{path}/{PROGRESS_FILE}")
 
 
@@ -65,10 +67,21 @@ def read_progress(path: str) -> Progress:
     """What `publish` wrote; raises OSError or ValueError where it cannot be read."""
     with g_pathmgr.open(f"{path}/{PROGRESS_FILE}", "r") as file:
         found = json.loads(file.read())
+    if found.pop(_CHECKSUM, None) != _checksum(path, found):
+        raise ValueError(f"{PROGRESS_FILE} or .metadata is not what was written there")
     try:
         return Progress(**found)
     except TypeError as error:
         raise ValueError(f"{PROGRESS_FILE} has other fields than this version's ({error})") from error
+
+
+def _checksum(path: str, progress: Mapping[str, Any]) -> str:
+    """Of what says where everything else of a checkpoint is; the rest has checksums of its own."""
+    metadata = b""
+    if g_pathmgr.exists(f"{path}/.metadata"):
+        with g_pathmgr.open(f"{path}/.metadata", "rb") as file:
+            metadata = file.read()
+    return hashlib.sha256(json.dumps(progress, sort_keys=True).encode() + metadata).hexdigest()
 
 
 def prune(folder: str, *, keep: int, newest: int) -> None:

@@ -6,11 +6,14 @@ row is read exactly once, and decodes only the row groups that its stretch touch
 read later, on other ranks as well (`spans`).
 """
 
+import atexit
 import hashlib
+import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from itertools import cycle
 
 import numpy as np
@@ -233,6 +236,8 @@ def _in_turn(iterators: Sequence[Iterator[Batch | Exposures]]) -> Iterator[Batch
 
 def data_loader(reader: ParquetReader, *, pin_memory: bool = False) -> DataLoader:
     """Batches of `reader`, made in its worker processes, in the same order on every call."""
+    if reader.num_workers:
+        _kill_readers_at_exit()
     return DataLoader(
         reader,
         batch_size=None,
@@ -250,6 +255,19 @@ def _leave_signals_to_the_rank(worker: int) -> None:
     """A launcher sends SIGTERM, and a terminal Ctrl-C, to these processes as well, which the last checkpoint needs."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+
+
+@cache
+def _kill_readers_at_exit() -> None:
+    """As multiprocessing would by SIGTERM, and then wait for them without end; it comes after this."""
+
+    def kill() -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise an error for each.
+        for process in multiprocessing.active_children():
+            if process.daemon:
+                process.kill()
+
+    atexit.register(kill)
 
 
 def _as_it_is(item: Batch | Exposures) -> Batch | Exposures:
