@@ -75,8 +75,9 @@ def join_process_group(*, timeout: float = 600.0, alone: bool = False) -> Iterat
     if alone or "MASTER_ADDR" not in os.environ:
         store = dist.HashStore()
     elif _launcher_keeps_store():
-        start = name_start(store_of_launcher("", timeout=timeout), rank, world_size, timeout=timeout)
-        store = store_of_launcher(start, timeout=timeout)
+        shared = store_of_launcher("", timeout=timeout)
+        start = name_start(shared, rank, world_size, timeout=timeout)
+        store = dist.PrefixStore(start, shared)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         rank=rank,

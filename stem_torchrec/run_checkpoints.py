@@ -236,9 +236,9 @@ def candidates(resume: str, folder: str) -> list[str]:
     found = [checkpoint_path(folder, step) for step in complete_steps(folder)]
     if resume != "auto":
         there = resume.rstrip("/")
-        steps = [] if g_pathmgr.exists(f"{there}/{PROGRESS_FILE}") else complete_steps(there)
-        elsewhere = [checkpoint_path(there, step) for step in steps] if steps else [there]
-        found += [path for path in elsewhere if path not in found and g_pathmgr.exists(f"{path}/{PROGRESS_FILE}")]
+        one = g_pathmgr.exists(f"{there}/{PROGRESS_FILE}")
+        elsewhere = [there] if one else [checkpoint_path(there, step) for step in complete_steps(there)]
+        found += [path for path in elsewhere if path not in found]
     if resume != "auto" and not found:
         raise UserError(f"--resume {resume} holds no checkpoint; give one, as RUN/checkpoints/step-000000100, or auto.")
     return found

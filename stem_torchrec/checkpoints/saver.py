@@ -16,7 +16,7 @@ from torch.distributed._state_dict_utils import _copy_state_dict, _create_cpu_st
 
 from stem_torchrec import activity
 from stem_torchrec.checkpoints.folder import PROGRESS_FILE, Progress, checkpoint_path, prune, publish
-from stem_torchrec.checkpoints.storage import failure_of, writer_to
+from stem_torchrec.checkpoints.storage import failure_of, failure_on_any_rank, writer_to
 from stem_torchrec.errors import UserError
 from stem_torchrec.progress import say
 from stem_torchrec.remote import remove_folder
@@ -124,7 +124,7 @@ class CheckpointSaver:
             # Whatever a store throws, training goes on.
             except (Exception, dcp.api.CheckpointException) as error:
                 reason = failure_of(error)
-            reason = self._first_of_all(reason)
+            reason = failure_on_any_rank(reason, group=self._group)
         if reason is None:
             reason = self._on_first_rank(lambda: publish(path, progress))
         if reason is None:
@@ -143,12 +143,7 @@ class CheckpointSaver:
                 act()
             except Exception as error:
                 reason = failure_of(error)
-        return self._first_of_all(reason)
-
-    def _first_of_all(self, reason: str | None) -> str | None:
-        reasons: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(reasons, reason, group=self._group)
-        return next((said for said in reasons if said is not None), None)
+        return failure_on_any_rank(reason, group=self._group)
 
 
 def host_memory_for(state: State) -> State:

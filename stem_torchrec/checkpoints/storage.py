@@ -7,6 +7,7 @@ from io import BufferedWriter, BytesIO
 from typing import IO, Any, cast
 from zipfile import BadZipFile, ZipFile
 
+import torch.distributed as dist
 from iopath.common.file_io import g_pathmgr
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.api import CheckpointException
@@ -127,6 +128,13 @@ def check_parts(folder: str, metadata: Metadata, *, part: int, parts: int) -> No
                 wrong = ZipFile(BytesIO(file.read(stored.length))).testzip()
             if wrong is not None:
                 raise BadZipFile(f"{stored.relative_path} is not what was written there")
+
+
+def failure_on_any_rank(failure: str | None, *, group: dist.ProcessGroup | None = None) -> str | None:
+    """What the first rank on which something failed says of it, on all ranks, which all call it."""
+    failures: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(failures, failure, group=group)
+    return next((said for said in failures if said is not None), None)
 
 
 def failure_of(error: BaseException) -> str:

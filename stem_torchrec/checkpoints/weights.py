@@ -12,7 +12,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from stem_torchrec.checkpoints.storage import check_parts, failure_of, reader_from, writer_to
+from stem_torchrec.checkpoints.storage import check_parts, failure_of, failure_on_any_rank, reader_from, writer_to
 from stem_torchrec.errors import DamagedError, UnwritableError, UserError, reason_of
 from stem_torchrec.layout import LayoutLoadPlanner, split_sizes
 from stem_torchrec.process import from_first_rank
@@ -119,11 +119,9 @@ def damage_on_any_rank(folder: str) -> Iterator[None]:
         yield
     except (Exception, dcp.api.CheckpointException) as error:
         failure = failure_of(error)
-    failures: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(failures, failure)
-    for failure in failures:
-        if failure is not None:
-            raise DamagedError(f"{folder} cannot be read: {failure}")
+    failure = failure_on_any_rank(failure)
+    if failure is not None:
+        raise DamagedError(f"{folder} cannot be read: {failure}")
 
 
 def _saved_sizes(folder: Path) -> dict[str, tuple[int, ...]]:
