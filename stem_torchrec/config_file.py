@@ -8,15 +8,25 @@ import dacite
 import yaml
 
 from stem_torchrec.cli import nearest, parse_arguments, parse_known_arguments
-from stem_torchrec.config import TrainConfig
+from stem_torchrec.config import CheckpointConfig, LoopConfig, TrainConfig
 from stem_torchrec.errors import UserError, reason_of
 from stem_torchrec.plain import from_plain, to_plain
 from stem_torchrec.recipes import RECIPES
 
 
 def dump_config(config: TrainConfig) -> str:
-    """The configuration as YAML. The run folder itself is left out, so that the file starts another run."""
-    return yaml.safe_dump(to_plain(replace(config, output_dir=None)), sort_keys=False)
+    """The configuration as YAML, which starts another run: its folders and what it went on from are left out."""
+    checkpoint = replace(config.checkpoint, folder=None)
+    return yaml.safe_dump(
+        to_plain(replace(config, checkpoint=checkpoint, resume="auto", output_dir=None)), sort_keys=False
+    )
+
+
+def what_is_trained(config: TrainConfig) -> TrainConfig:
+    """The configuration with the defaults for what does not change what a run learns, to tell runs apart."""
+    usual = LoopConfig()
+    loop = replace(config.train, timeout=usual.timeout, log_every=usual.log_every, profile=usual.profile)
+    return replace(config, train=loop, checkpoint=CheckpointConfig(), resume="auto", output_dir=None)
 
 
 def load_config(path: str) -> TrainConfig:

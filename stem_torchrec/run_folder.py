@@ -5,7 +5,6 @@ import json
 import math
 import os
 from contextlib import suppress
-from dataclasses import replace
 from datetime import datetime
 from io import FileIO
 from pathlib import Path
@@ -13,8 +12,8 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from stem_torchrec.config import CheckpointConfig, TrainConfig
-from stem_torchrec.config_file import dump_config, load_config
+from stem_torchrec.config import TrainConfig
+from stem_torchrec.config_file import dump_config, load_config, what_is_trained
 from stem_torchrec.data.schema import SCHEMA_FILE, Schema
 from stem_torchrec.errors import UnwritableError, UserError, reason_of
 from stem_torchrec.metrics import TaskMetrics, from_json
@@ -89,7 +88,7 @@ def finished(config: TrainConfig) -> dict[str, TaskMetrics] | None:
         if not _has_ended(folder):
             return None
         found = json.loads((folder / METRICS_FILE).read_text())
-        if _without_faults(load_config(str(folder / CONFIG_FILE))) != _without_faults(config):
+        if what_is_trained(load_config(str(folder / CONFIG_FILE))) != what_is_trained(config):
             raise UserError(f"{folder} holds a run already, of other options; give another --output-dir.")
         return from_json(found["valid"])
 
@@ -99,12 +98,6 @@ def finished(config: TrainConfig) -> dict[str, TaskMetrics] | None:
 def _has_ended(folder: Path) -> bool:
     file = folder / METRICS_FILE
     return file.exists() and json.loads(file.read_text()).get("finished", False)
-
-
-def _without_faults(config: TrainConfig) -> TrainConfig:
-    """The options that say what is trained."""
-    train = replace(config.train, timeout=0, log_every=1)
-    return replace(config, train=train, checkpoint=CheckpointConfig(), resume="auto", output_dir=None)
 
 
 class MetricsLog:
