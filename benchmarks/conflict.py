@@ -20,6 +20,7 @@ from stem_torchrec.compare import train_all, write_report
 from stem_torchrec.comparison.options import read_command_line as read_comparison
 from stem_torchrec.data import synthetic
 from stem_torchrec.errors import UserError
+from stem_torchrec.heartbeat import collective_timeout
 from stem_torchrec.process import from_first_rank, join_process_group
 from stem_torchrec.progress import say
 
@@ -51,13 +52,13 @@ def measure(config: ConflictConfig, rest: Sequence[str]) -> None:
     rows: list[dict[str, Any]] = []
     for dial in config.dials:
         here = folder / f"conflict_{dial:g}"
-        plan = read_comparison(["--models", config.models, "--seeds", config.seeds, "--out", str(here), *rest])
-        drawn = replace(plan.train.data.synthetic, conflict=dial)
-        data = replace(plan.train.data, path=str(here / "log"))
-        with join_process_group(timeout=plan.train.train.timeout) as process:
+        request = read_comparison(["--models", config.models, "--seeds", config.seeds, "--out", str(here), *rest])
+        drawn = replace(request.train.data.synthetic, conflict=dial)
+        data = replace(request.train.data, path=str(here / "log"))
+        with join_process_group(timeout=collective_timeout(request.train.train.timeout)) as process:
             from_first_rank(partial(synthetic.ensure, drawn, str(here / "log")))
             say(f"\nconflict {dial:g}")
-            comparison = train_all(replace(plan, train=replace(plan.train, data=data)), process)
+            comparison = train_all(replace(request, train=replace(request.train, data=data)), process)
         if process.is_first:
             write_report(comparison)
             rows += [{"conflict": dial, **row} for row in pq.read_table(here / "results.parquet").to_pylist()]

@@ -4,6 +4,7 @@ The one place that knows the order build -> optimizer in backward -> plan -> sha
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.optim.keyed import CombinedOptimizer
 
-from stem_torchrec.config import Precision, ShardingConfig, TrainConfig
+from stem_torchrec.config import Precision, ShardingConfig, SparseOptimizerConfig, TrainConfig
 from stem_torchrec.data.files import Columns
 from stem_torchrec.errors import UserError
 from stem_torchrec.models.build import build_model
@@ -87,6 +88,18 @@ def build_sharded_model(
     # From here on ranks draw different numbers, for dropout.
     torch.manual_seed(config.seed + process.rank)
     return sharded, plan
+
+
+def for_weights_only(config: TrainConfig) -> TrainConfig:
+    """The configuration of the same model, for whoever loads its weights and does not train.
+
+    Without optimizer state any optimizer will do, and any plan: the run's own may name other ranks, devices or tables.
+    """
+    return replace(
+        config,
+        sparse=SparseOptimizerConfig(name="sgd"),
+        sharding=replace(config.sharding, rules=(), plan=None, kernel="auto"),
+    )
 
 
 def choose_placements(

@@ -6,34 +6,44 @@ python stem_torchrec/compare.py --data.path DIR --models stem,single_task,mmoe -
 import shlex
 import sys
 from collections.abc import Mapping
-from pathlib import Path
+from threading import Event
 
+from stem_torchrec.checkpoints.signals import ending_on_signals
 from stem_torchrec.cli import run_main
 from stem_torchrec.comparison.choices import try_cell
 from stem_torchrec.comparison.comparable_sections import comparable_samples
 from stem_torchrec.comparison.diagnostic_sections import gate_sections, table_sections
-from stem_torchrec.comparison.options import Plan, claim_folder, prepare, read_command_line
-from stem_torchrec.comparison.report import Report
+from stem_torchrec.comparison.options import Request, claim_folder, prepare, read_command_line
+from stem_torchrec.comparison.report import Report, escape
 from stem_torchrec.comparison.runs import Part, train_and_test
 from stem_torchrec.comparison.sections import choices, costs, results
+from stem_torchrec.comparison.statistics import MIN_USERS
 from stem_torchrec.comparison.tested import Comparison, Tested
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.data.schema import load_schema
+from stem_torchrec.errors import UserError
+from stem_torchrec.heartbeat import collective_timeout
 from stem_torchrec.process import Process, from_first_rank, join_process_group
 from stem_torchrec.progress import TimeLeft, progress_bar, say
 
 
-def train_all(plan: Plan, process: Process) -> Comparison:
+def train_all(request: Request, process: Process, *, ending: Event | None = None) -> Comparison:
     """Tunes, trains and tests what is not done yet; all ranks of the process group call it.
 
-    Raises UserError where the plan does not fit the log, or the folder holds another comparison.
+    Args:
+        request: what to compare.
+        process: this rank.
+        ending: once it is set on some rank, ends by Interrupted after a checkpoint of the run under way.
+
+    Raises UserError where the request does not fit the log, the folder holds another comparison, or a run of the base
+    diverged.
     """
-    plan = prepare(plan)
-    from_first_rank(lambda: claim_folder(plan, process.world_size))
-    parts = plan.parts()
+    request = prepare(request)
+    from_first_rank(lambda: claim_folder(request, process.world_size))
+    config, train, grid = request.config, request.train, request.grid
+    parts = request.parts()
     every = [part for of_model in parts.values() for part in of_model]
-    configs: Mapping[Part, TrainConfig] = dict.fromkeys(every, plan.train)
-    grid = plan.grid
+    configs: Mapping[Part, TrainConfig] = dict.fromkeys(every, train)
     # What is left to do is what rank 0 finds: a shared file system may show the others less.
     if grid is not None:
         untried = from_first_rank(lambda: grid.missing(every))
@@ -41,33 +51,35 @@ def train_all(plan: Plan, process: Process) -> Comparison:
             left = TimeLeft(len(untried))
             for number, (part, cell) in enumerate(untried):
                 say(f"\ntrial {number + 1} of {len(untried)}{left.after(number)}")
-                try_cell(grid, part, cell, plan.train, process)
+                try_cell(grid, part, cell, train, process, ending=ending)
                 bar.update()
-        configs = from_first_rank(lambda: {part: grid.choose(part).of(plan.train) for part in every})
-    missing = from_first_rank(lambda: [run for run in plan.runs if not run.done])
-    if len(missing) < len(plan.runs):
-        say(f"{len(plan.runs) - len(missing)} of {len(plan.runs)} runs are done already")
+        configs = from_first_rank(lambda: {part: grid.choose(part).of(train) for part in every})
+    missing = from_first_rank(lambda: [run for run in request.runs if not run.done])
+    if len(missing) < len(request.runs):
+        say(f"{len(request.runs) - len(missing)} of {len(request.runs)} runs are done already")
     with progress_bar(len(missing), "run") as bar:
         left = TimeLeft(len(missing))
         for number, run in enumerate(missing):
             name = f"{run.model}, seed {run.seed}, in {run.folder}"
             say(f"\nrun {number + 1} of {len(missing)}{left.after(number)}: {name}")
-            train_and_test(run, {part: configs[part] for part in parts[run.model]}, plan.config.split, process)
+            of_parts = {part: configs[part] for part in parts[run.model]}
+            train_and_test(run, of_parts, config.split, process, ending=ending)
             bar.update()
-    assert plan.train.data.path is not None
+    diverged = from_first_rank(
+        lambda: {run.model: said for run in request.runs if (said := run.test().get("diverged"))}
+    )
+    if config.base in diverged:
+        raise UserError(
+            f"{diverged[config.base].rstrip('.')}; with --base {config.base} there is nothing to compare with, give "
+            "another, or lower rates and another --out."
+        )
     return Comparison(
-        folder=Path(plan.config.out),
-        runs=plan.runs,
-        path=plan.train.data.path,
-        split=plan.config.split,
-        base=plan.config.base,
-        resamples=plan.config.resamples,
-        confidence=plan.config.confidence,
-        pair=plan.pair,
-        edges=plan.config.ratio_edges,
-        item=plan.config.item,
-        skips_bad_rows=plan.train.data.skipped_share is not None,
+        config,
+        train,
+        runs=[run for run in request.runs if run.model not in diverged],
+        pair=request.pair,
         chosen=from_first_rank(lambda: grid.rows(every) if grid else []),
+        diverged=diverged,
     )
 
 
@@ -75,15 +87,18 @@ def write_report(comparison: Comparison) -> None:
     """Writes report.md, report.html and the numbers as Parquet; one process does, and no process group waits for it."""
     tested = Tested(comparison)
     report = Report("Comparison of models")
-    description = load_schema(comparison.path).description
+    config, description = comparison.config, load_schema(comparison.path).description
+    seeds = " and seeds" if len(comparison.seeds) > 1 else ""
     report.text(
-        *([f"Log: {description}"] if description else []),
+        *([f"Log: {escape(description)}"] if description else []),
         f"`{shlex.join(['stem_torchrec/compare.py', *sys.argv[1:]])}`",
-        f"{len(tested.rows):,} rows of the {comparison.split} split, seeds {', '.join(map(str, comparison.seeds))}. "
+        f"{len(tested.rows):,} rows of the {config.split} split, seeds {', '.join(map(str, comparison.seeds))}. "
         "Mean ± standard deviation over the seeds; differences with an interval of "
-        f"{comparison.confidence:.0%} by {comparison.resamples} draws of {tested.drawn} and seeds, bold where it "
-        "leaves 0 out. Of few seeds the spread is drawn too small. Single-task models stop, and are tuned, each by its "
-        "own task; the others by the mean over the tasks.",
+        f"{config.confidence:.0%} by {config.resamples} draws of {tested.drawn}{seeds}, bold where it leaves 0 out. Of "
+        f"few seeds the spread is drawn too small, of one not at all. Where fewer than {MIN_USERS} {tested.drawn} have "
+        "positives, or negatives, there is no interval. Single-task models stop, and are tuned, each by its own task; "
+        "the others by the mean over the tasks.",
+        *[f"Left out, as a run diverged: {escape(said)}" for said in comparison.diverged.values()],
     )
     results(report, comparison, tested)
     if comparison.chosen:
@@ -101,9 +116,10 @@ def main() -> None:
     """The command `stem-compare`."""
 
     def run() -> None:
-        plan = read_command_line()
-        with join_process_group(timeout=plan.train.train.timeout) as process:
-            comparison = train_all(plan, process)
+        request = read_command_line()
+        timeout = collective_timeout(request.train.train.timeout)
+        with ending_on_signals() as ending, join_process_group(timeout=timeout) as process:
+            comparison = train_all(request, process, ending=ending)
         if process.is_first:
             write_report(comparison)
 

@@ -231,7 +231,7 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     """The log, and how rows become batches."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    """STEM-Net and its tables."""
+    """The model and its tables."""
     sparse: SparseOptimizerConfig = field(default_factory=SparseOptimizerConfig)
     """The optimizer of the tables."""
     dense: DenseOptimizerConfig = field(default_factory=DenseOptimizerConfig)

@@ -67,7 +67,7 @@ def config_from_command_line(args: Sequence[str] | None = None) -> TrainConfig:
 def _description(start: str) -> str:
     recipes = "\n".join(f"  {name}: {(recipe.__doc__ or '').splitlines()[0]}" for name, recipe in RECIPES.items())
     return (
-        f"Trains STEM. The defaults below are those of {start}.\n\n"
+        f"Trains a model, STEM by default. The defaults below are those of {start}.\n\n"
         f"--recipe NAME starts from another recipe:\n{recipes}\n\n"
         "--config FILE starts from the config.yaml of a run."
     )

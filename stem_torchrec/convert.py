@@ -10,10 +10,10 @@ from typing import Annotated
 
 import tyro
 
-from stem_torchrec.assembly import build_sharded_model
+from stem_torchrec.assembly import build_sharded_model, for_weights_only
 from stem_torchrec.checkpoints.weights import find_weights, load_weights, save_weights
 from stem_torchrec.cli import parse_arguments, run_main
-from stem_torchrec.config import Layout, SparseOptimizerConfig, TrainConfig
+from stem_torchrec.config import Layout, TrainConfig
 from stem_torchrec.config_file import dump_config, load_config
 from stem_torchrec.data.files import Columns
 from stem_torchrec.data.schema import load_schema, save_schema
@@ -52,13 +52,9 @@ def convert_run(config: ConvertConfig, process: Process) -> None:
     weights, schema = find_weights(run / BEST_WEIGHTS), load_schema(str(run))
     columns = Columns.select(schema, features=trained.data.features, labels=trained.data.labels)
     converted = _in_layout(trained, config.layout)
-    # Only weights pass through, so any optimizer and plan will do.
-    passing = replace(
-        converted, sparse=SparseOptimizerConfig(name="sgd"), sharding=replace(converted.sharding, kernel="auto")
-    )
     new = from_first_rank(lambda: _make_folder(folder))
     try:
-        model, _ = build_sharded_model(passing, columns, process)
+        model, _ = build_sharded_model(for_weights_only(converted), columns, process)
         load_weights(model, weights)
         save_weights(model, new / BEST_WEIGHTS)
 

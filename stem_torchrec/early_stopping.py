@@ -10,7 +10,7 @@ from stem_torchrec.metrics import TaskMetrics
 
 Metrics = dict[str, TaskMetrics]
 
-_METRICS = {"auc": 1, "gauc": 1, "logloss": -1, "ne": -1}
+SIGNS = {"auc": 1, "gauc": 1, "logloss": -1, "ne": -1}
 """The metrics that can be watched, with -1 where lower is better."""
 
 
@@ -31,16 +31,16 @@ class EarlyStopping:
     patience: int | None
     tasks: Sequence[str]
     has_groups: bool = True
-    best: float = math.nan
+    best: float | None = None
     waited: int = 0
 
     def __post_init__(self) -> None:
         name, _, task = self.metric.partition("/")
-        each = [f"{metric}/{known}" for metric in _METRICS for known in self.tasks]
-        if name not in _METRICS or (task and task not in self.tasks):
+        each = [f"{metric}/{known}" for metric in SIGNS for known in self.tasks]
+        if name not in SIGNS or (task and task not in self.tasks):
             raise UserError(
-                f"--train.metric is {self.metric!r}, but must be {', '.join(_METRICS)} or one task's, as in "
-                f"auc/{self.tasks[0]}{nearest(self.metric, [*_METRICS, *each])}"
+                f"--train.metric is {self.metric!r}, but must be {', '.join(SIGNS)} or one task's, as in "
+                f"auc/{self.tasks[0]}{nearest(self.metric, [*SIGNS, *each])}"
             )
         if name == "gauc" and not self.has_groups:
             raise UserError(f"--train.metric is {self.metric!r}, but schema.json names no group column; choose auc.")
@@ -49,7 +49,7 @@ class EarlyStopping:
         """The watched metric, higher is better: its mean over the tasks, negative where lower is better."""
         name, _, task = self.metric.partition("/")
         values = [getattr(metrics[t], name) for t in ([task] if task else self.tasks)]
-        return _METRICS[name] * sum(values) / len(values)
+        return SIGNS[name] * sum(values) / len(values)
 
     def better(self, metrics: Metrics) -> bool:
         """Whether `metrics` are the best so far; raises UserError where they leave the watched metric undefined."""
@@ -61,7 +61,7 @@ class EarlyStopping:
                 f"--train.metric is {self.metric!r}, but the validation split leaves it undefined: a task lacks labels "
                 "of both kinds."
             )
-        if math.isnan(self.best) or value > self.best:
+        if self.best is None or value > self.best:
             self.best, self.waited = value, 0
             return True
         self.waited += 1

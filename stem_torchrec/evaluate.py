@@ -5,7 +5,7 @@ python stem_torchrec/evaluate.py --run RUN --data.path DIR --split test --json F
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -14,14 +14,14 @@ from iopath.common.file_io import g_pathmgr
 from torch import Tensor, nn
 from torchrec.optim.keyed import CombinedOptimizer
 
-from stem_torchrec.assembly import build_pipeline, build_sharded_model
+from stem_torchrec.assembly import build_pipeline, build_sharded_model, for_weights_only
 from stem_torchrec.checkpoints.weights import find_weights, load_weights
 from stem_torchrec.cli import parse_arguments, run_main
-from stem_torchrec.config import SparseOptimizerConfig
 from stem_torchrec.config_file import load_config
 from stem_torchrec.data.batch import Exposures
 from stem_torchrec.data.files import Columns, find_row_groups
-from stem_torchrec.data.reader import ParquetReader, data_loader
+from stem_torchrec.data.loader import data_loader
+from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.errors import UserError
 from stem_torchrec.evaluation import predict
@@ -100,13 +100,7 @@ def evaluate_run(
         training=False,
         max_bad_share=run.data.skipped_share,
     )
-    # Evaluation has no use for optimizer state, and may run on other ranks and devices than the run did.
-    here = replace(
-        run,
-        sparse=SparseOptimizerConfig(name="sgd"),
-        sharding=replace(run.sharding, rules=(), plan=None, kernel="auto"),
-    )
-    model, _ = build_sharded_model(here, columns, process)
+    model, _ = build_sharded_model(for_weights_only(run), columns, process)
     load_weights(model, weights)
     pipeline = build_pipeline(model, CombinedOptimizer([]), run, process)
 

@@ -20,8 +20,15 @@ from stem_torchrec import activity
 from stem_torchrec.errors import HANG_STATUS, LostRankError, reason_of
 from stem_torchrec.process import Process, store_of_launcher
 
-GRACE = 30.0
-"""Seconds that collectives wait beyond the timeout, so that the sentence comes before their errors do."""
+_GRACE = 30.0
+"""Seconds that collectives wait beyond the verdict about a rank that hangs, so that the sentence comes before their
+errors do."""
+_HANGS_AFTER = 1.2
+"""Times the timeout after which a rank counts as hanging, or the store as silent: later than a process that has stopped
+is found, which stands still as well."""
+_PAUSES_TO_VERDICT = 4
+"""Pauses until a rank has said what it does, rank 0 has heard it, has judged it, and the others have read the
+verdict."""
 _ALL_END = (
     "all ranks end, and the same command goes on from the last checkpoint (--train.timeout says how long to wait)."
 )
@@ -45,11 +52,26 @@ class Beat:
     """Whether that place waits for other ranks."""
 
 
+def collective_timeout(timeout: float) -> float:
+    """Seconds that collectives wait, so that a rank for which they wait in vain is named before they fail.
+
+    Args:
+        timeout: the heartbeat's.
+    """
+    return _HANGS_AFTER * timeout + _PAUSES_TO_VERDICT * _pause(timeout) + _GRACE
+
+
+def _pause(timeout: float) -> float:
+    """Seconds between two things that a rank says."""
+    return min(1.0, timeout / 10)
+
+
 class Watcher:
     """Finds the rank that everybody waits for in what ranks say.
 
     Args:
-        timeout: seconds without a change after which a rank counts as stopped, or as hanging.
+        timeout: seconds without a sign of life after which a rank counts as stopped; it counts as hanging a little
+            later, see `collective_timeout`.
         whole: whether it hears all ranks, without which it cannot tell who hangs from who waits.
 
     Example::
@@ -73,13 +95,12 @@ class Watcher:
         silent = [rank for rank in said if now - self._beats[rank][1] > self._timeout]
         if silent:
             return self._sentence("has not been heard of", silent, said, self._beats, now)
-        # A little later, since a process that has stopped also stands still.
-        stuck = [rank for rank in said if now - self._numbers[rank][1] > 1.2 * self._timeout]
-        if not stuck or not self._whole:
-            return None
-        # Who waits in a collective has begun more than whom it waits for.
-        least = min(said[rank].number for rank in stuck)
+        stuck = [rank for rank in said if now - self._numbers[rank][1] > _HANGS_AFTER * self._timeout]
+        # Who waits in a collective has begun more than whom it waits for, who may take long and go on.
+        least = min(beat.number for beat in said.values())
         behind = [rank for rank in stuck if said[rank].number == least]
+        if not behind or not self._whole:
+            return None
         return self._sentence(
             "hangs", [rank for rank in behind if not said[rank].waits] or behind, said, self._numbers, now
         )
@@ -126,7 +147,7 @@ class _Pulse:
 
     def __init__(self, process: Process, timeout: float) -> None:
         self._process, self._timeout = process, timeout
-        self._pause = min(1.0, timeout / 10)
+        self._pause = _pause(timeout)
         self._done, self._beats = Event(), 0
         self._threads = [
             Thread(target=work, name="heartbeat", daemon=True) for work in (self._beat, self._watch_the_store)
@@ -178,7 +199,7 @@ class _Pulse:
         while not self._done.wait(self._pause):
             silent = silent + self._pause if self._beats == heard else 0.0
             heard = self._beats
-            if silent > 1.2 * self._timeout:
+            if silent > _HANGS_AFTER * self._timeout:
                 _say(
                     "the store of the ranks, which rank 0 or the launcher serves, has not answered for "
                     f"{silent:.0f} s; {_ALL_END}"

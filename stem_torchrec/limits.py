@@ -1,6 +1,7 @@
 """Numbers of a configuration that make no sense, refused before anything is built."""
 
 import math
+from operator import attrgetter
 from typing import Any
 
 from stem_torchrec.config import TrainConfig
@@ -23,12 +24,14 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "model.embedding_l2": (0, 1e6),
     "model.embedding_std": (0, 100),
     "sparse.learning_rate": (0, 1e6),
+    "sparse.group_learning_rates": (0, 1e6),
     "sparse.weight_decay": (0, 1e6),
     "sparse.betas": (0, 0.9999999),
     "dense.learning_rate": (0, 1e6),
     "dense.weight_decay": (0, 1e6),
     "dense.betas": (0, 0.9999999),
     "schedule.warmup_steps": (0, math.inf),
+    "sharding.hbm_gb": (1e-3, 1e6),
     "train.epochs": (1, math.inf),
     "train.max_steps": (1, math.inf),
     "train.eval_every": (1, math.inf),
@@ -42,15 +45,15 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "checkpoint.max_failures": (0, math.inf),
     "seed": (0, 2**32 - 1),
 }
-"""Least and greatest value by field; a list is held to them item by item, and None is no value."""
+"""Least and greatest value by field; a list or dictionary is held to them item by item, and None is no value."""
 
 
 def check_limits(config: TrainConfig) -> None:
     """Raises UserError with the option, its value and the limit for the first number outside of its limits."""
     for path, (least, greatest) in _LIMITS.items():
-        value: Any = config
-        for name in path.split("."):
-            value = getattr(value, name)
+        value: Any = attrgetter(path)(config)
+        if isinstance(value, dict):
+            value = tuple(value.values())
         for number in value if isinstance(value, tuple) else (value,):
             # NaN is outside of any limits.
             if number is not None and not least <= number <= greatest:

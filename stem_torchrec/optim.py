@@ -6,9 +6,9 @@ or decay on rows whose label is missing) is refused here until it is asked for.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torchrec.optim as trec_optim
@@ -28,7 +28,7 @@ from stem_torchrec.sharding.shard import sharded_collections
 from stem_torchrec.tables import table_groups
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SparseOptimizer:
     """An optimizer of tables: what FBGEMM fuses, and what does the same after backward."""
 
@@ -40,6 +40,8 @@ class SparseOptimizer:
     """Whether FBGEMM fuses it on CPU."""
     has_moments: bool
     """Whether a row that was looked up moves although its gradient is zero."""
+    states: tuple[Literal["element", "row"], ...]
+    """What each of its states holds a number for."""
     has_decay: bool = True
     """Whether FBGEMM decays with it on CUDA."""
     per_row: bool = False
@@ -48,13 +50,34 @@ class SparseOptimizer:
 
 
 SPARSE_OPTIMIZERS: Mapping[str, SparseOptimizer] = {
-    "sgd": SparseOptimizer(trec_optim.SGD, torch.optim.SGD, True, False, has_decay=False),
-    "adagrad": SparseOptimizer(trec_optim.Adagrad, torch.optim.Adagrad, True, False, has_decay=False),
-    "rowwise_adagrad": SparseOptimizer(trec_optim.RowWiseAdagrad, trec_optim.RowWiseAdagrad, True, False, per_row=True),
-    "adam": SparseOptimizer(trec_optim.Adam, torch.optim.Adam, False, True),
-    "lamb": SparseOptimizer(trec_optim.LAMB, None, False, True, per_row=True),
-    "partial_rowwise_adam": SparseOptimizer(trec_optim.PartialRowWiseAdam, None, False, True, per_row=True),
-}
+    "sgd": SparseOptimizer(
+        fused=trec_optim.SGD, dense=torch.optim.SGD, on_cpu=True, has_moments=False, has_decay=False, states=()
+    ),
+    "adagrad": SparseOptimizer(
+        fused=trec_optim.Adagrad, dense=torch.optim.Adagrad, on_cpu=True, has_moments=False, has_decay=False,
+        states=("element",),
+    ),
+    "rowwise_adagrad": SparseOptimizer(
+        fused=trec_optim.RowWiseAdagrad, dense=trec_optim.RowWiseAdagrad, on_cpu=True, has_moments=False, per_row=True,
+        states=("row",),
+    ),
+    "adam": SparseOptimizer(
+        fused=trec_optim.Adam, dense=torch.optim.Adam, on_cpu=False, has_moments=True, states=("element", "element")
+    ),
+    "lamb": SparseOptimizer(
+        fused=trec_optim.LAMB, dense=None, on_cpu=False, has_moments=True, per_row=True, states=("element", "element")
+    ),
+    "partial_rowwise_adam": SparseOptimizer(
+        fused=trec_optim.PartialRowWiseAdam, dense=None, on_cpu=False, has_moments=True, per_row=True,
+        states=("element", "row"),
+    ),
+}  # fmt: skip
+
+
+def states_of_tables(sizes: Iterable[tuple[int, ...]], name: str) -> int:
+    """How many numbers an optimizer keeps for tables of some sizes (N, D) that are not cut by columns."""
+    states = SPARSE_OPTIMIZERS[name].states
+    return sum(rows * (columns if each == "element" else 1) for rows, columns in sizes for each in states)
 
 
 def check_sparse_optimizer(

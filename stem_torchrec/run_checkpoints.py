@@ -1,35 +1,32 @@
-"""The checkpoints of one run: where it goes on, and what it writes."""
+"""The checkpoints of one run: goes on from them, and writes them."""
 
 from functools import partial
 from pathlib import Path
 from threading import Event
 
 import torch.distributed as dist
-from iopath.common.file_io import g_pathmgr
 from torch import nn
 from torchrec.datasets.utils import Batch
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.optim.keyed import CombinedOptimizer
 
+from stem_torchrec.best_weights import BestWeights
 from stem_torchrec.checkpoints.compatibility import check_same_run
-from stem_torchrec.checkpoints.folder import PROGRESS_FILE, Progress, checkpoint_path, complete_steps, read_progress
-from stem_torchrec.checkpoints.saver import CheckpointSaver, Failures
+from stem_torchrec.checkpoints.folder import Progress, checkpoint_path
+from stem_torchrec.checkpoints.saver import CheckpointSaver
 from stem_torchrec.checkpoints.state import restore_state, training_state
 from stem_torchrec.checkpoints.watch import RunWatch
-from stem_torchrec.checkpoints.weights import save_weights
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.data.schema import Schema
-from stem_torchrec.early_stopping import EarlyStopping, Metrics
-from stem_torchrec.errors import DamagedError, UnwritableError, UserError, reason_of
-from stem_torchrec.heartbeat import GRACE
+from stem_torchrec.errors import DamagedError, UserError
+from stem_torchrec.heartbeat import collective_timeout
 from stem_torchrec.loop import Place
-from stem_torchrec.metrics import to_json
 from stem_torchrec.nonfinite import SkippingPipeline, keep_batch
 from stem_torchrec.plain import to_plain
 from stem_torchrec.process import from_first_rank
 from stem_torchrec.progress import say
-from stem_torchrec.run_folder import BEST_WEIGHTS, METRICS_FILE, write_json
+from stem_torchrec.resume import candidates, checkpoints_folder, progress_of
 
 
 class RunCheckpoints:
@@ -43,7 +40,7 @@ class RunCheckpoints:
         optimizer: of the model.
         pipeline: of the model.
         reader: of the training split.
-        stopping: judges the evaluations.
+        best: the best weights of the run.
     """
 
     def __init__(
@@ -56,16 +53,14 @@ class RunCheckpoints:
         optimizer: CombinedOptimizer,
         pipeline: TrainPipelineSparseDist,
         reader: ParquetReader,
-        stopping: EarlyStopping,
+        best: BestWeights,
     ) -> None:
         self._model, self._optimizer = model, optimizer
-        self._reader, self._stopping, self._config = reader, stopping, config
+        self._reader, self._best, self._config = reader, best, config
         self._config_says, self._schema_says = to_plain(config), to_plain(schema)
         self._saved_step: int | None = None
         self._run, self._pipeline = folder, pipeline
-        self._has_best = from_first_rank(lambda: (folder / METRICS_FILE).exists())
-        self.folder = (config.checkpoint.folder or str(folder / "checkpoints")).rstrip("/")
-        self._best_failures = Failures(config.checkpoint.max_failures, "give another --output-dir")
+        self.folder = checkpoints_folder(config.checkpoint, folder)
         self._saver: CheckpointSaver | None = None
         self._watch: RunWatch | None = None
 
@@ -77,7 +72,7 @@ class RunCheckpoints:
         paths = from_first_rank(lambda: candidates(self._config.resume, self.folder))
         for path in paths:
             try:
-                progress = from_first_rank(partial(_read, path))
+                progress = from_first_rank(partial(progress_of, path))
                 check_same_run(
                     path,
                     (progress.config, {**progress.schema, "row_groups": progress.row_groups}),
@@ -98,10 +93,7 @@ class RunCheckpoints:
             self._reader.start_epoch(progress.epoch, progress.left, batch_size=batch_size)
             if path == checkpoint_path(self.folder, progress.step):
                 self._saved_step = progress.step
-            if progress.best is not None and self._has_best:
-                self._stopping.best, self._stopping.waited = progress.best, progress.waited
-            elif progress.best is not None:
-                say("note: the best weights so far are in another run folder; the next evaluation counts as the best")
+            self._best.restore(progress.best, progress.waited)
             if isinstance(self._pipeline, SkippingPipeline):
                 self._pipeline.skipped = progress.skipped_batches
             say(f"going on after step {progress.step} from {path}")
@@ -115,7 +107,7 @@ class RunCheckpoints:
 
     def watch(self, ending: Event) -> RunWatch:
         """What pauses the run for checkpoints, and ends it when `ending` is set."""
-        settings, timeout = self._config.checkpoint, self._config.train.timeout + GRACE
+        settings, timeout = self._config.checkpoint, collective_timeout(self._config.train.timeout)
         self._saver = CheckpointSaver(
             self.folder, keep=settings.keep, max_failures=settings.max_failures, timeout=timeout
         )
@@ -130,30 +122,12 @@ class RunCheckpoints:
         )
         return self._watch
 
-    def keep_best(self, step: int, metrics: Metrics) -> bool:
-        """Keeps the weights, with their metrics, as the best of the run; returns whether they could be written.
-
-        Raises UserError where too many in a row could not be.
-        """
-        failure, new = None, self._run / f"{METRICS_FILE}.best"
-        try:
-            found = {"step": step, "valid": to_json(metrics)}
-            from_first_rank(lambda: write_json(new, found))
-            save_weights(self._model, self._run / BEST_WEIGHTS)
-            # Which takes no room, so that the two never tell of different steps.
-            from_first_rank(lambda: new.replace(self._run / METRICS_FILE))
-        except UnwritableError as error:
-            failure = str(error)
-            say(f"step {step}  {failure}")
-        self._best_failures.add(failure)
-        return failure is None
-
     def counts(self) -> dict[str, int]:
         """What has failed or was skipped since this process started, of batches since the run did."""
         return {
             "count/skipped_batches": self._skipped_batches,
             "count/failed_checkpoints": 0 if self._saver is None else self._saver.failures.total,
-            "count/failed_best_weights": self._best_failures.total,
+            "count/failed_best_weights": self._best.failures.total,
         }
 
     @property
@@ -172,14 +146,13 @@ class RunCheckpoints:
             say(f"step {place.step}  the checkpoint that the run went on from holds all")
             return
         left = self._reader.steps if place.left is None else place.left
-        best = self._stopping.best
         progress = Progress(
             step=place.step,
             epoch=place.epoch,
             left=self._reader.left_after(self._reader.steps - left),
             evaluate=place.evaluate,
-            best=None if best != best else best,
-            waited=self._stopping.waited,
+            best=self._best.stopping.best,
+            waited=self._best.stopping.waited,
             world_size=dist.get_world_size(),
             config=self._config_says,
             schema=self._schema_says,
@@ -194,58 +167,3 @@ class RunCheckpoints:
         if self._saver is not None and self._watch is not None:
             self._saver.close()
             self._watch.close()
-
-
-def check_resume(config: TrainConfig, schema: Schema) -> None:
-    """Raises UserError where the run would go on from nothing, or from another run's checkpoint; all ranks call it.
-
-    So that neither is found out when the run folder has been written to. Nor does a run that shall not go on take the
-    place of one that could.
-    """
-
-    def check() -> None:
-        folder = (config.checkpoint.folder or f"{config.output_dir}/checkpoints").rstrip("/")
-        if config.resume == "never" and complete_steps(folder):
-            raise UserError(
-                f"{folder} holds a run's checkpoints; give another --output-dir, or --resume auto to go on."
-            )
-        for path in candidates(config.resume, folder):
-            try:
-                progress = _read(path)
-            except DamagedError:
-                continue
-            check_same_run(path, (progress.config, progress.schema), (to_plain(config), to_plain(schema)))
-            return
-
-    if config.output_dir or config.checkpoint.folder or config.resume != "auto":
-        from_first_rank(check)
-
-
-def candidates(resume: str, folder: str) -> list[str]:
-    """Checkpoints to go on from, the best first.
-
-    Args:
-        resume: auto, never, or the path of a checkpoint or of a folder of checkpoints, for a run without its own, or
-            where its own are damaged.
-        folder: the run's checkpoints.
-
-    Raises UserError for a path without one.
-    """
-    if resume == "never":
-        return []
-    found = [checkpoint_path(folder, step) for step in complete_steps(folder)]
-    if resume != "auto":
-        there = resume.rstrip("/")
-        one = g_pathmgr.exists(f"{there}/{PROGRESS_FILE}")
-        elsewhere = [there] if one else [checkpoint_path(there, step) for step in complete_steps(there)]
-        found += [path for path in elsewhere if path not in found]
-    if resume != "auto" and not found:
-        raise UserError(f"--resume {resume} holds no checkpoint; give one, as RUN/checkpoints/step-000000100, or auto.")
-    return found
-
-
-def _read(path: str) -> Progress:
-    try:
-        return read_progress(path)
-    except (OSError, ValueError) as error:
-        raise DamagedError(f"{path} cannot be read: {reason_of(error)}") from error

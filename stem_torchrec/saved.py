@@ -5,7 +5,6 @@ table for it.
 """
 
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -13,13 +12,12 @@ from typing import Protocol
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
-from stem_torchrec.checkpoints.weights import find_weights, load_state
+from stem_torchrec.checkpoints.storage import without_warnings
+from stem_torchrec.checkpoints.weights import find_weights, load_state, saved_tensors
 from stem_torchrec.cli import nearest
 from stem_torchrec.errors import UserError
 from stem_torchrec.layout import split_sizes
@@ -56,11 +54,8 @@ class SavedOnDisk:
     def __init__(self, folder: Path) -> None:
         self.folder = find_weights(folder / BEST_WEIGHTS if (folder / CONFIG_FILE).exists() else folder)
         self.where = str(self.folder)
-        saved = dcp.FileSystemReader(self.folder).read_metadata().state_dict_metadata
         # By the names of the split layout, which packed tables are read by as well.
-        self.sizes = split_sizes(
-            {name: weight.size for name, weight in saved.items() if isinstance(weight, TensorStorageMetadata)}
-        )
+        self.sizes = split_sizes({name: weight.size for name, weight in saved_tensors(self.folder).items()})
 
     def read(self, targets: Sequence[tuple[str, Tensor]]) -> None:
         """See Saved."""
@@ -70,9 +65,7 @@ class SavedOnDisk:
             turn = next(turn for turn in count() if name not in turns.get(turn, ()))
             turns.setdefault(turn, {})[name] = target
         for weights in turns.values():
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-                load_state(weights, self.folder)
+            load_state(weights, self.folder)
 
 
 class SavedInMemory:
@@ -142,8 +135,7 @@ def size_of(weight: Tensor) -> tuple[int, ...]:
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
     """The weights of a module by name, to read into; raises UserError where they have no memory yet."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
+    with without_warnings():
         weights = {name: weight for name, weight in model.state_dict().items() if isinstance(weight, Tensor)}
     for name, weight in weights.items():
         if any(piece.is_meta for _, piece in pieces(weight)):

@@ -1,11 +1,10 @@
-"""Trains STEM on a log and keeps the best weights.
+"""Trains a model on a log and keeps the best weights.
 
 python stem_torchrec/train.py --recipe synthetic
 torchx run dist.ddp -j 2x8 stem_torchrec/train.py --recipe kuairand_pure --data.path DIR
 """
 
 import hashlib
-import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
@@ -16,19 +15,21 @@ import torch
 from torchrec.datasets.utils import Batch
 
 from stem_torchrec.assembly import build_pipeline, build_sharded_model
+from stem_torchrec.best_weights import BestWeights
 from stem_torchrec.checkpoints.signals import ending_on_signals
 from stem_torchrec.cli import run_main
 from stem_torchrec.config import DataConfig, TrainConfig
 from stem_torchrec.config_file import config_from_command_line
 from stem_torchrec.data import synthetic
 from stem_torchrec.data.files import Columns, find_row_groups, ids_per_row, missing_labels
-from stem_torchrec.data.reader import ParquetReader, data_loader
+from stem_torchrec.data.loader import data_loader
+from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.early_stopping import EarlyStopping, Metrics
 from stem_torchrec.errors import UserError
 from stem_torchrec.evaluation import evaluate
 from stem_torchrec.exchange import gather
-from stem_torchrec.heartbeat import GRACE, heartbeat
+from stem_torchrec.heartbeat import collective_timeout, heartbeat
 from stem_torchrec.limits import check_limits
 from stem_torchrec.loop import fit
 from stem_torchrec.metrics import format_table
@@ -36,8 +37,9 @@ from stem_torchrec.optim import build_optimizer, build_schedule
 from stem_torchrec.process import Process, from_first_rank, join_process_group
 from stem_torchrec.profiling import StepProfiler, check_steps
 from stem_torchrec.progress import say
-from stem_torchrec.run_checkpoints import RunCheckpoints, check_resume
-from stem_torchrec.run_folder import MetricsLog, best_so_far, create_run_folder, finish, finished, write_inputs
+from stem_torchrec.resume import check_resume
+from stem_torchrec.run_checkpoints import RunCheckpoints
+from stem_torchrec.run_folder import MetricsLog, create_run_folder, finish, finished, write_inputs
 from stem_torchrec.sharding.plan import plan_to_json
 
 
@@ -110,9 +112,10 @@ def train(
         f"{reader.rows:,} training rows: {steps_per_epoch} steps of {process.world_size} x {reader.batch_size} an "
         f"epoch\n{validation.rows:,} validation rows; run folder {folder}"
     )
+    best = BestWeights(model, folder, stopping, max_failures=config.checkpoint.max_failures)
     checkpoints = RunCheckpoints(
         config, folder, schema,
-        model=model, optimizer=optimizer, pipeline=pipeline, reader=reader, stopping=stopping,
+        model=model, optimizer=optimizer, pipeline=pipeline, reader=reader, best=best,
     )  # fmt: skip
     start = checkpoints.restore()
     # On other ranks the rest of the epoch may take another number of steps.
@@ -121,14 +124,6 @@ def train(
     steps = min(steps, config.train.max_steps or steps)
     schedule = build_schedule(optimizer, config.schedule, steps=steps, made=start.step)
     pauses = checkpoints.watch(ending or Event())
-    best: Metrics = best_so_far(folder) if not math.isnan(stopping.best) else {}
-
-    def keep(step: int, metrics: Metrics) -> None:
-        if checkpoints.keep_best(step, metrics):
-            best.update(metrics)
-        else:
-            # The next one counts against the best that is on disk.
-            stopping.best = stopping.score(best) if best else math.nan
 
     def judge() -> Metrics:
         validation.start_epoch(0)
@@ -165,7 +160,7 @@ def train(
             evaluate=judge,
             eval_every=config.train.eval_every,
             stopping=stopping,
-            keep=keep,
+            keep=best.keep,
             counts=counts,
             watch=pauses,
             log_every=config.train.log_every,
@@ -173,11 +168,11 @@ def train(
             profiler=StepProfiler(folder / "profile", process.device) if config.train.profile else None,
         )
     checkpoints.close()
-    if not best:
+    if not best.metrics:
         raise UserError(f"no weights could be written to {folder}; make room there, or give another --output-dir.")
     from_first_rank(lambda: finish(folder))
-    say(f"\nbest evaluation of the validation split, in {folder}:\n{format_table(best)}")
-    return best
+    say(f"\nbest evaluation of the validation split, in {folder}:\n{format_table(best.metrics)}")
+    return best.metrics
 
 
 def rows_skipped(readers: Mapping[str, ParquetReader], device: torch.device) -> dict[str, int]:
@@ -213,7 +208,8 @@ def main() -> None:
 
     def run() -> None:
         config = config_from_command_line()
-        with ending_on_signals() as ending, join_process_group(timeout=config.train.timeout + GRACE) as process:
+        timeout = collective_timeout(config.train.timeout)
+        with ending_on_signals() as ending, join_process_group(timeout=timeout) as process:
             train(config, process, ending=ending)
 
     run_main(run)

@@ -16,7 +16,7 @@ import pytest
 
 from stem_torchrec.cli import run_main
 from stem_torchrec.data.files import Columns
-from stem_torchrec.data.reader import data_loader
+from stem_torchrec.data.loader import data_loader
 from stem_torchrec.data.schema import SCHEMA_FILE, LabelCounts, Schema, Split, load_schema
 from stem_torchrec.errors import DataError, UserError
 

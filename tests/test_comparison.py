@@ -1,4 +1,4 @@
-"""The comparison of models: its statistics against plain formulas, and a whole one from the command line."""
+"""A whole comparison from the command line, its groups of rows and its diagnostics."""
 
 import json
 import math
@@ -6,109 +6,32 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from stem_torchrec.compare import main
-from stem_torchrec.comparison.comparable import count_positives, group_rows, name_groups
+from stem_torchrec import compare
+from stem_torchrec.comparison import runs
+from stem_torchrec.comparison.comparable import count_positives, read_keys
 from stem_torchrec.comparison.diagnostics import GateWeights, information_abundance, linear_cka
-from stem_torchrec.comparison.options import read_command_line
-from stem_torchrec.comparison.statistics import Interval, Ranking, auc_of, gauc_of, resample
+from stem_torchrec.config import TrainConfig
 from stem_torchrec.config_file import load_config
 from stem_torchrec.data import synthetic
 from stem_torchrec.data.files import Columns, find_row_groups
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.data.synthetic import SyntheticConfig
-from stem_torchrec.errors import UserError
+from stem_torchrec.errors import RESUME_STATUS, DivergedError
 from stem_torchrec.models.gated_experts import GatedExperts
-
-
-def test_a_weighted_auc_is_that_of_the_repeated_rows() -> None:
-    generator = np.random.default_rng(0)
-    scores = generator.integers(0, 20, 300).astype(float)  # With ties.
-    positive = generator.random(300) < 0.3
-    weights = generator.integers(0, 4, 300)
-    expected = roc_auc_score(np.repeat(positive, weights), np.repeat(scores, weights))
-    assert Ranking(scores, positive).auc(weights) == pytest.approx(expected, abs=1e-12)
-    assert math.isnan(Ranking(scores, positive).auc(positive.astype(int)))
-    assert math.isnan(Ranking(np.empty(0), np.empty(0, dtype=bool)).auc(np.empty(0)))
-
-
-def test_gauc_is_the_mean_over_the_drawn_users_by_their_rows() -> None:
-    generator = np.random.default_rng(0)
-    scores = generator.integers(0, 6, 400).astype(float)  # With ties.
-    users = np.sort(generator.integers(0, 60, 400))
-    generator.shuffle(users)
-    _, user = np.unique(users, return_inverse=True)
-    positive = generator.random(400) < 0.2
-    draws = generator.integers(0, 3, user.max() + 1)
-    total = weight = 0.0
-    for i, times in enumerate(draws):
-        mine = user == i
-        if 0 < positive[mine].sum() < mine.sum():
-            total += times * mine.sum() * roc_auc_score(positive[mine], scores[mine])
-            weight += times * mine.sum()
-    measure = gauc_of(scores, positive, user)
-    assert measure(draws) == pytest.approx(total / weight, abs=1e-12)
-    assert math.isnan(measure(np.zeros_like(draws)))
-    nothing = np.empty(0, dtype=int)
-    assert math.isnan(gauc_of(np.empty(0), np.empty(0, dtype=bool), nothing)(nothing))
-
-
-def differences(
-    scores: dict[str, list[np.ndarray]], positive: np.ndarray, users: np.ndarray, resamples: int
-) -> dict[str, Interval]:
-    """By AUC, with intervals of 90 %."""
-    measures = {model: [auc_of(s, positive, users) for s in by_seed] for model, by_seed in scores.items()}
-    drawn = resample(measures, users.max() + 1, resamples=resamples, confidence=0.9)
-    return {model: drawn.difference(model, "a") for model in scores}
-
-
-def simulated(difference: float, seed: int) -> tuple[dict[str, list[np.ndarray]], np.ndarray, np.ndarray]:
-    """Two models on rows of 200 users who differ: the second sees the signal better by `difference`."""
-    generator = np.random.default_rng(seed)
-    users = np.repeat(np.arange(200), 10)
-    signal = generator.normal(size=2000) + generator.normal(size=200)[users]
-    positive = generator.random(2000) < 1 / (1 + np.exp(-signal))
-    noise = generator.normal(size=(2, 2000))
-    return {"a": [signal + noise[0]], "b": [(1 + difference) * signal + noise[1]]}, positive, users
-
-
-def test_an_interval_holds_the_true_difference_about_as_often_as_it_says() -> None:
-    """Over 60 data sets without a difference, a 90 % interval leaves 0 out in 6; binomial 99.9 % is 0 to 14.
-
-    Of users: with one seed there is no other draw.
-    """
-    wrong = 0
-    for seed in range(60):
-        scores, positive, users = simulated(0.0, seed)
-        found = differences(scores, positive, users, 200)["b"]
-        wrong += found.says != "within noise"
-    assert wrong <= 14
-    scores, positive, users = simulated(1.0, 0)
-    found = differences(scores, positive, users, 200)
-    assert found["b"].says == "better"
-    assert found["a"].value == found["a"].low == found["a"].high == 0
-    expected = roc_auc_score(positive, scores["b"][0]) - roc_auc_score(positive, scores["a"][0])
-    assert found["b"].value == pytest.approx(expected, abs=1e-12)
-
-
-def test_seeds_are_drawn_as_well_and_one_user_has_no_interval() -> None:
-    scores, positive, users = simulated(0.0, 0)
-    (lucky,), (unlucky,) = scores["b"], simulated(-0.5, 0)[0]["b"]
-    by_seed = {"a": [scores["a"][0]] * 2, "b": [lucky, unlucky]}
-    both = differences(by_seed, positive, users, 200)["b"]
-    alone = differences({model: [by_seed[model][0]] for model in by_seed}, positive, users, 200)["b"]
-    assert both.high - both.low > 1.3 * (alone.high - alone.low)
-    single = differences(by_seed, positive, np.zeros(len(users), dtype=int), 9)
-    assert math.isnan(single["b"].low)
-    assert single["b"].says == "undefined"
 
 
 @pytest.fixture(scope="module")
@@ -123,8 +46,8 @@ def test_ratios_are_counted_in_the_training_log(log: Path) -> None:
     schema = load_schema(str(log))
     assert schema.group is not None
     pair = (schema.labels[0], schema.labels[1])
-    columns = Columns(sparse={}, dense=(), labels=pair, group=schema.group)
-    positives = count_positives(find_row_groups(str(log), "train", schema, columns), schema.group, pair)
+    columns = Columns.select(schema)
+    positives = count_positives(find_row_groups(str(log), "train", schema, columns), columns, schema.group, pair)
     table = pq.read_table(log / "train")
     users = table.column(schema.group).to_pylist()
     counted = [Counter(u for u, y in zip(users, table.column(task).to_pylist(), strict=True) if y) for task in pair]
@@ -136,18 +59,24 @@ def test_ratios_are_counted_in_the_training_log(log: Path) -> None:
         assert ratio == pytest.approx(expected, rel=1e-12, nan_ok=True)
 
 
-def test_groups_are_named_and_an_edge_opens_its_bin() -> None:
-    names = name_groups(("like", "view"), (0.5, 2.0))
-    ratios = np.array([math.nan, 0.0, 0.1, 0.5, 1.9, 2.0, math.inf])
-    assert [names[group] for group in group_rows(ratios, (0.5, 2.0))] == [
-        "no positives",
-        "only view",
-        "0 to 0.5",
-        "0.5 to 2",
-        "0.5 to 2",
-        "2 to inf",
-        "only like",
-    ]
+def test_an_item_may_be_null_and_then_has_no_positives(log: Path, tmp_path: Path) -> None:
+    schema = load_schema(str(log))
+    pair = (schema.labels[0], schema.labels[1])
+    table = pq.read_table(log / "train")
+    items = table.column("item_id").to_numpy()
+    null = np.arange(len(items)) % 3 == 0
+    position = table.schema.get_field_index("item_id")
+    (tmp_path / "train").mkdir()
+    pq.write_table(table.set_column(position, "item_id", pa.array(items, mask=null)), tmp_path / "train" / "0.parquet")
+    columns = Columns.select(schema)
+    row_groups = find_row_groups(str(tmp_path), "train", schema, columns)
+    keys = read_keys(row_groups, columns, "item_id")
+    assert keys.tolist() == np.where(null, -1, items).tolist()
+    positives = count_positives(row_groups, columns, "item_id", pair)
+    for i, task in enumerate(pair):
+        label = table.column(task).to_numpy(zero_copy_only=False)
+        assert positives.counts[:, i].sum() == np.nansum(label[~null])
+    assert np.isnan(positives.ratios(keys[null])).all()
 
 
 def test_gate_weights_are_means_over_the_rows() -> None:
@@ -181,6 +110,7 @@ def test_abundance_and_similarity_are_those_of_the_papers() -> None:
     rotated = 3 * table @ torch.linalg.qr(torch.randn(4, 4)).Q + 1
     assert linear_cka(table, rotated) == pytest.approx(1)
     assert linear_cka(table, torch.randn(50, 4)) < 0.3
+    assert math.isnan(linear_cka(table[:1], table[1:2]))  # One row has no spread to compare.
 
 
 MODELS = ["stem", "single_task", "ple", "stem_gate_task"]
@@ -193,11 +123,11 @@ def compared(log: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def call(folder: Path, log: Path, models: str, *options: str) -> None:
-    line = ["--recipe", "tiny", "--data.path", str(log), "--models", models, "--seeds", "0,1", "--out", str(folder)]
+def call(folder: Path, log: Path, models: str, *options: str, seeds: str = "0,1") -> None:
+    line = ["--recipe", "tiny", "--data.path", str(log), "--models", models, "--seeds", seeds, "--out", str(folder)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["compare.py", *line, "--resamples", "20", "--item", "item_id", *options])
-        main()
+        compare.main()
 
 
 def test_the_report_has_every_model_and_the_metrics_of_its_runs(compared: Path, log: Path) -> None:
@@ -231,6 +161,9 @@ def test_the_report_has_every_model_and_the_metrics_of_its_runs(compared: Path, 
     assert said[tasks[0], "gAUC", "ple", "single_task"]["value"] == pytest.approx(
         gauc["ple"] - gauc["single_task"], abs=1e-9
     )
+    loss = {m: [r["logloss"] for r in rows if r["model"] == m and r["task"] == tasks[0]] for m in MODELS}
+    expected = np.mean(loss["ple"]) - np.mean(loss["single_task"])
+    assert said[tasks[0], "logloss", "ple", "single_task"]["value"] == pytest.approx(expected, abs=1e-9)
     assert "## Does stem win?" in report
     value = said[tasks[0], "AUC", "stem", "ple"]["value"]
     assert value == -said[tasks[0], "AUC", "ple", "stem"]["value"]
@@ -251,9 +184,54 @@ def test_the_same_command_trains_nothing_again_and_more_models_join(
     call(compared, log, ",".join([*MODELS, "shared_bottom"]))
     assert "7 of 10 runs are done already" in capsys.readouterr().out
     assert tested.stat().st_mtime_ns == before
-    # Trained again to the same numbers.
+    # Tested again, to the same numbers.
     assert json.loads(interrupted.read_text())["metrics"] == kept["metrics"]
     assert "| shared_bottom |" in re.sub(r" +", " ", (compared / "report.md").read_text())
+
+
+def test_a_run_that_was_asked_to_end_goes_on_to_the_same_numbers(
+    compared: Path, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @contextmanager
+    def at_once() -> Iterator[Event]:
+        ending = Event()
+        ending.set()
+        yield ending
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compare, "ending_on_signals", at_once)
+        with pytest.raises(SystemExit, match=str(RESUME_STATUS)):
+            call(tmp_path / "out", log, "single_task", seeds="0")
+    call(tmp_path / "out", log, "single_task", seeds="0")
+    folder = tmp_path / "out" / "runs" / "single_task" / "seed_0" / load_schema(str(log)).labels[0]
+    assert re.search(rf"going on after step \d from {folder}/checkpoints", capsys.readouterr().out)
+    assert not (folder / "checkpoints").exists()
+    found, expected = (
+        {r["task"]: r["auc"] for r in rows if r["model"] == "single_task" and r["seed"] == 0}
+        for rows in (pq.read_table(out / "results.parquet").to_pylist() for out in (tmp_path / "out", compared))
+    )
+    assert found == expected
+
+
+def test_a_model_that_diverges_is_left_out_and_the_base_may_not(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = runs.train
+
+    def diverging(config: TrainConfig, *args: Any, **options: Any) -> Any:
+        if config.model.arch == "mmoe":
+            Path(config.output_dir or "").mkdir(parents=True, exist_ok=True)
+            raise DivergedError("the loss is nan.")
+        return train(config, *args, **options)
+
+    monkeypatch.setattr(runs, "train", diverging)
+    out = tmp_path / "out"
+    call(out, log, "shared_bottom,mmoe", "--base", "shared_bottom", seeds="0")
+    assert "Left out, as a run diverged: mmoe, seed 0: the loss is nan." in (out / "report.md").read_text()
+    assert {row["model"] for row in pq.read_table(out / "results.parquet").to_pylist()} == {"shared_bottom"}
+    with pytest.raises(SystemExit, match=r"^2$"):
+        call(out, log, "shared_bottom,mmoe", "--base", "mmoe", seeds="0")
+    assert "error: mmoe, seed 0: the loss is nan; with --base mmoe there is nothing" in capsys.readouterr().err
 
 
 def test_two_ranks_compare_and_go_on(log: Path, tmp_path: Path) -> None:
@@ -306,19 +284,3 @@ def test_each_model_is_set_to_the_cell_that_validates_best(log: Path, tmp_path: 
             assert config.sparse.learning_rate == best["learning_rate"]
             assert config.data.labels == labels
     assert "## What each was set to" in (tmp_path / "out" / "report.md").read_text()
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        (["--models", "stem,mmmoe"], "there is no model 'mmmoe', only all, stem, .*; did you mean 'me_mmoe'|'mmoe'"),
-        (["--models", "stem"], "--base is 'single_task', which is not among --models stem; add it there."),
-        (["--seeds", "0,x"], "--seeds is '0,x', but must be different whole numbers below 2.32, as in 0,1,2."),
-        (["--confidence", "95"], "--confidence is 95.0, but must be between 0 and 1, as 0.95 is."),
-        (["--ratio-edges", "2", "1"], r"--ratio-edges is \[2.0, 1.0\], but must ascend above 0, as 0.5 2 do."),
-        (["--resamples", "0"], "--resamples is 0, but must be at least 1."),
-    ],
-)
-def test_what_makes_no_sense_is_refused(options: list[str], sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence):
-        read_command_line(["--out", "x", *options])

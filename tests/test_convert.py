@@ -63,12 +63,16 @@ def convert_on_two_ranks(folder: Path) -> tuple[dict[str, str], str]:
         "out exists": ConvertConfig(run=str(folder / "trained"), out=str(folder / "packed")),
         "no weights": ConvertConfig(run=str(folder / "cut off"), out=str(folder / "new")),
         "damaged": ConvertConfig(run=str(folder / "damaged"), out=str(folder / "new")),
+        "half of .metadata": ConvertConfig(run=str(folder / "halved"), out=str(folder / "new")),
     }.items():
-        if process.is_first and name in ("no weights", "damaged"):
-            source = Path(wrong.run)
+        if process.is_first and name in ("no weights", "damaged", "half of .metadata"):
+            source, metadata = Path(wrong.run), (folder / "trained/best/.metadata").read_bytes()
             (source / "best").mkdir(parents=True)
-            for file in ("config.yaml", "schema.json", *(["best/.metadata"] if name == "damaged" else [])):
+            for file in ("config.yaml", "schema.json"):
                 (source / file).write_bytes((folder / "trained" / file).read_bytes())
+            if name != "no weights":
+                rest = metadata if name == "damaged" else metadata[: len(metadata) // 2]
+                (source / "best/.metadata").write_bytes(rest)
         dist.barrier()
         with pytest.raises(UserError) as error:
             convert_run(wrong, process)
@@ -116,6 +120,7 @@ def test_what_does_not_carry_over_is_said(converted: Converted):
         ("out exists", "packed is there already; give another --out."),
         ("no weights", "cut off/best holds no weights; a training run writes them at its first evaluation."),
         ("damaged", "damaged/best cannot be read: [Errno 2] No such file or directory: 'damaged/best/__0_0.distcp'"),
+        ("half of .metadata", "halved/best cannot be read: pickle data was truncated"),
     ],
 )
 def test_a_run_that_cannot_be_converted_is_refused_and_nothing_is_left(converted: Converted, case: str, message: str):

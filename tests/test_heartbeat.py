@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from stem_torchrec.errors import HANG_STATUS
-from stem_torchrec.heartbeat import Beat, Watcher
+from stem_torchrec.heartbeat import Beat, Watcher, _pause, collective_timeout
 
 from small_runs import start
 
@@ -55,6 +55,34 @@ def test_of_ranks_that_are_as_far_the_one_that_does_not_wait_is_named() -> None:
             break
     assert sentence is not None
     assert "rank 1 hangs: for 13 s it has been making a training step at models/stem.py:5; all ranks end" in sentence
+
+
+@pytest.mark.parametrize("timeout", [4, 60, 600, 86_400])
+def test_a_rank_that_hangs_is_named_before_the_collectives_of_the_others_fail(timeout: float) -> None:
+    """Rank 1 hangs at 0, when rank 0 begins to wait for it."""
+    watcher, pause = Watcher(timeout), _pause(timeout)
+    # At the latest rank 1 says so a pause later, and rank 0 hears it another pause later.
+    beats, now, sentence = 0, 2 * pause, None
+    while sentence is None:
+        said = {0: Beat(beats, 8, "making a training step", waits=True), 1: Beat(beats, 7, "reading a batch")}
+        sentence = watcher.verdict(said, now=now)
+        beats, now = beats + 1, now + pause
+    assert sentence.startswith("rank 1 hangs: ")
+    # Here `now` is a pause after the verdict, when the others have read it.
+    assert now < collective_timeout(timeout)
+
+
+def test_a_rank_that_waits_long_for_one_that_goes_on_is_not_named() -> None:
+    watcher = Watcher(10)
+    for now in range(100):
+        waiting = Beat(now, 50, "making a training step", "distributed/comm_ops.py:9", True)
+        sentence = watcher.verdict({0: waiting, 1: Beat(now, min(now // 2, 25), "reading a batch")}, now=now)
+        if sentence:
+            break
+    # Rank 1 went on until 50.
+    assert now == 63
+    assert sentence is not None
+    assert sentence.startswith("rank 1 hangs: for 13 s it has been reading a batch")
 
 
 def test_who_does_not_hear_all_blames_nobody_for_waiting() -> None:

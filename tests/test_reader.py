@@ -24,7 +24,8 @@ from torchrec.datasets.utils import Batch
 from stem_torchrec.data import reader as reader_module
 from stem_torchrec.data.batch import Exposures
 from stem_torchrec.data.files import Columns, find_row_groups, ids_per_row, missing_labels
-from stem_torchrec.data.reader import ParquetReader, data_loader, order_blocks
+from stem_torchrec.data.loader import data_loader
+from stem_torchrec.data.reader import ParquetReader, order_blocks
 from stem_torchrec.data.schema import load_schema, save_schema
 
 from logs import SCHEMA, log_table, reader_of, write_log, write_split
@@ -459,7 +460,7 @@ def test_the_fingerprint_is_that_of_the_row_groups(tmp_path: Path) -> None:
 FAILS_BESIDE_A_READER = """
 import sys
 from logs import reader_of
-from stem_torchrec.data.reader import data_loader
+from stem_torchrec.data.loader import data_loader
 batches = iter(data_loader(reader_of(sys.argv[1], batch_size=6, num_workers=1)))
 next(batches)
 raise RuntimeError("some error")

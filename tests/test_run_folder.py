@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 
 from stem_torchrec.checkpoints.folder import publish
+from stem_torchrec.config import CheckpointConfig, TrainConfig
 from stem_torchrec.errors import UserError
-from stem_torchrec.run_checkpoints import candidates
+from stem_torchrec.resume import candidates, check_resume, checkpoints_folder
 from stem_torchrec.run_folder import METRICS_LOG, MetricsLog
 
 from distributed import run_ranks
+from logs import SCHEMA
 from runs import progress_after
 
 
@@ -34,6 +36,23 @@ def test_a_run_prefers_its_own_checkpoints_to_those_it_may_start_from(tmp_path: 
         str(elsewhere / "step-000000010"),
     ]
     assert candidates(str(own), str(own)) == [str(own / "step-000000005")]
+
+
+def test_checkpoints_lie_in_the_run_folder_or_where_the_run_wants_them() -> None:
+    assert checkpoints_folder(CheckpointConfig(), Path("run")) == "run/checkpoints"
+    assert checkpoints_folder(CheckpointConfig(folder="s3://bucket/run/"), Path("run")) == "s3://bucket/run"
+
+
+def test_a_run_whose_folder_has_no_name_yet_has_no_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "None/checkpoints/step-000000010"
+    path.mkdir(parents=True)
+    publish(str(path), progress_after(10))
+    check_resume(TrainConfig(resume="never"), SCHEMA)
+    with pytest.raises(UserError, match="--resume nowhere holds no checkpoint"):
+        check_resume(TrainConfig(resume="nowhere"), SCHEMA)
+    with pytest.raises(UserError, match="None/checkpoints holds a run's checkpoints"):
+        check_resume(TrainConfig(resume="never", output_dir="None"), SCHEMA)
 
 
 def log_twice(folder: Path) -> list[list[tuple[int, bool]]]:

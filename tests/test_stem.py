@@ -92,6 +92,12 @@ def test_logits_and_gradients_are_those_of_the_equations(num_layers: int, tasks:
     assert_equals_formula(small(num_layers=num_layers), columns_of(tasks, dense=0))
 
 
+@pytest.mark.parametrize("gate_input", ["task", "shared"])
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_a_gate_may_decide_by_its_task_or_by_what_is_shared(num_layers: int, gate_input: str):
+    assert_equals_formula(small(num_layers=num_layers, gate_input=gate_input), columns_of(3))
+
+
 @pytest.mark.parametrize("num_layers", [1, 2])
 def test_bf16_products_stay_near_the_equations(num_layers: int):
     """The equations with products in bf16 are off by as much as rounding takes; so may the model be, and a little more.

@@ -132,6 +132,11 @@ def test_a_run_folder_is_not_overwritten(finished: Path, log: Path) -> None:
         (["--train.log-every", "0"], "--train.log-every is 0, but must be at least 1"),
         (["--seed", "-1"], "--seed is -1, but must be from 0"),
         (["--data.labels", "finish", "lik"], "the log has no label 'lik', only finish, like; did you mean 'like'?"),
+        (
+            ["--sparse.group-learning-rates", "finish", "0.1", "like", "-0.1"],
+            "--sparse.group-learning-rates is -0.1, but must be from 0 to 1e+06",
+        ),
+        (["--sharding.hbm-gb", "-1"], "--sharding.hbm-gb is -1.0, but must be from 0.001 to 1e+06"),
         (["--model.dropout", "2"], "--model.dropout is 2.0, but must be from 0 to 0.999"),
         (["--output-dir", "/proc/nowhere/run"], "the run folder /proc/nowhere/run cannot be written"),
         (["--train.metric", "acc"], "--train.metric is 'acc'"),

@@ -18,7 +18,7 @@ from torchrec.distributed.sharding_plan import (
 from torchrec.distributed.types import CacheParams, EmbeddingModuleShardingPlan, ParameterSharding, ShardingPlan
 
 from stem_torchrec import saved
-from stem_torchrec.errors import UserError
+from stem_torchrec.errors import DamagedError, UserError
 from stem_torchrec.models.build import build_model
 from stem_torchrec.sharding.placement import Placement
 from stem_torchrec.sharding.planner import plan_sharding
@@ -206,3 +206,17 @@ def test_a_model_that_is_not_sharded_starts_without_a_process_group(tmp_path: Pa
     other = build_model(MODEL, COLUMNS, table_device="cpu")
     warm_start(other, tmp_path, {"shared/uid": "like/uid"})
     assert torch.equal(other.state_dict()[f"model.{TABLES}.shared/uid.weight"], theirs()["t_uid"])
+
+
+@pytest.mark.parametrize(
+    ("share", "rest", "reason"), [(0.5, b"", "pickle data was truncated"), (0, b"no pickle", "invalid load key, 'n'")]
+)
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # Said by the save.
+def test_damaged_weights_are_refused_in_one_sentence(tmp_path: Path, share: float, rest: bytes, reason: str):
+    model = build_model(MODEL, COLUMNS, table_device="cpu")
+    dcp.save({"model": model.state_dict()}, checkpoint_id=tmp_path, no_dist=True)
+    whole = (tmp_path / ".metadata").read_bytes()
+    (tmp_path / ".metadata").write_bytes(whole[: int(share * len(whole))] + rest)
+    with pytest.raises(DamagedError) as error:
+        warm_start(model, tmp_path, {"shared/uid": "like/uid"})
+    assert str(error.value) == f"{tmp_path} cannot be read: {reason}"

@@ -20,6 +20,12 @@ from runs import MODEL, Run, batches_of_ranks, config_of, mine
 Weights = dict[str, Tensor]
 PACKED = dataclasses.replace(MODEL, layout="packed")
 SAVED = {"table_wise": MODEL, "row_wise": MODEL, "data_parallel": MODEL, "column_wise": PACKED}
+DAMAGED = {
+    "no shards": "[Errno 2] No such file or directory",
+    "cut off": "pickle data was truncated",
+    "garbage": "invalid load key, 'n'",
+}
+"""What is the matter with weights, and what is said of it."""
 LOADED = [
     *((sharding_type, MODEL) for sharding_type in ("table_wise", "row_wise", "data_parallel", "column_wise")),
     *((sharding_type, PACKED) for sharding_type in ("row_wise", "grid_shard", "data_parallel")),
@@ -70,7 +76,7 @@ def refusals(folder: Path, others: dict[str, tuple[ModelConfig, Columns]]) -> di
             messages[name] = str(error)
         assert all(torch.equal(weight, before[key]) for key, weight in run.weights().items())
     run = Run.build(config_of("sgd", "row_wise"))
-    for path in ("nothing", "damaged"):
+    for path in ("nothing", *DAMAGED):
         try:
             load_weights(run.model, folder / path)
         except UserError as error:
@@ -81,8 +87,10 @@ def refusals(folder: Path, others: dict[str, tuple[ModelConfig, Columns]]) -> di
 def two_ranks(one: Path, two: Path) -> tuple[dict[str, Weights], dict[tuple[str, str, str], Weights], dict[str, str]]:
     saved = save_all(two)
     if dist.get_rank() == 0:
-        (two / "damaged").mkdir()
-        (two / "damaged" / ".metadata").write_bytes((two / "row_wise" / ".metadata").read_bytes())
+        metadata = (two / "row_wise" / ".metadata").read_bytes()
+        for name, rest in zip(DAMAGED, (metadata, metadata[: len(metadata) // 2], b"no pickle"), strict=True):
+            (two / name).mkdir()
+            (two / name / ".metadata").write_bytes(rest)
     dist.barrier()
     return saved, load_all(one), refusals(two, OTHERS)
 
@@ -129,7 +137,7 @@ def test_saving_leaves_nothing_but_the_newest_weights(results):
     saved = {
         f"{sharding_type}/{name}" for sharding_type in SAVED for name in (".metadata", "__0_0.distcp", "__1_0.distcp")
     }
-    assert results["files"] == {*saved, "damaged/.metadata"}
+    assert results["files"] == {*saved, *(f"{name}/.metadata" for name in DAMAGED)}
 
 
 @pytest.mark.parametrize(
@@ -154,5 +162,6 @@ def test_missing_and_damaged_weights_are_refused_in_one_sentence(results):
     assert results["messages"]["nothing"].endswith(
         "nothing holds no weights; a training run writes them at its first evaluation."
     )
-    assert "damaged cannot be read: [Errno 2] No such file" in results["messages"]["damaged"]
-    assert "\n" not in results["messages"]["damaged"]
+    for name, reason in DAMAGED.items():
+        assert f"{name} cannot be read: {reason}" in results["messages"][name]
+        assert "\n" not in results["messages"][name]

@@ -8,7 +8,6 @@ the parts of one that is cut get its number.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -16,10 +15,9 @@ from torch import Tensor
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from stem_torchrec.checkpoints.storage import reader_from
+from stem_torchrec.checkpoints.storage import State, reader_from
 from stem_torchrec.layout import parts_of
 
-State = dict[str, Any]
 Columns = tuple[int, int]
 
 

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,12 +15,10 @@ from torch.distributed._state_dict_utils import _copy_state_dict, _create_cpu_st
 
 from stem_torchrec import activity
 from stem_torchrec.checkpoints.folder import PROGRESS_FILE, Progress, checkpoint_path, prune, publish
-from stem_torchrec.checkpoints.storage import failure_of, failure_on_any_rank, writer_to
+from stem_torchrec.checkpoints.storage import State, failure_of, failure_on_any_rank, writer_to
 from stem_torchrec.errors import UserError
 from stem_torchrec.progress import say
 from stem_torchrec.remote import remove_folder
-
-State = dict[str, Any]
 
 
 @dataclass

@@ -1,17 +1,13 @@
 """All that a step changes: weights, states of the optimizers, random numbers."""
 
-import warnings
-from typing import Any
-
 import torch
 import torch.distributed as dist
 from torch import nn
 from torchrec.optim.keyed import CombinedOptimizer
 
 from stem_torchrec.checkpoints.rowwise import read, take_out
+from stem_torchrec.checkpoints.storage import State, without_warnings
 from stem_torchrec.checkpoints.weights import damage_on_any_rank, load_state, read_metadata
-
-State = dict[str, Any]
 
 
 def training_state(model: nn.Module, optimizer: CombinedOptimizer, losses: torch.Tensor) -> State:
@@ -47,10 +43,7 @@ def restore_state(
 
     Raises UserError where something is missing, cannot be read or does not fit.
     """
-    with warnings.catch_warnings():
-        # TorchRec and DCP still use what torch deprecates.
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+    with without_warnings():
         # Makes the states to read into, by a step whose effect the weights that are read undo.
         optimizer.init_state(set())
         optimizer.zero_grad()

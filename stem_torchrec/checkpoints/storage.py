@@ -1,7 +1,8 @@
 """torch.distributed.checkpoint on the paths of iopath, local or remote."""
 
 import os
-from collections.abc import Generator
+import warnings
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from io import BufferedWriter, BytesIO
 from typing import IO, Any, cast
@@ -17,7 +18,10 @@ from torch.distributed.checkpoint.metadata import Metadata
 from stem_torchrec.errors import reason_of
 from stem_torchrec.remote import move
 
-Path = str | os.PathLike
+AnyPath = str | os.PathLike
+"""What DCP takes for a path."""
+State = dict[str, Any]
+"""What DCP saves and loads: tensors, sharded and not, by name, and dictionaries of them."""
 
 
 class UncachedFile:
@@ -56,38 +60,38 @@ class IoPathFileSystem(FileSystemBase):
     """What DCP asks of a file system, by iopath's handlers."""
 
     @contextmanager
-    def create_stream(self, path: Path, mode: str) -> Generator[Any, None, None]:
+    def create_stream(self, path: AnyPath, mode: str) -> Generator[Any, None, None]:
         """Opens a file."""
         with g_pathmgr.open(str(path), mode) as stream:
             local = "w" in mode and isinstance(stream, BufferedWriter) and hasattr(os, "posix_fadvise")
             yield cast(IO[Any], UncachedFile(stream) if local else stream)
 
-    def concat_path(self, path: Path, suffix: str) -> str:
+    def concat_path(self, path: AnyPath, suffix: str) -> str:
         """A file in a folder."""
         return f"{path}/{suffix}"
 
-    def init_path(self, path: Path) -> str:
+    def init_path(self, path: AnyPath) -> str:
         """A folder as iopath takes it."""
         return str(path).rstrip("/")
 
-    def rename(self, path: Path, new_path: Path) -> None:
+    def rename(self, path: AnyPath, new_path: AnyPath) -> None:
         """Gives a file another name."""
         move(str(path), str(new_path))
 
-    def mkdir(self, path: Path) -> None:
+    def mkdir(self, path: AnyPath) -> None:
         """Makes a folder, and those above it."""
         g_pathmgr.mkdirs(str(path))
 
     @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: Path) -> bool:
+    def validate_checkpoint_id(cls, checkpoint_id: AnyPath) -> bool:
         """Any path may hold checkpoints."""
         return True
 
-    def exists(self, path: Path) -> bool:
+    def exists(self, path: AnyPath) -> bool:
         """Whether there is a file or folder."""
         return bool(g_pathmgr.exists(str(path)))
 
-    def rm_file(self, path: Path) -> None:
+    def rm_file(self, path: AnyPath) -> None:
         """Removes a file."""
         g_pathmgr.rm(str(path))
 
@@ -106,6 +110,17 @@ def reader_from(folder: str) -> FileSystemReader:
     reader.fs = IoPathFileSystem()  # type: ignore[assignment]
     reader.path = folder
     return reader
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Silences what DCP and TorchRec warn of inside themselves while weights are named, saved and loaded."""
+    with warnings.catch_warnings():
+        # Both still call what torch deprecates.
+        warnings.simplefilter("ignore", FutureWarning)
+        # DCP says so of each process that reads for itself.
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        yield
 
 
 def check_parts(folder: str, metadata: Metadata, *, part: int, parts: int) -> None:

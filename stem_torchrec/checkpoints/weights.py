@@ -1,18 +1,24 @@
 """Weights on disk, by torch.distributed.checkpoint: written by all ranks, read back on any number of them."""
 
 import shutil
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from stem_torchrec.checkpoints.storage import check_parts, failure_of, failure_on_any_rank, reader_from, writer_to
+from stem_torchrec.checkpoints.storage import (
+    State,
+    check_parts,
+    failure_of,
+    failure_on_any_rank,
+    reader_from,
+    without_warnings,
+    writer_to,
+)
 from stem_torchrec.errors import DamagedError, UnwritableError, UserError, reason_of
 from stem_torchrec.layout import LayoutLoadPlanner, split_sizes
 from stem_torchrec.process import from_first_rank
@@ -34,9 +40,7 @@ def save_weights(model: nn.Module, folder: Path) -> None:
 
     try:
         from_first_rank(lambda: shutil.rmtree(new, ignore_errors=True))
-        with warnings.catch_warnings():
-            # DCP still calls what torch deprecates.
-            warnings.simplefilter("ignore", FutureWarning)
+        with without_warnings():
             dcp.save({"model": model.state_dict()}, storage_writer=writer_to(str(new)))
         from_first_rank(replace)
     except (OSError, dcp.api.CheckpointException) as error:
@@ -62,10 +66,10 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     """
     folder = find_weights(folder)
     state = {"model": model.state_dict()}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
+    with without_warnings():
         here = split_sizes({name: weight.size() for name, weight in state["model"].items()})
-    saved = split_sizes(_saved_sizes(folder))
+    written = {name: weight.size for name, weight in saved_tensors(folder).items() if name.startswith("model.")}
+    saved = split_sizes({name.removeprefix("model."): size for name, size in written.items()})
     for name in sorted(saved.keys() | here.keys()):
         if saved.get(name) != here.get(name):
             raise UserError(
@@ -76,7 +80,7 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     model.load_state_dict(state["model"])
 
 
-def load_state(state: dict[str, Any], folder: Path | str) -> None:
+def load_state(state: State, folder: Path | str) -> None:
     """Fills the tensors in `state` with what torch.distributed.checkpoint wrote to `folder`, in any layout and plan.
 
     The state may hold weights and optimizer states, as `{"model": model.state_dict(), "optimizer":
@@ -84,28 +88,28 @@ def load_state(state: dict[str, Any], folder: Path | str) -> None:
     call it. See `LayoutLoadPlanner` for the memory it takes. Raises UserError where something is missing or does not
     fit, and its DamagedError where something cannot be read.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        try:
+    try:
+        with without_warnings():
             dcp.load(state, storage_reader=reader_from(str(folder)), planner=LayoutLoadPlanner())
-        except dcp.api.CheckpointException as error:
-            reason, _ = next(iter(error.failures.values()))
-            if isinstance(reason, UserError):
-                raise UserError(f"{folder} does not fit: {reason}") from error
-            raise DamagedError(f"{folder} cannot be read: {reason_of(reason)}") from error
+    except dcp.api.CheckpointException as error:
+        reason, _ = next(iter(error.failures.values()))
+        if isinstance(reason, UserError):
+            raise UserError(f"{folder} does not fit: {reason}") from error
+        raise DamagedError(f"{folder} cannot be read: {reason_of(reason)}") from error
+
+
+def saved_tensors(folder: Path) -> dict[str, TensorStorageMetadata]:
+    """The tensors that torch.distributed.checkpoint wrote to `folder`, by name; each process reads it for itself.
+
+    Raises DamagedError where its .metadata cannot be read.
+    """
+    saved = _unpickle_metadata(str(folder)).state_dict_metadata
+    return {name: item for name, item in saved.items() if isinstance(item, TensorStorageMetadata)}
 
 
 def read_metadata(folder: str) -> Metadata:
     """What a checkpoint holds; all ranks call it. Raises DamagedError where any of it is not what was written."""
-
-    def read() -> Metadata:
-        try:
-            return reader_from(folder).read_metadata()
-        # Whatever bytes make pickle do.
-        except Exception as error:
-            raise DamagedError(f"{folder} cannot be read: {reason_of(error)}") from error
-
-    metadata = from_first_rank(read)
+    metadata = from_first_rank(lambda: _unpickle_metadata(folder))
     with damage_on_any_rank(folder):
         check_parts(folder, metadata, part=dist.get_rank(), parts=dist.get_world_size())
     return metadata
@@ -124,10 +128,9 @@ def damage_on_any_rank(folder: str) -> Iterator[None]:
         raise DamagedError(f"{folder} cannot be read: {failure}")
 
 
-def _saved_sizes(folder: Path) -> dict[str, tuple[int, ...]]:
-    saved = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
-    return {
-        name.removeprefix("model."): tuple(weight.size)
-        for name, weight in saved.items()
-        if isinstance(weight, TensorStorageMetadata) and name.startswith("model.")
-    }
+def _unpickle_metadata(folder: str) -> Metadata:
+    try:
+        return reader_from(folder).read_metadata()
+    # Whatever bytes make pickle do.
+    except Exception as error:
+        raise DamagedError(f"{folder} cannot be read: {reason_of(error)}") from error

@@ -3,11 +3,11 @@
 import gc
 import json
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from stem_torchrec.comparison.runs import Part
@@ -93,21 +93,19 @@ class Grid:
         ]  # fmt: skip
 
 
-def try_cell(grid: Grid, part: Part, cell: Cell, base: TrainConfig, process: Process) -> None:
-    """Trains a part with a cell's values and keeps what validation says; all ranks call it."""
+def try_cell(
+    grid: Grid, part: Part, cell: Cell, base: TrainConfig, process: Process, *, ending: Event | None = None
+) -> None:
+    """Trains a part with a cell's values and keeps what validation says; all ranks call it. See `train_and_test`."""
     folder = grid.folder / part.name / cell.name
-    from_first_rank(lambda: shutil.rmtree(folder, ignore_errors=True))
     config = replace(cell.of(part.of(base)), seed=grid.seed, output_dir=str(folder))
     say(f"\n{part.name}, {cell.name}: {folder}")
     found: dict[str, Any] = {"score": None}
     try:
-        metrics = train(config, process)
+        metrics = train(config, process, ending=ending)
         score = EarlyStopping(config.train.metric, None, list(metrics)).score(metrics)
         found = {"score": score, "valid": to_json(metrics)}
     except DivergedError as error:
         say(f"{part.name}, {cell.name}: {error}")
     gc.collect()
-    if process.is_first:
-        write_json(folder / SCORE_FILE, found)
-    # Nobody chooses before the file is there.
-    from_first_rank(lambda: None)
+    from_first_rank(lambda: write_json(folder / SCORE_FILE, found))

@@ -45,20 +45,38 @@ class Positives:
             return np.asarray((a / first) / (b / second), dtype=np.float64)
 
 
-def count_positives(
-    row_groups: Sequence[RowGroup], key: str, tasks: tuple[str, str], *, skip: bool = False
-) -> Positives:
-    """Counts by key, one row group in memory at a time; a missing label is no positive.
+def key_columns(columns: Columns, key: str, labels: Sequence[str] = ()) -> Columns:
+    """Those of a log's columns that hold a key, be it its group or a sparse feature, and some labels."""
+    feature = {key: columns.sparse[key]} if key != columns.group else {}
+    return Columns(sparse=feature, dense=(), labels=tuple(labels), group=None if feature else key)
 
-    Raises DataError for a row that breaks the schema, unless such rows are to be skipped.
+
+def read_keys(row_groups: Sequence[RowGroup], columns: Columns, key: str, *, skip: bool = False) -> Ints:
+    """A key in every row (N,), -1 where null; see `count_positives`."""
+    read = key_columns(columns, key)
+    tables = (read_row_group(row_group, read, skip=skip) for row_group in row_groups)
+    return np.concatenate([pc.fill_null(table.column(key).cast(pa.int64()), -1).to_numpy() for table in tables])
+
+
+def count_positives(
+    row_groups: Sequence[RowGroup], columns: Columns, key: str, tasks: tuple[str, str], *, skip: bool = False
+) -> Positives:
+    """Counts by key, one row group in memory at a time; a missing label is no positive, and a null is no key.
+
+    Args:
+        row_groups: of the training log.
+        columns: of the log.
+        key: its group, or a sparse feature with one id in each row.
+        tasks: two of its labels.
+        skip: whether rows that break the schema are left out; otherwise the first raises DataError.
     """
-    columns = Columns(sparse={}, dense=(), labels=tasks, group=key)
+    columns = key_columns(columns, key, tasks)
     total: pa.Table | None = None
     for row_group in row_groups:
         table = read_row_group(row_group, columns, skip=skip)
         table = table.filter(pc.is_valid(table.column(key)))
         counts = {task: pc.fill_null(table.column(task), 0).cast(pa.int64()) for task in tasks}
-        part = pa.table({key: table.column(key), **counts})
+        part = pa.table({key: table.column(key).cast(pa.int64()), **counts})
         both = part if total is None else pa.concat_tables([total, part])
         grouped = both.group_by(key).aggregate([(task, "sum") for task in tasks])
         total = grouped.rename_columns({f"{task}_sum": task for task in tasks}).select([key, *tasks])
@@ -67,19 +85,19 @@ def count_positives(
     return Positives(total.column(key).to_numpy(), np.stack([total.column(task).to_numpy() for task in tasks], axis=1))
 
 
-def name_groups(tasks: tuple[str, str], edges: Sequence[float]) -> list[str]:
-    """Names of the groups that `group_rows` numbers."""
+def name_bins(tasks: tuple[str, str], edges: Sequence[float]) -> list[str]:
+    """Names of the bins that `bin_of_rows` numbers."""
     first, second = tasks
     bounds = [0.0, *edges, np.inf]
     between = [f"{low:g} to {high:g}" for low, high in pairwise(bounds)]
     return ["no positives", f"only {second}", *between, f"only {first}"]
 
 
-def group_rows(ratios: NDArray[np.float64], edges: Sequence[float]) -> NDArray[np.int64]:
-    """The group of each row by its ratio, (N,), numbered as `name_groups` names them; an edge opens its bin."""
-    bins = 2 + np.searchsorted(np.asarray(edges), ratios, side="right")
-    groups = np.where(ratios == 0, 1, np.where(np.isinf(ratios), 3 + len(edges), bins))
-    return np.where(np.isnan(ratios), 0, groups).astype(np.int64)
+def bin_of_rows(ratios: NDArray[np.float64], edges: Sequence[float]) -> NDArray[np.int64]:
+    """The bin of each row by its ratio, (N,), numbered as `name_bins` names them; an edge opens its bin."""
+    between = 2 + np.searchsorted(np.asarray(edges), ratios, side="right")
+    bins = np.where(ratios == 0, 1, np.where(np.isinf(ratios), 3 + len(edges), between))
+    return np.where(np.isnan(ratios), 0, bins).astype(np.int64)
 
 
 def check_edges(edges: Sequence[float]) -> bool:

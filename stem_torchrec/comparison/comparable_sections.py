@@ -1,86 +1,92 @@
 """What the report says of comparable samples."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stem_torchrec.comparison.comparable import count_positives, group_rows, name_groups
-from stem_torchrec.comparison.report import Report, dots, show, write_parquet
-from stem_torchrec.comparison.statistics import Interval
+from stem_torchrec.comparison.comparable import bin_of_rows, count_positives, key_columns, name_bins
+from stem_torchrec.comparison.report import Report, dots, escape, show, write_parquet
+from stem_torchrec.comparison.statistics import Interval, UsersBehind
 from stem_torchrec.comparison.tested import Comparison, Tested
-from stem_torchrec.data.files import Columns, find_row_groups
+from stem_torchrec.data.files import find_row_groups
 from stem_torchrec.data.schema import load_schema
 
 
 def comparable_samples(report: Report, comparison: Comparison, tested: Tested) -> None:
-    """Test rows grouped by the ratio of a user's, then an item's, positives in the training log."""
+    """Test rows by the ratio of a user's, then an item's, positives in the training log."""
     assert comparison.pair is not None
     first, second = comparison.pair
     raw: list[dict[str, Any]] = []
-    for kind, key in (("user", tested.columns.group), ("item", comparison.item)):
+    for kind, key in (("user", tested.columns.group), ("item", comparison.config.item)):
         if not key:
             continue
         report.text(
             f"## Comparable samples, by {kind}",
-            f"Test rows by how much more of their {key}'s positives in the training log are of {first} than of "
-            f"{second}, over the same ratio of the whole log: 1 is as everybody.",
+            f"Test rows by how much more of their {escape(key)}'s positives in the training log are of {escape(first)} "
+            f"than of {escape(second)}, over the same ratio of the whole log: 1 is as everybody.",
         )
-        groups = _groups(comparison, key, tested.users if kind == "user" else tested.column(key))
+        bins = _bins(comparison, tested, key, tested.users if kind == "user" else tested.keys(key))
         for number, task in enumerate(comparison.pair):
-            raw += [{"by": kind, **row} for row in _section(report, tested, task, groups, f"{kind}_{number}")]
+            raw += [{"by": kind, **row} for row in _section(report, tested, task, bins, f"{kind}_{number}")]
     if raw:
         write_parquet(comparison.folder / "comparable.parquet", raw)
 
 
-def _groups(comparison: Comparison, key: str, values: NDArray[np.int64]) -> Mapping[str, NDArray[np.bool_]]:
-    """Which rows are in a group, by its name."""
+def _bins(
+    comparison: Comparison, tested: Tested, key: str, values: NDArray[np.int64]
+) -> Mapping[str, NDArray[np.bool_]]:
+    """Which rows are in a bin, by its name."""
     assert comparison.pair is not None
-    columns = Columns(sparse={}, dense=(), labels=comparison.pair, group=key)
-    row_groups = find_row_groups(comparison.path, "train", load_schema(comparison.path), columns)
-    positives = count_positives(row_groups, key, comparison.pair, skip=comparison.skips_bad_rows)
-    numbers = group_rows(positives.ratios(values), comparison.edges)
-    return {name: numbers == i for i, name in enumerate(name_groups(comparison.pair, comparison.edges))}
+    read = key_columns(tested.columns, key, comparison.pair)
+    row_groups = find_row_groups(comparison.path, "train", load_schema(comparison.path), read)
+    positives = count_positives(row_groups, tested.columns, key, comparison.pair, skip=comparison.skips_bad_rows)
+    numbers = bin_of_rows(positives.ratios(values), comparison.config.ratio_edges)
+    return {name: numbers == i for i, name in enumerate(name_bins(comparison.pair, comparison.config.ratio_edges))}
 
 
 def _section(
-    report: Report, tested: Tested, task: str, groups: Mapping[str, NDArray[np.bool_]], plot: str
+    report: Report, tested: Tested, task: str, bins: Mapping[str, NDArray[np.bool_]], plot: str
 ) -> list[dict[str, Any]]:
-    """A task's AUC by group and model, and where it differs from the base; returns the numbers."""
-    base, models = tested.comparison.base, tested.comparison.models
+    """A task's AUC by bin and model, and where it differs from the base; returns the numbers."""
+    base, models = tested.comparison.config.base, tested.comparison.models
     lines, raw = [], []
     differences: dict[str, dict[str, Interval]] = {model: {} for model in models if model != base}
-    for name, rows in groups.items():
-        labels = tested.labels[task][rows]
-        positives, negatives = int((labels == 1).sum()), int((labels == 0).sum())
-        found = tested.resample(task, rows=rows) if positives and negatives else None
-        line = {"group": name, "rows": f"{positives + negatives:,}", "positives": f"{positives:,}"}
+    for name, rows in bins.items():
+        known = rows & ~np.isnan(tested.labels[task])
+        positive = tested.labels[task][known] == 1
+        behind = UsersBehind.count(positive, np.unique(tested.users[known], return_inverse=True)[1])
+        found = tested.resample(task, rows=rows) if behind.positives and behind.negatives else None
+        line = {
+            "ratio": name,
+            "rows": f"{len(positive):,}",
+            "positives": f"{positive.sum():,}",
+            f"{tested.drawn} with positives": f"{behind.positives:,}",
+        }
         for model in models:
             auc = found.whole[model] if found else np.nan
             interval = found.difference(model, base) if found else Interval(np.nan, np.nan, np.nan)
             line[model] = f"{auc:.4f}" if found else "-"
-            if model != base and not np.isnan(interval.low):
+            if model != base and found:
                 differences[model][name] = interval
             raw.append(
                 {
-                    "task": task, "group": name, "rows": positives + negatives, "positives": positives, "model": model,
-                    "auc": auc, **asdict(interval),
+                    "task": task, "ratio": name, "rows": len(positive), "positives": int(positive.sum()),
+                    "users_with_positives": behind.positives, "model": model, "auc": auc, **interval.numbers,
                 }
             )  # fmt: skip
         lines.append(line)
-    report.text(f"### {task}", "AUC, mean over the seeds:")
+    report.text(f"### {escape(task)}", "AUC, mean over the seeds:")
     report.table(lines)
-    if any(differences.values()):
-        shown = [name for name in groups if any(name in by_group for by_group in differences.values())]
+    shown = [name for name in bins if any(name in by_bin for by_bin in differences.values())]
+    if shown:
         report.text(f"AUC over {base}:")
         report.table(
-            [
-                {"model": model, **{name: show(by_group[name]) if name in by_group else "-" for name in shown}}
-                for model, by_group in differences.items()
-            ]
+            [{"model": model, **{name: show(by_bin[name]) for name in shown}} for model, by_bin in differences.items()]
         )
-        figure = dots({m: {name: d[name] for name in shown if name in d} for m, d in differences.items()}, "", width=2)
-        report.plot(f"comparable_{plot}", figure, f"{task}: AUC over {base} by group, with intervals")
+    plotted = [name for name in shown if any(not np.isnan(by_bin[name].low) for by_bin in differences.values())]
+    if plotted:
+        figure = dots({m: {name: by_bin[name] for name in plotted} for m, by_bin in differences.items()}, "", width=2)
+        report.plot(f"comparable_{plot}", figure, f"{task}: AUC over {base} by ratio, with intervals")
     return raw

@@ -1,5 +1,6 @@
 """What the report says of gates and tables."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ def gate_sections(report: Report, comparison: Comparison) -> None:
         return
     report.text(
         "## Who reads whom",
-        f"Mean over the {comparison.split} rows of the gates' weights, summed over the experts of a group.",
+        f"Mean over the {comparison.config.split} rows of the gates' weights, summed over the experts of a group.",
     )
     groups = list(dict.fromkeys(row["group"] for row in raw))
     places = dict.fromkeys((row["model"], row["layer"], row["stream"]) for row in raw)
@@ -69,7 +70,7 @@ def table_sections(report: Report, comparison: Comparison) -> None:
         return
     report.text(
         "Similarity of two groups' tables of the same feature (linear CKA): 1 is the same but for rotation and scale. "
-        "Mean over the features and seeds; similarity.parquet has each."
+        "Mean over the features of more than one row, and seeds; similarity.parquet has each."
     )
     both = list(dict.fromkeys((row["group"], row["other"]) for row in pairs))
     models = [model for model in comparison.models if any(row["model"] == model for row in pairs)]
@@ -84,4 +85,5 @@ def table_sections(report: Report, comparison: Comparison) -> None:
 
 def _mean(rows: Sequence[Mapping[str, Any]], name: str, **where: str) -> str:
     values = [row[name] for row in rows if all(row[key] == value for key, value in where.items())]
-    return f"{sum(values) / len(values):.2f}" if values else ""
+    known = [value for value in values if not math.isnan(value)]
+    return f"{sum(known) / len(known):.2f}" if known else "-" if values else ""

@@ -1,7 +1,7 @@
 """What a trained model has made of its tables and gates: who reads whom, and what the tables hold."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
@@ -123,7 +123,10 @@ def information_abundance(table: Tensor) -> float:
 
 
 def linear_cka(a: Tensor, b: Tensor) -> float:
-    """||A^T B||^2 / (||A^T A|| ||B^T B||) in Frobenius norms, of tables (N, D) with their columns centered."""
+    """||A^T B||^2 / (||A^T A|| ||B^T B||) in Frobenius norms, of tables (N, D) with their columns centered.
+
+    NaN where all rows of a table are the same.
+    """
     ab, aa, bb = (_product(x, y, centered=True).norm() for x, y in ((a, b), (a, a), (b, b)))
     return (ab**2 / (aa * bb)).item()
 
@@ -135,10 +138,13 @@ def _product(a: Tensor, b: Tensor, *, centered: bool = False) -> Tensor:
     return sum((x.double() - means[0]).T @ (y.double() - means[1]) for x, y in blocks)
 
 
-def parameters_of(run: Path) -> Mapping[str, int]:
-    """Number of weights of a run in its tables and in its dense part."""
-    sizes = SavedOnDisk(run).sizes
-    count = {"tables": 0, "dense": 0}
-    for name, size in sizes.items():
-        count["tables" if "embedding_bags." in name else "dense"] += torch.Size(size).numel()
-    return count
+def weights_of(runs: Sequence[Path]) -> tuple[list[tuple[int, ...]], int]:
+    """The sizes of the tables in runs' best weights, and the number of weights in their dense parts."""
+    tables, dense = [], 0
+    for run in runs:
+        for name, size in SavedOnDisk(run).sizes.items():
+            if "embedding_bags." in name:
+                tables.append(size)
+            else:
+                dense += torch.Size(size).numel()
+    return tables, dense

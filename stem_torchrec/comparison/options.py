@@ -1,22 +1,27 @@
 """What a comparison is told, checked before anything is trained, and which comparison a folder holds."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
 
 from stem_torchrec.cli import nearest, parse_known_arguments
 from stem_torchrec.comparison.choices import Grid
-from stem_torchrec.comparison.comparable import EDGES, check_edges
+from stem_torchrec.comparison.comparable import check_edges
+from stem_torchrec.comparison.config import CompareConfig
 from stem_torchrec.comparison.runs import MODELS, Part, Run, parts_of
-from stem_torchrec.config import LoopConfig, TrainConfig
-from stem_torchrec.config_file import config_from_command_line, dump_config
-from stem_torchrec.data.files import Columns, find_row_groups
+from stem_torchrec.config import TrainConfig
+from stem_torchrec.config_file import config_from_command_line, dump_config, what_is_trained
+from stem_torchrec.data.files import Columns, find_row_groups, fingerprint
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.early_stopping import EarlyStopping
 from stem_torchrec.errors import UserError
 from stem_torchrec.limits import check_limits
+from stem_torchrec.models.build import build_model, check_task_weights
+from stem_torchrec.sharding.placement import Placement, match_rules, parse_rules
+from stem_torchrec.sharding.shard import table_configs
+from stem_torchrec.tables import groups_of
 from stem_torchrec.train import log_folder
 
 COMPARISON_FILE = "comparison.yaml"
@@ -28,71 +33,41 @@ python stem_torchrec/train.py --help lists them."""
 
 
 @dataclass(frozen=True)
-class CompareConfig:
-    """What to compare, beside the options of train.py."""
-
-    out: str = ""
-    """Folder for the runs and the report. The same command again goes on where an interrupted one stopped."""
-    models: str = "stem,single_task,shared_bottom,mmoe,ple"
-    """Models, separated by commas: those of --model.arch, `all` for all of them, and the ablations stem_reads_own,
-    stem_trains_all, stem_reads_own_trains_all, stem_gate_task, stem_gate_shared."""
-    seeds: str = "0,1,2"
-    """Seeds, separated by commas; every model trains with each."""
-    base: str = "single_task"
-    """The model that the others are compared with."""
-    split: str = "test"
-    """The part of the log to report on; nothing is chosen on it."""
-    resamples: int = 1000
-    """Draws of users behind each interval."""
-    confidence: float = 0.95
-    """Share of the draws that an interval holds."""
-    pair: str = ""
-    """The two tasks of the comparable-samples analysis, separated by a comma; by default the first two."""
-    ratio_edges: tuple[float, ...] = EDGES
-    """Edges of its bins: how much more of a user's positives are of the first task than over the whole log."""
-    item: str = ""
-    """The sparse feature that names the item, for the same analysis by item; without it only by user."""
-    tune: bool = False
-    """Chooses --sparse.learning-rate and --model.embedding-l2 for each model from the two lists below, by validation
-    (--train.metric) with the first seed, before it trains with all."""
-    learning_rates: tuple[float, ...] = ()
-    """Learning rates of the tables to choose from; by default --sparse.learning-rate, half of it and twice."""
-    embedding_l2: tuple[float, ...] = (0.0, 0.1)
-    """L2 regularisations of embeddings to choose from."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A comparison whose command line has been checked."""
+class Request:
+    """A comparison whose command line has been checked; `prepare` adds what the log says."""
 
     config: CompareConfig
     train: TrainConfig
     runs: tuple[Run, ...]
     grid: Grid | None
     pair: tuple[str, str] | None = None
+    log: Mapping[str, str] = field(default_factory=dict)
+    """The fingerprint of each split."""
 
     def parts(self) -> dict[str, list[Part]]:
         """What is trained at once, by model."""
         return {run.model: parts_of(run.model, self.train.data.labels) for run in self.runs}
 
 
-def read_command_line(args: Sequence[str] | None = None) -> Plan:
+def read_command_line(args: Sequence[str] | None = None) -> Request:
     """What to compare; raises UserError for what makes no sense."""
     config, rest = parse_known_arguments(CompareConfig(), args, description=_DESCRIPTION)
     train = config_from_command_line(rest)
     check_limits(train)
     if not config.out:
         raise UserError("say where the results go: --out DIR.")
-    names = _split(config.models)
-    models = list(dict.fromkeys(m for name in names for m in (_all_archs() if name == "all" else [name])))
-    for name in [*models, config.base]:
-        if name not in MODELS:
-            raise UserError(f"there is no model {name!r}, only all, {', '.join(MODELS)}{nearest(name, list(MODELS))}")
-    if config.base not in models:
-        raise UserError(f"--base is {config.base!r}, which is not among --models {config.models}; add it there.")
-    seeds = _split(config.seeds)
-    if not seeds or not all(seed.isdigit() and int(seed) < 2**32 for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise UserError(f"--seeds is {config.seeds!r}, but must be different whole numbers below 2^32, as in 0,1,2.")
+    if train.checkpoint.folder is not None or train.resume != "auto":
+        raise UserError(
+            "every run of a comparison keeps its own checkpoints; leave out --checkpoint.folder and --resume."
+        )
+    if train.sharding.plan is not None:
+        raise UserError(
+            "--sharding.plan pins the tables of one model, but each has others; give --sharding.rules or .type."
+        )
+    models = _models(config)
+    seeds = _seeds(config.seeds)
+    if config.split in ("train", "valid"):
+        raise UserError(f"--split is {config.split!r}, on which models are trained or chosen; give another, as test.")
     if config.resamples < 1:
         raise UserError(f"--resamples is {config.resamples}, but must be at least 1.")
     if not 0 < config.confidence < 1:
@@ -100,23 +75,48 @@ def read_command_line(args: Sequence[str] | None = None) -> Plan:
     if not check_edges(config.ratio_edges):
         raise UserError(f"--ratio-edges is {list(config.ratio_edges)}, but must ascend above 0, as 0.5 2 do.")
     folder = Path(config.out)
-    runs = tuple(Run(model, int(seed), folder / "runs" / model / f"seed_{seed}") for seed in seeds for model in models)
+    runs = tuple(Run(model, seed, folder / "runs" / model / f"seed_{seed}") for seed in seeds for model in models)
+    return Request(config, train, runs, _grid(config, train, seeds[0]))
+
+
+def _models(config: CompareConfig) -> list[str]:
+    names = _split(config.models)
+    models = list(dict.fromkeys(m for name in names for m in (_all_archs() if name == "all" else [name])))
+    for name in [*models, config.base]:
+        if name not in MODELS:
+            raise UserError(f"there is no model {name!r}, only all, {', '.join(MODELS)}{nearest(name, list(MODELS))}")
+    if config.base not in models:
+        raise UserError(f"--base is {config.base!r}, which is not among --models {config.models}; add it there.")
+    return models
+
+
+def _seeds(text: str) -> list[int]:
+    named = _split(text)
+    seeds = {int(seed) for seed in named if seed.isascii() and seed.isdigit() and int(seed) < 2**32}
+    if not named or len(seeds) < len(named):
+        raise UserError(f"--seeds is {text!r}, but must be different whole numbers below 2^32, as in 0,1,2.")
+    return [int(seed) for seed in named]
+
+
+def _grid(config: CompareConfig, train: TrainConfig, seed: int) -> Grid | None:
+    if not config.tune:
+        if config.learning_rates or config.embedding_l2:
+            raise UserError("--learning-rates and --embedding-l2 are what --tune chooses from; add it.")
+        return None
     rates = config.learning_rates or tuple(factor * train.sparse.learning_rate for factor in (0.5, 1.0, 2.0))
-    grid = Grid(rates, config.embedding_l2, int(seeds[0]), folder / "tuning") if config.tune else None
-    if grid is not None and not grid.cells():
-        raise UserError("--tune has nothing to choose from; give --embedding-l2.")
-    for value in (*rates, *config.embedding_l2) if grid else ():
+    l2 = config.embedding_l2 or tuple(sorted({0.0, 0.1, train.model.embedding_l2}))
+    for value in (*rates, *l2):
         if not 0 <= value <= 1e6:
             raise UserError(f"a value to choose from is {value}, but must be from 0 to 1000000.")
-    return Plan(config, train, runs, grid)
+    return Grid(rates, l2, seed, Path(config.out) / "tuning")
 
 
-def prepare(plan: Plan) -> Plan:
-    """The plan with what the log says: its folder, its labels and the pair of tasks.
+def prepare(request: Request) -> Request:
+    """The request with what the log says: its folder, its labels, its fingerprint and the pair of tasks.
 
     Raises UserError where they do not fit, so that nothing is trained for a report that cannot be made.
     """
-    train, config = plan.train, plan.config
+    train, config = request.train, request.config
     path = log_folder(train.data)
     schema = load_schema(path)
     columns = Columns.select(schema, features=train.data.features, labels=train.data.labels)
@@ -126,41 +126,58 @@ def prepare(plan: Plan) -> Plan:
         raise UserError(f"--pair is {config.pair!r}, but must be two of {', '.join(columns.labels)}, as in a,b.")
     if config.item and config.item not in columns.sparse:
         raise UserError(f"--item is {config.item!r}, but the sparse features are {', '.join(columns.sparse)}.")
-    # The item is read as a group is: an integer in each row, or its file is named here.
+    # The item is one integer in each row, as a group is, or its file is named here.
     read = replace(columns, group=config.item or columns.group)
-    for split in ("train", "valid", config.split):
-        find_row_groups(path, split, schema, read)
+    log = {split: fingerprint(find_row_groups(path, split, schema, read)) for split in ("train", "valid", config.split)}
     EarlyStopping(train.train.metric, None, columns.labels, has_groups=columns.group is not None)
-    if len(columns.labels) < 2 and {run.model for run in plan.runs} & {"aitm", "esmm"}:
+    prepared = replace(request, train=train, pair=(pair[0], pair[1]) if len(pair) == 2 else None, log=log)
+    _check_models(prepared, columns)
+    return prepared
+
+
+def _check_models(request: Request, columns: Columns) -> None:
+    """Raises UserError where a model cannot be built, or a rule or a learning rate names what none of them has."""
+    train = request.train
+    check_task_weights(train.model.task_weights, columns.labels)
+    for group in set(train.sparse.group_learning_rates) - set(groups_of(columns.labels)):
         raise UserError(
-            f"aitm and esmm need two tasks or more, but the log has only {columns.labels[0]}; leave them out."
+            f"--sparse.group-learning-rates names {group!r}, but the groups are {', '.join(groups_of(columns.labels))}."
         )
-    return replace(plan, train=train, pair=(pair[0], pair[1]) if len(pair) == 2 else None)
+    for parts in request.parts().values():
+        for part in parts:
+            model = build_model(part.of(train).model, replace(columns, labels=part.labels))
+            names = [table.name for table in table_configs(model)]
+            try:
+                match_rules(parse_rules(train.sharding.rules), names, Placement("auto", "auto"))
+            except UserError as error:
+                raise UserError(
+                    f"{part.name}: {str(error).rstrip('.')}; every model needs rules that fit its tables."
+                ) from error
 
 
-def claim_folder(plan: Plan, world_size: int) -> None:
+def claim_folder(request: Request, world_size: int) -> None:
     """Writes comparison.yaml, or checks that it says the same, so that no folder mixes two comparisons.
 
     Options that change no result are left out. Raises UserError for a folder of another comparison, or one that cannot
     be written.
     """
-    folder = Path(plan.config.out)
-    usual = LoopConfig()
-    loop = replace(plan.train.train, timeout=usual.timeout, log_every=usual.log_every, profile=usual.profile)
+    folder, grid = Path(request.config.out), request.grid
     said = {
         "ranks": world_size,
-        "split": plan.config.split,
-        "tuned": {"seed": plan.grid.seed, "cells": [c.name for c in plan.grid.cells()]} if plan.grid else None,
-        "train": yaml.safe_load(dump_config(replace(plan.train, train=loop, seed=0))),
+        "split": request.config.split,
+        "log": dict(request.log),
+        "tuned": {"seed": grid.seed, "cells": [cell.name for cell in grid.cells()]} if grid else None,
+        "train": yaml.safe_load(dump_config(replace(what_is_trained(request.train), seed=0))),
     }
     text = yaml.safe_dump(said, sort_keys=False)
     file = folder / COMPARISON_FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if file.exists() and file.read_text() != text and any(folder.glob("runs/*/*")):
+        begun = [*folder.glob("runs/*/*"), *folder.glob("tuning/*/*")]
+        if file.exists() and file.read_text() != text and begun:
             raise UserError(
-                f"{folder} holds a comparison of other options, see {COMPARISON_FILE} there; give another --out, or "
-                "the same options on as many ranks. Models and seeds may be added."
+                f"{folder} holds a comparison of other options or of another log, see {COMPARISON_FILE} there; give "
+                "another --out, or the same options on as many ranks. Models and seeds may be added."
             )
         file.write_text(text)
     except OSError as error:

@@ -1,6 +1,7 @@
 """The report of a comparison: Markdown, the same as one HTML file with its plots inside, and the numbers as Parquet."""
 
 import base64
+import html
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,20 +33,21 @@ class Report:
         self.plots: dict[str, Figure] = {}
 
     def text(self, *paragraphs: str) -> None:
-        """Adds paragraphs, or a heading."""
+        """Adds paragraphs, or a heading, of Markdown; see `escape`."""
         self.parts += paragraphs
 
     def table(self, rows: Sequence[Mapping[str, str]]) -> None:
-        """Adds a table with a column for each key of its rows; numbers stand at the right."""
+        """Adds a table with a column for each key of its rows; numbers stand at the right, text as it is."""
         names = list(rows[0])
         aligned = ["left", *["right"] * (len(names) - 1)]
-        cells = [[row.get(name, "") for name in names] for row in rows]
-        self.parts.append(tabulate(cells, names, tablefmt="pipe", disable_numparse=True, colalign=aligned))
+        cells = [[_cell(row.get(name, "")) for name in names] for row in rows]
+        titles = [escape(name) for name in names]
+        self.parts.append(tabulate(cells, titles, tablefmt="pipe", disable_numparse=True, colalign=aligned))
 
     def plot(self, name: str, figure: Figure, what: str) -> None:
         """Adds a plot, which becomes the file `name.png`; `what` is its caption."""
         self.plots[name] = figure
-        self.parts.append(f"![{what}]({name}.png)")
+        self.parts.append(f"![{escape(what)}]({name}.png)")
 
     def write(self, folder: Path) -> None:
         """Writes report.md with its plots beside it, and report.html, which holds them."""
@@ -62,21 +64,38 @@ class Report:
         (folder / "report.html").write_text(f"<!doctype html><html><head>{head}</head><body>{body}</body></html>\n")
 
 
+class Strong(str):
+    """What a table shows in bold."""
+
+
+def escape(text: str) -> str:
+    """Text of the user's, as names and descriptions are, so that neither Markdown nor HTML sees marks in it."""
+    text = re.sub(r"[\\`*|]|\](?=\()|(?<!\w)_|_(?!\w)", lambda mark: f"\\{mark[0]}", text)
+    return html.escape(text, quote=False)
+
+
+def _cell(text: str) -> str:
+    return f"**{escape(text)}**" if isinstance(text, Strong) else escape(text)
+
+
 def spread(values: Sequence[float | None], digits: int = 4) -> str:
-    """Mean and standard deviation over seeds; `-` where undefined."""
+    """Mean and standard deviation over seeds, and over how many if some are undefined; `-` if all are."""
     known = [value for value in values if value is not None]
     if not known:
         return "-"
     deviation = f" ± {np.std(known, ddof=1):.{digits}f}" if len(known) > 1 else ""
-    return f"{np.mean(known):.{digits}f}{deviation}"
+    only = f" ({len(known)} of {len(values)})" if len(known) < len(values) else ""
+    return f"{np.mean(known):.{digits}f}{deviation}{only}"
 
 
 def show(interval: Interval) -> str:
-    """`+0.0123 [+0.0040, +0.0201]`, bold where the interval leaves 0 out."""
-    if np.isnan(interval.value) or np.isnan(interval.low):
+    """`+0.0123 [+0.0040, +0.0201]`, bold where the interval leaves 0 out, `+0.0123` where there is none."""
+    if np.isnan(interval.value):
         return "-"
+    if np.isnan(interval.low):
+        return f"{interval.value:+.4f}"
     text = f"{interval.value:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
-    return f"**{text}**" if interval.low > 0 or interval.high < 0 else text
+    return Strong(text) if interval.low > 0 or interval.high < 0 else text
 
 
 def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -93,7 +112,7 @@ def dots(values: Mapping[str, Mapping[str, Interval]], what: str, *, width: floa
     for axis, panel in zip(axes, panels, strict=True):
         for y, name in enumerate(names):
             interval = values[name].get(panel)
-            if interval is not None and not np.isnan(interval.value):
+            if interval is not None and not np.isnan(interval.low):
                 axis.plot([interval.low, interval.high], [y, y], color="tab:blue")
                 axis.plot(interval.value, y, "o", color="tab:blue")
         axis.axvline(0, color="gray", linewidth=0.8)

@@ -6,18 +6,23 @@ import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import mean
+from threading import Event
 from typing import Any
 
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from stem_torchrec.comparison.diagnostics import GateWeights, parameters_of
+from stem_torchrec.comparison.diagnostics import GateWeights
 from stem_torchrec.config import ModelConfig, TrainConfig
+from stem_torchrec.errors import DivergedError
 from stem_torchrec.evaluate import EvaluateConfig, evaluate_run
 from stem_torchrec.metrics import to_json
+from stem_torchrec.models.build import groups_with_tables
 from stem_torchrec.process import Process, from_first_rank
+from stem_torchrec.progress import say
 from stem_torchrec.run_folder import METRICS_LOG, write_json
 from stem_torchrec.train import train
 
@@ -30,11 +35,11 @@ MODELS: Mapping[str, Mapping[str, str]] = {
     **{arch: {"arch": arch} for arch in _ARCHS},
     "stem_reads_own": {"arch": "stem", "reads": "own_shared"},
     "stem_trains_all": {"arch": "stem", "trains": "all"},
-    "stem_reads_own_trains_all": {"arch": "stem", "reads": "own_shared", "trains": "all"},
     "stem_gate_task": {"arch": "stem", "gate_input": "task"},
     "stem_gate_shared": {"arch": "stem", "gate_input": "shared"},
 }
-"""What can be compared: every model, and the ablations of STEM, by the options of the model that they set."""
+"""What can be compared: every model, and the ablations of STEM, by the options of the model that they set. A loss
+trains at most what its gate reads, so where that is own and shared, training all is the same model."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +58,21 @@ class Part:
         return f"{self.model}/{self.labels[0]}" if self.alone else self.model
 
     def of(self, config: TrainConfig) -> TrainConfig:
-        """`config` as this part trains it."""
-        model: ModelConfig = replace(config.model, **MODELS[self.model])  # type: ignore[arg-type]
+        """`config`, whose labels are named, as this part trains it: with its own tasks' weights and learning rates."""
+        weights = dict(zip(config.data.labels, config.model.task_weights, strict=bool(config.model.task_weights)))
+        options: Mapping[str, Any] = {
+            **MODELS[self.model],
+            "task_weights": tuple(weights[t] for t in self.labels if weights),
+        }
+        model: ModelConfig = replace(config.model, **options)
+        groups = groups_with_tables(model.arch, self.labels)
+        rates = {group: rate for group, rate in config.sparse.group_learning_rates.items() if group in groups}
         metric = config.train.metric.partition("/")[0] if self.alone else config.train.metric
         return replace(
             config,
             model=model,
             data=replace(config.data, labels=self.labels),
+            sparse=replace(config.sparse, group_learning_rates=rates),
             train=replace(config.train, metric=metric),
         )
 
@@ -86,7 +99,7 @@ class Run:
         return (self.folder / TEST_FILE).exists()
 
     def test(self) -> dict[str, Any]:
-        """What the test said: metrics by task, gates, parameters, samples_per_second, and the folders of the parts."""
+        """What the test said: metrics by task, gates, samples_per_second and folders of the parts; or `diverged`."""
         found: dict[str, Any] = json.loads((self.folder / TEST_FILE).read_text())
         return found
 
@@ -103,32 +116,48 @@ class Run:
         return columns
 
 
-def train_and_test(run: Run, configs: Mapping[Part, TrainConfig], split: str, process: Process) -> None:
-    """Trains and tests a run's parts, each by its configuration; all ranks call it. One interrupted starts anew."""
-    from_first_rank(lambda: shutil.rmtree(run.folder, ignore_errors=True))
-    found: dict[str, Any] = {"parts": [], "metrics": {}, "gates": {}, "parameters": {"tables": 0, "dense": 0}}
+def train_and_test(
+    run: Run, configs: Mapping[Part, TrainConfig], split: str, process: Process, *, ending: Event | None = None
+) -> None:
+    """Trains and tests a run's parts, each by its configuration; all ranks call it. One interrupted goes on.
+
+    Args:
+        run: to be done.
+        configs: of its parts.
+        split: to test on.
+        process: this rank.
+        ending: see `train`.
+    """
+    found: dict[str, Any] = {"parts": [], "metrics": {}, "gates": {}}
     seconds = 0.0
     for part, config in configs.items():
         folder = run.folder / part.labels[0] if part.alone else run.folder
-        train(replace(part.of(config), seed=run.seed, output_dir=str(folder)), process)
+        try:
+            train(replace(part.of(config), seed=run.seed, output_dir=str(folder)), process, ending=ending)
+        except DivergedError as error:
+            say(f"{part.name}, seed {run.seed}: {error}")
+            found = {"diverged": f"{part.name}, seed {run.seed}: {error}"}
+            break
         # Sharded modules live in cycles; without this the next one would come on top of them.
         gc.collect()
         gates = GateWeights(process.device)
-        predictions = str(folder / PREDICTIONS)
-        test = EvaluateConfig(run=str(folder), split=split, predictions=predictions)
+        predictions = folder / PREDICTIONS
+        from_first_rank(partial(_remove, predictions, folder / "checkpoints"))
+        test = EvaluateConfig(run=str(folder), split=split, predictions=str(predictions))
         found["metrics"] |= to_json(evaluate_run(test, process, watch=gates.watch))
         gc.collect()
         found["gates"] |= gates.mean()
-        for kind, number in parameters_of(folder).items():
-            found["parameters"][kind] += number
         found["parts"].append(part.labels[0] if part.alone else ".")
-        if process.is_first:
-            seconds += 1 / (samples_per_second(folder) or math.nan)
-    if process.is_first:
+        speed = from_first_rank(partial(samples_per_second, folder))
+        seconds += 1 / (speed or math.nan)
+    if "diverged" not in found:
         found["samples_per_second"] = None if math.isnan(seconds) else 1 / seconds
-        write_json(run.folder / TEST_FILE, found)
-    # Nobody reads or starts over before the file is there.
-    from_first_rank(lambda: None)
+    from_first_rank(lambda: write_json(run.folder / TEST_FILE, found))
+
+
+def _remove(*folders: Path) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def samples_per_second(folder: Path) -> float | None:

@@ -1,15 +1,24 @@
 """What the report says, section by section, from the runs of a comparison."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from itertools import permutations
 
-from stem_torchrec.comparison.report import METRICS, Report, dots, show, spread, write_parquet
+import torch
+
+from stem_torchrec.comparison.diagnostics import weights_of
+from stem_torchrec.comparison.report import METRICS, Report, dots, escape, show, spread, write_parquet
 from stem_torchrec.comparison.statistics import Interval, Resampled
 from stem_torchrec.comparison.tested import Comparison, Tested
+from stem_torchrec.early_stopping import SIGNS
+from stem_torchrec.optim import states_of_tables
 
-_THAN = {"better": "better than", "within noise": "within noise of", "worse": "worse than"}
-"""Words for what an interval says; one that is undefined says nothing."""
+_THAN = {
+    "better": "better than",
+    "within noise": "within noise of",
+    "worse": "worse than",
+    "undefined": "without an interval beside",
+}
+"""Words for what an interval says."""
 
 
 def results(report: Report, comparison: Comparison, tested: Tested) -> None:
@@ -27,16 +36,16 @@ def results(report: Report, comparison: Comparison, tested: Tested) -> None:
     write_parquet(
         comparison.folder / "differences.parquet",
         [
-            {"task": task, "metric": measure, "model": model, "over": over, **asdict(here.difference(model, over))}
+            {"task": task, "metric": measure, "model": model, "over": over, **here.difference(model, over).numbers}
             for (task, measure), here in drawn.items()
             for model, over in permutations(comparison.models, 2)
         ],
     )
-    base = comparison.base
+    base = comparison.config.base
     others = [model for model in comparison.models if model != base]
     report.text("## Results")
     for task in tested.tasks:
-        report.text(f"### {task}")
+        report.text(f"### {escape(task)}")
         rows = []
         for model in comparison.models:
             tests = [found[run]["metrics"][task] for run in comparison.of(model)]
@@ -68,7 +77,7 @@ def verdict(differences: Mapping[str, Interval], over: str) -> str:
 def rivals(report: Report, comparison: Comparison, drawn: Mapping[str, Resampled]) -> None:
     """What the first model has more than each other one, by measure; left out where the first table says it."""
     first, *others = comparison.models
-    if first == comparison.base or len(others) < 2:
+    if first == comparison.config.base or len(others) < 2:
         return
     report.text(f"## Does {first} win?", f"What {first} has more than each other model.")
     report.table(
@@ -76,8 +85,8 @@ def rivals(report: Report, comparison: Comparison, drawn: Mapping[str, Resampled
     )
     for title, here in drawn.items():
         said = by_verdict({model: here.difference(first, model) for model in others})
-        parts = [f"{word} {', '.join(said.get(what, ['none']))}" for what, word in _THAN.items()]
-        report.text(f"{title}: {first} is {'; '.join(parts)}.")
+        parts = [f"{word} {', '.join(said[what])}" for what, word in _THAN.items() if what in said]
+        report.text(f"{escape(title)}: {first} is {'; '.join(parts)}.")
 
 
 def by_verdict(differences: Mapping[str, Interval]) -> dict[str, list[str]]:
@@ -93,13 +102,18 @@ def choices(report: Report, comparison: Comparison) -> None:
     report.text(
         "## What each was set to",
         f"The best of each model's trials on the validation split, with seed {comparison.seeds[0]}; tuning.parquet has "
-        "all of them.",
+        "all of them, with lower metrics that are better negated.",
     )
     rows = [row for row in comparison.chosen if row["chosen"]]
     names = {"model": "model", "learning rate of tables": "learning_rate", "embedding L2": "embedding_l2"}
+    metric = comparison.train.train.metric
+    sign = SIGNS[metric.partition("/")[0]]
     report.table(
         [
-            {**{title: f"{row[name]}" for title, name in names.items()}, "validation": f"{row['score']:.4f}"}
+            {
+                **{title: f"{row[name]}" for title, name in names.items()},
+                f"validation {metric}": f"{sign * row['score']:.4f}",
+            }
             for row in rows
         ]
     )
@@ -108,31 +122,39 @@ def choices(report: Report, comparison: Comparison) -> None:
 
 def costs(report: Report, comparison: Comparison) -> None:
     """Weights, memory and speed of every model."""
-    report.text("## What each costs", "MiB are those of the weights; optimizer states and activations come on top.")
-    rows = []
-    write_parquet(
-        comparison.folder / "costs.parquet",
-        [
-            {
-                "model": run.model,
-                "seed": run.seed,
-                **test["parameters"],
-                "samples_per_second": test["samples_per_second"],
-            }
-            for run in comparison.runs
-            for test in [run.test()]
-        ],
+    report.text(
+        "## What each costs",
+        "MiB in training: weights in fp32, their gradients' optimizer states and the dense gradients, over all ranks; "
+        "activations, and what travels, come on top.",
     )
+    rows, raw = [], []
     for model in comparison.models:
-        tests = [run.test() for run in comparison.of(model)]
-        parameters = tests[0]["parameters"]
+        runs = comparison.of(model)
+        of_tables, dense = weights_of(runs[0].folders())
+        state = states_of_tables(of_tables, comparison.train.sparse.name)
+        tables = sum(torch.Size(size).numel() for size in of_tables)
+        speeds = [run.test()["samples_per_second"] for run in runs]
         rows.append(
             {
                 "model": model,
-                "weights in tables": f"{parameters['tables']:,}",
-                "dense weights": f"{parameters['dense']:,}",
-                "MiB": f"{4 * sum(parameters.values()) / 2**20:.1f}",
-                "samples/s": spread([test["samples_per_second"] for test in tests], digits=0),
+                "weights in tables": f"{tables:,}",
+                "dense weights": f"{dense:,}",
+                "MiB of weights": f"{4 * (tables + dense) / 2**20:.1f}",
+                # A dense weight has a gradient and two moments.
+                "MiB in training": f"{4 * (tables + state + 4 * dense) / 2**20:.1f}",
+                "samples/s": spread(speeds, digits=0),
             }
         )
+        raw += [
+            {
+                "model": model,
+                "seed": run.seed,
+                "tables": tables,
+                "dense": dense,
+                "states_of_tables": state,
+                "samples_per_second": speed,
+            }
+            for run, speed in zip(runs, speeds, strict=True)
+        ]
     report.table(rows)
+    write_parquet(comparison.folder / "costs.parquet", raw)

@@ -1,40 +1,61 @@
 """A comparison whose runs are done: its test rows, and what every run says of them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from stem_torchrec.comparison.comparable import key_columns, read_keys
+from stem_torchrec.comparison.config import CompareConfig
 from stem_torchrec.comparison.runs import Run
-from stem_torchrec.comparison.statistics import Measure, Resampled, auc_of, gauc_of, resample
+from stem_torchrec.comparison.statistics import (
+    MIN_USERS,
+    Measure,
+    Resampled,
+    UsersBehind,
+    auc_of,
+    gauc_of,
+    logloss_of,
+    resample,
+)
+from stem_torchrec.config import TrainConfig
 from stem_torchrec.data.files import Columns, find_row_groups
-from stem_torchrec.data.rows import read_row_group
 from stem_torchrec.data.schema import load_schema
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs that are trained and tested, and what to make of them; see CompareConfig."""
+    """Runs that are trained and tested, and what to make of them."""
 
-    folder: Path
+    config: CompareConfig
+    train: TrainConfig
+    """What all have in common, with the folder of the log."""
     runs: Sequence[Run]
-    path: str
-    """Folder of the log."""
-    split: str
-    base: str
-    resamples: int
-    confidence: float
     pair: tuple[str, str] | None
-    edges: Sequence[float]
-    item: str
-    skips_bad_rows: bool = False
-    """Whether rows that break the schema are left out, as --data.on-bad-row says."""
+    """The two tasks of the comparable samples."""
     chosen: Sequence[Mapping[str, Any]] = ()
     """A line for each model and value that was tried for it; see `choices.Grid.rows`."""
+    diverged: Mapping[str, str] = field(default_factory=dict)
+    """Why a model is left out."""
+
+    @property
+    def folder(self) -> Path:
+        """For the report."""
+        return Path(self.config.out)
+
+    @property
+    def path(self) -> str:
+        """Folder of the log."""
+        assert self.train.data.path is not None
+        return self.train.data.path
+
+    @property
+    def skips_bad_rows(self) -> bool:
+        """Whether rows that break the schema are left out, as --data.on-bad-row says."""
+        return self.train.data.skipped_share is not None
 
     @property
     def models(self) -> list[str]:
@@ -74,27 +95,32 @@ class Tested:
     @property
     def measures(self) -> Mapping[str, Callable[..., Measure]]:
         """What models are compared by, by its name; gAUC where there is a group column."""
-        return {"AUC": auc_of, "gAUC": gauc_of} if self.columns.group else {"AUC": auc_of}
+        grouped = {"gAUC": gauc_of} if self.columns.group else {}
+        return {"AUC": auc_of, **grouped, "logloss": logloss_of}
 
     def resample(self, task: str, measure: str = "AUC", rows: NDArray[np.bool_] | None = None) -> Resampled:
-        """A measure of every model, over the rows that have a label, or those of them in `rows`."""
+        """A measure of every model, over the rows that have a label, or those of them in `rows`.
+
+        Without draws, and so intervals, where too few users stand behind it; see `MIN_USERS`.
+        """
         known = ~np.isnan(self.labels[task]) if rows is None else rows & ~np.isnan(self.labels[task])
         users, user = np.unique(self.users[known], return_inverse=True)
         positive = self.labels[task][known] == 1
+        behind = UsersBehind.count(positive, user)
+        fewest = behind.both if measure == "gAUC" else min(behind.positives, behind.negatives)
         return resample(
             {
                 model: [self.measures[measure](scores[known], positive, user) for scores in by_seed]
                 for model, by_seed in self.scores[task].items()
             },
             len(users),
-            resamples=self.comparison.resamples,
-            confidence=self.comparison.confidence,
+            resamples=self.comparison.config.resamples if fewest >= MIN_USERS else 0,
+            confidence=self.comparison.config.confidence,
+            lower_is_better=measure == "logloss",
         )
 
-    def column(self, name: str) -> NDArray[np.int64]:
-        """A column of integers, in the order of the rows."""
-        columns = Columns(sparse={}, dense=(), labels=(), group=name)
-        schema = load_schema(self.comparison.path)
-        found = find_row_groups(self.comparison.path, self.comparison.split, schema, columns)
-        read = (read_row_group(group, columns, skip=self.comparison.skips_bad_rows).column(name) for group in found)
-        return np.concatenate([pc.fill_null(column, 0).to_numpy() for column in read])[self.rows]
+    def keys(self, name: str) -> NDArray[np.int64]:
+        """A sparse feature with one id in each row, in the order of the rows; -1 where null."""
+        read, path = key_columns(self.columns, name), self.comparison.path
+        row_groups = find_row_groups(path, self.comparison.config.split, load_schema(path), read)
+        return read_keys(row_groups, self.columns, name, skip=self.comparison.skips_bad_rows)[self.rows]

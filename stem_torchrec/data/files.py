@@ -1,5 +1,6 @@
 """The Parquet files of a split: found, opened and read through iopath, with their columns checked."""
 
+import hashlib
 import posixpath
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -102,6 +103,12 @@ def find_row_groups(folder: str, split: str, schema: Schema, columns: Columns) -
             f"{where} holds {total} rows, but schema.json says {schema.splits[split].rows}; a file is missing or extra."
         )
     return row_groups
+
+
+def fingerprint(row_groups: Sequence[RowGroup]) -> str:
+    """Of the row groups and their rows, by which rows are found by their number."""
+    groups = [(row_group.path.rpartition("/")[2], row_group.index, row_group.rows) for row_group in row_groups]
+    return hashlib.sha256(repr(groups).encode()).hexdigest()[:16]
 
 
 def missing_labels(row_groups: Sequence[RowGroup], labels: Sequence[str]) -> bool:

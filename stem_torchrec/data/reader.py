@@ -6,25 +6,20 @@ row is read exactly once, and decodes only the row groups that its stretch touch
 read later, on other ranks as well (`spans`).
 """
 
-import atexit
-import hashlib
-import multiprocessing
-import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from itertools import cycle
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 from torchrec.datasets.utils import Batch
 
 from stem_torchrec.data.batch import Exposures, to_batch
-from stem_torchrec.data.files import Columns, RowGroup
+from stem_torchrec.data.files import Columns, RowGroup, fingerprint
 from stem_torchrec.data.rows import BadRows, read_row_group
 from stem_torchrec.data.spans import Left, Span, Spans, after, count, cut, divide, steps_of
 from stem_torchrec.errors import UserError
@@ -129,8 +124,7 @@ class ParquetReader(IterableDataset[Batch | Exposures]):
     @property
     def fingerprint(self) -> str:
         """Of the row groups and their rows, by which spans find rows."""
-        groups = [(row_group.path.rpartition("/")[2], row_group.index, row_group.rows) for row_group in self.row_groups]
-        return hashlib.sha256(repr(groups).encode()).hexdigest()[:16]
+        return fingerprint(self.row_groups)
 
     def start_epoch(self, epoch: int, left: Left | None = None, *, batch_size: int | None = None) -> None:
         """Chooses the order of the rows for the iterators to come.
@@ -232,43 +226,3 @@ def _in_turn(iterators: Sequence[Iterator[Batch | Exposures]]) -> Iterator[Batch
             yield next(iterator)
         except StopIteration:
             return
-
-
-def data_loader(reader: ParquetReader, *, pin_memory: bool = False) -> DataLoader:
-    """Batches of `reader`, made in its worker processes, in the same order on every call."""
-    if reader.num_workers:
-        _kill_readers_at_exit()
-    return DataLoader(
-        reader,
-        batch_size=None,
-        num_workers=reader.num_workers,
-        pin_memory=pin_memory,
-        collate_fn=_as_it_is,
-        worker_init_fn=_leave_signals_to_the_rank,
-        # Each iterator draws a seed; from torch's own generator, a run that goes on would draw once more than one that
-        # was never interrupted, and drop other units out.
-        generator=torch.Generator(),
-    )
-
-
-def _leave_signals_to_the_rank(worker: int) -> None:
-    """A launcher sends SIGTERM, and a terminal Ctrl-C, to these processes as well, which the last checkpoint needs."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-
-
-@cache
-def _kill_readers_at_exit() -> None:
-    """As multiprocessing would by SIGTERM, and then wait for them without end; it comes after this."""
-
-    def kill() -> None:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise an error for each.
-        for process in multiprocessing.active_children():
-            if process.daemon:
-                process.kill()
-
-    atexit.register(kill)
-
-
-def _as_it_is(item: Batch | Exposures) -> Batch | Exposures:
-    return item

@@ -22,7 +22,7 @@ from stem_torchrec.tables import SHARED, embedding_bag_configs, groups_of
 
 
 @dataclass(frozen=True)
-class _Baseline:
+class _Entry:
     """A model, the groups that have tables, and which options of the configuration it takes."""
 
     model: Callable[..., MultiTaskModel]
@@ -58,17 +58,17 @@ def _stem(config: ModelConfig, tasks: int) -> Mapping[str, Any]:
     return {**_layers(config, tasks), **switches}
 
 
-_MODELS: Mapping[Arch, _Baseline] = {
-    "stem": _Baseline(STEM, groups_of, _stem),
-    "single_task": _Baseline(SingleTask, tuple, _bottoms),
-    "shared_bottom": _Baseline(SharedBottom, _shared, _bottoms),
-    "omoe": _Baseline(OMoE, _shared, _pool),
-    "mmoe": _Baseline(MMoE, _shared, _pool),
-    "ple": _Baseline(PLE, _shared, _layers),
-    "aitm": _Baseline(AITM, _shared, _bottoms),
-    "esmm": _Baseline(ESMM, _shared, _bottoms),
-    "me_mmoe": _Baseline(MEMMoE, groups_of, _experts),
-    "me_ple": _Baseline(MEPLE, groups_of, _layers),
+_MODELS: Mapping[Arch, _Entry] = {
+    "stem": _Entry(STEM, groups_of, _stem),
+    "single_task": _Entry(SingleTask, tuple, _bottoms),
+    "shared_bottom": _Entry(SharedBottom, _shared, _bottoms),
+    "omoe": _Entry(OMoE, _shared, _pool),
+    "mmoe": _Entry(MMoE, _shared, _pool),
+    "ple": _Entry(PLE, _shared, _layers),
+    "aitm": _Entry(AITM, _shared, _bottoms),
+    "esmm": _Entry(ESMM, _shared, _bottoms),
+    "me_mmoe": _Entry(MEMMoE, groups_of, _experts),
+    "me_ple": _Entry(MEPLE, groups_of, _layers),
 }
 
 
@@ -78,22 +78,17 @@ def build_model(config: ModelConfig, columns: Columns, *, table_device: str = "m
     Raises UserError for task weights that do not fit the tasks, a size below 1, or too few tasks for the model.
     """
     tasks = columns.labels
-    weights = config.task_weights
-    if weights and (len(weights) != len(tasks) or min(weights) <= 0):
-        raise UserError(
-            f"--model.task-weights is {' '.join(map(str, weights))}, but needs one number above 0 for each of "
-            f"{', '.join(tasks)}."
-        )
+    check_task_weights(config.task_weights, tasks)
     groups_of(tasks)  # Refuses labels that cannot name a group, whichever groups the model has.
-    baseline = _MODELS[config.arch]
+    entry = _MODELS[config.arch]
     tables = embedding_bag_configs(
         [SparseFeature(name, num_embeddings) for name, num_embeddings in columns.sparse.items()],
-        baseline.groups(tasks),
+        entry.groups(tasks),
         embedding_dim=config.embedding_dim,
         std=config.embedding_std,
         layout=config.layout,
     )
-    model = baseline.model(
+    model = entry.model(
         EmbeddingBagCollection(tables=tables, device=torch.device(table_device)),
         tasks,
         tower_hidden=config.tower_hidden,
@@ -102,6 +97,20 @@ def build_model(config: ModelConfig, columns: Columns, *, table_device: str = "m
         dense_out_features=config.embedding_dim,
         embedding_dropout=config.embedding_dropout,
         embedding_l2=config.embedding_l2,
-        **baseline.options(config, len(tasks)),
+        **entry.options(config, len(tasks)),
     )
-    return MultiTaskTrain(model, weights)
+    return MultiTaskTrain(model, config.task_weights)
+
+
+def check_task_weights(weights: Sequence[float], tasks: Sequence[str]) -> None:
+    """Raises UserError for weights that are not one above 0 for each task; none at all is all 1."""
+    if weights and (len(weights) != len(tasks) or min(weights) <= 0):
+        raise UserError(
+            f"--model.task-weights is {' '.join(map(str, weights))}, but needs one number above 0 for each of "
+            f"{', '.join(tasks)}."
+        )
+
+
+def groups_with_tables(arch: Arch, tasks: Sequence[str]) -> Sequence[str]:
+    """The groups that have tables in a model."""
+    return _MODELS[arch].groups(tasks)
