@@ -89,7 +89,7 @@ def write(report: Report, folder: Path) -> None:
 
 def describe(config: PlanConfig, tables: list[TableSpec], bandwidths: Bandwidths) -> dict[str, str]:
     """What a reader needs to plan the same again."""
-    paper = Process(0, config.world_size, 0, config.ranks_per_node, torch.device(config.device))
+    paper = Process(0, config.world_size, config.ranks_per_node, torch.device(config.device))
     launch = describe_launch(paper)
     memory = f"{config.hbm_gb:g} GiB of GPU and " if config.device == "cuda" else ""
     figures = (f"{name} {value:.4g}" for name, value in vars(bandwidths).items() if value is not None)

@@ -8,8 +8,8 @@ from typing import Literal
 from torchrec.distributed.planner import Topology
 
 from stem_torchrec.cli import parse_arguments
-from stem_torchrec.config import Layout, ShardingType, SparseOptimizer
 from stem_torchrec.errors import UserError
+from stem_torchrec.literals import Layout, ShardingType, SparseOptimizerName
 from stem_torchrec.sharding.topology import Bandwidths, make_topology
 
 from table_list import TableSpec, read_table_list
@@ -56,7 +56,7 @@ class PlanConfig:
     """Sharding types; all is all seven, auto leaves the type of each table to the planner."""
     layouts: tuple[Layout, ...] = ("split", "packed")
     """Layouts of the tables; packed takes an optimizer that treats each element on its own."""
-    optimizers: tuple[SparseOptimizer, ...] = ("adagrad",)
+    optimizers: tuple[SparseOptimizerName, ...] = ("adagrad",)
     """Optimizers of the tables, whose state takes memory."""
     grow_tasks: tuple[int, ...] = (2, 4, 8, 16)
     """Numbers of tasks to plan for as well."""

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from stem_torchrec.config import Layout, SparseOptimizer, SparseOptimizerConfig
+from stem_torchrec.config import SparseOptimizerConfig
 from stem_torchrec.data.schema import SparseFeature
 from stem_torchrec.errors import UserError
+from stem_torchrec.literals import Layout, SparseOptimizerName
 from stem_torchrec.optim import SPARSE_OPTIMIZERS, apply_sparse_optimizer, check_sparse_optimizer
 from stem_torchrec.sharding.placement import COLUMN_TYPES, FUSED_TYPES, Placement
 from stem_torchrec.sharding.plan import Plan
@@ -38,7 +39,7 @@ class Strategy:
 
     type: str
     layout: Layout
-    optimizer: SparseOptimizer
+    optimizer: SparseOptimizerName
 
     @property
     def name(self) -> str:
@@ -129,7 +130,7 @@ def recommend(planned: Sequence[Planned]) -> Planned | None:
 
 
 def build_tables(
-    tables: Sequence[TableSpec], layout: Layout, optimizer: SparseOptimizer, tasks: Sequence[str]
+    tables: Sequence[TableSpec], layout: Layout, optimizer: SparseOptimizerName, tasks: Sequence[str]
 ) -> EmbeddingBagCollection:
     """The tables without memory, as a run has them; raises UserError where the layout and the optimizer do not fit."""
     configs = embedding_bag_configs(

@@ -11,16 +11,9 @@ from itertools import product
 from typing import get_args
 
 from stem_torchrec.cli import nearest
-from stem_torchrec.config import (
-    Communication,
-    InputDist,
-    Kernel,
-    Layout,
-    ShardingType,
-    SparseOptimizer,
-    TrainConfig,
-)
+from stem_torchrec.config import TrainConfig
 from stem_torchrec.errors import UserError
+from stem_torchrec.literals import Communication, InputDist, Kernel, Layout, ShardingType, SparseOptimizerName
 
 TYPES: tuple[ShardingType, ...] = (
     "table_wise",
@@ -42,7 +35,7 @@ class Case:
     layout: Layout
     input_dist: InputDist
     tasks: int
-    optimizer: SparseOptimizer
+    optimizer: SparseOptimizerName
     kernel: Kernel
     communication: Communication
 
@@ -80,7 +73,7 @@ class Axes:
     layout: tuple[Layout, ...]
     input_dist: tuple[InputDist, ...]
     tasks: tuple[int, ...]
-    optimizer: tuple[SparseOptimizer, ...]
+    optimizer: tuple[SparseOptimizerName, ...]
     kernel: tuple[Kernel, ...]
     communication: tuple[Communication, ...]
 
@@ -89,7 +82,7 @@ _KNOWN = {
     "type": get_args(ShardingType),
     "layout": get_args(Layout),
     "input_dist": get_args(InputDist),
-    "optimizer": get_args(SparseOptimizer),
+    "optimizer": get_args(SparseOptimizerName),
     "kernel": get_args(Kernel),
     "communication": get_args(Communication),
 }

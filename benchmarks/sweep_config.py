@@ -5,20 +5,13 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from stem_torchrec.cli import parse_known_arguments
-from stem_torchrec.config import (
-    Communication,
-    InputDist,
-    Kernel,
-    Layout,
-    ShardingType,
-    SparseOptimizer,
-    TrainConfig,
-)
+from stem_torchrec.config import TrainConfig
 from stem_torchrec.config_file import config_from_command_line
 from stem_torchrec.data.files import Columns
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.errors import UserError
 from stem_torchrec.limits import check_limits
+from stem_torchrec.literals import Communication, InputDist, Kernel, Layout, ShardingType, SparseOptimizerName
 
 from sweep_cases import TYPES, Axes, Case, list_cases
 from table_list import TableSpec, read_table_list
@@ -50,7 +43,7 @@ class SweepConfig:
     tasks: tuple[int, ...] = ()
     """Numbers of tasks; by default as many as the log has labels, and 2 for a table list. Further tasks than a log has
     labels get random ones."""
-    optimizers: tuple[SparseOptimizer, ...] = ()
+    optimizers: tuple[SparseOptimizerName, ...] = ()
     """Optimizers of the tables; by default --sparse.name."""
     kernels: tuple[Kernel, ...] = ("auto",)
     """Compute kernels."""

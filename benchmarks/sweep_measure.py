@@ -13,11 +13,11 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from stem_torchrec.assembly import build_pipeline, build_sharded_model
 from stem_torchrec.limits import check_limits
+from stem_torchrec.log import log_folder
 from stem_torchrec.optim import build_optimizer
 from stem_torchrec.process import Process
 from stem_torchrec.sharding.plan import Plan, plan_to_json
 from stem_torchrec.sharding.shard import sharded_collections
-from stem_torchrec.train import log_folder
 
 from sweep_batches import Workload, workload_of_log, workload_of_tables
 from sweep_ranks import Job

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from stem_torchrec.config import Arch
+from stem_torchrec.literals import Arch
 from stem_torchrec.process import trains_on_gpu
 
 from throughput_contest import Score, Turns, contest

@@ -10,8 +10,9 @@ from torch import Tensor
 from torchrec.datasets.utils import Batch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from stem_torchrec.config import Arch, Kernel, Layout, ModelConfig, SparseOptimizer
+from stem_torchrec.config import ModelConfig
 from stem_torchrec.data.files import Columns
+from stem_torchrec.literals import Arch, Kernel, Layout, SparseOptimizerName
 
 Precision = Literal["fp32", "tf32", "bf16"]
 Pipeline = Literal["base", "sparse_dist", "prefetch"]
@@ -110,7 +111,7 @@ class Contestant:
     """Whether freed memory stays with the process: this project's setting on CPU, off for the others by default."""
     pipeline: Pipeline = "sparse_dist"
     kernel: Kernel = "auto"
-    sparse: SparseOptimizer = "rowwise_adagrad"
+    sparse: SparseOptimizerName = "rowwise_adagrad"
     layout: Layout = "split"
     arch: Arch = "stem"
     """Of ours. One with shared tables only has rows as long as STEM's of all groups together, so as large tables."""

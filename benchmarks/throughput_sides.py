@@ -19,16 +19,10 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from stem_torchrec.assembly import autocast_forward, build_sharded_model
-from stem_torchrec.config import (
-    DataConfig,
-    LoopConfig,
-    ShardingConfig,
-    ShardingType,
-    SparseOptimizerConfig,
-    TrainConfig,
-)
+from stem_torchrec.config import DataConfig, LoopConfig, ShardingConfig, SparseOptimizerConfig, TrainConfig
 from stem_torchrec.data.schema import SparseFeature
-from stem_torchrec.models.train import MultiTaskTrain
+from stem_torchrec.literals import ShardingType
+from stem_torchrec.models.loss import MultiTaskTrain
 from stem_torchrec.optim import apply_sparse_optimizer, build_optimizer
 from stem_torchrec.process import Process
 from stem_torchrec.tables import embedding_bag_configs, groups_of

@@ -18,11 +18,12 @@ import pyarrow.parquet as pq
 import tyro
 from kuairand_csv import FEEDBACK, KEY, USER_COLUMNS, VIDEO_COLUMNS, drop_repeats, read_log, read_users, read_videos
 from kuairand_exposures import LABELS, UNKNOWN, read_exposures, replace_training_part
-from kuairand_features import build_vocabulary, elements, encode, exposure_values
+from kuairand_features import build_vocabulary, encode, exposure_values
 from tabulate import tabulate
 from tqdm import tqdm
 
 from stem_torchrec.cli import nearest, parse_arguments, run_main
+from stem_torchrec.data.files import items
 from stem_torchrec.data.schema import SCHEMA_FILE, LabelCounts, Schema, SparseFeature, Split, save_schema
 from stem_torchrec.errors import UserError
 
@@ -88,7 +89,7 @@ def write_log(options: Options) -> str:
             pq.write_table(vocabulary, folder / "vocabulary" / f"{name}.parquet")
             columns[name] = encode(values[name], vocabulary)
             sizes.append(SparseFeature(name, vocabulary.num_rows + 1))
-            unseen.append(pc.mean(pc.equal(elements(columns[name][valid]), 0)).as_py())
+            unseen.append(pc.mean(pc.equal(items(columns[name][valid]), 0)).as_py())
         columns |= {name: log[name].cast(pa.int8()) for name in labels}
         # user_id maps every unseen user to 0, so gAUC needs the raw id; time_ms serves other splits.
         columns |= {"group_user_id": log["user_id"], "time_ms": log["time_ms"]}

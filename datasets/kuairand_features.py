@@ -4,6 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from stem_torchrec.data.files import items
+
 DURATION_BUCKETS = 20
 AGE_EDGES = np.array([0, 1, 2, 3, 5, 7, 10, 14, 21, 30, 60, 90, 180, 365])  # days
 DAY_MS = 24 * 3_600_000
@@ -42,7 +44,7 @@ def build_vocabulary(train: pa.ChunkedArray, min_count: int) -> pa.Table:
 
         build_vocabulary(pa.chunked_array([[7, 9, 9, 5, 5, 3]]), 2)  # value [5, 9], id [1, 2], count [2, 2]
     """
-    counts = pc.value_counts(elements(train).drop_null())
+    counts = pc.value_counts(items(train).drop_null())
     table = pa.table({"value": counts.field("values"), "count": counts.field("counts")})
     table = table.filter(pc.field("count") >= min_count)
     table = table.sort_by([("count", "descending"), ("value", "ascending")])
@@ -52,14 +54,9 @@ def build_vocabulary(train: pa.ChunkedArray, min_count: int) -> pa.Table:
 def encode(values: pa.ChunkedArray, vocabulary: pa.Table) -> pa.ChunkedArray:
     """Maps values, or lists of values, to int32 ids: 0 where null, unseen or rare; a null list is empty."""
     known = vocabulary["value"].combine_chunks()
-    ids = pc.fill_null(pc.add(pc.index_in(elements(values), known), 1), 0).cast(pa.int32())
+    ids = pc.fill_null(pc.add(pc.index_in(items(values), known), 1), 0).cast(pa.int32())
     if not pa.types.is_list(values.type):
         return ids
     lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy()
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
     return pa.chunked_array([pa.ListArray.from_arrays(offsets, ids.combine_chunks())])
-
-
-def elements(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Returns the values of a column, of all its lists if it holds lists."""
-    return pc.list_flatten(column) if pa.types.is_list(column.type) else column

@@ -15,9 +15,10 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.optim.keyed import CombinedOptimizer
 
-from stem_torchrec.config import Precision, ShardingConfig, SparseOptimizerConfig, TrainConfig
+from stem_torchrec.config import ShardingConfig, SparseOptimizerConfig, TrainConfig
 from stem_torchrec.data.files import Columns
 from stem_torchrec.errors import UserError
+from stem_torchrec.literals import Precision
 from stem_torchrec.models.build import build_model
 from stem_torchrec.nonfinite import SkippingPipeline
 from stem_torchrec.optim import SPARSE_OPTIMIZERS, apply_sparse_optimizer, check_sparse_optimizer

@@ -31,20 +31,6 @@ class GroupedAUC:
     rows: int
 
 
-def auc(scores: Tensor, labels: Tensor) -> float:
-    """Returns the AUC of this process's rows alone; NaN unless both classes occur and no score is NaN.
-
-    Args:
-        scores: floats, higher for positives, shape (N,).
-        labels: 0, 1, or NaN where the label is missing and the row is left out, shape (N,).
-    """
-    if scores.isnan().any():
-        return math.nan
-    negatives, positives = (_runs(scores[labels == label] + 0.0) for label in (0, 1))
-    pairs = int(negatives.rows.sum()) * int(positives.rows.sum())
-    return int(_doubled_u(negatives, positives)) / (2 * pairs) if pairs else math.nan
-
-
 def by_score(scores: Tensor, positive: Tensor, file: Path | None = None) -> SortedRows:
     """Rows as `auc_over_ranks` takes them: scores, none of them NaN, and whether the label is 1, (N,)."""
     # Adding 0.0 turns -0.0 into 0.0, its equal, so that no sort or hash can tell them apart.

@@ -4,27 +4,19 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from stem_torchrec.data.synthetic import SyntheticConfig
-
-Arch = Literal["stem", "single_task", "shared_bottom", "omoe", "mmoe", "ple", "aitm", "esmm", "me_mmoe", "me_ple"]
-Groups = Literal["all", "own_shared"]
-GateInput = Literal["sum", "task", "shared"]
-SparseOptimizer = Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "lamb", "partial_rowwise_adam"]
-ShardingType = Literal[
-    "auto",
-    "data_parallel",
-    "table_wise",
-    "row_wise",
-    "column_wise",
-    "table_column_wise",
-    "table_row_wise",
-    "grid_shard",
-]
-Kernel = Literal["auto", "fused", "dense", "fused_uvm", "fused_uvm_caching"]
-Layout = Literal["split", "packed"]
-Precision = Literal["fp32", "tf32", "bf16"]
-OnBadRow = Literal["fail", "skip"]
-InputDist = Literal["stock", "once"]
-Communication = Literal["fp32", "fp16", "bf16"]
+from stem_torchrec.literals import (
+    Arch,
+    Communication,
+    GateInput,
+    Groups,
+    InputDist,
+    Kernel,
+    Layout,
+    OnBadRow,
+    Precision,
+    ShardingType,
+    SparseOptimizerName,
+)
 
 
 @dataclass(frozen=True)
@@ -108,7 +100,7 @@ class ModelConfig:
 class SparseOptimizerConfig:
     """The optimizer of the tables, fused into the backward pass."""
 
-    name: SparseOptimizer = "rowwise_adagrad"
+    name: SparseOptimizerName = "rowwise_adagrad"
     """sgd, adagrad and rowwise_adagrad run everywhere; lamb and partial_rowwise_adam on CUDA; adam on CUDA,
     and on CPU with --sharding.kernel dense."""
     learning_rate: float = 0.02

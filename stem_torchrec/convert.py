@@ -13,11 +13,12 @@ import tyro
 from stem_torchrec.assembly import build_sharded_model, for_weights_only
 from stem_torchrec.checkpoints.weights import find_weights, load_weights, save_weights
 from stem_torchrec.cli import parse_arguments, run_main
-from stem_torchrec.config import Layout, TrainConfig
+from stem_torchrec.config import TrainConfig
 from stem_torchrec.config_file import dump_config, load_config
 from stem_torchrec.data.files import Columns
 from stem_torchrec.data.schema import load_schema, save_schema
 from stem_torchrec.errors import UserError
+from stem_torchrec.literals import Layout
 from stem_torchrec.optim import SPARSE_OPTIMIZERS
 from stem_torchrec.process import Process, from_first_rank, join_process_group
 from stem_torchrec.progress import say

@@ -25,12 +25,12 @@ from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.errors import UserError
 from stem_torchrec.evaluation import predict
+from stem_torchrec.log import log_folder
 from stem_torchrec.metrics import MultiTaskMetrics, TaskMetrics, format_table, to_json
 from stem_torchrec.predictions import PredictionsFile
 from stem_torchrec.process import Process, from_first_rank, join_process_group
 from stem_torchrec.progress import progress_bar, say
 from stem_torchrec.run_folder import BEST_WEIGHTS, CONFIG_FILE, write_json
-from stem_torchrec.train import log_folder
 
 
 @dataclass(frozen=True)

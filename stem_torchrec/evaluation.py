@@ -12,7 +12,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from stem_torchrec import activity
 from stem_torchrec.data.batch import Exposures
 from stem_torchrec.metrics import MultiTaskMetrics, TaskMetrics
-from stem_torchrec.models.train import labels_like
+from stem_torchrec.models.loss import labels_like
 
 
 class EvaluationCut(Exception):

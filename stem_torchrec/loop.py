@@ -3,7 +3,6 @@
 It takes any model under a TorchRec train pipeline whose output is (losses (T,), logits (B, T)).
 """
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from stem_torchrec.early_stopping import EarlyStopping, Metrics
 from stem_torchrec.errors import UserError
 from stem_torchrec.evaluation import EvaluationCut
 from stem_torchrec.meter import Meter
+from stem_torchrec.metrics import to_json
 from stem_torchrec.profiling import StepProfiler
 from stem_torchrec.progress import format_values, progress_bar, say
 from stem_torchrec.run_folder import MetricsLog
@@ -208,11 +208,7 @@ def _until(batches: Iterator[Batch], length: int, asked: Callable[[], bool], fed
 
 def evaluation_values(metrics: Metrics) -> dict[str, float | int | None]:
     """Metrics by name, as `valid/like/auc`."""
-    return {
-        f"valid/{task}/{name}": None if math.isnan(value) else value
-        for task, values in metrics.items()
-        for name, value in vars(values).items()
-    }
+    return {f"valid/{task}/{name}": v for task, values in to_json(metrics).items() for name, v in values.items()}
 
 
 def _ranking(values: dict[str, float | int | None]) -> dict[str, float | int | None]:

@@ -12,12 +12,10 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from stem_torchrec.auc import ROWS_AT_ONCE, GroupedAUC, auc, auc_over_ranks, grouped_auc_over_ranks
+from stem_torchrec.auc import ROWS_AT_ONCE, GroupedAUC, auc_over_ranks, grouped_auc_over_ranks
 from stem_torchrec.errors import DataError, UserError
 from stem_torchrec.exchange import gather
 from stem_torchrec.task_chunk import TaskChunk
-
-__all__ = ["MultiTaskMetrics", "TaskMetrics", "auc", "format_table", "to_json"]
 
 
 @dataclass(frozen=True)

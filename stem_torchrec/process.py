@@ -28,7 +28,6 @@ class Process:
 
     rank: int
     world_size: int
-    local_rank: int
     local_world_size: int
     device: torch.device
     start: str = ""
@@ -86,7 +85,7 @@ def join_process_group(*, timeout: float = 600.0, alone: bool = False) -> Iterat
         timeout=timedelta(seconds=timeout),
     )
     try:
-        yield Process(rank, world_size, local_rank, 1 if alone else local_world_size, device, start)
+        yield Process(rank, world_size, 1 if alone else local_world_size, device, start)
     finally:
         dist.destroy_process_group()
         # Gloo's threads live as long as anything refers to a group, and sharded modules do so in cycles. One that

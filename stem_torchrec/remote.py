@@ -18,7 +18,7 @@ def move(source: str, target: str) -> None:
         raise OSError(f"{source} could not be moved to {target}")
 
 
-def remove_folder(path: str, *, first: str = "") -> None:
+def remove_folder(path: str, *, first: str) -> None:
     """Removes a folder of files, the file `first` before the others."""
     for name in sorted(g_pathmgr.ls(path), key=lambda name: name != first):
         g_pathmgr.rm(f"{path}/{name}")

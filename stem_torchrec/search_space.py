@@ -19,8 +19,8 @@ from stem_torchrec.data.schema import load_schema
 from stem_torchrec.early_stopping import EarlyStopping
 from stem_torchrec.errors import UserError, reason_of
 from stem_torchrec.limits import check_limits
+from stem_torchrec.log import log_folder
 from stem_torchrec.plain import from_plain, to_plain
-from stem_torchrec.train import log_folder
 
 Space = dict[str, BaseDistribution]
 """What to choose from, by option, as `model.dropout`."""

@@ -15,9 +15,9 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, get_embedding_names_by_table
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-from stem_torchrec.config import Layout
 from stem_torchrec.data.schema import SparseFeature
 from stem_torchrec.errors import UserError
+from stem_torchrec.literals import Layout
 
 SHARED = "shared"
 """The group whose tables and experts every task reads and trains."""

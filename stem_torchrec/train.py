@@ -4,8 +4,6 @@ python stem_torchrec/train.py --recipe synthetic
 torchx run dist.ddp -j 2x8 stem_torchrec/train.py --recipe kuairand_pure --data.path DIR
 """
 
-import hashlib
-import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import replace
@@ -18,9 +16,8 @@ from stem_torchrec.assembly import build_pipeline, build_sharded_model
 from stem_torchrec.best_weights import BestWeights
 from stem_torchrec.checkpoints.signals import ending_on_signals
 from stem_torchrec.cli import run_main
-from stem_torchrec.config import DataConfig, TrainConfig
+from stem_torchrec.config import TrainConfig
 from stem_torchrec.config_file import config_from_command_line
-from stem_torchrec.data import synthetic
 from stem_torchrec.data.files import Columns, find_row_groups, ids_per_row, missing_labels
 from stem_torchrec.data.loader import data_loader
 from stem_torchrec.data.reader import ParquetReader
@@ -31,6 +28,7 @@ from stem_torchrec.evaluation import evaluate
 from stem_torchrec.exchange import gather
 from stem_torchrec.heartbeat import collective_timeout, heartbeat
 from stem_torchrec.limits import check_limits
+from stem_torchrec.log import log_folder
 from stem_torchrec.loop import fit
 from stem_torchrec.metrics import format_table
 from stem_torchrec.optim import build_optimizer, build_schedule
@@ -186,21 +184,6 @@ def rows_skipped(readers: Mapping[str, ParquetReader], device: torch.device) -> 
         )
         if count
     }
-
-
-def log_folder(config: DataConfig) -> str:
-    """The folder of the log; without a path, that of the synthetic log, which is made if it is not there yet.
-
-    Raises UserError for a recipe whose log only the user has.
-    """
-    if config.path == "":
-        raise UserError("this recipe trains on a log of your own: give --data.path DIR.")
-    if config.path is not None:
-        return config.path if "://" in config.path else os.path.abspath(config.path)
-    name = hashlib.sha256(repr(config.synthetic).encode()).hexdigest()[:8]
-    folder = os.path.abspath(os.path.join("data", f"synthetic-{name}"))
-    synthetic.ensure(config.synthetic, folder)
-    return folder
 
 
 def main() -> None:

@@ -55,8 +55,8 @@ def config_of(
 
 
 def this_process() -> Process:
-    local_rank, local_world_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    return Process(dist.get_rank(), dist.get_world_size(), local_rank, local_world_size, torch.device("cpu"))
+    local_world_size = int(os.environ["LOCAL_WORLD_SIZE"])
+    return Process(dist.get_rank(), dist.get_world_size(), local_world_size, torch.device("cpu"))
 
 
 @dataclass

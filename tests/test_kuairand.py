@@ -145,7 +145,7 @@ def test_schema_counts_positives_and_missing_labels(raw: Path, convert: Callable
     write_csv(raw / LOG_FILE, LOG, [*TRAIN, exposure(2, 10, time_ms=NOON_3_MAY + 2, is_like=""), *VALID])
     schema = load_schema(str(convert(labels="is_like,long_view", features="tab,user_id")))
     assert schema.labels == ("is_like", "long_view")
-    assert schema.feature_names == ("tab", "user_id")
+    assert [feature.name for feature in schema.sparse_features] == ["tab", "user_id"]
     assert schema.splits["train"].labels == {"is_like": LabelCounts(1, 1), "long_view": LabelCounts(1, 0)}
 
 

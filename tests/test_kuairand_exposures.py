@@ -54,7 +54,7 @@ def test_duration_is_the_video_s_and_what_nobody_knows_is_no_feature(tmp_path: P
     # Below the longest of three lengths lies but one edge; video 12 is a picture, without a length.
     assert vocabulary(out, "duration_bucket") == {9000: 1}
     assert column(out, "train", "duration_bucket") == [1, 0, 1, 0, 1]
-    names = load_schema(str(out)).feature_names
+    names = [feature.name for feature in load_schema(str(out)).sparse_features]
     assert {"tab", "hour", "video_age_bucket"}.isdisjoint(names)
     assert {"user_id", "author_id", "onehot_feat4"} <= set(names)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from stem_torchrec.config import Layout, SparseOptimizer
 from stem_torchrec.errors import UserError
+from stem_torchrec.literals import Layout, SparseOptimizerName
 from stem_torchrec.plain import to_plain
 from stem_torchrec.sharding.plan import Plan, plan_to_json, read_plan
 from stem_torchrec.sharding.topology import Bandwidths
@@ -31,7 +31,7 @@ CONFIG = PlanConfig(out="-", nodes=2, ranks_per_node=2, tasks=2, batch_size=512)
 def planned(
     kind: str,
     layout: Layout = "split",
-    optimizer: SparseOptimizer = "adagrad",
+    optimizer: SparseOptimizerName = "adagrad",
     config: PlanConfig = CONFIG,
     tables: Sequence[TableSpec] = TABLES,
     bandwidths: Bandwidths = FIGURES["cuda"],
@@ -57,7 +57,7 @@ def test_the_weights_of_a_plan_are_those_by_hand_to_the_byte(kind: str, layout: 
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "rowwise_adagrad", "adam"])
-def test_the_planner_counts_the_state_that_is_worked_out_by_hand(optimizer: SparseOptimizer) -> None:
+def test_the_planner_counts_the_state_that_is_worked_out_by_hand(optimizer: SparseOptimizerName) -> None:
     with_state, bare = (plan_of("table_wise", optimizer=name) for name in (optimizer, "sgd"))
     counted = sum(with_state.per_rank("memory")) - sum(bare.per_rank("memory"))
     assert counted * 2**20 == 3 * sum(state_bytes(table, optimizer) for table in TABLES)

@@ -11,7 +11,7 @@ from stem_torchrec.config import ShardingConfig
 from stem_torchrec.data.files import Columns
 from stem_torchrec.errors import UserError
 from stem_torchrec.models.build import build_model
-from stem_torchrec.models.train import MultiTaskTrain
+from stem_torchrec.models.loss import MultiTaskTrain
 from stem_torchrec.sharding.placement import COLUMN_TYPES, FUSED_TYPES, HOST_TYPES
 from stem_torchrec.sharding.plan import Plan, format_plan, imbalance, plan_to_json
 from stem_torchrec.sharding.planner import plan_sharding

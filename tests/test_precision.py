@@ -8,7 +8,7 @@ from stem_torchrec.assembly import autocast_forward
 from stem_torchrec.errors import UserError
 from stem_torchrec.process import Process
 
-CPU = Process(rank=0, world_size=1, local_rank=0, local_world_size=1, device=torch.device("cpu"))
+CPU = Process(rank=0, world_size=1, local_world_size=1, device=torch.device("cpu"))
 
 
 def test_tf32_is_refused_on_cpu() -> None:

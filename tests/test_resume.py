@@ -66,11 +66,11 @@ def test_a_full_disk_stops_no_training_and_loses_no_line(folder: Path, whole: Pa
         resource.prlimit(each.pid, resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY)) for each in part.processes
     ]
     part.wait_for(f"{run}/best cannot be written (")
+    part.wait_for("metrics.jsonl cannot be written (")
     for process, limit in zip(part.processes, limits, strict=True):
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limit)
     statuses, said = part.end()
     assert statuses == [0, 0], said
-    assert "metrics.jsonl cannot be written (" in said
     found = differences(run, whole)
     assert all("count/failed" in each for each in found), found
     counts = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])

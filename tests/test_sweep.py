@@ -134,7 +134,7 @@ def test_bags_have_the_mean_number_of_ids() -> None:
 
 def test_batches_depend_on_the_rank_and_the_seed_alone() -> None:
     def batches(rank: int, seed: int, tasks: int) -> list[torch.Tensor]:
-        process = Process(rank, 2, rank, 2, torch.device("cpu"))
+        process = Process(rank, 2, 2, torch.device("cpu"))
         specs = [TableSpec("a", 1000, 8), TableSpec("b", 50, 8, pooling=3.0)]
         work = workload_of_tables(specs, DataConfig(batch_size=64), process, tasks=tasks, steps=2, seed=seed)
         return [work.batches[1].sparse_features.values(), work.batches[1].labels]

@@ -15,7 +15,7 @@ from stem_torchrec.errors import UserError
 from stem_torchrec.evaluation import evaluate, exposures_of, predict
 from stem_torchrec.loop import fit
 from stem_torchrec.metrics import TaskMetrics
-from stem_torchrec.models.train import MultiTaskTrain, labels_like
+from stem_torchrec.models.loss import MultiTaskTrain, labels_like
 from stem_torchrec.sharding.once import OnceSharder
 from stem_torchrec.sharding.planner import planner_constraints
 from stem_torchrec.tables import embedding_bag_configs, table_group

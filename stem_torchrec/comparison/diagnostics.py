@@ -109,7 +109,7 @@ def table_diagnostics(runs: Sequence[Path]) -> tuple[list[dict[str, Any]], list[
         for group, weight in weights.items():
             abundance = information_abundance(weight)
             tables.append({"feature": feature, "group": group, "information_abundance": abundance})
-        for a, b in combinations(weights, 2):
+        for a, b in combinations(sorted(weights), 2):
             similarity = linear_cka(weights[a], weights[b])
             pairs.append({"feature": feature, "group": a, "other": b, "similarity": similarity})
     return tables, pairs

@@ -18,11 +18,11 @@ from stem_torchrec.data.schema import load_schema
 from stem_torchrec.early_stopping import EarlyStopping
 from stem_torchrec.errors import UserError
 from stem_torchrec.limits import check_limits
+from stem_torchrec.log import log_folder
 from stem_torchrec.models.build import build_model, check_task_weights
-from stem_torchrec.sharding.placement import Placement, match_rules, parse_rules
+from stem_torchrec.sharding.placement import match_rules, parse_rules
 from stem_torchrec.sharding.shard import table_configs
 from stem_torchrec.tables import groups_of
-from stem_torchrec.train import log_folder
 
 COMPARISON_FILE = "comparison.yaml"
 _DESCRIPTION = """\
@@ -148,7 +148,7 @@ def _check_models(request: Request, columns: Columns) -> None:
             model = build_model(part.of(train).model, replace(columns, labels=part.labels))
             names = [table.name for table in table_configs(model)]
             try:
-                match_rules(parse_rules(train.sharding.rules), names, Placement("auto", "auto"))
+                match_rules(parse_rules(train.sharding.rules), names)
             except UserError as error:
                 raise UserError(
                     f"{part.name}: {str(error).rstrip('.')}; every model needs rules that fit its tables."

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from statistics import mean
 from threading import Event
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from stem_torchrec.comparison.diagnostics import GateWeights
 from stem_torchrec.config import ModelConfig, TrainConfig
 from stem_torchrec.errors import DivergedError
 from stem_torchrec.evaluate import EvaluateConfig, evaluate_run
+from stem_torchrec.literals import Arch
 from stem_torchrec.metrics import to_json
 from stem_torchrec.models.build import groups_with_tables
 from stem_torchrec.process import Process, from_first_rank
@@ -30,9 +31,8 @@ TEST_FILE = "test.json"
 """Of a run folder: what the test said; there when all else of the run is."""
 PREDICTIONS = "predictions"
 
-_ARCHS = ("stem", "single_task", "shared_bottom", "omoe", "mmoe", "ple", "aitm", "esmm", "me_mmoe", "me_ple")
 MODELS: Mapping[str, Mapping[str, str]] = {
-    **{arch: {"arch": arch} for arch in _ARCHS},
+    **{arch: {"arch": arch} for arch in get_args(Arch)},
     "stem_reads_own": {"arch": "stem", "reads": "own_shared"},
     "stem_trains_all": {"arch": "stem", "trains": "all"},
     "stem_gate_task": {"arch": "stem", "gate_input": "task"},

@@ -102,7 +102,7 @@ def choices(report: Report, comparison: Comparison) -> None:
     report.text(
         "## What each was set to",
         f"The best of each model's trials on the validation split, with seed {comparison.seeds[0]}; tuning.parquet has "
-        "all of them, with lower metrics that are better negated.",
+        "all of them, where a higher score is better (logloss and NE are negated).",
     )
     rows = [row for row in comparison.chosen if row["chosen"]]
     names = {"model": "model", "learning rate of tables": "learning_rate", "embedding L2": "embedding_l2"}
@@ -124,8 +124,8 @@ def costs(report: Report, comparison: Comparison) -> None:
     """Weights, memory and speed of every model."""
     report.text(
         "## What each costs",
-        "MiB in training: weights in fp32, their gradients' optimizer states and the dense gradients, over all ranks; "
-        "activations, and what travels, come on top.",
+        "MiB in training: weights, optimizer states and dense gradients, in fp32, over all ranks; activations, and what "
+        "travels between ranks, come on top.",
     )
     rows, raw = [], []
     for model in comparison.models:

@@ -31,7 +31,7 @@ class Exposures:
         return replace(self, batch=self.batch.pin_memory())
 
 
-def to_batch(table: pa.Table, columns: Columns, *, rows: int = 0) -> Batch:
+def to_batch(table: pa.Table, columns: Columns, *, rows: int) -> Batch:
     """Dense features (B, N) float32, sparse features with a null as an empty bag, labels (B, T) with a null as NaN.
 
     Args:

@@ -63,11 +63,6 @@ class Schema:
     facts: dict[str, float] | None = None
     """What the maker of the log knows beyond it, such as the best reachable AUC of a synthetic one."""
 
-    @property
-    def feature_names(self) -> tuple[str, ...]:
-        """Names of the sparse features, in column order."""
-        return tuple(feature.name for feature in self.sparse_features)
-
 
 def save_schema(schema: Schema, folder: str) -> None:
     """Writes `folder/schema.json`."""

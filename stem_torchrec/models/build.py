@@ -7,17 +7,18 @@ from typing import Any
 import torch
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from stem_torchrec.config import Arch, ModelConfig
+from stem_torchrec.config import ModelConfig
 from stem_torchrec.data.files import Columns
 from stem_torchrec.data.schema import SparseFeature
 from stem_torchrec.errors import UserError
+from stem_torchrec.literals import Arch
 from stem_torchrec.models.frame import MultiTaskModel
+from stem_torchrec.models.loss import MultiTaskTrain
 from stem_torchrec.models.moe import MEMMoE, MMoE, OMoE
 from stem_torchrec.models.ple import MEPLE, PLE
 from stem_torchrec.models.sequential import AITM, ESMM
 from stem_torchrec.models.shared_bottom import SharedBottom, SingleTask
 from stem_torchrec.models.stem import STEM
-from stem_torchrec.models.train import MultiTaskTrain
 from stem_torchrec.tables import SHARED, embedding_bag_configs, groups_of
 
 
