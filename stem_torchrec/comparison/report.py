@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from tabulate import tabulate
 
 from stem_torchrec.comparison.statistics import Interval
@@ -104,12 +105,16 @@ def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def dots(values: Mapping[str, Mapping[str, Interval]], what: str, *, width: float = 3.2) -> Figure:
-    """A difference with its interval, on a line for each model, in axes of `width` inches for each measure or group."""
+    """A difference with its interval, on a line for each model, in axes of `width` inches for each measure or bin."""
     panels = list(dict.fromkeys(panel for by_panel in values.values() for panel in by_panel))
-    figure = Figure(figsize=(1.5 + width * len(panels), 1.2 + 0.32 * len(values)), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    across = min(len(panels), int(14 // width))
+    down = -(-len(panels) // across)
+    figure = Figure(figsize=(1.5 + width * across, (1.2 + 0.32 * len(values)) * down), layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
     names = list(values)[::-1]
-    for axis, panel in zip(axes, panels, strict=True):
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    for axis, panel in zip(axes, panels, strict=False):
         for y, name in enumerate(names):
             interval = values[name].get(panel)
             if interval is not None and not np.isnan(interval.low):
@@ -118,6 +123,7 @@ def dots(values: Mapping[str, Mapping[str, Interval]], what: str, *, width: floa
         axis.axvline(0, color="gray", linewidth=0.8)
         axis.set_title(panel)
         axis.set_xlabel(what)
+        axis.xaxis.set_major_locator(MaxNLocator(4))
         axis.grid(visible=True, axis="x", alpha=0.2)
     axes[0].set_yticks(range(len(names)), names)
     return figure

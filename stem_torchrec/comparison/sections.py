@@ -63,7 +63,8 @@ def results(report: Report, comparison: Comparison, tested: Tested) -> None:
             model: {f"{measure}, {task}": here.difference(model, base) for (task, measure), here in drawn.items()}
             for model in others
         }
-        report.plot("differences", dots(by_model, f"over {base}"), "differences with their intervals")
+        what = "differences with their intervals; more is better, but for logloss less"
+        report.plot("differences", dots(by_model, f"over {base}", width=4), what)
     rivals(report, comparison, {f"{measure}, {task}": here for (task, measure), here in drawn.items()})
 
 
@@ -124,8 +125,8 @@ def costs(report: Report, comparison: Comparison) -> None:
     """Weights, memory and speed of every model."""
     report.text(
         "## What each costs",
-        "MiB in training: weights, optimizer states and dense gradients, in fp32, over all ranks; activations, and what "
-        "travels between ranks, come on top.",
+        "MiB in training: weights, optimizer states and dense gradients, in fp32, over all ranks; activations, and "
+        "what travels between ranks, come on top.",
     )
     rows, raw = [], []
     for model in comparison.models:
