@@ -3,7 +3,7 @@
 python benchmarks/conflict.py --out runs/conflict
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -50,6 +50,7 @@ def measure(config: ConflictConfig, rest: Sequence[str]) -> None:
     """Compares the models on a log for each dial, and writes the table and the plot."""
     folder = Path(config.out)
     rows: list[dict[str, Any]] = []
+    diverged: set[str] = set()
     for dial in config.dials:
         here = folder / f"conflict_{dial:g}"
         request = read_comparison(["--models", config.models, "--seeds", config.seeds, "--out", str(here), *rest])
@@ -62,14 +63,23 @@ def measure(config: ConflictConfig, rest: Sequence[str]) -> None:
         if process.is_first:
             write_report(comparison)
             rows += [{"conflict": dial, **row} for row in pq.read_table(here / "results.parquet").to_pylist()]
+            diverged |= set(comparison.diverged)
     if rows:
-        write(folder, rows)
+        write(folder, rows, diverged)
 
 
-def write(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes conflict.md, conflict.parquet and conflict.png."""
+def write(folder: Path, rows: Sequence[Mapping[str, Any]], diverged: Set[str]) -> None:
+    """Writes conflict.md, conflict.parquet and conflict.png, of the models that have not diverged at any dial.
+
+    Raises UserError where that leaves no margin to show.
+    """
     pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), folder / "conflict.parquet")
-    models = list(dict.fromkeys(row["model"] for row in rows))
+    models = [model for model in dict.fromkeys(row["model"] for row in rows) if model not in diverged]
+    if "stem" not in models or not set(models) & set(SHARED):
+        raise UserError(
+            f"{', '.join(sorted(diverged))} diverged, so there is no margin to show; lower --sparse.learning-rate and "
+            "give another --out."
+        )
     dials = list(dict.fromkeys(row["conflict"] for row in rows))
     lines = []
     for dial in dials:
@@ -84,6 +94,8 @@ def write(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     )
     head = describe_run("conflict.py")
     note = "Test AUC, mean over tasks and seeds; the margin with its standard deviation over seeds."
+    if diverged:
+        note += f" Left out, as they diverged: {', '.join(sorted(diverged))}."
     text = ["# Conflict", "", *(f"- {name}: {value}" for name, value in head.items()), "", note, "", table, ""]
     (folder / "conflict.md").write_text("\n".join([*text, "![margins by conflict](conflict.png)", ""]))
     plot(rows, models, dials).savefig(folder / "conflict.png", dpi=120)

@@ -91,13 +91,14 @@ def write_report(comparison: Comparison) -> None:
     seeds = " and seeds" if len(comparison.seeds) > 1 else ""
     report.text(
         *([f"Log: {escape(description)}"] if description else []),
-        f"`{shlex.join(['stem_torchrec/compare.py', *sys.argv[1:]])}`",
-        f"{len(tested.rows):,} rows of the {config.split} split, seeds {', '.join(map(str, comparison.seeds))}. "
-        "Mean ± standard deviation over the seeds; differences with an interval of "
-        f"{config.confidence:.0%} by {config.resamples} draws of {tested.drawn}{seeds}, bold where it leaves 0 out. Of "
-        f"few seeds the spread is drawn too small, of one not at all. Where fewer than {MIN_USERS} {tested.drawn} have "
-        "positives, or negatives, there is no interval. Single-task models stop, and are tuned, each by its own task; "
-        "the others by the mean over the tasks.",
+        # Four spaces: code, in which nothing is a mark.
+        f"    {' '.join(shlex.join(['stem_torchrec/compare.py', *sys.argv[1:]]).split())}",
+        f"{len(tested.rows):,} rows of the {escape(config.split)} split, seeds "
+        f"{', '.join(map(str, comparison.seeds))}. Mean ± standard deviation over the seeds; differences with an "
+        f"interval of {config.confidence:.0%} by {config.resamples} draws of {tested.drawn}{seeds}, bold where it "
+        "leaves 0 out. Of few seeds the spread is drawn too small, of one not at all. Where fewer than "
+        f"{MIN_USERS} {tested.drawn} have positives, or negatives, or for gAUC both, there is no interval. Single-task "
+        "models stop, and are tuned, each by its own task; the others by the mean over the tasks.",
         *[f"Left out, as a run diverged: {escape(said)}" for said in comparison.diverged.values()],
     )
     results(report, comparison, tested)

@@ -55,6 +55,8 @@ class Beat:
 def collective_timeout(timeout: float) -> float:
     """Seconds that collectives wait, so that a rank for which they wait in vain is named before they fail.
 
+    One that was late by more than the grace before it hangs is not: then the others only say that they have lost it.
+
     Args:
         timeout: the heartbeat's.
     """

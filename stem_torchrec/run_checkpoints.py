@@ -19,7 +19,7 @@ from stem_torchrec.checkpoints.watch import RunWatch
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.data.schema import Schema
-from stem_torchrec.errors import DamagedError, UserError
+from stem_torchrec.errors import DamagedError
 from stem_torchrec.heartbeat import collective_timeout
 from stem_torchrec.loop import Place
 from stem_torchrec.nonfinite import SkippingPipeline, keep_batch
@@ -99,7 +99,7 @@ class RunCheckpoints:
             say(f"going on after step {progress.step} from {path}")
             return Place(progress.step, progress.epoch, self._reader.steps, progress.evaluate, losses)
         if paths:
-            raise UserError(
+            raise DamagedError(
                 f"no checkpoint in {self.folder} can be read; --resume PATH names another, and a new --output-dir "
                 "starts anew."
             )

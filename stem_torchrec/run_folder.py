@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 from contextlib import suppress
 from datetime import datetime
 from io import FileIO
@@ -41,7 +42,7 @@ def create_run_folder(config: TrainConfig) -> Path:
             raise UserError(f"{folder} holds a run already; give another --output-dir, or --resume auto to go on.")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _replace(folder / CONFIG_FILE, dump_config(config))
+            write_text(folder / CONFIG_FILE, dump_config(config))
         except (OSError, UnwritableError) as error:
             raise UserError(f"the run folder {folder} cannot be written ({reason_of(error)}); give another.") from error
         return folder
@@ -127,8 +128,10 @@ class MetricsLog:
         def open_files() -> None:
             path = folder / METRICS_LOG
             lines = path.read_text().splitlines() if path.exists() and after else []
-            _replace(path, "".join(f"{line}\n" for line in lines if holds(line)))
+            write_text(path, "".join(f"{line}\n" for line in lines if holds(line)))
             self._file = path.open("ab", buffering=0)
+            if not after:
+                shutil.rmtree(folder / "tensorboard", ignore_errors=True)
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=after + 1 if after else None)
 
         from_first_rank(open_files)
@@ -169,15 +172,16 @@ class MetricsLog:
 def write_inputs(folder: Path, schema: Schema, plan: str) -> None:
     """Writes schema.json and plan.json; rank 0 calls it. Raises UnwritableError."""
     write_json(folder / SCHEMA_FILE, to_plain(schema))
-    _replace(folder / PLAN_FILE, plan)
+    write_text(folder / PLAN_FILE, plan)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON; a reader finds the old file or the new one, whole. Raises UnwritableError."""
-    _replace(path, json.dumps(value, indent=2) + "\n")
+    """Writes JSON; see `write_text`."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def _replace(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Writes text; a reader finds the old file or the new one, whole. Raises UnwritableError."""
     new = path.with_name(path.name + ".new")
     try:
         new.write_text(text)

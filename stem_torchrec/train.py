@@ -23,7 +23,7 @@ from stem_torchrec.data.loader import data_loader
 from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.early_stopping import EarlyStopping, Metrics
-from stem_torchrec.errors import UserError
+from stem_torchrec.errors import DivergedError, UserError
 from stem_torchrec.evaluation import evaluate
 from stem_torchrec.exchange import gather
 from stem_torchrec.heartbeat import collective_timeout, heartbeat
@@ -146,25 +146,30 @@ def train(
         return batches
 
     log = MetricsLog(folder, after=start.step, evaluate=start.evaluate)
-    with closing(log), heartbeat(process, timeout=config.train.timeout):
-        fit(
-            pipeline,
-            epoch_batches,
-            tasks=columns.labels,
-            steps=steps,
-            steps_per_epoch=steps_per_epoch,
-            start=start,
-            schedule=schedule,
-            evaluate=judge,
-            eval_every=config.train.eval_every,
-            stopping=stopping,
-            keep=best.keep,
-            counts=counts,
-            watch=pauses,
-            log_every=config.train.log_every,
-            log=log,
-            profiler=StepProfiler(folder / "profile", process.device) if config.train.profile else None,
-        )
+    try:
+        with closing(log), heartbeat(process, timeout=config.train.timeout):
+            fit(
+                pipeline,
+                epoch_batches,
+                tasks=columns.labels,
+                steps=steps,
+                steps_per_epoch=steps_per_epoch,
+                start=start,
+                schedule=schedule,
+                evaluate=judge,
+                eval_every=config.train.eval_every,
+                stopping=stopping,
+                keep=best.keep,
+                counts=counts,
+                watch=pauses,
+                log_every=config.train.log_every,
+                log=log,
+                profiler=StepProfiler(folder / "profile", process.device) if config.train.profile else None,
+            )
+    except DivergedError:
+        # All ranks meet it alike, and another model may be trained next.
+        checkpoints.close()
+        raise
     checkpoints.close()
     if not best.metrics:
         raise UserError(f"no weights could be written to {folder}; make room there, or give another --output-dir.")

@@ -23,10 +23,11 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from stem_torchrec.cli import parse_known_arguments, run_main
 from stem_torchrec.config_file import config_from_command_line, dump_config, what_is_trained
 from stem_torchrec.early_stopping import EarlyStopping, Metrics
-from stem_torchrec.errors import DivergedError, UserError, reason_of
+from stem_torchrec.errors import DivergedError, UnwritableError, UserError, reason_of
 from stem_torchrec.limits import check_limits
 from stem_torchrec.process import Process, join_process_group
 from stem_torchrec.progress import say
+from stem_torchrec.run_folder import write_text
 from stem_torchrec.search_space import SPACE, Search, fit_to_log, read_space, to_space
 from stem_torchrec.train import train
 
@@ -36,7 +37,8 @@ Searches for the setting of a model that validates best (--train.metric), with O
 interrupted one stopped, and ranks run trials side by side.
 
 Trials are evaluated four times in each epoch, unless --train.eval-every says otherwise, so that those that lag behind,
-or diverge, end early; --train.patience counts these evaluations. A trial writes no checkpoints.
+or diverge, end early; --train.patience counts these evaluations. best.yaml asks for as many, on one rank. A trial
+writes no checkpoints.
 
 The options of stem_torchrec/train.py (--recipe, --config, --data.path, --model.arch, ...) say what each trial trains;
 python stem_torchrec/train.py --help lists them."""
@@ -44,10 +46,7 @@ python stem_torchrec/train.py --help lists them."""
 
 @dataclass(frozen=True)
 class TuneConfig:
-    """What to search, beside the options of train.py.
-
-    Without --train.eval-every trials are evaluated four times an epoch, so that bad ones end early.
-    """
+    """What to search, beside the options of train.py."""
 
     out: str = ""
     """Folder for the study, a run folder for each trial, best.yaml and trials.parquet."""
@@ -93,8 +92,8 @@ def claim_folder(folder: Path, search: Search) -> None:
         with FileLock(f"{file}.lock"):
             if file.exists() and file.read_text() != text:
                 raise UserError(f"{folder} holds a search of other options or another space; give another --out.")
-            file.write_text(text)
-    except OSError as error:
+            write_text(file, text)
+    except (OSError, UnwritableError) as error:
         raise UserError(f"{folder} cannot be written ({reason_of(error)}); give another --out.") from error
 
 
@@ -196,7 +195,7 @@ def write_results(study: optuna.Study, config: TuneConfig, search: Search) -> No
             for t in trials
         ]
         pq.write_table(pa.Table.from_pylist(rows), folder / "trials.parquet")
-        (folder / "best.yaml").write_text(dump_config(search.chosen(best.params)))
+        write_text(folder / "best.yaml", dump_config(search.chosen(best.params)))
         for trial in trials if not config.keep_runs else ():
             if trial.state in _ENDED and trial.number != best.number:
                 shutil.rmtree(_run_folder(folder, trial.number), ignore_errors=True)

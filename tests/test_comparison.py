@@ -189,8 +189,14 @@ def test_the_same_command_trains_nothing_again_and_more_models_join(
     assert "| shared_bottom |" in re.sub(r" +", " ", (compared / "report.md").read_text())
 
 
-def test_a_run_that_was_asked_to_end_goes_on_to_the_same_numbers(
-    compared: Path, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_run_that_was_asked_to_end_comes_to_the_same_numbers(
+    compared: Path,
+    log: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    damaged: bool,
 ) -> None:
     @contextmanager
     def at_once() -> Iterator[Event]:
@@ -202,9 +208,14 @@ def test_a_run_that_was_asked_to_end_goes_on_to_the_same_numbers(
         patch.setattr(compare, "ending_on_signals", at_once)
         with pytest.raises(SystemExit, match=str(RESUME_STATUS)):
             call(tmp_path / "out", log, "single_task", seeds="0")
-    call(tmp_path / "out", log, "single_task", seeds="0")
     folder = tmp_path / "out" / "runs" / "single_task" / "seed_0" / load_schema(str(log)).labels[0]
-    assert re.search(rf"going on after step \d from {folder}/checkpoints", capsys.readouterr().out)
+    if damaged:
+        for file in folder.glob("checkpoints/*/progress.json"):
+            file.write_text("?")
+    call(tmp_path / "out", log, "single_task", seeds="0")
+    said = capsys.readouterr().out
+    assert ("can be read" in said and "; this run starts anew" in said) == damaged
+    assert bool(re.search(rf"going on after step \d from {folder}/checkpoints", said)) == (not damaged)
     assert not (folder / "checkpoints").exists()
     found, expected = (
         {r["task"]: r["auc"] for r in rows if r["model"] == "single_task" and r["seed"] == 0}

@@ -73,7 +73,11 @@ def test_a_part_has_the_weights_and_rates_of_its_own_tasks(tmp_path: Path, log: 
     ("options", "sentence"),
     [
         (["--model.task-weights", "1"], "--model.task-weights is 1.0, but needs one number above 0 for each of"),
-        (["--sparse.group-learning-rates", "likes", "1"], "names 'likes', but the groups are .*, shared"),
+        (["--sparse.group-learning-rates", "likes", "1"], "names 'likes', but the models have tables of .*, shared"),
+        (
+            ["--models", "mmoe", "--base", "mmoe", "--sparse.group-learning-rates", "like", "1"],
+            "names 'like', but the models have tables of shared.",
+        ),
         (["--sharding.rules", "shared/*=row_wise"], "single_task/.*: .*shared.*; every model needs rules that fit"),
         (["--train.metric", "auc/lik"], "--train.metric is 'auc/lik'"),
         (["--item", "itm"], "--item is 'itm', but the sparse features are"),

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
 from stem_torchrec.comparison.comparable import bin_of_rows, name_bins
-from stem_torchrec.comparison.report import Report, Strong, escape, show, spread
+from stem_torchrec.comparison.report import Markup, Report, dots, escape, show, spread
 from stem_torchrec.comparison.statistics import Interval, Ranking, UsersBehind, auc_of, gauc_of, logloss_of, resample
 
 
@@ -137,18 +137,19 @@ def test_a_report_says_over_how_many_and_where_there_is_no_interval() -> None:
     assert show(Interval(0.01, math.nan, math.nan)) == "+0.0100"
     assert show(Interval(math.nan, math.nan, math.nan)) == "-"
     inside, outside = show(Interval(0.01, -0.02, 0.03)), show(Interval(0.01, 0.005, 0.03))
-    assert (inside, outside) == ("+0.0100 [-0.0200, +0.0300]", "+0.0100 [+0.0050, +0.0300]")
-    assert isinstance(outside, Strong)
-    assert not isinstance(inside, Strong)
+    assert (inside, outside) == ("+0.0100 [-0.0200, +0.0300]", "**+0.0100 [+0.0050, +0.0300]**")
 
 
 def test_names_are_text_in_the_page(tmp_path) -> None:
     report = Report("Comparison")
-    report.text(f"Log: {escape('<script>alert(1)</script> of [me](javascript:x), *mine* and `yours`')}")
-    report.table([{"a|b": "_x_ <b>", "c": Strong("+1")}])
+    description = "<script>alert(1)</script> of [me](javascript:x),\n\n# mine and `__a__`"
+    report.text(f"Log: {escape(description)}")
+    report.table([{"a|b": "_x_ <b>", "c": Markup("**+1**")}])
+    report.plot("p", dots({"a": {"b": Interval(0.1, 0.0, 0.2)}}, ""), "a]b_: AUC")
     report.write(tmp_path)
     page = (tmp_path / "report.html").read_text()
-    assert "&lt;script&gt;alert(1)&lt;/script&gt; of [me](javascript:x), *mine* and `yours`" in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; of [me](javascript:x), # mine and `__a__`" in page
+    assert '<img alt="a]b_: AUC" src="data:image/png;base64,' in page
     assert ">a|b</th>" in page
     assert ">_x_ &lt;b&gt;</td>" in page
     assert "<strong>+1</strong>" in page

@@ -5,8 +5,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from stem_torchrec.data.schema import load_schema
+from stem_torchrec.errors import UserError
 
-from conflict import main
+from conflict import main, write
 
 
 def test_each_dial_has_a_log_and_a_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,3 +23,18 @@ def test_each_dial_has_a_log_and_a_comparison(tmp_path: Path, monkeypatch: pytes
         assert f"conflict={dial}.0," in (load_schema(str(tmp_path / f"conflict_{dial}" / "log")).description or "")
     assert "(shared_bottom)" in (tmp_path / "conflict.md").read_text()
     assert (tmp_path / "conflict.png").stat().st_size > 0
+
+
+def test_a_model_that_diverged_at_one_dial_is_left_out_at_all(tmp_path: Path) -> None:
+    rows = [
+        {"conflict": dial, "model": model, "seed": 0, "task": "like", "auc": 0.6 + dial / 10}
+        for dial in (0.0, 1.0)
+        for model in ("stem", "mmoe", "ple")
+        if (dial, model) != (1.0, "mmoe")
+    ]
+    write(tmp_path, rows, {"mmoe"})
+    said = (tmp_path / "conflict.md").read_text()
+    assert "Left out, as they diverged: mmoe." in said
+    assert "| mmoe |" not in said
+    with pytest.raises(UserError, match="mmoe, ple diverged, so there is no margin to show"):
+        write(tmp_path, rows, {"mmoe", "ple"})

@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from stem_torchrec.comparison.runs import Part
+from stem_torchrec.comparison.runs import Part, train_part
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.early_stopping import EarlyStopping
 from stem_torchrec.errors import DivergedError, UserError
@@ -18,7 +18,6 @@ from stem_torchrec.metrics import to_json
 from stem_torchrec.process import Process, from_first_rank
 from stem_torchrec.progress import say
 from stem_torchrec.run_folder import write_json
-from stem_torchrec.train import train
 
 SCORE_FILE = "score.json"
 """Of a cell's run folder: what validation said; there when the run has ended."""
@@ -102,7 +101,7 @@ def try_cell(
     say(f"\n{part.name}, {cell.name}: {folder}")
     found: dict[str, Any] = {"score": None}
     try:
-        metrics = train(config, process, ending=ending)
+        metrics = train_part(config, process, ending=ending)
         score = EarlyStopping(config.train.metric, None, list(metrics)).score(metrics)
         found = {"score": score, "valid": to_json(metrics)}
     except DivergedError as error:

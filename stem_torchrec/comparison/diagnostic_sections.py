@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stem_torchrec.comparison.diagnostics import table_diagnostics
-from stem_torchrec.comparison.report import Report, spread, write_parquet
+from stem_torchrec.comparison.report import Report, escape, spread, write_parquet
 from stem_torchrec.comparison.tested import Comparison
 
 
@@ -25,7 +25,8 @@ def gate_sections(report: Report, comparison: Comparison) -> None:
         return
     report.text(
         "## Who reads whom",
-        f"Mean over the {comparison.config.split} rows of the gates' weights, summed over the experts of a group.",
+        f"Mean over the {escape(comparison.config.split)} rows of the gates' weights, summed over the experts of a "
+        "group.",
     )
     groups = list(dict.fromkeys(row["group"] for row in raw))
     places = dict.fromkeys((row["model"], row["layer"], row["stream"]) for row in raw)

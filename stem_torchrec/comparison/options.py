@@ -16,10 +16,11 @@ from stem_torchrec.config_file import config_from_command_line, dump_config, wha
 from stem_torchrec.data.files import Columns, find_row_groups, fingerprint
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.early_stopping import EarlyStopping
-from stem_torchrec.errors import UserError
+from stem_torchrec.errors import UnwritableError, UserError, reason_of
 from stem_torchrec.limits import check_limits
 from stem_torchrec.log import log_folder
-from stem_torchrec.models.build import build_model, check_task_weights
+from stem_torchrec.models.build import build_model, check_task_weights, groups_with_tables
+from stem_torchrec.run_folder import write_text
 from stem_torchrec.sharding.placement import match_rules, parse_rules
 from stem_torchrec.sharding.shard import table_configs
 from stem_torchrec.tables import groups_of
@@ -139,20 +140,21 @@ def _check_models(request: Request, columns: Columns) -> None:
     """Raises UserError where a model cannot be built, or a rule or a learning rate names what none of them has."""
     train = request.train
     check_task_weights(train.model.task_weights, columns.labels)
-    for group in set(train.sparse.group_learning_rates) - set(groups_of(columns.labels)):
+    parts = [part for of_model in request.parts().values() for part in of_model]
+    groups = {g for part in parts for g in groups_with_tables(part.of(train).model.arch, part.labels)}
+    for group in sorted(set(train.sparse.group_learning_rates) - groups):
         raise UserError(
-            f"--sparse.group-learning-rates names {group!r}, but the groups are {', '.join(groups_of(columns.labels))}."
+            f"--sparse.group-learning-rates names {group!r}, but the models have tables of "
+            f"{', '.join(g for g in groups_of(columns.labels) if g in groups)}."
         )
-    for parts in request.parts().values():
-        for part in parts:
-            model = build_model(part.of(train).model, replace(columns, labels=part.labels))
-            names = [table.name for table in table_configs(model)]
-            try:
-                match_rules(parse_rules(train.sharding.rules), names)
-            except UserError as error:
-                raise UserError(
-                    f"{part.name}: {str(error).rstrip('.')}; every model needs rules that fit its tables."
-                ) from error
+    for part in parts:
+        model = build_model(part.of(train).model, replace(columns, labels=part.labels))
+        try:
+            match_rules(parse_rules(train.sharding.rules), [table.name for table in table_configs(model)])
+        except UserError as error:
+            raise UserError(
+                f"{part.name}: {str(error).rstrip('.')}; every model needs rules that fit its tables."
+            ) from error
 
 
 def claim_folder(request: Request, world_size: int) -> None:
@@ -179,9 +181,9 @@ def claim_folder(request: Request, world_size: int) -> None:
                 f"{folder} holds a comparison of other options or of another log, see {COMPARISON_FILE} there; give "
                 "another --out, or the same options on as many ranks. Models and seeds may be added."
             )
-        file.write_text(text)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}); give another --out.") from error
+        write_text(file, text)
+    except (OSError, UnwritableError) as error:
+        raise UserError(f"{folder} cannot be written ({reason_of(error)}); give another --out.") from error
 
 
 def _split(text: str) -> list[str]:

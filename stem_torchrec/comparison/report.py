@@ -65,18 +65,18 @@ class Report:
         (folder / "report.html").write_text(f"<!doctype html><html><head>{head}</head><body>{body}</body></html>\n")
 
 
-class Strong(str):
-    """What a table shows in bold."""
+class Markup(str):
+    """Markdown of ours in a cell, which is not escaped."""
 
 
 def escape(text: str) -> str:
-    """Text of the user's, as names and descriptions are, so that neither Markdown nor HTML sees marks in it."""
-    text = re.sub(r"[\\`*|]|\](?=\()|(?<!\w)_|_(?!\w)", lambda mark: f"\\{mark[0]}", text)
+    """Text of the user's, as names and descriptions are, on one line and without marks of Markdown or HTML."""
+    text = re.sub(r"[\\`*|\[\]]|(?<![^\W_])_|_(?![^\W_])", lambda mark: f"\\{mark[0]}", " ".join(text.split()))
     return html.escape(text, quote=False)
 
 
 def _cell(text: str) -> str:
-    return f"**{escape(text)}**" if isinstance(text, Strong) else escape(text)
+    return text if isinstance(text, Markup) else escape(text)
 
 
 def spread(values: Sequence[float | None], digits: int = 4) -> str:
@@ -96,7 +96,7 @@ def show(interval: Interval) -> str:
     if np.isnan(interval.low):
         return f"{interval.value:+.4f}"
     text = f"{interval.value:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
-    return Strong(text) if interval.low > 0 or interval.high < 0 else text
+    return Markup(f"**{text}**" if interval.low > 0 or interval.high < 0 else text)
 
 
 def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

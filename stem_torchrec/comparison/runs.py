@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from statistics import mean
+from statistics import median
 from threading import Event
 from typing import Any, get_args
 
@@ -17,14 +17,16 @@ from numpy.typing import NDArray
 
 from stem_torchrec.comparison.diagnostics import GateWeights
 from stem_torchrec.config import ModelConfig, TrainConfig
-from stem_torchrec.errors import DivergedError
+from stem_torchrec.config_file import load_config, what_is_trained
+from stem_torchrec.early_stopping import Metrics
+from stem_torchrec.errors import DamagedError, DivergedError
 from stem_torchrec.evaluate import EvaluateConfig, evaluate_run
 from stem_torchrec.literals import Arch
 from stem_torchrec.metrics import to_json
 from stem_torchrec.models.build import groups_with_tables
 from stem_torchrec.process import Process, from_first_rank
 from stem_torchrec.progress import say
-from stem_torchrec.run_folder import METRICS_LOG, write_json
+from stem_torchrec.run_folder import CONFIG_FILE, METRICS_LOG, write_json
 from stem_torchrec.train import train
 
 TEST_FILE = "test.json"
@@ -116,6 +118,27 @@ class Run:
         return columns
 
 
+def train_part(config: TrainConfig, process: Process, *, ending: Event | None = None) -> Metrics:
+    """Trains in `config.output_dir`, or goes on with what was interrupted there; all ranks call it.
+
+    What is there of other options, or damaged, makes way. Returns the best evaluation; raises as `train` does.
+    """
+    folder = Path(config.output_dir or "")
+
+    def make_way() -> None:
+        file = folder / CONFIG_FILE
+        if file.exists() and what_is_trained(load_config(str(file))) != what_is_trained(config):
+            shutil.rmtree(folder)
+
+    from_first_rank(make_way)
+    try:
+        return train(config, process, ending=ending)
+    except DamagedError as error:
+        say(f"note: {error}; this run starts anew")
+        from_first_rank(lambda: shutil.rmtree(folder))
+        return train(config, process, ending=ending)
+
+
 def train_and_test(
     run: Run, configs: Mapping[Part, TrainConfig], split: str, process: Process, *, ending: Event | None = None
 ) -> None:
@@ -133,13 +156,14 @@ def train_and_test(
     for part, config in configs.items():
         folder = run.folder / part.labels[0] if part.alone else run.folder
         try:
-            train(replace(part.of(config), seed=run.seed, output_dir=str(folder)), process, ending=ending)
+            train_part(replace(part.of(config), seed=run.seed, output_dir=str(folder)), process, ending=ending)
         except DivergedError as error:
             say(f"{part.name}, seed {run.seed}: {error}")
             found = {"diverged": f"{part.name}, seed {run.seed}: {error}"}
-            break
         # Sharded modules live in cycles; without this the next one would come on top of them.
         gc.collect()
+        if "diverged" in found:
+            break
         gates = GateWeights(process.device)
         predictions = folder / PREDICTIONS
         from_first_rank(partial(_remove, predictions, folder / "checkpoints"))
@@ -161,7 +185,7 @@ def _remove(*folders: Path) -> None:
 
 
 def samples_per_second(folder: Path) -> float | None:
-    """Mean of the readings of a run's log after the first, which counts the warm-up; None for a log without any."""
+    """Median of the readings of a run's log, as those after a start count the warm-up; None for a log without any."""
     lines = [json.loads(line) for line in (folder / METRICS_LOG).read_text().splitlines()]
     speeds = [line["train/samples_per_second"] for line in lines if "train/samples_per_second" in line]
-    return mean(speeds[1:] or speeds) if speeds else None
+    return median(speeds) if speeds else None

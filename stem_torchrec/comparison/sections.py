@@ -125,8 +125,9 @@ def costs(report: Report, comparison: Comparison) -> None:
     """Weights, memory and speed of every model."""
     report.text(
         "## What each costs",
-        "MiB in training: weights, optimizer states and dense gradients, in fp32, over all ranks; activations, and "
-        "what travels between ranks, come on top.",
+        "MiB in training: weights, optimizer states and dense gradients, in fp32, on one rank; several ranks share the "
+        "tables, and each has the whole dense part. Activations come on top. Single-task models are added up, though "
+        "they train one after another.",
     )
     rows, raw = [], []
     for model in comparison.models:
