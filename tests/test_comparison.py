@@ -253,14 +253,14 @@ def test_two_ranks_compare_and_go_on(log: Path, tmp_path: Path) -> None:
         "--resamples",
         "5",
     ]
-    options = ["--data.path", str(log), "--seeds", "0", "--out", str(tmp_path / "out"), "--data.batch-size", "128"]
+    options = ["--data.path", str(log), "--seeds", "0", "--base", "stem", "--out", str(tmp_path / "out")]
     run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *script, *options]
     said = []
-    for models in ("stem,single_task", "stem,single_task,mmoe"):
+    for models in ("stem,shared_bottom", "stem,shared_bottom,mmoe"):
         done = subprocess.run([*run, "--models", models], text=True, capture_output=True, timeout=300)
         assert done.returncode == 0, done.stderr
         said.append(done.stdout)
-    assert re.search(r"run 2 of 2, 0\d:\d\d left: single_task", said[0])
+    assert re.search(r"run 2 of 2, 0\d:\d\d left: shared_bottom", said[0])
     assert "2 of 3 runs are done already" in said[1]
     assert said[1].count("run 1 of 1: mmoe") == 1
     rows = pq.read_table(tmp_path / "out" / "results.parquet").to_pylist()
