@@ -31,7 +31,7 @@ bench: $(INSTALLED)
 		--sparse.name adagrad --tasks 2 --cases '*' {table_wise,row_wise,column_wise}'/*/*/T8' --out $(OUT)
 
 test: $(INSTALLED)
-	$(RUN) pytest -q -n 2 --dist loadfile
+	$(RUN) pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)
 	$(RUN) ruff check . && ruff format --check .
