@@ -46,21 +46,23 @@ class TrainRun:
         """When each line of `said` came."""
         self.processes = []
         for environment in environments:
-            process = subprocess.Popen(
-                line,
-                env=environment | {"OMP_NUM_THREADS": "1"},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                cwd=folder.parent,
-                start_new_session=True,
-            )
-            self.processes.append(process)
+            self.processes.append(self._start(line, environment | {"OMP_NUM_THREADS": "1"}, folder.parent))
         self.listeners = [Thread(target=self._listen, args=(process,)) for process in self.processes]
         for listener in self.listeners:
             listener.start()
 
-    def _listen(self, process: subprocess.Popen[str]) -> None:
+    def _start(self, line: Sequence[str], environment: dict[str, str], cwd: Path) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            line,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=cwd,
+            start_new_session=True,
+        )
+
+    def _listen(self, process: "subprocess.Popen[str]") -> None:
         assert process.stdout is not None
         with process.stdout as lines:
             for line in lines:

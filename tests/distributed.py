@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -61,13 +62,9 @@ def run_ranks(
     local_size = ranks_per_host or world_size
     with tempfile.TemporaryDirectory(prefix="run_ranks_") as directory:
         folder = Path(directory)
-        # Not a fork of this process, which would copy its thread pools in an unusable state, but of one that has only
-        # imported torch and torchrec, which takes seconds. Not daemonic, since a DataLoader's workers are children of
-        # their own.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["stem_torchrec.assembly"])
+        # Not daemonic, since a DataLoader's workers are children of their own.
         processes: list[BaseProcess] = [
-            context.Process(target=_run_rank, args=(rank, world_size, local_size, call, folder, timeout))
+            forkserver().Process(target=_run_rank, args=(rank, world_size, local_size, call, folder, timeout))
             for rank in range(world_size)
         ]
         try:
@@ -80,6 +77,16 @@ def run_ranks(
         finally:
             for process in processes:
                 _kill(process)
+
+
+def forkserver() -> ForkServerContext:
+    """Starts processes by a fork of one that has only imported torch and torchrec, which takes seconds.
+
+    A fork of this process would copy its thread pools in an unusable state.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["stem_torchrec.train"])
+    return context
 
 
 def _run_rank(rank: int, world_size: int, local_size: int, call: bytes, folder: Path, timeout: float) -> None:
