@@ -7,6 +7,7 @@ import pytest
 
 from stem_torchrec.checkpoints.folder import publish
 from stem_torchrec.config import CheckpointConfig, TrainConfig
+from stem_torchrec.config_file import dump_config, load_config
 from stem_torchrec.errors import UserError
 from stem_torchrec.resume import candidates, check_resume, checkpoints_folder
 from stem_torchrec.run_folder import METRICS_LOG, MetricsLog
@@ -73,3 +74,17 @@ def test_lines_of_steps_to_come_go_and_no_evaluation_is_logged_twice(tmp_path: P
     assert first == []
     assert evaluated == [(20, False)]
     assert after == [(20, False), (20, True)]
+
+
+def test_a_written_configuration_starts_another_run(tmp_path: Path) -> None:
+    """One that named this run's checkpoints would go on with it."""
+    config = TrainConfig(checkpoint=CheckpointConfig(folder="s", keep=5), resume="elsewhere", output_dir="run", seed=3)
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert load_config(str(tmp_path / "config.yaml")) == TrainConfig(checkpoint=CheckpointConfig(keep=5), seed=3)
+
+
+def test_a_run_from_its_beginning_keeps_no_charts_of_an_earlier_attempt(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard" / "events.out.tfevents.1").write_text("")
+    MetricsLog(tmp_path).close()
+    assert not (tmp_path / "tensorboard" / "events.out.tfevents.1").exists()
