@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torchrec.distributed.planner.constants import BATCHED_COPY_PERF_FACTOR
 
+from stem_torchrec.optim import states_of_tables
 from stem_torchrec.sharding.topology import Bandwidths
 
 from table_list import TableSpec
@@ -30,16 +31,8 @@ def weight_bytes(table: TableSpec) -> int:
 
 
 def state_bytes(table: TableSpec, optimizer: str) -> int:
-    """What the optimizer keeps for one table; see STATE."""
-    weights, rows = weight_bytes(table), table.rows * 4
-    return {
-        "sgd": 0,
-        "adagrad": weights,
-        "rowwise_adagrad": rows,
-        "adam": 2 * weights,
-        "lamb": 2 * weights,
-        "partial_rowwise_adam": weights + rows,
-    }[optimizer]
+    """What the optimizer keeps for one table, in fp32; see STATE."""
+    return 4 * states_of_tables([(table.rows, table.dim)], optimizer)
 
 
 def model_bytes(tables: Sequence[TableSpec], optimizer: str, tasks: int) -> int:

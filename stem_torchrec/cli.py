@@ -31,7 +31,7 @@ def parse_arguments(default: ConfigT, args: Sequence[str] | None = None, descrip
 
         config = parse_arguments(tiny(), ["--model.embedding-dim", "32"])
     """
-    with _mistakes_in_one_sentence(_option_names(default)):
+    with _mistakes_in_one_sentence(option_names(default)):
         return tyro.cli(type(default), default=default, args=args, description=description)
 
 
@@ -45,7 +45,7 @@ def parse_known_arguments(
     args = sys.argv[1:] if args is None else list(args)
     if description is not None and {"-h", "--help"} & set(args):
         parse_arguments(default, ["--help"], description=description)
-    with _mistakes_in_one_sentence(_option_names(default)):
+    with _mistakes_in_one_sentence(option_names(default)):
         return tyro.cli(type(default), default=default, args=args, return_unknown_args=True, add_help=False)
 
 
@@ -104,10 +104,11 @@ def _sentence(event: _errors.ParseErrorEvent, options: Sequence[str]) -> str:
             return f"the command line cannot be parsed ({event}); --help shows the options."
 
 
-def _option_names(config: Any, prefix: str = "--") -> list[str]:
+def option_names(config: Any, prefix: str = "--") -> list[str]:
+    """The options that a dataclass has on a command line, as `--section.some-field`."""
     names = []
     for field in fields(config):
         value = getattr(config, field.name)
         name = prefix + field.name.replace("_", "-")
-        names += _option_names(value, f"{name}.") if is_dataclass(value) else [name]
+        names += option_names(value, f"{name}.") if is_dataclass(value) else [name]
     return names

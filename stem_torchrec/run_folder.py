@@ -5,12 +5,14 @@ import json
 import math
 import os
 import shutil
-from contextlib import suppress
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import datetime
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
+import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from stem_torchrec.config import TrainConfig
@@ -178,6 +180,36 @@ def write_inputs(folder: Path, schema: Schema, plan: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON; see `write_text`."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def claim(
+    file: Path,
+    said: Mapping[str, Any],
+    *,
+    refusal: str,
+    begun: bool = True,
+    lock: AbstractContextManager[Any] | None = None,
+) -> None:
+    """Writes as YAML what a folder of runs is for, or checks that the file says the same, so that none holds two.
+
+    Args:
+        file: in the folder, which is made.
+        said: what it is for.
+        refusal: what to say of a folder that is for something else.
+        begun: whether there is anything in the folder that would be mixed.
+        lock: held meanwhile, where several processes call it at once.
+
+    Raises UserError with the refusal, or where the folder cannot be written.
+    """
+    text = yaml.safe_dump(dict(said), sort_keys=False)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with lock or nullcontext():
+            if file.exists() and file.read_text() != text and begun:
+                raise UserError(refusal)
+            write_text(file, text)
+    except (OSError, UnwritableError) as error:
+        raise UserError(f"{file.parent} cannot be written ({reason_of(error)}); give another --out.") from error
 
 
 def write_text(path: Path, text: str) -> None:

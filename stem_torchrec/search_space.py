@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import dacite
 import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from stem_torchrec.cli import nearest
+from stem_torchrec.cli import nearest, option_names
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.data.files import Columns, find_row_groups
 from stem_torchrec.data.schema import load_schema
@@ -125,21 +125,13 @@ def with_choices(base: TrainConfig, choices: Mapping[str, Any]) -> TrainConfig:
 
 def _option(name: Any, base: TrainConfig) -> str:
     # Hyphens, as --help lists it; YAML may have read a number.
-    option, known = str(name).removeprefix("--").replace("-", "_"), _options(base)
+    option, *known = (each.removeprefix("--").replace("-", "_") for each in (str(name), *option_names(base)))
     if option not in known:
         hint = nearest(option, known) or ";"
         raise UserError(f"there is no option {name!r} to search over{hint} train.py --help lists them.")
     if any(option == fixed or option.startswith(f"{fixed}.") for fixed in _NO_CHOICE):
         raise UserError(f"{option} is one for all trials; leave it out of the space.")
     return option
-
-
-def _options(section: Any, prefix: str = "") -> list[str]:
-    names = []
-    for field in fields(section):
-        value, name = getattr(section, field.name), f"{prefix}{field.name}"
-        names += _options(value, f"{name}.") if is_dataclass(value) else [name]
-    return names
 
 
 def _distribution(option: str, values: Any, base: TrainConfig) -> BaseDistribution:

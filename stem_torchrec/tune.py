@@ -23,11 +23,11 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from stem_torchrec.cli import parse_known_arguments, run_main
 from stem_torchrec.config_file import config_from_command_line, dump_config, what_is_trained
 from stem_torchrec.early_stopping import EarlyStopping, Metrics
-from stem_torchrec.errors import DivergedError, UnwritableError, UserError, reason_of
+from stem_torchrec.errors import DivergedError, UserError
 from stem_torchrec.limits import check_limits
 from stem_torchrec.process import Process, join_process_group
 from stem_torchrec.progress import say
-from stem_torchrec.run_folder import write_text
+from stem_torchrec.run_folder import claim, write_text
 from stem_torchrec.search_space import SPACE, Search, fit_to_log, read_space, to_space
 from stem_torchrec.train import train
 
@@ -86,15 +86,12 @@ def claim_folder(folder: Path, search: Search) -> None:
         "train": yaml.safe_load(dump_config(what_is_trained(search.base))),
         "space": {option: repr(distribution) for option, distribution in search.space.items()},
     }
-    file, text = folder / "study.yaml", yaml.safe_dump(said, sort_keys=False)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{file}.lock"):
-            if file.exists() and file.read_text() != text:
-                raise UserError(f"{folder} holds a search of other options or another space; give another --out.")
-            write_text(file, text)
-    except (OSError, UnwritableError) as error:
-        raise UserError(f"{folder} cannot be written ({reason_of(error)}); give another --out.") from error
+    claim(
+        folder / "study.yaml",
+        said,
+        refusal=f"{folder} holds a search of other options or another space; give another --out.",
+        lock=FileLock(folder / "study.yaml.lock"),
+    )
 
 
 def tune(config: TuneConfig, search: Search) -> None:

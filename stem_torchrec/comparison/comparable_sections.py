@@ -54,9 +54,8 @@ def _section(
     lines, raw = [], []
     differences: dict[str, dict[str, Interval]] = {model: {} for model in models if model != base}
     for name, rows in bins.items():
-        known = rows & ~np.isnan(tested.labels[task])
-        positive = tested.labels[task][known] == 1
-        behind = UsersBehind.count(positive, np.unique(tested.users[known], return_inverse=True)[1])
+        _, positive, user = tested.labelled(task, rows)
+        behind = UsersBehind.count(positive, user)
         found = tested.resample(task, rows=rows) if behind.positives and behind.negatives else None
         line = {
             "ratio": name,

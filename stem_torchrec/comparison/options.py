@@ -16,11 +16,11 @@ from stem_torchrec.config_file import config_from_command_line, dump_config, wha
 from stem_torchrec.data.files import Columns, find_row_groups, fingerprint
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.early_stopping import EarlyStopping
-from stem_torchrec.errors import UnwritableError, UserError, reason_of
+from stem_torchrec.errors import UserError
 from stem_torchrec.limits import check_limits
 from stem_torchrec.log import log_folder
 from stem_torchrec.models.build import build_model, check_task_weights, groups_with_tables
-from stem_torchrec.run_folder import write_text
+from stem_torchrec.run_folder import claim
 from stem_torchrec.sharding.placement import match_rules, parse_rules
 from stem_torchrec.sharding.shard import table_configs
 from stem_torchrec.tables import groups_of
@@ -171,19 +171,13 @@ def claim_folder(request: Request, world_size: int) -> None:
         "tuned": {"seed": grid.seed, "cells": [cell.name for cell in grid.cells()]} if grid else None,
         "train": yaml.safe_load(dump_config(replace(what_is_trained(request.train), seed=0))),
     }
-    text = yaml.safe_dump(said, sort_keys=False)
-    file = folder / COMPARISON_FILE
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        begun = [*folder.glob("runs/*/*"), *folder.glob("tuning/*/*")]
-        if file.exists() and file.read_text() != text and begun:
-            raise UserError(
-                f"{folder} holds a comparison of other options or of another log, see {COMPARISON_FILE} there; give "
-                "another --out, or the same options on as many ranks. Models and seeds may be added."
-            )
-        write_text(file, text)
-    except (OSError, UnwritableError) as error:
-        raise UserError(f"{folder} cannot be written ({reason_of(error)}); give another --out.") from error
+    claim(
+        folder / COMPARISON_FILE,
+        said,
+        refusal=f"{folder} holds a comparison of other options or of another log, see {COMPARISON_FILE} there; give "
+        "another --out, or the same options on as many ranks. Models and seeds may be added.",
+        begun=any(folder.glob("runs/*/*")) or any(folder.glob("tuning/*/*")),
+    )
 
 
 def _split(text: str) -> list[str]:

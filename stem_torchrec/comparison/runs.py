@@ -26,6 +26,7 @@ from stem_torchrec.metrics import to_json
 from stem_torchrec.models.build import groups_with_tables
 from stem_torchrec.process import Process, from_first_rank
 from stem_torchrec.progress import say
+from stem_torchrec.resume import checkpoints_folder
 from stem_torchrec.run_folder import CONFIG_FILE, METRICS_LOG, write_json
 from stem_torchrec.train import train
 
@@ -166,7 +167,7 @@ def train_and_test(
             break
         gates = GateWeights(process.device)
         predictions = folder / PREDICTIONS
-        from_first_rank(partial(_remove, predictions, folder / "checkpoints"))
+        from_first_rank(partial(_remove, predictions, checkpoints_folder(config.checkpoint, folder)))
         test = EvaluateConfig(run=str(folder), split=split, predictions=str(predictions))
         found["metrics"] |= to_json(evaluate_run(test, process, watch=gates.watch))
         gc.collect()
@@ -179,7 +180,7 @@ def train_and_test(
     from_first_rank(lambda: write_json(run.folder / TEST_FILE, found))
 
 
-def _remove(*folders: Path) -> None:
+def _remove(*folders: Path | str) -> None:
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -98,14 +98,19 @@ class Tested:
         grouped = {"gAUC": gauc_of} if self.columns.group else {}
         return {"AUC": auc_of, **grouped, "logloss": logloss_of}
 
+    def labelled(
+        self, task: str, rows: NDArray[np.bool_] | None = None
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.int64]]:
+        """Which rows, or of `rows`, have a label (N,); and of those whether it is 1, and their users from 0."""
+        known = ~np.isnan(self.labels[task]) if rows is None else rows & ~np.isnan(self.labels[task])
+        return known, self.labels[task][known] == 1, np.unique(self.users[known], return_inverse=True)[1]
+
     def resample(self, task: str, measure: str = "AUC", rows: NDArray[np.bool_] | None = None) -> Resampled:
         """A measure of every model, over the rows that have a label, or those of them in `rows`.
 
         Without draws, and so intervals, where too few users stand behind it; see `MIN_USERS`.
         """
-        known = ~np.isnan(self.labels[task]) if rows is None else rows & ~np.isnan(self.labels[task])
-        users, user = np.unique(self.users[known], return_inverse=True)
-        positive = self.labels[task][known] == 1
+        known, positive, user = self.labelled(task, rows)
         behind = UsersBehind.count(positive, user)
         fewest = behind.both if measure == "gAUC" else min(behind.positives, behind.negatives)
         return resample(
@@ -113,7 +118,7 @@ class Tested:
                 model: [self.measures[measure](scores[known], positive, user) for scores in by_seed]
                 for model, by_seed in self.scores[task].items()
             },
-            len(users),
+            int(user.max(initial=-1)) + 1,
             resamples=self.comparison.config.resamples if fewest >= MIN_USERS else 0,
             confidence=self.comparison.config.confidence,
             lower_is_better=measure == "logloss",
