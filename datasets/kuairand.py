@@ -22,10 +22,10 @@ from kuairand_features import build_vocabulary, encode, exposure_values
 from tabulate import tabulate
 from tqdm import tqdm
 
-from stem_torchrec.cli import nearest, parse_arguments, run_main
+from stem_torchrec.config.command_line import parse_arguments, run_main
 from stem_torchrec.data.files import items
 from stem_torchrec.data.schema import SCHEMA_FILE, LabelCounts, Schema, SparseFeature, Split, save_schema
-from stem_torchrec.errors import UserError
+from stem_torchrec.runtime.errors import UserError, nearest
 
 # Known only after the exposure. date and hourmin are when the row was logged, which is after the play: of the
 # rows shown at minute 40 to 49, those logged in the next hour have 43 % long views and the others 29 %.

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as csv
 from tqdm import tqdm
 
-from stem_torchrec.errors import UserError
+from stem_torchrec.runtime.errors import UserError
 
 LOG_FILES = "log_standard_*_pure.csv"
 USER_FILE = "user_features_pure.csv"

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from kuairand_csv import VIDEO_FILE, read_csv
 
-from stem_torchrec.errors import UserError
+from stem_torchrec.runtime.errors import UserError
 
 PLACE = "pos_in_history"
 LABELS = ("long_view", "is_like")

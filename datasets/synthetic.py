@@ -8,9 +8,10 @@ from dataclasses import dataclass, fields
 import tyro
 from tabulate import tabulate
 
-from stem_torchrec.cli import parse_arguments, run_main
+from stem_torchrec.config import SyntheticConfig
+from stem_torchrec.config.command_line import parse_arguments, run_main
 from stem_torchrec.data.schema import Schema
-from stem_torchrec.data.synthetic import SyntheticConfig, generate
+from stem_torchrec.data.synthetic import generate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,5 @@
 """STEM, shared and task-specific embeddings for multi-task ranking, on TorchRec."""
 
-from stem_torchrec.stack import check_stack
+from stem_torchrec.runtime.versions import check_versions
 
-check_stack()
+check_versions()

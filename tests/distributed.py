@@ -115,7 +115,7 @@ def _run_rank(rank: int, world_size: int, local_size: int, call: bytes, folder: 
         result = pickle.dumps(function(*args))
         dist.barrier()  # Nobody closes a connection that another rank still uses.
         dist.destroy_process_group()
-        gc.collect()  # Ends gloo's threads, as in stem_torchrec.process.
+        gc.collect()  # Ends gloo's threads, as in stem_torchrec.runtime.process.
     except BaseException:
         log.write(traceback.format_exc())
         log.close()

@@ -16,14 +16,13 @@ from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.optim.keyed import CombinedOptimizer
 
-from stem_torchrec.assembly import build_pipeline, build_sharded_model
 from stem_torchrec.checkpoints.folder import Progress
 from stem_torchrec.config import DataConfig, LoopConfig, ModelConfig, ShardingConfig, SparseOptimizerConfig, TrainConfig
 from stem_torchrec.data.files import Columns
-from stem_torchrec.optim import build_optimizer
-from stem_torchrec.process import Process
-from stem_torchrec.sharding.shard import local_shards, sharded_collections
-from stem_torchrec.tables import split_columns, table_groups
+from stem_torchrec.runtime.process import Process
+from stem_torchrec.tables import local_shards, sharded_collections, split_columns, table_groups
+from stem_torchrec.training.assembly import build_pipeline, build_sharded_model
+from stem_torchrec.training.optimizers import build_optimizer
 
 from reference import COLUMNS, TABLES, random_batch
 

@@ -12,14 +12,14 @@ import torch.distributed as dist
 from torch import Tensor
 from torchrec.datasets.utils import Batch
 
-from stem_torchrec.add_tasks import CLOSED, add_tasks
 from stem_torchrec.checkpoints.weights import save_weights
 from stem_torchrec.config import ModelConfig
-from stem_torchrec.config_file import dump_config
+from stem_torchrec.config.files import dump_config
 from stem_torchrec.data.files import Columns
-from stem_torchrec.errors import UserError
-from stem_torchrec.run_folder import BEST_WEIGHTS, CONFIG_FILE
-from stem_torchrec.saved import Source, pieces, weights_of
+from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.training.run_folder import BEST_WEIGHTS, CONFIG_FILE
+from stem_torchrec.transfer.add_tasks import CLOSED, add_tasks
+from stem_torchrec.transfer.weight_source import Source, pieces, weights_of
 
 from distributed import run_ranks
 from reference import COLUMNS, TABLES, logits_by_formula, random_batch

@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stem_torchrec.cli import run_main
+from stem_torchrec.config.command_line import run_main
 from stem_torchrec.data.files import Columns
 from stem_torchrec.data.loader import data_loader
 from stem_torchrec.data.schema import SCHEMA_FILE, LabelCounts, Schema, Split, load_schema
-from stem_torchrec.errors import DataError, UserError
+from stem_torchrec.runtime.errors import DataError, UserError
 
 from logs import SCHEMA, log_table, reader_of, write_log, write_split
 

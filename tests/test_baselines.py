@@ -11,11 +11,11 @@ from torch import Tensor
 from torchrec.datasets.utils import Batch
 
 from stem_torchrec.config import ModelConfig
+from stem_torchrec.config.literals import Arch
 from stem_torchrec.data.files import Columns
-from stem_torchrec.errors import UserError
-from stem_torchrec.literals import Arch
 from stem_torchrec.models.build import build_model
 from stem_torchrec.models.frame import MultiTaskModel
+from stem_torchrec.runtime.errors import UserError
 
 from reference import Parts, random_batch
 

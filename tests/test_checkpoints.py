@@ -18,7 +18,7 @@ from stem_torchrec.checkpoints.saver import CheckpointSaver, host_memory_for
 from stem_torchrec.checkpoints.state import training_state
 from stem_torchrec.checkpoints.storage import IoPathFileSystem, UncachedFile
 from stem_torchrec.checkpoints.weights import load_state, read_metadata
-from stem_torchrec.errors import DamagedError, UserError
+from stem_torchrec.runtime.errors import DamagedError, UserError
 
 from distributed import run_ranks
 from reference import TABLES

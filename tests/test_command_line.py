@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from stem_torchrec.cli import run_main
 from stem_torchrec.config import TrainConfig
-from stem_torchrec.config_file import config_from_command_line, dump_config, load_config
-from stem_torchrec.errors import UserError
-from stem_torchrec.recipes import RECIPES
-from stem_torchrec.stack import stack_problem
+from stem_torchrec.config.command_line import run_main
+from stem_torchrec.config.files import config_from_command_line, dump_config, load_config
+from stem_torchrec.config.recipes import RECIPES
+from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.versions import version_problem
 
 
 def test_options_change_single_fields_of_the_recipe() -> None:
@@ -131,7 +131,7 @@ FITTING = {"torch": "2.13.0+cpu", "fbgemm-gpu": None, "fbgemm-gpu-cpu": "1.8.0",
 def test_a_wrong_stack_is_one_sentence_with_the_command_that_mends_it(
     changes: dict[str, str | None], cuda: bool, advice: str
 ) -> None:
-    problem = stack_problem({**FITTING, **changes}, cuda=cuda)
+    problem = version_problem({**FITTING, **changes}, cuda=cuda)
     assert advice in problem
     assert bool(problem) == bool(advice)
     assert "\n" not in problem

@@ -8,9 +8,9 @@ import pytest
 
 from stem_torchrec.comparison.options import Request, claim_folder, prepare, read_command_line
 from stem_torchrec.comparison.runs import parts_of
+from stem_torchrec.config import SyntheticConfig
 from stem_torchrec.data import synthetic
-from stem_torchrec.data.synthetic import SyntheticConfig
-from stem_torchrec.errors import UserError
+from stem_torchrec.runtime.errors import UserError
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
 from stem_torchrec.comparison.comparable import bin_of_rows, name_bins
+from stem_torchrec.comparison.intervals import Interval, Ranking, UsersBehind, auc_of, gauc_of, logloss_of, resample
 from stem_torchrec.comparison.report import Markup, Report, dots, escape, show, spread
-from stem_torchrec.comparison.statistics import Interval, Ranking, UsersBehind, auc_of, gauc_of, logloss_of, resample
 
 
 def test_a_weighted_auc_is_that_of_the_repeated_rows() -> None:

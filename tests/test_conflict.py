@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stem_torchrec.data.schema import load_schema
-from stem_torchrec.errors import UserError
+from stem_torchrec.runtime.errors import UserError
 
 from conflict import main, write
 

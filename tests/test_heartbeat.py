@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from stem_torchrec.errors import HANG_STATUS
-from stem_torchrec.heartbeat import Beat, Watcher, _pause, collective_timeout
+from stem_torchrec.runtime.errors import HANG_STATUS
+from stem_torchrec.runtime.hang_detection import Beat, Watcher, _pause, collective_timeout
 
 from small_runs import start
 

@@ -31,7 +31,7 @@ from kuairand_files import (
 )
 
 from stem_torchrec.data.schema import LabelCounts, load_schema
-from stem_torchrec.errors import UserError
+from stem_torchrec.runtime.errors import UserError
 
 
 @pytest.fixture

@@ -16,11 +16,11 @@ from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTens
 
 from stem_torchrec.checkpoints.weights import load_state
 from stem_torchrec.config import SparseOptimizerConfig, TrainConfig
-from stem_torchrec.errors import UserError
-from stem_torchrec.literals import ShardingType
+from stem_torchrec.config.literals import ShardingType
 from stem_torchrec.models.build import build_model
-from stem_torchrec.optim import apply_sparse_optimizer
+from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.tables import SparseArch, groups_of, split_columns
+from stem_torchrec.training.optimizers import apply_sparse_optimizer
 
 from distributed import run_ranks
 from reference import COLUMNS, TABLES, train_by_hand

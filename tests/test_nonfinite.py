@@ -12,9 +12,9 @@ from torch import Tensor
 
 from stem_torchrec.checkpoints.watch import RunWatch
 from stem_torchrec.config import LoopConfig
-from stem_torchrec.errors import DivergedError
-from stem_torchrec.meter import Meter
-from stem_torchrec.nonfinite import SkippingPipeline, keep_batch
+from stem_torchrec.runtime.errors import DivergedError
+from stem_torchrec.training.meter import Meter
+from stem_torchrec.training.nonfinite import SkippingPipeline, keep_batch
 
 from distributed import run_ranks
 from reference import COLUMNS, random_batch

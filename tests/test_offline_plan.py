@@ -9,9 +9,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from stem_torchrec.errors import UserError
-from stem_torchrec.literals import Layout, SparseOptimizerName
-from stem_torchrec.plain import to_plain
+from stem_torchrec.config.literals import Layout, SparseOptimizerName
+from stem_torchrec.config.serialization import to_dict
+from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.sharding.plan import Plan, plan_to_json, read_plan
 from stem_torchrec.sharding.topology import Bandwidths
 
@@ -206,7 +206,7 @@ def a_sweep(
     config = replace(CONFIG, nodes=nodes, device="cpu" if device == "cpu" else "cuda")
     (folder / CASES).mkdir(parents=True)
     sweep = {
-        "tables": [to_plain(table) for table in TABLES],
+        "tables": [to_dict(table) for table in TABLES],
         "data": {"batch_size": 512},
         "ranks": 2 * nodes,
         "ranks_per_host": 2,
@@ -232,7 +232,7 @@ def a_sweep(
         )
         outcome = Outcome(case, 0, "ok", "", 1.0, "", "", 0.0, measurement)
         path = folder / CASES / f"{case.name.replace('/', '.')}.0"
-        path.with_name(path.name + ".json").write_text(json.dumps(to_plain(outcome)))
+        path.with_name(path.name + ".json").write_text(json.dumps(to_dict(outcome)))
         path.with_name(path.name + ".plan.json").write_text(measurement.plan)
     return str(folder)
 

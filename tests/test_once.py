@@ -20,9 +20,9 @@ from stem_torchrec.data.files import Columns
 from stem_torchrec.sharding.once import OnceCollection, falls_back
 from stem_torchrec.sharding.placement import FUSED_TYPES, Placement
 from stem_torchrec.sharding.planner import plan_sharding
-from stem_torchrec.sharding.shard import sharded_collections
 from stem_torchrec.sharding.sharder import make_sharder
 from stem_torchrec.sharding.topology import topology_here
+from stem_torchrec.tables import sharded_collections
 
 from distributed import run_ranks
 from reference import COLUMNS

@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 from torchrec.distributed.planner import Topology
 
-from stem_torchrec.assembly import choose_placements
 from stem_torchrec.config import ShardingConfig
 from stem_torchrec.data.files import Columns
-from stem_torchrec.errors import UserError
 from stem_torchrec.models.build import build_model
 from stem_torchrec.models.loss import MultiTaskTrain
+from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.sharding.placement import COLUMN_TYPES, FUSED_TYPES, HOST_TYPES
 from stem_torchrec.sharding.plan import Plan, format_plan, imbalance, plan_to_json
 from stem_torchrec.sharding.planner import plan_sharding
-from stem_torchrec.sharding.shard import table_configs
 from stem_torchrec.sharding.topology import make_topology
+from stem_torchrec.tables import table_configs
+from stem_torchrec.training.assembly import choose_placements
 
 from runs import MODEL
 

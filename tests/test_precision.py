@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from stem_torchrec.assembly import autocast_forward
-from stem_torchrec.errors import UserError
-from stem_torchrec.process import Process
+from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.process import Process
+from stem_torchrec.training.assembly import autocast_forward
 
 CPU = Process(rank=0, world_size=1, local_world_size=1, device=torch.device("cpu"))
 

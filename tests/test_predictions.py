@@ -8,8 +8,8 @@ import torch
 from iopath.common.file_io import g_pathmgr
 
 from stem_torchrec.data.files import Columns
-from stem_torchrec.predictions import PredictionsFile
-from stem_torchrec.remote import move
+from stem_torchrec.metrics.predictions import PredictionsFile
+from stem_torchrec.runtime.paths import move
 
 COLUMNS = Columns(sparse={}, dense=(), labels=("view", "like"), group="user")
 

@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from stem_torchrec.process import from_first_rank, name_start
+from stem_torchrec.runtime.process import from_first_rank, name_start
 
 from distributed import run_ranks
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stem_torchrec.errors import RESUME_STATUS
+from stem_torchrec.runtime.errors import RESUME_STATUS
 
 from fault_runs import differences
 from small_runs import start

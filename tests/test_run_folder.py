@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from stem_torchrec.checkpoints.folder import publish
+from stem_torchrec.checkpoints.resume import candidates, check_resume, checkpoints_folder
 from stem_torchrec.config import CheckpointConfig, TrainConfig
-from stem_torchrec.config_file import dump_config, load_config
-from stem_torchrec.errors import UserError
-from stem_torchrec.resume import candidates, check_resume, checkpoints_folder
-from stem_torchrec.run_folder import METRICS_LOG, MetricsLog
+from stem_torchrec.config.files import dump_config, load_config
+from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.training.run_folder import METRICS_LOG, MetricsLog
 
 from distributed import run_ranks
 from logs import SCHEMA

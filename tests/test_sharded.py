@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from stem_torchrec.config import TrainConfig
-from stem_torchrec.literals import ShardingType
+from stem_torchrec.config.literals import ShardingType
 from stem_torchrec.sharding.placement import COLUMN_TYPES
 
 from distributed import run_ranks

@@ -10,13 +10,13 @@ from torch import Tensor
 from stem_torchrec.config import ModelConfig
 from stem_torchrec.data.files import Columns
 from stem_torchrec.data.schema import SparseFeature
-from stem_torchrec.early_stopping import EarlyStopping
-from stem_torchrec.errors import UserError
-from stem_torchrec.metrics import TaskMetrics
+from stem_torchrec.metrics.multi_task import TaskMetrics
 from stem_torchrec.models.build import build_model
 from stem_torchrec.models.loss import MultiTaskTrain, multi_task_loss
 from stem_torchrec.models.stem import STEM
+from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.tables import embedding_bag_configs, groups_of
+from stem_torchrec.training.early_stopping import EarlyStopping
 
 from reference import TABLES, logits_by_formula, loss_by_formula, random_batch
 

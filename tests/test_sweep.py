@@ -19,8 +19,8 @@ import pytest
 import torch
 
 from stem_torchrec.config import DataConfig, TrainConfig
-from stem_torchrec.errors import UserError
-from stem_torchrec.process import Process
+from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.process import Process
 
 from sharding import order_of_round, turns_left
 from sweep_batches import draw_ids, draw_lengths, workload_of_tables

@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from stem_torchrec.config import SyntheticConfig
 from stem_torchrec.data import synthetic
 from stem_torchrec.data.schema import load_schema
-from stem_torchrec.data.synthetic import CHUNK_ROWS, SyntheticConfig, ensure, generate
+from stem_torchrec.data.synthetic import CHUNK_ROWS, ensure, generate
 from stem_torchrec.data.synthetic_world import MISSING, World
-from stem_torchrec.errors import UserError
+from stem_torchrec.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 SMALL = SyntheticConfig(train_rows=3000, valid_rows=2000, test_rows=1000, users=50, items=40)

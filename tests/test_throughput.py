@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from stem_torchrec.config import ModelConfig
-from stem_torchrec.errors import UserError
 from stem_torchrec.models.build import build_model
 from stem_torchrec.models.stem import STEM
+from stem_torchrec.runtime.errors import UserError
 
 from throughput import measure, read_command_line
 from throughput_contest import Score

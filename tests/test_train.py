@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 from torch.distributed.elastic.utils.distributed import get_free_port
 
 from stem_torchrec import evaluate
-from stem_torchrec.config_file import load_config
+from stem_torchrec.config.files import load_config
 from stem_torchrec.train import main
 
 ROOT = Path(__file__).parent.parent

@@ -17,13 +17,13 @@ from torchrec.distributed.sharding_plan import (
 )
 from torchrec.distributed.types import CacheParams, EmbeddingModuleShardingPlan, ParameterSharding, ShardingPlan
 
-from stem_torchrec import saved
-from stem_torchrec.errors import DamagedError, UserError
 from stem_torchrec.models.build import build_model
+from stem_torchrec.runtime.errors import DamagedError, UserError
 from stem_torchrec.sharding.placement import Placement
 from stem_torchrec.sharding.planner import plan_sharding
 from stem_torchrec.sharding.topology import make_topology
-from stem_torchrec.warm_start import placements_like, warm_start
+from stem_torchrec.transfer import weight_source
+from stem_torchrec.transfer.warm_start import placements_like, warm_start
 
 from distributed import run_ranks
 from dlrm import EMBEDDINGS, TYPES, build_dlrm, shard_dlrm, their_plan
@@ -57,7 +57,7 @@ def save_theirs(folder: Path) -> None:
 
 def start_all(folder: Path) -> dict[tuple[str, str, str], tuple[Weights, Weights]]:
     """A STEM's weights before and after, by where theirs are, how they are sharded and how ours are."""
-    saved._BLOCK_ROWS = 1000  # Their 5000 rows pass the ranks in several blocks.
+    weight_source._BLOCK_ROWS = 1000  # Their 5000 rows pass the ranks in several blocks.
     sources = {("plain", "data_parallel"): build_dlrm().state_dict()}
     for kind in TYPES:
         sources["disk", kind] = folder / kind

@@ -11,14 +11,14 @@ from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 
 from stem_torchrec.data.schema import SparseFeature
-from stem_torchrec.errors import UserError
-from stem_torchrec.evaluation import evaluate, exposures_of, predict
-from stem_torchrec.loop import fit
-from stem_torchrec.metrics import TaskMetrics
+from stem_torchrec.metrics.multi_task import TaskMetrics
 from stem_torchrec.models.loss import MultiTaskTrain, labels_like
+from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.sharding.once import OnceSharder
 from stem_torchrec.sharding.planner import planner_constraints
 from stem_torchrec.tables import embedding_bag_configs, table_group
+from stem_torchrec.training.evaluation import evaluate, exposures_of, predict
+from stem_torchrec.training.loop import fit
 
 from distributed import run_ranks
 from dlrm import EMBEDDINGS, build_dlrm, shard_dlrm, their_batches

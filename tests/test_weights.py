@@ -11,7 +11,7 @@ from torch import Tensor
 from stem_torchrec.checkpoints.weights import load_weights, save_weights
 from stem_torchrec.config import ModelConfig
 from stem_torchrec.data.files import Columns
-from stem_torchrec.errors import UserError
+from stem_torchrec.runtime.errors import UserError
 
 from distributed import run_ranks
 from reference import COLUMNS

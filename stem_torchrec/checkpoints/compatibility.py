@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from stem_torchrec.errors import UserError
+from stem_torchrec.runtime.errors import UserError
 
 _SAME = ("model", "sparse.name", "data.features", "data.labels", "data.shuffle_rows", "seed")
 _FREE = ("model.layout",)

@@ -11,7 +11,7 @@ from typing import Any
 
 from iopath.common.file_io import g_pathmgr
 
-from stem_torchrec.remote import move, remove_folder
+from stem_torchrec.runtime.paths import move, remove_folder
 
 PROGRESS_FILE = "progress.json"
 _PREFIX = "step-"

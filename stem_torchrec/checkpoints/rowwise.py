@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
+from stem_torchrec.checkpoints.load_planner import parts_of
 from stem_torchrec.checkpoints.storage import State, reader_from
-from stem_torchrec.layout import parts_of
 
 Columns = tuple[int, int]
 

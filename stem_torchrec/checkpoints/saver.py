@@ -13,12 +13,12 @@ from iopath.common.file_io import g_pathmgr
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torch.distributed._state_dict_utils import _copy_state_dict, _create_cpu_state_dict
 
-from stem_torchrec import activity
 from stem_torchrec.checkpoints.folder import PROGRESS_FILE, Progress, checkpoint_path, prune, publish
 from stem_torchrec.checkpoints.storage import State, failure_of, failure_on_any_rank, writer_to
-from stem_torchrec.errors import UserError
-from stem_torchrec.progress import say
-from stem_torchrec.remote import remove_folder
+from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.hang_detection import set_activity
+from stem_torchrec.runtime.paths import remove_folder
+from stem_torchrec.runtime.progress import log_rank0
 
 
 @dataclass
@@ -81,15 +81,15 @@ class CheckpointSaver:
         Raises UserError where too many checkpoints in a row could not be written.
         """
         begin = time.perf_counter()
-        activity.note("waiting for the checkpoint before to be written")
+        set_activity("waiting for the checkpoint before to be written")
         self.wait()
-        activity.note("copying its state for a checkpoint")
+        set_activity("copying its state for a checkpoint")
         if self._copy is None:
             self._copy = host_memory_for(state)
         _copy_state_dict(state, self._copy, type_check=False)
         self._writing = self._executor.submit(self._write, self._copy, progress)
         if wait:
-            activity.note("waiting for its last checkpoint to be written")
+            set_activity("waiting for its last checkpoint to be written")
             self.wait()
         return time.perf_counter() - begin
 
@@ -125,11 +125,11 @@ class CheckpointSaver:
         if reason is None:
             reason = self._on_first_rank(lambda: publish(path, progress))
         if reason is None:
-            say(f"step {progress.step}  checkpoint written in {time.perf_counter() - begin:.1f} s: {path}")
+            log_rank0(f"step {progress.step}  checkpoint written in {time.perf_counter() - begin:.1f} s: {path}")
             self._on_first_rank(lambda: prune(self.folder, keep=self.keep, newest=progress.step))
             return None
         failure = f"{path} cannot be written ({reason})"
-        say(f"step {progress.step}  {failure}")
+        log_rank0(f"step {progress.step}  {failure}")
         self._on_first_rank(lambda: _clear(path))
         return failure
 

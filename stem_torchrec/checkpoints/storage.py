@@ -15,8 +15,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemBase
 from torch.distributed.checkpoint.metadata import Metadata
 
-from stem_torchrec.errors import reason_of
-from stem_torchrec.remote import move
+from stem_torchrec.runtime.errors import reason_of
+from stem_torchrec.runtime.paths import move
 
 AnyPath = str | os.PathLike
 """What DCP takes for a path."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchrec.datasets.utils import Batch
 
 from stem_torchrec.checkpoints.agreement import Agreement
-from stem_torchrec.errors import DivergedError, Interrupted, reason_of
+from stem_torchrec.runtime.errors import DivergedError, Interrupted, reason_of
 
 _SAVE, _END, _NONFINITE = "save", "end", "nonfinite"
 

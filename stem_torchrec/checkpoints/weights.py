@@ -10,6 +10,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
+from stem_torchrec.checkpoints.load_planner import LayoutLoadPlanner, split_sizes
 from stem_torchrec.checkpoints.storage import (
     State,
     check_parts,
@@ -19,9 +20,8 @@ from stem_torchrec.checkpoints.storage import (
     without_warnings,
     writer_to,
 )
-from stem_torchrec.errors import DamagedError, UnwritableError, UserError, reason_of
-from stem_torchrec.layout import LayoutLoadPlanner, split_sizes
-from stem_torchrec.process import from_first_rank
+from stem_torchrec.runtime.errors import DamagedError, UnwritableError, UserError, reason_of
+from stem_torchrec.runtime.process import from_first_rank
 
 
 def save_weights(model: nn.Module, folder: Path) -> None:

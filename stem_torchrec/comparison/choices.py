@@ -12,12 +12,12 @@ from typing import Any
 
 from stem_torchrec.comparison.runs import Part, train_part
 from stem_torchrec.config import TrainConfig
-from stem_torchrec.early_stopping import EarlyStopping
-from stem_torchrec.errors import DivergedError, UserError
-from stem_torchrec.metrics import to_json
-from stem_torchrec.process import Process, from_first_rank
-from stem_torchrec.progress import say
-from stem_torchrec.run_folder import write_json
+from stem_torchrec.metrics.multi_task import to_json
+from stem_torchrec.runtime.errors import DivergedError, UserError
+from stem_torchrec.runtime.process import Process, from_first_rank
+from stem_torchrec.runtime.progress import log_rank0
+from stem_torchrec.training.early_stopping import EarlyStopping
+from stem_torchrec.training.run_folder import write_json
 
 SCORE_FILE = "score.json"
 """Of a cell's run folder: what validation said; there when the run has ended."""
@@ -98,13 +98,13 @@ def try_cell(
     """Trains a part with a cell's values and keeps what validation says; all ranks call it. See `train_and_test`."""
     folder = grid.folder / part.name / cell.name
     config = replace(cell.of(part.of(base)), seed=grid.seed, output_dir=str(folder))
-    say(f"\n{part.name}, {cell.name}: {folder}")
+    log_rank0(f"\n{part.name}, {cell.name}: {folder}")
     found: dict[str, Any] = {"score": None}
     try:
         metrics = train_part(config, process, ending=ending)
         score = EarlyStopping(config.train.metric, None, list(metrics)).score(metrics)
         found = {"score": score, "valid": to_json(metrics)}
     except DivergedError as error:
-        say(f"{part.name}, {cell.name}: {error}")
+        log_rank0(f"{part.name}, {cell.name}: {error}")
     gc.collect()
     from_first_rank(lambda: write_json(folder / SCORE_FILE, found))

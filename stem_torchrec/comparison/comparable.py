@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from stem_torchrec.comparison.statistics import Ints
+from stem_torchrec.comparison.intervals import Ints
 from stem_torchrec.data.files import Columns, RowGroup
 from stem_torchrec.data.rows import read_row_group
 

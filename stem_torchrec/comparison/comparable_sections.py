@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_torchrec.comparison.comparable import bin_of_rows, count_positives, key_columns, name_bins
+from stem_torchrec.comparison.intervals import Interval, UsersBehind
 from stem_torchrec.comparison.report import Report, dots, escape, show, write_parquet
-from stem_torchrec.comparison.statistics import Interval, UsersBehind
 from stem_torchrec.comparison.tested import Comparison, Tested
 from stem_torchrec.data.files import find_row_groups
 from stem_torchrec.data.schema import load_schema

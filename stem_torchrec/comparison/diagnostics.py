@@ -11,10 +11,10 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from stem_torchrec.exchange import gather
+from stem_torchrec.metrics.collectives import gather
 from stem_torchrec.models.gated_experts import GatedExperts
-from stem_torchrec.saved import SavedOnDisk
 from stem_torchrec.tables import table_group
+from stem_torchrec.transfer.weight_source import CheckpointWeights
 
 _BLOCK_ROWS = 65_536
 
@@ -93,9 +93,9 @@ def table_diagnostics(runs: Sequence[Path]) -> tuple[list[dict[str, Any]], list[
 
     The tables of one feature are in memory at a time. One process calls it, outside of any process group.
     """
-    by_feature: dict[str, dict[str, tuple[SavedOnDisk, str]]] = defaultdict(dict)
+    by_feature: dict[str, dict[str, tuple[CheckpointWeights, str]]] = defaultdict(dict)
     for run in runs:
-        saved = SavedOnDisk(run)
+        saved = CheckpointWeights(run)
         for name in saved.sizes:
             table = name.removesuffix(".weight").rpartition("embedding_bags.")[2]
             if name.endswith(".weight") and "embedding_bags." in name:
@@ -142,7 +142,7 @@ def weights_of(runs: Sequence[Path]) -> tuple[list[tuple[int, ...]], int]:
     """The sizes of the tables in runs' best weights, and the number of weights in their dense parts."""
     tables, dense = [], 0
     for run in runs:
-        for name, size in SavedOnDisk(run).sizes.items():
+        for name, size in CheckpointWeights(run).sizes.items():
             if "embedding_bags." in name:
                 tables.append(size)
             else:

@@ -6,24 +6,23 @@ from pathlib import Path
 
 import yaml
 
-from stem_torchrec.cli import nearest, parse_known_arguments
 from stem_torchrec.comparison.choices import Grid
 from stem_torchrec.comparison.comparable import check_edges
 from stem_torchrec.comparison.config import CompareConfig
 from stem_torchrec.comparison.runs import MODELS, Part, Run, parts_of
 from stem_torchrec.config import TrainConfig
-from stem_torchrec.config_file import config_from_command_line, dump_config, what_is_trained
+from stem_torchrec.config.command_line import parse_known_arguments
+from stem_torchrec.config.files import config_from_command_line, dump_config, what_is_trained
+from stem_torchrec.config.limits import check_limits
 from stem_torchrec.data.files import Columns, find_row_groups, fingerprint
+from stem_torchrec.data.folder import data_folder
 from stem_torchrec.data.schema import load_schema
-from stem_torchrec.early_stopping import EarlyStopping
-from stem_torchrec.errors import UserError
-from stem_torchrec.limits import check_limits
-from stem_torchrec.log import log_folder
 from stem_torchrec.models.build import build_model, check_task_weights, groups_with_tables
-from stem_torchrec.run_folder import claim
+from stem_torchrec.runtime.errors import UserError, nearest
 from stem_torchrec.sharding.placement import match_rules, parse_rules
-from stem_torchrec.sharding.shard import table_configs
-from stem_torchrec.tables import groups_of
+from stem_torchrec.tables import groups_of, table_configs
+from stem_torchrec.training.early_stopping import EarlyStopping
+from stem_torchrec.training.run_folder import claim
 
 COMPARISON_FILE = "comparison.yaml"
 _DESCRIPTION = """\
@@ -118,7 +117,7 @@ def prepare(request: Request) -> Request:
     Raises UserError where they do not fit, so that nothing is trained for a report that cannot be made.
     """
     train, config = request.train, request.config
-    path = log_folder(train.data)
+    path = data_folder(train.data)
     schema = load_schema(path)
     columns = Columns.select(schema, features=train.data.features, labels=train.data.labels)
     train = replace(train, data=replace(train.data, path=path, labels=columns.labels))

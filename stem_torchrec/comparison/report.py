@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from tabulate import tabulate
 
-from stem_torchrec.comparison.statistics import Interval
+from stem_torchrec.comparison.intervals import Interval
 
 METRICS = ("auc", "gauc", "logloss", "ne", "pcoc")
 

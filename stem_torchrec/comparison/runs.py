@@ -15,20 +15,20 @@ from typing import Any, get_args
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from stem_torchrec.checkpoints.resume import checkpoints_folder
 from stem_torchrec.comparison.diagnostics import GateWeights
 from stem_torchrec.config import ModelConfig, TrainConfig
-from stem_torchrec.config_file import load_config, what_is_trained
-from stem_torchrec.early_stopping import Metrics
-from stem_torchrec.errors import DamagedError, DivergedError
-from stem_torchrec.evaluate import EvaluateConfig, evaluate_run
-from stem_torchrec.literals import Arch
-from stem_torchrec.metrics import to_json
+from stem_torchrec.config.files import load_config, what_is_trained
+from stem_torchrec.config.literals import Arch
+from stem_torchrec.metrics.multi_task import to_json
 from stem_torchrec.models.build import groups_with_tables
-from stem_torchrec.process import Process, from_first_rank
-from stem_torchrec.progress import say
-from stem_torchrec.resume import checkpoints_folder
-from stem_torchrec.run_folder import CONFIG_FILE, METRICS_LOG, write_json
-from stem_torchrec.train import train
+from stem_torchrec.runtime.errors import DamagedError, DivergedError
+from stem_torchrec.runtime.process import Process, from_first_rank
+from stem_torchrec.runtime.progress import log_rank0
+from stem_torchrec.training.early_stopping import Metrics
+from stem_torchrec.training.run import train
+from stem_torchrec.training.run_evaluation import EvaluateConfig, evaluate_run
+from stem_torchrec.training.run_folder import CONFIG_FILE, METRICS_LOG, write_json
 
 TEST_FILE = "test.json"
 """Of a run folder: what the test said; there when all else of the run is."""
@@ -135,7 +135,7 @@ def train_part(config: TrainConfig, process: Process, *, ending: Event | None = 
     try:
         return train(config, process, ending=ending)
     except DamagedError as error:
-        say(f"note: {error}; this run starts anew")
+        log_rank0(f"note: {error}; this run starts anew")
         from_first_rank(lambda: shutil.rmtree(folder))
         return train(config, process, ending=ending)
 
@@ -159,7 +159,7 @@ def train_and_test(
         try:
             train_part(replace(part.of(config), seed=run.seed, output_dir=str(folder)), process, ending=ending)
         except DivergedError as error:
-            say(f"{part.name}, seed {run.seed}: {error}")
+            log_rank0(f"{part.name}, seed {run.seed}: {error}")
             found = {"diverged": f"{part.name}, seed {run.seed}: {error}"}
         # Sharded modules live in cycles; without this the next one would come on top of them.
         gc.collect()

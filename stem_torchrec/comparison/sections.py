@@ -6,11 +6,11 @@ from itertools import permutations
 import torch
 
 from stem_torchrec.comparison.diagnostics import weights_of
+from stem_torchrec.comparison.intervals import Interval, Resampled
 from stem_torchrec.comparison.report import METRICS, Report, dots, escape, show, spread, write_parquet
-from stem_torchrec.comparison.statistics import Interval, Resampled
 from stem_torchrec.comparison.tested import Comparison, Tested
-from stem_torchrec.early_stopping import SIGNS
-from stem_torchrec.optim import states_of_tables
+from stem_torchrec.training.early_stopping import SIGNS
+from stem_torchrec.training.optimizers import states_of_tables
 
 _THAN = {
     "better": "better than",

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from stem_torchrec.comparison.comparable import key_columns, read_keys
 from stem_torchrec.comparison.config import CompareConfig
-from stem_torchrec.comparison.runs import Run
-from stem_torchrec.comparison.statistics import (
+from stem_torchrec.comparison.intervals import (
     MIN_USERS,
     Measure,
     Resampled,
@@ -21,6 +20,7 @@ from stem_torchrec.comparison.statistics import (
     logloss_of,
     resample,
 )
+from stem_torchrec.comparison.runs import Run
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.data.files import Columns, find_row_groups
 from stem_torchrec.data.schema import load_schema

@@ -10,9 +10,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from iopath.common.file_io import g_pathmgr
 
-from stem_torchrec.cli import nearest
 from stem_torchrec.data.schema import Schema
-from stem_torchrec.errors import UserError, reason_of
+from stem_torchrec.runtime.errors import UserError, nearest, reason_of
 
 
 @dataclass(frozen=True)

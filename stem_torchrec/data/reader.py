@@ -22,7 +22,7 @@ from stem_torchrec.data.batch import Exposures, to_batch
 from stem_torchrec.data.files import Columns, RowGroup, fingerprint
 from stem_torchrec.data.rows import BadRows, read_row_group
 from stem_torchrec.data.spans import Left, Span, Spans, after, count, cut, divide, steps_of
-from stem_torchrec.errors import UserError
+from stem_torchrec.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stem_torchrec.data.files import Columns, RowGroup, is_list, items
-from stem_torchrec.errors import DataError, reason_of
+from stem_torchrec.runtime.errors import DataError, reason_of
 
 BAD = "bad row"
 """The column of a row group that is read with `skip`: 0 for a good row, else 1 + the number of its reason."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import dacite
 from iopath.common.file_io import g_pathmgr
 
-from stem_torchrec.errors import UserError
-from stem_torchrec.plain import from_plain, to_plain
+from stem_torchrec.config.serialization import from_dict, to_dict
+from stem_torchrec.runtime.errors import UserError
 
 SCHEMA_FILE = "schema.json"
 
@@ -67,7 +67,7 @@ class Schema:
 def save_schema(schema: Schema, folder: str) -> None:
     """Writes `folder/schema.json`."""
     with g_pathmgr.open(posixpath.join(folder, SCHEMA_FILE), "w") as file:
-        json.dump(to_plain(schema), file, indent=2)
+        json.dump(to_dict(schema), file, indent=2)
         file.write("\n")
 
 
@@ -81,7 +81,7 @@ def load_schema(folder: str) -> Schema:
         )
     with g_pathmgr.open(path, "r") as file:
         try:
-            return from_plain(Schema, json.load(file))
+            return from_dict(Schema, json.load(file))
         # ValueError and TypeError: no JSON, no text, or no number where one belongs.
         except (ValueError, TypeError, dacite.DaciteError) as error:
             raise UserError(f"{path}: {error}. datasets/README.md describes the file.") from error

@@ -17,9 +17,10 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from stem_torchrec.config import SyntheticConfig
 from stem_torchrec.data.schema import SCHEMA_FILE, LabelCounts, Schema, SparseFeature, Split, save_schema
-from stem_torchrec.data.synthetic_world import GROUP_COLUMN, MISSING, Floats, SyntheticConfig, World
-from stem_torchrec.errors import UserError
+from stem_torchrec.data.synthetic_world import GROUP_COLUMN, MISSING, Floats, World
+from stem_torchrec.runtime.errors import UserError
 
 # Rows per row group. Each chunk has a random generator of its own, so one is in memory at a time.
 CHUNK_ROWS = 65_536

@@ -8,10 +8,9 @@ import torch
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from stem_torchrec.config import ModelConfig
+from stem_torchrec.config.literals import Arch
 from stem_torchrec.data.files import Columns
 from stem_torchrec.data.schema import SparseFeature
-from stem_torchrec.errors import UserError
-from stem_torchrec.literals import Arch
 from stem_torchrec.models.frame import MultiTaskModel
 from stem_torchrec.models.loss import MultiTaskTrain
 from stem_torchrec.models.moe import MEMMoE, MMoE, OMoE
@@ -19,6 +18,7 @@ from stem_torchrec.models.ple import MEPLE, PLE
 from stem_torchrec.models.sequential import AITM, ESMM
 from stem_torchrec.models.shared_bottom import SharedBottom, SingleTask
 from stem_torchrec.models.stem import STEM
+from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.tables import SHARED, embedding_bag_configs, groups_of
 
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from stem_torchrec.errors import UserError
-from stem_torchrec.layers import MLP, l2_penalty, linear
+from stem_torchrec.models.layers import MLP, l2_penalty, linear
+from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.tables import SparseArch
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stem_torchrec.layers import Experts, Gate
+from stem_torchrec.models.layers import Experts, Gate
 
 
 class GatedExperts(nn.Module):

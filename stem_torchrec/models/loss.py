@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchrec.datasets.utils import Batch
 
-from stem_torchrec.errors import UserError
+from stem_torchrec.runtime.errors import UserError
 
 
 class MultiTaskTrain(nn.Module):

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from stem_torchrec.errors import UserError
-from stem_torchrec.layers import MLP, linear
 from stem_torchrec.models.frame import InputOptions, MultiTaskModel, at_least_one
+from stem_torchrec.models.layers import MLP, linear
+from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.tables import SHARED
 
 

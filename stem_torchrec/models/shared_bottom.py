@@ -6,8 +6,8 @@ from typing import Unpack
 from torch import Tensor, nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from stem_torchrec.layers import MLP
 from stem_torchrec.models.frame import InputOptions, MultiTaskModel, at_least_one
+from stem_torchrec.models.layers import MLP
 from stem_torchrec.tables import SHARED
 
 

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from stem_torchrec.cli import nearest
-from stem_torchrec.errors import UserError
+from stem_torchrec.runtime.errors import UserError, nearest
 
 FUSED_TYPES = ("table_wise", "row_wise", "column_wise", "table_column_wise", "table_row_wise", "grid_shard")
 """The sharding types that keep a table's optimizer in the backward pass."""

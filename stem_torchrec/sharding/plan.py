@@ -12,7 +12,7 @@ from torchrec.distributed.planner.types import ShardingOption
 from torchrec.distributed.types import ShardingPlan
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
-from stem_torchrec.errors import UserError
+from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.sharding.placement import FUSED_KERNELS, FUSED_TYPES, HOST_TYPES, Placement, some
 
 _MIB = 2**20

@@ -22,8 +22,8 @@ from torchrec.distributed.planner.types import (
 from torchrec.distributed.types import CacheParams
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
-from stem_torchrec.errors import UserError, reason_of
-from stem_torchrec.process import from_first_rank
+from stem_torchrec.runtime.errors import UserError, reason_of
+from stem_torchrec.runtime.process import from_first_rank
 from stem_torchrec.sharding.placement import (
     AUTO,
     COLUMN_TYPES,
@@ -34,7 +34,8 @@ from stem_torchrec.sharding.placement import (
     check_placements,
 )
 from stem_torchrec.sharding.plan import Plan, make_plan
-from stem_torchrec.sharding.shard import AllTypesSharder, table_configs
+from stem_torchrec.sharding.shard import AllTypesSharder
+from stem_torchrec.tables import table_configs
 
 
 def plan_sharding(

@@ -1,19 +1,15 @@
 """Sharding the tables of any module by a plan, and what each rank then holds."""
 
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torch import nn
 from torchrec.distributed import DistributedModelParallel
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.types import ShardingPlan
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from stem_torchrec.tables import split_columns
+from stem_torchrec.tables import LocalShard, local_shards, sharded_collections, split_columns, table_configs
 
 _INIT_ROWS = 4096
 """Rows of a table that one random generator fills."""
@@ -42,43 +38,6 @@ def shard(
         for piece in local_shards(module):
             _fill(piece, configs[piece.table], seed)
     return sharded
-
-
-def sharded_collections(model: nn.Module) -> Iterator[tuple[str, ShardedEmbeddingBagCollection]]:
-    """The sharded collections in `model`, by name."""
-    for name, module in model.named_modules():
-        if isinstance(module, ShardedEmbeddingBagCollection):
-            yield name, module
-
-
-@dataclass(frozen=True)
-class LocalShard:
-    """The part of a table that this rank holds."""
-
-    table: str
-    weight: Tensor
-    row: int
-    """Row of the table that the shard starts with."""
-    column: int
-    """Column of the table that the shard starts with."""
-
-
-def local_shards(module: ShardedEmbeddingBagCollection) -> Iterator[LocalShard]:
-    """This rank's parts of the tables of a sharded collection; data_parallel tables are whole."""
-    for key, weight in module.state_dict().items():
-        table = key.removeprefix("embedding_bags.").removesuffix(".weight")
-        if isinstance(weight, ShardedTensor):
-            for piece in weight.local_shards():
-                row, column = piece.metadata.shard_offsets
-                yield LocalShard(table, piece.tensor, row, column)
-        else:
-            yield LocalShard(table, weight, 0, 0)
-
-
-def table_configs(model: nn.Module) -> list[EmbeddingBagConfig]:
-    """The tables of all EmbeddingBagCollections in `model`."""
-    collections = (module for module in model.modules() if isinstance(module, EmbeddingBagCollection))
-    return [config for collection in collections for config in collection.embedding_bag_configs()]
 
 
 def _fill(piece: LocalShard, config: EmbeddingBagConfig, seed: int) -> None:

@@ -7,7 +7,7 @@ import torch
 from torchrec.distributed.planner import Topology
 from torchrec.distributed.planner.types import HardwareConfig, KernelConfig, TopologyFactory, TrainerConfig
 
-from stem_torchrec.process import Process
+from stem_torchrec.runtime.process import Process
 
 _GIB = 2**30
 

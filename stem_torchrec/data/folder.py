@@ -1,0 +1,23 @@
+"""Where the log of a run is."""
+
+import hashlib
+import os
+
+from stem_torchrec.config import DataConfig
+from stem_torchrec.data import synthetic
+from stem_torchrec.runtime.errors import UserError
+
+
+def data_folder(config: DataConfig) -> str:
+    """The folder of the log; without a path, that of the synthetic log, which is made if it is not there yet.
+
+    Raises UserError for a recipe whose log only the user has.
+    """
+    if config.path == "":
+        raise UserError("this recipe trains on a log of your own: give --data.path DIR.")
+    if config.path is not None:
+        return config.path if "://" in config.path else os.path.abspath(config.path)
+    name = hashlib.sha256(repr(config.synthetic).encode()).hexdigest()[:8]
+    folder = os.path.abspath(os.path.join("data", f"synthetic-{name}"))
+    synthetic.ensure(config.synthetic, folder)
+    return folder

@@ -1,0 +1,232 @@
+"""Evaluation metrics per task, exact over the whole evaluation set and all ranks."""
+
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import mkdtemp
+from weakref import finalize
+
+import torch
+from tabulate import tabulate
+from torch import Tensor
+
+from stem_torchrec.metrics.auc import ROWS_AT_ONCE, GroupedAUC, auc_over_ranks, grouped_auc_over_ranks
+from stem_torchrec.metrics.collectives import gather
+from stem_torchrec.metrics.task_chunk import TaskChunk
+from stem_torchrec.runtime.errors import DataError, UserError
+
+
+@dataclass(frozen=True)
+class TaskMetrics:
+    """What one task's predictions are worth; NaN stands for a metric that the rows leave undefined.
+
+    y is a label, p = sigmoid(logit) the prediction; rows without a label for the task are left out.
+    """
+
+    auc: float
+    """Share of (negative, positive) pairs that the logits order rightly, a tie counting half."""
+
+    gauc: float
+    """Mean AUC of the users that have both classes, weighted by their rows (Zhu et al., KDD 2017)."""
+
+    logloss: float
+    """-mean(y ln p + (1 - y) ln(1 - p)), in nats."""
+
+    ne: float
+    """Normalized entropy: logloss over that of always predicting mean(y) (He et al., ADKDD 2014, eq. 1)."""
+
+    pcoc: float
+    """Predicted over observed click-through rate: sum(p) / sum(y)."""
+
+    rows: int
+    """Rows with a label for this task."""
+
+    positives: int
+    """Rows whose label is 1."""
+
+    gauc_groups: int
+    """Groups (users) that have both classes."""
+
+    gauc_rows: int
+    """Rows of those groups."""
+
+
+class MultiTaskMetrics:
+    """Takes this rank's logits and labels, and computes metrics over the rows of all ranks, however many they are.
+
+    B is the batch size and T the number of tasks. A row takes 8 T + 8 bytes until there are `rows_in_memory`; then
+    they go to disk, with 18 bytes a row and task, until `reset`. `compute` takes some 150 bytes a row, for about
+    `rows_in_memory` rows of a rank and one task at a time.
+
+    Args:
+        tasks: names, in the order of the logits' columns.
+        device: where the rows are kept and counted, the CPU if None. The process group's backend must serve
+            it: "cuda" for NCCL, "cpu" for gloo.
+        rows_in_memory: of this rank.
+
+    Example::
+
+        metrics = MultiTaskMetrics(["finish", "like"])
+        for batch in batches:
+            metrics.update(model(batch), batch.labels, batch.user_ids)
+        print(format_table(metrics.compute()))
+    """
+
+    def __init__(
+        self, tasks: Sequence[str], device: torch.device | None = None, *, rows_in_memory: int = ROWS_AT_ONCE
+    ) -> None:
+        self.tasks = list(tasks)
+        self.device = device or torch.device("cpu")
+        self.rows_in_memory = rows_in_memory
+        self._remove: Callable[[], object] = lambda: None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets all rows."""
+        self._remove()
+        self._stored: list[list[TaskChunk]] = []
+        self._folder: Path | None = None
+        self._without_groups = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        # float32 and int64 on every rank, even one without rows, because the ranks exchange them.
+        self._logits = [torch.empty(0, len(self.tasks), device=self.device)]
+        self._labels = [torch.empty(0, len(self.tasks), device=self.device)]
+        self._groups = [torch.empty(0, dtype=torch.int64, device=self.device)]
+
+    def update(self, logits: Tensor, labels: Tensor, groups: Tensor | None = None) -> None:
+        """Adds a batch of this rank's rows.
+
+        Args:
+            logits: before the sigmoid, shape (B, T).
+            labels: 0, 1, or NaN where the label is missing, shape (B, T).
+            groups: integers, the user of each row, shape (B,). gAUC is NaN if any batch comes without.
+
+        Raises:
+            ValueError: the shapes do not fit.
+            DataError: there is no room on disk.
+        """
+        expected = (len(logits), len(self.tasks))
+        if logits.shape != expected or labels.shape != expected:
+            raise ValueError(
+                f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} must both have shape "
+                f"(batch size, {len(self.tasks)}), one column for each of {self.tasks}"
+            )
+        if groups is not None and groups.shape != expected[:1]:
+            raise ValueError(f"groups {tuple(groups.shape)} must have shape {expected[:1]}, one group a row")
+        # Copies, because the caller may reuse its tensors.
+        self._logits.append(logits.detach().to(self.device, torch.float32, copy=True))
+        self._labels.append(labels.detach().to(self.device, torch.float32, copy=True))
+        if groups is None:
+            self._without_groups += len(logits)
+            groups = torch.zeros(len(logits), dtype=torch.int64)
+        self._groups.append(groups.detach().to(self.device, torch.int64, copy=True))
+        if sum(map(len, self._logits)) >= self.rows_in_memory:
+            self._to_disk()
+
+    def _to_disk(self) -> None:
+        if self._folder is None:
+            self._folder = Path(mkdtemp(prefix="evaluation-"))
+            self._remove = finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        file = self._folder / f"{len(self._stored)}"
+        try:
+            self._stored.append([self._chunk(i, file.with_name(f"{file.name}-{i}")) for i in range(len(self.tasks))])
+        except OSError as error:
+            raise DataError(
+                f"an evaluation's rows cannot be written to {self._folder} ({error.strerror}); make room there, or let "
+                "TMPDIR name a folder with more."
+            ) from error
+        self._begin()
+
+    def _chunk(self, column: int, file: Path | None = None) -> TaskChunk:
+        """A task's rows that are in memory."""
+        labels = torch.cat([batch[:, column] for batch in self._labels])
+        labeled = ~labels.isnan()
+        logits = torch.cat([batch[:, column] for batch in self._logits])[labeled]
+        return TaskChunk.sort(logits, labels[labeled], torch.cat(self._groups)[labeled], file)
+
+    def compute(self) -> dict[str, TaskMetrics]:
+        """Returns every task's metrics over all ranks' rows, the same on each; all ranks must call it.
+
+        Raises:
+            UserError: a label is neither 0, 1 nor missing; on all ranks alike.
+        """
+        # A rank without rows has all their groups, so only the ranks together know whether some lack.
+        has_groups = bool((gather(torch.tensor(self._without_groups, device=self.device)) == 0).all())
+        metrics = {}
+        for column, task in enumerate(self.tasks):
+            chunks = [*(stored[column] for stored in self._stored), self._chunk(column)]
+            metrics[task] = _compute_task(task, chunks, has_groups, self.rows_in_memory)
+        return metrics
+
+
+def _compute_task(task: str, chunks: Sequence[TaskChunk], has_groups: bool, rows_at_once: int) -> TaskMetrics:
+    by_rank = gather(_fsum(torch.stack([chunk.sums for chunk in chunks])))
+    # fsum rounds once, whatever the order of the ranks.
+    loss_sum, prediction_sum, positives, negatives, undefined, rows = _fsum(by_rank).tolist()
+    if positives + negatives != rows:
+        raise UserError(
+            f"task {task!r} has {int(rows - positives - negatives)} labels that are neither 0 nor 1; "
+            "metrics need binary labels, with NaN for a missing one"
+        )
+    # The ranks agree on these sums, so all of them take part in the exchanges below, or none does.
+    exact_auc, grouped = math.nan, GroupedAUC(value=math.nan, groups=0, rows=0)
+    if positives and negatives and not undefined:
+        exact_auc = auc_over_ranks([chunk.by_score for chunk in chunks], rows_at_once)
+        if has_groups:
+            grouped = grouped_auc_over_ranks([chunk.by_group for chunk in chunks], rows_at_once)
+    logloss = loss_sum / rows if rows else math.nan
+    return TaskMetrics(
+        auc=exact_auc,
+        gauc=grouped.value,
+        logloss=logloss,
+        ne=logloss / _entropy(positives / rows) if positives and negatives else math.nan,
+        pcoc=prediction_sum / positives if positives else math.nan,
+        rows=int(rows),
+        positives=int(positives),
+        gauc_groups=grouped.groups,
+        gauc_rows=grouped.rows,
+    )
+
+
+def _fsum(rows: Tensor) -> Tensor:
+    """The sum of each column."""
+    return rows.new_tensor([math.fsum(column) for column in rows.T.tolist()])
+
+
+def _entropy(rate: float) -> float:
+    return -rate * math.log(rate) - (1 - rate) * math.log1p(-rate)
+
+
+def format_table(metrics: dict[str, TaskMetrics]) -> str:
+    """Returns one line per task; `-` where a metric is undefined."""
+    lines = []
+    for task, result in metrics.items():
+        values = [result.auc, result.gauc, result.logloss, result.ne, result.pcoc]
+        counts = [result.rows, result.positives, result.gauc_groups, result.gauc_rows]
+        lines.append([task, *map(_format, values), *(f"{count:,}" for count in counts)])
+    names = ["task", "AUC", "gAUC", "logloss", "NE", "PCOC", "rows", "positives", "gAUC users", "gAUC rows"]
+    return tabulate(lines, names, disable_numparse=True, colalign=["left"] + ["right"] * 9)
+
+
+def _format(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.5f}"
+
+
+def to_json(metrics: dict[str, TaskMetrics]) -> dict[str, dict[str, float | int | None]]:
+    """Returns plain numbers by task and metric, None (JSON null) where a metric is undefined."""
+    return {
+        task: {name: None if math.isnan(value) else value for name, value in asdict(result).items()}
+        for task, result in metrics.items()
+    }
+
+
+def from_json(values: dict[str, dict[str, float | int | None]]) -> dict[str, TaskMetrics]:
+    """The metrics that `to_json` took."""
+    return {
+        task: TaskMetrics(**{name: math.nan if value is None else value for name, value in result.items()})  # type: ignore[arg-type]
+        for task, result in values.items()
+    }

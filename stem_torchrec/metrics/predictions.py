@@ -1,0 +1,75 @@
+"""Predictions as Parquet, one file for each rank, written as they come."""
+
+from types import TracebackType
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from iopath.common.file_io import g_pathmgr
+from torch import Tensor
+
+from stem_torchrec.data.files import Columns
+from stem_torchrec.runtime.paths import move
+
+_ROW_GROUP = 65_536
+
+
+class PredictionsFile:
+    """`folder/part-RANK.parquet`, there when it is complete.
+
+    Columns: row (its place in the split), the group column if there is one, and per task `label/TASK`, null where it is
+    missing, and `prediction/TASK`, a probability. About a row group of predictions is in memory.
+
+    Args:
+        folder: exists; iopath.
+        columns: of the log.
+        rank: of this process.
+
+    Example::
+
+        with PredictionsFile("predictions", columns, rank=0) as file:
+            file.write(rows, groups, labels, logits)
+    """
+
+    def __init__(self, folder: str, columns: Columns, *, rank: int) -> None:
+        self._columns = columns
+        self._path = f"{folder}/part-{rank:05d}.parquet"
+        self._unfinished = f"{self._path}.new"
+        self._file = g_pathmgr.open(self._unfinished, "wb")
+        self._writer: pq.ParquetWriter | None = None
+        self._waiting: list[pa.Table] = []
+
+    def write(self, rows: Tensor, groups: Tensor | None, labels: Tensor, logits: Tensor) -> None:
+        """Adds rows (B,) with their groups (B,), labels (B, T), NaN where missing, and logits (B, T)."""
+        # float64 keeps apart what float32 would round together, up to logits of about 24.
+        predictions = logits.cpu().double().sigmoid()
+        table = {"row": rows.numpy()}
+        if self._columns.group is not None and groups is not None:
+            table[self._columns.group] = groups.numpy()
+        for i, task in enumerate(self._columns.labels):
+            table[f"label/{task}"] = pa.array(labels[:, i].numpy(), from_pandas=True)
+            table[f"prediction/{task}"] = predictions[:, i].numpy()
+        self._waiting.append(pa.table(table))
+        if sum(waiting.num_rows for waiting in self._waiting) >= _ROW_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        table = pa.concat_tables(self._waiting)
+        self._writer = self._writer or pq.ParquetWriter(self._file, table.schema)
+        self._writer.write_table(table)
+        self._waiting = []
+
+    def __enter__(self) -> "PredictionsFile":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None and self._waiting:
+            self._flush()
+        if self._writer is not None:
+            self._writer.close()
+        self._file.close()
+        if error is None:
+            move(self._unfinished, self._path)
+        else:
+            g_pathmgr.rm(self._unfinished)

@@ -1,0 +1,177 @@
+"""This process among the ranks: process group, device, threads, memory."""
+
+import gc
+import logging
+import os
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.memory import keep_freed_memory
+from stem_torchrec.runtime.versions import fbgemm_has_cuda
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Process:
+    """Where this process stands, as torchrun says it in the environment; one rank of one without torchrun."""
+
+    rank: int
+    world_size: int
+    local_world_size: int
+    device: torch.device
+    start: str = ""
+    """Name of this start of the ranks in the store that torchrun keeps for them."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which speaks and writes."""
+        return self.rank == 0
+
+
+@contextmanager
+def join_process_group(*, timeout: float = 600.0, alone: bool = False) -> Iterator[Process]:
+    """Joins the ranks that torchrun started, on the GPU of the local rank or on CPU, and leaves them at the end.
+
+    Args:
+        timeout: seconds a rank waits for the others in a collective.
+        alone: each process is rank 0 of one, on its share of the host.
+
+    Raises UserError where two ranks would share a GPU.
+    """
+    _quiet_libraries()
+    keep_freed_memory()
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}.items():
+        os.environ.setdefault(name, str(value))
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if alone:
+        rank, world_size = 0, 1
+    local_rank, local_world_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    device = torch.device("cpu")
+    if trains_on_gpu():
+        if local_world_size > torch.cuda.device_count():
+            raise UserError(
+                f"{local_world_size} ranks on this host would share {torch.cuda.device_count()} GPUs; start one rank "
+                "per GPU (-j NODESxGPUS), or hide the GPUs with CUDA_VISIBLE_DEVICES= to train on CPU."
+            )
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    # torchrun sets one thread per rank where nobody says otherwise; the cores are there to be shared out.
+    if os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
+    start = ""
+    store: dist.Store | None = None
+    if alone or "MASTER_ADDR" not in os.environ:
+        store = dist.HashStore()
+    elif _launcher_keeps_store():
+        shared = store_of_launcher("", timeout=timeout)
+        start = name_start(shared, rank, world_size, timeout=timeout)
+        store = dist.PrefixStore(start, shared)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        rank=rank,
+        world_size=world_size,
+        store=store,
+        timeout=timedelta(seconds=timeout),
+    )
+    try:
+        yield Process(rank, world_size, 1 if alone else local_world_size, device, start)
+    finally:
+        dist.destroy_process_group()
+        # Gloo's threads live as long as anything refers to a group, and sharded modules do so in cycles. One that
+        # still lets go of a tensor while the interpreter shuts down aborts the process, so they end here.
+        gc.collect()
+
+
+def _launcher_keeps_store() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def store_of_launcher(start: str, *, timeout: float) -> dist.Store:
+    """A connection to the store for ranks to meet at, which torchrun, or rank 0, serves.
+
+    Args:
+        start: the part of it that belongs to one start of the ranks.
+        timeout: seconds to wait for what is not there yet.
+    """
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=timeout)
+    )
+    return dist.PrefixStore(start, store) if start else store
+
+
+def name_start(store: dist.Store, rank: int, world_size: int, *, timeout: float) -> str:
+    """A name for this start of the ranks, the same on all of them, which no start before has had.
+
+    torchrun keeps one store for all starts, with the addresses of ranks that have died in it, and hosts count their
+    restarts each for itself. So rank 0 gives its name to whoever it finds there, until all of this start have heard it.
+
+    Args:
+        store: which the starts share.
+        rank: this one.
+        world_size: how many meet.
+        timeout: seconds to wait for the others.
+
+    Raises dist.DistStoreError where some do not come.
+    """
+    me = uuid.uuid4().hex
+    store.set(f"hello/{rank}", me)
+    if rank:
+        name = store.get(f"name/{me}").decode()
+        store.set(f"heard/{name}/{rank}", "")
+        return name
+    missing, deadline = set(range(1, world_size)), time.monotonic() + timeout
+    while missing:
+        for other in sorted(missing):
+            if store.check([f"hello/{other}"]):
+                # Perhaps of one that has died; then who takes its place says hello later.
+                store.set(f"name/{store.get(f'hello/{other}').decode()}", me)
+            if store.check([f"heard/{me}/{other}"]):
+                missing.remove(other)
+        if time.monotonic() > deadline:
+            raise dist.DistStoreError(f"ranks {sorted(missing)} did not come within {timeout:.0f} s")
+        time.sleep(0.02)
+    return me
+
+
+def trains_on_gpu() -> bool:
+    """Whether ranks on this host take GPUs: where torch sees one and FBGEMM has its kernels for it."""
+    return torch.cuda.is_available() and fbgemm_has_cuda()
+
+
+def from_first_rank(make: Callable[[], T]) -> T:
+    """What `make` returns on rank 0, on every rank; what it raises there is raised on all. All ranks call it.
+
+    Without it the others would wait for rank 0 until the timeout, or fail for having lost it.
+    """
+    outcome: list[Any] = [None]
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            outcome = [make()]
+        except (UserError, OSError) as error:
+            outcome = [error]
+        except Exception as error:
+            # Not each of those can travel.
+            outcome = [RuntimeError(f"{type(error).__name__}: {error}").with_traceback(error.__traceback__)]
+    if dist.is_initialized():
+        dist.broadcast_object_list(outcome)
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return outcome[0]
+
+
+def _quiet_libraries() -> None:
+    """Silences what TorchRec and torch say about their own insides, on every rank, where a user can change nothing."""
+    for name in ("torchrec", "torch.fx._symbolic_trace"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|torchrec)\.")

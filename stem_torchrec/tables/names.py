@@ -1,0 +1,63 @@
+"""What tables are called, and whose columns they hold, in both layouts.
+
+    split    finish/uid  like/uid  shared/uid     D columns each
+    packed   finish+like+shared/uid               3 * D columns, looked up at once
+
+A table's name lists its groups in the order of its columns, so the name alone says which layout a table has.
+"""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from stem_torchrec.runtime.errors import UserError
+
+SHARED = "shared"
+"""The group whose tables and experts every task reads and trains."""
+
+
+def groups_of(tasks: Sequence[str]) -> tuple[str, ...]:
+    """The tasks, then the shared group; raises UserError for a task name that cannot name a group."""
+    for task in tasks:
+        # Groups name submodules, and a module dictionary keeps its own attributes' names for itself.
+        if task in ("", SHARED) or set(task) & set("./+") or hasattr(nn.ModuleDict(), task):
+            raise UserError(f"a task cannot be called {task!r}; rename the label column.")
+    if not tasks or len(set(tasks)) < len(tasks):
+        raise UserError(f"the tasks must be one or more different labels, not {list(tasks)}.")
+    return (*tasks, SHARED)
+
+
+def table_name(group: str, feature: str) -> str:
+    """`group/feature`, as plans, rules and weights name the table."""
+    return f"{group}/{feature}"
+
+
+def table_group(table: str) -> str:
+    """The group of a table that `table_name` named; of a packed one, its groups as the name has them."""
+    return table.partition("/")[0]
+
+
+def table_groups(table: str) -> tuple[str, ...]:
+    """The groups whose columns a table holds side by side, in the order of the columns."""
+    return tuple(table_group(table).split("+")) if "/" in table else (table,)
+
+
+def split_columns(table: str, width: int) -> dict[str, range]:
+    """The tables that a table of `width` columns is in the split layout, with their columns in it.
+
+    Raises UserError for a name that does not fit the width.
+
+    Example::
+
+        split_columns("finish+like/uid", 32)  # {"finish/uid": range(0, 16), "like/uid": range(16, 32)}
+    """
+    groups = table_groups(table)
+    if len(groups) == 1:
+        return {table: range(width)}
+    if width % len(groups) or len(set(groups)) < len(groups):
+        raise UserError(
+            f"the table {table!r} cannot hold {', '.join(groups)} side by side in {width} columns; each group needs as "
+            "many, once."
+        )
+    feature, dim = table.partition("/")[2], width // len(groups)
+    return {table_name(group, feature): range(i * dim, (i + 1) * dim) for i, group in enumerate(groups)}

@@ -1,0 +1,151 @@
+"""From a configuration to a sharded model under a pipeline.
+
+The one place that knows the order build -> optimizer in backward -> plan -> shard -> pipeline.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.planner import Topology
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.optim.keyed import CombinedOptimizer
+
+from stem_torchrec.config import ShardingConfig, SparseOptimizerConfig, TrainConfig
+from stem_torchrec.config.literals import Precision
+from stem_torchrec.data.files import Columns
+from stem_torchrec.models.build import build_model
+from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.process import Process, from_first_rank
+from stem_torchrec.runtime.progress import log_rank0
+from stem_torchrec.sharding.once import falls_back
+from stem_torchrec.sharding.placement import COLUMN_TYPES, Placement, check_placements, match_rules, parse_rules, some
+from stem_torchrec.sharding.plan import Plan, format_plan, read_plan
+from stem_torchrec.sharding.planner import plan_sharding
+from stem_torchrec.sharding.shard import shard
+from stem_torchrec.sharding.sharder import make_sharder
+from stem_torchrec.sharding.topology import topology_here
+from stem_torchrec.tables import table_configs
+from stem_torchrec.training.nonfinite import SkippingPipeline
+from stem_torchrec.training.optimizers import SPARSE_OPTIMIZERS, apply_sparse_optimizer, check_sparse_optimizer
+
+
+def build_sharded_model(
+    config: TrainConfig,
+    columns: Columns,
+    process: Process,
+    *,
+    labels_missing: bool = False,
+    ids_per_row: Mapping[str, float] | None = None,
+) -> tuple[DistributedModelParallel, Plan]:
+    """The model with its loss, sharded over the ranks, and the plan.
+
+    Args:
+        config: the run.
+        columns: the columns of the log.
+        process: this rank.
+        labels_missing: whether the log has rows without a label for some task.
+        ids_per_row: mean number of ids in a row by feature, for the planner's estimates; 1 where not given.
+
+    Raises UserError where the sparse optimizer does not serve the tables, or no plan fits; see `plan_sharding`.
+    """
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, columns)
+    tables = table_configs(model)
+    topology = topology_here(process, hbm_gib=config.sharding.hbm_gb)
+    placements = from_first_rank(lambda: choose_placements(config.sharding, tables, topology))
+    kinds = {p.sharding_type == "data_parallel" or p == Placement("auto", "dense") for p in placements.values()}
+    for dense_kernel in sorted(kinds):
+        check_sparse_optimizer(
+            config.sparse,
+            device=process.device,
+            dense_kernel=dense_kernel,
+            labels_missing=labels_missing,
+        )
+    apply_sparse_optimizer(model, config.sparse)
+    sharder = make_sharder(input_dist=config.sharding.input_dist, communication=config.sharding.communication)
+    per_row = SPARSE_OPTIMIZERS[config.sparse.name].per_row
+    plan = plan_sharding(
+        model,
+        topology=topology,
+        batch_size=config.data.batch_size,
+        placements=placements,
+        sharder=sharder,
+        whole_rows=per_row,
+        pooling_factors=ids_per_row,
+    )
+    log_rank0(format_plan(plan))
+    cut = [table.name for table in plan.tables if table.sharding_type in COLUMN_TYPES]
+    if per_row and cut:
+        log_rank0(f"note: {config.sparse.name} keeps a number per row and column shard, so {some(cut)} learn otherwise")
+    if config.sharding.input_dist == "once":
+        stuck = falls_back(tables, {table.name: table.sharding_type for table in plan.tables})
+        if stuck:
+            log_rank0(f"note: ids are sent once per table, as {some(stuck)} pool by the mean and are cut by rows")
+    sharded = shard(model, plan.sharding_plan, device=process.device, seed=config.seed, sharder=sharder)
+    # From here on ranks draw different numbers, for dropout.
+    torch.manual_seed(config.seed + process.rank)
+    return sharded, plan
+
+
+def for_weights_only(config: TrainConfig) -> TrainConfig:
+    """The configuration of the same model, for whoever loads its weights and does not train.
+
+    Without optimizer state any optimizer will do, and any plan: the run's own may name other ranks, devices or tables.
+    """
+    return replace(
+        config,
+        sparse=SparseOptimizerConfig(name="sgd"),
+        sharding=replace(config.sharding, rules=(), plan=None, kernel="auto"),
+    )
+
+
+def choose_placements(
+    config: ShardingConfig, tables: Sequence[EmbeddingBagConfig], topology: Topology
+) -> dict[str, Placement]:
+    """What `--sharding` says of each table; raises UserError where it does not fit the tables or the ranks."""
+    if config.plan is not None:
+        if config.rules or config.type != "auto" or config.kernel != "auto":
+            raise UserError("--sharding.plan pins every table; leave out --sharding.rules, .type and .kernel.")
+        return read_plan(config.plan, tables, topology)
+    default = Placement(config.type, config.kernel)
+    placements = match_rules(parse_rules(config.rules), [table.name for table in tables], default)
+    check_placements(placements, device=topology.compute_device, world_size=topology.world_size)
+    return placements
+
+
+def build_pipeline(
+    model: DistributedModelParallel, optimizer: CombinedOptimizer, config: TrainConfig, process: Process
+) -> TrainPipelineSparseDist:
+    """The pipeline: copy of batch i+2, input distribution of batch i+1, forward and backward of batch i.
+
+    Raises UserError where the device does not have the precision.
+    """
+    forward = autocast_forward(model, config.train.precision, process)
+    kind = SkippingPipeline if config.train.skip_nonfinite else TrainPipelineSparseDist
+    return kind(model, optimizer, process.device, custom_model_fwd=forward)
+
+
+def autocast_forward(model: nn.Module, precision: Precision, process: Process) -> Callable[[Any], Any]:
+    """`model` with its matrix products in `precision`; for tf32 that is a setting of the process.
+
+    Raises UserError for tf32 on CPU.
+    """
+    device = process.device.type
+    if precision == "tf32" and device == "cpu":
+        raise UserError("tf32 is a format of NVIDIA GPUs; on CPU choose --train.precision fp32 or bf16.")
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    if precision == "bf16" and device == "cpu" and not torch.cpu.get_capabilities().get("amx_bf16", False):
+        log_rank0(
+            "note: this CPU multiplies bf16 without AMX, measured at half the speed of fp32; --train.precision fp32"
+        )
+
+    def forward(batch: Any) -> Any:
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+            return model(batch)
+
+    return forward

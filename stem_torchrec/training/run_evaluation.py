@@ -1,0 +1,138 @@
+"""Evaluates a run again: the numbers of a split from the run's best weights, on any number of ranks.
+
+python stem_torchrec/evaluate.py --run RUN --data.path DIR --split test --json FILE
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from iopath.common.file_io import g_pathmgr
+from torch import Tensor, nn
+from torchrec.optim.keyed import CombinedOptimizer
+
+from stem_torchrec.checkpoints.weights import find_weights, load_weights
+from stem_torchrec.config.files import load_config
+from stem_torchrec.data.batch import Exposures
+from stem_torchrec.data.files import Columns, find_row_groups
+from stem_torchrec.data.folder import data_folder
+from stem_torchrec.data.loader import data_loader
+from stem_torchrec.data.reader import ParquetReader
+from stem_torchrec.data.schema import load_schema
+from stem_torchrec.metrics.multi_task import MultiTaskMetrics, TaskMetrics, format_table, to_json
+from stem_torchrec.metrics.predictions import PredictionsFile
+from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.process import Process, from_first_rank
+from stem_torchrec.runtime.progress import log_rank0, progress_bar
+from stem_torchrec.training.assembly import build_pipeline, build_sharded_model, for_weights_only
+from stem_torchrec.training.evaluation import predict
+from stem_torchrec.training.run_folder import BEST_WEIGHTS, CONFIG_FILE, write_json
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """The log to evaluate on."""
+
+    path: str | None = None
+    """Folder of the log; by default the one that the run trained on."""
+    batch_size: int | None = None
+    """Rows per rank and step; by default the run's --data.eval-batch-size."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What to evaluate."""
+
+    run: Annotated[str, tyro.conf.arg(aliases=["--run-dir"])] = ""
+    """The run folder that training wrote. Under torchrun use --run-dir, as torchrun takes --run for its own."""
+    data: EvaluationData = field(default_factory=EvaluationData)
+    """The log to evaluate on."""
+    split: str = "valid"
+    """Folder of the log: valid, test or train."""
+    json: str | None = None
+    """File for the metrics as JSON, `{"test": {"like": {"auc": ...}}}`."""
+    predictions: str | None = None
+    """Folder for the predictions as Parquet, one file per rank: row of the split, group, and per task label and
+    prediction."""
+
+
+def evaluate_run(
+    config: EvaluateConfig,
+    process: Process,
+    *,
+    watch: Callable[[nn.Module], AbstractContextManager[object]] = nullcontext,
+) -> dict[str, TaskMetrics]:
+    """Metrics of one split by task, from the run's best weights; all ranks of the process group call it.
+
+    Args:
+        config: what to evaluate.
+        process: this rank.
+        watch: called with the model; its block lasts as long as the model predicts.
+
+    Raises UserError where the run, its weights or the log are missing or do not fit each other.
+    """
+    if not config.run:
+        raise UserError("say which run to evaluate: --run RUN, the folder that training wrote.")
+    from_first_rank(lambda: prepare_outputs(config))
+    run = load_config(str(Path(config.run) / CONFIG_FILE))
+    weights = find_weights(Path(config.run) / BEST_WEIGHTS)
+    trained, path = load_schema(config.run), config.data.path or data_folder(run.data)
+    schema = load_schema(path)
+    columns = Columns.select(trained, features=run.data.features, labels=run.data.labels)
+    there = Columns.select(schema, features=tuple(columns.sparse), labels=columns.labels)
+    for name in ("sparse", "dense", "group"):
+        if getattr(there, name) != getattr(columns, name):
+            raise UserError(
+                f"{path} is not a log like that of {config.run}: its {name} columns are {getattr(there, name)}, not "
+                f"{getattr(columns, name)}; convert it with the vocabularies of the training log."
+            )
+    reader = ParquetReader(
+        find_row_groups(path, config.split, schema, columns),
+        columns,
+        batch_size=config.data.batch_size or run.data.eval_batch_size,
+        rank=process.rank,
+        world_size=process.world_size,
+        num_workers=run.data.num_workers,
+        training=False,
+        max_bad_share=run.data.skipped_share,
+    )
+    model, _ = build_sharded_model(for_weights_only(run), columns, process)
+    load_weights(model, weights)
+    pipeline = build_pipeline(model, CombinedOptimizer([]), run, process)
+
+    metrics = MultiTaskMetrics(columns.labels, process.device)
+    file = PredictionsFile(config.predictions, columns, rank=process.rank) if config.predictions else nullcontext()
+    with progress_bar(reader.steps, "step") as bar, watch(model), file as predictions:
+
+        def consume(item: Exposures, logits: Tensor, labels: Tensor) -> None:
+            bar.update()
+            metrics.update(logits, labels, item.groups)
+            if predictions is not None:
+                predictions.write(item.rows, item.groups, labels, logits)
+
+        exposures = data_loader(reader, pin_memory=process.device.type == "cuda")
+        predict(pipeline, model, exposures, consume)
+    result = metrics.compute()
+    log_rank0(f"\n{config.split} split of {path}, {reader.rows:,} rows:\n{format_table(result)}")
+    if config.json and process.is_first:
+        write_json(Path(config.json), {config.split: to_json(result)})
+    return result
+
+
+def prepare_outputs(config: EvaluateConfig) -> None:
+    """Makes the folders that the results go to; rank 0 calls it before the work.
+
+    Raises UserError where that fails, and for a folder that holds predictions already.
+    """
+    try:
+        if config.json:
+            Path(config.json).parent.mkdir(parents=True, exist_ok=True)
+        if config.predictions:
+            g_pathmgr.mkdirs(config.predictions)
+            if any(name.endswith(".parquet") for name in g_pathmgr.ls(config.predictions)):
+                raise UserError(f"{config.predictions} holds predictions already; give another --predictions.")
+    except OSError as error:
+        raise UserError(f"the results cannot be written ({error}); give other --json and --predictions.") from error

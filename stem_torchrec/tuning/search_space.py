@@ -1,0 +1,172 @@
+"""What a search chooses from, and what a trial trains with what it has chosen."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import dacite
+import yaml
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from stem_torchrec.config import TrainConfig
+from stem_torchrec.config.command_line import option_names
+from stem_torchrec.config.limits import check_limits
+from stem_torchrec.config.serialization import from_dict, to_dict
+from stem_torchrec.data.files import Columns, find_row_groups
+from stem_torchrec.data.folder import data_folder
+from stem_torchrec.data.schema import load_schema
+from stem_torchrec.runtime.errors import UserError, nearest, reason_of
+from stem_torchrec.training.early_stopping import EarlyStopping
+
+Space = dict[str, BaseDistribution]
+"""What to choose from, by option, as `model.dropout`."""
+
+SPACE: Mapping[str, Any] = {
+    "model.num_shared_experts": [1, 2, 4, 8],
+    "model.num_task_experts": [1, 2, 4],
+    "model.embedding_l2": {"low": 1e-3, "high": 5.0, "log": True},
+    "model.dropout": {"low": 0.0, "high": 0.3, "step": 0.1},
+}
+"""The search space of the published experiments (arXiv 2308.13537): a list is a choice, a mapping a range. Their
+L2 is 1e-6 to 5e-3, on whole tables in every step; ours is divided by the rows of a batch, so some 1000 times that."""
+
+_NO_CHOICE = ("checkpoint", "data.labels", "data.path", "data.synthetic", "output_dir", "resume", "train.metric")
+"""Options, and sections, that say what trials are compared by, or where they are kept."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """What trials train, and what each of them chooses."""
+
+    base: TrainConfig
+    space: Space
+    train_rows: int = 0
+    """Of the log, which `fit_to_log` looks up."""
+
+    def chosen(self, choices: Mapping[str, Any]) -> TrainConfig:
+        """What a trial trains, on one rank; without `train.eval_every` it evaluates four times an epoch."""
+        config = with_choices(self.base, choices)
+        if config.train.eval_every is not None:
+            return config
+        steps = math.ceil(self.train_rows / config.data.batch_size)
+        quarter = math.ceil(min(steps, config.train.max_steps or steps) / 4)
+        return replace(config, train=replace(config.train, eval_every=quarter))
+
+
+def fit_to_log(search: Search) -> Search:
+    """The search with what the log says: its folder and its rows.
+
+    Raises UserError where columns or metric do not fit the log, before a trial finds out.
+    """
+    path = data_folder(search.base.data)
+    base = replace(search.base, data=replace(search.base.data, path=path))
+    schema, rows = load_schema(path), 0
+    features = search.space.get("data.features")
+    choices = features.choices if isinstance(features, CategoricalDistribution) else ()
+    for config in [with_choices(base, {"data.features": choice}) for choice in choices] or [base]:
+        columns = Columns.select(schema, features=config.data.features, labels=config.data.labels)
+        rows = sum(row_group.rows for row_group in find_row_groups(path, "train", schema, columns))
+        find_row_groups(path, "valid", schema, columns)
+        EarlyStopping(base.train.metric, None, columns.labels, has_groups=columns.group is not None)
+    return replace(search, base=base, train_rows=rows)
+
+
+def read_space(path: str, base: TrainConfig) -> Space:
+    """A search space from a YAML file; raises UserError with the option that is wrong."""
+    try:
+        space = yaml.safe_load(Path(path).read_text())
+    # ValueError: no text.
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"--space {path} cannot be read ({reason_of(error)}); give a YAML file.") from error
+    if not isinstance(space, dict) or not space:
+        raise UserError(f"{path} is no mapping of options to choices; write lines like `model.dropout: [0.0, 0.1]`.")
+    return to_space(space, base, path)
+
+
+def to_space(space: Mapping[Any, Any], base: TrainConfig, where: str) -> Space:
+    """Optuna's distributions of a space, with every value in the type of its option, and within its limits.
+
+    Args:
+        space: options, with hyphens or underscores, to lists or ranges.
+        base: what the options belong to.
+        where: the space stands, for errors.
+
+    Raises UserError with the option that is wrong.
+    """
+    found: Space = {}
+    for name, values in space.items():
+        try:
+            option = _option(name, base)
+            found[option] = _distribution(option, values, base)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+    return found
+
+
+def with_choices(base: TrainConfig, choices: Mapping[str, Any]) -> TrainConfig:
+    """`base` with what a trial has chosen from a space.
+
+    Example::
+
+        with_choices(tiny(), {"model.dropout": 0.1, "model.expert_hidden": "[64, 32]"})
+    """
+    return _with_values(
+        base,
+        {
+            option: json.loads(choice) if isinstance(attrgetter(option)(base), (tuple, dict)) else choice
+            for option, choice in choices.items()
+        },
+    )
+
+
+def _option(name: Any, base: TrainConfig) -> str:
+    # Hyphens, as --help lists it; YAML may have read a number.
+    option, *known = (each.removeprefix("--").replace("-", "_") for each in (str(name), *option_names(base)))
+    if option not in known:
+        hint = nearest(option, known) or ";"
+        raise UserError(f"there is no option {name!r} to search over{hint} train.py --help lists them.")
+    if any(option == fixed or option.startswith(f"{fixed}.") for fixed in _NO_CHOICE):
+        raise UserError(f"{option} is one for all trials; leave it out of the space.")
+    return option
+
+
+def _distribution(option: str, values: Any, base: TrainConfig) -> BaseDistribution:
+    if isinstance(values, list) and values:
+        typed = [_typed(option, value, base) for value in values]
+        # Lists and mappings as JSON: Optuna's journal returns a tuple as a list, and then refuses it as another choice.
+        return CategoricalDistribution([json.dumps(v) if isinstance(v, (tuple, dict)) else v for v in typed])
+    if not isinstance(values, dict) or not {"low", "high"} <= set(values):
+        raise UserError(f"{option} is {values!r}, but must be a list, or a mapping with low and high.")
+    ends = {end: _typed(option, values[end], base) for end in ("low", "high")}
+    kinds = {type(end) for end in ends.values()}
+    if kinds != {int} and kinds != {float}:
+        raise UserError(f"{option} is {values!r}, but only numbers have a range; give a list.")
+    try:
+        return (IntDistribution if kinds == {int} else FloatDistribution)(**{**values, **ends})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{option} is {values!r}, which is no range: {reason_of(error)}.") from error
+
+
+def _typed(option: str, value: Any, base: TrainConfig) -> Any:
+    """A value as the configuration holds it: YAML reads 1e-6 as text, and the option says that it is a number."""
+    try:
+        config = _with_values(base, {option: value})
+    except (dacite.DaciteError, TypeError, ValueError) as error:
+        raise UserError(f"{option} is {value!r}, which does not fit: {reason_of(error)}.") from error
+    check_limits(config)
+    return attrgetter(option)(config)
+
+
+def _with_values(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
+    plain = to_dict(config)
+    for option, value in values.items():
+        section = plain
+        *sections, name = option.split(".")
+        for each in sections:
+            section = section[each]
+        section[name] = value
+    return from_dict(TrainConfig, plain)
