@@ -17,6 +17,7 @@ from stem_torchrec.models.stem import STEM
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.tables import embedding_bag_configs, groups_of
 from stem_torchrec.training.early_stopping import EarlyStopping
+from stem_torchrec.training.watched_metric import WatchedMetric
 
 from reference import TABLES, logits_by_formula, loss_by_formula, random_batch
 
@@ -269,7 +270,7 @@ def metrics_with(**values: float) -> TaskMetrics:
 
 def test_early_stopping_keeps_the_best_mean_and_counts_the_evaluations_since():
     for metric, sign in (("auc", 1), ("logloss", -1)):
-        stopping = EarlyStopping(metric, 2, ("a", "b"))
+        stopping = EarlyStopping(WatchedMetric(metric, ("a", "b")), 2)
         better, stop = [], []
         for a, b in [(0.5, 0.5), (0.5, 0.75), (0.75, 0.5), (1.0, 0.0), (0.125, 0.125)]:
             a, b = (a, b) if sign == 1 else (-a, -b)

@@ -16,8 +16,8 @@ from stem_torchrec.metrics.multi_task import to_json
 from stem_torchrec.runtime.errors import DivergedError, UserError
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
-from stem_torchrec.training.early_stopping import EarlyStopping
 from stem_torchrec.training.run_folder import write_json
+from stem_torchrec.training.watched_metric import WatchedMetric
 
 SCORE_FILE = "score.json"
 """Of a cell's run folder: what validation said; there when the run has ended."""
@@ -102,7 +102,7 @@ def try_cell(
     found: dict[str, Any] = {"score": None}
     try:
         metrics = train_part(config, process, ending=ending)
-        score = EarlyStopping(config.train.metric, None, list(metrics)).score(metrics)
+        score = WatchedMetric(config.train.metric, list(metrics)).score(metrics)
         found = {"score": score, "valid": to_json(metrics)}
     except DivergedError as error:
         log_rank0(f"{part.name}, {cell.name}: {error}")

@@ -21,8 +21,8 @@ from stem_torchrec.models.build import build_model, check_task_weights, groups_w
 from stem_torchrec.runtime.errors import UserError, nearest
 from stem_torchrec.sharding.placement import match_rules, parse_rules
 from stem_torchrec.tables import groups_of, table_configs
-from stem_torchrec.training.early_stopping import EarlyStopping
 from stem_torchrec.training.run_folder import claim
+from stem_torchrec.training.watched_metric import WatchedMetric
 
 COMPARISON_FILE = "comparison.yaml"
 _DESCRIPTION = """\
@@ -129,7 +129,7 @@ def prepare(request: Request) -> Request:
     # The item is one integer in each row, as a group is, or its file is named here.
     read = replace(columns, group=config.item or columns.group)
     log = {split: fingerprint(find_row_groups(path, split, schema, read)) for split in ("train", "valid", config.split)}
-    EarlyStopping(train.train.metric, None, columns.labels, has_groups=columns.group is not None)
+    WatchedMetric(train.train.metric, columns.labels, has_groups=columns.group is not None)
     prepared = replace(request, train=train, pair=(pair[0], pair[1]) if len(pair) == 2 else None, log=log)
     _check_models(prepared, columns)
     return prepared

@@ -9,8 +9,8 @@ from stem_torchrec.comparison.diagnostics import weights_of
 from stem_torchrec.comparison.intervals import Interval, Resampled
 from stem_torchrec.comparison.report import METRICS, Report, dots, escape, show, spread, write_parquet
 from stem_torchrec.comparison.tested import Comparison, Tested
-from stem_torchrec.training.early_stopping import SIGNS
 from stem_torchrec.training.optimizers import states_of_tables
+from stem_torchrec.training.watched_metric import SIGNS
 
 _THAN = {
     "better": "better than",

@@ -8,8 +8,9 @@ import dacite
 import yaml
 
 from stem_torchrec.config.command_line import parse_arguments, parse_known_arguments
+from stem_torchrec.config.loop import CheckpointConfig, LoopConfig
 from stem_torchrec.config.recipes import RECIPES
-from stem_torchrec.config.run import CheckpointConfig, LoopConfig, TrainConfig
+from stem_torchrec.config.run import TrainConfig
 from stem_torchrec.config.serialization import from_dict, to_dict
 from stem_torchrec.runtime.errors import UserError, nearest, reason_of
 

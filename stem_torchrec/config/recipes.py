@@ -2,15 +2,12 @@
 
 from collections.abc import Callable, Mapping
 
-from stem_torchrec.config.run import (
-    DataConfig,
-    LoopConfig,
-    ModelConfig,
-    ScheduleConfig,
-    SparseOptimizerConfig,
-    SyntheticConfig,
-    TrainConfig,
-)
+from stem_torchrec.config.data import DataConfig
+from stem_torchrec.config.loop import LoopConfig
+from stem_torchrec.config.model import ModelConfig
+from stem_torchrec.config.optimizers import ScheduleConfig, SparseOptimizerConfig
+from stem_torchrec.config.run import TrainConfig
+from stem_torchrec.config.synthetic import SyntheticConfig
 
 
 def synthetic() -> TrainConfig:

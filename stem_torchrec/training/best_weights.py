@@ -10,8 +10,9 @@ from stem_torchrec.metrics.multi_task import to_json
 from stem_torchrec.runtime.errors import UnwritableError
 from stem_torchrec.runtime.process import from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
-from stem_torchrec.training.early_stopping import EarlyStopping, Metrics
+from stem_torchrec.training.early_stopping import EarlyStopping
 from stem_torchrec.training.run_folder import BEST_WEIGHTS, METRICS_FILE, best_so_far, write_json
+from stem_torchrec.training.watched_metric import Metrics
 
 
 class BestWeights:
@@ -62,4 +63,4 @@ class BestWeights:
         if failure is None:
             self.metrics = metrics
         else:
-            self.stopping.best = self.stopping.score(self.metrics) if self.metrics else None
+            self.stopping.best = self.stopping.metric.score(self.metrics) if self.metrics else None

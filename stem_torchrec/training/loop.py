@@ -21,10 +21,11 @@ from stem_torchrec.profiles.step_profiler import StepProfiler
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.hang_detection import set_activity
 from stem_torchrec.runtime.progress import format_values, log_rank0, progress_bar
-from stem_torchrec.training.early_stopping import EarlyStopping, Metrics
+from stem_torchrec.training.early_stopping import EarlyStopping
 from stem_torchrec.training.evaluation import EvaluationCut
 from stem_torchrec.training.meter import Meter
 from stem_torchrec.training.run_folder import MetricsLog
+from stem_torchrec.training.watched_metric import Metrics
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def fit(
                 log.write(step, values)
         meter.restart()
         if stopping is not None and stopping.stop:
-            log_rank0(f"step {step}  no better {stopping.metric} in {stopping.waited} evaluations: stopping")
+            log_rank0(f"step {step}  no better {stopping.metric.name} in {stopping.waited} evaluations: stopping")
             return True
         return False
 

@@ -30,12 +30,13 @@ from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.sharding.plan import plan_to_json
 from stem_torchrec.training.assembly import build_pipeline, build_sharded_model
 from stem_torchrec.training.best_weights import BestWeights
-from stem_torchrec.training.early_stopping import EarlyStopping, Metrics
+from stem_torchrec.training.early_stopping import EarlyStopping
 from stem_torchrec.training.evaluation import evaluate
 from stem_torchrec.training.loop import fit
 from stem_torchrec.training.optimizers import build_optimizer, build_schedule
 from stem_torchrec.training.run_checkpoints import RunCheckpoints
 from stem_torchrec.training.run_folder import MetricsLog, create_run_folder, finish, finished, write_inputs
+from stem_torchrec.training.watched_metric import Metrics, WatchedMetric
 
 
 def train(
@@ -87,9 +88,8 @@ def train(
     steps_per_epoch = reader.steps
     if config.train.profile:
         check_steps(min(each for each in (steps_per_epoch, config.train.max_steps, config.train.eval_every) if each))
-    stopping = EarlyStopping(
-        config.train.metric, config.train.patience, columns.labels, has_groups=columns.group is not None
-    )
+    watched = WatchedMetric(config.train.metric, columns.labels, has_groups=columns.group is not None)
+    stopping = EarlyStopping(watched, config.train.patience)
 
     model, plan = build_sharded_model(
         config,

@@ -20,7 +20,7 @@ from stem_torchrec.data.files import Columns, find_row_groups
 from stem_torchrec.data.folder import data_folder
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.runtime.errors import UserError, nearest, reason_of
-from stem_torchrec.training.early_stopping import EarlyStopping
+from stem_torchrec.training.watched_metric import WatchedMetric
 
 Space = dict[str, BaseDistribution]
 """What to choose from, by option, as `model.dropout`."""
@@ -71,7 +71,7 @@ def fit_to_log(search: Search) -> Search:
         columns = Columns.select(schema, features=config.data.features, labels=config.data.labels)
         rows = sum(row_group.rows for row_group in find_row_groups(path, "train", schema, columns))
         find_row_groups(path, "valid", schema, columns)
-        EarlyStopping(base.train.metric, None, columns.labels, has_groups=columns.group is not None)
+        WatchedMetric(base.train.metric, columns.labels, has_groups=columns.group is not None)
     return replace(search, base=base, train_rows=rows)
 
 

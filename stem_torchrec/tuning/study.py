@@ -26,9 +26,9 @@ from stem_torchrec.config.limits import check_limits
 from stem_torchrec.runtime.errors import DivergedError, UserError
 from stem_torchrec.runtime.process import Process, join_process_group
 from stem_torchrec.runtime.progress import log_rank0
-from stem_torchrec.training.early_stopping import EarlyStopping, Metrics
 from stem_torchrec.training.run import train
 from stem_torchrec.training.run_folder import claim, write_text
+from stem_torchrec.training.watched_metric import Metrics, WatchedMetric
 from stem_torchrec.tuning.search_space import SPACE, Search, fit_to_log, read_space, to_space
 
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -147,7 +147,7 @@ def run_trial(trial: Trial, search: Search, folder: Path, process: Process) -> f
     def watch(metrics: Metrics) -> None:
         if any(math.isnan(task.logloss) for task in metrics.values() if task.rows):
             raise DivergedError("predictions are not numbers any more.")
-        scores.append(EarlyStopping(config.train.metric, None, list(metrics)).score(metrics))
+        scores.append(WatchedMetric(config.train.metric, list(metrics)).score(metrics))
         trial.report(max(scores), step=len(scores))
         if trial.should_prune():
             raise optuna.TrialPruned

@@ -1,0 +1,40 @@
+"""The log of a run, and how its rows become batches."""
+
+from dataclasses import dataclass, field
+
+from stem_torchrec.config.literals import OnBadRow
+from stem_torchrec.config.synthetic import SyntheticConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The log, and how rows become batches."""
+
+    path: str | None = None
+    """Folder with schema.json, train/ and valid/, local or any path that iopath opens. None makes the synthetic
+    log below data/ once and uses that; a recipe for a log of your own needs the path."""
+    batch_size: int = 4096
+    """Rows per rank and step; the global batch is this times the world size."""
+    eval_batch_size: int = 8192
+    """Rows per rank and step in evaluation."""
+    shuffle_rows: int = 262_144
+    """Rows that are shuffled together: row groups in random order, then the rows of each run of row groups of at
+    least this size. 0 keeps the order of the log."""
+    num_workers: int = 0
+    """Reader processes per rank. With 0 a thread decodes the next rows while a step runs."""
+    on_bad_row: OnBadRow = "fail"
+    """What becomes of a row that breaks the schema, and of the rows of a damaged part of a file: fail names the first
+    and ends the run; skip counts them by reason and reads on."""
+    max_bad_share: float = 0.001
+    """Share of a rank's rows of an epoch that may be skipped before the run ends."""
+    features: tuple[str, ...] = ()
+    """Sparse features that get tables, by name; none means every one in schema.json."""
+    labels: tuple[str, ...] = ()
+    """Labels that become tasks, in this order; none means every one in schema.json."""
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    """The synthetic log that stands in while no path is given; without meaning beside a path."""
+
+    @property
+    def skipped_share(self) -> float | None:
+        """The share of bad rows to skip; None where the first one ends the run."""
+        return self.max_bad_share if self.on_bad_row == "skip" else None

@@ -1,0 +1,54 @@
+"""The training loop of a run and its checkpoints."""
+
+from dataclasses import dataclass
+
+from stem_torchrec.config.literals import Precision
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """The training loop."""
+
+    epochs: int = 1
+    """Passes over the training rows."""
+    max_steps: int | None = None
+    """Stops after this many steps, before the epochs are over."""
+    eval_every: int | None = None
+    """Steps between two evaluations; by default once per epoch."""
+    metric: str = "auc"
+    """What early stopping watches on the validation split: the mean over the tasks of auc, gauc, logloss or ne,
+    or one task's (`auc/like`)."""
+    patience: int | None = None
+    """Ends the run after this many evaluations without a better metric; by default never. The best
+    weights are kept in any case."""
+    clip_norm: float | None = None
+    """Largest norm of the dense gradient; a larger one is scaled down."""
+    precision: Precision = "fp32"
+    """Of the matrix products of experts, gates and towers; weights stay fp32. bf16 runs under autocast, and is faster
+    on GPUs and on CPUs with AMX; tf32 is for GPUs."""
+    skip_nonfinite: bool = False
+    """Skips and counts batches whose loss is not finite, without touching any table. Otherwise such a loss ends the
+    run, with the batch kept in RUN/nonfinite. Skipping makes the host wait for the loss of each step."""
+    log_every: int = 20
+    """Steps between two lines of the log."""
+    profile: bool = False
+    """Records five early steps on every rank and writes RUN/profile: summary.txt, which says where the time of a
+    step goes, and a trace for each rank. The speed logged meanwhile counts the recording."""
+    timeout: float = 600.0
+    """Seconds a rank waits for the others before the run fails."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What a run keeps to go on from after an interruption."""
+
+    minutes: float | None = 10.0
+    """Minutes between two checkpoints; None for none by time."""
+    steps: int | None = None
+    """Steps between two checkpoints."""
+    keep: int = 2
+    """Checkpoints to keep, the newest; the best weights are kept in any case."""
+    folder: str | None = None
+    """Folder for checkpoints, any path that iopath opens; by default RUN/checkpoints."""
+    max_failures: int = 3
+    """Checkpoints in a row that may fail, for a full disk or a store that does not answer, before the run ends."""

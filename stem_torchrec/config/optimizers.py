@@ -1,0 +1,53 @@
+"""The optimizers of a run and how their learning rates change."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from stem_torchrec.config.literals import SparseOptimizerName
+
+
+@dataclass(frozen=True)
+class SparseOptimizerConfig:
+    """The optimizer of the tables, fused into the backward pass."""
+
+    name: SparseOptimizerName = "rowwise_adagrad"
+    """sgd, adagrad and rowwise_adagrad run everywhere; lamb and partial_rowwise_adam on CUDA; adam on CUDA,
+    and on CPU with --sharding.kernel dense."""
+    learning_rate: float = 0.02
+    """Learning rate of the tables."""
+    group_learning_rates: dict[str, float] = field(default_factory=dict)
+    """Learning rate by group (a task, or shared) where it differs: `shared 0.02 like 0.005`."""
+    weight_decay: float = 0.0
+    """Decay of the rows that were looked up (rowwise_adagrad, adam, lamb, partial_rowwise_adam, on CUDA)."""
+    eps: float = 1e-8
+    """Added to the root of the accumulated squares."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of the moments (adam, lamb, partial_rowwise_adam)."""
+    update_unlabeled_rows: bool = False
+    """Moments and decay also move a table row whose label for the task is missing, which breaks the promise
+    that a task trains only its own and the shared tables. Where labels are missing, such an optimizer is
+    refused until this asks for it."""
+
+
+@dataclass(frozen=True)
+class DenseOptimizerConfig:
+    """The optimizer of experts, gates and towers."""
+
+    name: Literal["adam", "adamw"] = "adam"
+    """Adam, or AdamW with decoupled weight decay."""
+    learning_rate: float = 1e-3
+    """Learning rate after warm-up."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of the moments."""
+    weight_decay: float = 0.0
+    """L2 (adam) or decoupled (adamw) decay."""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How the learning rates of tables and dense part change over the steps."""
+
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises linearly from 0."""
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate goes on after warm-up: constant, or down to 0 at the last step."""

@@ -1,0 +1,29 @@
+"""Where the tables of a run live."""
+
+from dataclasses import dataclass
+
+from stem_torchrec.config.literals import Communication, InputDist, Kernel, ShardingType
+
+
+@dataclass(frozen=True)
+class ShardingConfig:
+    """Where the tables live."""
+
+    rules: tuple[str, ...] = ()
+    """How single tables are sharded, as PATTERN=TYPE[:kernel=KERNEL][:rank=R,R...][:cache=SHARE]. The pattern names
+    tables as group/feature with * and ?, the first rule that fits a table holds, and the planner fills the rest:
+    `shared/*=row_wise like/user_id=table_wise:rank=1 *=auto`."""
+    plan: str | None = None
+    """A plan.json, as a run or a benchmark writes it, to shard by exactly that."""
+    type: ShardingType = "auto"
+    """Sharding type of the tables without a rule; auto lets TorchRec's planner choose for each."""
+    kernel: Kernel = "auto"
+    """Compute kernel of the tables without a rule. dense keeps the optimizer out of the backward pass (adam on CPU
+    needs that); fused_uvm and fused_uvm_caching keep tables in host memory on CUDA."""
+    input_dist: InputDist = "stock"
+    """once sends each feature's ids once to a rank and hands them to all its tables there; stock, as TorchRec does
+    it, once for every table. The results are the same bits."""
+    communication: Communication = "fp32"
+    """Precision in which embeddings and their gradients travel between the ranks."""
+    hbm_gb: float | None = None
+    """GPU memory per rank that the planner may fill, in GiB; by default what the GPU has."""
