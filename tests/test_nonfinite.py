@@ -69,9 +69,9 @@ def watch_losses(folder: Path) -> tuple[list[bool], str]:
     asked = []
     for step in range(1, 5):
         bad = step == 2 and dist.get_rank() == 1
-        asked.append(watch.asks(step, random_batch(step), torch.tensor([0.5, torch.nan if bad else 0.5])))
+        asked.append(watch.should_pause(step, random_batch(step), torch.tensor([0.5, torch.nan if bad else 0.5])))
     with pytest.raises(DivergedError) as error:
-        watch.check()
+        watch.check_finite()
     return asked, str(error.value)
 
 

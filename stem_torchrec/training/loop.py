@@ -50,13 +50,13 @@ class Watch(Protocol):
     every: int | None
     """Steps between two pauses that are known beforehand."""
 
-    def asks(self, step: int, batch: Batch, losses: Tensor) -> bool:
+    def should_pause(self, step: int, batch: Batch, losses: Tensor) -> bool:
         """Whether to pause as soon as the steps under way are made; called after each step with its losses (T,)."""
 
-    def check(self) -> None:
+    def check_finite(self) -> None:
         """Called when the pipeline is empty; raises an error for what must not be evaluated or saved."""
 
-    def pause(self, place: Place) -> None:
+    def on_pause(self, place: Place) -> None:
         """Called between two steps, the pipeline being empty; what it raises ends the run."""
 
 
@@ -118,7 +118,7 @@ def fit(
             metrics = evaluate()
         except EvaluationCut:
             assert watch is not None
-            watch.pause(Place(step, epoch, epoch_end - step, evaluate=True, losses=meter.state()))
+            watch.on_pause(Place(step, epoch, epoch_end - step, evaluate=True, losses=meter.state()))
             raise
         values = evaluation_values(metrics)
         epochs = epoch + 1 - (epoch_end - step) / steps_per_epoch
@@ -162,7 +162,7 @@ def fit(
                     if profiler is not None:
                         profiler.step()
                     batch = fed.popleft()
-                    if watch is not None and watch.asks(step, batch, losses):
+                    if watch is not None and watch.should_pause(step, batch, losses):
                         asked.set()
                 if step < due and not asked.is_set():
                     raise UserError(
@@ -170,14 +170,14 @@ def fit(
                         f"{steps_per_epoch} steps an epoch; give fewer steps, or batches that last for them."
                     )
                 if watch is not None:
-                    watch.check()
+                    watch.check_finite()
                 at_end = step == end if eval_every is None else step % eval_every == 0
                 if evaluate is not None and (at_end or step == steps) and judge():
                     return
                 if watch is not None and (asked.is_set() or (watch.every and step % watch.every == 0)):
                     asked.clear()
                     begin = time.perf_counter()
-                    watch.pause(Place(step, epoch, epoch_end - step, losses=meter.state()))
+                    watch.on_pause(Place(step, epoch, epoch_end - step, losses=meter.state()))
                     meter.pause(time.perf_counter() - begin)
             epoch, epoch_end = epoch + 1, epoch_end + steps_per_epoch
 

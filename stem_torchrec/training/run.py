@@ -124,7 +124,7 @@ def train(
         validation.start_epoch(0)
         metrics = evaluate(
             pipeline, model, exposures,
-            tasks=columns.labels, device=process.device, asks=pauses.asks_to_end,
+            tasks=columns.labels, device=process.device, asks=pauses.should_end,
         )  # fmt: skip
         # FBGEMM counts lookups, those of evaluations as well, and corrects the bias of moments by the number.
         optimizer.set_optimizer_step(schedule.last_epoch)
