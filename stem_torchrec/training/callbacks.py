@@ -110,7 +110,7 @@ class TrainingLog(Callback):
 
     def after_evaluation(self, loop: TrainLoop, metrics: Metrics) -> None:
         """Writes the metrics; speeds count from here."""
-        values = evaluation_values(metrics) | self._counts()
+        values = evaluation_values(metrics) | dict(self._counts())
         if self._file is not None:
             self._file.write(loop.state.step, values)
         self._meter.restart()

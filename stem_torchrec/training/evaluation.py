@@ -47,7 +47,10 @@ class BatchByBatch:
 
 @contextmanager
 def with_batches_aside(
-    pipeline: TrainPipelineSparseDist, forward: Callable[[Batch], tuple[Tensor, tuple[Tensor, Tensor]]], *, device: torch.device
+    pipeline: TrainPipelineSparseDist,
+    forward: Callable[[Batch], tuple[Tensor, tuple[Tensor, Tensor]]],
+    *,
+    device: torch.device,
 ) -> Iterator[BatchByBatch]:
     """Lends the model of a pipeline that has read batches ahead; the pipeline keeps them and trains on them later.
 

@@ -58,6 +58,10 @@ class Meter:
             "train/samples_per_second": rows / seconds,
         }
 
+    def start_clock(self) -> None:
+        """Counts time from now on, for the steps that have been added before as well."""
+        self.start = time.perf_counter()
+
     def pause(self, seconds: float) -> None:
         """Leaves out time that was not spent on steps."""
         self.start += seconds

@@ -115,7 +115,7 @@ class RunCheckpoints(Callback):
     def on_pause(self, loop: TrainLoop) -> None:
         """Saves where a checkpoint is due; raises Interrupted after it where the run has been asked to end."""
         self.watch.check_finite()
-        if self.watch.pause_is_asked or (self.every and loop.state.step % self.every == 0):
+        if self.watch.pause_is_requested or (self.every and loop.state.step % self.every == 0):
             begin = time.perf_counter()
             self.watch.on_pause(loop.state)
             self._meter.pause(time.perf_counter() - begin)

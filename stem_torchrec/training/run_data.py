@@ -24,7 +24,7 @@ class RunData:
 
     Example::
 
-        data = RunData.open(config, schema, process)
+        data = RunData.open(config, path, schema, process)
         data.columns.labels       # ("finish", "like")
         next(iter(data.batches(0)))  # this rank's first batch of the first epoch
     """
@@ -39,17 +39,14 @@ class RunData:
     _loader: DataLoader
 
     @classmethod
-    def open(cls, config: TrainConfig, schema: Schema, process: Process) -> "RunData":
-        """Reads the footers of both splits; raises UserError where they do not fit the schema."""
+    def open(cls, config: TrainConfig, path: str, schema: Schema, process: Process) -> "RunData":
+        """Reads the footers of both splits in the folder `path`; raises UserError where they do not fit the schema."""
         data, pin = config.data, process.device.type == "cuda"
-        assert data.path is not None, "the folder of the log is known before it is opened"
         columns = Columns.select(schema, features=data.features, labels=data.labels)
-        train = open_split(data, data.path, "train", schema, columns, process, training=True, seed=config.seed)
-        validation = open_split(data, data.path, "valid", schema, columns, process)
+        train = open_split(data, path, "train", schema, columns, process, training=True, seed=config.seed)
+        validation = open_split(data, path, "valid", schema, columns, process)
         exposures = data_loader(validation, pin_memory=pin)
-        return cls(
-            schema, columns, train, validation, exposures, process.device, data_loader(train, pin_memory=pin)
-        )
+        return cls(schema, columns, train, validation, exposures, process.device, data_loader(train, pin_memory=pin))
 
     def batches(self, epoch: int) -> Iterable[Batch]:
         """This rank's batches of an epoch; of the epoch in which the run resumes, those that are left."""

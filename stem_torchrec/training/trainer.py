@@ -69,11 +69,11 @@ class Trainer:
         watch: Callable[[Metrics], object] = lambda metrics: None,
         ending: Event | None = None,
     ) -> None:
-        self.config = config = with_data_folder(config)
-        self.process, self._watch = process, watch
-        schema = load_schema(config.data.path or "")
+        config, path = with_data_folder(config)
+        self.config, self.process, self._watch = config, process, watch
+        schema = load_schema(path)
         check_resume(config, schema)
-        self.data = RunData.open(config, schema, process)
+        self.data = RunData.open(config, path, schema, process)
         self._check_before_building()
         self.model, plan = build_sharded_model(
             config,
@@ -91,7 +91,8 @@ class Trainer:
         steps_per_epoch = self.data.train.steps
         log_rank0(
             f"{self.data.train.rows:,} training rows: {steps_per_epoch} steps of {process.world_size} x "
-            f"{config.data.batch_size} an epoch\n{self.data.validation.rows:,} validation rows; run folder {self.folder}"
+            f"{config.data.batch_size} an epoch\n{self.data.validation.rows:,} validation rows; run folder "
+            f"{self.folder}"
         )
         self._make_callbacks(ending or Event())
         self.loop = self._make_loop(steps_per_epoch, callbacks)
@@ -124,10 +125,15 @@ class Trainer:
         if profiler is not None:
             self.loop.callbacks.insert(2, ProfileSteps(profiler))
         try:
-            with closing(self._file), heartbeat(self.process, timeout=timeout):
-                with progress_bar(self.loop.steps, "step") as self._log.bar, profiler or nullcontext():
-                    self._log.bar.update(self.state.step)
-                    self.loop.run()
+            with (
+                closing(self._file),
+                heartbeat(self.process, timeout=timeout),
+                progress_bar(self.loop.steps, "step") as self._log.bar,
+                profiler or nullcontext(),
+            ):
+                self._log.bar.update(self.state.step)
+                self._meter.start_clock()
+                self.loop.run()
         except DivergedError:
             # It is raised on all ranks, and another model may be trained next.
             self.checkpoints.close()
@@ -155,7 +161,7 @@ class Trainer:
         """Makes the parts of the run that its loop calls, and restores them from a checkpoint."""
         config = self.config
         stopping = EarlyStopping(self._watched, config.train.patience)
-        meter = Meter(self.data.columns.labels)
+        self._meter = meter = Meter(self.data.columns.labels)
         self._best = BestWeights(self.model, self.folder, stopping, max_failures=config.checkpoint.max_failures)
         self.checkpoints = RunCheckpoints(
             config, self.folder, self.data,
@@ -204,14 +210,14 @@ class Trainer:
         return {**self.data.skipped_rows(), **self.checkpoints.counts()}
 
 
-def with_data_folder(config: TrainConfig) -> TrainConfig:
-    """The configuration with the folder of its log; makes the synthetic log where it has no path.
+def with_data_folder(config: TrainConfig) -> tuple[TrainConfig, str]:
+    """The configuration with an absolute path of its log, and that path; makes the synthetic log if it has no path.
 
     Raises UserError for a number outside its limits, and for a recipe without a log.
     """
     check_limits(config)
     path = data_folder(config.data)
-    return config if config.data.path is None else replace(config, data=replace(config.data, path=path))
+    return (config if config.data.path is None else replace(config, data=replace(config.data, path=path))), path
 
 
 def train(
@@ -225,7 +231,7 @@ def train(
 
     A run that has ended already is not trained again.
     """
-    done = finished(with_data_folder(config))
+    done = finished(with_data_folder(config)[0])
     if done is not None:
         log_rank0(f"the run in {config.output_dir} has ended already; its best evaluation:\n{format_table(done)}")
         return done
