@@ -13,7 +13,7 @@ from stem_torchrec.profiles.step_profiler import StepProfiler
 from stem_torchrec.runtime.progress import format_values, log_rank0
 from stem_torchrec.training.early_stopping import EarlyStopping
 from stem_torchrec.training.meter import Meter
-from stem_torchrec.training.run_folder import MetricsLog
+from stem_torchrec.training.metrics_log import MetricsLog
 from stem_torchrec.training.watched_metric import Metrics
 
 if TYPE_CHECKING:

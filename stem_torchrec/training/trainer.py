@@ -27,10 +27,11 @@ from stem_torchrec.training.early_stopping import EarlyStopping
 from stem_torchrec.training.evaluation import evaluate, with_batches_aside
 from stem_torchrec.training.loop import StepOutput, TrainLoop
 from stem_torchrec.training.meter import Meter
+from stem_torchrec.training.metrics_log import MetricsLog
 from stem_torchrec.training.optimizers import build_optimizer, build_schedule
 from stem_torchrec.training.run_checkpoints import RunCheckpoints
 from stem_torchrec.training.run_data import RunData
-from stem_torchrec.training.run_folder import MetricsLog, create_run_folder, finish, finished, write_inputs
+from stem_torchrec.training.run_folder import create_run_folder, finish, finished, write_inputs
 from stem_torchrec.training.state import TrainState
 from stem_torchrec.training.watched_metric import Metrics, WatchedMetric
 
