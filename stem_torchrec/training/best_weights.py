@@ -35,7 +35,7 @@ class BestWeights:
         self._model, self._folder = model, folder
 
     def restore(self, best: float | None, waited: int) -> None:
-        """Restores the best score and the evaluations since, from a checkpoint, if the best weights are in this folder."""
+        """Restores the best score and the number of evaluations since, if the best weights are in this folder."""
         if best is None:
             return
         if not from_first_rank(lambda: (self._folder / METRICS_FILE).exists()):
