@@ -9,7 +9,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch.distributed as dist
-from test_train import run as run_command
 
 from stem_torchrec.config_file import load_config
 from stem_torchrec.convert import ConvertConfig, convert_run
@@ -22,6 +21,7 @@ from stem_torchrec.train import train
 
 from distributed import run_ranks
 from runs import this_process
+from test_train import run as run_command
 
 
 @dataclass
