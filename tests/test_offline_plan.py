@@ -253,14 +253,14 @@ def test_calibration_recovers_the_bandwidths_of_the_machine(tmp_path: Path, devi
         device=device,
         nodes=nodes,
     )
-    found = calibrate(folder, given, device=kind)
-    assert found.changed == tuple(wanted)
-    assert not found.together
+    fitted = calibrate(folder, given, device=kind)
+    assert fitted.changed == tuple(wanted)
+    assert not fitted.together
     for name in wanted:
         # The busiest rank may be another one before and after.
-        assert getattr(found.bandwidths, name) == pytest.approx(wanted[name], rel=0.05)
-    assert found.before[1] < 0.5
-    assert found.after == pytest.approx((1, 1, 1), rel=0.05)
+        assert getattr(fitted.bandwidths, name) == pytest.approx(wanted[name], rel=0.05)
+    assert fitted.before[1] < 0.5
+    assert fitted.after == pytest.approx((1, 1, 1), rel=0.05)
 
 
 def test_factors_that_cannot_be_told_apart_become_one() -> None:

@@ -319,13 +319,13 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen | None =
 
 def children_of(folder: Path) -> list[str]:
     """Ids of the processes that measure a case of this sweep."""
-    found = []
+    ids = []
     for process in Path("/proc").glob("[0-9]*"):
         # It may end while it is looked at, or be another user's.
         with contextlib.suppress(OSError):
             if b"sweep.worker" in (process / "cmdline").read_bytes():
-                found += [process.name] if str(folder).encode() in (process / "environ").read_bytes() else []
-    return found
+                ids += [process.name] if str(folder).encode() in (process / "environ").read_bytes() else []
+    return ids
 
 
 def test_an_interrupted_sweep_resumes_and_its_advice_trains(tmp_path: Path) -> None:

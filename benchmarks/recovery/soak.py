@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import signal
 import time
 from collections import Counter
@@ -27,6 +28,8 @@ LINE = [
     *("--checkpoint.steps", "20", "--checkpoint.keep", "2"),
 ]
 """Options of the run; those of the command line come after them."""
+_RESUMED = re.compile(r"[a-z ]+ after step (\d+) from ")
+"""The line of a run that resumes from a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -115,10 +118,10 @@ def live(run: TrainRun, config: FaultsConfig, dice: random.Random, *, kill: bool
     lines = output.splitlines()
     ended = not any(statuses)
     if not ended and (not kill or ("Traceback" in output and "error" in lines[-1])):
-        raise UserError(f"a life failed by itself:\n{output}")
+        raise UserError(f"the run failed without being killed:\n{output}")
     return {
         "victims": victims if kill and not ended else [],
-        "from_step": next((int(each.split()[4]) for each in lines if each.startswith("going on after step")), 0),
+        "from_step": next((int(match[1]) for match in map(_RESUMED.match, lines) if match), 0),
         "moment": moment_of(lines),
         "ended": ended,
     }

@@ -119,9 +119,9 @@ def makes_sense(case: Case) -> bool:
     exchanges = case.type != "data_parallel" and (case.type, case.kernel) != ("auto", "dense")
     return all(
         (
-            # A packed table is looked up once, so its ids travel once anyway.
+            # A packed table is looked up once, so its ids are sent once anyway.
             not (case.layout == "packed" and case.input_dist == "once"),
-            # Where every rank holds the whole table, no ids and no embeddings travel.
+            # If every rank holds the whole table, no ids and no embeddings are sent.
             exchanges or (case.input_dist == "stock" and case.communication == "fp32"),
             case.kernel == "auto" or exchanges == (case.kernel != "dense"),
             # The planner would choose data_parallel, which is a case of its own.
@@ -131,7 +131,7 @@ def makes_sense(case: Case) -> bool:
 
 
 def _order(case: Case) -> tuple:
-    """Sort key: by problem, and within one the case that the others are best compared with comes first."""
+    """Sort key: problem by problem; within a problem, the best reference for the other cases comes first."""
     return (
         *case.problem,
         _KNOWN["communication"].index(case.communication),

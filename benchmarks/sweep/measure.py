@@ -54,7 +54,7 @@ def measure(job: Job, process: Process) -> Measurement:
     # Restores the input distribution of the collections, which the pipeline split in two.
     pipeline.detach()
     sparse = [batch.sparse_features.to(process.device) for batch in workload.batches[: job.steps]]
-    measured_here = {
+    own = {
         "step_ms": step_ms,
         "lookup_ms": time_lookups(model, sparse, process.device),
         "losses": torch.stack([*losses, *measured, *last]).sum(dim=1).double().tolist(),
@@ -66,8 +66,8 @@ def measure(job: Job, process: Process) -> Measurement:
         "device_memory_peak": device_peak,
     }
     ranks: list[Any] = [None] * process.world_size
-    dist.all_gather_object(ranks, measured_here)
-    by_rank: dict[str, Any] = {name: [rank[name] for rank in ranks] for name in measured_here}
+    dist.all_gather_object(ranks, own)
+    by_rank: dict[str, Any] = {name: [rank[name] for rank in ranks] for name in own}
     by_rank["losses"] = [sum(step) / len(ranks) for step in zip(*by_rank["losses"], strict=True)]
     types = [table.sharding_type for table in plan.tables]
     return Measurement(
