@@ -14,9 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from stem_torchrec.metrics import sorted_rows
 from stem_torchrec.metrics.auc import auc_over_ranks, by_score
 from stem_torchrec.metrics.collectives import send_rows
-from stem_torchrec.metrics.multi_task import MultiTaskMetrics, TaskMetrics, format_table, sorted_rows, to_json
+from stem_torchrec.metrics.multi_task import MultiTaskMetrics, TaskMetrics, format_table, to_json
 from stem_torchrec.runtime.errors import UserError
 
 from distributed import run_ranks
