@@ -13,8 +13,7 @@ import torch
 from torchrec.datasets.utils import Batch
 
 from stem_torchrec.checkpoints.resume import check_resume
-from stem_torchrec.config import TrainConfig
-from stem_torchrec.config.limits import check_limits
+from stem_torchrec.config import TrainConfig, check_fields
 from stem_torchrec.data.files import Columns, find_row_groups, ids_per_row, missing_labels
 from stem_torchrec.data.folder import data_folder
 from stem_torchrec.data.loader import data_loader
@@ -56,7 +55,7 @@ def train(
         watch: called with the metrics of each evaluation; what it raises ends the run.
         ending: once it is set on some rank, the run ends by Interrupted after a checkpoint.
     """
-    check_limits(config)
+    check_fields(config)
     log_path = data_folder(config.data)
     if config.data.path is not None:
         config = replace(config, data=replace(config.data, path=log_path))
