@@ -77,9 +77,11 @@ def sentence_of(error: ValidationError, kind: type, *, as_option: bool = False) 
     if first["type"] == "missing":
         return f"{place} is missing."
     limits = limits_in(annotation)
-    words = [] if limits is None else [limits_text(limits)]
+    words = []
     if first["type"] not in _OUTSIDE:
-        words.insert(0, _WORDS.get(first["type"], first["msg"].removeprefix("Input should be ")))
+        words.append(_WORDS.get(first["type"], first["msg"].removeprefix("Input should be ")))
+    if limits is not None:
+        words += [*(["of numbers"] if first["type"] in ("tuple_type", "dict_type") else []), limits_text(limits)]
     return f"{place or 'the content'} is {reprlib.repr(first['input'])}, but must be {' '.join(words)}."
 
 

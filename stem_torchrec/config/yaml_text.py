@@ -5,6 +5,8 @@ from typing import Any
 
 import yaml
 
+from stem_torchrec.runtime.errors import reason_of
+
 _DEPTH = 32
 """Deepest nesting: deeper text would exhaust the interpreter's stack."""
 _ALIASES = 20
@@ -49,8 +51,11 @@ def parse_yaml(text: str) -> Any:
     """
     try:
         return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ValueError(f"{line}{error.problem}") from error
     except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        raise ValueError(reason_of(error)) from error
 
 
 def to_yaml(value: Any) -> str:
