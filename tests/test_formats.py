@@ -19,9 +19,9 @@ from stem_torchrec.config.files import CONFIG_FORMAT
 from stem_torchrec.data.schema import load_schema, save_schema
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.sharding.plan import read_plan
-from stem_torchrec.training.run import train
 from stem_torchrec.training.run_evaluation import EvaluateConfig, EvaluationData, evaluate_run
 from stem_torchrec.training.run_folder import best_so_far, finished
+from stem_torchrec.training.trainer import train
 
 from distributed import run_ranks
 from runs import this_process
