@@ -73,7 +73,13 @@ def test_help_shows_every_field_with_its_documentation_and_default(capsys: pytes
         )
         for name in names or [section.name]:
             assert f"--{name.replace('_', '-')}" in text
-    assert "Rows per rank and step; the global batch is this times the world size. (default: 1024)" in text
+    assert (
+        "Rows per rank and step; the global batch is this times the world size. From 1 to 16777216. (default: 1024)"
+        in text
+    )
+    assert (
+        "Layer widths of an expert, or of a bottom; the last is its output. From 1 to 65536. (default: 64 32)" in text
+    )
     for recipe in RECIPES:
         assert recipe in text
 
@@ -96,8 +102,12 @@ def test_a_number_without_a_point_serves_as_a_float(tmp_path: Path) -> None:
     ("old", "new", "sentence"),
     [
         ("embedding_dim:", "embedding_dimm:", "embedding_dimm"),
-        ("embedding_dim: 8", "embedding_dim: eight", 'field "model.embedding_dim"'),
-        ("labels: []", "labels: like", 'field "data.labels"'),
+        (
+            "embedding_dim: 8",
+            "embedding_dim: eight",
+            "model.embedding_dim is 'eight', but must be a whole number from",
+        ),
+        ("labels: []", "labels: like", "data.labels is 'like', but must be a list."),
         ("model:", "model: [", "config.yaml"),
     ],
 )

@@ -96,7 +96,7 @@ def test_what_does_not_fit_the_log_is_refused_before_training(
         (["--models", "stem,mmmoe"], "there is no model 'mmmoe', only all, stem, .*; did you mean 'me_mmoe'|'mmoe'"),
         (["--models", "stem"], "--base is 'single_task', which is not among --models stem; add it there."),
         (["--seeds", "0,x"], "--seeds is '0,x', but must be different whole numbers below 2.32, as in 0,1,2."),
-        (["--confidence", "95"], "--confidence is 95.0, but must be between 0 and 1, as 0.95 is."),
+        (["--confidence", "95"], "--confidence is 95.0, but must be above 0 and below 1."),
         (["--ratio-edges", "2", "1"], r"--ratio-edges is \[2.0, 1.0\], but must ascend above 0, as 0.5 2 do."),
         (["--seeds", "0,\u00b2"], "--seeds is '0,\u00b2', but must be different whole numbers"),
         (["--seeds", "0,00"], "--seeds is '0,00', but must be different whole numbers"),
@@ -105,7 +105,7 @@ def test_what_does_not_fit_the_log_is_refused_before_training(
         (["--checkpoint.folder", "s"], "leave out --checkpoint.folder and --resume."),
         (["--resume", "never"], "leave out --checkpoint.folder and --resume."),
         (["--sharding.plan", "plan.json"], "--sharding.plan pins the tables of one model, but each has others;"),
-        (["--resamples", "0"], "--resamples is 0, but must be at least 1."),
+        (["--resamples", "0"], "--resamples is 0, but must be from 1 to 1000000."),
     ],
 )
 def test_what_makes_no_sense_is_refused(options: list[str], sentence: str) -> None:

@@ -135,7 +135,7 @@ def test_a_run_folder_is_not_overwritten(
         (["--resume", "nowhere"], "--resume nowhere holds no checkpoint; give one, as RUN/checkpoints/step-000000100"),
         (["--sparse.name", "adam"], "FBGEMM does not fuse adam on CPU; choose sgd, adagrad or rowwise_adagrad"),
         (["--sparse.name", "adam", "--sharding.kernel", "dense"], "labels are missing in this log"),
-        (["--train.log-every", "0"], "--train.log-every is 0, but must be at least 1"),
+        (["--train.log-every", "0"], "--train.log-every is 0, but must be from 1"),
         (["--seed", "-1"], "--seed is -1, but must be from 0"),
         (["--data.labels", "finish", "lik"], "the log has no label 'lik', only finish, like; did you mean 'like'?"),
         (

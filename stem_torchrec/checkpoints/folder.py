@@ -6,14 +6,20 @@ A folder without progress.json is no checkpoint: it is being written, or its wri
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from iopath.common.file_io import g_pathmgr
 
+from stem_torchrec.config import TrainConfig
+from stem_torchrec.config.formats import with_format, without_format
+from stem_torchrec.config.serialization import from_dict, to_dict
+from stem_torchrec.data.schema import Schema
 from stem_torchrec.runtime.paths import move, remove_folder
 
 PROGRESS_FILE = "progress.json"
+PROGRESS_FORMAT = 1
+"""Format version of progress.json."""
 _PREFIX = "step-"
 _CHECKSUM = "sha256"
 
@@ -57,22 +63,31 @@ def complete_steps(folder: str) -> list[int]:
 
 def publish(path: str, progress: Progress) -> None:
     """Makes what was written to `path` a checkpoint."""
-    new, said = f"{path}/{PROGRESS_FILE}.new", json.loads(json.dumps(asdict(progress)))
+    new = f"{path}/{PROGRESS_FILE}.new"
+    content = with_format(json.loads(json.dumps(asdict(progress))), PROGRESS_FORMAT)
     with g_pathmgr.open(new, "w") as file:
-        file.write(json.dumps({**said, _CHECKSUM: _checksum(path, said)}, indent=1) + "\n")
+        file.write(json.dumps({**content, _CHECKSUM: _checksum(path, content)}, indent=1) + "\n")
     move(new, f"{path}/{PROGRESS_FILE}")
 
 
 def read_progress(path: str) -> Progress:
-    """What `publish` wrote; raises OSError or ValueError where it cannot be read."""
+    """What `publish` wrote, with the defaults of fields that the program which wrote it did not have.
+
+    Raises FormatError for a file in a newer format, OSError or ValueError for one that cannot be read.
+    """
     with g_pathmgr.open(f"{path}/{PROGRESS_FILE}", "r") as file:
-        found = json.loads(file.read())
-    if found.pop(_CHECKSUM, None) != _checksum(path, found):
+        content = json.loads(file.read())
+    # Before the checksum, which a newer program may compute differently.
+    fields = without_format(content, PROGRESS_FORMAT, f"{path}/{PROGRESS_FILE}")
+    checksum = content.pop(_CHECKSUM, None)
+    if checksum != _checksum(path, content):
         raise ValueError(f"{PROGRESS_FILE} or .metadata is not what was written there")
     try:
-        return Progress(**found)
+        progress = Progress(**{name: value for name, value in fields.items() if name != _CHECKSUM})
     except TypeError as error:
         raise ValueError(f"{PROGRESS_FILE} has other fields than this version's ({error})") from error
+    config, schema = from_dict(TrainConfig, progress.config), from_dict(Schema, progress.schema)
+    return replace(progress, config=to_dict(config), schema=to_dict(schema))
 
 
 def _checksum(path: str, progress: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from iopath.common.file_io import g_pathmgr
 from stem_torchrec.checkpoints.compatibility import check_same_run
 from stem_torchrec.checkpoints.folder import PROGRESS_FILE, Progress, checkpoint_path, complete_steps, read_progress
 from stem_torchrec.config import CheckpointConfig, TrainConfig
+from stem_torchrec.config.formats import FormatError
 from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.data.schema import Schema
 from stem_torchrec.runtime.errors import DamagedError, UserError, reason_of
@@ -67,9 +68,11 @@ def candidates(resume: str, folder: str | None) -> list[str]:
 
 
 def progress_of(path: str) -> Progress:
-    """How far the run of a checkpoint was; raises DamagedError where that cannot be read."""
+    """How far the run of a checkpoint was; raises DamagedError if that cannot be read, FormatError if it is newer."""
     try:
         return read_progress(path)
+    except FormatError:
+        raise
     except (OSError, ValueError) as error:
         raise DamagedError(f"{path} cannot be read: {reason_of(error)}") from error
 

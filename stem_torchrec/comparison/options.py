@@ -4,16 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import yaml
-
 from stem_torchrec.comparison.choices import Grid
 from stem_torchrec.comparison.comparable import check_edges
 from stem_torchrec.comparison.config import CompareConfig
 from stem_torchrec.comparison.runs import MODELS, Part, Run, parts_of
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.command_line import parse_known_arguments
-from stem_torchrec.config.files import config_from_command_line, dump_config, what_is_trained
-from stem_torchrec.config.limits import check_limits
+from stem_torchrec.config.files import config_from_command_line, what_is_trained
+from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.data.files import Columns, find_row_groups, fingerprint
 from stem_torchrec.data.folder import data_folder
 from stem_torchrec.data.schema import load_schema
@@ -53,7 +51,6 @@ def read_command_line(args: Sequence[str] | None = None) -> Request:
     """What to compare; raises UserError for what makes no sense."""
     config, rest = parse_known_arguments(CompareConfig(), args, description=_DESCRIPTION)
     train = config_from_command_line(rest)
-    check_limits(train)
     if not config.out:
         raise UserError("say where the results go: --out DIR.")
     if train.checkpoint.folder is not None or train.resume != "auto":
@@ -68,10 +65,6 @@ def read_command_line(args: Sequence[str] | None = None) -> Request:
     seeds = _seeds(config.seeds)
     if config.split in ("train", "valid"):
         raise UserError(f"--split is {config.split!r}, on which models are trained or chosen; give another, as test.")
-    if config.resamples < 1:
-        raise UserError(f"--resamples is {config.resamples}, but must be at least 1.")
-    if not 0 < config.confidence < 1:
-        raise UserError(f"--confidence is {config.confidence}, but must be between 0 and 1, as 0.95 is.")
     if not check_edges(config.ratio_edges):
         raise UserError(f"--ratio-edges is {list(config.ratio_edges)}, but must ascend above 0, as 0.5 2 do.")
     folder = Path(config.out)
@@ -168,7 +161,7 @@ def claim_folder(request: Request, world_size: int) -> None:
         "split": request.config.split,
         "log": dict(request.log),
         "tuned": {"seed": grid.seed, "cells": [cell.name for cell in grid.cells()]} if grid else None,
-        "train": yaml.safe_load(dump_config(replace(what_is_trained(request.train), seed=0))),
+        "train": to_dict(replace(what_is_trained(request.train), seed=0)),
     }
     claim(
         folder / COMPARISON_FILE,

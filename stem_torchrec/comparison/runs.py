@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 
 from stem_torchrec.checkpoints.resume import checkpoints_folder
 from stem_torchrec.comparison.diagnostics import GateWeights
-from stem_torchrec.config import ModelConfig, TrainConfig
+from stem_torchrec.config import Arch, ModelConfig, TrainConfig
 from stem_torchrec.config.files import load_config, what_is_trained
-from stem_torchrec.config.literals import Arch
 from stem_torchrec.metrics.multi_task import to_json
 from stem_torchrec.models.build import groups_with_tables
 from stem_torchrec.runtime.errors import DamagedError, DivergedError

@@ -8,14 +8,12 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-import dacite
-import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.command_line import option_names
-from stem_torchrec.config.limits import check_limits
 from stem_torchrec.config.serialization import from_dict, to_dict
+from stem_torchrec.config.yaml_text import parse_yaml
 from stem_torchrec.data.files import Columns, find_row_groups
 from stem_torchrec.data.folder import data_folder
 from stem_torchrec.data.schema import load_schema
@@ -78,9 +76,9 @@ def fit_to_log(search: Search) -> Search:
 def read_space(path: str, base: TrainConfig) -> Space:
     """A search space from a YAML file; raises UserError with the option that is wrong."""
     try:
-        space = yaml.safe_load(Path(path).read_text())
-    # ValueError: no text.
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        space = parse_yaml(Path(path).read_text())
+    # ValueError: not text, or not YAML.
+    except (OSError, ValueError) as error:
         raise UserError(f"--space {path} cannot be read ({reason_of(error)}); give a YAML file.") from error
     if not isinstance(space, dict) or not space:
         raise UserError(f"{path} is no mapping of options to choices; write lines like `model.dropout: [0.0, 0.1]`.")
@@ -152,13 +150,8 @@ def _distribution(option: str, values: Any, base: TrainConfig) -> BaseDistributi
 
 
 def _typed(option: str, value: Any, base: TrainConfig) -> Any:
-    """A value as the configuration holds it: YAML reads 1e-6 as text, and the option says that it is a number."""
-    try:
-        config = _with_values(base, {option: value})
-    except (dacite.DaciteError, TypeError, ValueError) as error:
-        raise UserError(f"{option} is {value!r}, which does not fit: {reason_of(error)}.") from error
-    check_limits(config)
-    return attrgetter(option)(config)
+    """A value as the configuration holds it: a tuple for a list, 1.0 for 1 where the option is a float."""
+    return attrgetter(option)(_with_values(base, {option: value}))
 
 
 def _with_values(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:

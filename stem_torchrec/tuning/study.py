@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import optuna
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
+from annotated_types import Interval
 from filelock import FileLock
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -22,7 +23,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from stem_torchrec.config.command_line import parse_known_arguments
 from stem_torchrec.config.files import config_from_command_line, dump_config, what_is_trained
-from stem_torchrec.config.limits import check_limits
+from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.runtime.errors import DivergedError, UserError
 from stem_torchrec.runtime.process import Process, join_process_group
 from stem_torchrec.runtime.progress import log_rank0
@@ -50,7 +51,7 @@ class TuneConfig:
 
     out: str = ""
     """Folder for the study, a run folder for each trial, best.yaml and trials.parquet."""
-    trials: int = 50
+    trials: Annotated[int, Interval(ge=1, le=10**6)] = 50
     """Trials in all, over all ranks and calls, those that end early among them."""
     space: str = ""
     """A YAML file of options to choices ([1, 2, 4]) or ranges ({low: 1e-3, high: 5.0, log: true}); by default the
@@ -63,11 +64,8 @@ def read_command_line(args: Sequence[str] | None = None) -> tuple[TuneConfig, Se
     """How to search, and what; raises UserError for what makes no sense."""
     config, rest = parse_known_arguments(TuneConfig(), args, description=_DESCRIPTION)
     base = config_from_command_line(rest)
-    check_limits(base)
     if not config.out:
         raise UserError("say where the results go: --out DIR.")
-    if config.trials < 1:
-        raise UserError(f"--trials is {config.trials}, but must be at least 1.")
     if base.checkpoint.folder is not None or base.resume != "auto":
         raise UserError(
             "--checkpoint.folder and --resume would be one for all trials, which start anew; leave them out."
@@ -83,7 +81,7 @@ def claim_folder(folder: Path, search: Search) -> None:
     written.
     """
     said = {
-        "train": yaml.safe_load(dump_config(what_is_trained(search.base))),
+        "train": to_dict(what_is_trained(search.base)),
         "space": {option: repr(distribution) for option, distribution in search.space.items()},
     }
     claim(
@@ -161,7 +159,7 @@ def run_trial(trial: Trial, search: Search, folder: Path, process: Process) -> f
     return max(scores)
 
 
-def progress_line(trial: FrozenTrial, study: optuna.Study, trials: int) -> str:
+def progress_line(trial: FrozenTrial, study: optuna.Study, trials: Annotated[int, Interval(ge=1, le=10**6)]) -> str:
     """`trial 3, 4 of 50: 0.74211  (best 0.74530 of trial 1)  model.dropout=0.1`."""
     ended = len(study.get_trials(states=_ENDED, deepcopy=False))
     score = f"{trial.value:.5f}" if trial.state == TrialState.COMPLETE else "pruned"
