@@ -9,8 +9,9 @@ from torch.nn.functional import embedding_bag, linear, softplus
 from torchrec.datasets.utils import Batch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from stem_torchrec.config import ModelConfig, TrainConfig
+from stem_torchrec.config import TrainConfig
 from stem_torchrec.data.files import Columns
+from stem_torchrec.models.stem import STEMOptions
 
 TABLES = "sparse_arch.embedding_bag_collection.embedding_bags"
 # 5000 rows: on two ranks the first of the blocks that initial weights are drawn in (4096 rows) is cut.
@@ -43,7 +44,7 @@ def random_batch(
 class Parts:
     """What the equations of all models are made of, with weights by parameter name."""
 
-    def __init__(self, weights: dict[str, Tensor], config: ModelConfig) -> None:
+    def __init__(self, weights: dict[str, Tensor], config: STEMOptions) -> None:
         self.weights = weights
         self.config = config
 
@@ -86,7 +87,7 @@ class Parts:
         return torch.cat(towers, dim=1)
 
 
-def logits_by_formula(weights: dict[str, Tensor], batch: Batch, tasks: Sequence[str], config: ModelConfig) -> Tensor:
+def logits_by_formula(weights: dict[str, Tensor], batch: Batch, tasks: Sequence[str], config: STEMOptions) -> Tensor:
     """Logits (B, T) of STEM with weights by parameter name."""
     parts = Parts(weights, config)
     groups = [*tasks, "shared"]

@@ -17,8 +17,9 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.optim.keyed import CombinedOptimizer
 
 from stem_torchrec.checkpoints.folder import Progress
-from stem_torchrec.config import DataConfig, LoopConfig, ModelConfig, ShardingConfig, SparseOptimizerConfig, TrainConfig
+from stem_torchrec.config import DataConfig, LoopConfig, ShardingConfig, SparseOptimizerConfig, TrainConfig
 from stem_torchrec.data.files import Columns
+from stem_torchrec.models.stem import STEMOptions
 from stem_torchrec.runtime.process import Process
 from stem_torchrec.tables import local_shards, sharded_collections, split_columns, table_groups
 from stem_torchrec.training.assembly import build_pipeline, build_sharded_model
@@ -28,7 +29,7 @@ from reference import COLUMNS, TABLES, random_batch
 
 ROWS = 12
 """Rows of a global batch, which the ranks share."""
-MODEL = ModelConfig(
+MODEL = STEMOptions(
     embedding_dim=8,
     num_layers=2,
     num_shared_experts=2,
@@ -41,7 +42,7 @@ MODEL = ModelConfig(
 
 
 def config_of(
-    optimizer: str, sharding_type: str, *, model: ModelConfig = MODEL, precision: str = "fp32", **sparse: Any
+    optimizer: str, sharding_type: str, *, model: STEMOptions = MODEL, precision: str = "fp32", **sparse: Any
 ) -> TrainConfig:
     return TrainConfig(
         data=DataConfig(batch_size=ROWS),

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from stem_torchrec.config import ModelConfig
+from stem_torchrec.models.stem import STEMOptions
 from stem_torchrec.sharding.placement import FUSED_TYPES
 
 from distributed import run_ranks
@@ -34,7 +34,7 @@ class Outcome:
     """Whether the last step gave a dense parameter a gradient other than zero, by name."""
 
 
-def train_one_task(model: ModelConfig, optimizer: str, sharding_type: str) -> list[Outcome]:
+def train_one_task(model: STEMOptions, optimizer: str, sharding_type: str) -> list[Outcome]:
     """One outcome by task; before, a few steps on the labels of all tasks fill the optimizer states."""
     run = Run.build(config_of(optimizer, sharding_type, model=model))
     batches = mine(batches_of_ranks(5, dist.get_world_size(), missing=0.3))

@@ -12,8 +12,8 @@ from sklearn.metrics import roc_auc_score
 from torch.distributed.elastic.utils.distributed import get_free_port
 
 from stem_torchrec import evaluate
-from stem_torchrec.config.files import load_config
 from stem_torchrec.train import main
+from stem_torchrec.training.configuration import load_config
 
 ROOT = Path(__file__).parent.parent
 TINY = ["--recipe", "tiny", "--train.epochs", "2"]

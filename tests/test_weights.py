@@ -9,8 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from stem_torchrec.checkpoints.weights import load_weights, save_weights
-from stem_torchrec.config import ModelConfig
 from stem_torchrec.data.files import Columns
+from stem_torchrec.models.stem import STEMOptions
 from stem_torchrec.runtime.errors import UserError
 
 from distributed import run_ranks
@@ -64,7 +64,7 @@ def load_all(folder: Path) -> dict[tuple[str, str, str], Weights]:
     return loaded
 
 
-def refusals(folder: Path, others: dict[str, tuple[ModelConfig, Columns]]) -> dict[str, str]:
+def refusals(folder: Path, others: dict[str, tuple[STEMOptions, Columns]]) -> dict[str, str]:
     """What loading says to models other than the saved one; none of their weights changes."""
     messages = {}
     for name, (model, columns) in others.items():

@@ -6,7 +6,7 @@ from iopath.common.file_io import g_pathmgr
 
 from stem_torchrec.checkpoints.compatibility import check_same_run
 from stem_torchrec.checkpoints.folder import PROGRESS_FILE, Progress, checkpoint_path, complete_steps, read_progress
-from stem_torchrec.config import CheckpointConfig, TrainConfig
+from stem_torchrec.config import CheckpointConfig, ModelConfig, TrainConfig
 from stem_torchrec.config.formats import FormatError
 from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.data.schema import Schema
@@ -35,7 +35,7 @@ def check_resume(config: TrainConfig, schema: Schema) -> None:
             raise UserError(f"{own} holds a run's checkpoints; give another --output-dir, or --resume auto to go on.")
         for path in candidates(config.resume, own):
             try:
-                progress = progress_of(path)
+                progress = progress_of(path, type(config.model))
             except DamagedError:
                 continue
             check_same_run(path, (progress.config, progress.schema), (to_dict(config), to_dict(schema)))
@@ -67,10 +67,10 @@ def candidates(resume: str, folder: str | None) -> list[str]:
     return found
 
 
-def progress_of(path: str) -> Progress:
+def progress_of(path: str, model: type[ModelConfig]) -> Progress:
     """How far the run of a checkpoint was; raises DamagedError if that cannot be read, FormatError if it is newer."""
     try:
-        return read_progress(path)
+        return read_progress(path, model)
     except FormatError:
         raise
     except (OSError, ValueError) as error:

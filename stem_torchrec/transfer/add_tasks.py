@@ -9,13 +9,14 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from stem_torchrec.config.files import load_config
 from stem_torchrec.data.schema import load_schema
+from stem_torchrec.models.gated_experts import GatedExperts
 from stem_torchrec.models.layers import Gate
-from stem_torchrec.models.stem import STEM, STEMLayer
+from stem_torchrec.models.stem import STEM
 from stem_torchrec.runtime.errors import UserError, nearest
 from stem_torchrec.sharding.placement import some
 from stem_torchrec.tables import groups_of, table_group, table_name
+from stem_torchrec.training.configuration import load_config
 from stem_torchrec.training.run_folder import CONFIG_FILE
 from stem_torchrec.transfer.weight_source import Source, match_tables, open_source, size_of, weights_of
 
@@ -160,7 +161,7 @@ def _gates_of_trained(stem: STEM, trained: Sequence[str]) -> dict[str, list[int]
     """The weights of the last layers of the gates that there were before, and where their rows are now, in order."""
     rows = {}
     for name, layer in stem.named_modules():
-        if isinstance(layer, STEMLayer):
+        if isinstance(layer, GatedExperts):
             for stream, gate in layer.gates.items():
                 assert isinstance(gate, Gate)
                 if stream in groups_of(trained):
@@ -169,7 +170,7 @@ def _gates_of_trained(stem: STEM, trained: Sequence[str]) -> dict[str, list[int]
     return rows
 
 
-def _rows(layer: STEMLayer, stream: str, trained: Sequence[str]) -> list[int]:
+def _rows(layer: GatedExperts, stream: str, trained: Sequence[str]) -> list[int]:
     """Where a gate has the experts of the groups that there were before."""
     rows, start = {}, 0
     for group in layer.reads[stream]:
