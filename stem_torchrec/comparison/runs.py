@@ -68,11 +68,8 @@ class Part:
     def of(self, config: TrainConfig) -> TrainConfig:
         """`config`, whose labels are named, as this part trains it: with its own tasks' weights and learning rates."""
         weights = dict(zip(config.data.labels, config.model.task_weights, strict=bool(config.model.task_weights)))
-        model = with_arch(
-            config.model,
-            **comparable_models()[self.model],
-            task_weights=tuple(weights[t] for t in self.labels if weights),
-        )
+        task_weights = tuple(weights[task] for task in self.labels if weights)
+        model = with_arch(config.model, **comparable_models()[self.model], task_weights=task_weights)
         groups = groups_with_tables(model.arch, self.labels)
         rates = {group: rate for group, rate in config.sparse.group_learning_rates.items() if group in groups}
         metric = config.train.metric.partition("/")[0] if self.alone else config.train.metric

@@ -13,20 +13,24 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from stem_torchrec.config import Arch
 from stem_torchrec.models.frame import InputOptions, MultiTaskModel, at_least_one
 from stem_torchrec.models.gated_experts import GatedExperts
-from stem_torchrec.models.options import ExpertOptions
+from stem_torchrec.models.options import ExpertOptions, Experts
 from stem_torchrec.tables import SHARED, groups_of
 
 
 @dataclass(frozen=True)
 class MMoEOptions(ExpertOptions):
-    """Options of MMoE: as many experts as STEM, the shared ones and those of all tasks, all of them shared."""
+    """Options of MMoE."""
 
     arch: Arch = "mmoe"
+    num_shared_experts: Experts = 8
+    """Experts, and --model.num-task-experts more for each task: as many as STEM has, but all of them shared."""
+    num_task_experts: Experts = 1
+    """Experts for each task, all of them shared."""
 
 
 @dataclass(frozen=True)
-class OMoEOptions(ExpertOptions):
-    """Options of OMoE: as many experts as STEM, the shared ones and those of all tasks, all of them shared."""
+class OMoEOptions(MMoEOptions):
+    """Options of OMoE, those of MMoE."""
 
     arch: Arch = "omoe"
 
