@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from stem_torchrec.checkpoints.load_planner import parts_of
 from stem_torchrec.checkpoints.storage import State, reader_from
+from stem_torchrec.runtime.internals.pytorch import ShardedTensor
 
 Columns = tuple[int, int]
 

@@ -10,13 +10,17 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from iopath.common.file_io import g_pathmgr
-from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
-from torch.distributed._state_dict_utils import _copy_state_dict, _create_cpu_state_dict
 
 from stem_torchrec.checkpoints.folder import PROGRESS_FILE, Progress, checkpoint_path, prune, publish
 from stem_torchrec.checkpoints.storage import State, failure_of, failure_on_any_rank, writer_to
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.hang_detection import set_activity
+from stem_torchrec.runtime.internals.pytorch import (
+    ShardedTensor,
+    copy_state_dict,
+    empty_like_sharded,
+    empty_state_dict_on_host,
+)
 from stem_torchrec.runtime.paths import remove_folder
 from stem_torchrec.runtime.progress import log_rank0
 
@@ -86,7 +90,7 @@ class CheckpointSaver:
         set_activity("copying its state for a checkpoint")
         if self._copy is None:
             self._copy = host_memory_for(state)
-        _copy_state_dict(state, self._copy, type_check=False)
+        copy_state_dict(state, self._copy)
         self._writing = self._executor.submit(self._write, self._copy, progress)
         if wait:
             set_activity("waiting for its last checkpoint to be written")
@@ -153,12 +157,9 @@ def host_memory_for(state: State) -> State:
             shard.tensor.device.type == "cpu" for shard in value.local_shards()
         ):
             # What torch does below copies the storage of each shard, which for a table is that of all tables of a rank.
-            shards = [Shard(torch.empty_like(shard.tensor), shard.metadata) for shard in value.local_shards()]
-            room[name] = ShardedTensor._init_from_local_shards_and_global_metadata(
-                shards, value.metadata(), process_group=value._process_group, sharding_spec=value.sharding_spec()
-            )
+            room[name] = empty_like_sharded(value)
         else:
-            room |= _create_cpu_state_dict({name: value}, pin_memory=torch.cuda.is_available())
+            room |= empty_state_dict_on_host({name: value}, pin_memory=torch.cuda.is_available())
     return room
 
 

@@ -28,6 +28,9 @@ from dataclasses import dataclass
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 
+from stem_torchrec.runtime.internals import profiler_ranges
+from stem_torchrec.runtime.internals.profiler_ranges import AUTOGRAD_FUNCTION
+
 PHASES: Mapping[str, str] = {
     "input": "waiting for the next batch, and its copy to the device",
     "input dist": "ids to the ranks of their tables",
@@ -43,28 +46,18 @@ PHASES: Mapping[str, str] = {
 """What each phase is, in the order of a step."""
 
 _RANGES: Mapping[str, re.Pattern[str]] = {
-    "input": re.compile(r"## (copy_batch_to_gpu|next_batch|wait_for_batch) "),
-    # The permutation is also how --sharding.input-dist once copies ids into the slots of the lookup.
-    "input dist": re.compile(
-        r"## (start_sparse_data_dist|wait_sparse_data_dist|runtime_forward_assemble_KJT) "
-        r"|fbgemm::permute_.D_sparse_data"
-    ),
-    "lookup": re.compile(r"\[lookup\]"),
-    "output dist": re.compile(
-        r"\[output_dist|## \w*EmbeddingBagCollectionAwaitable "
-        r"|(Variable_Batch_)?(All2All|ReduceScatter|AllGather)\w+Backward"
-    ),
-    "dense forward": re.compile(r"## forward "),
-    "dense backward": re.compile(r"## backward "),
-    "table backward": re.compile(r"torch::autograd::CppNode<.*Lookup\w*Function"),
-    "all-reduce": re.compile(r"c10d::allreduce_|torch::distributed::reducer::"),
-    "dense optimizer": re.compile(r"## (optimizer|zero_grad) "),
-    "other": re.compile(r"ProfilerStep"),
+    "input": profiler_ranges.INPUT,
+    "input dist": profiler_ranges.INPUT_DIST,
+    "lookup": profiler_ranges.LOOKUP,
+    "output dist": profiler_ranges.OUTPUT_DIST,
+    "dense forward": profiler_ranges.FORWARD,
+    "dense backward": profiler_ranges.BACKWARD,
+    "table backward": profiler_ranges.TABLE_BACKWARD,
+    "all-reduce": profiler_ranges.ALL_REDUCE,
+    "dense optimizer": profiler_ranges.OPTIMIZER,
+    "other": profiler_ranges.STEP,
 }
 """How the names of a phase's ranges begin."""
-
-_AUTOGRAD = "autograd::engine::evaluate_function: "
-"""Begins the name of each function that a backward pass calls."""
 
 
 @dataclass
@@ -95,7 +88,7 @@ class StepTimes:
 def step_times(events: Iterable[FunctionEvent]) -> StepTimes:
     """Sums up the events of the recorded steps, as `torch.profiler.profile.events()` has them with a schedule."""
     roots = [event for event in events if event.cpu_parent is None and event.device_type == DeviceType.CPU]
-    steps = [event for event in roots if event.name.startswith("ProfilerStep")]
+    steps = [event for event in roots if profiler_ranges.STEP.match(event.name)]
     assert steps, "the profiler marks the steps that it records"
     phases: dict[str, Spent] = {phase: Spent() for phase in PHASES}
     operations: dict[str, Spent] = defaultdict(Spent)
@@ -111,11 +104,11 @@ def step_times(events: Iterable[FunctionEvent]) -> StepTimes:
         add(step, "other")
         for root in roots:
             inside = step.time_range.start <= root.time_range.start and root.time_range.end <= step.time_range.end
-            if inside and root.thread != step.thread and root.name.startswith(_AUTOGRAD):
+            if inside and root.thread != step.thread and root.name.startswith(AUTOGRAD_FUNCTION):
                 add(root, "dense backward")
                 phases["dense backward"].host -= root.time_range.elapsed_us() / len(steps) / 1000
     # The step itself is no operation.
-    inside_steps = {name: spent for name, spent in operations.items() if not name.startswith("ProfilerStep")}
+    inside_steps = {name: spent for name, spent in operations.items() if not profiler_ranges.STEP.match(name)}
     ranked = sorted(inside_steps, key=lambda name: (-operations[name].device, -operations[name].host))
     return StepTimes(phases, {name: operations[name] for name in ranked})
 
@@ -125,7 +118,7 @@ def _own_times(event: FunctionEvent, phase: str) -> Iterator[tuple[str, str, flo
     phase = _phase(event.name) or phase
     own = event.time_range.elapsed_us() - _elapsed(event.cpu_children)
     # When its last function is done, a backward pass ends with waiting for the all-reduce and copying its results.
-    functions = [child for child in event.cpu_children if child.name.startswith(_AUTOGRAD)]
+    functions = [child for child in event.cpu_children if child.name.startswith(AUTOGRAD_FUNCTION)]
     done = math.inf
     if functions and _RANGES["dense backward"].match(event.name):
         done = max(function.time_range.end for function in functions)
@@ -144,5 +137,5 @@ def _elapsed(events: Iterable[FunctionEvent]) -> float:
 
 def _phase(name: str) -> str | None:
     """The phase that a range of this name begins, if any."""
-    name = name.removeprefix(_AUTOGRAD)
+    name = name.removeprefix(AUTOGRAD_FUNCTION)
     return next((phase for phase, pattern in _RANGES.items() if pattern.match(name)), None)

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.internals.pytorch import TRACER_LOGGER
 from stem_torchrec.runtime.memory import keep_freed_memory
 from stem_torchrec.runtime.versions import fbgemm_has_cuda
 
@@ -172,6 +173,6 @@ def from_first_rank(make: Callable[[], T]) -> T:
 
 def _quiet_libraries() -> None:
     """Silences what TorchRec and torch say about their own insides, on every rank, where a user can change nothing."""
-    for name in ("torchrec", "torch.fx._symbolic_trace"):
+    for name in ("torchrec", TRACER_LOGGER):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|torchrec)\.")

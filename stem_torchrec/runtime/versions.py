@@ -4,7 +4,6 @@ Releases fit by number: fbgemm 1.X needs torch 2.(X + 5) and torchrec 1.X. Night
 numbers, so they pass with a warning. Nothing is imported: importing an fbgemm that does not fit is what fails.
 """
 
-import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+
+from stem_torchrec.runtime.internals.build_files import fbgemm_has_gpu, torch_has_gpu
 
 _CPU_FBGEMM, _GPU_FBGEMM = "fbgemm-gpu-cpu", "fbgemm-gpu"
 _DISTRIBUTIONS: Mapping[str, Sequence[str]] = {
@@ -75,7 +76,7 @@ def version_problem(builds: Builds) -> str:
         # torch is a CPU build); run: pip install --force-reinstall --no-deps fbgemm-gpu-cpu==1.8.0 torchrec==1.8.0
     """
     installed = ", ".join(
-        str(build) for name in _DISTRIBUTIONS for build in builds[name] or [f"{_DISTRIBUTIONS[name][0]} missing"]
+        ", ".join(map(str, builds[package])) or f"{usual[0]} missing" for package, usual in _DISTRIBUTIONS.items()
     )
     if not builds["torch"]:
         return f"stem_torchrec needs torch, fbgemm-gpu and torchrec, but found {installed}; run make install."
@@ -140,14 +141,8 @@ def _builds_of(package: str) -> list[Build]:
 
 
 def _has_gpu(name: str, folder: Path | None) -> bool:
-    if name == "torch":
-        # Importing torch for this costs seconds.
-        file = folder and folder / "version.py"
-        return file is not None and bool(re.search(r"^(cuda|hip)\b.*= '", file.read_text(), re.MULTILINE))
     if name in _DISTRIBUTIONS["fbgemm_gpu"]:
         return not name.endswith("cpu")
-    if name == "fbgemm_gpu" and folder is not None:
-        # What a source build was built for; undocumented, checked with fbgemm 1.8.
-        targets = [json.loads(file.read_text()) for file in folder.glob("docs/target.*.json.py")]
-        return any(target.get("variant") != "cpu" for target in targets)
-    return False
+    if folder is None:
+        return False
+    return {"torch": torch_has_gpu, "fbgemm_gpu": fbgemm_has_gpu}.get(name, lambda _: False)(folder)

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 
 from torch import nn
-from torch.distributed._shard.sharding_spec import EnumerableShardingSpec, ShardMetadata
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ParameterSharding, ShardingPlan
 
 from stem_torchrec.runtime.errors import UserError, nearest
+from stem_torchrec.runtime.internals.pytorch import EnumerableShardingSpec, ShardMetadata
 from stem_torchrec.sharding.placement import Placement, some
 from stem_torchrec.transfer.weight_source import Source, match_tables, open_source, weights_of
 

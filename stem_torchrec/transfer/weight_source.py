@@ -13,13 +13,13 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.tensor import DTensor
 
 from stem_torchrec.checkpoints.load_planner import split_sizes
 from stem_torchrec.checkpoints.storage import without_warnings
 from stem_torchrec.checkpoints.weights import find_weights, load_state, saved_tensors
 from stem_torchrec.runtime.errors import UserError, nearest
+from stem_torchrec.runtime.internals.pytorch import ShardedTensor
 from stem_torchrec.sharding.placement import some
 from stem_torchrec.training.run_folder import BEST_WEIGHTS, CONFIG_FILE
 
