@@ -65,7 +65,7 @@ def watch_losses(folder: Path) -> tuple[list[bool], str]:
     def keep(step: int, batch: object) -> Path:
         return keep_batch(random_batch(step), folder, dense=COLUMNS.dense, labels=COLUMNS.labels, name=f"step-{step}")
 
-    watch = RunWatch(lambda *_, **__: None, every=None, seconds=None, ending=Event(), keep_batch=keep, timeout=60)
+    watch = RunWatch(lambda *_, **__: None, seconds=None, ending=Event(), keep_batch=keep, timeout=60)
     asked = []
     for step in range(1, 5):
         bad = step == 2 and dist.get_rank() == 1

@@ -22,7 +22,6 @@ class RunWatch:
     Args:
         save: writes a checkpoint; called between two steps as `save(state, wait=...)` with what `on_pause` gets and
             whether to wait until the checkpoint is written.
-        every: steps between two checkpoints.
         seconds: seconds between two checkpoints.
         ending: set when the run is to end.
         keep_batch: writes a batch whose loss is not finite to a file, given the step and the batch, and returns the
@@ -34,13 +33,11 @@ class RunWatch:
         self,
         save: Callable[..., None],
         *,
-        every: int | None,
         seconds: float | None,
         ending: Event,
         keep_batch: Callable[[int, Batch], object] | None,
         timeout: float,
     ) -> None:
-        self.every = every
         self._save, self._seconds, self._ending, self._keep_batch = save, seconds, ending, keep_batch
         self._agreement = Agreement([_SAVE, _END, _NONFINITE], timeout=timeout)
         self._requests: set[str] = set()
@@ -56,6 +53,11 @@ class RunWatch:
         self._check_last_losses()
         self._unchecked = step, batch, torch.isfinite(losses).all()
         self._requests |= self._agreement.exchange(self._requests_of_rank())
+        return bool(self._requests)
+
+    @property
+    def pause_is_requested(self) -> bool:
+        """Whether some rank has asked for a pause since the last one, the same on all ranks."""
         return bool(self._requests)
 
     def should_end(self) -> bool:
