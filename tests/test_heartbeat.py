@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from stem_torchrec.runtime.errors import HANG_STATUS
-from stem_torchrec.runtime.hang_detection import Beat, Watcher, _pause, collective_timeout
+from stem_torchrec.runtime.hang_detection import collective_timeout
+from stem_torchrec.runtime.hang_verdict import Beat, Watcher, report_interval
 
 from small_runs import start
 
@@ -20,25 +21,25 @@ def test_nobody_is_named_while_all_go_on() -> None:
 def test_a_rank_that_has_stopped_is_named() -> None:
     watcher = Watcher(10)
     for now in range(40):
-        said = {
+        beats = {
             0: Beat(now, min(now, 21), "making a training step"),
             1: Beat(min(now, 20), min(now, 20), "reading a batch"),
         }
-        sentence = watcher.verdict(said, now=now)
+        sentence = watcher.verdict(beats, now=now)
         if sentence:
             break
     assert now == 31
     assert sentence is not None
-    assert sentence.startswith("rank 1 has not been heard of: for 11 s it has been reading a batch; all ranks end")
+    assert sentence.startswith("rank 1 has stopped: for 11 s it has been reading a batch; all ranks end")
 
 
 def test_the_rank_that_others_wait_for_is_named() -> None:
     """All live, and all stand still: the others in a collective, which they have begun and rank 2 has not."""
     watcher = Watcher(10)
     for now in range(40):
-        said = {rank: Beat(now, min(now, 21), "making a training step") for rank in (0, 1, 3)}
-        said[2] = Beat(now, min(now, 20), "reading a batch of the training split")
-        sentence = watcher.verdict(said, now=now)
+        beats = {rank: Beat(now, min(now, 21), "making a training step") for rank in (0, 1, 3)}
+        beats[2] = Beat(now, min(now, 20), "reading a batch of the training split")
+        sentence = watcher.verdict(beats, now=now)
         if sentence:
             break
     assert sentence is not None
@@ -48,9 +49,9 @@ def test_the_rank_that_others_wait_for_is_named() -> None:
 def test_of_ranks_that_are_as_far_the_one_that_does_not_wait_is_named() -> None:
     watcher = Watcher(10)
     for now in range(40):
-        said = {rank: Beat(now, 7, "making a training step", "distributed/comm_ops.py:9", True) for rank in (0, 2)}
-        said[1] = Beat(now, 7, "making a training step", "models/stem.py:5", False)
-        sentence = watcher.verdict(said, now=now)
+        beats = {rank: Beat(now, 7, "making a training step", "distributed/comm_ops.py:9", True) for rank in (0, 2)}
+        beats[1] = Beat(now, 7, "making a training step", "models/stem.py:5", False)
+        sentence = watcher.verdict(beats, now=now)
         if sentence:
             break
     assert sentence is not None
@@ -60,13 +61,13 @@ def test_of_ranks_that_are_as_far_the_one_that_does_not_wait_is_named() -> None:
 @pytest.mark.parametrize("timeout", [4, 60, 600, 86_400])
 def test_a_rank_that_hangs_is_named_before_the_collectives_of_the_others_fail(timeout: float) -> None:
     """Rank 1 hangs at 0, when rank 0 begins to wait for it."""
-    watcher, pause = Watcher(timeout), _pause(timeout)
+    watcher, interval = Watcher(timeout), report_interval(timeout)
     # At the latest rank 1 says so a pause later, and rank 0 hears it another pause later.
-    beats, now, sentence = 0, 2 * pause, None
+    count, now, sentence = 0, 2 * interval, None
     while sentence is None:
-        said = {0: Beat(beats, 8, "making a training step", waits=True), 1: Beat(beats, 7, "reading a batch")}
-        sentence = watcher.verdict(said, now=now)
-        beats, now = beats + 1, now + pause
+        reports = {0: Beat(count, 8, "making a training step", is_waiting=True), 1: Beat(count, 7, "reading a batch")}
+        sentence = watcher.verdict(reports, now=now)
+        count, now = count + 1, now + interval
     assert sentence.startswith("rank 1 hangs: ")
     # Here `now` is a pause after the verdict, when the others have read it.
     assert now < collective_timeout(timeout)
@@ -86,7 +87,7 @@ def test_a_rank_that_waits_long_for_one_that_goes_on_is_not_named() -> None:
 
 
 def test_who_does_not_hear_all_blames_nobody_for_waiting() -> None:
-    watcher = Watcher(10, whole=False)
+    watcher = Watcher(10, sees_all_ranks=False)
     for now in range(100):
         assert watcher.verdict({0: Beat(now, min(now, 5), "making a training step")}, now=now) is None
 
@@ -94,7 +95,7 @@ def test_who_does_not_hear_all_blames_nobody_for_waiting() -> None:
 @pytest.mark.parametrize(
     ("stopped", "sentence"),
     [
-        (1, "error: rank 1 has not been heard of: for "),
+        (1, "error: rank 1 has stopped: for "),
         # It serves the store by which the other one would hear of it.
         (0, "error: the store of the ranks, which rank 0 or the launcher serves, has not answered for "),
     ],
