@@ -228,7 +228,7 @@ def test_the_copy_of_a_table_has_memory_for_that_table_alone() -> None:
 def test_a_file_that_leaves_the_page_cache_holds_what_was_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(UncachedFile, "_MOST", 4096)
+    monkeypatch.setattr(UncachedFile, "_MAX_CACHED", 4096)
     parts = [bytes(range(256)) * 50, b"", b"end"]
     dropped: list[int] = []
     advise = os.posix_fadvise
