@@ -9,7 +9,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch.distributed as dist
-from test_train import run as run_command
 
 from stem_torchrec.config import SyntheticConfig
 from stem_torchrec.config.files import load_config
@@ -22,6 +21,7 @@ from stem_torchrec.transfer.convert_layout import ConvertConfig, convert_run
 
 from distributed import run_ranks
 from runs import this_process
+from test_train import run as run_command
 
 
 @dataclass

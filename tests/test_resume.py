@@ -11,7 +11,7 @@ import pytest
 
 from stem_torchrec.runtime.errors import RESUME_STATUS
 
-from fault_runs import differences
+from recovery.train_runs import differences
 from small_runs import start
 
 

@@ -21,7 +21,7 @@ from stem_torchrec.training.trainer import Trainer, train
 from stem_torchrec.training.watched_metric import Metrics
 
 from distributed import run_ranks
-from fault_runs import differences
+from recovery.train_runs import differences
 from runs import this_process
 
 ROOT = Path(__file__).parent.parent
