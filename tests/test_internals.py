@@ -87,8 +87,8 @@ def test_only_the_seam_names_private_parts_of_libraries() -> None:
 
 def test_the_search_for_private_parts_finds_them_in_the_seam() -> None:
     assert "torch.distributed._state_dict_utils._copy_state_dict" in list(private_uses(pytorch))
-    found = list(private_uses(torchrec_hooks))
-    assert {"sharding._pg", "InputDistCollection._embedding_shardings", "BackwardPipeline._backward"} <= set(found)
+    read = list(private_uses(torchrec_hooks))
+    assert {"sharding._pg", "InputDistCollection._embedding_shardings", "BackwardPipeline._backward"} <= set(read)
 
 
 class RecordingPipeline(torchrec_hooks.BackwardPipeline):
@@ -232,12 +232,12 @@ def facts() -> list[dict[str, Any]]:
 
 def test_shardings_have_a_group_and_rows_and_others_stand_in_for_them(facts: list[dict[str, Any]]) -> None:
     for rank in facts:
-        for sharding_type, found in rank["shardings"].items():
-            assert found.pop("calls") == {"feature_names", "create_input_dist"}, sharding_type
-            assert found.pop("restored")
-            assert found.pop("ranks") == 2
-            assert found.pop("rows", True), sharding_type
-            assert found in ({}, {"ranks per host": 2, "features per rank": [6, 6]})
+        for sharding_type, read in rank["shardings"].items():
+            assert read.pop("calls") == {"feature_names", "create_input_dist"}, sharding_type
+            assert read.pop("restored")
+            assert read.pop("ranks") == 2
+            assert read.pop("rows", True), sharding_type
+            assert read in ({}, {"ranks per host": 2, "features per rank": [6, 6]})
 
 
 @pytest.mark.parametrize("fact", ["sharded", "sizes", "own storage", "equal", "independent", "enumerable", "ranks"])
