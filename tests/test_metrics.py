@@ -211,8 +211,9 @@ def compute_all_cases(rows_in_memory: int) -> dict[tuple[str, str], dict[str, Ta
                 batch = slice(start, min(start + 150, end))
                 metrics.update(*(column if column is None else column[batch] for column in columns))
             results[split, case] = metrics.compute()
-            # compute changes nothing, so that more rows may follow.
-            assert repr(metrics.compute()) == repr(results[split, case])
+            if case == "ties":
+                # compute changes nothing, so that more rows may follow.
+                assert repr(metrics.compute()) == repr(results[split, case])
     return results
 
 
