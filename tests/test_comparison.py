@@ -220,7 +220,7 @@ def test_an_interrupted_run_ends_with_the_same_numbers(
     call(tmp_path / "out", log, "single_task", seeds="0")
     output = capsys.readouterr().out
     assert ("can be read" in output and "; this run restarts from the beginning" in output) == damaged
-    assert bool(re.search(rf"after step \d from {folder}/checkpoints", output)) == (not damaged)
+    assert bool(re.search(rf"resuming after step \d from {folder}/checkpoints", output)) == (not damaged)
     assert not (folder / "checkpoints").exists()
     resumed, expected = (
         {r["task"]: r["auc"] for r in rows if r["model"] == "single_task" and r["seed"] == 0}

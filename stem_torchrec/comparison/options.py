@@ -20,7 +20,7 @@ from stem_torchrec.models.build import build_model, check_task_weights, groups_w
 from stem_torchrec.runtime.errors import UserError, nearest
 from stem_torchrec.sharding.placement import match_rules, parse_rules
 from stem_torchrec.tables import groups_of, table_configs
-from stem_torchrec.training.run_folder import claim
+from stem_torchrec.training.run_folder import write_or_check
 from stem_torchrec.training.watched_metric import WatchedMetric
 
 COMPARISON_FILE = "comparison.yaml"
@@ -210,7 +210,7 @@ def record_options(request: Request, world_size: int) -> None:
         "tuned": {"seed": grid.seed, "cells": [cell.name for cell in grid.cells()]} if grid else None,
         "train": yaml.safe_load(dump_config(replace(what_is_trained(request.train), seed=0))),
     }
-    claim(
+    write_or_check(
         folder / COMPARISON_FILE,
         options,
         refusal=f"{folder} holds a comparison with other options or of another log, see {COMPARISON_FILE} in it; give "

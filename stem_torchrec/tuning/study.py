@@ -22,8 +22,8 @@ from stem_torchrec.config.limits import check_limits
 from stem_torchrec.runtime.errors import DivergedError, UserError
 from stem_torchrec.runtime.process import Process, join_process_group
 from stem_torchrec.runtime.progress import log_rank0
-from stem_torchrec.training.run import train
-from stem_torchrec.training.run_folder import claim, write_text
+from stem_torchrec.training.run_folder import write_or_check, write_text
+from stem_torchrec.training.trainer import train
 from stem_torchrec.training.watched_metric import Metrics, WatchedMetric
 from stem_torchrec.tuning.search_space import SPACE, Search, read_space, resolve_log, to_space
 
@@ -82,7 +82,7 @@ def record_options(folder: Path, search: Search) -> None:
         "train": yaml.safe_load(dump_config(what_is_trained(search.base))),
         "space": {option: repr(distribution) for option, distribution in search.space.items()},
     }
-    claim(
+    write_or_check(
         folder / "study.yaml",
         options,
         refusal=f"{folder} holds a search with other options or another space; give another --out.",
