@@ -1,4 +1,4 @@
-"""The pages: their blocks of commands and of Python run, and so do the programs in examples/; their links lead somewhere.
+"""The pages: their blocks of commands and of Python run, as do the programs in examples/; their links lead somewhere.
 
 `<!-- test: ... -->` on the line above a block tells how to run it:
 
@@ -27,7 +27,7 @@ from sybil.parsers.markdown.lexers import DirectiveInHTMLCommentLexer, FencedCod
 from stem_torchrec import TrainConfig
 from stem_torchrec.config import option_names
 
-from kuairand_files import write_raw
+from kuairand_files import LOG, LOG_FILE, exposure, write_csv, write_raw
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -71,7 +71,8 @@ def blocks_of(page: Path) -> list[Block]:
                 long = True
                 continue
             old, arrow, new = map(str.strip, part.partition("=>"))
-            assert arrow and old in source, f"{page}:{above}: the block has no {old!r}"
+            assert arrow, f"{page}:{above}: {part!r} is not OLD => NEW"
+            assert old in source, f"{page}:{above}: the block has no {old!r}"
             source = source.replace(old, new)
         blocks.append(Block(page, above + 1, str(region.lexemes["language"]), source, long, skip))
     assert not directives, f"{page}: no block follows the comment on line {min(directives) + 1}"
@@ -95,6 +96,14 @@ def clone(folder: Path) -> Path:
         if (ROOT / name).exists():
             (folder / name).symlink_to(ROOT / name)
     write_raw(folder / "DIR")
+    rows = [
+        # Labels of both kinds for each task on each day.
+        exposure(user, video, day, long_view=(user + video) % 2, is_like=int((user + video + day) % 3 == 0))
+        for day in range(1, 7)
+        for user in (1, 2, 3)
+        for video in (10, 11, 12)
+    ]
+    write_csv(folder / "DIR" / LOG_FILE, LOG, rows)
     return folder
 
 
