@@ -8,7 +8,6 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar, get_type_hints
 
 import tyro
-from tyro import _errors
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from stem_torchrec.config.fields import limits_in, limits_text
@@ -22,6 +21,7 @@ from stem_torchrec.runtime.errors import (
     UserError,
     nearest,
 )
+from stem_torchrec.runtime.internals import tyro_errors as _errors
 
 ConfigT = TypeVar("ConfigT")
 
