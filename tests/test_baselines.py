@@ -17,10 +17,10 @@ from stem_torchrec.models.build import build_model
 from stem_torchrec.models.frame import MultiTaskModel
 from stem_torchrec.runtime.errors import UserError
 
-from reference import Parts, random_batch
+from reference import Parts, random_batch, sparse_features
 
 TASKS = ("click", "like", "share")
-COLUMNS = Columns(sparse={"uid": 50, "tags": 7}, dense=("age", "price"), labels=TASKS, group=None)
+COLUMNS = Columns(sparse=sparse_features(uid=50, tags=7), dense=("age", "price"), labels=TASKS, group=None)
 CONFIG = ModelConfig(
     embedding_dim=4,
     num_layers=2,

@@ -18,6 +18,7 @@ from stem_torchrec.sharding.topology import make_topology
 from stem_torchrec.tables import table_configs
 from stem_torchrec.training.assembly import choose_placements
 
+from reference import sparse_features
 from runs import MODEL
 
 OTHERS = {"dense": (), "labels": ("finish", "like"), "group": None}
@@ -25,7 +26,7 @@ FEATURES = {"uid": 1000, "iid": 1000, "segment": 20, "category": 20, "tags": 100
 
 
 def a_model(**features: int) -> MultiTaskTrain:
-    return build_model(MODEL, Columns(sparse=features or FEATURES, **OTHERS))
+    return build_model(MODEL, Columns(sparse=sparse_features(**(features or FEATURES)), **OTHERS))
 
 
 def topology(world_size: int = 16, *, local: int = 8, device: str = "cpu", hbm_gib: float | None = None) -> Topology:

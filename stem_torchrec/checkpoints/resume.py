@@ -8,7 +8,7 @@ from stem_torchrec.checkpoints.compatibility import check_same_run
 from stem_torchrec.checkpoints.folder import PROGRESS_FILE, Progress, checkpoint_path, complete_steps, read_progress
 from stem_torchrec.config import CheckpointConfig, TrainConfig
 from stem_torchrec.config.serialization import to_dict
-from stem_torchrec.data.schema import Schema
+from stem_torchrec.data.schema import Schema, schema_to_dict
 from stem_torchrec.runtime.errors import DamagedError, UserError, reason_of
 from stem_torchrec.runtime.process import from_first_rank
 
@@ -37,7 +37,7 @@ def check_resume(config: TrainConfig, schema: Schema) -> None:
                 progress = progress_of(path)
             except DamagedError:
                 continue
-            check_same_run(path, (progress.config, progress.schema), (to_dict(config), to_dict(schema)))
+            check_same_run(path, (progress.config, progress.schema), (to_dict(config), schema_to_dict(schema)))
             return
 
     from_first_rank(check)

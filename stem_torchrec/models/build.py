@@ -4,13 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
-
 from stem_torchrec.config import ModelConfig
 from stem_torchrec.config.literals import Arch
 from stem_torchrec.data.files import Columns
-from stem_torchrec.data.schema import SparseFeature
 from stem_torchrec.models.frame import MultiTaskModel
 from stem_torchrec.models.loss import MultiTaskTrain
 from stem_torchrec.models.moe import MEMMoE, MMoE, OMoE
@@ -19,7 +15,7 @@ from stem_torchrec.models.sequential import AITM, ESMM
 from stem_torchrec.models.shared_bottom import SharedBottom, SingleTask
 from stem_torchrec.models.stem import STEM
 from stem_torchrec.runtime.errors import UserError
-from stem_torchrec.tables import SHARED, embedding_bag_configs, groups_of
+from stem_torchrec.tables import SHARED, build_collection, groups_of
 
 
 @dataclass(frozen=True)
@@ -82,15 +78,16 @@ def build_model(config: ModelConfig, columns: Columns, *, table_device: str = "m
     check_task_weights(config.task_weights, tasks)
     groups_of(tasks)  # Refuses labels that cannot name a group, whichever groups the model has.
     entry = _MODELS[config.arch]
-    tables = embedding_bag_configs(
-        [SparseFeature(name, num_embeddings) for name, num_embeddings in columns.sparse.items()],
+    collection = build_collection(
+        list(columns.sparse.values()),
         entry.groups(tasks),
         embedding_dim=config.embedding_dim,
         std=config.embedding_std,
         layout=config.layout,
+        device=table_device,
     )
     model = entry.model(
-        EmbeddingBagCollection(tables=tables, device=torch.device(table_device)),
+        collection,
         tasks,
         tower_hidden=config.tower_hidden,
         dropout=config.dropout,

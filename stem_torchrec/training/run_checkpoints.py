@@ -19,7 +19,7 @@ from stem_torchrec.checkpoints.watch import RunWatch
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.data.reader import ParquetReader
-from stem_torchrec.data.schema import Schema
+from stem_torchrec.data.schema import Schema, schema_to_dict
 from stem_torchrec.runtime.errors import DamagedError
 from stem_torchrec.runtime.hang_detection import collective_timeout
 from stem_torchrec.runtime.process import from_first_rank
@@ -57,7 +57,7 @@ class RunCheckpoints:
     ) -> None:
         self._model, self._optimizer = model, optimizer
         self._reader, self._best, self._config = reader, best, config
-        self._config_says, self._schema_says = to_dict(config), to_dict(schema)
+        self._config_says, self._schema_says = to_dict(config), schema_to_dict(schema)
         self._saved_step: int | None = None
         self._run, self._pipeline = folder, pipeline
         self.folder = checkpoints_folder(config.checkpoint, folder)
@@ -136,7 +136,7 @@ class RunCheckpoints:
 
     def _keep_batch(self, step: int, batch: Batch) -> Path:
         columns, name = self._reader.columns, f"step-{step:09d}-rank-{dist.get_rank()}"
-        return keep_batch(batch, self._run / "nonfinite", dense=columns.dense, labels=columns.labels, name=name)
+        return keep_batch(batch, self._run / "nonfinite", columns, name=name)
 
     def _save(self, place: Place, *, wait: bool) -> None:
         assert self._saver is not None

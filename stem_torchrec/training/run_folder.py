@@ -17,8 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.files import dump_config, load_config, what_is_trained
-from stem_torchrec.config.serialization import to_dict
-from stem_torchrec.data.schema import SCHEMA_FILE, Schema
+from stem_torchrec.data.schema import SCHEMA_FILE, Schema, schema_to_dict
 from stem_torchrec.metrics.multi_task import TaskMetrics, from_json
 from stem_torchrec.runtime.errors import UnwritableError, UserError, reason_of
 from stem_torchrec.runtime.process import from_first_rank
@@ -173,7 +172,7 @@ class MetricsLog:
 
 def write_inputs(folder: Path, schema: Schema, plan: str) -> None:
     """Writes schema.json and plan.json; rank 0 calls it. Raises UnwritableError."""
-    write_json(folder / SCHEMA_FILE, to_dict(schema))
+    write_json(folder / SCHEMA_FILE, schema_to_dict(schema))
     write_text(folder / PLAN_FILE, plan)
 
 

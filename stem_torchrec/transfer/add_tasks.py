@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,14 +16,12 @@ from stem_torchrec.models.layers import Gate
 from stem_torchrec.models.stem import STEM, STEMLayer
 from stem_torchrec.runtime.errors import UserError, nearest
 from stem_torchrec.sharding.placement import some
-from stem_torchrec.tables import groups_of, table_group, table_name
+from stem_torchrec.tables import TableTensor, groups_of, table_feature, table_group, table_name
 from stem_torchrec.training.run_folder import CONFIG_FILE
 from stem_torchrec.transfer.weight_source import Source, match_tables, open_source, size_of, weights_of
 
 CLOSED = -1e4
 """A gate's bias at which the softmax gives an expert a weight of exactly 0."""
-
-_TABLES = "sparse_arch.embedding_bag_collection.embedding_bags."
 
 T = TypeVar("T")
 
@@ -99,11 +98,11 @@ def add_tasks(
         if tables_from not in groups:
             known = f"{some(groups)}{nearest(tables_from, groups)}"
             raise UserError(f"{saved.where} has no tables of {tables_from!r}, only of {known}")
-        for table in _tables(here):
-            group, _, feature = table.partition("/")
-            if group in new:
-                theirs = f"{saved_prefix}{_TABLES}{table_name(tables_from, feature)}.weight"
-                targets.append(match_tables(saved, weights, f"{prefix}{_TABLES}{table}.weight", theirs))
+        for tensor in _tables(here):
+            if table_group(tensor.table) in new:
+                source_tensor = replace(tensor, table=table_name(tables_from, table_feature(tensor.table)))
+                target = match_tables(saved, weights, prefix + tensor.name, saved_prefix + source_tensor.name)
+                targets.append(target)
     saved.read(targets)
     for name, old in grown.items():
         here[name].fill_(gate_bias if name.endswith("bias") else 0.0)
@@ -135,22 +134,23 @@ def _weights_of_stem(weights: Mapping[str, T], where: str) -> tuple[str, dict[st
     return prefix, {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(own)}
 
 
-def _tables(names: Iterable[str]) -> list[str]:
-    return [name.removeprefix(_TABLES).removesuffix(".weight") for name in sorted(names) if name.startswith(_TABLES)]
+def _tables(names: Iterable[str]) -> list[TableTensor]:
+    return [tensor for name in sorted(names) if (tensor := TableTensor.parse(name)) is not None]
 
 
 def _check_layout(names: Iterable[str], tasks: Sequence[str], where: str) -> None:
-    for table in _tables(names):
-        if table_group(table) not in groups_of(tasks):
+    for tensor in _tables(names):
+        if table_group(tensor.table) not in groups_of(tasks):
             raise UserError(
-                f"{where} has the table {table!r}, of no single group; tasks are added in the split layout."
+                f"{where} has the table {tensor.table!r}, of no single group; tasks are added in the split layout."
             )
 
 
 def _group(name: str) -> str:
     """The group that a weight of a STEM belongs to, by its name."""
-    if name.startswith(_TABLES):
-        return table_group(name.removeprefix(_TABLES))
+    tensor = TableTensor.parse(name)
+    if tensor is not None:
+        return table_group(tensor.table)
     match = re.match(r"(?:layers\.\d+\.)?(?:dense_arch|experts|gates|towers)\.([^.]+)\.", name)
     assert match, f"{name} belongs to no group"
     return match[1]

@@ -4,7 +4,6 @@ Either is read piece by piece into tensors that may be sharded by another plan; 
 table for it.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -21,6 +20,7 @@ from stem_torchrec.checkpoints.storage import without_warnings
 from stem_torchrec.checkpoints.weights import find_weights, load_state, saved_tensors
 from stem_torchrec.runtime.errors import UserError, nearest
 from stem_torchrec.sharding.placement import some
+from stem_torchrec.tables import tables_among
 from stem_torchrec.training.run_folder import BEST_WEIGHTS, CONFIG_FILE
 
 Source = str | Path | Mapping[str, Tensor]
@@ -163,7 +163,7 @@ def _find_table(names: Iterable[str], table: str, where: str) -> str:
     names = list(names)
     found = [table] if table in names else [name for name in names if f".{name}".endswith(f".{table}.weight")]
     if not found:
-        tables = sorted(m[1] for name in names if (m := re.search(r"embedding(?:_bag)?s\.(.+)\.weight$", name)))
+        tables = tables_among(names)
         raise UserError(f"{where} has no table {table!r}, only {some(tables) or 'none'}{nearest(table, tables)}")
     if len(found) > 1:
         raise UserError(f"{where} has several tables {table!r}: {some(found)}; give the whole name of one.")
