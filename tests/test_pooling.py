@@ -8,34 +8,26 @@ from collections.abc import Iterable
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
-from torchrec.distributed import DistributedModelParallel
-from torchrec.modules.embedding_configs import PoolingType
+from torch import Tensor
 
 from stem_torchrec.data.files import Columns
 from stem_torchrec.data.schema import SparseFeature
-from stem_torchrec.runtime.errors import UserError
-from stem_torchrec.sharding.placement import FUSED_TYPES, Placement
-from stem_torchrec.sharding.planner import plan_sharding
-from stem_torchrec.sharding.sharder import make_sharder
-from stem_torchrec.sharding.topology import topology_here
-from stem_torchrec.tables import SparseArch, build_collection
+from stem_torchrec.sharding.placement import FUSED_TYPES
 
 from distributed import run_ranks
 from reference import COLUMNS, random_batch, train_by_hand
-from runs import MODEL, ROWS, Run, config_of, this_process
+from runs import MODEL, ROWS, Run, config_of
 
 STEPS = 4
 TYPES = [*FUSED_TYPES, "data_parallel"]
 FEATURES = {
     "weighted": [
         SparseFeature("uid", 50),
-        SparseFeature("genres", 9, pooling="mean", embedding_dim=4),
-        SparseFeature("words", 20, weights="word_weights", embedding_dim=12),
-        SparseFeature("tags", 7, pooling="mean", weights="tag_weights", embedding_dim=16),
+        SparseFeature("genres", 16, pooling="mean", embedding_dim=4),
+        SparseFeature("words", 24, weights="word_weights", embedding_dim=12),
+        SparseFeature("tags", 8, pooling="mean", weights="tag_weights", embedding_dim=16),
     ],
-    "unweighted": [SparseFeature("uid", 50, embedding_dim=4), SparseFeature("genres", 9, pooling="mean")],
+    "unweighted": [SparseFeature("uid", 50, embedding_dim=4), SparseFeature("genres", 16, pooling="mean")],
 }
 # Every type in the layout and with the input distribution that have the most of their own code, and each of the others.
 CASES = [

@@ -138,5 +138,6 @@ def cut_columns(pooled: KeyedTensor, cuts: dict[str, list[str]]) -> KeyedTensor:
     return KeyedTensor(keys, lengths, pooled.values())
 
 
-# The pipeline traces a model with FX, which cannot follow a loop over keys: to FX this function is one step.
+# The pipeline traces a model with FX, which cannot follow a loop over keys: to FX each of these is one step.
 torch.fx.wrap("cut_columns")
+torch.fx.wrap("sums_to_means")

@@ -72,10 +72,6 @@ def sums_to_means(sums: Tensor, features: KeyedJaggedTensor, columns: Sequence[t
     return sums / torch.cat([d[:, None].expand(-1, w) for d, w in zip(divisors, widths, strict=True)], dim=1)
 
 
-# The pipeline traces a model with FX, which cannot follow a loop over keys: to FX this function is one step.
-torch.fx.wrap("sums_to_means")
-
-
 def check_means(collection: EmbeddingBagCollection, sharding_types: Mapping[str, str]) -> None:
     """Raises UserError for tables that TorchRec 1.8 would pool by another mean than the one that is defined above.
 
