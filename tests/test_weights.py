@@ -99,9 +99,9 @@ OTHERS = {
     "a width": (dataclasses.replace(MODEL, embedding_dim=16), COLUMNS),
     "fewer layers": (dataclasses.replace(MODEL, num_layers=1), COLUMNS),
     "more layers": (dataclasses.replace(MODEL, num_layers=3), COLUMNS),
-    "rows of a table": (MODEL, dataclasses.replace(COLUMNS, sparse={"uid": 5000, "tags": 8})),
-    "a feature": (MODEL, dataclasses.replace(COLUMNS, sparse={"uid": 5000, "tags": 7, "tab": 3})),
-    "rows of a packed table": (PACKED, dataclasses.replace(COLUMNS, sparse={"uid": 5000, "tags": 8})),
+    "rows of a table": (MODEL, dataclasses.replace(COLUMNS, sparse=sparse_features(uid=5000, tags=8))),
+    "a feature": (MODEL, dataclasses.replace(COLUMNS, sparse=sparse_features(uid=5000, tags=7, tab=3))),
+    "rows of a packed table": (PACKED, dataclasses.replace(COLUMNS, sparse=sparse_features(uid=5000, tags=8))),
     "a task": (MODEL, dataclasses.replace(COLUMNS, labels=("finish", "share"))),
 }
 
