@@ -24,7 +24,7 @@ $(INSTALLED): pyproject.toml
 train: $(INSTALLED)
 	$(RUN) torchx run dist.ddp -j 1x2 stem_torchrec/train.py
 
-# About five minutes on 2 cores. The same OUT again goes on where an interrupted sweep stopped; another measures anew.
+# About five minutes on 2 cores. The same OUT resumes an interrupted sweep; another OUT starts a new one.
 OUT ?= runs/bench
 bench: $(INSTALLED)
 	$(RUN) torchx run dist.ddp -j 1x2 benchmarks/sharding.py --tables benchmarks/tables/small.yaml \
@@ -39,8 +39,9 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(RUN) mypy
 
+# The packages of benchmarks/ are not installed, so their layers are checked with benchmarks/ on the path.
 layers: $(INSTALLED)
-	$(RUN) lint-imports
+	$(RUN) lint-imports && PYTHONPATH=benchmarks lint-imports --config benchmarks/layers.toml
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

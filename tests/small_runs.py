@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distributed import forkserver
-from fault_runs import TrainRun
+from recovery.train_runs import TrainRun
 
 LINE = [
     *("--recipe", "tiny", "--train.epochs", "2", "--train.eval-every", "20", "--train.log-every", "5"),

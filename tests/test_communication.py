@@ -11,9 +11,9 @@ from torch import Tensor
 
 from stem_torchrec.config import ShardingConfig
 
+from common.traffic import Traffic, count_traffic
 from distributed import run_ranks
 from runs import Run, batches_of_ranks, config_of, mine
-from traffic import Traffic, count_traffic
 
 PRECISIONS = ["fp32", "fp16", "bf16"]
 TYPES = ["table_wise", "row_wise"]

@@ -65,13 +65,13 @@ def watch_losses(folder: Path) -> tuple[list[bool], str]:
     def keep(step: int, batch: object) -> Path:
         return keep_batch(random_batch(step), folder, COLUMNS, name=f"step-{step}")
 
-    watch = RunWatch(lambda *_, **__: None, every=None, seconds=None, ending=Event(), keep_batch=keep, timeout=60)
+    watch = RunWatch(lambda *_, **__: None, seconds=None, ending=Event(), keep_batch=keep, timeout=60)
     asked = []
     for step in range(1, 5):
         bad = step == 2 and dist.get_rank() == 1
-        asked.append(watch.asks(step, random_batch(step), torch.tensor([0.5, torch.nan if bad else 0.5])))
+        asked.append(watch.should_pause(step, random_batch(step), torch.tensor([0.5, torch.nan if bad else 0.5])))
     with pytest.raises(DivergedError) as error:
-        watch.check()
+        watch.check_finite()
     return asked, str(error.value)
 
 

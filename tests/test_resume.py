@@ -11,7 +11,7 @@ import pytest
 
 from stem_torchrec.runtime.errors import RESUME_STATUS
 
-from fault_runs import differences
+from recovery.train_runs import differences
 from small_runs import start
 
 
@@ -41,7 +41,7 @@ def test_a_run_killed_at_any_moment_ends_as_one_that_never_was(folder: Path, who
         part.end()
     statuses, said = start(run, ranks=2).end()
     assert statuses == [0, 0], said
-    assert "going on after step" in said
+    assert "resuming after step" in said
     assert differences(run, whole) == []
 
 
@@ -53,7 +53,7 @@ def test_torchrun_starts_a_run_again_when_a_worker_dies(folder: Path, whole: Pat
     os.kill(int(workers[1]), signal.SIGKILL)
     statuses, said = job.end()
     assert statuses == [0], said
-    assert "going on after step" in said
+    assert "resuming after step" in said
     assert differences(run, whole) == []
 
 
@@ -139,7 +139,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_another_run_s_is_refused(folder
     statuses, said = start(run, "--train.max-steps", "30").end()
     assert statuses == [0], said
     assert "step-000000028 cannot be read" in said
-    assert "going on after step 21" in said
+    assert "resuming after step 21" in said
     (run / "metrics.json").unlink()
     statuses, said = start(
         run, "--train.max-steps", "30", "--model.expert-hidden", "8", "--resume", str(run / "checkpoints")

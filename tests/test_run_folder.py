@@ -10,7 +10,7 @@ from stem_torchrec.checkpoints.resume import candidates, check_resume, checkpoin
 from stem_torchrec.config import CheckpointConfig, TrainConfig
 from stem_torchrec.config.files import dump_config, load_config
 from stem_torchrec.runtime.errors import UserError
-from stem_torchrec.training.run_folder import METRICS_LOG, MetricsLog
+from stem_torchrec.training.metrics_log import METRICS_LOG, MetricsLog
 
 from distributed import run_ranks
 from logs import SCHEMA

@@ -21,7 +21,7 @@ from stem_torchrec.data.files import Columns
 from stem_torchrec.data.schema import SparseFeature, load_schema, save_schema
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.sharding.placement import Placement
-from stem_torchrec.sharding.planner import plan_sharding
+from stem_torchrec.sharding.planner import plan_sharding, planner_constraints
 from stem_torchrec.sharding.sharder import make_sharder
 from stem_torchrec.sharding.topology import topology_here
 from stem_torchrec.tables import (
@@ -33,8 +33,9 @@ from stem_torchrec.tables import (
     table_of,
     tables_among,
 )
-from stem_torchrec.training.run import train
+from stem_torchrec.training.nonfinite import keep_batch
 from stem_torchrec.training.run_evaluation import EvaluateConfig, evaluate_run
+from stem_torchrec.training.trainer import train
 from stem_torchrec.transfer.convert_layout import ConvertConfig, convert_run
 from stem_torchrec.transfer.weight_source import CheckpointWeights
 
@@ -168,8 +169,6 @@ def refuse_means() -> tuple[dict[str, str], set[str]]:
                 messages[case] = "sharded"
             except UserError as error:
                 messages[case] = str(error)
-    from stem_torchrec.sharding.planner import planner_constraints
-
     constraints = planner_constraints(table_configs(Foreign(weighted=False)), topology=topology)
     return messages, set(constraints["t_a"].sharding_types or ())
 
@@ -228,3 +227,24 @@ def test_weights_means_and_widths_work_from_the_schema_to_evaluation_and_convers
         # float32 sums of some dozen terms of size 1.
         torch.testing.assert_close(predicted, logits[:, i].double(), rtol=1e-5, atol=1e-5, check_dtype=False)
         assert logits[:, i].std() > 0.01
+
+
+def test_a_log_with_other_tables_is_not_one_like_that_of_the_run():
+    columns = Columns.select(WEIGHTED)
+    tags = dataclasses.replace(columns.sparse["tags"], pooling="sum", num_embeddings=9)
+    other = dataclasses.replace(columns, sparse={**columns.sparse, "tags": tags}, group=None)
+    assert columns.differences(columns) == []
+    assert other.differences(columns) == [
+        "num_embeddings of tags is 9, not 10",
+        "pooling of tags is 'sum', not 'mean'",
+        "group is None, not 'user'",
+    ]
+
+
+def test_a_batch_that_is_kept_has_its_weights(tmp_path: Path):
+    write_split(tmp_path, weighted_table(20))
+    [batch] = reader_of(tmp_path, WEIGHTED, batch_size=20, shuffle_rows=0)
+    kept = pq.read_table(keep_batch(batch, tmp_path, Columns.select(WEIGHTED), name="step-1"))
+    for name in ("tags", "tag_weights"):
+        assert kept[name].to_pylist() == [bag or [] for bag in weighted_table(20)[name].to_pylist()]
+    assert len(kept["place_weight"].combine_chunks().flatten()) == 15

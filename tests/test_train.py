@@ -118,7 +118,7 @@ def test_a_run_folder_is_not_overwritten(
     before = {file: (finished / file).read_text() for file in ("config.yaml", "metrics.json", "metrics.jsonl")}
     line = ["train.py", *TINY, "--data.path", str(log), "--output-dir", str(finished)]
     for options, sentence in (
-        (["--seed", "3"], "holds a run already, of other options; give another --output-dir."),
+        (["--seed", "3"], "holds a run of other options; give another --output-dir."),
         (["--resume", "never"], "holds a run already; give another --output-dir, or --resume auto to go on."),
     ):
         monkeypatch.setattr(sys, "argv", [*line, *options])

@@ -14,7 +14,7 @@ from stem_torchrec.data.files import Columns
 from stem_torchrec.runtime.errors import UserError
 
 from distributed import run_ranks
-from reference import COLUMNS
+from reference import COLUMNS, sparse_features
 from runs import MODEL, Run, batches_of_ranks, config_of, mine
 
 Weights = dict[str, Tensor]

@@ -3,7 +3,7 @@
 import hashlib
 import posixpath
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -57,6 +57,21 @@ class Columns:
             labels=tuple(labels or schema.labels),
             group=schema.group,
         )
+
+    def differences(self, other: "Columns") -> list[str]:
+        """The differences from `other`, which has sparse features of the same names; labels do not count.
+
+        Example::
+
+            columns.differences(other)  # ["num_embeddings of uid is 1000, not 999", "group is None, not 'user'"]
+        """
+        pairs = [
+            (f"{field.name} of {name}", getattr(feature, field.name), getattr(other.sparse[name], field.name))
+            for name, feature in self.sparse.items()
+            for field in fields(feature)
+        ]
+        pairs += [("dense_features", self.dense, other.dense), ("group", self.group, other.group)]
+        return [f"{name} is {value!r}, not {expected!r}" for name, value, expected in pairs if value != expected]
 
     @property
     def weights(self) -> dict[str, str]:
