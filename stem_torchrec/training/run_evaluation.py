@@ -82,8 +82,8 @@ def evaluate_run(
     present = Columns.select(schema, features=tuple(columns.sparse), labels=columns.labels)
     if differences := present.differences(columns):
         raise UserError(
-            f"{path} is not a log like that of {config.run}: {', '.join(differences)}; convert it with the vocabularies "
-            "of the training log."
+            f"{path} is not a log like that of {config.run}: {', '.join(differences)}; convert it with the "
+            "vocabularies of the training log."
         )
     reader = open_split(run.data, path, config.split, schema, columns, process, batch_size=config.data.batch_size)
     model, _ = build_sharded_model(for_weights_only(run), columns, process)
