@@ -10,7 +10,6 @@ from stem_torchrec.config.command_line import run_main
 from stem_torchrec.config.files import config_from_command_line, dump_config, load_config
 from stem_torchrec.config.recipes import RECIPES
 from stem_torchrec.runtime.errors import UserError
-from stem_torchrec.runtime.versions import version_problem
 
 
 def test_options_change_single_fields_of_the_recipe() -> None:
@@ -107,31 +106,3 @@ def test_a_wrong_configuration_file_names_the_field(tmp_path: Path, old: str, ne
         load_config(str(tmp_path / "config.yaml"))
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
-
-
-FITTING = {"torch": "2.13.0+cpu", "fbgemm-gpu": None, "fbgemm-gpu-cpu": "1.8.0", "torchrec": "1.8.0"}
-
-
-@pytest.mark.parametrize(
-    ("changes", "cuda", "advice"),
-    [
-        ({}, False, ""),
-        ({"torch": "2.13.0", "fbgemm-gpu": "1.8.0", "fbgemm-gpu-cpu": None}, True, ""),
-        ({"torch": "2.13.0"}, True, ""),
-        ({"torch": "2.13.0", "fbgemm-gpu": "1.8.0"}, True, "pip uninstall -y fbgemm-gpu-cpu;"),
-        ({"torch": "2.14.0"}, False, "fbgemm-gpu-cpu==1.9.0 torchrec==1.9.0"),
-        ({"torchrec": "1.7.0"}, False, "torchrec==1.8.0"),
-        ({"fbgemm-gpu-cpu": None}, False, "fbgemm-gpu-cpu==1.8.0"),
-        ({"torchrec": None}, False, "torchrec missing"),
-        ({"fbgemm-gpu": "1.8.0"}, False, "pip uninstall -y fbgemm-gpu;"),
-        ({"fbgemm-gpu": "1.8.0", "fbgemm-gpu-cpu": None}, False, "fbgemm-gpu-cpu==1.8.0"),
-        ({"torch": None}, False, "make install"),
-    ],
-)
-def test_a_wrong_stack_is_one_sentence_with_the_command_that_mends_it(
-    changes: dict[str, str | None], cuda: bool, advice: str
-) -> None:
-    problem = version_problem({**FITTING, **changes}, cuda=cuda)
-    assert advice in problem
-    assert bool(problem) == bool(advice)
-    assert "\n" not in problem

@@ -8,7 +8,6 @@ from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
 import tyro
-from tyro import _errors
 
 from stem_torchrec.runtime.errors import (
     HANG_STATUS,
@@ -19,6 +18,7 @@ from stem_torchrec.runtime.errors import (
     UserError,
     nearest,
 )
+from stem_torchrec.runtime.internals import tyro_errors as _errors
 
 ConfigT = TypeVar("ConfigT")
 

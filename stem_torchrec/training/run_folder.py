@@ -118,7 +118,7 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def claim(
+def write_or_check(
     file: Path,
     contents: Mapping[str, Any],
     *,
