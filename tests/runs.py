@@ -106,7 +106,7 @@ class Run:
         tables = {}
         for packed, row, column, piece in itertools.chain(*gathered):
             for table, left, weight in self.parts(packed, column, piece):
-                size = self.columns.sparse[table.split("/")[1]], self.config.model.embedding_dim
+                size = self.size_of(table)
                 whole = tables.setdefault(f"{TABLES}.{table}.weight", torch.full(size, torch.nan))
                 whole[row : row + weight.shape[0], left : left + weight.shape[1]] = weight
         return dense | tables
@@ -136,10 +136,14 @@ class Run:
                                 held.setdefault(table, []).append(part.clone())
         return held
 
+    def size_of(self, table: str) -> tuple[int, int]:
+        """Rows and columns of a group of a table."""
+        feature = self.columns.sparse[table.partition("/")[2]]
+        return feature.num_embeddings, feature.embedding_dim or self.config.model.embedding_dim
+
     def parts(self, table: str, column: int, piece: Tensor) -> Iterator[tuple[str, int, Tensor]]:
         """A piece of a table, by tables of the split layout and the columns there that its parts start with."""
-        width = self.config.model.embedding_dim * len(table_groups(table))
-        for name, held in split_columns(table, width).items():
+        for name, held in split_columns(table, self.size_of(table)[1] * len(table_groups(table))).items():
             left, right = max(held.start, column), min(held.stop, column + piece.shape[1])
             if left < right:
                 yield name, left - held.start, piece[:, left - column : right - column]

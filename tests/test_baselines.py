@@ -16,10 +16,10 @@ from stem_torchrec.models.stem import STEMOptions
 from stem_torchrec.models.table import MODELS, with_arch
 from stem_torchrec.runtime.errors import UserError
 
-from reference import Parts, random_batch
+from reference import Parts, random_batch, sparse_features
 
 TASKS = ("click", "like", "share")
-COLUMNS = Columns(sparse={"uid": 50, "tags": 7}, dense=("age", "price"), labels=TASKS, group=None)
+COLUMNS = Columns(sparse=sparse_features(uid=50, tags=7), dense=("age", "price"), labels=TASKS, group=None)
 CONFIG = STEMOptions(
     embedding_dim=4,
     num_layers=2,

@@ -63,7 +63,7 @@ def watch_losses(folder: Path) -> tuple[list[bool], str]:
     """What ranks ask for when rank 1 has a loss that is not finite at step 2, and how they end."""
 
     def keep(step: int, batch: object) -> Path:
-        return keep_batch(random_batch(step), folder, dense=COLUMNS.dense, labels=COLUMNS.labels, name=f"step-{step}")
+        return keep_batch(random_batch(step), folder, COLUMNS, name=f"step-{step}")
 
     watch = RunWatch(lambda *_, **__: None, seconds=None, ending=Event(), keep_batch=keep, timeout=60)
     asked = []

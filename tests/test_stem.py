@@ -18,7 +18,7 @@ from stem_torchrec.tables import embedding_bag_configs, groups_of
 from stem_torchrec.training.early_stopping import EarlyStopping
 from stem_torchrec.training.watched_metric import WatchedMetric
 
-from reference import TABLES, logits_by_formula, loss_by_formula, random_batch
+from reference import TABLES, logits_by_formula, loss_by_formula, random_batch, sparse_features
 
 TASKS = ("finish", "like", "share")
 # Single-precision sums of some dozen terms in another order differ by 1e-7 to 1e-6 of their largest term.
@@ -27,7 +27,7 @@ ROUNDING = {"rtol": 1e-5, "atol": 1e-5}
 
 def columns_of(tasks: int, *, dense: int = 2) -> Columns:
     return Columns(
-        sparse={"uid": 11, "tags": 7, "tab": 3},
+        sparse=sparse_features(uid=11, tags=7, tab=3),
         dense=tuple(f"dense_{i}" for i in range(dense)),
         labels=TASKS[:tasks],
         group=None,

@@ -14,7 +14,7 @@ from stem_torchrec.models.stem import STEMOptions
 from stem_torchrec.runtime.errors import UserError
 
 from distributed import run_ranks
-from reference import COLUMNS
+from reference import COLUMNS, sparse_features
 from runs import MODEL, Run, batches_of_ranks, config_of, mine
 
 Weights = dict[str, Tensor]
@@ -110,9 +110,9 @@ OTHERS = {
     "a width": (dataclasses.replace(MODEL, embedding_dim=16), COLUMNS),
     "fewer layers": (dataclasses.replace(MODEL, num_layers=1), COLUMNS),
     "more layers": (dataclasses.replace(MODEL, num_layers=3), COLUMNS),
-    "rows of a table": (MODEL, dataclasses.replace(COLUMNS, sparse={"uid": 5000, "tags": 8})),
-    "a feature": (MODEL, dataclasses.replace(COLUMNS, sparse={"uid": 5000, "tags": 7, "tab": 3})),
-    "rows of a packed table": (PACKED, dataclasses.replace(COLUMNS, sparse={"uid": 5000, "tags": 8})),
+    "rows of a table": (MODEL, dataclasses.replace(COLUMNS, sparse=sparse_features(uid=5000, tags=8))),
+    "a feature": (MODEL, dataclasses.replace(COLUMNS, sparse=sparse_features(uid=5000, tags=7, tab=3))),
+    "rows of a packed table": (PACKED, dataclasses.replace(COLUMNS, sparse=sparse_features(uid=5000, tags=8))),
     "a task": (MODEL, dataclasses.replace(COLUMNS, labels=("finish", "share"))),
 }
 

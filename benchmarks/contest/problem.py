@@ -12,6 +12,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from stem_torchrec.config import Kernel, Layout, SparseOptimizerName
 from stem_torchrec.data.files import Columns
+from stem_torchrec.data.schema import SparseFeature
 from stem_torchrec.models.stem import STEMOptions
 
 Precision = Literal["fp32", "tf32", "bf16"]
@@ -40,7 +41,7 @@ class Problem:
     def columns(self) -> Columns:
         """The columns of a log with such batches."""
         return Columns(
-            sparse={f"feature_{i}": self.rows for i in range(self.features)},
+            sparse={name: SparseFeature(name, self.rows) for name in (f"feature_{i}" for i in range(self.features))},
             dense=(),
             labels=tuple(f"task_{i}" for i in range(self.tasks)),
             group=None,

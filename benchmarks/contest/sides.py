@@ -25,7 +25,6 @@ from stem_torchrec.config import (
     SparseOptimizerConfig,
     TrainConfig,
 )
-from stem_torchrec.data.schema import SparseFeature
 from stem_torchrec.models.loss import MultiTaskTrain
 from stem_torchrec.models.table import with_arch
 from stem_torchrec.runtime.process import Process
@@ -73,8 +72,7 @@ def stock(problem: Problem, contestant: Contestant, process: Process) -> Side:
     """Plain STEM on TorchRec's own modules: one collection, TorchRec's default plan, Adam that is not fused."""
     columns = problem.columns
     groups = groups_of(columns.labels)
-    features = [SparseFeature(name, rows) for name, rows in columns.sparse.items()]
-    tables = embedding_bag_configs(features, groups, embedding_dim=problem.model.embedding_dim)
+    tables = embedding_bag_configs(list(columns.sparse.values()), groups, embedding_dim=problem.model.embedding_dim)
     keys = {group: [f"{name}@{group}/{name}" for name in columns.sparse] for group in groups}
     collection = EmbeddingBagCollection(tables=tables, device=torch.device("meta"))
     train = MultiTaskTrain(StockSTEM(collection, plain(problem), keys))

@@ -9,7 +9,7 @@ from stem_torchrec.checkpoints.folder import PROGRESS_FILE, Progress, checkpoint
 from stem_torchrec.config import CheckpointConfig, ModelConfig, TrainConfig
 from stem_torchrec.config.formats import FormatError
 from stem_torchrec.config.serialization import to_dict
-from stem_torchrec.data.schema import Schema
+from stem_torchrec.data.schema import Schema, schema_to_dict
 from stem_torchrec.runtime.errors import DamagedError, UserError, reason_of
 from stem_torchrec.runtime.process import from_first_rank
 
@@ -40,7 +40,7 @@ def check_resume(config: TrainConfig, schema: Schema) -> None:
                 progress = progress_of(path, type(config.model))
             except DamagedError:
                 continue
-            check_same_run(path, (progress.config, progress.schema), (to_dict(config), to_dict(schema)))
+            check_same_run(path, (progress.config, progress.schema), (to_dict(config), schema_to_dict(schema)))
             return
 
     from_first_rank(check)

@@ -3,16 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import fields
 
-import torch
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
-
 from stem_torchrec.config import ModelConfig
 from stem_torchrec.data.files import Columns
-from stem_torchrec.data.schema import SparseFeature
 from stem_torchrec.models.loss import MultiTaskTrain
 from stem_torchrec.models.table import MODELS, options_of
 from stem_torchrec.runtime.errors import UserError
-from stem_torchrec.tables import embedding_bag_configs, groups_of
+from stem_torchrec.tables import build_collection, groups_of
 
 
 def build_model(config: ModelConfig, columns: Columns, *, table_device: str = "meta") -> MultiTaskTrain:
@@ -25,17 +21,18 @@ def build_model(config: ModelConfig, columns: Columns, *, table_device: str = "m
     check_task_weights(options.task_weights, tasks)
     groups_of(tasks)  # Refuses labels that cannot name a group, whichever groups the model has.
     line = MODELS[options.arch]
-    tables = embedding_bag_configs(
-        [SparseFeature(name, num_embeddings) for name, num_embeddings in columns.sparse.items()],
+    collection = build_collection(
+        list(columns.sparse.values()),
         line.groups(tasks),
         embedding_dim=options.embedding_dim,
         std=options.embedding_std,
         layout=options.layout,
+        device=table_device,
     )
     common = {field.name for field in fields(ModelConfig)}
     own = {field.name: getattr(options, field.name) for field in fields(options) if field.name not in common}
     model = line.model(
-        EmbeddingBagCollection(tables=tables, device=torch.device(table_device)),
+        collection,
         tasks,
         tower_hidden=options.tower_hidden,
         dropout=options.dropout,

@@ -81,12 +81,11 @@ def evaluate_run(
     schema = load_schema(path)
     columns = Columns.select(trained, features=run.data.features, labels=run.data.labels)
     present = Columns.select(schema, features=tuple(columns.sparse), labels=columns.labels)
-    for name in ("sparse", "dense", "group"):
-        if getattr(present, name) != getattr(columns, name):
-            raise UserError(
-                f"{path} is not a log like that of {config.run}: its {name} columns are {getattr(present, name)}, not "
-                f"{getattr(columns, name)}; convert it with the vocabularies of the training log."
-            )
+    if differences := present.differences(columns):
+        raise UserError(
+            f"{path} is not a log like that of {config.run}: {', '.join(differences)}; convert it with the "
+            "vocabularies of the training log."
+        )
     reader = open_split(run.data, path, config.split, schema, columns, process, batch_size=config.data.batch_size)
     model, _ = build_sharded_model(for_weights_only(run), columns, process)
     load_weights(model, weights)
