@@ -14,7 +14,7 @@ from iopath.common.file_io import g_pathmgr
 from stem_torchrec.config import ModelConfig, TrainConfig
 from stem_torchrec.config.formats import with_format, without_format
 from stem_torchrec.config.serialization import from_dict, to_dict
-from stem_torchrec.data.schema import Schema
+from stem_torchrec.data.schema import Schema, schema_to_dict
 from stem_torchrec.runtime.paths import move, remove_folder
 
 PROGRESS_FILE = "progress.json"
@@ -93,7 +93,7 @@ def read_progress(path: str, model: type[ModelConfig] = ModelConfig) -> Progress
     except TypeError as error:
         raise ValueError(f"{PROGRESS_FILE} has other fields than this version's ({error})") from error
     schema = from_dict(Schema, progress.schema)
-    return replace(progress, config=_with_defaults(progress.config, model), schema=to_dict(schema))
+    return replace(progress, config=_with_defaults(progress.config, model), schema=schema_to_dict(schema))
 
 
 def _with_defaults(config: Mapping[str, Any], model: type[ModelConfig]) -> dict[str, Any]:

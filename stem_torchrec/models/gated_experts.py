@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from stem_torchrec.models.aftb import aftb
 from stem_torchrec.models.layers import Experts, Gate
 
+# The pipeline traces a model with FX, which cannot look into an autograd function: this is one step to it.
+torch.fx.wrap("aftb")
+
 
 class GatedExperts(nn.Module):
     """Groups of experts, and a gate for each stream: `{group: (B, in_features)} -> {stream: (B, H)}`.
