@@ -1,6 +1,7 @@
 """What is true of every file: where it lies, what it is called, and which old names are gone."""
 
 import ast
+import importlib
 import re
 import sys
 from collections.abc import Iterator
@@ -38,10 +39,10 @@ STILL_BOUND = {
 """Folders whose bindings are still to be renamed."""
 
 OLD_MODULES = """
-    activity add_tasks assembly auc best_weights cli config_file early_stopping errors evaluation exchange heartbeat layers
-    layout limits literals log loop memory meter nonfinite optim phases plain predictions process profiling progress
-    recipes remote resume run_checkpoints run_folder saved search_space sorted_rows stack task_chunk warm_start
-    checkpoints/signals comparison/statistics
+    activity add_tasks assembly auc best_weights cli config_file early_stopping errors evaluation exchange heartbeat
+    layers layout limits literals log loop memory meter nonfinite optim phases plain predictions process profiling
+    progress recipes remote resume run_checkpoints run_folder saved search_space sorted_rows stack task_chunk
+    warm_start checkpoints/signals comparison/statistics
 """
 """Modules of the package that have moved or got another name, mostly out of the package's own folder."""
 OLD_NAMES = """
@@ -95,7 +96,10 @@ def imported_by(package: str) -> set[str]:
     return names - {package}
 
 
-def test_public_names_import() -> None:
+@pytest.mark.quick
+def test_every_module_and_public_name_imports() -> None:
+    for path in python_files("stem_torchrec"):
+        importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
     for name in stem_torchrec.__all__:
         assert getattr(stem_torchrec, name).__name__ == name
 

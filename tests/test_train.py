@@ -19,6 +19,7 @@ from small_runs import ROOT, run_script
 
 TINY = ["--recipe", "tiny", "--train.epochs", "2"]
 TRAIN = "stem_torchrec/train.py"
+EARLIER_CHART = "events.out.tfevents.1"
 
 
 def run(*command: str | Path, cwd: Path = ROOT) -> None:
@@ -43,8 +44,10 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(log: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run on two ranks."""
+    """The folder of a run on two ranks, in which an earlier attempt without a checkpoint left a chart."""
     folder = tmp_path_factory.mktemp("runs") / "two-ranks"
+    (folder / "tensorboard").mkdir(parents=True)
+    (folder / "tensorboard" / EARLIER_CHART).touch()
     output = run_script(TRAIN, *TINY, "--data.path", log, "--output-dir", folder, "--train.eval-every", "3", ranks=2)
     assert "gAUC" in output.splitlines()[-4]
     return folder
@@ -62,7 +65,9 @@ def test_a_run_folder_has_the_configuration_the_plan_and_the_best_evaluation(fin
     final = json.loads((finished / "metrics.json").read_text())
     assert final["step"] == best["step"]
     assert final["valid"]["like"]["auc"] == best["valid/like/auc"]
-    assert list((finished / "tensorboard").iterdir())
+    charts = [path.name for path in (finished / "tensorboard").iterdir()]
+    assert charts
+    assert EARLIER_CHART not in charts
 
 
 def test_another_number_of_ranks_evaluates_to_the_same_numbers(finished: Path, tmp_path: Path) -> None:
