@@ -1,142 +1,22 @@
-"""What STEM gains over shared embeddings as the tasks of a synthetic log disagree more and more.
+"""Measures what STEM gains over shared embeddings as the tasks of a synthetic log disagree more and more.
 
 python benchmarks/conflict.py --out runs/conflict
 """
 
-from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, replace
-from functools import partial
+import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from matplotlib.figure import Figure
-from tabulate import tabulate
+# launch/run.py puts the repository root on the path in place of this folder.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from stem_torchrec.cli import parse_known_arguments, run_main
-from stem_torchrec.compare import train_all, write_report
-from stem_torchrec.comparison.options import read_command_line as read_comparison
-from stem_torchrec.data import synthetic
-from stem_torchrec.errors import UserError
-from stem_torchrec.heartbeat import collective_timeout
-from stem_torchrec.process import from_first_rank, join_process_group
-from stem_torchrec.progress import say
+from stem_torchrec.config import run_main
 
-from sweep_machine import describe_run
-
-
-@dataclass(frozen=True)
-class ConflictConfig:
-    """What to measure, beside the options of compare.py and train.py, --data.synthetic for the logs among them."""
-
-    out: str = ""
-    """Folder for a log and a comparison for each dial, and for conflict.md, conflict.parquet and conflict.png. The same
-    command goes on where an interrupted one stopped."""
-    dials: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
-    """How far the tasks' effects differ, from 0 (they agree) to 1 (they have nothing in common)."""
-    models: str = "stem,single_task,shared_bottom,omoe,mmoe,ple"
-    """As compare.py takes them."""
-    seeds: str = "0,1,2"
-    """As compare.py takes them."""
-
-
-SHARED = ("shared_bottom", "omoe", "mmoe", "ple", "aitm", "esmm")
-"""The models with one set of tables for all tasks."""
-
-
-def measure(config: ConflictConfig, rest: Sequence[str]) -> None:
-    """Compares the models on a log for each dial, and writes the table and the plot."""
-    folder = Path(config.out)
-    rows: list[dict[str, Any]] = []
-    diverged: set[str] = set()
-    for dial in config.dials:
-        here = folder / f"conflict_{dial:g}"
-        request = read_comparison(["--models", config.models, "--seeds", config.seeds, "--out", str(here), *rest])
-        drawn = replace(request.train.data.synthetic, conflict=dial)
-        data = replace(request.train.data, path=str(here / "log"))
-        with join_process_group(timeout=collective_timeout(request.train.train.timeout)) as process:
-            from_first_rank(partial(synthetic.ensure, drawn, str(here / "log")))
-            say(f"\nconflict {dial:g}")
-            comparison = train_all(replace(request, train=replace(request.train, data=data)), process)
-        if process.is_first:
-            write_report(comparison)
-            rows += [{"conflict": dial, **row} for row in pq.read_table(here / "results.parquet").to_pylist()]
-            diverged |= set(comparison.diverged)
-    if rows:
-        write(folder, rows, diverged)
-
-
-def write(folder: Path, rows: Sequence[Mapping[str, Any]], diverged: Set[str]) -> None:
-    """Writes conflict.md, conflict.parquet and conflict.png, of the models that have not diverged at any dial.
-
-    Raises UserError where that leaves no margin to show.
-    """
-    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), folder / "conflict.parquet")
-    models = [model for model in dict.fromkeys(row["model"] for row in rows) if model not in diverged]
-    if "stem" not in models or not set(models) & set(SHARED):
-        raise UserError(
-            f"{', '.join(sorted(diverged))} diverged, so there is no margin to show; lower --sparse.learning-rate and "
-            "give another --out."
-        )
-    dials = list(dict.fromkeys(row["conflict"] for row in rows))
-    lines = []
-    for dial in dials:
-        means = {model: aucs(rows, model, dial).mean() for model in models}
-        best = max((model for model in models if model in SHARED), key=means.__getitem__)
-        # By seed, as all models share its rows and their order.
-        margin = aucs(rows, "stem", dial) - aucs(rows, best, dial)
-        deviation = f" ± {margin.std(ddof=1):.4f}" if len(margin) > 1 else ""
-        lines.append([f"{dial:g}", *(f"{means[m]:.4f}" for m in models), f"{margin.mean():+.4f}{deviation} ({best})"])
-    table = tabulate(
-        lines, ["conflict", *models, "STEM over the best shared"], tablefmt="github", disable_numparse=True
-    )
-    head = describe_run("conflict.py")
-    note = "Test AUC, mean over tasks and seeds; the margin with its standard deviation over seeds."
-    if diverged:
-        note += f" Left out, as they diverged: {', '.join(sorted(diverged))}."
-    text = ["# Conflict", "", *(f"- {name}: {value}" for name, value in head.items()), "", note, "", table, ""]
-    (folder / "conflict.md").write_text("\n".join([*text, "![margins by conflict](conflict.png)", ""]))
-    plot(rows, models, dials).savefig(folder / "conflict.png", dpi=120)
-    print(f"report: {folder / 'conflict.md'}")
-
-
-def aucs(rows: Sequence[Mapping[str, Any]], model: str, dial: float) -> np.ndarray:
-    """Of a model at a dial, the mean over the tasks by seed."""
-    here = [row for row in rows if row["model"] == model and row["conflict"] == dial]
-    seeds = sorted({row["seed"] for row in here})
-    return np.array([np.mean([row["auc"] for row in here if row["seed"] == seed]) for seed in seeds])
-
-
-def plot(rows: Sequence[Mapping[str, Any]], models: Sequence[str], dials: Sequence[float]) -> Figure:
-    """STEM's AUC over that of every other model, against the dial, with the deviation over seeds."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for model in models:
-        if model != "stem":
-            margins = [aucs(rows, "stem", dial) - aucs(rows, model, dial) for dial in dials]
-            deviations = [margin.std(ddof=1) if len(margin) > 1 else 0 for margin in margins]
-            axes.errorbar(dials, [m.mean() for m in margins], deviations, marker="o", capsize=3, label=f"over {model}")
-    axes.axhline(0, color="gray", linewidth=0.8)
-    axes.set_xlabel("conflict between the tasks")
-    axes.set_ylabel("STEM's test AUC over another model's")
-    axes.legend()
-    axes.grid(visible=True, alpha=0.2)
-    return figure
+from studies.task_conflict import measure, read_command_line
 
 
 def main() -> None:
-    """Reads the command line and measures."""
-    config, rest = parse_known_arguments(ConflictConfig(), description=__doc__ or "")
-    if not config.out:
-        raise UserError("say where the results go: --out DIR.")
-    if not config.dials or min(config.dials) < 0 or max(config.dials) > 1:
-        raise UserError(f"--dials is {list(config.dials)}, but must be numbers from 0 to 1.")
-    names = [name.strip() for name in config.models.split(",")]
-    if "stem" not in names or not set(names) & set(SHARED):
-        raise UserError(f"--models is {config.models!r}, but needs stem and one of {', '.join(SHARED)}.")
-    measure(config, rest)
+    """Measures what the command line asks for."""
+    measure(*read_command_line(description=__doc__))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """STEM, shared and task-specific embeddings for multi-task ranking, on TorchRec.
 
-`from stem_torchrec import STEM, fit` works for the names in `__all__`; each is imported from its package on first use.
+`from stem_torchrec import STEM, Trainer` works for every name in `__all__`, which is imported when it is first used.
 """
 
 from importlib import import_module
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from stem_torchrec.sharding.shard import shard
     from stem_torchrec.tables import SparseArch, embedding_bag_configs
     from stem_torchrec.training.loop import fit
+    from stem_torchrec.training.trainer import Trainer
     from stem_torchrec.transfer.add_tasks import add_tasks
     from stem_torchrec.transfer.warm_start import warm_start
 
@@ -31,6 +32,7 @@ _HOMES = {
     "SparseArch": "tables",
     "SparseFeature": "data.schema",
     "TrainConfig": "config",
+    "Trainer": "training.trainer",
     "add_tasks": "transfer.add_tasks",
     "embedding_bag_configs": "tables",
     "fit": "training.loop",
@@ -51,6 +53,7 @@ __all__ = [
     "SparseArch",
     "SparseFeature",
     "TrainConfig",
+    "Trainer",
     "add_tasks",
     "embedding_bag_configs",
     "fit",

@@ -8,7 +8,7 @@ from stem_torchrec.config import config_from_command_line, run_main
 from stem_torchrec.runtime.hang_detection import collective_timeout
 from stem_torchrec.runtime.process import join_process_group
 from stem_torchrec.runtime.signals import ending_on_signals
-from stem_torchrec.training.run import train
+from stem_torchrec.training.trainer import train
 
 
 def main() -> None:

@@ -1,4 +1,7 @@
-"""Settings of all tests: threads, and the order of the files."""
+"""Threads of all tests, the order of the files, and what is different for `pytest -m gpu` and `pytest -m quick`.
+
+A machine with a GPU may have other versions than the pinned ones, and lack packages that other tests import.
+"""
 
 import os
 from pathlib import Path
@@ -10,6 +13,20 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 LONGEST = ("resume", "train", "comparison", "heartbeat", "faults_benchmark", "reader", "once", "metrics", "sweep")
 """The files that take longest come first, so that the workers of `make test` end at about the same time."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """With `-m gpu`, no warning is an error, also at an import."""
+    if config.option.markexpr == "gpu":
+        config.addinivalue_line("filterwarnings", "default")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `-m gpu` or `-m quick`, imports only the files that have tests with this mark."""
+    mark = config.option.markexpr
+    if mark in ("gpu", "quick") and collection_path.suffix == ".py":
+        return f"pytest.mark.{mark}" not in collection_path.read_text() or None
+    return None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -134,7 +134,8 @@ def train_by_hand(
 ) -> dict[str, Tensor]:
     """Weights after the steps; a step's loss is the mean of the losses of the batches of its ranks.
 
-    `factors` scale the learning rates of the steps.
+    `factors` scale the learning rates of the steps. An optimizer that is fused into the backward pass leaves the rows
+    alone that the step does not look up; only moments tell the difference.
     """
     weights = {name: weight.clone().requires_grad_() for name, weight in weights.items()}
     adam = torch.optim.Adam([w for name, w in weights.items() if TABLES not in name], config.dense.learning_rate)
@@ -148,15 +149,21 @@ def train_by_hand(
         adam.step()
         adam.zero_grad()
         for name, table in tables.items():
-            group = name.removeprefix(f"{TABLES}.").split("/")[0]
+            group, feature = name.removeprefix(f"{TABLES}.").removesuffix(".weight").split("/")
+            updated = torch.full((len(table), 1), float(config.sharding.type == "data_parallel"))
+            for batch in batches:
+                updated[batch.sparse_features[feature].values()] = 1.0
             rate = factor * config.sparse.group_learning_rates.get(group, config.sparse.learning_rate)
-            _update(config, rate, step + 1, table, *state[name])
+            _update(config, rate, step + 1, table, updated, *state[name])
             table.grad = None
     return {name: weight.detach() for name, weight in weights.items()}
 
 
 @torch.no_grad()
-def _update(config: TrainConfig, rate: float, step: int, table: Tensor, first: Tensor, second: Tensor) -> None:
+def _update(
+    config: TrainConfig, rate: float, step: int, table: Tensor, updated: Tensor, first: Tensor, second: Tensor
+) -> None:
+    """`updated` (N, 1) is 1 for the rows that the optimizer updates and 0 for the others."""
     grad, eps = table.grad, config.sparse.eps
     match config.sparse.name:
         case "sgd":
@@ -169,8 +176,8 @@ def _update(config: TrainConfig, rate: float, step: int, table: Tensor, first: T
             table -= rate * grad / (second.sqrt() + eps)
         case "adam":
             beta1, beta2 = config.sparse.betas
-            first.lerp_(grad, 1 - beta1)
-            second.lerp_(grad**2, 1 - beta2)
-            table -= rate * (first / (1 - beta1**step)) / ((second / (1 - beta2**step)).sqrt() + eps)
+            first.lerp_(grad, updated * (1 - beta1))
+            second.lerp_(grad**2, updated * (1 - beta2))
+            table -= updated * rate * (first / (1 - beta1**step)) / ((second / (1 - beta2**step)).sqrt() + eps)
         case name:
             raise AssertionError(name)

@@ -54,8 +54,12 @@ def config_of(
 
 
 def this_process() -> Process:
+    """On the GPU if NCCL joins the ranks, as `join_process_group` chooses it, and on CPU otherwise."""
     local_world_size = int(os.environ["LOCAL_WORLD_SIZE"])
-    return Process(dist.get_rank(), dist.get_world_size(), local_world_size, torch.device("cpu"))
+    device = torch.device("cpu")
+    if dist.get_backend() == "nccl":
+        device = torch.device("cuda", torch.cuda.current_device())
+    return Process(dist.get_rank(), dist.get_world_size(), local_world_size, device)
 
 
 @dataclass
@@ -82,14 +86,14 @@ class Run:
         return [self.pipeline.progress(iterator) for _ in batches]
 
     def weights(self) -> dict[str, Tensor]:
-        """Every weight by its name in the unsharded model of the split layout; whole tables, on every rank."""
+        """Every weight by its name in the unsharded model of the split layout; whole tables, on every rank, on CPU."""
         dense = {
-            name.removeprefix("model."): p.detach().clone()
+            name.removeprefix("model."): p.detach().to("cpu", copy=True)
             for name, p in self.model.state_dict().items()
             if TABLES not in name
         }
         pieces = [
-            (piece.table, piece.row, piece.column, piece.weight.clone())
+            (piece.table, piece.row, piece.column, piece.weight.to("cpu", copy=True))
             for _, module in sharded_collections(self.model)
             for piece in local_shards(module)
         ]

@@ -12,11 +12,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from common.processes import ROOT, rank_environments
 from distributed import forkserver
-from fault_runs import TrainRun
-from local_ranks import rank_environments
+from recovery.train_runs import TrainRun
 
-ROOT = Path(__file__).parent.parent
 LINE = [
     *("--recipe", "tiny", "--train.epochs", "2", "--train.eval-every", "20", "--train.log-every", "5"),
     *("--data.batch-size", "128", "--data.synthetic.train-rows", "8300", "--checkpoint.steps", "7"),
@@ -47,7 +46,7 @@ def run_script(
     line = [str(word) for word in (ROOT / script, *options)]
     processes = [_Forked(line, environment, cwd) for environment in rank_environments(ranks)]
     with ThreadPoolExecutor(ranks) as readers:
-        texts = readers.map(lambda process: process.stdout.read(), processes)
+        texts = readers.map(_Forked.read, processes)
         statuses = [process.wait(seconds) for process in processes]
         text = "".join(texts)
     assert statuses == [status] * ranks, text
@@ -75,6 +74,11 @@ class _Forked:
         self.stdout = os.fdopen(os.dup(reader.fileno()))
         reader.close()
         self.pid = self._process.pid
+
+    def read(self) -> str:
+        """All that it prints until it ends."""
+        with self.stdout as output:
+            return output.read()
 
     def poll(self) -> int | None:
         return self._process.exitcode

@@ -49,8 +49,6 @@ OLD_NAMES = """
     Place Saved SavedInMemory SavedOnDisk asks asks_to_end check_stack from_plain log_folder say stack_problem to_plain
 """
 """Functions and classes that have got another name."""
-STILL_NAMED = {"Place", "asks", "asks_to_end"}
-"""Those that are still to get theirs."""
 CODE = ("stem_torchrec", "tests", "datasets")
 PAGES = ("README.md", "CONTRIBUTING.md", "docs")
 STILL_OLD = {"benchmarks", *PAGES}
@@ -143,7 +141,7 @@ def exists(modules: list[str]) -> bool:
 
 @pytest.mark.parametrize("folder", CODE)
 def test_no_old_name_is_left(folder: str) -> None:
-    old = set(OLD_NAMES.split()) - STILL_NAMED
+    old = set(OLD_NAMES.split())
     names = {path: identifiers(path.read_text()) & old for path in python_files(folder)}
     assert not {str(path.relative_to(ROOT)): left for path, left in names.items() if left}
 

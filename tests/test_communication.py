@@ -12,9 +12,9 @@ from torch import Tensor
 
 from stem_torchrec.config import ShardingConfig
 
+from common.traffic import Traffic, count_traffic
 from distributed import run_ranks
 from runs import Run, batches_of_ranks, config_of, of_this_rank
-from traffic import Traffic, count_traffic
 
 Case = tuple[str, str]
 """Sharding type and input distribution."""

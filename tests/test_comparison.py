@@ -214,7 +214,7 @@ def test_a_run_that_was_asked_to_end_comes_to_the_same_numbers(
     call(tmp_path / "out", log, "single_task", seeds="0")
     said = capsys.readouterr().out
     assert ("can be read" in said and "; this run starts anew" in said) == damaged
-    assert bool(re.search(rf"going on after step \d from {folder}/checkpoints", said)) == (not damaged)
+    assert bool(re.search(rf"resuming after step \d from {folder}/checkpoints", said)) == (not damaged)
     assert not (folder / "checkpoints").exists()
     found, expected = (
         {r["task"]: r["auc"] for r in rows if r["model"] == "single_task" and r["seed"] == 0}

@@ -1,4 +1,3 @@
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -7,14 +6,13 @@ import pytest
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.runtime.errors import UserError
 
-from conflict import main, write
+from studies.task_conflict import measure, read_command_line, write
 
 
-def test_each_dial_has_a_log_and_a_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_dial_has_a_log_and_a_comparison(tmp_path: Path) -> None:
     line = ["--recipe", "tiny", "--dials", "0", "1", "--models", "stem,single_task,shared_bottom", "--seeds", "0"]
     sizes = ["--data.synthetic.train-rows", "2048", "--data.synthetic.test-rows", "600"]
-    monkeypatch.setattr(sys, "argv", ["conflict.py", *line, *sizes, "--resamples", "5", "--out", str(tmp_path)])
-    main()
+    measure(*read_command_line([*line, *sizes, "--resamples", "5", "--out", str(tmp_path)]))
     rows = pq.read_table(tmp_path / "conflict.parquet").to_pylist()
     assert {(row["conflict"], row["model"]) for row in rows} == {
         (dial, model) for dial in (0.0, 1.0) for model in ("stem", "single_task", "shared_bottom")
@@ -33,8 +31,8 @@ def test_a_model_that_diverged_at_one_dial_is_left_out_at_all(tmp_path: Path) ->
         if (dial, model) != (1.0, "mmoe")
     ]
     write(tmp_path, rows, {"mmoe"})
-    said = (tmp_path / "conflict.md").read_text()
-    assert "Left out, as they diverged: mmoe." in said
-    assert "| mmoe |" not in said
+    report = (tmp_path / "conflict.md").read_text()
+    assert "Left out because they diverged: mmoe." in report
+    assert "| mmoe |" not in report
     with pytest.raises(UserError, match="mmoe, ple diverged, so there is no margin to show"):
         write(tmp_path, rows, {"mmoe", "ple"})

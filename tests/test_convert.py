@@ -9,19 +9,19 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch.distributed as dist
-from test_train import run as run_command
 
 from stem_torchrec.config import SyntheticConfig
 from stem_torchrec.config.files import load_config
 from stem_torchrec.config.recipes import tiny
 from stem_torchrec.data import synthetic
 from stem_torchrec.runtime.errors import UserError
-from stem_torchrec.training.run import train
 from stem_torchrec.training.run_evaluation import EvaluateConfig, evaluate_run
+from stem_torchrec.training.trainer import train
 from stem_torchrec.transfer.convert_layout import ConvertConfig, convert_run
 
 from distributed import run_ranks
 from runs import this_process
+from test_train import run as run_command
 
 
 @dataclass

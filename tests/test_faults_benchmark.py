@@ -1,4 +1,4 @@
-"""The benchmarks of a run that survives, small; and that its comparison finds what differs."""
+"""The benchmarks of killed runs and of checkpoints, small; and the comparison of two runs finds what differs."""
 
 import json
 import re
@@ -7,16 +7,15 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from checkpoint_pause import PauseConfig
-from checkpoint_pause import main as measure_pauses
-from fault_runs import differences
-from faults import FaultsConfig, main
+from recovery.pauses import PauseConfig, measure_pauses
+from recovery.soak import FaultsConfig, soak
+from recovery.train_runs import differences
 
 SMALL = ["--model.embedding-dim", "4", "--data.synthetic.train-rows", "6000"]
 
 
 def test_a_soak_counts_its_faults_and_finds_no_difference(tmp_path: Path) -> None:
-    main(FaultsConfig(out=str(tmp_path), kills=1, ranks=1, seconds=0.1), [*SMALL, "--train.epochs", "4"])
+    soak(FaultsConfig(out=str(tmp_path), kills=1, ranks=1, seconds=0.1), [*SMALL, "--train.epochs", "4"])
     killed, ended = pq.read_table(tmp_path / "faults.parquet").to_pylist()
     assert (killed["victims"], killed["ended"]) == ([0], False)
     assert ended["ended"]
@@ -34,9 +33,9 @@ def test_a_soak_counts_its_faults_and_finds_no_difference(tmp_path: Path) -> Non
     older, newest = sorted((other / "checkpoints").iterdir())
     shutil.rmtree(newest)
     older.rename(newest)
-    found = differences(other, whole)
-    assert any("optimizer" in name for name in found)
-    assert any("model" in name for name in found)
+    names = differences(other, whole)
+    assert any("optimizer" in name for name in names)
+    assert any("model" in name for name in names)
 
 
 def test_pauses_are_measured_behind_the_warm_up(tmp_path: Path) -> None:

@@ -8,6 +8,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+
+from stem_torchrec.data.schema import LabelCounts, load_schema
+from stem_torchrec.runtime.errors import UserError
+
 from kuairand_files import (
     LOG,
     LOG_FILE,
@@ -29,9 +33,6 @@ from kuairand_files import (
     write_csv,
     write_raw,
 )
-
-from stem_torchrec.data.schema import LabelCounts, load_schema
-from stem_torchrec.runtime.errors import UserError
 
 
 @pytest.fixture

@@ -6,10 +6,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from kuairand_files import VIDEO, column, kuairand, video, vocabulary, write_csv, write_raw
 
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.runtime.errors import UserError
+
+from kuairand_files import VIDEO, column, kuairand, video, vocabulary, write_csv, write_raw
 
 # Of user 1 four exposures are known, of user 2 one, which is at the start of its history.
 EXPOSURES: dict[str, Any] = {

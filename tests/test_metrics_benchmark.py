@@ -3,11 +3,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from metrics import MetricsConfig, main
+from studies.exact_metrics import MetricsConfig, measure
 
 
 def test_all_sides_agree_on_the_auc(tmp_path: Path) -> None:
-    main(MetricsConfig(out=str(tmp_path), rows=(20_000,), ranks=(1,), rounds=1))
+    measure(MetricsConfig(out=str(tmp_path), rows=(20_000,), ranks=(1,), rounds=1))
     rows = pq.read_table(tmp_path / "metrics.parquet").to_pylist()
     assert [(row["side"], row["ranks"]) for row in rows] == [("ours", 1), ("sklearn", 1), ("torchmetrics", 1)]
     ours, sklearn, torchmetrics = (row["auc"] for row in rows)

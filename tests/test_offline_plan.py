@@ -15,14 +15,14 @@ from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.sharding.plan import Plan, plan_to_json, read_plan
 from stem_torchrec.sharding.topology import Bandwidths
 
-from plan import run_plan
-from plan_arithmetic import model_bytes, pooled_bytes, state_bytes, weight_bytes, wire
-from plan_calibrate import Priced, calibrate, fit
-from plan_config import FIGURES, PlanConfig, read_options
-from plan_strategies import Planned, Strategy, build_tables, grow, list_strategies, plan_strategy, recommend
-from sweep_cases import TYPES, Case
-from sweep_results import CASES, SWEEP_FILE, Measurement, Outcome
-from table_list import TableSpec
+from common.table_list import TableSpec
+from planning.arithmetic import model_bytes, pooled_bytes, state_bytes, weight_bytes, wire
+from planning.calibrate import Priced, calibrate, fit
+from planning.config import FIGURES, PlanConfig, read_options
+from planning.run import run_plan
+from planning.strategies import Planned, Strategy, build_tables, grow, list_strategies, plan_strategy, recommend
+from sweep.cases import TYPES, Case
+from sweep.results import CASES, SWEEP_FILE, Measurement, Outcome
 
 TABLES = [TableSpec("user", 100_000, 16), TableSpec("item", 40_000, 16), TableSpec("tags", 1_000, 16, pooling=5)]
 CONFIG = PlanConfig(out="-", nodes=2, ranks_per_node=2, tasks=2, batch_size=512)
@@ -80,7 +80,7 @@ def test_what_does_not_fit_is_a_row_with_a_reason() -> None:
     assert alone.plan is None
     assert "every rank would hold all 0.05 GiB" in alone.reason
     assert "4 ranks has 0.0255 GiB of GPU" in alone.reason
-    assert math.isnan(alone.most("weights"))
+    assert math.isnan(alone.peak("weights"))
     packed = planned("row_wise", "packed", "rowwise_adagrad")
     assert "packed table task_1+task_2+shared/user" in packed.reason
     assert (
@@ -91,11 +91,11 @@ def test_what_does_not_fit_is_a_row_with_a_reason() -> None:
 
 def test_tables_that_gpu_memory_does_not_hold_spill_to_the_host_and_say_so() -> None:
     roomy, tight = planned("table_wise"), planned("table_wise", config=replace(CONFIG, hbm_gb=0.016))
-    assert (roomy.uvm_tables, roomy.most("host_memory")) == (0, 0)
+    assert (roomy.uvm_tables, roomy.peak("host_memory")) == (0, 0)
     assert tight.uvm_tables > 0
-    assert tight.most("host_memory") > 0
-    assert tight.most("memory") <= 0.85 * 0.016 * 1024
-    assert tight.most("estimate") > roomy.most("estimate")
+    assert tight.peak("host_memory") > 0
+    assert tight.peak("memory") <= 0.85 * 0.016 * 1024
+    assert tight.peak("estimate") > roomy.peak("estimate")
 
 
 def test_memory_grows_with_the_groups_and_the_rows() -> None:
@@ -115,8 +115,8 @@ def test_auto_is_at_least_as_fast_as_each_type_alone() -> None:
     # Where tables spill, TorchRec's own search has ended at three times the estimate of table_wise alone. Types that
     # cut columns are left out, as auto cuts all by one width.
     config = replace(CONFIG, hbm_gb=0.016)
-    best = min(planned(kind, config=config).most("estimate") for kind in ("table_wise", "row_wise", "table_row_wise"))
-    assert planned("auto", config=config).most("estimate") <= best
+    best = min(planned(kind, config=config).peak("estimate") for kind in ("table_wise", "row_wise", "table_row_wise"))
+    assert planned("auto", config=config).peak("estimate") <= best
 
 
 def test_hundreds_of_ranks_and_billions_of_rows_can_be_planned() -> None:
@@ -136,7 +136,7 @@ def test_a_search_that_has_no_time_left_says_so() -> None:
 def test_a_strategy_that_learns_otherwise_is_not_recommended() -> None:
     cut, whole = (planned(kind, optimizer="rowwise_adagrad") for kind in ("column_wise", "row_wise"))
     assert cut.cut_rows == 9
-    assert cut.most("estimate") < whole.most("estimate")
+    assert cut.peak("estimate") < whole.peak("estimate")
     assert recommend([cut, whole]) == whole
     assert recommend([cut]) is None
 
@@ -175,7 +175,7 @@ def test_the_files_tell_the_same_and_training_reads_the_plan(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ([], "say where the report goes: --out DIR"),
+        ([], "say where the results go: --out DIR"),
         (["--out", "x", "--nodes", "0"], "--nodes is 0, but must be at least 1"),
         (["--out", "x", "--hbm-gb", "-1"], "--hbm-gb is -1.0, but must be a number above 0"),
         (["--out", "x", "--inter-host", "0"], "--inter-host is 0.0, but must be a number above 0"),
@@ -253,14 +253,14 @@ def test_calibration_recovers_the_bandwidths_of_the_machine(tmp_path: Path, devi
         device=device,
         nodes=nodes,
     )
-    found = calibrate(folder, given, device=kind)
-    assert found.changed == tuple(wanted)
-    assert not found.together
+    fitted = calibrate(folder, given, device=kind)
+    assert fitted.changed == tuple(wanted)
+    assert not fitted.together
     for name in wanted:
         # The busiest rank may be another one before and after.
-        assert getattr(found.bandwidths, name) == pytest.approx(wanted[name], rel=0.05)
-    assert found.before[1] < 0.5
-    assert found.after == pytest.approx((1, 1, 1), rel=0.05)
+        assert getattr(fitted.bandwidths, name) == pytest.approx(wanted[name], rel=0.05)
+    assert fitted.before[1] < 0.5
+    assert fitted.after == pytest.approx((1, 1, 1), rel=0.05)
 
 
 def test_factors_that_cannot_be_told_apart_become_one() -> None:

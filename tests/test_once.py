@@ -24,10 +24,10 @@ from stem_torchrec.sharding.sharder import make_sharder
 from stem_torchrec.sharding.topology import topology_here
 from stem_torchrec.tables import sharded_collections
 
+from common.traffic import Traffic, count_traffic
 from distributed import run_ranks
 from reference import COLUMNS
 from runs import Run, batches_of_ranks, config_of, mine, this_process
-from traffic import Traffic, count_traffic
 
 MESHES = [(2, 2), (4, 2)]
 OPTIMIZERS = ["sgd", "adagrad", "rowwise_adagrad"]

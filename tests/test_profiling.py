@@ -17,7 +17,7 @@ from stem_torchrec.data import synthetic
 from stem_torchrec.profiles.phases import PHASES, step_times
 from stem_torchrec.profiles.step_profiler import StepProfiler, format_phases
 from stem_torchrec.train import main
-from stem_torchrec.training.run import train
+from stem_torchrec.training.trainer import train
 
 from distributed import run_ranks
 from runs import this_process

@@ -19,7 +19,7 @@ from stem_torchrec.data.synthetic import generate
 from stem_torchrec.models.build import build_model
 from stem_torchrec.runtime.errors import HANG_STATUS
 
-from fault_runs import differences
+from recovery.train_runs import differences
 from small_runs import run_script, start
 
 pytestmark = pytest.mark.quick
@@ -58,7 +58,7 @@ def test_a_killed_run_resumes_and_ends_with_the_bits_of_an_uninterrupted_and_pro
     assert list((run / "checkpoints").glob("step-*"))
     statuses, output = start(run, *ONCE, ranks=2).end()
     assert statuses == [0, 0], output
-    assert "after step" in output
+    assert "resuming after step" in output
     assert differences(run, whole) == []
     assert "dense backward" in (whole / "profile" / "summary.txt").read_text()
 

@@ -12,10 +12,10 @@ import pytest
 
 from stem_torchrec.runtime.errors import RESUME_STATUS
 
-from fault_runs import differences
+from recovery.train_runs import differences
 from small_runs import start
 
-RESUMED = re.compile(r"after step (\d+) from")
+RESUMED = re.compile(r"resuming after step (\d+) from")
 """The line of a run that resumes from a checkpoint."""
 
 

@@ -22,16 +22,16 @@ from stem_torchrec.config import DataConfig, TrainConfig
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.process import Process
 
-from sharding import order_of_round, turns_left
-from sweep_batches import draw_ids, draw_lengths, workload_of_tables
-from sweep_cases import TYPES, Axes, Case, list_cases
-from sweep_config import Sweep, plan_sweep, read_command_line
-from sweep_gains import format_gains, gains
-from sweep_ranks import Ending, judge
-from sweep_report import write_report
-from sweep_results import Measurement, Outcome, ResultFolder
-from sweep_rows import Row, fastest, summarize
-from table_list import TableSpec
+from common.table_list import TableSpec
+from sweep.batches import draw_ids, draw_lengths, workload_of_tables
+from sweep.cases import TYPES, Axes, Case, list_cases
+from sweep.config import Sweep, plan_sweep, read_command_line
+from sweep.gains import format_gains, gains
+from sweep.ranks import Ending, judge
+from sweep.report import write_report
+from sweep.results import Measurement, Outcome, ResultFolder
+from sweep.rows import Row, fastest, summarize
+from sweep.run import order_of_round, turns_left
 
 ROOT = Path(__file__).parent.parent
 AXES = Axes(TYPES, ("split", "packed"), ("stock", "once"), (2, 8), ("adagrad",), ("auto",), ("fp32",))
@@ -70,11 +70,11 @@ def test_a_pattern_takes_named_parts_from_all_there_are_and_the_rest_from_the_op
 @pytest.mark.parametrize(
     ("pattern", "sentence"),
     [
-        ("rowwise", "'rowwise' is no type.*did you mean 'row_wise'"),
-        ("row_wise/split/once/8", "'8' is no number of tasks; write T8"),
-        ("*/split/twice", "'twice' is no input dist"),
+        ("rowwise", "'rowwise' is not a known type.*did you mean 'row_wise'"),
+        ("row_wise/split/once/8", "'8' is not a number of tasks; write T8"),
+        ("*/split/twice", "'twice' is not a known input dist"),
         ("a/b/c/d/e/f/g/h", "has 8 parts"),
-        ("*/packed/once", "none of the .* combinations makes sense"),
+        ("*/packed/once", "none of .* combinations, such as .*, makes sense"),
     ],
 )
 def test_a_pattern_that_names_nothing_is_refused(pattern: str, sentence: str) -> None:
@@ -82,7 +82,7 @@ def test_a_pattern_that_names_nothing_is_refused(pattern: str, sentence: str) ->
         list_cases(AXES, [pattern])
 
 
-def test_options_of_training_stand_beside_those_of_the_sweep(tmp_path: Path) -> None:
+def test_a_sweep_takes_options_of_training_beside_its_own(tmp_path: Path) -> None:
     line = ["--recipe", "tiny", "--tasks", "2", "3", "--model.embedding-dim", "12", "--out", "x", "--types", "all"]
     config, train = read_command_line([*line, "--sparse.name", "sgd"])
     assert train.model.embedding_dim == 12
@@ -263,7 +263,7 @@ def test_a_case_is_set_against_stock_and_split_of_its_type_round_by_round() -> N
 
 
 def test_plots_are_written(tmp_path: Path) -> None:
-    from sweep_plots import write_plots
+    from sweep.plots import write_plots
 
     folder, sweep = canned(tmp_path)
     rows, _ = write_report(folder, sweep, rounds=1, global_batch=100)
@@ -299,7 +299,7 @@ def test_the_reason_of_a_case_is_that_of_the_rank_which_failed_of_itself() -> No
 def launch(folder: Path, *options: str) -> subprocess.Popen:
     """Starts a sweep of three cases on two ranks, of which the optimizer refuses one."""
     bin_ = Path(sys.executable).parent
-    env = {name: value for name, value in os.environ.items() if name in ("HOME", "LANG", "TMPDIR")}
+    env = {name: value for name, value in os.environ.items() if name in ("HOME", "LANG", "PYTHONPATH", "TMPDIR")}
     env |= {"PATH": f"{bin_}{os.pathsep}{os.environ['PATH']}", "OMP_WAIT_POLICY": "passive", "SWEEP": str(folder)}
     cases = [f"{kind}/*/*/*/{name}" for kind, name in (("table_wise", "adagrad"), ("row_wise", "adagrad"))]
     line = ["torchrun", "--nproc-per-node", "2", "benchmarks/sharding.py", "--recipe", "tiny", "--out", str(folder)]
@@ -319,16 +319,16 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen | None =
 
 def children_of(folder: Path) -> list[str]:
     """Ids of the processes that measure a case of this sweep."""
-    found = []
+    ids = []
     for process in Path("/proc").glob("[0-9]*"):
         # It may end while it is looked at, or be another user's.
         with contextlib.suppress(OSError):
-            if b"sweep_worker.py" in (process / "cmdline").read_bytes():
-                found += [process.name] if str(folder).encode() in (process / "environ").read_bytes() else []
-    return found
+            if b"sweep.worker" in (process / "cmdline").read_bytes():
+                ids += [process.name] if str(folder).encode() in (process / "environ").read_bytes() else []
+    return ids
 
 
-def test_an_interrupted_sweep_goes_on_and_its_advice_trains(tmp_path: Path) -> None:
+def test_an_interrupted_sweep_resumes_and_its_advice_trains(tmp_path: Path) -> None:
     out = tmp_path / "out"
     sweep = launch(out)
     wait_for(lambda: list(out.glob("cases/*.0.json")), sweep)
@@ -343,7 +343,7 @@ def test_an_interrupted_sweep_goes_on_and_its_advice_trains(tmp_path: Path) -> N
     again = launch(out)
     text, _ = again.communicate(timeout=120)
     assert again.returncode == 0, text
-    assert "where 1 are already" in text
+    assert "already done: 1," in text
     assert first.stat().st_mtime_ns == before
     rows = {row["name"]: row for row in pq.read_table(out / "report.parquet").to_pylist()}
     assert [row["status"] for row in rows.values()] == ["ok", "ok", "refused"]

@@ -10,11 +10,11 @@ from stem_torchrec.models.build import build_model
 from stem_torchrec.models.stem import STEM
 from stem_torchrec.runtime.errors import UserError
 
-from throughput import measure, read_command_line
-from throughput_contest import Score
-from throughput_plain import PlainSTEM
-from throughput_problem import Contestant, Problem
-from throughput_ratios import ratios
+from contest.plain import PlainSTEM
+from contest.problem import Contestant, Problem
+from contest.ratios import ratios
+from contest.run import measure, read_command_line
+from contest.turns import Score
 
 SMALL = ModelConfig(
     embedding_dim=4,
@@ -51,10 +51,10 @@ def test_the_plain_implementation_is_the_same_model() -> None:
     batch = next(problem.batches(rank=0))
     pooled = {g: x.detach().requires_grad_() for g, x in model.sparse_arch(batch.sparse_features).items()}
     ours = model(batch.dense_features, batch.sparse_features)
-    theirs = plain(pooled)
-    torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
+    looped = plain(pooled)
+    torch.testing.assert_close(looped, ours, rtol=1e-5, atol=1e-5)
     ours[:, 0].sum().backward()
-    theirs[:, 0].sum().backward()
+    looped[:, 0].sum().backward()
     expected = plain_names({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     for name, parameter in plain.named_parameters():
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad

@@ -1,4 +1,4 @@
-"""What any rank asks for, known on all ranks at the same step."""
+"""Requests of any rank, known to all ranks at the same step."""
 
 from collections.abc import Iterable
 from datetime import timedelta
@@ -8,10 +8,10 @@ import torch.distributed as dist
 
 
 class Agreement:
-    """Questions that all ranks answer at each step, one step late, so that nobody waits for the answer.
+    """Collects the requests of all ranks at each step and returns them one step later, so that no rank waits.
 
     Args:
-        questions: their names.
+        names: of all possible requests.
         timeout: seconds that a rank waits for the others.
 
     Example::
@@ -19,31 +19,34 @@ class Agreement:
         agreement = Agreement(["save", "end"])
         for batch in batches:
             step(batch)
-            asked = agreement.ask(["end"] if terminated else [])  # {"end"} on all ranks, a step later
+            requests = agreement.exchange(["end"] if terminated else [])  # {"end"} on all ranks, a step later
     """
 
-    def __init__(self, questions: Iterable[str], *, timeout: float = 600.0) -> None:
-        self._questions = list(questions)
-        # Small tensors on the host: a GPU would have to be waited for.
+    def __init__(self, names: Iterable[str], *, timeout: float = 600.0) -> None:
+        self._names = list(names)
+        # Small tensors on the host: reading them back from a GPU would wait for it.
         self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
         self._work: dist.Work | None = None
-        self._flags = torch.zeros(len(self._questions), dtype=torch.int32)
+        self._flags = torch.zeros(len(self._names), dtype=torch.int32)
 
-    def ask(self, mine: Iterable[str]) -> set[str]:
-        """What some rank asked for the last time that all called this; all ranks make the same calls."""
-        asked = self._read()
-        mine = set(mine)
-        self._flags = torch.tensor([question in mine for question in self._questions], dtype=torch.int32)
+    def exchange(self, requests: Iterable[str]) -> set[str]:
+        """Sends this rank's requests; returns those that any rank sent in the call before.
+
+        All ranks make the same calls.
+        """
+        before = self._read()
+        requests = set(requests)
+        self._flags = torch.tensor([name in requests for name in self._names], dtype=torch.int32)
         self._work = dist.all_reduce(self._flags, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
-        return asked
+        return before
 
-    def ask_now(self, mine: Iterable[str]) -> set[str]:
-        """What some rank asks for, waiting for all of them."""
-        before = self.ask(mine)
+    def exchange_now(self, requests: Iterable[str]) -> set[str]:
+        """Sends this rank's requests and waits; returns those that any rank sent in this call or the one before."""
+        before = self.exchange(requests)
         return before | self._read()
 
     def close(self) -> None:
-        """Ends the connections; all ranks call it."""
+        """Closes the connections; all ranks call it."""
         self._read()
         dist.destroy_process_group(self._group)
 
@@ -52,4 +55,4 @@ class Agreement:
             return set()
         self._work.wait()
         self._work = None
-        return {question for question, flag in zip(self._questions, self._flags.tolist(), strict=True) if flag}
+        return {name for name, flag in zip(self._names, self._flags.tolist(), strict=True) if flag}

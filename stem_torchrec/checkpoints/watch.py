@@ -1,4 +1,4 @@
-"""When a run pauses for a checkpoint, and how it ends when it is asked to, or must."""
+"""When a run pauses for a checkpoint, and how it ends on a signal or on a loss that is not finite."""
 
 import time
 from collections.abc import Callable
@@ -17,15 +17,15 @@ _SAVE, _END, _NONFINITE = "save", "end", "nonfinite"
 
 
 class RunWatch:
-    """Asks all ranks at each step whether a checkpoint is due, a signal has come or a loss is not finite.
+    """Exchanges at each step whether, on any rank, a checkpoint is due, a signal came or a loss is not finite.
 
     Args:
-        save: called between two steps with the place and whether to wait until it is written; writes a checkpoint.
-        every: steps between two checkpoints.
-        seconds: between two checkpoints.
-        ending: set when the run shall end.
-        keep_batch: called with the step and the batch whose loss is not finite; says where it is kept. Without it such
-            losses are nothing to end for.
+        save: writes a checkpoint; called between two steps as `save(state, wait=...)` with what `on_pause` gets and
+            whether to wait until the checkpoint is written.
+        seconds: seconds between two checkpoints.
+        ending: set when the run is to end.
+        keep_batch: writes a batch whose loss is not finite to a file, given the step and the batch, and returns the
+            path. Without it such losses do not end the run.
         timeout: seconds that ranks wait for each other.
     """
 
@@ -33,78 +33,83 @@ class RunWatch:
         self,
         save: Callable[..., None],
         *,
-        every: int | None,
         seconds: float | None,
         ending: Event,
         keep_batch: Callable[[int, Batch], object] | None,
         timeout: float,
     ) -> None:
-        self.every = every
         self._save, self._seconds, self._ending, self._keep_batch = save, seconds, ending, keep_batch
         self._agreement = Agreement([_SAVE, _END, _NONFINITE], timeout=timeout)
-        self._asked: set[str] = set()
-        self._last = time.monotonic()
-        self._recent: tuple[int, Batch, Tensor] | None = None
-        self._bad: tuple[int, Batch] | None = None
+        self._requests: set[str] = set()
+        self._last_save = time.monotonic()
+        self._unchecked: tuple[int, Batch, Tensor] | None = None
+        """The last step with its batch and whether its losses are finite, not yet read."""
+        self._nonfinite: tuple[int, Batch] | None = None
+        """The first step on this rank whose losses are not finite, with its batch."""
 
-    def asks(self, step: int, batch: Batch, losses: Tensor) -> bool:
-        """Whether to pause; all ranks call it after each step, and hear the same."""
-        # The loss of the step before: that of this one would have to be waited for on a GPU.
-        self._look()
-        self._recent = step, batch, torch.isfinite(losses).all()
-        self._asked |= self._agreement.ask(self._mine())
-        return bool(self._asked)
+    def should_pause(self, step: int, batch: Batch, losses: Tensor) -> bool:
+        """Whether to pause; called after each step with its losses (T,), the same on all ranks."""
+        # Reads the loss of the step before: on a GPU the host would have to wait for the one of this step.
+        self._check_last_losses()
+        self._unchecked = step, batch, torch.isfinite(losses).all()
+        self._requests |= self._agreement.exchange(self._requests_of_rank())
+        return bool(self._requests)
 
-    def asks_to_end(self) -> bool:
-        """Whether to end; all ranks call it after each batch of an evaluation."""
-        self._asked |= self._agreement.ask(self._mine())
-        return _END in self._asked
+    @property
+    def pause_is_requested(self) -> bool:
+        """Whether some rank has asked for a pause since the last one, the same on all ranks."""
+        return bool(self._requests)
 
-    def check(self) -> None:
-        """Raises DivergedError where a loss was not finite; all ranks call it."""
-        self._look()
-        # Also so that nothing asked before a pause is heard after it.
-        self._asked |= self._agreement.ask_now(self._mine())
-        if _NONFINITE not in self._asked or self._keep_batch is None:
+    def should_end(self) -> bool:
+        """Whether to end the run; called after each batch of an evaluation, the same on all ranks."""
+        self._requests |= self._agreement.exchange(self._requests_of_rank())
+        return _END in self._requests
+
+    def check_finite(self) -> None:
+        """Raises DivergedError on all ranks if a loss was not finite on any; all ranks call it."""
+        self._check_last_losses()
+        # Also empties the exchange, so that no request from before a pause is read after it.
+        self._requests |= self._agreement.exchange_now(self._requests_of_rank())
+        if _NONFINITE not in self._requests or self._keep_batch is None:
             return
-        kept = None
-        if self._bad is not None:
-            step, batch = self._bad
+        failure = None
+        if self._nonfinite is not None:
+            step, batch = self._nonfinite
             try:
                 where = f"is in {self._keep_batch(step, batch)}"
             except (OSError, pa.ArrowException) as error:
                 where = f"cannot be kept ({reason_of(error)})"
-            kept = step, dist.get_rank(), where
-        all_kept: list[tuple[int, int, str] | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(all_kept, kept)
-        step, rank, where = min(item for item in all_kept if item is not None)
+            failure = step, dist.get_rank(), where
+        failures: list[tuple[int, int, str] | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(failures, failure)
+        step, rank, where = min(each for each in failures if each is not None)
         raise DivergedError(
             f"the loss at step {step} is not finite on rank {rank}, whose batch {where}; the last checkpoint is "
             "from before. Lower the learning rates, mend the rows, or skip such batches with --train.skip-nonfinite."
         )
 
-    def pause(self, place: object) -> None:
-        """Saves; raises Interrupted where the run was asked to end."""
-        end = _END in self._asked
-        self._save(place, wait=end)
-        self._asked.clear()
-        self._last = time.monotonic()
+    def on_pause(self, state: object) -> None:
+        """Saves `state`; then raises Interrupted if the run is to end. All ranks call it, the pipeline being empty."""
+        end = _END in self._requests
+        self._save(state, wait=end)
+        self._requests.clear()
+        self._last_save = time.monotonic()
         if end:
             raise Interrupted
 
     def close(self) -> None:
-        """Ends the connections; all ranks call it."""
+        """Closes the connections; all ranks call it."""
         self._agreement.close()
 
-    def _mine(self) -> list[str]:
-        mine = [_END] if self._ending.is_set() else []
-        if self._seconds is not None and time.monotonic() - self._last >= self._seconds:
-            mine.append(_SAVE)
-        return [*mine, _NONFINITE] if self._bad is not None else mine
+    def _requests_of_rank(self) -> list[str]:
+        requests = [_END] if self._ending.is_set() else []
+        if self._seconds is not None and time.monotonic() - self._last_save >= self._seconds:
+            requests.append(_SAVE)
+        return [*requests, _NONFINITE] if self._nonfinite is not None else requests
 
-    def _look(self) -> None:
-        if self._keep_batch is not None and self._recent is not None and self._bad is None:
-            step, batch, finite = self._recent
+    def _check_last_losses(self) -> None:
+        if self._keep_batch is not None and self._unchecked is not None and self._nonfinite is None:
+            step, batch, finite = self._unchecked
             if not finite.item():
-                self._bad = step, batch
-        self._recent = None
+                self._nonfinite = step, batch
+        self._unchecked = None

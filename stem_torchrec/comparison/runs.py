@@ -25,9 +25,10 @@ from stem_torchrec.models.build import groups_with_tables
 from stem_torchrec.runtime.errors import DamagedError, DivergedError
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
-from stem_torchrec.training.run import train
+from stem_torchrec.training.metrics_log import METRICS_LOG
 from stem_torchrec.training.run_evaluation import EvaluateConfig, evaluate_run
-from stem_torchrec.training.run_folder import CONFIG_FILE, METRICS_LOG, write_json
+from stem_torchrec.training.run_folder import CONFIG_FILE, write_json
+from stem_torchrec.training.trainer import train
 from stem_torchrec.training.watched_metric import Metrics
 
 TEST_FILE = "test.json"

@@ -1,7 +1,7 @@
 """What a run can be told: frozen dataclasses, recipes, and their way from a command line or YAML and back.
 
-Reading order: run.py, and the sections that it joins: data.py, synthetic.py, model.py, optimizers.py, sharding.py, loop.py;
-then recipes.py, command_line.py, files.py, serialization.py, limits.py.
+Reading order: run.py, and the sections that it joins: data.py, synthetic.py, model.py, optimizers.py, sharding.py and
+loop.py; then recipes.py, command_line.py, files.py, serialization.py, limits.py.
 Import the names below. May import `runtime` only.
 """
 

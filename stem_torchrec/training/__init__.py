@@ -1,6 +1,7 @@
-"""A training run: optimizers, the loop, evaluation, the run folder, its checkpoints and best weights.
+"""A training run: a Trainer that one can step, its optimizers, evaluation, run folder, checkpoints and best weights.
 
-Reading order: run.py (the order of it all), assembly.py, optimizers.py, loop.py, evaluation.py, run_evaluation.py,
-run_folder.py, run_checkpoints.py, best_weights.py, early_stopping.py, meter.py, nonfinite.py.
-Import from the modules. May import everything but `transfer`, `tuning` and `comparison`.
+Reading order: trainer.py (the order of it all), loop.py (the steps), state.py, feed.py, callbacks.py; assembly.py,
+optimizers.py, nonfinite.py; evaluation.py, run_evaluation.py, watched_metric.py, early_stopping.py, best_weights.py;
+run_data.py, run_folder.py, metrics_log.py, meter.py, run_checkpoints.py.
+Import from the modules. May import every package but `transfer`, `tuning` and `comparison`.
 """

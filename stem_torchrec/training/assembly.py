@@ -1,7 +1,4 @@
-"""From a configuration to a sharded model under a pipeline.
-
-The one place that knows the order build -> optimizer in backward -> plan -> shard -> pipeline.
-"""
+"""From a configuration to a sharded model and its pipeline."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -81,7 +78,9 @@ def build_sharded_model(
     log_rank0(format_plan(plan))
     cut = [table.name for table in plan.tables if table.sharding_type in COLUMN_TYPES]
     if per_row and cut:
-        log_rank0(f"note: {config.sparse.name} keeps a number per row and column shard, so {some(cut)} learn otherwise")
+        log_rank0(
+            f"note: {config.sparse.name} keeps a number per row and column shard, so {some(cut)} learn differently"
+        )
     if config.sharding.input_dist == "once":
         stuck = falls_back(tables, {table.name: table.sharding_type for table in plan.tables})
         if stuck:
@@ -93,9 +92,9 @@ def build_sharded_model(
 
 
 def for_weights_only(config: TrainConfig) -> TrainConfig:
-    """The configuration of the same model, for whoever loads its weights and does not train.
+    """The configuration of the same model, to load its weights without training.
 
-    Without optimizer state any optimizer will do, and any plan: the run's own may name other ranks, devices or tables.
+    It has an optimizer without states and no plan: the run's own plan may name other ranks, devices or tables.
     """
     return replace(
         config,
@@ -107,7 +106,7 @@ def for_weights_only(config: TrainConfig) -> TrainConfig:
 def choose_placements(
     config: ShardingConfig, tables: Sequence[EmbeddingBagConfig], topology: Topology
 ) -> dict[str, Placement]:
-    """What `--sharding` says of each table; raises UserError where it does not fit the tables or the ranks."""
+    """The placement of each table by `--sharding`; raises UserError where it does not fit the tables or the ranks."""
     if config.plan is not None:
         if config.rules or config.type != "auto" or config.kernel != "auto":
             raise UserError("--sharding.plan pins every table; leave out --sharding.rules, .type and .kernel.")

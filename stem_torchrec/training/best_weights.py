@@ -16,14 +16,14 @@ from stem_torchrec.training.watched_metric import Metrics
 
 
 class BestWeights:
-    """Keeps the weights of the best evaluation, and what `stopping` judges by: the best that is on disk.
+    """Writes the weights of the best evaluation; the best is the one whose weights are on disk.
 
     All ranks make the same calls.
 
     Args:
         model: sharded.
-        folder: of the run.
-        stopping: judges the evaluations.
+        folder: the run folder.
+        stopping: decides which evaluation is the best.
         max_failures: evaluations in a row whose weights may fail to be written.
     """
 
@@ -31,11 +31,11 @@ class BestWeights:
         self.stopping = stopping
         self.failures = Failures(max_failures, "give another --output-dir")
         self.metrics: Metrics = {}
-        """Of the evaluation whose weights are on disk; empty before the first."""
+        """The evaluation whose weights are on disk; empty before the first."""
         self._model, self._folder = model, folder
 
     def restore(self, best: float | None, waited: int) -> None:
-        """Goes on from what `stopping` said when a checkpoint was written, if the best weights are in this folder."""
+        """Restores the best score and the number of evaluations since, if the best weights are in this folder."""
         if best is None:
             return
         if not from_first_rank(lambda: (self._folder / METRICS_FILE).exists()):
@@ -45,16 +45,16 @@ class BestWeights:
         self.metrics = best_so_far(self._folder)
 
     def keep(self, step: int, metrics: Metrics) -> None:
-        """Writes the weights and their metrics; where that fails, those of before stay the best.
+        """Writes the weights and their metrics; if that fails, the earlier ones stay the best.
 
-        Raises UserError where it fails too many times in a row.
+        Raises UserError where it fails more than `max_failures` times in a row.
         """
         failure, new = None, self._folder / f"{METRICS_FILE}.best"
         try:
-            found = {"step": step, "valid": to_json(metrics)}
-            from_first_rank(lambda: write_json(new, found))
+            best = {"step": step, "valid": to_json(metrics)}
+            from_first_rank(lambda: write_json(new, best))
             save_weights(self._model, self._folder / BEST_WEIGHTS)
-            # Which takes no room, so that the two never tell of different steps.
+            # A rename needs no room on the disk, so metrics and weights are always of the same step.
             from_first_rank(lambda: new.replace(self._folder / METRICS_FILE))
         except UnwritableError as error:
             failure = str(error)

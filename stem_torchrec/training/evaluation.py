@@ -2,7 +2,9 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import takewhile
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,21 +18,67 @@ from stem_torchrec.runtime.hang_detection import set_activity
 
 
 class EvaluationCut(Exception):
-    """An evaluation that was asked to stop, on all ranks after the same batch."""
+    """An evaluation was asked to end, on all ranks after the same batch."""
+
+
+class EvaluationPipeline(Protocol):
+    """What `evaluate` and `predict` need of a pipeline; TorchRec's train pipelines have it."""
+
+    def progress(self, batches: Iterator[Batch]) -> tuple[Tensor, Tensor]:
+        """The losses (T,) and logits (B, T) of the next batch; raises StopIteration where there is none."""
+
+
+class BatchByBatch:
+    """Evaluates one batch after the other, without reading ahead.
+
+    Args:
+        forward: maps a batch on the device to (loss, (losses (T,), logits (B, T))).
+        device: of the model.
+    """
+
+    def __init__(self, forward: Callable[[Batch], tuple[Tensor, tuple[Tensor, Tensor]]], device: torch.device) -> None:
+        self._forward, self._device = forward, device
+
+    def progress(self, batches: Iterator[Batch]) -> tuple[Tensor, Tensor]:
+        """See EvaluationPipeline."""
+        batch = next(batches)
+        return self._forward(batch.to(self._device))[1]
+
+
+@contextmanager
+def with_batches_aside(
+    pipeline: TrainPipelineSparseDist,
+    forward: Callable[[Batch], tuple[Tensor, tuple[Tensor, Tensor]]],
+    *,
+    device: torch.device,
+) -> Iterator[BatchByBatch]:
+    """Lends the model of a pipeline that has read batches ahead; the pipeline keeps them and trains on them later.
+
+    Args:
+        pipeline: of a training that is between two steps.
+        forward: the model as the pipeline calls it.
+        device: of the model.
+    """
+    model = pipeline.detach()
+    try:
+        yield BatchByBatch(forward, device)
+    finally:
+        pipeline.attach(model)
 
 
 def evaluate(
-    pipeline: TrainPipelineSparseDist,
+    pipeline: EvaluationPipeline,
     model: nn.Module,
     exposures: Iterable[Exposures],
     *,
     tasks: Sequence[str],
     device: torch.device,
-    asks: Callable[[], bool] | None = None,
+    should_end: Callable[[], bool] | None = None,
 ) -> dict[str, TaskMetrics]:
     """Exact metrics by task over the exposures of all ranks; see `predict`.
 
-    With `asks`, which is called after each batch and says the same on all ranks, it may end early by EvaluationCut.
+    `should_end` is called after each batch; where it returns True, on all ranks after the same batch, the evaluation
+    raises EvaluationCut.
     """
     metrics = MultiTaskMetrics(tasks, device)
     cut = False
@@ -38,7 +86,7 @@ def evaluate(
     def consume(item: Exposures, logits: Tensor, labels: Tensor) -> None:
         nonlocal cut
         metrics.update(logits, labels, item.groups)
-        cut = cut or (asks is not None and asks())
+        cut = cut or (should_end is not None and should_end())
 
     predict(pipeline, model, takewhile(lambda _: not cut, exposures), consume)
     if cut:
@@ -48,15 +96,15 @@ def evaluate(
 
 
 def predict(
-    pipeline: TrainPipelineSparseDist,
+    pipeline: EvaluationPipeline,
     model: nn.Module,
     exposures: Iterable[Exposures],
     consume: Callable[[Exposures, Tensor, Tensor], None],
 ) -> None:
-    """Calls `consume` with each batch of exposures, its logits and its labels (B, T), padding left out.
+    """Calls `consume` with each batch of exposures, its logits and its labels (B, T), without padding.
 
-    Leaves the model in training mode. The pipeline must be empty, as it is between two slices of its iterator; all
-    ranks take part and need the same number of batches. `exposures_of` makes exposures of plain batches.
+    Leaves the model in training mode. A train pipeline must be empty, as it is between two slices of its iterator. All
+    ranks call it with the same number of batches. `exposures_of` makes exposures of plain batches.
     """
     # The pipeline holds up to three batches; their labels and groups wait here instead of traveling to the device.
     waiting: deque[Exposures] = deque()

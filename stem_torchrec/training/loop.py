@@ -1,63 +1,159 @@
-"""The training loop: steps, evaluation between slices of the iterator, early stopping, pauses for checkpoints.
+"""The training loop: steps, evaluation and pauses between slices of the batches, and callbacks around them.
 
 It takes any model under a TorchRec train pipeline whose output is (losses (T,), logits (B, T)).
 """
 
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from threading import Event
-from typing import Protocol
 
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torchrec.datasets.utils import Batch
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
-from stem_torchrec.metrics.multi_task import to_json
-from stem_torchrec.profiles.step_profiler import StepProfiler
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.hang_detection import set_activity
 from stem_torchrec.runtime.progress import format_values, log_rank0, progress_bar
+from stem_torchrec.training.callbacks import Callback, KeepBest, TrainingLog, call_after_evaluation, evaluation_values
 from stem_torchrec.training.early_stopping import EarlyStopping
 from stem_torchrec.training.evaluation import EvaluationCut
+from stem_torchrec.training.feed import BatchFeed
 from stem_torchrec.training.meter import Meter
-from stem_torchrec.training.run_folder import MetricsLog
+from stem_torchrec.training.state import TrainState
 from stem_torchrec.training.watched_metric import Metrics
 
 
 @dataclass(frozen=True)
-class Place:
-    """Between two steps of a run."""
+class StepOutput:
+    """What one step returns on this rank."""
 
-    step: int = 0
-    """Steps made."""
-    epoch: int = 0
-    """Counted from 0."""
-    left: int | None = None
-    """Steps left of the epoch; all if None."""
-    evaluate: bool = False
-    """Whether an evaluation is due."""
-    losses: Tensor | None = None
-    """What `Meter.state` says of the steps since the last line of the log."""
+    batch: Batch
+    """As the reader made it, on the host."""
+    losses: Tensor
+    """(T,), detached."""
+    logits: Tensor
+    """(B, T), detached."""
 
 
-class Watch(Protocol):
-    """What may pause a run between two steps, on all ranks at the same one."""
+class TrainLoop:
+    """Steps over as many epochs as they take, with evaluations and callbacks between them.
 
-    every: int | None
-    """Steps between two pauses that are known beforehand."""
+    All ranks make the same calls.
 
-    def asks(self, step: int, batch: Batch, losses: Tensor) -> bool:
-        """Whether to pause as soon as the steps under way are made; called after each step with its losses (T,)."""
+    Args:
+        pipeline: holds the model in training mode and its optimizer.
+        batches: this rank's batches of an epoch, counted from 0, at least `steps_per_epoch` of them; of the epoch in
+            which the loop starts, those that are left.
+        steps: steps of the whole run, with those that `state` counts as made.
+        steps_per_epoch: steps of an epoch, the same on every rank; by default one epoch makes all `steps`.
+        state: where to start.
+        schedule: stepped after each step.
+        evaluate: returns the metrics of the validation split.
+        eval_every: steps between two evaluations; by default one ends each epoch. Another follows the last step.
+        callbacks: their hooks are called in this order.
+    """
 
-    def check(self) -> None:
-        """Called when the pipeline is empty; raises an error for what must not be evaluated or saved."""
+    def __init__(
+        self,
+        pipeline: TrainPipelineSparseDist,
+        batches: Callable[[int], Iterable[Batch]],
+        *,
+        steps: int,
+        steps_per_epoch: int | None = None,
+        state: TrainState | None = None,
+        schedule: LRScheduler | None = None,
+        evaluate: Callable[[], Metrics] | None = None,
+        eval_every: int | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        self.steps, self.steps_per_epoch = steps, steps_per_epoch or steps
+        self.state = state or TrainState(epoch_end=self.steps_per_epoch)
+        self.callbacks = list(callbacks)
+        self._pipeline, self._schedule = pipeline, schedule
+        self._compute_metrics, self._eval_every = evaluate, eval_every
+        self._feed = BatchFeed(batches)
+        self._slice: Iterator[Batch] = iter(())
 
-    def pause(self, place: Place) -> None:
-        """Called between two steps, the pipeline being empty; what it raises ends the run."""
+    @property
+    def pipeline_is_empty(self) -> bool:
+        """Whether the pipeline has trained on every batch that it has read; so it is when a slice of batches ends."""
+        return not self._feed.waiting
+
+    def train_step(self) -> StepOutput:
+        """One step on this rank's next batch; the pipeline copies and distributes the following ones meanwhile.
+
+        Raises UserError when all steps are made, or an epoch has fewer batches than steps.
+        """
+        if self.pipeline_is_empty:
+            self._start_slice()
+        set_activity("making a training step")
+        losses, logits = self._pipeline.progress(self._slice)
+        if self._schedule is not None:
+            self._schedule.step()
+        self.state.step += 1
+        self.state.evaluate = self._evaluation_is_due()
+        output = StepOutput(self._feed.waiting.popleft(), losses, logits)
+        if any([callback.after_step(self, output) for callback in self.callbacks]):
+            self._feed.stop()
+        return output
+
+    def evaluate(self) -> Metrics:
+        """Evaluates, logs the metrics and calls the hooks; returns the metrics.
+
+        Raises EvaluationCut where the run is asked to end meanwhile; the evaluation stays due then.
+        """
+        assert self._compute_metrics is not None, "a loop without `evaluate` has nothing to evaluate"
+        metrics, state = self._compute_metrics(), self.state
+        state.evaluate = False
+        ranking = {name: value for name, value in evaluation_values(metrics).items() if name.endswith("auc")}
+        epochs = state.epoch + 1 - state.left / self.steps_per_epoch
+        log_rank0(f"step {state.step}  epoch {epochs:.2f}  {format_values(ranking)}")
+        call_after_evaluation(self.callbacks, self, metrics)
+        return metrics
+
+    def run(self) -> None:
+        """Makes the steps that are left, or those until a callback stops the run."""
+        if self.state.evaluate:
+            self._evaluate_or_pause()
+        while self.state.step < self.steps and not self.state.stopped:
+            self.train_step()
+            if self.pipeline_is_empty:
+                self._pause()
+
+    def _start_slice(self) -> None:
+        """Lets the pipeline read up to the next step at which it must be empty."""
+        state = self.state
+        if state.step >= self.steps:
+            raise UserError(f"all {self.steps} steps of the run are made; give more steps or epochs.")
+        if state.step == state.epoch_end:
+            state.epoch, state.epoch_end = state.epoch + 1, state.epoch_end + self.steps_per_epoch
+        intervals = [self._eval_every, *(callback.every for callback in self.callbacks)]
+        pauses = [state.step + every - state.step % every for every in intervals if every]
+        self._slice = self._feed.slice(state.epoch, min(state.epoch_end, self.steps, *pauses) - state.step)
+
+    def _evaluation_is_due(self) -> bool:
+        step, end = self.state.step, min(self.state.epoch_end, self.steps)
+        if self._compute_metrics is None:
+            return False
+        return step == self.steps or (step == end if self._eval_every is None else step % self._eval_every == 0)
+
+    def _evaluate_or_pause(self) -> None:
+        try:
+            self.evaluate()
+        except EvaluationCut:
+            # Whoever asked for the end of the run ends it here, with a checkpoint.
+            self._call_on_pause()
+            raise
+
+    def _pause(self) -> None:
+        if self.state.evaluate:
+            self._evaluate_or_pause()
+        if not self.state.stopped:
+            self._call_on_pause()
+
+    def _call_on_pause(self) -> None:
+        for callback in self.callbacks:
+            callback.on_pause(self)
 
 
 def fit(
@@ -67,154 +163,40 @@ def fit(
     tasks: Sequence[str],
     steps: int,
     steps_per_epoch: int | None = None,
-    start: Place = Place(),
     schedule: LRScheduler | None = None,
     evaluate: Callable[[], Metrics] | None = None,
     eval_every: int | None = None,
     stopping: EarlyStopping | None = None,
     keep: Callable[[int, Metrics], None] | None = None,
-    counts: Callable[[], Mapping[str, int]] | None = None,
-    watch: Watch | None = None,
     log_every: int = 20,
-    log: MetricsLog | None = None,
-    profiler: StepProfiler | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> None:
-    """Trains for `steps` steps over as many epochs as they take, or until early stopping.
+    """Trains for `steps` steps, or until early stopping: the loop alone, for a model and batches of your own.
 
     Args:
-        pipeline: holds the model in training mode and its optimizer.
-        batches: this rank's batches of an epoch, counted from 0, at least `steps_per_epoch` of them; of the epoch in
-            which the run starts those that are left.
-        tasks: names of the tasks.
-        steps: steps to make, those before `start` among them.
-        steps_per_epoch: steps of an epoch, the same on every rank; by default one epoch makes all `steps`.
-        start: where to begin.
-        schedule: stepped after each step.
-        evaluate: makes metrics of the validation split; called when the pipeline is empty.
-        eval_every: steps between two evaluations; by default one ends each epoch. Another comes after the last step.
-        stopping: judges the evaluations.
-        keep: called with the step and the metrics of each evaluation that is the best so far, by `stopping`; of every
-            evaluation without it.
-        counts: what is logged with each evaluation beside its metrics, by name.
-        watch: may pause the run, for a checkpoint, or end it.
-        log_every: steps between two lines.
-        log: gets all numbers.
-        profiler: records some of the steps.
+        pipeline: see TrainLoop, as for the other arguments that are not listed here.
+        tasks: names of the tasks, in the order of the losses.
+        stopping: decides which evaluation is the best so far and when to stop.
+        keep: called with the step and the metrics of each evaluation that is the best so far; of every evaluation
+            without `stopping`.
+        log_every: steps between two lines of the log.
+        callbacks: hooks of yours, called after the log's.
 
-    Raises UserError where an epoch has fewer batches than steps.
+    Example::
+
+        fit(pipeline, lambda epoch: loader, tasks=["click"], steps=1000, steps_per_epoch=500)
     """
-    steps_per_epoch = steps_per_epoch or steps
-    step, epoch, asked = start.step, start.epoch, Event()
-    epoch_end = step + (steps_per_epoch if start.left is None else start.left)
-    meter = Meter(tasks)
-    if start.losses is not None:
-        meter.restore(start.losses)
-    fed: deque[Batch] = deque()
-
-    def judge() -> bool:
-        """Evaluates; whether that is the end."""
-        assert evaluate is not None
-        try:
-            metrics = evaluate()
-        except EvaluationCut:
-            assert watch is not None
-            watch.pause(Place(step, epoch, epoch_end - step, evaluate=True, losses=meter.state()))
-            raise
-        values = evaluation_values(metrics)
-        epochs = epoch + 1 - (epoch_end - step) / steps_per_epoch
-        log_rank0(f"step {step}  epoch {epochs:.2f}  {format_values(_ranking(values))}")
-        try:
-            if (stopping is None or stopping.better(metrics)) and keep is not None:
-                keep(step, metrics)
-        finally:
-            # Behind it, so that what could not be kept counts.
-            values |= counts() if counts is not None else {}
-            if log is not None:
-                log.write(step, values)
-        meter.restart()
-        if stopping is not None and stopping.stop:
-            log_rank0(f"step {step}  no better {stopping.metric.name} in {stopping.waited} evaluations: stopping")
-            return True
-        return False
-
-    with progress_bar(steps, "step") as bar, profiler or nullcontext():
-        bar.update(step)
-        if start.evaluate and judge():
-            return
-        while step < steps:
-            iterator, end = iter(batches(epoch)), min(epoch_end, steps)
-            while step < end:
-                due = min(
-                    [end, *(step + every - step % every for every in (eval_every, watch and watch.every) if every)]
-                )
-                # The pipeline reads ahead within a slice, so it is empty when the slice ends.
-                for losses, logits in _outputs(pipeline, _until(iterator, due - step, asked.is_set, fed)):
-                    if schedule is not None:
-                        schedule.step()
-                    step += 1
-                    bar.update()
-                    meter.add(losses, rows=len(logits))
-                    if step % log_every == 0 or step == steps:
-                        values = meter.read()
-                        if log is not None:
-                            log.write(step, values)
-                        log_rank0(f"step {step}  {meter.speed(values)}  {format_values(_losses(values))}")
-                    if profiler is not None:
-                        profiler.step()
-                    batch = fed.popleft()
-                    if watch is not None and watch.asks(step, batch, losses):
-                        asked.set()
-                if step < due and not asked.is_set():
-                    raise UserError(
-                        f"the batches of epoch {epoch} ended after step {step}, {end - step} too early for "
-                        f"{steps_per_epoch} steps an epoch; give fewer steps, or batches that last for them."
-                    )
-                if watch is not None:
-                    watch.check()
-                at_end = step == end if eval_every is None else step % eval_every == 0
-                if evaluate is not None and (at_end or step == steps) and judge():
-                    return
-                if watch is not None and (asked.is_set() or (watch.every and step % watch.every == 0)):
-                    asked.clear()
-                    begin = time.perf_counter()
-                    watch.pause(Place(step, epoch, epoch_end - step, losses=meter.state()))
-                    meter.pause(time.perf_counter() - begin)
-            epoch, epoch_end = epoch + 1, epoch_end + steps_per_epoch
-
-
-def _outputs(pipeline: TrainPipelineSparseDist, batches: Iterator[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
-    """The losses (T,) and logits (B, T) of a step on each batch; at the end the pipeline is empty."""
-    while True:
-        set_activity("making a training step")
-        try:
-            output = pipeline.progress(batches)
-        except StopIteration:
-            return
-        yield output
-
-
-def _until(batches: Iterator[Batch], length: int, asked: Callable[[], bool], fed: deque[Batch]) -> Iterator[Batch]:
-    """The next `length` batches, or those before a pause is asked for; each is put into `fed` as well."""
-    while length and not asked():
-        set_activity("reading a batch of the training split")
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        set_activity("making a training step")
-        length -= 1
-        fed.append(batch)
-        yield batch
-
-
-def evaluation_values(metrics: Metrics) -> dict[str, float | int | None]:
-    """Metrics by name, as `valid/like/auc`."""
-    return {f"valid/{task}/{name}": v for task, values in to_json(metrics).items() for name, v in values.items()}
-
-
-def _ranking(values: dict[str, float | int | None]) -> dict[str, float | int | None]:
-    return {name: value for name, value in values.items() if name.endswith("auc")}
-
-
-def _losses(values: dict[str, float | int | None]) -> dict[str, float | int | None]:
-    return {name.removeprefix("train/"): value for name, value in values.items() if "loss/" in name}
+    log = TrainingLog(Meter(tasks), every_steps=log_every)
+    best = KeepBest(keep or (lambda step, metrics: None), stopping)
+    loop = TrainLoop(
+        pipeline,
+        batches,
+        steps=steps,
+        steps_per_epoch=steps_per_epoch,
+        schedule=schedule,
+        evaluate=evaluate,
+        eval_every=eval_every,
+        callbacks=[best, log, *callbacks],
+    )
+    with progress_bar(steps, "step") as log.bar:
+        loop.run()

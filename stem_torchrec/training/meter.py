@@ -24,14 +24,14 @@ class Meter:
         self.restart()
 
     def restart(self) -> None:
-        """Forgets what has been added."""
+        """Starts anew, with no steps."""
         self.steps = 0
         self.rows = 0
         self.sum: Tensor | None = None
         self.start = time.perf_counter()
 
     def add(self, losses: Tensor, *, rows: int) -> None:
-        """Adds a step with its losses (T,); one that is not finite is no part of the mean."""
+        """Adds a step with its losses (T,); the mean leaves out a step whose losses are not finite."""
         if len(losses) != len(self.tasks):
             raise UserError(f"the model has {len(losses)} losses, but the tasks are {list(self.tasks)}; name each.")
         finite = torch.isfinite(losses).all()
@@ -58,17 +58,21 @@ class Meter:
             "train/samples_per_second": rows / seconds,
         }
 
+    def start_clock(self) -> None:
+        """Counts time from now on, for the steps that have been added before as well."""
+        self.start = time.perf_counter()
+
     def pause(self, seconds: float) -> None:
         """Leaves out time that was not spent on steps."""
         self.start += seconds
 
     def state(self) -> Tensor:
-        """What has been added since the last reading, (T + 3,), for another meter to go on with."""
+        """The steps since the last reading as a tensor (T + 3,): sums of the losses, finite steps, rows, steps."""
         sums = torch.zeros(len(self.tasks) + 1, dtype=torch.float64) if self.sum is None else self.sum.cpu()
         return torch.cat([sums, sums.new_tensor([self.rows, self.steps])])
 
     def restore(self, state: Tensor) -> None:
-        """Goes on with what `state` said."""
+        """Takes the steps that `state` returned."""
         self.sum, self.rows, self.steps = state[:-2].clone(), int(state[-2]), int(state[-1])
 
     @staticmethod

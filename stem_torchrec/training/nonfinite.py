@@ -1,4 +1,4 @@
-"""Losses that are not finite: batches to skip, or to keep for whoever looks into it."""
+"""Losses that are not finite: skips their batches, or writes them to a file."""
 
 from pathlib import Path
 
@@ -14,13 +14,13 @@ from stem_torchrec.runtime.progress import log_rank0
 
 
 class SkippingPipeline(TrainPipelineSparseDist):
-    """Skips the backward pass of a batch whose loss is not finite on some rank, on all ranks.
+    """Skips the backward pass on all ranks where the loss of a batch is not finite on any of them.
 
-    So no table, no dense weight and no state of an optimizer is touched. The host waits for the loss of each step.
+    No table, no dense weight and no optimizer state changes then. The host waits for the loss of each step.
     """
 
     skipped = 0
-    """Batches so far."""
+    """Batches skipped so far."""
 
     def _backward(self, losses: Tensor) -> None:
         finite = torch.isfinite(losses.detach()).all().int()
@@ -33,14 +33,14 @@ class SkippingPipeline(TrainPipelineSparseDist):
 
 
 def keep_batch(batch: Batch, folder: Path, *, dense: tuple[str, ...], labels: tuple[str, ...], name: str) -> Path:
-    """Writes a batch as Parquet, a row for each of its rows with features, labels and all, and returns the file.
+    """Writes a batch as Parquet, with features and labels of each row, and returns the path.
 
     Args:
         batch: as the reader made it.
-        folder: made if it is not there.
+        folder: is created.
         dense: names of the dense features.
         labels: names of the labels.
-        name: of the file.
+        name: of the file, without its suffix.
     """
     folder.mkdir(parents=True, exist_ok=True)
     sparse = {

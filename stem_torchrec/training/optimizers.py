@@ -2,7 +2,7 @@
 
 The update of a table happens inside backward, on the rows that were looked up. That a task trains only its own and
 the shared tables is therefore a promise about bits, tables and optimizer state alike: what would break it (moments
-or decay on rows whose label is missing) is refused here until it is asked for.
+or decay on rows whose label is missing) raises an error unless it is enabled.
 """
 
 import math
@@ -34,7 +34,7 @@ class SparseOptimizer:
     fused: type[torch.optim.Optimizer]
     """Names the FBGEMM optimizer."""
     dense: Callable[..., torch.optim.Optimizer] | None
-    """The same for data_parallel tables and the dense kernel; None where there is none."""
+    """The same for data_parallel tables and the dense kernel; None where torch has no such optimizer."""
     on_cpu: bool
     """Whether FBGEMM fuses it on CPU."""
     has_moments: bool
@@ -111,8 +111,8 @@ def check_sparse_optimizer(
     if labels_missing and (optimizer.has_moments or decay) and not config.update_unlabeled_rows:
         what = f"--sparse.weight-decay {decay}" if decay else f"the moments of {name}"
         raise UserError(
-            f"labels are missing in this log, and {what} would move a task's table rows without its label; choose "
-            "sgd, adagrad or rowwise_adagrad without decay, or ask for it with --sparse.update-unlabeled-rows."
+            f"labels are missing in this log, and {what} would change a task's table rows without its label; choose "
+            "sgd, adagrad or rowwise_adagrad without decay, or allow it with --sparse.update-unlabeled-rows."
         )
 
 
@@ -157,10 +157,10 @@ def build_optimizer(
         dense: the optimizer of everything else.
         clip_norm: largest norm of the dense gradient.
     """
-    held = {id(parameter) for _, module in sharded_collections(model) for parameter in module.parameters()}
+    of_tables = {id(parameter) for _, module in sharded_collections(model) for parameter in module.parameters()}
     outside = dict(in_backward_optimizer_filter(model.named_parameters()))
-    tables = {name: parameter for name, parameter in outside.items() if id(parameter) in held}
-    others = {name: parameter for name, parameter in outside.items() if id(parameter) not in held}
+    tables = {name: parameter for name, parameter in outside.items() if id(parameter) in of_tables}
+    others = {name: parameter for name, parameter in outside.items() if id(parameter) not in of_tables}
     make = torch.optim.Adam if dense.name == "adam" else torch.optim.AdamW
     arguments: dict[str, Any] = {
         "lr": dense.learning_rate,
@@ -187,7 +187,7 @@ def build_optimizer(
 def build_schedule(optimizer: CombinedOptimizer, config: ScheduleConfig, *, steps: int, made: int = 0) -> LambdaLR:
     """The factor on every learning rate: a linear warm-up from 0, then constant or down to 0 at `steps`.
 
-    `made` steps have been made before; the optimizer has the learning rates of the beginning.
+    The run resumes after `made` steps; the optimizer has the learning rates of the first step.
 
     Step it after the optimizer. The pipeline's `zero_grad` pushes the new rate into the fused tables before the
     next backward.

@@ -1,5 +1,7 @@
-"""The checkpoints of one run: goes on from them, and writes them."""
+"""The checkpoints of one run: resumes it from the newest, and writes more as a callback of its loop."""
 
+import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -18,152 +20,182 @@ from stem_torchrec.checkpoints.state import restore_state, training_state
 from stem_torchrec.checkpoints.watch import RunWatch
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.serialization import to_dict
-from stem_torchrec.data.reader import ParquetReader
-from stem_torchrec.data.schema import Schema
 from stem_torchrec.runtime.errors import DamagedError
 from stem_torchrec.runtime.hang_detection import collective_timeout
 from stem_torchrec.runtime.process import from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.training.best_weights import BestWeights
-from stem_torchrec.training.loop import Place
+from stem_torchrec.training.callbacks import Callback
+from stem_torchrec.training.loop import StepOutput, TrainLoop
+from stem_torchrec.training.meter import Meter
 from stem_torchrec.training.nonfinite import SkippingPipeline, keep_batch
+from stem_torchrec.training.run_data import RunData
+from stem_torchrec.training.state import TrainState
 
 
-class RunCheckpoints:
+class RunCheckpoints(Callback):
     """Restores a run from a checkpoint and saves it to others; all ranks make the same calls.
 
     Args:
-        config: the run's.
+        config: of the run.
         folder: of the run.
-        schema: of its log.
+        data: of the run.
         model: sharded.
         optimizer: of the model.
         pipeline: of the model.
-        reader: of the training split.
         best: the best weights of the run.
+        meter: of its log.
     """
 
     def __init__(
         self,
         config: TrainConfig,
         folder: Path,
-        schema: Schema,
+        data: RunData,
         *,
         model: nn.Module,
         optimizer: CombinedOptimizer,
         pipeline: TrainPipelineSparseDist,
-        reader: ParquetReader,
         best: BestWeights,
+        meter: Meter,
     ) -> None:
-        self._model, self._optimizer = model, optimizer
-        self._reader, self._best, self._config = reader, best, config
-        self._config_says, self._schema_says = to_dict(config), to_dict(schema)
-        self._saved_step: int | None = None
-        self._run, self._pipeline = folder, pipeline
         self.folder = checkpoints_folder(config.checkpoint, folder)
+        self.every = config.checkpoint.steps
+        self._config, self._run_folder, self._data = config, folder, data
+        self._config_fields = to_dict(config)
+        self._schema_fields = {**to_dict(data.schema), "row_groups": data.train.fingerprint}
+        self._model, self._optimizer, self._pipeline = model, optimizer, pipeline
+        self._best, self._meter = best, meter
+        self._saved_step: int | None = None
         self._saver: CheckpointSaver | None = None
         self._watch: RunWatch | None = None
 
-    def restore(self) -> Place:
-        """Where the run goes on: after the newest checkpoint that can be read, or at its beginning.
+    def restore(self) -> TrainState:
+        """Where the run starts: after the newest checkpoint that can be read, or at its beginning.
 
         Raises UserError for a checkpoint of another run, and where there are checkpoints but none can be read.
         """
         paths = from_first_rank(lambda: candidates(self._config.resume, self.folder))
         for path in paths:
             try:
-                progress = from_first_rank(partial(progress_of, path))
-                check_same_run(
-                    path,
-                    (progress.config, {**progress.schema, "row_groups": progress.row_groups}),
-                    (self._config_says, {**self._schema_says, "row_groups": self._reader.fingerprint}),
-                )
-                losses = restore_state(
-                    self._model,
-                    self._optimizer,
-                    path,
-                    step=progress.step,
-                    tasks=len(self._reader.columns.labels),
-                    same_ranks=progress.world_size == dist.get_world_size(),
-                )
+                return self._restore_from(path)
             except DamagedError as error:
                 log_rank0(f"note: {error}; trying the checkpoint before")
-                continue
-            batch_size = progress.config["data"]["batch_size"]
-            self._reader.start_epoch(progress.epoch, progress.left, batch_size=batch_size)
-            if path == checkpoint_path(self.folder, progress.step):
-                self._saved_step = progress.step
-            self._best.restore(progress.best, progress.waited)
-            if isinstance(self._pipeline, SkippingPipeline):
-                self._pipeline.skipped = progress.skipped_batches
-            log_rank0(f"going on after step {progress.step} from {path}")
-            return Place(progress.step, progress.epoch, self._reader.steps, progress.evaluate, losses)
         if paths:
             raise DamagedError(
-                f"no checkpoint in {self.folder} can be read; --resume PATH names another, and a new --output-dir "
-                "starts anew."
+                f"no checkpoint in {self.folder} can be read; name another with --resume PATH, or start anew in a new "
+                "--output-dir."
             )
-        return Place()
+        return TrainState(epoch_end=self._data.train.steps)
 
-    def watch(self, ending: Event) -> RunWatch:
-        """What pauses the run for checkpoints, and ends it when `ending` is set."""
+    def start(self, ending: Event) -> None:
+        """Begins to watch for what pauses the run: time, a signal that sets `ending`, losses that are not finite."""
         settings, timeout = self._config.checkpoint, collective_timeout(self._config.train.timeout)
         self._saver = CheckpointSaver(
             self.folder, keep=settings.keep, max_failures=settings.max_failures, timeout=timeout
         )
-        seconds = None if settings.minutes is None else 60 * settings.minutes
         self._watch = RunWatch(
             self._save,
-            every=settings.steps,
-            seconds=seconds,
+            seconds=None if settings.minutes is None else 60 * settings.minutes,
             ending=ending,
             keep_batch=None if self._config.train.skip_nonfinite else self._keep_batch,
             timeout=timeout,
         )
+
+    @property
+    def watch(self) -> RunWatch:
+        """Knows on all ranks what any rank asks for."""
+        assert self._watch is not None, "start() comes first"
         return self._watch
 
-    def counts(self) -> dict[str, int]:
-        """What has failed or was skipped since this process started, of batches since the run did."""
+    def after_step(self, loop: TrainLoop, output: StepOutput) -> bool:
+        """Whether a checkpoint is due by time, a rank has been asked to end, or a loss is not finite."""
+        return self.watch.should_pause(loop.state.step, output.batch, output.losses)
+
+    def on_pause(self, loop: TrainLoop) -> None:
+        """Saves where a checkpoint is due; raises Interrupted after it where the run has been asked to end."""
+        self.watch.check_finite()
+        if self.watch.pause_is_requested or (self.every and loop.state.step % self.every == 0):
+            begin = time.perf_counter()
+            self.watch.on_pause(loop.state)
+            self._meter.pause(time.perf_counter() - begin)
+
+    def save(self, state: TrainState) -> None:
+        """Saves now, and waits until the checkpoint is written. The pipeline may hold batches, which do not count."""
+        self.watch.check_finite()
+        self._save(state, wait=True)
+
+    def counts(self) -> Mapping[str, int]:
+        """Batches skipped since the run began, and writes that failed since this process started."""
         return {
             "count/skipped_batches": self._skipped_batches,
             "count/failed_checkpoints": 0 if self._saver is None else self._saver.failures.total,
             "count/failed_best_weights": self._best.failures.total,
         }
 
+    def close(self) -> None:
+        """Waits for the checkpoint that is being written, and ends the connections of saver and watch."""
+        if self._saver is not None:
+            self._saver.close()
+            self.watch.close()
+            self._saver = self._watch = None
+
     @property
     def _skipped_batches(self) -> int:
         return self._pipeline.skipped if isinstance(self._pipeline, SkippingPipeline) else 0
 
-    def _keep_batch(self, step: int, batch: Batch) -> Path:
-        columns, name = self._reader.columns, f"step-{step:09d}-rank-{dist.get_rank()}"
-        return keep_batch(batch, self._run / "nonfinite", dense=columns.dense, labels=columns.labels, name=name)
+    def _restore_from(self, path: str) -> TrainState:
+        progress = from_first_rank(partial(progress_of, path))
+        check_same_run(
+            path,
+            (progress.config, {**progress.schema, "row_groups": progress.row_groups}),
+            (self._config_fields, self._schema_fields),
+        )
+        losses = restore_state(
+            self._model,
+            self._optimizer,
+            path,
+            step=progress.step,
+            tasks=len(self._data.columns.labels),
+            same_ranks=progress.world_size == dist.get_world_size(),
+        )
+        reader = self._data.train
+        reader.start_epoch(progress.epoch, progress.left, batch_size=progress.config["data"]["batch_size"])
+        if path == checkpoint_path(self.folder, progress.step):
+            self._saved_step = progress.step
+        self._best.restore(progress.best, progress.waited)
+        if isinstance(self._pipeline, SkippingPipeline):
+            self._pipeline.skipped = progress.skipped_batches
+        if losses is not None:
+            self._meter.restore(losses)
+        log_rank0(f"resuming after step {progress.step} from {path}")
+        # On another number of ranks the rest of the epoch may take another number of steps.
+        return TrainState(progress.step, progress.epoch, progress.step + reader.steps, progress.evaluate)
 
-    def _save(self, place: Place, *, wait: bool) -> None:
-        assert self._saver is not None
-        assert place.losses is not None
-        if place.step == self._saved_step:
-            # It was asked to end before it made a step; writing the same again would put the checkpoint at risk.
-            log_rank0(f"step {place.step}  the checkpoint that the run went on from holds all")
+    def _keep_batch(self, step: int, batch: Batch) -> Path:
+        columns, name = self._data.columns, f"step-{step:09d}-rank-{dist.get_rank()}"
+        return keep_batch(batch, self._run_folder / "nonfinite", dense=columns.dense, labels=columns.labels, name=name)
+
+    def _save(self, state: TrainState, *, wait: bool) -> None:
+        assert self._saver is not None, "start() comes first"
+        if state.step == self._saved_step:
+            # Writing the same again would put the checkpoint at risk.
+            log_rank0(f"step {state.step}  the checkpoint of this step is written already")
             return
-        left = self._reader.steps if place.left is None else place.left
+        reader, stopping = self._data.train, self._best.stopping
         progress = Progress(
-            step=place.step,
-            epoch=place.epoch,
-            left=self._reader.left_after(self._reader.steps - left),
-            evaluate=place.evaluate,
-            best=self._best.stopping.best,
-            waited=self._best.stopping.waited,
+            step=state.step,
+            epoch=state.epoch,
+            left=reader.left_after(reader.steps - state.left),
+            evaluate=state.evaluate,
+            best=stopping.best,
+            waited=stopping.waited,
             world_size=dist.get_world_size(),
-            config=self._config_says,
-            schema=self._schema_says,
-            row_groups=self._reader.fingerprint,
+            config=self._config_fields,
+            schema=to_dict(self._data.schema),
+            row_groups=reader.fingerprint,
             skipped_batches=self._skipped_batches,
         )
-        seconds = self._saver.save(training_state(self._model, self._optimizer, place.losses), progress, wait=wait)
-        log_rank0(f"step {place.step}  paused {seconds:.2f} s for a checkpoint")
-
-    def close(self) -> None:
-        """Waits for what is being written, and ends the connections of saver and watch."""
-        if self._saver is not None and self._watch is not None:
-            self._saver.close()
-            self._watch.close()
+        losses = self._meter.state()
+        seconds = self._saver.save(training_state(self._model, self._optimizer, losses), progress, wait=wait)
+        log_rank0(f"step {state.step}  paused {seconds:.2f} s for a checkpoint")

@@ -1,7 +1,4 @@
-"""Evaluates a run again: the numbers of a split from the run's best weights, on any number of ranks.
-
-python stem_torchrec/evaluate.py --run RUN --data.path DIR --split test --json FILE
-"""
+"""Evaluates a run again: metrics and predictions of a split from the run's best weights, on any number of ranks."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -17,10 +14,9 @@ from torchrec.optim.keyed import CombinedOptimizer
 from stem_torchrec.checkpoints.weights import find_weights, load_weights
 from stem_torchrec.config.files import load_config
 from stem_torchrec.data.batch import Exposures
-from stem_torchrec.data.files import Columns, find_row_groups
+from stem_torchrec.data.files import Columns
 from stem_torchrec.data.folder import data_folder
 from stem_torchrec.data.loader import data_loader
-from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.metrics.multi_task import MultiTaskMetrics, TaskMetrics, format_table, to_json
 from stem_torchrec.metrics.predictions import PredictionsFile
@@ -29,6 +25,7 @@ from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0, progress_bar
 from stem_torchrec.training.assembly import build_pipeline, build_sharded_model, for_weights_only
 from stem_torchrec.training.evaluation import predict
+from stem_torchrec.training.run_data import open_split
 from stem_torchrec.training.run_folder import BEST_WEIGHTS, CONFIG_FILE, write_json
 
 
@@ -82,23 +79,14 @@ def evaluate_run(
     trained, path = load_schema(config.run), config.data.path or data_folder(run.data)
     schema = load_schema(path)
     columns = Columns.select(trained, features=run.data.features, labels=run.data.labels)
-    there = Columns.select(schema, features=tuple(columns.sparse), labels=columns.labels)
+    present = Columns.select(schema, features=tuple(columns.sparse), labels=columns.labels)
     for name in ("sparse", "dense", "group"):
-        if getattr(there, name) != getattr(columns, name):
+        if getattr(present, name) != getattr(columns, name):
             raise UserError(
-                f"{path} is not a log like that of {config.run}: its {name} columns are {getattr(there, name)}, not "
+                f"{path} is not a log like that of {config.run}: its {name} columns are {getattr(present, name)}, not "
                 f"{getattr(columns, name)}; convert it with the vocabularies of the training log."
             )
-    reader = ParquetReader(
-        find_row_groups(path, config.split, schema, columns),
-        columns,
-        batch_size=config.data.batch_size or run.data.eval_batch_size,
-        rank=process.rank,
-        world_size=process.world_size,
-        num_workers=run.data.num_workers,
-        training=False,
-        max_bad_share=run.data.skipped_share,
-    )
+    reader = open_split(run.data, path, config.split, schema, columns, process, batch_size=config.data.batch_size)
     model, _ = build_sharded_model(for_weights_only(run), columns, process)
     load_weights(model, weights)
     pipeline = build_pipeline(model, CombinedOptimizer([]), run, process)

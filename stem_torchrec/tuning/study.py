@@ -26,8 +26,8 @@ from stem_torchrec.config.limits import check_limits
 from stem_torchrec.runtime.errors import DivergedError, UserError
 from stem_torchrec.runtime.process import Process, join_process_group
 from stem_torchrec.runtime.progress import log_rank0
-from stem_torchrec.training.run import train
 from stem_torchrec.training.run_folder import claim, write_text
+from stem_torchrec.training.trainer import train
 from stem_torchrec.training.watched_metric import Metrics, WatchedMetric
 from stem_torchrec.tuning.search_space import SPACE, Search, fit_to_log, read_space, to_space
 

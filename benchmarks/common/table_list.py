@@ -1,0 +1,84 @@
+"""Table lists: the features of a benchmark in YAML, an entry for each, in place of a log.
+
+    - {name: user, rows: 1_000_000_000, dim: 16}
+    - {name: tags, rows: 100_000, dim: 16, pooling: 10, zipf: 1.2}
+
+An entry is a feature: STEM has a table of it for every task and a shared one.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dacite
+import yaml
+
+from stem_torchrec.config.serialization import from_dict
+from stem_torchrec.runtime.errors import UserError, reason_of
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """One feature of a table list."""
+
+    name: str
+    """Name of the feature. It becomes part of the tables' names, group/feature, so it contains none of . @ / +"""
+    rows: int
+    """Rows of each of its tables: the number of different ids."""
+    dim: int
+    """Columns of each of its tables."""
+    pooling: float = 1.0
+    """Mean number of ids per row of a batch; sum pooling adds their embeddings."""
+    zipf: float = 1.05
+    """How uneven the ids are: the k-th most frequent one has a share in proportion to k ** -zipf, so 0 is even."""
+
+
+def read_table_list(path: str | Path) -> list[TableSpec]:
+    """The features of a YAML table list; raises UserError with file, entry and fix if an entry is wrong."""
+    try:
+        entries = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = error.strerror if isinstance(error, OSError) else reason_of(error)
+        raise UserError(f"the table list {path} cannot be read ({reason}); benchmarks/tables/ has examples.") from error
+    if not isinstance(entries, list) or not entries:
+        raise UserError(
+            f"the table list {path} is not a list with an entry per feature; write lines like "
+            "'- {name: user, rows: 1_000_000, dim: 16}'."
+        )
+    tables: list[TableSpec] = []
+    for number, entry in enumerate(entries, start=1):
+        tables.append(_read(entry, number, path, tables))
+    dims = sorted({table.dim for table in tables})
+    if len(dims) > 1:
+        raise UserError(f"{path} has tables of {' and '.join(map(str, dims))} columns; give one dim.")
+    return tables
+
+
+def _read(entry: Any, number: int, path: str | Path, earlier: Sequence[TableSpec]) -> TableSpec:
+    named = isinstance(entry, dict) and isinstance(entry.get("name"), str)
+    place = f"{path}, entry {number}" + (f" ({entry['name']!r})" if named else "")
+    try:
+        # YAML reads yes and no as bools, which Python and so dacite take for numbers.
+        if named and (words := [key for key, value in entry.items() if isinstance(value, bool)]):
+            raise dacite.DaciteError(f"{words[0]} is {entry[words[0]]}, which is not a number")
+        table = from_dict(TableSpec, entry)
+    except (dacite.DaciteError, ValueError, TypeError) as error:
+        # YAML 1.1 reads 1e9, without a point, as a string.
+        hint = "rows and dim are whole numbers such as 1_000_000, pooling and zipf numbers such as 2.5"
+        raise UserError(f"{place}: {reason_of(error)}; {hint}.") from error
+    if not table.name or any(sign in table.name for sign in ".@/+"):
+        raise UserError(f"{place}: the name is {table.name!r}, but must be a name without . @ / and +; rename it.")
+    if table.rows < 1:
+        raise UserError(f"{place}: rows is {table.rows}, but must be a whole number of at least 1.")
+    if table.dim < 4 or table.dim % 4:
+        raise UserError(f"{place}: dim is {table.dim}, but must be a multiple of 4, as FBGEMM needs.")
+    if not 0 < table.pooling < math.inf:
+        raise UserError(f"{place}: pooling is {table.pooling}, but must be a mean number of ids above 0.")
+    if not 0 <= table.zipf < math.inf:
+        raise UserError(f"{place}: zipf is {table.zipf}, but must be an exponent of 0 (even) or more.")
+    for other, twin in enumerate(earlier, start=1):
+        if twin.name == table.name:
+            raise UserError(f"{place}: entry {other} already has this name; give every feature its own.")
+    return table

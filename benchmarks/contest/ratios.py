@@ -1,0 +1,111 @@
+"""The ratios that a report begins with, each between contestants that took turns."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import median
+
+from contest.turns import Score
+
+Ratio = tuple[str, str]
+"""A name, and the median over the rounds with the lowest and the highest."""
+
+
+def ratios(scores: Mapping[str, Sequence[Score]]) -> list[Ratio]:
+    """The ratios of all contests that were held, by contest."""
+    result: list[Ratio] = []
+    for contest, contestants in scores.items():
+        case = contest.partition(",")[0]
+        result += _BY_CASE[case](contestants)
+    return result
+
+
+def ratio(slow: Score, fast: Score, factor: float = 1.0) -> str:
+    """Median step of `slow` over that of `fast`, times `factor`, by round: the median and the range over the rounds."""
+    values = [factor * a / b for a, b in zip(slow.rounds(), fast.rounds(), strict=True)]
+    return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def _share(score: Score, limit: Score) -> str:
+    """Work per second over that of the limit."""
+    return ratio(limit, score, score.work / limit.work)
+
+
+def _peak(scores: Sequence[Score]) -> Iterator[Ratio]:
+    for precision in dict.fromkeys(score.contestant.precision for score in scores):
+        same = {s.contestant.side: s for s in reversed(scores) if s.contestant.precision == precision}
+        yield f"{precision} step as a share of the GEMM peak", _share(same["ours"], same["gemm"])
+        yield f"{precision} products of the step alone as a share of it", _share(same["products"], same["gemm"])
+        yield f"{precision} step as a share of its products alone", _share(same["ours"], same["products"])
+    for score in scores:
+        kept = next(s for s in scores if s.contestant.side == "ours" and _same_precision(s, score))
+        if not score.contestant.keeps_memory:
+            yield f"{kept.contestant.name} over {score.contestant.name}", ratio(score, kept)
+
+
+def _rows(scores: Sequence[Score]) -> Iterator[Ratio]:
+    for few in scores:
+        for many in scores:
+            if _same_precision(few, many) and few.contestant.rows < many.contestant.rows:
+                rows = f"{many.contestant.rows:,} rows over {few.contestant.rows:,}"
+                yield f"{few.contestant.precision} step time at {rows}", ratio(many, few)
+
+
+def _others(scores: Sequence[Score]) -> Iterator[Ratio]:
+    for other in scores:
+        for ours in scores:
+            if ours.contestant.side == "ours" and (
+                other.contestant.side == "dense" or (other.contestant.side == "stock" and _same_precision(ours, other))
+            ):
+                names = f"{ours.contestant.name} over {other.contestant.name}"
+                yield f"samples/s of {names}, {other.contestant.rows:,} rows", ratio(other, ours)
+
+
+def _models(scores: Sequence[Score]) -> Iterator[Ratio]:
+    for stem in scores:
+        for other in scores:
+            if (
+                stem.contestant.arch == "stem" != other.contestant.arch
+                and stem.contestant.rows == other.contestant.rows
+            ):
+                names = f"{stem.contestant.name} over {other.contestant.name}"
+                yield f"samples/s of {names}, {other.contestant.rows:,} rows", ratio(other, stem)
+
+
+def _variants(scores: Sequence[Score]) -> Iterator[Ratio]:
+    usual, *variants = scores
+    for score in variants:
+        yield f"samples/s of {score.contestant.name} over {usual.contestant.name}", ratio(usual, score)
+
+
+def _ranks(scores: Sequence[Score]) -> Iterator[Ratio]:
+    for many in scores:
+        one = next(s for s in scores if s.contestant.ranks == 1 and _same_precision(s, many))
+        if many.contestant.ranks > 1:
+            names = f"{many.contestant.name} over {one.contestant.name}"
+            yield f"samples/s of {names}", ratio(one, many, many.contestant.ranks)
+
+
+def _roofline(scores: Sequence[Score]) -> Iterator[Ratio]:
+    limit, *tables = scores
+    for score in tables:
+        yield f"tables of {score.contestant.rows:,} rows as a share of memory bandwidth", _share(score, limit)
+
+
+def _memory(scores: Sequence[Score]) -> Iterator[Ratio]:
+    largest = {score.contestant.side: score.contestant.rows for score in scores}
+    yield "rows of the largest model, ours over dense", f"{largest['ours'] / largest['dense']:.2f}"
+
+
+def _same_precision(a: Score, b: Score) -> bool:
+    return a.contestant.precision == b.contestant.precision
+
+
+_BY_CASE = {
+    "peak": _peak,
+    "rows": _rows,
+    "others": _others,
+    "models": _models,
+    "variants": _variants,
+    "ranks": _ranks,
+    "roofline": _roofline,
+    "memory": _memory,
+}

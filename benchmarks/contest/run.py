@@ -1,0 +1,108 @@
+"""The command of the contests: reads what to measure, holds the contests, and writes the report after each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from stem_torchrec.config import parse_arguments
+from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.process import trains_on_gpu
+
+from common.machine import describe_run, memory_gib
+from common.output import make_folder
+from contest.cases import Case, contests, largest_models, possible_cases
+from contest.problem import Problem
+from contest.report import write_report
+from contest.turns import Score, Turns, contest
+
+
+@dataclass(frozen=True)
+class ThroughputConfig:
+    """What to measure, on the reference model: D=16, 8 shared experts and 1 for each task, of [512, 512, 512]."""
+
+    out: str = ""
+    """Folder for report.md, report.parquet and the plot."""
+    cases: tuple[Case, ...] = ()
+    """peak: a step beside matrix products alone; rows: many rows against few; others: plain PyTorch and TorchRec's
+    own modules, by rows; models: MMoE and PLE with tables as large; variants: pipelines, optimizers, kernels and
+    layouts; ranks: two against one; roofline: the tables beside copies; memory: the largest model that fits. By
+    default all that this machine can measure."""
+    rows: tuple[int, ...] = (1_000, 100_000, 1_000_000)
+    """Rows of each feature's tables, from few to many."""
+    batch_size: int = 4096
+    """Rows of a batch, per rank."""
+    features: int = 8
+    """Number of sparse features, each with a table for every task and a shared one."""
+    tasks: int = 2
+    """Number of tasks."""
+    rounds: int = 6
+    """How often each side takes its turn."""
+    steps: int = 4
+    """Steps in a turn."""
+    warmup: int = 4
+    """Steps before the first turn."""
+    memory_gib: float = 0.0
+    """Memory for the largest model, in GiB; by default 85 % of this machine's, or of its first GPU's."""
+
+
+def read_command_line(args: Sequence[str] | None = None, *, description: str | None = None) -> ThroughputConfig:
+    """What to measure; raises UserError for values that make no sense.
+
+    Args:
+        args: the command line, that of this process if None.
+        description: what `--help` shows above the options.
+    """
+    config = parse_arguments(ThroughputConfig(), args, description=description or "")
+    if not config.out:
+        raise UserError("say where the results go: --out DIR.")
+    for name in ("batch_size", "features", "tasks", "rounds", "steps", "warmup"):
+        if getattr(config, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(config, name)}, but must be at least 1.")
+    if not config.rows or min(config.rows) < 1 or list(config.rows) != sorted(set(config.rows)):
+        raise UserError(f"--rows is {list(config.rows)}, but must be numbers of at least 1, from few to many.")
+    if len(config.rows) < 2 and {"rows", "memory"} & set(config.cases):
+        raise UserError(f"--rows is {list(config.rows)}, but the cases rows and memory need two numbers.")
+    if config.memory_gib < 0:
+        raise UserError(f"--memory-gib is {config.memory_gib}, but must be above 0, or 0 for this machine's.")
+    if set(config.cases) - set(possible_cases()):
+        raise UserError("two ranks need two cores, or two GPUs; leave `ranks` out of --cases.")
+    return config
+
+
+def measure(config: ThroughputConfig) -> None:
+    """Holds the contests of all cases, and writes the report after each; raises UserError if a contestant fails."""
+    folder = make_folder(config.out)
+    problem = replace(Problem(), batch_size=config.batch_size, features=config.features, tasks=config.tasks)
+    turns = Turns(rounds=config.rounds, steps=config.steps, warmup=config.warmup)
+    head = describe_run("throughput.py", device=_device())
+    scores: dict[str, list[Score]] = {}
+
+    def report(name: str, measured: list[Score]) -> None:
+        scores[name] = measured
+        for score in measured:
+            rows = f"{score.contestant.rows:,} rows"
+            print(f"  {score.contestant.name:36} {rows:16} {score.quantile(0.5):9.1f} ms", flush=True)
+        write_report(folder, head, scores, config.batch_size)
+
+    for case in config.cases or possible_cases():
+        for name, contestants in contests(case, config.rows).items():
+            print(f"{name}:", flush=True)
+            report(name, contest(contestants, problem, turns))
+        if case == "memory":
+            print(f"{case}:", flush=True)
+            budget = config.memory_gib or 0.85 * _device_memory_gib()
+            report(case, largest_models(problem, config.rows, 1024 * budget))
+    print(f"report: {folder / 'report.md'}")
+
+
+def _device() -> str:
+    """The device of a step, and of a CPU the features that decide how fast it multiplies."""
+    if trains_on_gpu():
+        return torch.cuda.get_device_name(0)
+    amx = torch.cpu.get_capabilities().get("amx_bf16", False)
+    return f"CPU, {torch.backends.cpu.get_cpu_capability()}, {'with' if amx else 'without'} AMX for bf16"
+
+
+def _device_memory_gib() -> float:
+    return torch.cuda.get_device_properties(0).total_memory / 2**30 if trains_on_gpu() else memory_gib()

@@ -1,0 +1,128 @@
+"""The sides that train, each built by a function: ours, and two plain ones."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torchrec import EmbeddingBagCollection
+from torchrec.datasets.utils import Batch
+from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.train_pipeline import (
+    PrefetchTrainPipelineSparseDist,
+    TrainPipelineBase,
+    TrainPipelineSparseDist,
+)
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.optimizers import in_backward_optimizer_filter
+
+from stem_torchrec.config import DataConfig, LoopConfig, ShardingConfig, SparseOptimizerConfig, TrainConfig
+from stem_torchrec.config.literals import ShardingType
+from stem_torchrec.data.schema import SparseFeature
+from stem_torchrec.models.loss import MultiTaskTrain
+from stem_torchrec.runtime.process import Process
+from stem_torchrec.tables import embedding_bag_configs, groups_of
+from stem_torchrec.training.assembly import autocast_forward, build_sharded_model
+from stem_torchrec.training.optimizers import apply_sparse_optimizer, build_optimizer
+
+from contest.limits import Build
+from contest.plain import DenseTables, PlainSTEM, StockSTEM
+from contest.problem import Contestant, Pipeline, Problem, Side
+
+L2 = 1e-6
+"""Factor of the L2 penalty in the published code, which is on whole tables."""
+
+PIPELINES: Mapping[Pipeline, Callable[..., Any]] = {
+    "base": TrainPipelineBase,
+    "sparse_dist": TrainPipelineSparseDist,
+    "prefetch": PrefetchTrainPipelineSparseDist,
+}
+
+
+def ours(problem: Problem, contestant: Contestant, process: Process) -> Side:
+    """This project, assembled as training does it."""
+    type_: ShardingType = "table_wise" if contestant.kernel in ("auto", "fused") else "auto"
+    dim = problem.model.embedding_dim * (1 if contestant.arch == "stem" else problem.tasks + 1)
+    config = TrainConfig(
+        data=DataConfig(batch_size=problem.batch_size),
+        model=replace(problem.model, layout=contestant.layout, arch=contestant.arch, embedding_dim=dim),
+        sparse=SparseOptimizerConfig(name=contestant.sparse),
+        sharding=ShardingConfig(type=type_, kernel=contestant.kernel),
+        train=LoopConfig(precision=contestant.precision),
+    )
+    model, _ = build_sharded_model(config, problem.columns, process)
+    optimizer = build_optimizer(model, sparse=config.sparse, dense=config.dense)
+    pipeline = PIPELINES[contestant.pipeline](
+        model, optimizer, process.device, custom_model_fwd=autocast_forward(model, config.train.precision, process)
+    )
+    # The same count as Problem.gemm_flops, which is for STEM only.
+    dense_part = in_backward_optimizer_filter(model.named_parameters())
+    flops = 3 * 2 * problem.batch_size * sum(p.numel() for name, p in dense_part if name.endswith("weight"))
+    return _training(pipeline, problem, process, flops)
+
+
+def stock(problem: Problem, contestant: Contestant, process: Process) -> Side:
+    """Plain STEM on TorchRec's own modules: one collection, TorchRec's default plan, Adam that is not fused."""
+    columns = problem.columns
+    groups = groups_of(columns.labels)
+    features = [SparseFeature(name, rows) for name, rows in columns.sparse.items()]
+    tables = embedding_bag_configs(features, groups, embedding_dim=problem.model.embedding_dim)
+    keys = {group: [f"{name}@{group}/{name}" for name in columns.sparse] for group in groups}
+    collection = EmbeddingBagCollection(tables=tables, device=torch.device("meta"))
+    train = MultiTaskTrain(StockSTEM(collection, plain(problem), keys))
+    apply_sparse_optimizer(train, SparseOptimizerConfig())
+    model = DistributedModelParallel(train, device=process.device)
+    dense = KeyedOptimizerWrapper(
+        dict(in_backward_optimizer_filter(model.named_parameters())), lambda p: torch.optim.Adam(p, 1e-3)
+    )
+    pipeline = TrainPipelineSparseDist(
+        model,
+        CombinedOptimizer([("", model.fused_optimizer), ("", dense)]),
+        process.device,
+        custom_model_fwd=autocast_forward(model, contestant.precision, process),
+    )
+    return _training(pipeline, problem, process, problem.gemm_flops())
+
+
+def _training(pipeline: Any, problem: Problem, process: Process, flops: int) -> Side:
+    batches: Iterator[Batch] = problem.batches(process.rank)
+
+    def step() -> Tensor:
+        losses, _ = pipeline.progress(batches)
+        return losses.sum()
+
+    return Side(step, flops)
+
+
+def dense(problem: Problem, contestant: Contestant, process: Process) -> Side:
+    """Plain PyTorch: nn.Embedding, Adam over all parameters, L2 on whole tables."""
+    device = process.device
+    groups = groups_of(problem.columns.labels)
+    with device:
+        tables = DenseTables(groups, problem.features, problem.rows, problem.model)
+        net = plain(problem)
+    optimizer = torch.optim.Adam([*tables.parameters(), *net.parameters()], lr=1e-3)
+    batches = problem.batches(process.rank)
+
+    def step() -> Tensor:
+        batch = next(batches).to(device)
+        optimizer.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16, enabled=contestant.precision == "bf16"):
+            logits = net(tables(batch.sparse_features.values().view(problem.features, -1)))
+        loss = binary_cross_entropy_with_logits(logits.float(), batch.labels, reduction="none").mean(dim=0).sum()
+        decay = sum(table.square().sum() for table in tables.parameters())
+        (loss + L2 * decay).backward()
+        optimizer.step()
+        return loss.detach()
+
+    return Side(step, problem.gemm_flops())
+
+
+def plain(problem: Problem) -> PlainSTEM:
+    """The dense part of both plain sides."""
+    return PlainSTEM(problem.columns.labels, problem.features * problem.model.embedding_dim, problem.model)
+
+
+SIDES: Mapping[str, Build] = {"ours": ours, "stock": stock, "dense": dense}

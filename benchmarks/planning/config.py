@@ -1,0 +1,139 @@
+"""The command line of the offline planner, and the cluster that it describes."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+from torchrec.distributed.planner import Topology
+
+from stem_torchrec.config import parse_arguments
+from stem_torchrec.config.literals import Layout, ShardingType, SparseOptimizerName
+from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.sharding.topology import Bandwidths, make_topology
+
+from common.table_list import TableSpec, read_table_list
+
+_DESCRIPTION = """\
+Plans sharding on paper: which strategies fit a cluster that need not exist, with memory and estimated step by rank.
+
+Bandwidths are in GB/s (10^9 bytes) for each rank. The defaults are data sheet values of an H100, which no step quite
+reaches; --calibrate DIR takes those that `benchmarks/sharding.py --tables` measured."""
+
+FIGURES = {
+    "cuda": Bandwidths(hbm=3350, ddr=300, hbm_to_ddr=64, intra_host=450, inter_host=50),
+    "cpu": Bandwidths(ddr=300, intra_host=50, inter_host=12.5),
+}
+"""cuda: H100 SXM (HBM3, PCIe gen 5 x16, NVLink 4 in one direction, a 400 Gbit/s NIC for each GPU) and DDR5 of a server.
+cpu: the same DDR5, copies between processes, and a 100 Gbit/s NIC for each rank."""
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """The cluster, the tables, and what to compare."""
+
+    tables: str = "benchmarks/tables/short_video.yaml"
+    """A YAML list of features (name, rows, dim, pooling)."""
+    out: str = ""
+    """Folder for report.md, report.parquet, growth.png and plan.json."""
+    nodes: int = 1
+    """Number of hosts."""
+    ranks_per_node: int = 8
+    """Ranks of a host: one per GPU, or processes on CPU."""
+    device: Literal["cuda", "cpu"] = "cuda"
+    """Device of the tables; planning itself needs no GPU."""
+    hbm_gb: float = 80.0
+    """GPU memory of a rank, in GiB. The planner keeps 15 % of it free for the rest of the model."""
+    host_gb: float = 200.0
+    """Host memory for the tables of a rank, in GiB; on CUDA, tables that do not fit the GPU spill to it (UVM)."""
+    tasks: int = 8
+    """Number of tasks; every feature has a table for each task and a shared one."""
+    labels: tuple[str, ...] = ()
+    """Names of the first tasks, used in the names of the tables in plan.json; the others are task_1, task_2, ..."""
+    batch_size: int = 4096
+    """Rows per rank and step."""
+    types: tuple[Literal["all", ShardingType], ...] = ("auto", "all")
+    """Sharding types; all stands for all seven, auto lets the planner choose the type of each table."""
+    layouts: tuple[Layout, ...] = ("split", "packed")
+    """Layouts of the tables; packed needs an optimizer that updates each element independently."""
+    optimizers: tuple[SparseOptimizerName, ...] = ("adagrad",)
+    """Optimizers of the tables; their state takes memory."""
+    grow_tasks: tuple[int, ...] = (2, 4, 8, 16)
+    """Further numbers of tasks to plan for, with the recommended layout and optimizer."""
+    grow_rows: tuple[float, ...] = (0.1, 1.0, 10.0)
+    """Factors on the rows of all tables to plan for, with the recommended layout and optimizer."""
+    seconds: float = 60.0
+    """Seconds to search for each plan; the best one so far is then taken."""
+    hbm: float | None = None
+    """Bandwidth of GPU memory, in GB/s; 3350 by default."""
+    ddr: float | None = None
+    """Bandwidth of host memory for tables on CPU, in GB/s; 300 by default."""
+    hbm_to_ddr: float | None = None
+    """Bandwidth between GPU and host memory, in GB/s; 64 by default."""
+    intra_host: float | None = None
+    """Bandwidth between the ranks of a host, in GB/s; 450 by default, 50 on CPU."""
+    inter_host: float | None = None
+    """Bandwidth between hosts, in GB/s; 50 by default, 12.5 on CPU."""
+    calibrate: str | None = None
+    """Folder of `benchmarks/sharding.py --tables`, from whose results to fit the bandwidths of memory and links."""
+
+    @property
+    def world_size(self) -> int:
+        """Number of all ranks."""
+        return self.nodes * self.ranks_per_node
+
+    @property
+    def bandwidths(self) -> Bandwidths:
+        """The given bandwidths, and those of FIGURES for the others."""
+        given = {field.name: getattr(self, field.name) for field in fields(Bandwidths)}
+        return replace(FIGURES[self.device], **{name: value for name, value in given.items() if value is not None})
+
+    def topology(self, bandwidths: Bandwidths) -> Topology:
+        """The cluster in the terms of TorchRec's planner."""
+        return make_topology(
+            world_size=self.world_size,
+            local_world_size=self.ranks_per_node,
+            device=self.device,
+            hbm_gib=self.hbm_gb if self.device == "cuda" else None,
+            ddr_gib=self.host_gb,
+            bandwidths=bandwidths,
+        )
+
+
+def name_tasks(labels: Sequence[str], tasks: int) -> tuple[str, ...]:
+    """Names for `tasks` tasks: the labels, then task_3, task_4 and so on."""
+    return (*labels, *(f"task_{i + 1}" for i in range(len(labels), tasks)))[:tasks]
+
+
+def read_options(args: Sequence[str] | None = None) -> tuple[PlanConfig, list[TableSpec]]:
+    """The options and the tables; raises UserError for values that make no sense."""
+    config = parse_arguments(PlanConfig(), args, description=_DESCRIPTION)
+    if not config.out:
+        raise UserError("say where the results go: --out DIR.")
+    for name in ("nodes", "ranks_per_node", "tasks", "batch_size"):
+        _check_least(name, getattr(config, name), 1)
+    for tasks in config.grow_tasks:
+        _check_least("grow_tasks", tasks, 1)
+    positive = ("hbm_gb", "host_gb", "seconds", *(field.name for field in fields(Bandwidths)))
+    for name in positive:
+        _check_positive(name, getattr(config, name))
+    for factor in config.grow_rows:
+        _check_positive("grow_rows", factor)
+    for name in ("types", "layouts", "optimizers"):
+        if not getattr(config, name):
+            raise UserError(f"--{name} is empty; leave it out for the default, --help shows the choices.")
+    return config, read_table_list(config.tables)
+
+
+def _check_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise UserError(f"{_flag(name)} is {value}, but must be at least {least}.")
+
+
+def _check_positive(name: str, value: float | None) -> None:
+    if value is not None and not 0 < value < math.inf:
+        raise UserError(f"{_flag(name)} is {value}, but must be a number above 0.")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -1,0 +1,172 @@
+"""The cases of a sharding sweep: what they vary, their names, and which combinations make sense.
+
+type      layout  input   tasks  optimizer  kernel  communication
+row_wise / split / once  /  T8  /  adagrad /  auto  /  fp32
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from fnmatch import fnmatchcase
+from itertools import product
+from typing import get_args
+
+from stem_torchrec.config import TrainConfig
+from stem_torchrec.config.literals import Communication, InputDist, Kernel, Layout, ShardingType, SparseOptimizerName
+from stem_torchrec.runtime.errors import UserError, nearest
+
+TYPES: tuple[ShardingType, ...] = (
+    "table_wise",
+    "row_wise",
+    "table_row_wise",
+    "column_wise",
+    "table_column_wise",
+    "grid_shard",
+    "data_parallel",
+)
+"""TorchRec's sharding types. The first one that runs is the reference for the others."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One combination; its name has the parts in the order of the fields."""
+
+    type: ShardingType
+    layout: Layout
+    input_dist: InputDist
+    tasks: int
+    optimizer: SparseOptimizerName
+    kernel: Kernel
+    communication: Communication
+
+    @property
+    def name(self) -> str:
+        """`row_wise/split/once/T8/adagrad/auto/fp32`."""
+        return "/".join(_write(getattr(self, field.name)) for field in fields(self))
+
+    @property
+    def problem(self) -> tuple[int, str]:
+        """Number of tasks and optimizer; only cases with the same ones are compared."""
+        return self.tasks, self.optimizer
+
+    def configure(self, config: TrainConfig) -> TrainConfig:
+        """`config` with the options of this case; the batches choose the labels."""
+        return replace(
+            config,
+            model=replace(config.model, layout=self.layout),
+            sparse=replace(config.sparse, name=self.optimizer),
+            sharding=replace(
+                config.sharding,
+                type=self.type,
+                kernel=self.kernel,
+                input_dist=self.input_dist,
+                communication=self.communication,
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class Axes:
+    """The values to combine, by field of Case."""
+
+    type: tuple[ShardingType, ...]
+    layout: tuple[Layout, ...]
+    input_dist: tuple[InputDist, ...]
+    tasks: tuple[int, ...]
+    optimizer: tuple[SparseOptimizerName, ...]
+    kernel: tuple[Kernel, ...]
+    communication: tuple[Communication, ...]
+
+
+_KNOWN = {
+    "type": get_args(ShardingType),
+    "layout": get_args(Layout),
+    "input_dist": get_args(InputDist),
+    "optimizer": get_args(SparseOptimizerName),
+    "kernel": get_args(Kernel),
+    "communication": get_args(Communication),
+}
+_NAMES = tuple(field.name for field in fields(Case))
+
+
+def list_cases(axes: Axes, patterns: Sequence[str] = ()) -> tuple[list[Case], int]:
+    """The cases to run, each once, and the number of combinations left out because they make no sense.
+
+    Args:
+        axes: the values to combine.
+        patterns: case names. Parts at the end may be missing, and a part may contain `*` and `?`. A part that is
+            missing or just `*` stands for the values in `axes`; any other part is matched against all known values.
+            Without patterns all of `axes` are combined.
+
+    Raises UserError for a number of tasks below 1, for a pattern that names something unknown, and if no case is left.
+
+    Example::
+
+        list_cases(axes, ["table_wise/split/once/T8", "*_row_wise"])
+    """
+    combined = [case for pattern in patterns or ("*",) for case in _combine(_axes_of(pattern, axes))]
+    unique = sorted(dict.fromkeys(combined), key=_order)
+    if wrong := [case.tasks for case in unique if case.tasks < 1]:
+        raise UserError(f"a case cannot have {wrong[0]} tasks; give at least 1.")
+    cases = [case for case in unique if makes_sense(case)]
+    if not cases:
+        raise UserError(f"none of {len(unique)} combinations, such as {unique[0].name}, makes sense; choose others.")
+    return cases, len(unique) - len(cases)
+
+
+def makes_sense(case: Case) -> bool:
+    """Whether the case differs from all simpler ones and its kernel supports its type."""
+    exchanges = case.type != "data_parallel" and (case.type, case.kernel) != ("auto", "dense")
+    return all(
+        (
+            # A packed table is looked up once, so its ids are sent once anyway.
+            not (case.layout == "packed" and case.input_dist == "once"),
+            # If every rank holds the whole table, no ids and no embeddings are sent.
+            exchanges or (case.input_dist == "stock" and case.communication == "fp32"),
+            case.kernel == "auto" or exchanges == (case.kernel != "dense"),
+            # The planner would choose data_parallel, which is a case of its own.
+            case.type != "auto" or case.kernel != "dense",
+        )
+    )
+
+
+def _order(case: Case) -> tuple:
+    """Sort key: problem by problem; within a problem, the best reference for the other cases comes first."""
+    return (
+        *case.problem,
+        _KNOWN["communication"].index(case.communication),
+        [*TYPES, "auto"].index(case.type),
+        _KNOWN["layout"].index(case.layout),
+        _KNOWN["input_dist"].index(case.input_dist),
+        _KNOWN["kernel"].index(case.kernel),
+    )
+
+
+def _axes_of(pattern: str, axes: Axes) -> Axes:
+    parts = pattern.split("/")
+    if len(parts) > len(_NAMES):
+        raise UserError(f"--cases {pattern!r} has {len(parts)} parts, but a case is {'/'.join(_NAMES)}.")
+    chosen = {name: _values(name, part, pattern) for name, part in zip(_NAMES, parts, strict=False) if part != "*"}
+    return replace(axes, **chosen)
+
+
+def _values(name: str, part: str, pattern: str) -> tuple:
+    if name == "tasks":
+        if not (part.startswith("T") and part[1:].isdecimal()):
+            raise UserError(f"--cases {pattern!r}: {part!r} is not a number of tasks; write T8, or * for all --tasks.")
+        return (int(part[1:]),)
+    values = tuple(value for value in _KNOWN[name] if fnmatchcase(value, part))
+    if not values:
+        known = ", ".join(_KNOWN[name])
+        raise UserError(
+            f"--cases {pattern!r}: {part!r} is not a known {name.replace('_', ' ')}; it must be one of {known}"
+            f"{nearest(part, _KNOWN[name])}"
+        )
+    return values
+
+
+def _combine(axes: Axes) -> list[Case]:
+    return [Case(*values) for values in product(*(getattr(axes, name) for name in _NAMES))]
+
+
+def _write(value: str | int) -> str:
+    return f"T{value}" if isinstance(value, int) else value

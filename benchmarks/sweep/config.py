@@ -1,0 +1,114 @@
+"""The command line of a sweep, and what follows from it: the cases, and the run that they vary."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from stem_torchrec.config import TrainConfig, config_from_command_line, parse_known_arguments
+from stem_torchrec.config.limits import check_limits
+from stem_torchrec.config.literals import Communication, InputDist, Kernel, Layout, ShardingType, SparseOptimizerName
+from stem_torchrec.data.files import Columns
+from stem_torchrec.data.schema import load_schema
+from stem_torchrec.runtime.errors import UserError
+
+from common.table_list import TableSpec, read_table_list
+from sweep.cases import TYPES, Axes, Case, list_cases
+
+_DESCRIPTION = """\
+Measures sharding types, layouts and input distributions on your log or a list of tables, and recommends one.
+
+The options of stem_torchrec/train.py (--recipe, --config, --data.path, --model.embedding-dim, ...) set what is trained;
+python stem_torchrec/train.py --help lists them."""
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """What to sweep; train.py's options are taken as well."""
+
+    out: str = ""
+    """Folder for the results. The same command resumes an interrupted sweep."""
+    tables: str | None = None
+    """A YAML list of tables (name, rows, dim, pooling, zipf) to measure without a log; the labels are then random."""
+    cases: tuple[str, ...] = ()
+    """Only these cases, by their names type/layout/input/tasks/optimizer/kernel/communication. A part that is * or
+    missing at the end stands for all values of the options below: `table_wise/split/once/T8 *_row_wise`."""
+    types: tuple[Literal["all", ShardingType], ...] = ("all",)
+    """Sharding types; all stands for all seven, auto for what TorchRec's planner chooses."""
+    layouts: tuple[Layout, ...] = ("split", "packed")
+    """Layouts of the tables; packed needs --optimizers adagrad or sgd."""
+    input_dists: tuple[InputDist, ...] = ("stock", "once")
+    """How ids are sent to the ranks of the tables."""
+    tasks: tuple[int, ...] = ()
+    """Numbers of tasks; by default as many as the log has labels, and 2 for a table list. If there are more tasks than
+    labels in the log, the further tasks get random labels."""
+    optimizers: tuple[SparseOptimizerName, ...] = ()
+    """Optimizers of the tables; by default --sparse.name."""
+    kernels: tuple[Kernel, ...] = ("auto",)
+    """Compute kernels."""
+    communications: tuple[Communication, ...] = ("fp32",)
+    """Precisions in which embeddings and their gradients are sent."""
+    steps: int = 20
+    """Measured steps of a case."""
+    warmup: int = 5
+    """Steps before the measured ones."""
+    rounds: int = 1
+    """How often each case runs; the order changes each time, against drift of the machine. All steps count."""
+    timeout: float = 300.0
+    """Seconds after which a case that has not ended is stopped."""
+    retry: bool = False
+    """Runs the cases again that failed so far."""
+
+
+def read_command_line(args: Sequence[str] | None = None) -> tuple[SweepConfig, TrainConfig]:
+    """What to sweep, and the run that all cases vary; raises UserError for values that make no sense in either."""
+    config, rest = parse_known_arguments(SweepConfig(), args, description=_DESCRIPTION)
+    train = config_from_command_line(rest)
+    check_limits(train)
+    if not config.out:
+        raise UserError("say where the results go: --out DIR.")
+    for name, least in (("steps", 1), ("warmup", 1), ("rounds", 1), ("timeout", 1)):
+        if not getattr(config, name) >= least:
+            raise UserError(f"--{name} is {getattr(config, name)}, but must be at least {least}.")
+    if train.sharding.plan is not None:
+        raise UserError("--sharding.plan pins every table, so there is nothing to sweep; leave it out.")
+    return config, train
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What all ranks need to know about a sweep."""
+
+    cases: tuple[Case, ...]
+    left_out: int
+    """Combinations that make no sense."""
+    tables: tuple[TableSpec, ...]
+    """The table list; empty for a log."""
+    train: TrainConfig
+    labels: tuple[str, ...]
+    """Labels of the log, or names for the tasks of a table list."""
+
+
+def plan_sweep(config: SweepConfig, train: TrainConfig) -> Sweep:
+    """The cases and what they run on; of a log it reads only the schema."""
+    tables = tuple(read_table_list(config.tables)) if config.tables else ()
+    if tables:
+        train = replace(train, model=replace(train.model, embedding_dim=tables[0].dim))
+        labels = train.data.labels
+    elif train.data.path is None:
+        labels = train.data.labels or train.data.synthetic.tasks
+    elif not train.data.path:
+        raise UserError("this recipe trains on a log of your own: give --data.path DIR, or --tables FILE instead.")
+    else:
+        schema = load_schema(train.data.path)
+        labels = Columns.select(schema, features=train.data.features, labels=train.data.labels).labels
+    axes = Axes(
+        type=tuple(dict.fromkeys(kind for name in config.types for kind in (TYPES if name == "all" else (name,)))),
+        layout=config.layouts,
+        input_dist=config.input_dists,
+        tasks=config.tasks or (len(labels) or 2,),
+        optimizer=config.optimizers or (train.sparse.name,),
+        kernel=config.kernels,
+        communication=config.communications,
+    )
+    cases, left_out = list_cases(axes, config.cases)
+    return Sweep(tuple(cases), left_out, tables, train, tuple(labels))

@@ -1,0 +1,200 @@
+"""Runs one case in fresh processes, one beside each rank of the launcher, and reports how each ended.
+
+    torchrun --- rank 0, watches --- child rank 0 \\
+             \\- rank 1, watches --- child rank 1  > a process group of their own, over a store of this case
+
+If a child fails, is killed or hangs, all children of the case end, and nothing else does. All ranks of the launcher
+call `run_case` at the same time.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch.distributed as dist
+
+from stem_torchrec.config import TrainConfig
+from stem_torchrec.config.serialization import to_dict
+from stem_torchrec.runtime.process import Process, from_first_rank
+
+from common.processes import module_command, module_path
+from common.table_list import TableSpec
+from sweep.cases import Case
+
+_POLL_SECONDS = 0.1
+_LAST_WORDS_SECONDS = 3.0
+"""How long the other children may still write why they fail, once one has failed."""
+_FAILED = "failed"
+"""Key of the store that is set once a child has failed."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a child gets on its standard input, as one line of JSON; the input closes when its parent is gone."""
+
+    config: TrainConfig
+    case: Case
+    tables: tuple[TableSpec, ...]
+    """The table list; empty for a log."""
+    warmup: int
+    steps: int
+    timeout: float
+    outcome: str
+    """File for `{"measurement": ...}`, or for `{"status": ..., "reason": ...}` if the child failed."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the child of one rank ended."""
+
+    rank: int
+    status: str
+    """ok, refused, failed, killed, timeout, or stopped because another rank failed."""
+    reason: str
+    at: float
+    """Seconds from the start of the case."""
+    log: str
+    """The end of what the child printed; empty if the status is ok."""
+    measurement: dict[str, Any] | None = None
+    """Of all ranks, in the ending of rank 0; None in the others."""
+
+
+@contextmanager
+def no_gpu() -> Iterator[None]:
+    """Hides the GPUs from this process, which would take memory of one; the children use them."""
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    try:
+        yield
+    finally:
+        del os.environ["CUDA_VISIBLE_DEVICES"]
+        if before is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
+
+
+def run_case(job: Job, process: Process) -> list[Ending]:
+    """Runs `job` in a child of every rank; returns on all ranks how each child ended, by rank."""
+    start = time.monotonic()
+    store, address = _open_store(process)
+    with TemporaryDirectory(prefix="sweep_") as folder:
+        outcome, log = Path(folder, "outcome.json"), Path(folder, "log")
+        environment = os.environ | {
+            "MASTER_ADDR": address,
+            "MASTER_PORT": str(store.port),
+            # Makes every child a client of the store that this rank 0 opened, so that no port is guessed.
+            "TORCHELASTIC_USE_AGENT_STORE": str(True),
+            **module_path(),
+        }
+        with log.open("w") as output:
+            child = subprocess.Popen(
+                module_command("sweep.worker"),
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,  # Killing it then also kills what it starts.
+            )
+        try:
+            _tell(child, Job(**{**vars(job), "outcome": str(outcome)}))
+            status = _watch(child, store, start + job.timeout)
+        finally:
+            _kill(child)
+        ending = _describe(process.rank, status, child.returncode, outcome, log, job, time.monotonic() - start)
+    endings: list[Any] = [None] * process.world_size
+    # Rank 0 still holds the store here; it is closed after all ranks have stopped watching.
+    dist.all_gather_object(endings, ending)
+    return endings
+
+
+def judge(endings: Sequence[Ending]) -> tuple[str, str]:
+    """Status and reason of a case: those of the rank that failed first by itself, not because another one failed."""
+    bad = [ending for ending in endings if ending.status != "ok"]
+    if not bad:
+        return "ok", ""
+    order = ("refused", "killed", "failed", "timeout", "stopped")
+    first = min(bad, key=lambda ending: (order.index(ending.status), ending.at))
+    prefix = "" if first.status in ("refused", "timeout") or len(endings) == 1 else f"rank {first.rank}: "
+    return first.status, prefix + first.reason
+
+
+def _open_store(process: Process) -> tuple[dist.TCPStore, str]:
+    """A store that rank 0 opens on a port that the system chooses, and the address of rank 0."""
+    local = process.world_size == process.local_world_size
+    own = "127.0.0.1" if local else _own_address(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    if process.is_first:
+        store = dist.TCPStore(own, 0, is_master=True, wait_for_workers=False)
+    address, port = from_first_rank(lambda: (own, store.port))
+    return store if process.is_first else dist.TCPStore(address, port, is_master=False), address
+
+
+def _own_address(master: str, port: int) -> str:
+    """The address by which other hosts reach this one: the one it uses to reach the master, or the master's name."""
+    with socket.socket(socket.getaddrinfo(master, port)[0][0], socket.SOCK_DGRAM) as probe:
+        probe.connect((master, port))
+        address = str(probe.getsockname()[0])
+    return master if address.startswith("127.") or address == "::1" else address
+
+
+def _tell(child: subprocess.Popen, job: Job) -> None:
+    assert child.stdin is not None
+    with suppress(BrokenPipeError):  # The child has died at once; _watch notices.
+        child.stdin.write(json.dumps(to_dict(job)).encode() + b"\n")
+        child.stdin.flush()
+
+
+def _watch(child: subprocess.Popen, store: dist.TCPStore, deadline: float) -> str:
+    """Waits until the child ends, its time is up, or another rank's child has failed; returns which."""
+    give_up = deadline
+    while child.poll() is None:
+        if give_up == deadline and store.check([_FAILED]):
+            give_up = min(deadline, time.monotonic() + _LAST_WORDS_SECONDS)
+        if time.monotonic() > give_up:
+            if give_up < deadline:
+                return "stopped"
+            store.set(_FAILED, "")
+            # faulthandler of the child prints where it hangs.
+            child.send_signal(signal.SIGUSR1)
+            time.sleep(1)
+            return "timeout"
+        time.sleep(_POLL_SECONDS)
+    if child.returncode:
+        store.set(_FAILED, "")
+    return "ended"
+
+
+def _kill(child: subprocess.Popen) -> None:
+    with suppress(ProcessLookupError):  # The child has ended, with all that it started.
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    assert child.stdin is not None
+    child.stdin.close()
+
+
+def _describe(rank: int, watched: str, code: int, outcome: Path, log: Path, job: Job, seconds: float) -> Ending:
+    answer: dict[str, Any] = json.loads(outcome.read_text()) if outcome.exists() else {}
+    printed = log.read_text(errors="replace")
+    if watched == "ended" and code == 0:
+        return Ending(rank, "ok", "", seconds, "", answer.get("measurement"))
+    if watched == "timeout":
+        status, reason = "timeout", f"did not end within {job.timeout:g} s (--timeout)"
+    elif "status" in answer:
+        status, reason = answer["status"], answer["reason"]
+    elif watched == "stopped":
+        status, reason = "stopped", "another rank failed"
+    elif code < 0:
+        name = signal.Signals(-code).name
+        hint = ", as the system does when memory runs out" if -code == signal.SIGKILL else ""
+        status, reason = "killed", f"killed by {name}{hint}"
+    else:
+        lines = printed.strip().splitlines() or ["it printed nothing"]
+        status, reason = "failed", f"exit status {code}: {lines[-1]}"
+    return Ending(rank, status, reason, seconds, printed[-20_000:])

@@ -1,0 +1,158 @@
+"""What a sweep measures, kept case by case in a folder, so that an interrupted sweep can be resumed."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dacite
+
+from stem_torchrec.config.serialization import from_dict, to_dict
+from stem_torchrec.runtime.errors import UserError
+
+from common.output import write_whole
+from sweep.cases import Case
+
+SWEEP_FILE = "sweep.json"
+CASES = "cases"
+
+Numbers = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What the ranks of one case measured; times are in ms, and tuples are by rank or by step."""
+
+    step_ms: tuple[Numbers, ...]
+    """By rank, the time of each measured step."""
+    lookup_ms: tuple[Numbers, ...]
+    """By rank, the time of each lookup and exchange of embeddings and gradients, without the rest of the step."""
+    losses: Numbers
+    """The loss of every step, warm-up included: the mean over the ranks, summed over the tasks."""
+    ids: Numbers
+    """Bytes of ids and lengths that each rank sends in a step."""
+    embeddings: Numbers
+    """Bytes of pooled embeddings that each rank sends in a step."""
+    gradients: Numbers
+    """Bytes of their gradients that each rank sends in a step; with data_parallel what a ring all-reduce sends."""
+    memory_before: Numbers
+    """Resident MiB of each rank after the batches are made and before the model is built."""
+    memory_peak: Numbers
+    """Peak of resident MiB of each rank from then on."""
+    device_memory_peak: Numbers
+    """Peak of MiB allocated on each rank's GPU; 0 without a GPU."""
+    weights: Numbers
+    """MiB of tables on each rank."""
+    compute: Numbers
+    """The planner's estimate of the lookup and its backward by rank, in ms."""
+    communication: Numbers
+    """The planner's estimate of the exchange of embeddings and gradients by rank, in ms."""
+    plan: str
+    """The plan, as plan_to_json writes it."""
+    tables: str
+    """Number of tables by type, as in `row_wise 3, table_wise 27`."""
+    device: str
+    """Name of the GPU, or cpu."""
+    notes: tuple[str, ...] = ()
+    """What a reader should know about the batches."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a case ended in one round."""
+
+    case: Case
+    round: int
+    status: str
+    """ok, refused (by a UserError), failed (by another error), killed (by a signal), or timeout."""
+    reason: str
+    """Why the status is not ok; empty if it is."""
+    seconds: float
+    """From start to end, imports included."""
+    date: str
+    revision: str
+    """Git revision of the code; empty outside a checkout."""
+    load: float
+    """Mean number of running processes in the minute before."""
+    measurement: Measurement | None = None
+
+
+class ResultFolder:
+    """The folder of one sweep: sweep.json describes the sweep, cases/ has an outcome for each case and round.
+
+    Args:
+        folder: is made if it does not exist.
+        sweep: identifies the sweep, in values that JSON can represent.
+        head: is for the reader of the report; it may differ when the sweep is resumed, and the first one is kept.
+
+    Raises UserError if the folder holds another sweep or cannot be written.
+    """
+
+    def __init__(self, folder: Path, sweep: Mapping[str, Any], head: Mapping[str, Any]) -> None:
+        self.folder = folder
+        try:
+            (folder / CASES).mkdir(parents=True, exist_ok=True)
+            self.head = self._open(sweep, head)
+        except OSError as error:
+            raise UserError(
+                f"the results cannot be written to {folder} ({error.strerror}); give another --out."
+            ) from error
+
+    def _open(self, sweep: Mapping[str, Any], head: Mapping[str, Any]) -> dict[str, Any]:
+        path = self.folder / SWEEP_FILE
+        wanted = json.loads(json.dumps(sweep))
+        if not path.exists():
+            if any((self.folder / CASES).iterdir()):
+                raise UserError(f"{self.folder / CASES} holds files that no sweep wrote; give another --out.")
+            write_whole(path, json.dumps({"sweep": wanted, "head": head}, indent=1))
+        try:
+            content = json.loads(path.read_text())
+            existing, kept_head = content["sweep"], content["head"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} does not describe a sweep ({error!r}); give another --out.") from error
+        if difference := _difference(existing, wanted):
+            raise UserError(
+                f"{self.folder} holds another sweep, where {difference}; give another --out, or the same command."
+            )
+        return kept_head
+
+    def path(self, case: Case, round_: int, suffix: str) -> Path:
+        """The path of a file of one case and round, by its suffix."""
+        return self.folder / CASES / f"{case.name.replace('/', '.')}.{round_}{suffix}"
+
+    def read(self, case: Case, round_: int) -> Outcome | None:
+        """The outcome of a case in a round, or None; raises UserError for a file that is not an outcome."""
+        path = self.path(case, round_, ".json")
+        if not path.exists():
+            return None
+        try:
+            return from_dict(Outcome, json.loads(path.read_text()))
+        except (ValueError, TypeError, dacite.DaciteError) as error:
+            raise UserError(
+                f"{path} is not a result of this sweep ({error}); delete it to measure the case again."
+            ) from error
+
+    def write(self, outcome: Outcome) -> None:
+        """Writes the outcome, completely or not at all."""
+        write_whole(self.path(outcome.case, outcome.round, ".json"), json.dumps(to_dict(outcome)) + "\n")
+
+    def read_all(self, cases: Sequence[Case], rounds: int) -> list[Outcome]:
+        """All existing outcomes, in the order of the cases and rounds."""
+        outcomes = (self.read(case, round_) for case in cases for round_ in range(rounds))
+        return [outcome for outcome in outcomes if outcome is not None]
+
+
+def _difference(existing: Any, wanted: Any, path: str = "") -> str:
+    """The first place where two plain values differ, as in `model.embedding_dim is 16 and not 8`."""
+    if isinstance(existing, dict) and isinstance(wanted, dict):
+        for key in sorted({*existing, *wanted}):
+            if difference := _difference(existing.get(key), wanted.get(key), f"{path}.{key}" if path else key):
+                return difference
+        return ""
+    return "" if existing == wanted else f"{path} is {_short(existing)} and not {_short(wanted)}"
+
+
+def _short(value: Any) -> str:
+    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) < 60 else f"{text[:60]}..."

@@ -1,0 +1,122 @@
+"""The log of a run as this rank reads it: its columns, and a reader for each split."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import DataLoader
+from torchrec.datasets.utils import Batch
+
+from stem_torchrec.config import DataConfig, TrainConfig
+from stem_torchrec.data.batch import Exposures
+from stem_torchrec.data.files import Columns, find_row_groups, ids_per_row, missing_labels
+from stem_torchrec.data.loader import data_loader
+from stem_torchrec.data.reader import ParquetReader
+from stem_torchrec.data.schema import Schema
+from stem_torchrec.metrics.collectives import gather
+from stem_torchrec.runtime.process import Process
+from stem_torchrec.runtime.progress import log_rank0
+
+
+@dataclass
+class RunData:
+    """The training and the validation split of a run.
+
+    Example::
+
+        data = RunData.open(config, path, schema, process)
+        data.columns.labels       # ("finish", "like")
+        next(iter(data.batches(0)))  # this rank's first batch of the first epoch
+    """
+
+    schema: Schema
+    columns: Columns
+    train: ParquetReader
+    validation: ParquetReader
+    exposures: Iterable[Exposures]
+    """The validation split; the same on each iteration."""
+    device: torch.device
+    _loader: DataLoader
+
+    @classmethod
+    def open(cls, config: TrainConfig, path: str, schema: Schema, process: Process) -> "RunData":
+        """Reads the footers of both splits in the folder `path`; raises UserError where they do not fit the schema."""
+        data, pin = config.data, process.device.type == "cuda"
+        columns = Columns.select(schema, features=data.features, labels=data.labels)
+        train = open_split(data, path, "train", schema, columns, process, training=True, seed=config.seed)
+        validation = open_split(data, path, "valid", schema, columns, process)
+        exposures = data_loader(validation, pin_memory=pin)
+        return cls(schema, columns, train, validation, exposures, process.device, data_loader(train, pin_memory=pin))
+
+    def batches(self, epoch: int) -> Iterable[Batch]:
+        """This rank's batches of an epoch; of the epoch in which the run resumes, those that are left."""
+        if epoch != self.train.epoch:
+            self.train.start_epoch(epoch)
+        return self._loader
+
+    @property
+    def labels_missing(self) -> bool:
+        """Whether the training split has rows without a label for some task."""
+        return missing_labels(self.train.row_groups, self.columns.labels)
+
+    @property
+    def ids_per_row(self) -> dict[str, float]:
+        """Mean number of ids in a training row by feature."""
+        return ids_per_row(self.train.row_groups, self.columns.sparse)
+
+    def skipped_rows(self) -> Mapping[str, int]:
+        """Rows that break the schema on any rank, as `count/skipped_rows/train/tags`, and shows them.
+
+        Of the current epoch since it began or the run resumed. All ranks call it.
+        """
+        skipped = {
+            f"{split}/{reason}": count
+            for split, reader in (("train", self.train), ("valid", self.validation))
+            if reader.bad is not None
+            for reason, count in zip(
+                reader.bad.reasons, gather(reader.bad.counted.to(self.device)).sum(dim=0).tolist(), strict=True
+            )
+            if count
+        }
+        if skipped:
+            log_rank0(f"rows skipped, of this epoch so far: {', '.join(f'{name} {n}' for name, n in skipped.items())}")
+        return {f"count/skipped_rows/{name}": n for name, n in skipped.items()}
+
+
+def open_split(
+    data: DataConfig,
+    path: str,
+    split: str,
+    schema: Schema,
+    columns: Columns,
+    process: Process,
+    *,
+    training: bool = False,
+    batch_size: int | None = None,
+    seed: int = 0,
+) -> ParquetReader:
+    """This rank's reader of a split: batches in shuffled order for training, exposures in the log's order otherwise.
+
+    Args:
+        data: how rows become batches.
+        path: folder of the log.
+        split: folder below it.
+        schema: of the log.
+        columns: to read.
+        process: this rank.
+        training: whether the rows are trained on.
+        batch_size: rows per rank and step; by default --data.batch-size or --data.eval-batch-size.
+        seed: of the order of the rows.
+    """
+    return ParquetReader(
+        find_row_groups(path, split, schema, columns),
+        columns,
+        batch_size=batch_size or (data.batch_size if training else data.eval_batch_size),
+        rank=process.rank,
+        world_size=process.world_size,
+        num_workers=data.num_workers,
+        training=training,
+        shuffle_rows=data.shuffle_rows,
+        seed=seed,
+        max_bad_share=data.skipped_share,
+    )

@@ -1,0 +1,239 @@
+"""A training run, from its configuration to its best weights, which one can also take step by step.
+
+The one place that knows the order build -> optimizer in backward -> plan -> shard -> optimizer -> pipeline -> restore.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import replace
+from threading import Event
+
+from stem_torchrec.checkpoints.resume import check_resume
+from stem_torchrec.config import TrainConfig
+from stem_torchrec.config.limits import check_limits
+from stem_torchrec.data.folder import data_folder
+from stem_torchrec.data.schema import load_schema
+from stem_torchrec.metrics.multi_task import format_table
+from stem_torchrec.profiles.step_profiler import StepProfiler, check_steps
+from stem_torchrec.runtime.errors import DivergedError, UserError
+from stem_torchrec.runtime.hang_detection import heartbeat
+from stem_torchrec.runtime.process import Process, from_first_rank
+from stem_torchrec.runtime.progress import log_rank0, progress_bar
+from stem_torchrec.sharding.plan import plan_to_json
+from stem_torchrec.training.assembly import autocast_forward, build_pipeline, build_sharded_model
+from stem_torchrec.training.best_weights import BestWeights
+from stem_torchrec.training.callbacks import Callback, KeepBest, ProfileSteps, TrainingLog
+from stem_torchrec.training.early_stopping import EarlyStopping
+from stem_torchrec.training.evaluation import evaluate, with_batches_aside
+from stem_torchrec.training.loop import StepOutput, TrainLoop
+from stem_torchrec.training.meter import Meter
+from stem_torchrec.training.metrics_log import MetricsLog
+from stem_torchrec.training.optimizers import build_optimizer, build_schedule
+from stem_torchrec.training.run_checkpoints import RunCheckpoints
+from stem_torchrec.training.run_data import RunData
+from stem_torchrec.training.run_folder import create_run_folder, finish, finished, write_inputs
+from stem_torchrec.training.state import TrainState
+from stem_torchrec.training.watched_metric import Metrics, WatchedMetric
+
+
+class Trainer:
+    """Builds a run and trains it, at once (`run`) or step by step; all ranks of the process group make the same calls.
+
+    If the run folder has a checkpoint, training resumes from it; see `--resume`.
+
+    Args:
+        config: the run.
+        process: this rank.
+        callbacks: hooks around the steps, called after the run's own.
+        watch: called with the metrics of each evaluation before anything is kept; an error that it raises ends the run.
+        ending: once it is set on some rank, the run writes a checkpoint and ends by Interrupted.
+
+    Raises UserError where the configuration, the log, the ranks or the run folder do not fit each other.
+
+    Example::
+
+        with join_process_group() as process:
+            trainer = Trainer(tiny(), process)
+            for _ in range(10):
+                output = trainer.train_step()
+            trainer.evaluate()["like"].auc
+            trainer.save()
+            trainer.run()  # the rest
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        process: Process,
+        *,
+        callbacks: Sequence[Callback] = (),
+        watch: Callable[[Metrics], object] = lambda metrics: None,
+        ending: Event | None = None,
+    ) -> None:
+        config, path = with_data_folder(config)
+        self.config, self.process, self._watch = config, process, watch
+        schema = load_schema(path)
+        check_resume(config, schema)
+        self.data = RunData.open(config, path, schema, process)
+        self._check_before_building()
+        self.model, plan = build_sharded_model(
+            config,
+            self.data.columns,
+            process,
+            labels_missing=self.data.labels_missing,
+            ids_per_row=self.data.ids_per_row,
+        )
+        self.optimizer = build_optimizer(
+            self.model, sparse=config.sparse, dense=config.dense, clip_norm=config.train.clip_norm
+        )
+        self.pipeline = build_pipeline(self.model, self.optimizer, config, process)
+        self.folder = create_run_folder(config)
+        from_first_rank(lambda: write_inputs(self.folder, schema, plan_to_json(plan)))
+        steps_per_epoch = self.data.train.steps
+        log_rank0(
+            f"{self.data.train.rows:,} training rows: {steps_per_epoch} steps of {process.world_size} x "
+            f"{config.data.batch_size} an epoch\n{self.data.validation.rows:,} validation rows; run folder "
+            f"{self.folder}"
+        )
+        self._make_callbacks(ending or Event())
+        self.loop = self._make_loop(steps_per_epoch, callbacks)
+
+    @property
+    def state(self) -> TrainState:
+        """How far the run is."""
+        return self.loop.state
+
+    def train_step(self) -> StepOutput:
+        """One step on this rank's next batch; evaluations and checkpoints are left to the caller. See `TrainLoop`."""
+        return self.loop.train_step()
+
+    def evaluate(self) -> Metrics:
+        """Metrics of the validation split by task; keeps the weights if they are the best so far, as `run` does."""
+        return self.loop.evaluate()
+
+    def save(self) -> None:
+        """Writes a checkpoint and waits for it; a run that resumes from it goes through the same bits as this one."""
+        self.checkpoints.save(self.state)
+
+    def run(self) -> Metrics:
+        """Makes the steps that are left; returns the metrics of the best evaluation.
+
+        Raises DivergedError for losses that are not finite, Interrupted where the run is asked to end, UserError where
+        no weights could be written.
+        """
+        device, timeout = self.process.device, self.config.train.timeout
+        profiler = StepProfiler(self.folder / "profile", device) if self.config.train.profile else None
+        if profiler is not None:
+            self.loop.callbacks.insert(2, ProfileSteps(profiler))
+        try:
+            with (
+                closing(self._file),
+                heartbeat(self.process, timeout=timeout),
+                progress_bar(self.loop.steps, "step") as self._log.bar,
+                profiler or nullcontext(),
+            ):
+                self._log.bar.update(self.state.step)
+                self._meter.start_clock()
+                self.loop.run()
+        except DivergedError:
+            # It is raised on all ranks, and another model may be trained next.
+            self.checkpoints.close()
+            raise
+        self.checkpoints.close()
+        if not self._best.metrics:
+            raise UserError(f"no weights could be written to {self.folder}; make room, or give another --output-dir.")
+        from_first_rank(lambda: finish(self.folder))
+        log_rank0(f"\nbest evaluation of the validation split, in {self.folder}:\n{format_table(self._best.metrics)}")
+        return self._best.metrics
+
+    def close(self) -> None:
+        """Ends a run that is not taken to its end; the next one in its folder resumes from the last checkpoint."""
+        self._file.close()
+        self.checkpoints.close()
+
+    def _check_before_building(self) -> None:
+        """Raises UserError for a metric that the log does not have, or a profile of more steps than there are."""
+        train, columns = self.config.train, self.data.columns
+        if train.profile:
+            check_steps(min(each for each in (self.data.train.steps, train.max_steps, train.eval_every) if each))
+        self._watched = WatchedMetric(train.metric, columns.labels, has_groups=columns.group is not None)
+
+    def _make_callbacks(self, ending: Event) -> None:
+        """Makes the parts of the run that its loop calls, and restores them from a checkpoint."""
+        config = self.config
+        stopping = EarlyStopping(self._watched, config.train.patience)
+        self._meter = meter = Meter(self.data.columns.labels)
+        self._best = BestWeights(self.model, self.folder, stopping, max_failures=config.checkpoint.max_failures)
+        self.checkpoints = RunCheckpoints(
+            config, self.folder, self.data,
+            model=self.model, optimizer=self.optimizer, pipeline=self.pipeline, best=self._best, meter=meter,
+        )  # fmt: skip
+        self._start = self.checkpoints.restore()
+        self.checkpoints.start(ending)
+        self._file = MetricsLog(self.folder, after=self._start.step, evaluate=self._start.evaluate)
+        self._log = TrainingLog(meter, every_steps=config.train.log_every, file=self._file, counts=self._counts)
+        self._keep_best = KeepBest(self._best.keep, stopping)
+
+    def _make_loop(self, steps_per_epoch: int, callbacks: Sequence[Callback]) -> TrainLoop:
+        train, state = self.config.train, self._start
+        steps = state.epoch_end + (train.epochs - state.epoch - 1) * steps_per_epoch
+        steps = min(steps, train.max_steps or steps)
+        self.schedule = build_schedule(self.optimizer, self.config.schedule, steps=steps, made=state.step)
+        return TrainLoop(
+            self.pipeline,
+            self.data.batches,
+            steps=steps,
+            steps_per_epoch=steps_per_epoch,
+            state=state,
+            schedule=self.schedule,
+            evaluate=self._validate,
+            eval_every=train.eval_every,
+            callbacks=[self._keep_best, self._log, *callbacks, self.checkpoints],
+        )
+
+    def _validate(self) -> Metrics:
+        """Exact metrics of the validation split, between two steps."""
+        self.checkpoints.watch.check_finite()
+        self.data.validation.start_epoch(0)
+        device, forward = self.process.device, autocast_forward(self.model, self.config.train.precision, self.process)
+        empty = self.loop.pipeline_is_empty
+        with nullcontext(self.pipeline) if empty else with_batches_aside(self.pipeline, forward, device=device) as each:
+            metrics = evaluate(
+                each, self.model, self.data.exposures,
+                tasks=self.data.columns.labels, device=device, should_end=self.checkpoints.watch.should_end,
+            )  # fmt: skip
+        # FBGEMM counts lookups, those of evaluations as well, and corrects the bias of moments by the number.
+        self.optimizer.set_optimizer_step(self.schedule.last_epoch)
+        self._watch(metrics)
+        return metrics
+
+    def _counts(self) -> dict[str, int]:
+        return {**self.data.skipped_rows(), **self.checkpoints.counts()}
+
+
+def with_data_folder(config: TrainConfig) -> tuple[TrainConfig, str]:
+    """The configuration with an absolute path of its log, and that path; makes the synthetic log if it has no path.
+
+    Raises UserError for a number outside its limits, and for a recipe without a log.
+    """
+    check_limits(config)
+    path = data_folder(config.data)
+    return (config if config.data.path is None else replace(config, data=replace(config.data, path=path))), path
+
+
+def train(
+    config: TrainConfig,
+    process: Process,
+    *,
+    watch: Callable[[Metrics], object] = lambda metrics: None,
+    ending: Event | None = None,
+) -> Metrics:
+    """Trains `config` to its end on this rank; returns the best evaluation's metrics. See `Trainer`.
+
+    A run that has ended already is not trained again.
+    """
+    done = finished(with_data_folder(config)[0])
+    if done is not None:
+        log_rank0(f"the run in {config.output_dir} has ended already; its best evaluation:\n{format_table(done)}")
+        return done
+    return Trainer(config, process, watch=watch, ending=ending).run()

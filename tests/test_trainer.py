@@ -1,0 +1,188 @@
+"""A run that is taken step by step, and what callbacks see of it."""
+
+import ast
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+from torch import Tensor
+
+from stem_torchrec.config import RECIPES, CheckpointConfig, LoopConfig, TrainConfig
+from stem_torchrec.data.synthetic import generate
+from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.training.callbacks import Callback
+from stem_torchrec.training.loop import StepOutput, TrainLoop
+from stem_torchrec.training.state import TrainState
+from stem_torchrec.training.trainer import Trainer, train
+from stem_torchrec.training.watched_metric import Metrics
+
+from distributed import run_ranks
+from recovery.train_runs import differences
+from runs import this_process
+
+ROOT = Path(__file__).parent.parent
+
+
+def config_in(folder: Path) -> TrainConfig:
+    """Two epochs of 16 steps on two ranks, with dropout, which draws random numbers in each step."""
+    tiny = RECIPES["tiny"]()
+    return replace(
+        tiny,
+        data=replace(tiny.data, path=str(folder.parent / "data")),
+        model=replace(tiny.model, dropout=0.1),
+        train=LoopConfig(epochs=2, eval_every=12, log_every=4),
+        checkpoint=CheckpointConfig(minutes=None, steps=32),
+        output_dir=str(folder),
+    )
+
+
+def serve_store() -> dist.Store | None:
+    """A store for the heartbeat of the ranks, as a launcher serves one; it lives as long as what is returned."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) if dist.get_rank() == 0 else None
+    port = [store.port if store else 0]
+    dist.broadcast_object_list(port)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port[0])}
+    return store
+
+
+def all_at_once(folder: Path) -> None:
+    store = serve_store()
+    train(config_in(folder), this_process())
+    del store
+
+
+def step_by_step(folder: Path) -> tuple[list[int], list[bool]]:
+    """Evaluates and saves where `run` would not; returns the steps, and whether the pipeline was empty, at each."""
+    store = serve_store()
+    trainer = Trainer(config_in(folder), this_process())
+    steps, empty = [], []
+    for stop in (5, 10, 20):
+        while trainer.state.step < stop:
+            trainer.train_step()
+        steps.append(trainer.state.step)
+        empty.append(trainer.loop.pipeline_is_empty)
+        trainer._validate()
+        trainer.save()
+        if trainer.state.evaluate:
+            trainer.evaluate()
+    trainer.run()
+    del store
+    return steps, empty
+
+
+def in_two_parts(folder: Path) -> None:
+    """Ten steps by hand, saved; then another Trainer resumes."""
+    store = serve_store()
+    trainer = Trainer(config_in(folder), this_process())
+    while trainer.state.step < 10:
+        trainer.train_step()
+    trainer.save()
+    trainer.close()
+    train(config_in(folder), this_process())
+    del store
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trainer")
+    generate(RECIPES["tiny"]().data.synthetic, str(folder / "data"))
+    run_ranks(2, all_at_once, folder / "whole")
+    return folder
+
+
+def test_evaluating_and_saving_between_any_two_steps_changes_no_bit_of_the_run(folder: Path) -> None:
+    for steps, empty in run_ranks(2, step_by_step, folder / "stepped"):
+        assert steps == [5, 10, 20]
+        assert empty == [False, False, False]  # Batches that were read ahead waited meanwhile.
+    # By hand the evaluation at step 12 is left out, so the logs differ.
+    parts = [line for line in differences(folder / "stepped", folder / "whole") if line.startswith("checkpoints")]
+    assert parts == []
+
+
+def test_a_run_resumes_from_a_checkpoint_that_was_saved_by_hand_with_the_same_bits(folder: Path) -> None:
+    run_ranks(2, in_two_parts, folder / "parts")
+    assert differences(folder / "parts", folder / "whole") == []
+
+
+class Recorder(Callback):
+    every = 6
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def after_step(self, loop: TrainLoop, output: StepOutput) -> bool:
+        assert isinstance(output.losses, Tensor)
+        assert output.logits.shape == (len(output.batch.labels), 2)
+        self.calls.append(f"step {loop.state.step}")
+        return loop.state.step == 2
+
+    def on_pause(self, loop: TrainLoop) -> None:
+        assert loop.pipeline_is_empty
+        self.calls.append(f"pause {loop.state.step}")
+
+    def after_evaluation(self, loop: TrainLoop, metrics: Metrics) -> None:
+        self.calls.append(f"evaluation {loop.state.step} of {', '.join(metrics)}")
+        loop.state.stopped = loop.state.step >= 8
+
+
+def hooks_of(folder: Path) -> tuple[list[str], str]:
+    config, store = config_in(folder), serve_store()
+    recorder = Recorder()
+    trainer = Trainer(replace(config, train=replace(config.train, eval_every=8)), this_process(), callbacks=[recorder])
+    trainer.run()
+    short = replace(config, output_dir=f"{folder}-short", train=LoopConfig(max_steps=1))
+    trainer = Trainer(short, this_process())
+    trainer.train_step()
+    with pytest.raises(UserError) as error:
+        trainer.train_step()
+    trainer.close()
+    del store
+    return recorder.calls, str(error.value)
+
+
+def test_callbacks_are_called_after_steps_on_pauses_and_after_evaluations_and_can_pause_and_stop(folder: Path) -> None:
+    for calls, error in run_ranks(2, hooks_of, folder / "hooks"):
+        steps = [call for call in calls if call.startswith("step")]
+        assert steps == [f"step {step}" for step in range(1, 9)]
+        # Step 2 asked for a pause, so the two batches that were read ahead come first; 6 is due by `every`.
+        assert [call for call in calls if not call.startswith("step")] == [
+            "pause 4",
+            "pause 6",
+            "evaluation 8 of finish, like",
+        ]
+        assert "all 1 steps of the run are made" in error
+
+
+def test_a_state_comes_back_from_its_dictionary() -> None:
+    state, other = TrainState(step=120, epoch=1, epoch_end=200, evaluate=True), TrainState()
+    other.load_state_dict(state.state_dict())
+    assert other == state
+    assert state.left == 80
+
+
+def test_a_step_fits_on_a_screen_and_no_method_of_training_is_longer_than_40_lines() -> None:
+    lengths = {}
+    for file in sorted((ROOT / "stem_torchrec" / "training").glob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                start = body[0].lineno if body else node.lineno
+                lengths[f"{file.stem}.{node.name}"] = (node.end_lineno or start) - start + 1
+    assert lengths["loop.train_step"] <= 15
+    assert lengths["trainer.train_step"] <= 15
+    assert {name: length for name, length in lengths.items() if length > 40} == {}
+
+
+def test_the_example_of_a_run_by_steps_runs(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "step.py")], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "step 10: losses" in done.stdout
+    assert "like/user_id, row 7, columns from 0" in done.stdout
+    assert "AUC of like at its best" in done.stdout
+    assert (tmp_path / "runs" / "step" / "metrics.json").exists()
