@@ -93,10 +93,10 @@ def test_a_trained_model_takes_a_task_and_a_table(whole: Path) -> None:
 
 
 def test_two_models_compare(log: Path, tmp_path: Path) -> None:
-    models = ["--models", "stem,shared_bottom", "--seeds", "0", "--resamples", "10"]
+    models = ["--models", "stem,single_task", "--seeds", "0", "--resamples", "10"]
     run_script("stem_torchrec/compare.py", "--recipe", "tiny", "--data.path", log, *models, "--out", tmp_path / "out")
     rows = pq.read_table(tmp_path / "out" / "results.parquet").to_pylist()
-    assert {row["model"] for row in rows} == {"stem", "shared_bottom"}
+    assert {row["model"] for row in rows} == {"stem", "single_task"}
     assert all(0.4 < row["auc"] < 1 for row in rows)
     assert "## Results" in (tmp_path / "out" / "report.md").read_text()
 
