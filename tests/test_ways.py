@@ -163,9 +163,7 @@ def test_metrics_of_plain_batches_are_those_of_all_ranks_rows(trained: list[Trai
 
 
 def test_batches_that_end_before_their_epoch_are_named(trained: list[Trained]):
-    assert trained[0].too_short.startswith(
-        "the batches of epoch 0 ended after step 3, 1 too early for 4 steps an epoch"
-    )
+    assert trained[0].too_short.startswith("the batches of epoch 0 end 1 steps too early")
 
 
 def test_labels_of_any_type_take_the_shape_of_the_logits():

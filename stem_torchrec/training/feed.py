@@ -43,8 +43,7 @@ class BatchFeed:
             batch = next(self._iterator, None)
             if batch is None:
                 raise UserError(
-                    f"the batches of epoch {epoch} end {self._left} too early for the steps of an epoch; give fewer "
-                    "steps, or batches that last for them."
+                    f"the batches of epoch {epoch} end {self._left} steps too early; give fewer steps, or more batches."
                 )
             set_activity("making a training step")
             self._left -= 1
