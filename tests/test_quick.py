@@ -124,7 +124,7 @@ def test_a_rank_that_stops_ends_the_run(folder: Path) -> None:
 
 def test_the_sweep_measures_a_case(tmp_path: Path) -> None:
     case = ["--cases", "row_wise/split/once/T2/adagrad", "--steps", "3", "--warmup", "1"]
-    run_script("benchmarks/sharding.py", "--recipe", "tiny", *case, "--out", tmp_path / "out", ranks=2)
+    run_script("benchmarks/sharding.py", "--recipe", "tiny", *case, "--out", "out", ranks=2, cwd=tmp_path)
     [row] = pq.read_table(tmp_path / "out" / "report.parquet").to_pylist()
     assert row["status"] == "ok"
     assert min(row["p50_ms"], row["ids_bytes"], row["embeddings_bytes"]) > 0
