@@ -2,8 +2,8 @@
 
 python datasets/kuairand.py --raw KuaiRand-Pure --out data/kuairand_pure
 
-Vocabularies and bucket edges come from the training part alone, and no feature holds what the exposure
-itself produced. datasets/README.md documents the split and the files.
+Vocabularies and bucket edges come from the training part alone, and no feature uses what the exposure itself
+produced. datasets/README.md documents the split and the files.
 """
 
 from collections.abc import Sequence
@@ -27,8 +27,8 @@ from stem_torchrec.data.files import items
 from stem_torchrec.data.schema import SCHEMA_FILE, LabelCounts, Schema, SparseFeature, Split, save_schema
 from stem_torchrec.runtime.errors import UserError, nearest
 
-# Known only after the exposure. date and hourmin are when the row was logged, which is after the play: of the
-# rows shown at minute 40 to 49, those logged in the next hour have 43 % long views and the others 29 %.
+# Columns known only after the exposure. date and hourmin are the time at which the row was logged, after the play: of
+# the rows shown at minute 40 to 49, those logged in the next hour have 43 % long views and the others 29 %.
 # video_features_statistic_pure.csv is not read at all: its counts include the exposures to predict.
 FORBIDDEN = (*FEEDBACK, "play_time_ms", "profile_stay_time", "comment_stay_time", "date", "hourmin")
 
@@ -44,9 +44,9 @@ class Options:
     """What to read, how to split it and where to write."""
 
     raw: Path
-    """Folder with the CSV files of KuaiRand-Pure, or the folder above it that holds `data/`."""
+    """Folder with the CSV files of KuaiRand-Pure, or the folder above it, which contains `data/`."""
     out: Path
-    """Folder to write; it appears when it is complete."""
+    """Folder to write; it appears once it is complete."""
     train_until: int = 20220503
     """Last day of the training part, as yyyymmdd."""
     valid_until: int = 20220505
@@ -56,16 +56,16 @@ class Options:
     features: str | None = None
     """Features to write, separated by commas; by default all."""
     min_count: int = 2
-    """A value that the training part holds fewer times gets id 0, like an unseen one."""
+    """A value that occurs fewer times in the training part gets id 0, like an unseen one."""
     reconstructed: Path | None = None
     """Parquet file of earlier exposures, rebuilt from sequences of users: user_id, video_id, pos_in_history and the
-    labels. They become the training part, in place of the log's days; without tab, hour and video_age_bucket."""
+    labels. They replace the log's days as the training part; the log then has no tab, hour and video_age_bucket."""
     overwrite: bool = False
-    """Replace the log that `out` holds."""
+    """Replaces an existing log in `out`."""
 
 
 def main() -> None:
-    """Writes the log that the command line asks for and prints its sizes."""
+    """Writes the log that the command line describes and prints its sizes."""
     print(write_log(parse_arguments(Options(tyro.MISSING, tyro.MISSING), description=__doc__ or "")))
 
 
@@ -79,7 +79,7 @@ def write_log(options: Options) -> str:
     train, valid = slice(rows["train"]), slice(rows["train"], rows["train"] + rows["valid"])
 
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    # The log appears under its name in one step, when every file is complete.
+    # The log gets its name in one step, once every file is complete.
     with TemporaryDirectory(dir=options.out.parent, prefix=f".{options.out.name}.") as scratch:
         folder = Path(scratch, "new")
         (folder / "vocabulary").mkdir(parents=True)
@@ -91,7 +91,7 @@ def write_log(options: Options) -> str:
             sizes.append(SparseFeature(name, vocabulary.num_rows + 1))
             unseen.append(pc.mean(pc.equal(items(columns[name][valid]), 0)).as_py())
         columns |= {name: log[name].cast(pa.int8()) for name in labels}
-        # user_id maps every unseen user to 0, so gAUC needs the raw id; time_ms serves other splits.
+        # user_id maps every unseen user to 0, so gAUC needs the raw id; time_ms allows other splits.
         columns |= {"group_user_id": log["user_id"], "time_ms": log["time_ms"]}
         splits = write_splits(pa.table(columns), rows, labels, folder)
         schema = Schema(tuple(sizes), labels, splits, group="group_user_id", description=description)
@@ -106,7 +106,7 @@ def split_names(text: str, option: str, offered: tuple[str, ...]) -> tuple[str, 
     """Splits a comma separated option; raises UserError for a name that is not offered."""
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if not names:
-        raise UserError(f"{option} is {text!r} and names no column; it takes some of {', '.join(offered)}.")
+        raise UserError(f"{option} is {text!r} and names no column; choose from {', '.join(offered)}.")
     for name in names:
         if name in FORBIDDEN and name not in offered:
             raise UserError(f"{option} names {name!r}, which is known only after the exposure; remove it.")
@@ -117,21 +117,21 @@ def split_names(text: str, option: str, offered: tuple[str, ...]) -> tuple[str, 
 
 
 def check_out(out: Path, overwrite: bool) -> None:
-    """Raises UserError where `out` holds a log that may not be replaced, or anything else."""
+    """Raises UserError if `out` is a log that may not be replaced, or a folder of other files."""
     if not out.exists():
         return
     content = {path.name for path in out.iterdir()} if out.is_dir() else {out.name}
     is_log = SCHEMA_FILE in content and content <= {*SPLITS, "vocabulary", SCHEMA_FILE}
     if content and not is_log:
-        raise UserError(f"--out {out} holds other files than those of a log; name another folder.")
+        raise UserError(f"--out {out} has files that do not belong to a log; give another folder.")
     if content and not overwrite:
-        raise UserError(f"--out {out} holds a log already; --overwrite replaces it.")
+        raise UserError(f"--out {out} has a log already; --overwrite replaces it.")
 
 
 def read_values(
     options: Options, labels: tuple[str, ...]
 ) -> tuple[pa.Table, dict[str, int], dict[str, pa.ChunkedArray], str]:
-    """Returns the log in the order of its splits, their rows, every feature's values, and how it was made."""
+    """Returns the log ordered by split, the rows of each split, the values of each feature, and a description."""
     raw = options.raw / "data" if (options.raw / "data").is_dir() else options.raw
     everything = read_log(raw, labels)
     log, rows = split_by_day(drop_repeats(everything), options.train_until, options.valid_until)
@@ -162,14 +162,14 @@ def split_by_day(log: pa.Table, train_until: int, valid_until: int) -> tuple[pa.
         if not rows[name]:
             raise UserError(
                 f"--{name}-until {until} leaves {name}/ empty: the log covers {date.min()} to {date.max()}, "
-                f"and train/ takes the days up to {train_until}."
+                f"and train/ has the days up to {train_until}."
             )
     order = [("part", "ascending"), ("time_ms", "ascending")]
     return log.append_column("part", pa.array(part)).sort_by(order), rows
 
 
 def left_join(log: pa.Table, table: pa.Table, key: str) -> tuple[dict[str, pa.ChunkedArray], int]:
-    """Returns the other columns of `table` for every row of the log, and how many rows it has nothing for."""
+    """Returns the other columns of `table` for every row of the log, and the number of rows without a match."""
     index = pc.index_in(log[key], table[key].combine_chunks())
     return {name: table[name].take(index) for name in table.column_names if name != key}, index.null_count
 
@@ -191,7 +191,7 @@ def write_splits(table: pa.Table, rows: dict[str, int], labels: tuple[str, ...],
 
 
 def summary(schema: Schema, unseen: Sequence[float | None]) -> str:
-    """Returns the tables of splits and features; `unseen` is the share of id 0 in valid, by feature."""
+    """Returns tables of the splits and features; `unseen` is the share of id 0 in valid of each feature."""
     splits = [
         (name, split.rows, *(f"{c.positives} ({c.positives / split.rows:.2%})" for c in split.labels.values()))
         for name, split in schema.splits.items()

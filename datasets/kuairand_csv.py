@@ -1,4 +1,4 @@
-"""The CSV files of KuaiRand-Pure: their names and columns, and a reader that names what is wrong in them."""
+"""The CSV files of KuaiRand-Pure: their names and columns, and a reader whose errors name the file and the column."""
 
 from pathlib import Path
 
@@ -39,14 +39,13 @@ VIDEO_COLUMNS = {
 
 
 def read_log(folder: Path, labels: tuple[str, ...]) -> pa.Table:
-    """Reads every log file of `folder` in name order, which is the order of their dates.
+    """Reads every log file of `folder` in the order of the names, which is that of the dates.
 
-    Raises:
-        UserError: no log, a missing column, a malformed cell, or a label other than 0, 1 and empty.
+    Raises UserError if there is no log, or for a missing column, a malformed cell or a label other than 0, 1 and empty.
     """
     paths = sorted(folder.glob(LOG_FILES))
     if not paths:
-        raise UserError(f"--raw {folder} holds no {LOG_FILES}; unpack KuaiRand-Pure there.")
+        raise UserError(f"--raw {folder} has no {LOG_FILES}; unpack KuaiRand-Pure into it.")
     tables = []
     for path in paths:
         table = read_csv(path, LOG_COLUMNS | dict.fromkeys(labels, pa.int64()))
@@ -56,13 +55,13 @@ def read_log(folder: Path, labels: tuple[str, ...]) -> pa.Table:
         for name in labels:
             wrong = table[name].filter(pc.invert(pc.is_in(table[name], pa.array([0, 1, None]))))
             if len(wrong):
-                raise UserError(f"{path} holds {wrong[0]} in column {name!r}; a label is 0, 1 or empty.")
+                raise UserError(f"{path} has {wrong[0]} in column {name!r}; a label is 0, 1 or empty.")
         tables.append(table)
     return pa.concat_tables(tables)
 
 
 def drop_repeats(log: pa.Table) -> pa.Table:
-    """Keeps the first of all rows with the same user, video and time; the file repeats about 3 % of them."""
+    """Keeps the first of the rows with the same user, video and time; about 3 % of the log are repeats."""
     numbered = log.append_column("row", pa.array(np.arange(log.num_rows)))
     first = numbered.group_by(KEY, use_threads=False).aggregate([("row", "min")])["row_min"]
     return log.take(first.sort())
@@ -81,8 +80,8 @@ def read_videos(folder: Path) -> pa.Table:
 def read_csv(path: Path, types: dict[str, pa.DataType]) -> pa.Table:
     """Streams the columns named in `types` from a CSV file; an empty cell becomes null."""
     if not path.is_file():
-        raise UserError(f"{path} does not exist; unpack KuaiRand-Pure there.")
-    # Cells come as strings and are cast here, so that an error names the column and an integer may read "4.0".
+        raise UserError(f"{path} does not exist; unpack KuaiRand-Pure into its folder.")
+    # Cells are read as strings and then cast, so that an error names the column and an integer may be written "4.0".
     options = csv.ConvertOptions(
         include_columns=list(types), column_types=dict.fromkeys(types, pa.string()), strings_can_be_null=True
     )

@@ -1,4 +1,4 @@
-"""Features of KuaiRand-Pure: what an exposure is known by, and the ids of its values."""
+"""Features of KuaiRand-Pure: the values that describe an exposure, and their ids."""
 
 import numpy as np
 import pyarrow as pa
@@ -15,10 +15,10 @@ BEIJING_MS = 8 * 3_600_000
 def exposure_values(log: pa.Table, upload_dt: pa.ChunkedArray, train_rows: int) -> dict[str, pa.ChunkedArray]:
     """Returns the features of the exposure itself, all of them known when it begins.
 
-    A bucket is named by its lower edge, so the vocabulary of a bucket feature lists its edges.
+    The value of a bucket is its lower edge, so the vocabulary of a bucket feature lists its edges.
     """
     beijing = pc.add(log["time_ms"], BEIJING_MS)
-    # Pictures have length 0, which is not a short video.
+    # A picture has length 0, which does not mean a short video.
     length = pc.if_else(pc.greater(log["duration_ms"], 0), log["duration_ms"], None)
     shares = [i / DURATION_BUCKETS for i in range(1, DURATION_BUCKETS)]
     edges = pc.quantile(length[:train_rows], q=shares, interpolation="lower").drop_null().to_numpy()

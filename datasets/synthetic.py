@@ -19,20 +19,20 @@ class Options(SyntheticConfig):
     """Where to write, and what to draw."""
 
     out: str
-    """Folder to write; it appears when it is complete."""
+    """Folder to write; it appears once it is complete."""
     overwrite: bool = False
-    """Replace the log that is there."""
+    """Replaces an existing log in `out`."""
 
 
 def main() -> None:
-    """Writes the log that the command line asks for and prints its sizes."""
+    """Writes the log that the command line describes and prints its sizes."""
     options = parse_arguments(Options(out=tyro.MISSING), description=__doc__ or "")
     config = SyntheticConfig(**{field.name: getattr(options, field.name) for field in fields(SyntheticConfig)})
     print(summary(generate(config, options.out, options.overwrite)))
 
 
 def summary(schema: Schema) -> str:
-    """One line per split and task."""
+    """Returns a table with a line for each split and task."""
     lines = []
     for name, split in schema.splits.items():
         fact = "best_auc" if name == "valid" else f"best_auc_{name}"

@@ -1,4 +1,4 @@
-"""Trains several models on one log with several seeds, and reports what each is worth and where.
+"""Trains several models on one log with several seeds, and writes a report that compares them.
 
 python stem_torchrec/compare.py --data.path DIR --models stem,single_task,mmoe --seeds 0,1,2 --out DIR
 """

@@ -1,4 +1,4 @@
-"""Evaluates a run again: the numbers of a split from the run's best weights, on any number of ranks.
+"""Evaluates a run: the metrics of a split with the run's best weights, on any number of ranks.
 
 python stem_torchrec/evaluate.py --run RUN --data.path DIR --split test --json FILE
 """

@@ -1,4 +1,4 @@
-"""Searches for the best setting of a model, by validation; each rank runs trials of its own.
+"""Searches for the setting of a model that validates best; each rank runs trials of its own.
 
 python stem_torchrec/tune.py --data.path DIR --trials 50 --out DIR
 torchrun --nproc-per-node 2 stem_torchrec/tune.py --data.path DIR --trials 50 --out DIR

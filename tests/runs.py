@@ -178,6 +178,6 @@ def progress_after(step: int) -> Progress:
         waited=0,
         world_size=1,
         config={},
-        schema={},
+        schema={"sparse_features": [], "labels": []},
         row_groups="",
     )

@@ -1,7 +1,6 @@
-"""Tasks are added to a trained STEM: what it has learned stays, bit for bit, on any ranks and under any plan."""
+"""Tasks are added to a trained STEM: its weights are kept bit for bit, on any ranks and under any plan."""
 
 import dataclasses
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from stem_torchrec.data.files import Columns
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.training.run_folder import BEST_WEIGHTS, CONFIG_FILE
 from stem_torchrec.transfer.add_tasks import CLOSED, add_tasks
-from stem_torchrec.transfer.weight_source import Source, pieces, weights_of
+from stem_torchrec.transfer.weight_source import Source, local_pieces, weights_by_name
 
 from distributed import run_ranks
 from reference import COLUMNS, TABLES, logits_by_formula, random_batch
@@ -32,10 +31,22 @@ MODELS = {
     "1 layer": dataclasses.replace(MODEL, num_layers=1, num_task_experts=2),
     "own and shared": dataclasses.replace(MODEL, reads="own_shared", num_shared_experts=1),
 }
-# Trains to the same bits as the split layout, and is read as if it were split.
+# Trains to the same bits as the split layout, and can be read as if it were split.
 PACKED = {"packed": dataclasses.replace(MODELS["2 layers"], layout="packed")}
 ORDERS = [("finish", "like", "share"), ("share", "finish", "like"), ("like", "share", "finish")]
 TYPES = ["row_wise", "column_wise", "data_parallel"]
+Case = tuple[str, tuple[str, ...], str]
+CASES: list[Case] = [
+    ("2 layers", ORDERS[1], "row_wise"),
+    ("2 layers", ORDERS[2], "column_wise"),
+    ("1 layer", ORDERS[0], "data_parallel"),
+    ("own and shared", ORDERS[1], "row_wise"),
+]
+"""Model, order of its tasks and sharding type."""
+ALL_CASES: list[Case] = [
+    *[("2 layers", tasks, kind) for tasks in ORDERS for kind in TYPES],
+    *[(name, ORDERS[1], "row_wise") for name in ("1 layer", "own and shared")],
+]
 
 
 def columns_of(tasks: tuple[str, ...]) -> Columns:
@@ -51,7 +62,7 @@ def with_tasks(batch: Batch, tasks: tuple[str, ...], *, known: tuple[str, ...]) 
 
 def save_trained(folder: Path) -> dict[str, tuple[Weights, Tensor]]:
     """Run folders of STEMs trained on two tasks; their weights, and logits of a batch."""
-    saved = {}
+    trained = {}
     for name, model in (MODELS | PACKED).items():
         run = Run.build(config_of("adagrad", "row_wise", model=model))
         run.train(mine(batches_of_ranks(4, dist.get_world_size())))
@@ -62,8 +73,8 @@ def save_trained(folder: Path) -> dict[str, tuple[Weights, Tensor]]:
         dist.barrier()
         save_weights(run.model, folder / name / BEST_WEIGHTS)
         weights = run.weights()
-        saved[name] = weights, logits_by_formula(weights, random_batch(9), TRAINED, model)
-    return saved
+        trained[name] = weights, logits_by_formula(weights, random_batch(9), TRAINED, model)
+    return trained
 
 
 @dataclass
@@ -91,7 +102,9 @@ def grow(source: Source, model: ModelConfig, tasks: tuple[str, ...], sharding_ty
     start, logits = run.weights(), predictions(run)
     generator = torch.Generator().manual_seed(0)
     state = {
-        name: (piece, piece.clone()) for name, weight in weights_of(run.model).items() for _, piece in pieces(weight)
+        name: (piece, piece.clone())
+        for name, weight in weights_by_name(run.model).items()
+        for _, piece in local_pieces(weight)
     }
     for name, (piece, _) in state.items():
         if group_of(name) == "share":
@@ -119,14 +132,12 @@ def group_of(name: str) -> str:
     return next(group for group in ("share", *TRAINED, "shared") if f".{group}." in f".{name}".replace("/", "."))
 
 
-def grow_all(folder: Path) -> dict[tuple[str, tuple[str, ...], str], Grown]:
-    cases = [("2 layers", tasks, kind) for tasks in ORDERS for kind in TYPES]
-    cases += [(name, ORDERS[1], "row_wise") for name in ("1 layer", "own and shared")]
+def grow_all(folder: Path, cases: list[Case]) -> dict[Case, Grown]:
     return {case: grow(folder / case[0], MODELS[case[0]], *case[1:]) for case in cases}
 
 
-def options(folder: Path) -> dict[str, Grown]:
-    """Other sources and options."""
+def grow_by_option(folder: Path) -> dict[str, Grown]:
+    """From other sources and with other options."""
     name, order = "2 layers", ORDERS[1]
     memory = Run.build(config_of("adagrad", "column_wise", model=MODELS[name]))
     add_tasks(memory.model, folder / name)
@@ -143,22 +154,18 @@ def options(folder: Path) -> dict[str, Grown]:
 def refusals(folder: Path) -> dict[str, str]:
     messages = {}
     source, order = folder / "2 layers", ORDERS[0]
-    reads_all = dataclasses.replace(MODELS["own and shared"], reads="all")
     state = {f"towers.{task}.0.weight": torch.zeros(8, 8) for task in TRAINED}
     state[f"{TABLES}.finish+like+shared/uid.weight"] = torch.zeros(5000, 24)
     wide = dataclasses.replace(MODELS["2 layers"], expert_hidden=(16, 4))
     for case, (given, model, tasks, chosen) in {
         "sizes": (source, wide, order, {}),
-        "layers": (folder / "1 layer", MODELS["2 layers"], order, {}),
-        "reads": (folder / "own and shared", reads_all, order, {}),
-        "lost": (source, MODELS["2 layers"], ("finish", "share"), {}),
-        "unsaid": (source / BEST_WEIGHTS, MODELS["2 layers"], order, {}),
-        "wrong": (source, MODELS["2 layers"], order, {"trained": ["finish", "share"]}),
-        "bias": (source, MODELS["2 layers"], order, {"gate_bias": -math.inf}),
+        "task missing": (source, MODELS["2 layers"], ("finish", "share"), {}),
+        "tasks unknown": (source / BEST_WEIGHTS, MODELS["2 layers"], order, {}),
+        "other tasks": (source, MODELS["2 layers"], order, {"trained": ["finish", "share"]}),
         "tables": (source, MODELS["2 layers"], order, {"tables_from": "shard"}),
         "no STEM": ({"t_uid.weight": torch.zeros(1)}, MODELS["2 layers"], order, {"trained": TRAINED}),
         "packed in memory": (state, MODELS["2 layers"], order, {"trained": TRAINED}),
-        "packed here": (source, PACKED["packed"], order, {}),
+        "packed model": (source, PACKED["packed"], order, {}),
     }.items():
         run = Run.build(config_of("sgd", "row_wise", model=model), columns_of(tasks))
         before = run.weights()
@@ -169,25 +176,28 @@ def refusals(folder: Path) -> dict[str, str]:
     return messages
 
 
-def two_ranks(one: Path, two: Path):
-    return save_trained(two), grow_all(one), options(one), refusals(one)
+def two_ranks(one: Path, two: Path, cases: list[Case]):
+    return save_trained(two), grow_all(one, cases), grow_by_option(one), refusals(one)
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory):
+@pytest.fixture(
+    scope="module", params=[pytest.param(CASES, id="some"), pytest.param(ALL_CASES, marks=pytest.mark.long, id="all")]
+)
+def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     [saved_by_one] = run_ranks(1, save_trained, one)
-    [(saved_by_two, of_one, chosen, messages), _] = run_ranks(2, two_ranks, one, two)
-    [of_two] = run_ranks(1, grow_all, two)
+    [(saved_by_two, of_one, by_option, messages), _] = run_ranks(2, two_ranks, one, two, request.param)
+    [of_two] = run_ranks(1, grow_all, two, request.param)
     grown = {
         **{("2 ranks", *case): (saved_by_one[case[0]], g) for case, g in of_one.items()},
         **{("1 rank", *case): (saved_by_two[case[0]], g) for case, g in of_two.items()},
     }
-    return {"grown": grown, "options": chosen, "trained": saved_by_one["2 layers"], "messages": messages}
+    assert len(grown) == 2 * len(request.param)
+    return {"grown": grown, "options": by_option, "trained": saved_by_one["2 layers"], "messages": messages}
 
 
 def gate_rows(name: str, tasks: tuple[str, ...], model: ModelConfig) -> tuple[list[int], list[int]] | None:
-    """Where the last layer of a gate that grew has the experts that it had, in that order, and the new ones."""
+    """The rows of a grown gate's last layer: of the trained experts, in their old order, and of the new ones."""
     match = re.fullmatch(r"layers\.\d\.gates\.(\w+)\.mlp\.2\.(weight|bias)", name)
     if not match or match[1] == "share" or model.reads == "own_shared":
         return None
@@ -200,8 +210,7 @@ def gate_rows(name: str, tasks: tuple[str, ...], model: ModelConfig) -> tuple[li
     return [*rows["finish"], *rows["like"], *rows["shared"]], rows["share"]
 
 
-def test_what_the_trained_tasks_have_learned_is_taken_over_bit_for_bit(results):
-    assert len(results["grown"]) == 2 * (len(ORDERS) * len(TYPES) + 2)
+def test_weights_of_the_trained_tasks_are_copied_bit_for_bit(results):
     for (_, name, tasks, _), ((before, _), grown) in results["grown"].items():
         assert grown.new == ("share",)
         assert {k for k in grown.start if group_of(k) != "share"} == set(before)
@@ -218,23 +227,23 @@ def test_what_the_trained_tasks_have_learned_is_taken_over_bit_for_bit(results):
         assert closed == {"2 layers": 10, "1 layer": 4, "own and shared": 0}[name]
 
 
-def test_trained_tasks_predict_at_the_start_what_they_did(results):
+def test_trained_tasks_predict_the_same_at_the_start(results):
     for (_, _, tasks, _), ((_, logits), grown) in results["grown"].items():
         for i, task in enumerate(TRAINED):
             now = grown.logits[:, tasks.index(task)]
-            # Both are computed in float32 by other products and sums than the equations make.
+            # In float32, over other products and sums than those of the equations.
             torch.testing.assert_close(now, logits[:, i], rtol=1e-5, atol=1e-6)
             assert logits[:, i].abs().max() > 0.02
 
 
-def test_trained_tasks_do_not_notice_a_task_that_their_gates_are_closed_to(results):
+def test_a_closed_gate_keeps_the_new_task_out_of_the_trained_ones(results):
     for (_, _, tasks, _), (_, grown) in results["grown"].items():
         for task in TRAINED:
             assert torch.equal(grown.other_logits[:, tasks.index(task)], grown.logits[:, tasks.index(task)])
         assert not torch.equal(grown.other_logits[:, tasks.index("share")], grown.logits[:, tasks.index("share")])
 
 
-def test_training_the_new_task_alone_leaves_what_is_the_others_own(results):
+def test_training_the_new_task_alone_changes_only_its_own_and_shared_weights(results):
     for _, grown in results["grown"].values():
         changed = {key for key, weight in grown.trained.items() if not torch.equal(weight, grown.start[key])}
         assert {group_of(key) for key in changed} == {"share", "shared"}
@@ -278,39 +287,37 @@ def test_tables_of_a_new_task_start_from_those_of_a_group_on_request(results):
     [
         (
             "sizes",
-            "RUNS/2 layers/best holds another model: layers.0.experts.finish.2.bias is (2, 8) there and, "
-            "without the new tasks, (2, 4) in this model.",
+            "RUNS/2 layers/best is another model: layers.0.experts.finish.2.bias is (2, 8) in it and, without the new "
+            "tasks, (2, 4) in this model.",
         ),
+        ("task missing", "RUNS/2 layers/best was trained on finish, like; this model must keep like."),
         (
-            "layers",
-            "RUNS/1 layer/best holds another model: layers.0.gates.shared.mlp.0.bias is missing there and, without the "
-            "new tasks, (8,) in this model.",
+            "tasks unknown",
+            "only a run folder records its tasks; give those of the trained model, in the order of its logits: "
+            "trained=[...].",
         ),
-        (
-            "reads",
-            "RUNS/own and shared/best holds another model: layers.0.gates.finish.mlp.2.bias is (2,) there and, without "
-            "the new tasks, (3,) in this model.",
-        ),
-        ("lost", "RUNS/2 layers/best was trained on finish, like; this model must keep like."),
-        ("unsaid", "say which tasks the trained model has, in the order of its logits: trained=[...]."),
-        ("wrong", "RUNS/2 layers/best was trained on finish, like, not on finish, share."),
-        ("bias", "the gate bias is -inf, but must be finite; -10000 closes a gate."),
+        ("other tasks", "RUNS/2 layers/best was trained on finish, like, not on finish, share."),
         (
             "tables",
             "RUNS/2 layers/best has no tables of 'shard', only of finish, like, shared; did you mean 'shared'?",
         ),
-        ("no STEM", "the state dict holds no models with towers, but must hold one STEM."),
+        ("no STEM", "the state dict has no models with towers, but must have one STEM."),
         (
             "packed in memory",
-            "the state dict has the table 'finish+like+shared/uid', of no single group; tasks are added in the "
+            "the state dict has the table 'finish+like+shared/uid' of several groups; tasks can be added only in the "
             "split layout.",
         ),
         (
-            "packed here",
-            "this model has the table 'finish+like+share+shared/tags', of no single group; tasks are added in the "
-            "split layout.",
+            "packed model",
+            "this model has the table 'finish+like+share+shared/tags' of several groups; tasks can be added only in "
+            "the split layout.",
         ),
     ],
 )
 def test_another_model_is_refused_before_anything_changes(results, case: str, message: str):
     assert results["messages"][case] == message
+
+
+def test_a_gate_bias_must_be_finite():
+    with pytest.raises(UserError, match="the gate bias is -inf, but must be finite; -10000 closes a gate"):
+        add_tasks(torch.nn.Module(), {}, gate_bias=-torch.inf)

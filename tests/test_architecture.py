@@ -49,8 +49,6 @@ OLD_NAMES = """
 """Functions and classes that have got another name."""
 CODE = ("stem_torchrec", "tests", "benchmarks", "datasets")
 PAGES = ("README.md", "CONTRIBUTING.md", "docs", "examples")
-STILL_OLD = {"README.md"}
-"""Pages whose module paths are still to follow."""
 
 
 def python_files(*folders: str) -> list[Path]:
@@ -105,7 +103,7 @@ def test_old_modules_do_not_come_back() -> None:
     assert not [name for name in OLD_MODULES.split() if (PACKAGE / f"{name}.py").exists() or (PACKAGE / name).exists()]
 
 
-@pytest.mark.parametrize("place", [place for place in (*CODE, *PAGES) if place not in STILL_OLD])
+@pytest.mark.parametrize("place", (*CODE, *PAGES))
 def test_every_module_path_that_is_written_exists(place: str) -> None:
     left = []
     for path in files_of(place):

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torchrec.datasets.utils import Batch
 
-from stem_torchrec.config import ModelConfig
-from stem_torchrec.config.literals import Arch
+from stem_torchrec.config import Arch, ModelConfig
 from stem_torchrec.data.files import Columns
 from stem_torchrec.models.build import build_model
 from stem_torchrec.models.frame import MultiTaskModel

@@ -1,4 +1,4 @@
-"""Checkpoints in a folder, local or remote: whole or not there, pruned, and what if they cannot be written."""
+"""Checkpoints in a folder, local or remote: complete or absent, pruned, damaged, or not written to a full store."""
 
 import errno
 import os
@@ -83,25 +83,25 @@ def save_and_prune(folder: str, store: Path | None) -> list[Any]:
     if store is not None:
         g_pathmgr.register_handler(Store(store))
     saver = CheckpointSaver(folder, keep=2)
-    found: list[Any] = []
+    facts: list[Any] = []
     for step in (10, 20, 30):
         state = state_after(step)
         saver.save(state, progress_after(step))
-        state[f"weights_{dist.get_rank()}"].fill_(-1)  # Training goes on meanwhile.
+        state[f"weights_{dist.get_rank()}"].fill_(-1)  # Training continues meanwhile.
     saver.close()
-    found.append(complete_steps(folder))
+    facts.append(complete_steps(folder))
     for step in complete_steps(folder):
         state = read(checkpoint_path(folder, step))
-        found.append((set(state[f"weights_{dist.get_rank()}"].tolist()), int(state["count"])))
-    found.append(read_progress(checkpoint_path(folder, 30)).left)
-    return found
+        facts.append((set(state[f"weights_{dist.get_rank()}"].tolist()), int(state["count"])))
+    facts.append(read_progress(checkpoint_path(folder, 30)).left)
+    return facts
 
 
 @pytest.mark.parametrize("remote", [False, True])
 def test_a_checkpoint_holds_the_state_of_its_step_and_old_ones_go(tmp_path: Path, remote: bool) -> None:
     folder = "store://runs/a/checkpoints" if remote else str(tmp_path / "checkpoints")
-    for found in run_ranks(2, save_and_prune, folder, tmp_path if remote else None):
-        assert found == [[30, 20], ({30.0}, 30), ({20.0}, 20), [[[[30, 100]]]]]
+    for facts in run_ranks(2, save_and_prune, folder, tmp_path if remote else None):
+        assert facts == [[30, 20], ({30.0}, 30), ({20.0}, 20), [[[[30, 100]]]]]
     where = tmp_path / "runs/a/checkpoints" if remote else tmp_path / "checkpoints"
     assert {path.name for path in where.iterdir()} == {"step-000000020", "step-000000030"}
 
@@ -111,37 +111,37 @@ def fill_the_store(folder: str, store: Path, max_failures: int) -> tuple[list[An
     g_pathmgr.register_handler(handler)
     saver = CheckpointSaver(folder, keep=2, max_failures=max_failures)
     saver.save(state_after(10), progress_after(10), wait=True)
-    # On one rank only; all hear of it.
+    # On one rank only; all ranks get the error.
     handler.full = dist.get_rank() == 1
-    said = ""
+    message = ""
     try:
         for step in (20, 30, 40):
             saver.save(state_after(step), progress_after(step))
         saver.wait()
     except UserError as error:
-        said = str(error)
+        message = str(error)
     handler.full = False
-    found = [saver.failures.total, complete_steps(folder)]
+    facts = [saver.failures.total, complete_steps(folder)]
     saver.save(state_after(50), progress_after(50), wait=True)
-    return [*found, complete_steps(folder), saver.failures.in_a_row], said
+    return [*facts, complete_steps(folder), saver.failures.in_a_row], message
 
 
-def test_a_full_store_leaves_the_earlier_checkpoint_and_training_goes_on(tmp_path: Path) -> None:
-    for found, said in run_ranks(2, fill_the_store, "store://a", tmp_path, 3):
-        assert found == [3, [10], [50, 10], 0]
-        assert said == ""
+def test_a_full_store_keeps_the_earlier_checkpoint_and_training_continues(tmp_path: Path) -> None:
+    for facts, message in run_ranks(2, fill_the_store, "store://a", tmp_path, 3):
+        assert facts == [3, [10], [50, 10], 0]
+        assert message == ""
     assert {path.name for path in (tmp_path / "a").iterdir()} == {"step-000000010", "step-000000050"}
 
 
 def test_too_many_failures_end_the_run_in_a_sentence(tmp_path: Path) -> None:
-    for found, said in run_ranks(2, fill_the_store, "store://a", tmp_path, 1):
-        assert found[0] == 2
-        assert said.startswith("store://a/step-000000030 cannot be written (rank 1: OSError: [Errno 28] No")
-        assert "and so 2 times in a row; make room there or give another --checkpoint.folder" in said
-        assert "\n" not in said
+    for facts, message in run_ranks(2, fill_the_store, "store://a", tmp_path, 1):
+        assert facts[0] == 2
+        assert message.startswith("store://a/step-000000030 cannot be written (rank 1: OSError: [Errno 28] No")
+        assert "and so 2 times in a row; make room there or give another --checkpoint.folder" in message
+        assert "\n" not in message
 
 
-def test_what_is_being_written_is_no_checkpoint(tmp_path: Path) -> None:
+def test_a_folder_that_is_being_written_is_not_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "step-000000010").mkdir()
     (tmp_path / "step-000000010/__0_0.distcp").write_bytes(b"half")
     (tmp_path / "other").mkdir()
@@ -153,25 +153,25 @@ def read_damaged(folder: Path, names: Sequence[str]) -> list[str]:
     saver = CheckpointSaver(str(folder))
     saver.save(state_after(10), progress_after(10), wait=True)
     path = checkpoint_path(str(folder), 10)
-    said = []
+    messages = []
     for name in names:
         file = Path(path, name)
         whole = file.read_bytes()
         file.write_bytes(whole[: len(whole) // 2])
         with pytest.raises(DamagedError) as error:
             read(path)
-        said.append(str(error.value))
+        messages.append(str(error.value))
         file.write_bytes(whole)
     assert read(path)["count"] == 10
     read_metadata(path)
     file = Path(path, "__0_0.distcp")
     flipped = bytearray(file.read_bytes())
-    # Within the numbers, which torch.load takes as they are.
+    # Within the numbers, which torch.load does not check.
     flipped[flipped.index(torch.full((1000,), 10.0).numpy().tobytes()) + 2] ^= 1
     file.write_bytes(flipped)
     with pytest.raises(DamagedError) as error:
         read_metadata(path)
-    said.append(str(error.value))
+    messages.append(str(error.value))
     read_progress(path)
     for name, old, new in ((PROGRESS_FILE, b'"step": 10', b'"step": 11'), (".metadata", b"count", b"cound")):
         whole = Path(path, name).read_bytes()
@@ -180,12 +180,12 @@ def read_damaged(folder: Path, names: Sequence[str]) -> list[str]:
         with pytest.raises(ValueError, match="is not what was written there"):
             read_progress(path)
         Path(path, name).write_bytes(whole)
-    return said
+    return messages
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
-    (said,) = run_ranks(1, read_damaged, tmp_path, ["__0_0.distcp", ".metadata"])
-    for each in said:
+    (messages,) = run_ranks(1, read_damaged, tmp_path, ["__0_0.distcp", ".metadata"])
+    for each in messages:
         assert each.startswith(f"{tmp_path}/step-000000010 cannot be read: ")
         assert "\n" not in each
 
@@ -210,25 +210,27 @@ def test_another_run_is_refused_with_all_fields_that_differ() -> None:
 
 
 def bytes_of_room() -> list[tuple[int, int]]:
-    """Of each shard of a table: what it holds of host memory, and what it needs."""
+    """Bytes of host memory of each shard of a table: taken, and needed."""
     run = Run.build(config_of("adagrad", "table_wise"))
     run.train(mine(batches_of_ranks(1, 2)))
-    room = host_memory_for(training_state(run.model, run.optimizer, torch.zeros(3)))
-    shards = [shard.tensor for name in room["model"] if TABLES in name for shard in room["model"][name].local_shards()]
+    memory = host_memory_for(training_state(run.model, run.optimizer, torch.zeros(3)))
+    shards = [
+        shard.tensor for name in memory["model"] if TABLES in name for shard in memory["model"][name].local_shards()
+    ]
     return [(tensor.untyped_storage().nbytes(), tensor.nbytes) for tensor in shards]
 
 
 def test_the_copy_of_a_table_has_memory_for_that_table_alone() -> None:
-    """The tables of a rank share one storage, which torch's own copy takes whole for each."""
+    """The tables of a rank share one storage, and torch's own copy takes all of it for each table."""
     for sizes in run_ranks(2, bytes_of_room):
         assert len(sizes) > 1
-        assert all(held == needed for held, needed in sizes)
+        assert all(taken == needed for taken, needed in sizes)
 
 
 def test_a_file_that_leaves_the_page_cache_holds_what_was_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(UncachedFile, "_MOST", 4096)
+    monkeypatch.setattr(UncachedFile, "_MAX_CACHED", 4096)
     parts = [bytes(range(256)) * 50, b"", b"end"]
     dropped: list[int] = []
     advise = os.posix_fadvise

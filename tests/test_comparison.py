@@ -1,5 +1,6 @@
 """A whole comparison from the command line, its groups of rows and its diagnostics."""
 
+import io
 import json
 import math
 import re
@@ -7,7 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -24,6 +25,8 @@ from stem_torchrec import compare
 from stem_torchrec.comparison import runs
 from stem_torchrec.comparison.comparable import count_positives, read_keys
 from stem_torchrec.comparison.diagnostics import GateWeights, information_abundance, linear_cka
+from stem_torchrec.comparison.options import read_command_line
+from stem_torchrec.comparison.train_all import train_all
 from stem_torchrec.config import SyntheticConfig, TrainConfig
 from stem_torchrec.config.files import load_config
 from stem_torchrec.data import synthetic
@@ -32,11 +35,14 @@ from stem_torchrec.data.schema import load_schema
 from stem_torchrec.models.gated_experts import GatedExperts
 from stem_torchrec.runtime.errors import RESUME_STATUS, DivergedError
 
+from distributed import run_ranks
+from runs import this_process
+
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("log") / "log"
-    sizes = SyntheticConfig(train_rows=4096, valid_rows=1024, test_rows=1500, missing=(0.1, 0.2))
+    sizes = SyntheticConfig(train_rows=2048, valid_rows=512, test_rows=1500, missing=(0.1, 0.2))
     synthetic.generate(sizes, str(folder))
     return folder
 
@@ -50,9 +56,9 @@ def test_ratios_are_counted_in_the_training_log(log: Path) -> None:
     table = pq.read_table(log / "train")
     users = table.column(schema.group).to_pylist()
     counted = [Counter(u for u, y in zip(users, table.column(task).to_pylist(), strict=True) if y) for task in pair]
-    asked = np.array([*sorted(set(users))[:50], 10**9])
+    some = np.array([*sorted(set(users))[:50], 10**9])
     totals = [sum(count.values()) for count in counted]
-    for user, ratio in zip(asked, positives.ratios(asked), strict=True):
+    for user, ratio in zip(some, positives.ratios(some), strict=True):
         a, b = (count[user] / total for count, total in zip(counted, totals, strict=True))
         expected = a / b if b else (math.inf if a else math.nan)
         assert ratio == pytest.approx(expected, rel=1e-12, nan_ok=True)
@@ -94,10 +100,10 @@ def test_gate_weights_are_means_over_the_rows() -> None:
     layer(batches[0])  # No longer watched.
     inputs = torch.cat([batch["a"] for batch in batches])
     expected = layer.gates["a"](inputs).mean(dim=0)
-    found = gates.mean()["layer"]
-    assert found["a"] == pytest.approx({"a": expected[:2].sum().item(), "shared": expected[2:].sum().item()})
-    assert sum(found["b"].values()) == pytest.approx(1)
-    assert found["c"] == {"b": 1}  # One expert needs no gate.
+    means = gates.mean()["layer"]
+    assert means["a"] == pytest.approx({"a": expected[:2].sum().item(), "shared": expected[2:].sum().item()})
+    assert sum(means["b"].values()) == pytest.approx(1)
+    assert means["c"] == {"b": 1}  # One expert needs no gate.
 
 
 def test_abundance_and_similarity_are_those_of_the_papers() -> None:
@@ -112,7 +118,7 @@ def test_abundance_and_similarity_are_those_of_the_papers() -> None:
     assert math.isnan(linear_cka(table[:1], table[1:2]))  # One row has no spread to compare.
 
 
-MODELS = ["stem", "single_task", "ple", "stem_gate_task"]
+MODELS = ["stem", "single_task", "ple"]
 
 
 @pytest.fixture(scope="module")
@@ -152,27 +158,27 @@ def test_the_report_has_every_model_and_the_metrics_of_its_runs(compared: Path, 
     description = load_schema(str(log)).description
     assert description
     assert f"Log: {description}" in report
-    said = {
+    differences = {
         (row["task"], row["metric"], row["model"], row["over"]): row
         for row in pq.read_table(compared / "differences.parquet").to_pylist()
     }
     gauc = {m: np.mean([r["gauc"] for r in rows if r["model"] == m and r["task"] == tasks[0]]) for m in MODELS}
-    assert said[tasks[0], "gAUC", "ple", "single_task"]["value"] == pytest.approx(
+    assert differences[tasks[0], "gAUC", "ple", "single_task"]["value"] == pytest.approx(
         gauc["ple"] - gauc["single_task"], abs=1e-9
     )
     loss = {m: [r["logloss"] for r in rows if r["model"] == m and r["task"] == tasks[0]] for m in MODELS}
     expected = np.mean(loss["ple"]) - np.mean(loss["single_task"])
-    assert said[tasks[0], "logloss", "ple", "single_task"]["value"] == pytest.approx(expected, abs=1e-9)
+    assert differences[tasks[0], "logloss", "ple", "single_task"]["value"] == pytest.approx(expected, abs=1e-9)
     assert "## Does stem win?" in report
-    value = said[tasks[0], "AUC", "stem", "ple"]["value"]
-    assert value == -said[tasks[0], "AUC", "ple", "stem"]["value"]
+    value = differences[tasks[0], "AUC", "stem", "ple"]["value"]
+    assert value == -differences[tasks[0], "AUC", "ple", "stem"]["value"]
     assert f"{value:+.4f} [" in report.partition("## Does stem win?")[2].partition("##")[0]
     page = (compared / "report.html").read_text()
     assert 'src="data:image/png;base64,' in page
     assert not re.search(r'src="(?!data:)', page)
 
 
-def test_the_same_command_trains_nothing_again_and_more_models_join(
+def test_the_same_command_trains_only_what_is_missing(
     compared: Path, log: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tested = compared / "runs" / "stem" / "seed_0" / "test.json"
@@ -181,7 +187,7 @@ def test_the_same_command_trains_nothing_again_and_more_models_join(
     kept = json.loads(interrupted.read_text())
     interrupted.unlink()
     call(compared, log, ",".join([*MODELS, "shared_bottom"]))
-    assert "7 of 10 runs are done already" in capsys.readouterr().out
+    assert "5 of 8 runs are done already" in capsys.readouterr().out
     assert tested.stat().st_mtime_ns == before
     # Tested again, to the same numbers.
     assert json.loads(interrupted.read_text())["metrics"] == kept["metrics"]
@@ -189,7 +195,7 @@ def test_the_same_command_trains_nothing_again_and_more_models_join(
 
 
 @pytest.mark.parametrize("damaged", [False, True])
-def test_a_run_that_was_asked_to_end_comes_to_the_same_numbers(
+def test_an_interrupted_run_ends_with_the_same_numbers(
     compared: Path,
     log: Path,
     tmp_path: Path,
@@ -212,15 +218,15 @@ def test_a_run_that_was_asked_to_end_comes_to_the_same_numbers(
         for file in folder.glob("checkpoints/*/progress.json"):
             file.write_text("?")
     call(tmp_path / "out", log, "single_task", seeds="0")
-    said = capsys.readouterr().out
-    assert ("can be read" in said and "; this run starts anew" in said) == damaged
-    assert bool(re.search(rf"resuming after step \d from {folder}/checkpoints", said)) == (not damaged)
+    output = capsys.readouterr().out
+    assert ("can be read" in output and "; this run restarts from the beginning" in output) == damaged
+    assert bool(re.search(rf"resuming after step \d from {folder}/checkpoints", output)) == (not damaged)
     assert not (folder / "checkpoints").exists()
-    found, expected = (
+    resumed, expected = (
         {r["task"]: r["auc"] for r in rows if r["model"] == "single_task" and r["seed"] == 0}
         for rows in (pq.read_table(out / "results.parquet").to_pylist() for out in (tmp_path / "out", compared))
     )
-    assert found == expected
+    assert resumed == expected
 
 
 def test_a_model_that_diverges_is_left_out_and_the_base_may_not(
@@ -237,37 +243,49 @@ def test_a_model_that_diverges_is_left_out_and_the_base_may_not(
     monkeypatch.setattr(runs, "train", diverging)
     out = tmp_path / "out"
     call(out, log, "shared_bottom,mmoe", "--base", "shared_bottom", seeds="0")
-    assert "Left out, as a run diverged: mmoe, seed 0: the loss is nan." in (out / "report.md").read_text()
+    assert "Left out because a run diverged: mmoe, seed 0: the loss is nan." in (out / "report.md").read_text()
     assert {row["model"] for row in pq.read_table(out / "results.parquet").to_pylist()} == {"shared_bottom"}
     with pytest.raises(SystemExit, match=r"^2$"):
         call(out, log, "shared_bottom,mmoe", "--base", "mmoe", seeds="0")
-    assert "error: mmoe, seed 0: the loss is nan; with --base mmoe there is nothing" in capsys.readouterr().err
+    assert (
+        "error: mmoe, seed 0: the loss is nan; the other models cannot be compared with --base mmoe"
+        in capsys.readouterr().err
+    )
 
 
-def test_two_ranks_compare_and_go_on(log: Path, tmp_path: Path) -> None:
-    script = [
-        str(Path(__file__).parent.parent / "stem_torchrec" / "compare.py"),
-        "--recipe",
-        "tiny",
-        "--resamples",
-        "5",
-    ]
-    options = ["--data.path", str(log), "--seeds", "0", "--base", "stem", "--out", str(tmp_path / "out")]
-    run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *script, *options]
-    said = []
-    for models in ("stem,shared_bottom", "stem,shared_bottom,mmoe"):
-        done = subprocess.run([*run, "--models", models], text=True, capture_output=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        said.append(done.stdout)
-    assert re.search(r"run 2 of 2, 0\d:\d\d left: shared_bottom", said[0])
-    assert "2 of 3 runs are done already" in said[1]
-    assert said[1].count("run 1 of 1: mmoe") == 1
-    rows = pq.read_table(tmp_path / "out" / "results.parquet").to_pylist()
-    first = next(row for row in rows if row["model"] == "stem")
-    predictions = pq.read_table(tmp_path / "out" / "runs" / "stem" / "seed_0" / "predictions")
+def train_as_rank(line: list[str]) -> str:
+    """Trains a comparison on this rank and returns what it prints."""
+    with redirect_stdout(io.StringIO()) as output:
+        train_all(read_command_line(line), this_process())
+    return output.getvalue()
+
+
+def test_two_ranks_test_every_row_once_and_rank_0_prints(log: Path, tmp_path: Path) -> None:
+    line = ["--recipe", "tiny", "--data.path", str(log), "--seeds", "0", "--base", "stem", "--out", str(tmp_path)]
+    output, silence = run_ranks(2, train_as_rank, [*line, "--models", "stem,shared_bottom"])
+    assert re.search(r"run 2 of 2, 0\d:\d\d left: shared_bottom", output)
+    assert silence == ""
+    folder = tmp_path / "runs" / "stem" / "seed_0"
+    predictions = pq.read_table(folder / "predictions")
     assert predictions.column("row").to_numpy().tolist() == list(range(1500))
-    label = predictions.column(f"label/{first['task']}").to_numpy()
-    assert first["rows"] == (~np.isnan(label)).sum()
+    for task, metrics in json.loads((folder / "test.json").read_text())["metrics"].items():
+        assert metrics["rows"] == (~np.isnan(predictions.column(f"label/{task}").to_numpy())).sum()
+
+
+@pytest.mark.long
+def test_torchrun_compares_and_adds_a_model(log: Path, tmp_path: Path) -> None:
+    script = [str(Path(__file__).parent.parent / "stem_torchrec" / "compare.py"), "--recipe", "tiny"]
+    options = ["--data.path", str(log), "--seeds", "0", "--base", "stem", "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *script, *options]
+    for models in ("stem,shared_bottom", "stem,shared_bottom,mmoe"):
+        done = subprocess.run(
+            [*command, "--resamples", "5", "--models", models], text=True, capture_output=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+    assert "2 of 3 runs are done already" in done.stdout
+    assert done.stdout.count("run 1 of 1: mmoe") == 1
+    rows = pq.read_table(tmp_path / "out" / "results.parquet").to_pylist()
+    assert {row["model"] for row in rows} == {"stem", "shared_bottom", "mmoe"}
 
 
 def test_another_comparison_does_not_go_into_the_folder(
@@ -275,12 +293,12 @@ def test_another_comparison_does_not_go_into_the_folder(
 ) -> None:
     with pytest.raises(SystemExit, match=r"^2$"):
         call(compared, log, "stem,single_task", "--model.embedding-dim", "4")
-    assert "holds a comparison of other options" in capsys.readouterr().err
+    assert "holds a comparison with other options" in capsys.readouterr().err
 
 
 def test_each_model_is_set_to_the_cell_that_validates_best(log: Path, tmp_path: Path) -> None:
     options = ["--tune", "--learning-rates", "1e-5", "0.05", "--embedding-l2", "0"]
-    call(tmp_path / "out", log, "stem,single_task", *options)
+    call(tmp_path / "out", log, "stem,single_task", *options, seeds="0")
     rows = pq.read_table(tmp_path / "out" / "tuning.parquet").to_pylist()
     tasks = load_schema(str(log)).labels
     parts = {"stem": tasks, **{f"single_task/{task}": (task,) for task in tasks}}
@@ -289,8 +307,7 @@ def test_each_model_is_set_to_the_cell_that_validates_best(log: Path, tmp_path: 
         model, _, task = name.partition("/")
         best = max((row for row in rows if row["model"] == name), key=lambda row: row["score"])
         assert [row for row in rows if row["model"] == name and row["chosen"]] == [best]
-        for seed in (0, 1):
-            config = load_config(str(tmp_path / "out" / "runs" / model / f"seed_{seed}" / task / "config.yaml"))
-            assert config.sparse.learning_rate == best["learning_rate"]
-            assert config.data.labels == labels
+        config = load_config(str(tmp_path / "out" / "runs" / model / "seed_0" / task / "config.yaml"))
+        assert config.sparse.learning_rate == best["learning_rate"]
+        assert config.data.labels == labels
     assert "## What each was set to" in (tmp_path / "out" / "report.md").read_text()

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
 from stem_torchrec.comparison.comparable import bin_of_rows, name_bins
-from stem_torchrec.comparison.intervals import Interval, Ranking, UsersBehind, auc_of, gauc_of, logloss_of, resample
+from stem_torchrec.comparison.intervals import Interval, Ranking, UserCounts, auc_of, gauc_of, logloss_of, resample
 from stem_torchrec.comparison.report import Markup, Report, dots, escape, show, spread
 
 
@@ -32,10 +32,10 @@ def test_gauc_is_the_mean_over_the_drawn_users_by_their_rows() -> None:
     draws = generator.integers(0, 3, user.max() + 1)
     total = weight = 0.0
     for i, times in enumerate(draws):
-        mine = user == i
-        if 0 < positive[mine].sum() < mine.sum():
-            total += times * mine.sum() * roc_auc_score(positive[mine], scores[mine])
-            weight += times * mine.sum()
+        rows = user == i
+        if 0 < positive[rows].sum() < rows.sum():
+            total += times * rows.sum() * roc_auc_score(positive[rows], scores[rows])
+            weight += times * rows.sum()
     measure = gauc_of(scores, positive, user)
     assert measure(draws) == pytest.approx(total / weight, abs=1e-12)
     assert math.isnan(measure(np.zeros_like(draws)))
@@ -62,23 +62,22 @@ def simulated(difference: float, seed: int) -> tuple[dict[str, list[np.ndarray]]
     return {"a": [signal + noise[0]], "b": [(1 + difference) * signal + noise[1]]}, positive, users
 
 
-def test_an_interval_holds_the_true_difference_about_as_often_as_it_says() -> None:
-    """Over 60 data sets without a difference, a 90 % interval leaves 0 out in 6; binomial 99.9 % is 0 to 14.
+def test_an_interval_covers_the_true_difference_as_often_as_its_confidence() -> None:
+    """Over 60 data sets without a difference, a 90 % interval excludes 0 in 6; binomial 99.9 % is 0 to 14.
 
-    Of users: with one seed there is no other draw.
+    With one seed only users are drawn.
     """
     wrong = 0
     for seed in range(60):
         scores, positive, users = simulated(0.0, seed)
-        found = differences(scores, positive, users, 200)["b"]
-        wrong += found.says != "within noise"
+        wrong += differences(scores, positive, users, 200)["b"].verdict != "within noise"
     assert wrong <= 14
     scores, positive, users = simulated(1.0, 0)
-    found = differences(scores, positive, users, 200)
-    assert found["b"].says == "better"
-    assert found["a"].value == found["a"].low == found["a"].high == 0
+    intervals = differences(scores, positive, users, 200)
+    assert intervals["b"].verdict == "better"
+    assert intervals["a"].value == intervals["a"].low == intervals["a"].high == 0
     expected = roc_auc_score(positive, scores["b"][0]) - roc_auc_score(positive, scores["a"][0])
-    assert found["b"].value == pytest.approx(expected, abs=1e-12)
+    assert intervals["b"].value == pytest.approx(expected, abs=1e-12)
 
 
 def test_seeds_are_drawn_as_well_and_one_user_has_no_interval() -> None:
@@ -90,7 +89,7 @@ def test_seeds_are_drawn_as_well_and_one_user_has_no_interval() -> None:
     assert both.high - both.low > 1.3 * (alone.high - alone.low)
     single = differences(by_seed, positive, np.zeros(len(users), dtype=int), 9)
     assert math.isnan(single["b"].low)
-    assert single["b"].says == "undefined"
+    assert single["b"].verdict == "undefined"
 
 
 def test_logloss_is_that_of_the_repeated_rows_and_less_is_better() -> None:
@@ -105,19 +104,19 @@ def test_logloss_is_that_of_the_repeated_rows_and_less_is_better() -> None:
     good, bad = np.where(positive, 0.9, 0.1), np.where(positive, 0.6, 0.4)
     measures = {name: [logloss_of(s, positive, user)] for name, s in (("good", good), ("bad", bad))}
     drawn = resample(measures, 40, resamples=50, confidence=0.9, lower_is_better=True)
-    assert drawn.difference("good", "bad").says == "better"
-    assert drawn.difference("bad", "good").says == "worse"
+    assert drawn.difference("good", "bad").verdict == "better"
+    assert drawn.difference("bad", "good").verdict == "worse"
 
 
-def test_users_are_counted_by_the_labels_that_they_stand_behind() -> None:
+def test_users_are_counted_by_the_labels_that_they_have() -> None:
     user = np.array([0, 0, 1, 2, 2, 3, 3])
     positive = np.array([True, False, True, False, False, True, True])
-    assert UsersBehind.count(positive, user) == UsersBehind(positives=3, negatives=2, both=1)
+    assert UserCounts.count(positive, user) == UserCounts(positives=3, negatives=2, both=1)
     nothing = np.empty(0, dtype=int)
-    assert UsersBehind.count(nothing.astype(bool), nothing) == UsersBehind(0, 0, 0)
+    assert UserCounts.count(nothing.astype(bool), nothing) == UserCounts(0, 0, 0)
 
 
-def test_bins_are_named_and_an_edge_opens_its_bin() -> None:
+def test_an_edge_belongs_to_the_bin_above_it() -> None:
     names = name_bins(("like", "view"), (0.5, 2.0))
     ratios = np.array([math.nan, 0.0, 0.1, 0.5, 1.9, 2.0, math.inf])
     assert [names[i] for i in bin_of_rows(ratios, (0.5, 2.0))] == [
@@ -131,7 +130,7 @@ def test_bins_are_named_and_an_edge_opens_its_bin() -> None:
     ]
 
 
-def test_a_report_says_over_how_many_and_where_there_is_no_interval() -> None:
+def test_cells_show_how_many_seeds_count_and_whether_there_is_an_interval() -> None:
     assert spread([0.5, None, 0.7]) == "0.6000 ± 0.1414 (2 of 3)"
     assert spread([None]) == "-"
     assert show(Interval(0.01, math.nan, math.nan)) == "+0.0100"
@@ -140,7 +139,7 @@ def test_a_report_says_over_how_many_and_where_there_is_no_interval() -> None:
     assert (inside, outside) == ("+0.0100 [-0.0200, +0.0300]", "**+0.0100 [+0.0050, +0.0300]**")
 
 
-def test_names_are_text_in_the_page(tmp_path) -> None:
+def test_names_are_escaped_in_the_page(tmp_path) -> None:
     report = Report("Comparison")
     description = "<script>alert(1)</script> of [me](javascript:x),\n\n# mine and `__a__`"
     report.text(f"Log: {escape(description)}")

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch.distributed as dist
 
+from stem_torchrec import convert
 from stem_torchrec.config import SyntheticConfig
 from stem_torchrec.config.files import load_config
 from stem_torchrec.config.recipes import tiny
@@ -21,12 +23,11 @@ from stem_torchrec.transfer.convert_layout import ConvertConfig, convert_run
 
 from distributed import run_ranks
 from runs import this_process
-from test_train import run as run_command
 
 
 @dataclass
 class Converted:
-    """What two ranks converted, and said."""
+    """What two ranks converted, and what they printed and raised."""
 
     folder: Path
     messages: dict[str, str]
@@ -57,7 +58,7 @@ def convert_on_two_ranks(folder: Path) -> tuple[dict[str, str], str]:
 
     messages = {}
     for name, wrong in {
-        "nothing said": ConvertConfig(),
+        "no options": ConvertConfig(),
         "no run": ConvertConfig(run=str(folder / "nowhere"), out=str(folder / "new")),
         "the same": ConvertConfig(run=str(folder / "packed"), out=str(folder / "new")),
         "out exists": ConvertConfig(run=str(folder / "trained"), out=str(folder / "packed")),
@@ -106,39 +107,41 @@ def test_a_converted_run_predicts_the_same_bits(converted: Converted, run: str):
     }
 
 
-def test_what_does_not_carry_over_is_said(converted: Converted):
+def test_the_command_prints_what_the_new_run_does_not_take_over(converted: Converted):
     assert "note: --sharding.rules and .plan name tables of the other layout" in converted.output
-    assert "note: to train on, choose --sparse.name adagrad or sgd: rowwise_adagrad couples" in converted.output
+    assert (
+        "note: to train the new run, choose --sparse.name adagrad or sgd: rowwise_adagrad couples" in converted.output
+    )
 
 
 @pytest.mark.parametrize(
     ("case", "message"),
     [
-        ("nothing said", "say which run to convert and where to: --run RUN --out NEWRUN."),
+        (
+            "no options",
+            "--run or --out is missing; give the run to convert and the new folder: --run RUN --out NEWRUN.",
+        ),
         ("no run", "there is no configuration 'nowhere/config.yaml'; a run writes one as config.yaml in its folder."),
         ("the same", "packed is packed already; give the other --layout."),
-        ("out exists", "packed is there already; give another --out."),
+        ("out exists", "packed exists already; give another --out."),
         ("no weights", "cut off/best holds no weights; a training run writes them at its first evaluation."),
         ("damaged", "damaged/best cannot be read: [Errno 2] No such file or directory: 'damaged/best/__0_0.distcp'"),
         ("half of .metadata", "halved/best cannot be read: pickle data was truncated"),
     ],
 )
-def test_a_run_that_cannot_be_converted_is_refused_and_nothing_is_left(converted: Converted, case: str, message: str):
+def test_a_run_that_cannot_be_converted_leaves_no_folder(converted: Converted, case: str, message: str):
     assert converted.messages[case] == message
     assert not list(converted.folder.glob("new*"))
 
 
-def test_the_command_converts_and_answers_a_mistake_in_one_sentence(converted: Converted, tmp_path: Path):
-    line = ["python", "stem_torchrec/convert.py", "--run", converted.folder / "trained", "--layout", "packed", "--out"]
-    assert "holds" in run_command(*line, tmp_path / "packed").stdout
+def test_the_command_converts_and_answers_a_mistake_in_one_sentence(
+    converted: Converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    options = ["--run", str(converted.folder / "trained"), "--layout", "packed", "--out", str(tmp_path / "packed")]
+    monkeypatch.setattr(sys, "argv", ["convert.py", *options])
+    convert.main()
+    assert f"{tmp_path / 'packed'} is {converted.folder / 'trained'} in the packed layout" in capsys.readouterr().out
     assert (tmp_path / "packed" / "best" / ".metadata").exists()
-    result = run_command(*line, tmp_path / "packed", status=2)
-    assert result.stderr.endswith("packed is there already; give another --out.\n")
-    assert "Traceback" not in result.stderr
-
-
-def test_packed_alone_is_answered_with_the_fix(converted: Converted, tmp_path: Path):
-    line = ["python", "stem_torchrec/train.py", "--recipe", "tiny", "--data.path", converted.folder / "log"]
-    result = run_command(*line, "--model.layout", "packed", "--output-dir", tmp_path / "run", status=2)
-    assert "choose --sparse.name adagrad" in result.stderr
-    assert not (tmp_path / "run").exists()
+    with pytest.raises(SystemExit, match=r"^2$"):
+        convert.main()
+    assert capsys.readouterr().err == f"error: {tmp_path / 'packed'} exists already; give another --out.\n"

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 from stem_torchrec.runtime.errors import HANG_STATUS
-from stem_torchrec.runtime.hang_detection import Beat, Watcher, _pause, collective_timeout
+from stem_torchrec.runtime.hang_detection import collective_timeout
+from stem_torchrec.runtime.hang_verdict import Beat, Watcher, report_interval
 
 from small_runs import start
 
 
-def test_nobody_is_named_while_all_go_on() -> None:
+def test_no_rank_is_named_while_all_make_progress() -> None:
     watcher = Watcher(10)
     for now in range(100):
         assert watcher.verdict({rank: Beat(now, now, "making a training step") for rank in range(3)}, now=now) is None
@@ -20,73 +21,73 @@ def test_nobody_is_named_while_all_go_on() -> None:
 def test_a_rank_that_has_stopped_is_named() -> None:
     watcher = Watcher(10)
     for now in range(40):
-        said = {
+        beats = {
             0: Beat(now, min(now, 21), "making a training step"),
             1: Beat(min(now, 20), min(now, 20), "reading a batch"),
         }
-        sentence = watcher.verdict(said, now=now)
+        sentence = watcher.verdict(beats, now=now)
         if sentence:
             break
     assert now == 31
     assert sentence is not None
-    assert sentence.startswith("rank 1 has not been heard of: for 11 s it has been reading a batch; all ranks end")
+    assert sentence.startswith("rank 1 has stopped: for 11 s it has been reading a batch; all ranks end")
 
 
 def test_the_rank_that_others_wait_for_is_named() -> None:
-    """All live, and all stand still: the others in a collective, which they have begun and rank 2 has not."""
+    """All processes live but none makes progress: the others wait in a collective that rank 2 has not begun."""
     watcher = Watcher(10)
     for now in range(40):
-        said = {rank: Beat(now, min(now, 21), "making a training step") for rank in (0, 1, 3)}
-        said[2] = Beat(now, min(now, 20), "reading a batch of the training split")
-        sentence = watcher.verdict(said, now=now)
+        beats = {rank: Beat(now, min(now, 21), "making a training step") for rank in (0, 1, 3)}
+        beats[2] = Beat(now, min(now, 20), "reading a batch of the training split")
+        sentence = watcher.verdict(beats, now=now)
         if sentence:
             break
     assert sentence is not None
     assert sentence.startswith("rank 2 hangs: for 13 s it has been reading a batch of the training split;")
 
 
-def test_of_ranks_that_are_as_far_the_one_that_does_not_wait_is_named() -> None:
+def test_of_ranks_with_equal_progress_the_one_that_does_not_wait_is_named() -> None:
     watcher = Watcher(10)
     for now in range(40):
-        said = {rank: Beat(now, 7, "making a training step", "distributed/comm_ops.py:9", True) for rank in (0, 2)}
-        said[1] = Beat(now, 7, "making a training step", "models/stem.py:5", False)
-        sentence = watcher.verdict(said, now=now)
+        beats = {rank: Beat(now, 7, "making a training step", "distributed/comm_ops.py:9", True) for rank in (0, 2)}
+        beats[1] = Beat(now, 7, "making a training step", "models/stem.py:5", False)
+        sentence = watcher.verdict(beats, now=now)
         if sentence:
             break
     assert sentence is not None
     assert "rank 1 hangs: for 13 s it has been making a training step at models/stem.py:5; all ranks end" in sentence
 
 
-@pytest.mark.parametrize("timeout", [4, 60, 600, 86_400])
+@pytest.mark.parametrize("timeout", [4, 86_400])
 def test_a_rank_that_hangs_is_named_before_the_collectives_of_the_others_fail(timeout: float) -> None:
     """Rank 1 hangs at 0, when rank 0 begins to wait for it."""
-    watcher, pause = Watcher(timeout), _pause(timeout)
-    # At the latest rank 1 says so a pause later, and rank 0 hears it another pause later.
-    beats, now, sentence = 0, 2 * pause, None
+    watcher, interval = Watcher(timeout), report_interval(timeout)
+    # At the latest rank 1 reports an interval later, and rank 0 reads the report another interval later.
+    count, now, sentence = 0, 2 * interval, None
     while sentence is None:
-        said = {0: Beat(beats, 8, "making a training step", waits=True), 1: Beat(beats, 7, "reading a batch")}
-        sentence = watcher.verdict(said, now=now)
-        beats, now = beats + 1, now + pause
+        reports = {0: Beat(count, 8, "making a training step", is_waiting=True), 1: Beat(count, 7, "reading a batch")}
+        sentence = watcher.verdict(reports, now=now)
+        count, now = count + 1, now + interval
     assert sentence.startswith("rank 1 hangs: ")
-    # Here `now` is a pause after the verdict, when the others have read it.
+    # Now it is an interval after the verdict, and the others have read it.
     assert now < collective_timeout(timeout)
 
 
-def test_a_rank_that_waits_long_for_one_that_goes_on_is_not_named() -> None:
+def test_a_rank_that_waits_long_for_one_that_makes_progress_is_not_named() -> None:
     watcher = Watcher(10)
     for now in range(100):
         waiting = Beat(now, 50, "making a training step", "distributed/comm_ops.py:9", True)
         sentence = watcher.verdict({0: waiting, 1: Beat(now, min(now // 2, 25), "reading a batch")}, now=now)
         if sentence:
             break
-    # Rank 1 went on until 50.
+    # Rank 1 made progress until 50.
     assert now == 63
     assert sentence is not None
     assert sentence.startswith("rank 1 hangs: for 13 s it has been reading a batch")
 
 
-def test_who_does_not_hear_all_blames_nobody_for_waiting() -> None:
-    watcher = Watcher(10, whole=False)
+def test_without_the_reports_of_all_no_rank_is_named_for_waiting() -> None:
+    watcher = Watcher(10, sees_all_ranks=False)
     for now in range(100):
         assert watcher.verdict({0: Beat(now, min(now, 5), "making a training step")}, now=now) is None
 
@@ -94,8 +95,8 @@ def test_who_does_not_hear_all_blames_nobody_for_waiting() -> None:
 @pytest.mark.parametrize(
     ("stopped", "sentence"),
     [
-        (1, "error: rank 1 has not been heard of: for "),
-        # It serves the store by which the other one would hear of it.
+        (1, "error: rank 1 has stopped: for "),
+        # It serves the store through which the other rank would learn of it.
         (0, "error: the store of the ranks, which rank 0 or the launcher serves, has not answered for "),
     ],
 )
@@ -105,16 +106,16 @@ def test_a_stopped_rank_ends_the_others_with_a_sentence(tmp_path: Path, stopped:
     run.send(signal.SIGSTOP, stopped)
     assert run.processes[1 - stopped].wait(60) == HANG_STATUS
     run.processes[stopped].kill()
-    _, said = run.end()
-    assert sentence in said
-    assert said.count("error:") == 1
+    _, output = run.end()
+    assert sentence in output
+    assert output.count("error:") == 1
 
 
-def test_who_loses_a_rank_says_so(tmp_path: Path) -> None:
+def test_a_rank_that_loses_another_ends_with_a_sentence(tmp_path: Path) -> None:
     run = start(tmp_path / "run", "--train.epochs", "500", ranks=2)
     run.wait_for("step 10  ")
     run.send(signal.SIGKILL, 0)
-    statuses, said = run.end(60)
+    statuses, output = run.end(60)
     assert statuses == [-signal.SIGKILL, HANG_STATUS]
-    assert "error: rank 1 has lost another rank while it was " in said
-    assert "Traceback" not in said
+    assert "error: rank 1 has lost another rank while it was " in output
+    assert "Traceback" not in output

@@ -1,4 +1,4 @@
-"""datasets/kuairand.py: what it may use as a feature, how it splits, and what it does with broken files."""
+"""datasets/kuairand.py: its features, its splits, and its errors for broken files."""
 
 import subprocess
 import sys
@@ -154,7 +154,7 @@ def test_schema_counts_positives_and_missing_labels(raw: Path, convert: Callable
     ("options", "sentence"),
     [
         ({"labels": "long_veiw"}, "did you mean 'long_view'"),
-        ({"labels": ","}, "names no column"),
+        ({"labels": ","}, "names no column; choose from is_click"),
         ({"features": "autor_id"}, "did you mean 'author_id'"),
         ({"train_until": 20220401}, "--train-until 20220401 leaves train/ empty: the log covers 20220501 to"),
         ({"valid_until": 20220503}, "--valid-until 20220503 leaves valid/ empty"),
@@ -169,12 +169,10 @@ def test_wrong_option_is_one_sentence(convert: Callable[..., Path], options: Row
     ("file", "header", "row", "sentence"),
     [
         (LOG_FILE, LOG, exposure(1, 10, duration_ms="long"), "column 'duration_ms': .* 'long'"),
-        (LOG_FILE, LOG, exposure(1, 10, tab="1.5"), "column 'tab': .* 1.5"),
-        (LOG_FILE, LOG, exposure(1, 10, is_like=2), "holds 2 in column 'is_like'"),
+        (LOG_FILE, LOG, exposure(1, 10, is_like=2), "has 2 in column 'is_like'"),
         (LOG_FILE, LOG, exposure(1, 10, time_ms=""), "empty cell in column 'time_ms'"),
         (LOG_FILE, LOG.removesuffix(",tab"), exposure(1, 10), "Column 'tab'"),
         ("video_features_basic_pure.csv", VIDEO, video(10, tag="20,x"), "column 'tag': .* 'x'"),
-        ("video_features_basic_pure.csv", VIDEO, video(10, upload_dt="April"), "column 'upload_dt': .* 'April'"),
     ],
 )
 def test_malformed_cell_is_one_sentence(
@@ -193,14 +191,14 @@ def test_row_with_missing_cells_is_one_sentence(raw: Path, convert: Callable[...
         convert()
 
 
-@pytest.mark.parametrize("file", [LOG_FILE, "user_features_pure.csv", "video_features_basic_pure.csv"])
+@pytest.mark.parametrize("file", [LOG_FILE, "user_features_pure.csv"])
 def test_missing_or_empty_file_is_one_sentence(raw: Path, convert: Callable[..., Path], file: str) -> None:
     header = (raw / file).read_text().splitlines()[0]
     (raw / file).write_text(header + "\n")
     with pytest.raises(UserError, match=f"{file} has a header but no rows"):
         convert()
     (raw / file).unlink()
-    with pytest.raises(UserError, match="unpack KuaiRand-Pure there"):
+    with pytest.raises(UserError, match="unpack KuaiRand-Pure into"):
         convert()
 
 
@@ -230,7 +228,7 @@ def test_a_log_is_replaced_only_when_asked(convert: Callable[..., Path]) -> None
     convert(overwrite=True, labels="is_click")
     assert load_schema(str(out)).labels == ("is_click",)
     (out / "thesis.txt").touch()
-    with pytest.raises(UserError, match="name another folder"):
+    with pytest.raises(UserError, match="give another folder"):
         convert(overwrite=True)
 
 
@@ -251,6 +249,7 @@ def test_command_line_prints_the_sizes_or_one_sentence(raw: Path, tmp_path: Path
     assert wrong.stderr.count("\n") == 1
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not REAL_DATA.is_dir(), reason="needs KuaiRand-Pure in ../shared/data")
 def test_real_log_reads_back_as_the_csv_says(tmp_path: Path) -> None:
     out = tmp_path / "out"

@@ -12,7 +12,7 @@ from stem_torchrec.runtime.errors import UserError
 
 from kuairand_files import VIDEO, column, kuairand, video, vocabulary, write_csv, write_raw
 
-# Of user 1 four exposures are known, of user 2 one, which is at the start of its history.
+# Four exposures of user 1, and one of user 2, which is the start of its history.
 EXPOSURES: dict[str, Any] = {
     "user_id": [2, 1, 1, 1, 1],
     "video_id": [12, 10, 11, 10, 12],
@@ -32,7 +32,7 @@ def convert(tmp_path: Path, exposures: dict[str, Any] = EXPOSURES, **options: An
     return out
 
 
-def test_training_rows_are_the_exposures_about_in_the_order_of_time(tmp_path: Path) -> None:
+def test_training_rows_are_the_exposures_sorted_by_position_in_the_history(tmp_path: Path) -> None:
     out = convert(tmp_path)
     assert column(out, "train", "group_user_id") == [1, 2, 1, 1, 1]
     videos = vocabulary(out, "video_id")
@@ -50,9 +50,9 @@ def test_other_splits_are_the_days_of_the_log(tmp_path: Path) -> None:
     assert "train reconstructed from sequences of users" in load_schema(str(out)).description
 
 
-def test_duration_is_the_video_s_and_what_nobody_knows_is_no_feature(tmp_path: Path) -> None:
+def test_duration_is_that_of_the_video_and_unknown_features_are_left_out(tmp_path: Path) -> None:
     out = convert(tmp_path)
-    # Below the longest of three lengths lies but one edge; video 12 is a picture, without a length.
+    # Only one edge lies below the longest of three lengths; video 12 is a picture, without a length.
     assert vocabulary(out, "duration_bucket") == {9000: 1}
     assert column(out, "train", "duration_bucket") == [1, 0, 1, 0, 1]
     names = [feature.name for feature in load_schema(str(out)).sparse_features]
@@ -65,7 +65,7 @@ def test_duration_is_the_video_s_and_what_nobody_knows_is_no_feature(tmp_path: P
     [
         (EXPOSURES, {"features": "user_id,tab"}, "names 'tab', which is not among its columns"),
         (EXPOSURES, {"labels": "is_like,is_click"}, "names 'is_click'"),
-        ({**EXPOSURES, "long_view": [1, 0, 2, 0, 0]}, {}, "exposures.parquet holds 2 in column 'long_view'"),
+        ({**EXPOSURES, "long_view": [1, 0, 2, 0, 0]}, {}, "exposures.parquet has 2 in column 'long_view'"),
         ({**EXPOSURES, "user_id": [1, None, 1, 1, 1]}, {}, "an empty cell in column 'user_id'"),
         ({**EXPOSURES, "video_id": list("abcde")}, {}, "cannot be read .column 'video_id': .*'e'"),
         ({k: v for k, v in EXPOSURES.items() if k != "pos_in_history"}, {}, "has no column 'pos_in_history'"),

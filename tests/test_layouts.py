@@ -15,8 +15,7 @@ from torch.nn.functional import embedding_bag
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 
 from stem_torchrec.checkpoints.weights import load_state
-from stem_torchrec.config import SparseOptimizerConfig, TrainConfig
-from stem_torchrec.config.literals import ShardingType
+from stem_torchrec.config import ShardingType, SparseOptimizerConfig, TrainConfig
 from stem_torchrec.models.build import build_model
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.tables import SparseArch, groups_of, split_columns

@@ -1,4 +1,4 @@
-"""Predictions as they come, and a file that is there only when it is complete."""
+"""Predictions are written batch by batch, and the file exists only when it is complete."""
 
 from pathlib import Path
 
@@ -14,9 +14,9 @@ from stem_torchrec.runtime.paths import move
 COLUMNS = Columns(sparse={}, dense=(), labels=("view", "like"), group="user")
 
 
-def test_rows_come_back_as_they_went(tmp_path: Path) -> None:
+def test_a_file_holds_the_rows_that_were_written(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    sizes = (40_000, 0, 50_000, 17)  # Beyond a row group, and a batch of padding.
+    sizes = (40_000, 0, 50_000, 17)  # More than a row group, and a batch of padding.
     batches = [
         (torch.arange(size), torch.randint(9, (size,)), torch.rand(size, 2).round(), torch.randn(size, 2))
         for size in sizes
@@ -31,8 +31,8 @@ def test_rows_come_back_as_they_went(tmp_path: Path) -> None:
     assert table.column("row").to_pylist() == rows.tolist()
     assert table.column("user").to_pylist() == groups.tolist()
     for i, task in enumerate(COLUMNS.labels):
-        known = [None if value != value else value for value in labels[:, i].tolist()]
-        assert table.column(f"label/{task}").to_pylist() == known
+        expected = [None if value != value else value for value in labels[:, i].tolist()]
+        assert table.column(f"label/{task}").to_pylist() == expected
         assert table.column(f"prediction/{task}").to_pylist() == logits[:, i].double().sigmoid().tolist()
 
 
@@ -58,7 +58,7 @@ def test_a_failure_leaves_no_file(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_no_rows_are_a_file_without_rows(tmp_path: Path) -> None:
+def test_without_rows_the_file_has_columns_only(tmp_path: Path) -> None:
     with PredictionsFile(str(tmp_path), COLUMNS, rank=0) as file:
         nothing = torch.empty(0, dtype=torch.int64)
         file.write(nothing, nothing, torch.empty(0, 2), torch.empty(0, 2))

@@ -9,8 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from stem_torchrec.config import TrainConfig
-from stem_torchrec.config.literals import ShardingType
+from stem_torchrec.config import ShardingType, TrainConfig
 from stem_torchrec.sharding.placement import COLUMN_TYPES
 
 from distributed import run_ranks

@@ -1,4 +1,4 @@
-"""data/synthetic.py: the log it draws is what its settings say, and its best reachable AUC is right."""
+"""data/synthetic.py: a log follows its settings, and its best reachable AUC is right."""
 
 import multiprocessing
 import re
@@ -88,7 +88,7 @@ def test_positive_rates_are_met(tmp_path: Path) -> None:
         assert abs(count.positives / (split.rows - count.missing) - rate) < tolerance
 
 
-def test_missing_labels_are_null_at_the_share_asked_for(tmp_path: Path) -> None:
+def test_labels_are_missing_at_the_configured_share(tmp_path: Path) -> None:
     schema = generate(replace(SMALL, missing=(0.0, 0.3)), str(tmp_path / "log"))
     table = pq.read_table(tmp_path / "log/train/part-00000.parquet")
     assert table["finish"].null_count == 0
@@ -110,7 +110,7 @@ def test_best_auc_is_that_of_the_true_logits(tmp_path: Path) -> None:
         labels = np.concatenate([labels[t] for _, _, labels in drawn])
         known = labels != MISSING
         assert schema.facts is not None
-        # Both are exact; sums in another order.
+        # Both are exact, except for the order of their sums.
         assert schema.facts[f"best_auc/{task}"] == pytest.approx(roc_auc_score(labels[known], scores[known]), abs=1e-12)
         assert 0.7 < schema.facts[f"best_auc_test/{task}"] < 0.95
 
@@ -126,7 +126,7 @@ def test_a_split_of_one_class_has_no_best_auc(tmp_path: Path) -> None:
     assert set(schema.facts) == {"best_auc/finish", "best_auc/like"}
 
 
-@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("exponent", [0.0, 2.0])
 def test_ids_stay_in_their_tables(tmp_path: Path, exponent: float) -> None:
     config = replace(SMALL, zipf_exponent=exponent, users=1, tags=7, max_tags=3)
     schema = generate(config, str(tmp_path / "log"))
@@ -140,7 +140,7 @@ def test_ids_stay_in_their_tables(tmp_path: Path, exponent: float) -> None:
     assert table["group_user_id"].to_pylist() == table["user_id"].to_pylist()
 
 
-@pytest.mark.parametrize("ids", [1, 2, 3, 40, 97])
+@pytest.mark.parametrize("ids", [1, 3, 97])
 def test_every_id_occurs_and_popular_ids_lie_apart(ids: int) -> None:
     drawn = World(replace(SMALL, items=ids)).draw("train", 0, 20_000)[0]["item_id"].to_numpy()
     counts = np.bincount(drawn, minlength=ids)
@@ -163,17 +163,12 @@ def test_a_log_without_tags_and_dense_features(tmp_path: Path) -> None:
     "wrong",
     [
         {"users": 0},
-        {"train_rows": -1},
-        {"seed": -1},
         {"signal": float("nan")},
         {"conflict": 1.5},
-        {"tasks": ()},
         {"tasks": ("a", "a")},
         {"tasks": ("user_id", "like")},
         {"positive_rate": (0.1,)},
-        {"positive_rate": (0.1, 0.0)},
         {"missing": (0.1, 1.0)},
-        {"missing": (-0.1, 0.0)},
     ],
 )
 def test_bad_values_are_one_sentence(tmp_path: Path, wrong: dict[str, Any]) -> None:
@@ -183,7 +178,7 @@ def test_bad_values_are_one_sentence(tmp_path: Path, wrong: dict[str, Any]) -> N
     assert not list(tmp_path.iterdir())
 
 
-def test_only_a_log_is_overwritten_and_only_on_demand(tmp_path: Path) -> None:
+def test_only_a_log_is_overwritten_and_only_with_overwrite(tmp_path: Path) -> None:
     generate(SMALL, str(tmp_path / "log"))
     with pytest.raises(UserError, match="--overwrite"):
         generate(SMALL, str(tmp_path / "log"))

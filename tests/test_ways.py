@@ -1,4 +1,4 @@
-"""Our tables and our loop with a model that is not ours: TorchRec's DLRM, on its own batches."""
+"""The tables, the loop and the evaluation serve another model: TorchRec's DLRM, on its own batches."""
 
 import dataclasses
 
@@ -29,14 +29,16 @@ CPU = torch.device("cpu")
 
 
 def batches_of(epoch: int) -> list:
-    """Those of this rank."""
+    """The batches of an epoch on this rank."""
     return their_batches(range(100 * dist.get_rank() + 3 * epoch, 100 * dist.get_rank() + 3 * epoch + 3))
 
 
 @dataclasses.dataclass
 class Trained:
-    theirs: dict[str, Tensor]
-    ours: dict[str, Tensor]
+    by_torchrec: dict[str, Tensor]
+    """Weights after training with TorchRec's loss and loop."""
+    by_fit: dict[str, Tensor]
+    """Weights after training with MultiTaskTrain and fit."""
     epochs: list[int]
     kept: list[tuple[int, int]]
     metrics: dict[str, TaskMetrics]
@@ -46,13 +48,13 @@ class Trained:
 
 
 def train_dlrm() -> Trained:
-    """The same DLRM by TorchRec's loss and loop, and by ours."""
-    theirs, pipeline = shard_dlrm(build_dlrm())
+    """Trains the same DLRM with TorchRec's loss and loop, and with MultiTaskTrain and fit."""
+    by_torchrec, pipeline = shard_dlrm(build_dlrm())
     iterator = iter([batch for epoch in (0, 1) for batch in batches_of(epoch)])
     for _ in range(STEPS):
         pipeline.progress(iterator)
 
-    ours, pipeline = shard_dlrm(build_dlrm(loss=MultiTaskTrain))
+    by_fit, pipeline = shard_dlrm(build_dlrm(loss=MultiTaskTrain))
     epochs, kept = [], []
 
     def batches(epoch: int) -> list:
@@ -63,7 +65,7 @@ def train_dlrm() -> Trained:
         exposures = exposures_of(
             batches_of(7 + dist.get_rank()), groups=lambda batch: batch.sparse_features["uid"].values() % 2
         )
-        return evaluate(pipeline, ours, exposures, tasks=["click"], device=CPU)
+        return evaluate(pipeline, by_fit, exposures, tasks=["click"], device=CPU)
 
     fit(
         pipeline,
@@ -81,8 +83,8 @@ def train_dlrm() -> Trained:
         logits.extend(batch_logits[:, 0].tolist())
         labels.extend(batch_labels[:, 0].tolist())
 
-    predict(pipeline, ours, exposures_of(batches_of(7 + dist.get_rank())), consume)
-    weights = [{name: w.clone() for name, w in tables_of(model).items()} for model in (theirs, ours)]
+    predict(pipeline, by_fit, exposures_of(batches_of(7 + dist.get_rank())), consume)
+    weights = [{name: w.clone() for name, w in tables_of(model).items()} for model in (by_torchrec, by_fit)]
     metrics, pipelined = evaluate_it(), len(pipeline._pipelined_modules)
     with pytest.raises(UserError) as error:
         fit(pipeline, batches_of, tasks=["click"], steps=4)
@@ -90,7 +92,7 @@ def train_dlrm() -> Trained:
 
 
 def tables_of(model) -> dict[str, Tensor]:
-    """This rank's parts of the tables, and the dense weights."""
+    """The shards of the tables on this rank, and the dense weights."""
     return {
         f"{name} {i}": part
         for name, weight in model.state_dict().items()
@@ -100,17 +102,17 @@ def tables_of(model) -> dict[str, Tensor]:
     }
 
 
-def train_beside_ours() -> tuple[dict[str, list[str]], list[Tensor], list[Tensor]]:
-    """Sharding types by group under their planner, and logits of steps with stock and with once-only ids."""
+def train_both_tables() -> tuple[dict[str, list[str]], list[Tensor], list[Tensor]]:
+    """Sharding types by group under TorchRec's planner, and logits with the stock sharder and with OnceSharder."""
     features = [SparseFeature(name, size) for name, size in COLUMNS.sparse.items()]
-    ours = embedding_bag_configs(features, ["finish", "like", "shared"], embedding_dim=8, std=0.1)
+    tables = embedding_bag_configs(features, ["finish", "like", "shared"], embedding_dim=8, std=0.1)
     topology = Topology(world_size=2, local_world_size=2, compute_device="cpu")
-    planner = EmbeddingShardingPlanner(topology=topology, constraints=planner_constraints(ours, topology=topology))
-    model = build_dlrm(tables=ours)
+    planner = EmbeddingShardingPlanner(topology=topology, constraints=planner_constraints(tables, topology=topology))
+    model = build_dlrm(tables=tables)
     plan = planner.collective_plan(model, [OnceSharder()])
     logits = []
     for sharder in (EmbeddingBagCollectionSharder(), OnceSharder()):
-        sharded, pipeline = shard_dlrm(build_dlrm(tables=ours), plan, sharder=sharder)
+        sharded, pipeline = shard_dlrm(build_dlrm(tables=tables), plan, sharder=sharder)
         iterator = iter(batches_of(0))
         logits.append([pipeline.progress(iterator)[1] for _ in range(3)])
     types: dict[str, list[str]] = {}
@@ -119,8 +121,8 @@ def train_beside_ours() -> tuple[dict[str, list[str]], list[Tensor], list[Tensor
     return types, *logits
 
 
-def test_our_tables_train_beside_theirs_under_their_planner_with_ids_sent_once():
-    for types, stock, once in run_ranks(2, train_beside_ours):
+def test_tables_of_groups_train_beside_a_dlrms_under_its_planner_with_ids_sent_once():
+    for types, stock, once in run_ranks(2, train_both_tables):
         assert {group: len(kinds) for group, kinds in types.items()} == {
             **dict.fromkeys(["finish", "like", "shared"], 2),
             **dict.fromkeys(["t_uid", "t_tags"], 1),
@@ -135,19 +137,19 @@ def trained() -> list[Trained]:
     return run_ranks(2, train_dlrm)
 
 
-def test_our_loop_trains_torchrecs_dlrm_as_its_own_loss_and_loop_do(trained: list[Trained]):
+def test_fit_trains_torchrecs_dlrm_as_its_own_loss_and_loop_do(trained: list[Trained]):
     for rank in trained:
-        assert rank.pipelined_modules == 1  # Found by tracing, so that ids are exchanged ahead.
-        assert rank.ours.keys() == rank.theirs.keys()
-        for name, weight in rank.ours.items():
-            # Their loss takes the mean at once, ours the sum and then the mean.
-            torch.testing.assert_close(weight, rank.theirs[name], rtol=0, atol=1e-6)
+        assert rank.pipelined_modules == 1  # Tracing succeeded, so that ids are exchanged ahead.
+        assert rank.by_fit.keys() == rank.by_torchrec.keys()
+        for name, weight in rank.by_fit.items():
+            # DLRMTrain takes the mean at once, MultiTaskTrain the sum and then the mean.
+            torch.testing.assert_close(weight, rank.by_torchrec[name], rtol=0, atol=1e-6)
     before = dict(build_dlrm().named_parameters())[f"{EMBEDDINGS}.embedding_bags.t_tags.weight"]
-    after = trained[1].ours[f"{EMBEDDINGS}.embedding_bags.t_tags.weight 0"]
+    after = trained[1].by_fit[f"{EMBEDDINGS}.embedding_bags.t_tags.weight 0"]
     assert (after - before).abs().max() > 1e-4
 
 
-def test_an_epoch_asks_for_its_batches_and_evaluations_come_between(trained: list[Trained]):
+def test_every_epoch_gets_its_batches_and_evaluations_come_between(trained: list[Trained]):
     for rank in trained:
         assert rank.epochs == [0, 1]
         # 3 batches of 12 rows from either rank; without early stopping every evaluation is kept.

@@ -19,27 +19,35 @@ from runs import MODEL, Run, batches_of_ranks, config_of, mine
 
 Weights = dict[str, Tensor]
 PACKED = dataclasses.replace(MODEL, layout="packed")
-SAVED = {"table_wise": MODEL, "row_wise": MODEL, "data_parallel": MODEL, "column_wise": PACKED}
 DAMAGED = {
     "no shards": "[Errno 2] No such file or directory",
     "cut off": "pickle data was truncated",
     "garbage": "invalid load key, 'n'",
 }
-"""What is the matter with weights, and what is said of it."""
-LOADED = [
-    *((sharding_type, MODEL) for sharding_type in ("table_wise", "row_wise", "data_parallel", "column_wise")),
-    *((sharding_type, PACKED) for sharding_type in ("row_wise", "grid_shard", "data_parallel")),
-]
+"""What is wrong with weights, and the reason in the error."""
+SAVED = {
+    "short": {"row_wise": MODEL, "column_wise": PACKED},
+    "full": {"table_wise": MODEL, "row_wise": MODEL, "data_parallel": MODEL, "column_wise": PACKED},
+}
+"""Models by the sharding type that they are saved under."""
+LOADED = {
+    "short": [("table_wise", MODEL), ("data_parallel", MODEL), ("grid_shard", PACKED)],
+    "full": [
+        *((sharding_type, MODEL) for sharding_type in ("table_wise", "row_wise", "data_parallel", "column_wise")),
+        *((sharding_type, PACKED) for sharding_type in ("row_wise", "grid_shard", "data_parallel")),
+    ],
+}
+"""Sharding types that each of them is loaded under, with the layout."""
 
 
-def save_all(folder: Path) -> dict[str, Weights]:
-    """Trains, saves, trains on and saves over it; returns the weights saved last, by sharding type."""
+def save_all(folder: Path, matrix: str) -> dict[str, Weights]:
+    """Trains, saves, trains again and saves again; returns the weights saved last, by sharding type."""
     saved = {}
-    for sharding_type, model in SAVED.items():
+    for sharding_type, model in SAVED[matrix].items():
         run = Run.build(config_of("adagrad", sharding_type, model=model))
         for batch in mine(batches_of_ranks(2, dist.get_world_size())):
             run.train([batch])
-            if dist.get_rank() == 0:  # What a run leaves that is killed while it saves.
+            if dist.get_rank() == 0:  # Left by a run that was killed while it saved.
                 (folder / f"{sharding_type}.new").mkdir()
                 (folder / f"{sharding_type}.new" / "__7_0.distcp").write_bytes(b"half")
             save_weights(run.model, folder / sharding_type)
@@ -47,25 +55,26 @@ def save_all(folder: Path) -> dict[str, Weights]:
     return saved
 
 
-def load_all(folder: Path) -> dict[tuple[str, str, str], Weights]:
+def load_all(folder: Path, matrix: str) -> dict[tuple[str, str, str], Weights]:
     """Weights of new models after loading, by the sharding type saved under, and type and layout loaded under."""
     loaded = {}
-    for sharding_type, model in LOADED:
+    for sharding_type, model in LOADED[matrix]:
         run = Run.build(config_of("sgd", sharding_type, model=model))
-        for saved_as in SAVED:
-            run.train(mine(batches_of_ranks(1, dist.get_world_size())))  # Away from what was loaded before.
+        for saved_as in SAVED[matrix]:
+            # So that the weights differ from those loaded before.
+            run.train(mine(batches_of_ranks(1, dist.get_world_size())))
             load_weights(run.model, folder / saved_as)
             loaded[saved_as, sharding_type, model.layout] = run.weights()
-    # Names tell whose columns they are, so packed columns may come in another order.
+    # The name of a table lists its groups, so packed columns may be in another order.
     run = Run.build(config_of("sgd", "row_wise", model=PACKED), dataclasses.replace(COLUMNS, labels=("like", "finish")))
-    for saved_as in SAVED:
+    for saved_as in SAVED[matrix]:
         load_weights(run.model, folder / saved_as)
         loaded[saved_as, "row_wise", "packed, other order"] = run.weights()
     return loaded
 
 
 def refusals(folder: Path, others: dict[str, tuple[ModelConfig, Columns]]) -> dict[str, str]:
-    """What loading says to models other than the saved one; none of their weights changes."""
+    """Errors of loading into other models, by name; none of their weights changes."""
     messages = {}
     for name, (model, columns) in others.items():
         run = Run.build(config_of("sgd", "row_wise", model=model), columns)
@@ -84,15 +93,17 @@ def refusals(folder: Path, others: dict[str, tuple[ModelConfig, Columns]]) -> di
     return messages
 
 
-def two_ranks(one: Path, two: Path) -> tuple[dict[str, Weights], dict[tuple[str, str, str], Weights], dict[str, str]]:
-    saved = save_all(two)
+def two_ranks(
+    one: Path, two: Path, matrix: str
+) -> tuple[dict[str, Weights], dict[tuple[str, str, str], Weights], dict[str, str]]:
+    saved = save_all(two, matrix)
     if dist.get_rank() == 0:
         metadata = (two / "row_wise" / ".metadata").read_bytes()
         for name, rest in zip(DAMAGED, (metadata, metadata[: len(metadata) // 2], b"no pickle"), strict=True):
             (two / name).mkdir()
             (two / name / ".metadata").write_bytes(rest)
     dist.barrier()
-    return saved, load_all(one), refusals(two, OTHERS)
+    return saved, load_all(one, matrix), refusals(two, OTHERS)
 
 
 OTHERS = {
@@ -106,15 +117,18 @@ OTHERS = {
 }
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory):
-    """What one and two ranks saved, what each loaded of the other's, and the refusals."""
-    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    [saved_by_one] = run_ranks(1, save_all, one)
-    [(saved_by_two, loaded_by_two, messages), (_, loaded_by_second, other_messages)] = run_ranks(2, two_ranks, one, two)
+@pytest.fixture(scope="module", params=["short", pytest.param("full", marks=pytest.mark.long)])
+def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    """What one and two ranks saved, what they loaded from each other's folders, and the errors."""
+    one, two, matrix = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two"), request.param
+    [saved_by_one] = run_ranks(1, save_all, one, matrix)
+    [(saved_by_two, loaded_by_two, messages), (_, loaded_by_second, other_messages)] = run_ranks(
+        2, two_ranks, one, two, matrix
+    )
     assert messages == other_messages
-    [loaded_by_one] = run_ranks(1, load_all, two)
+    [loaded_by_one] = run_ranks(1, load_all, two, matrix)
     return {
+        "matrix": matrix,
         "one to two": (saved_by_one, loaded_by_two),
         "one to two, second rank": (saved_by_one, loaded_by_second),
         "two to one": (saved_by_two, loaded_by_one),
@@ -126,7 +140,7 @@ def results(tmp_path_factory: pytest.TempPathFactory):
 @pytest.mark.parametrize("way", ["one to two", "one to two, second rank", "two to one"])
 def test_weights_load_bit_for_bit_under_any_plan_layout_and_world_size(results, way: str):
     saved, loaded = results[way]
-    assert len(loaded) == len(SAVED) * (len(LOADED) + 1)
+    assert len(loaded) == len(SAVED[results["matrix"]]) * (len(LOADED[results["matrix"]]) + 1)
     for case, weights in loaded.items():
         assert set(weights) == set(saved[case[0]])
         for name, weight in weights.items():
@@ -135,7 +149,9 @@ def test_weights_load_bit_for_bit_under_any_plan_layout_and_world_size(results, 
 
 def test_saving_leaves_nothing_but_the_newest_weights(results):
     saved = {
-        f"{sharding_type}/{name}" for sharding_type in SAVED for name in (".metadata", "__0_0.distcp", "__1_0.distcp")
+        f"{sharding_type}/{name}"
+        for sharding_type in SAVED[results["matrix"]]
+        for name in (".metadata", "__0_0.distcp", "__1_0.distcp")
     }
     assert results["files"] == {*saved, *(f"{name}/.metadata" for name in DAMAGED)}
 

@@ -10,8 +10,7 @@ from torch import Tensor
 from torchrec.datasets.utils import Batch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from stem_torchrec.config import ModelConfig
-from stem_torchrec.config.literals import Arch, Kernel, Layout, SparseOptimizerName
+from stem_torchrec.config import Arch, Kernel, Layout, ModelConfig, SparseOptimizerName
 from stem_torchrec.data.files import Columns
 
 Precision = Literal["fp32", "tf32", "bf16"]

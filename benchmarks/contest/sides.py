@@ -18,8 +18,14 @@ from torchrec.distributed.train_pipeline import (
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
-from stem_torchrec.config import DataConfig, LoopConfig, ShardingConfig, SparseOptimizerConfig, TrainConfig
-from stem_torchrec.config.literals import ShardingType
+from stem_torchrec.config import (
+    DataConfig,
+    LoopConfig,
+    ShardingConfig,
+    ShardingType,
+    SparseOptimizerConfig,
+    TrainConfig,
+)
 from stem_torchrec.data.schema import SparseFeature
 from stem_torchrec.models.loss import MultiTaskTrain
 from stem_torchrec.runtime.process import Process

@@ -1,4 +1,4 @@
-"""Whether a run can go on from a checkpoint: the same model, optimizer of tables, log and order of rows."""
+"""Whether a run can resume from a checkpoint: it needs the same model, table optimizer, log and order of rows."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,24 +7,30 @@ from stem_torchrec.runtime.errors import UserError
 
 _SAME = ("model", "sparse.name", "data.features", "data.labels", "data.shuffle_rows", "seed")
 _FREE = ("model.layout",)
-"""Weights and states carry over to the other layout."""
+"""Weights and optimizer states load into the other layout."""
 _SAME_IN_SCHEMA = ("sparse_features", "dense_features", "labels", "splits.train.rows", "row_groups")
 
 
 def check_same_run(
     path: str,
-    there: tuple[Mapping[str, Any], Mapping[str, Any]],
-    here: tuple[Mapping[str, Any], Mapping[str, Any]],
+    saved: tuple[Mapping[str, Any], Mapping[str, Any]],
+    current: tuple[Mapping[str, Any], Mapping[str, Any]],
 ) -> None:
-    """Raises UserError that names the fields in which what is at `path` is another run's.
+    """Raises UserError, which names all differing fields, if the checkpoint or run at `path` is not of this run.
 
     Args:
-        path: of the checkpoint or run.
-        there: its configuration and its log's schema, as plain values.
-        here: those of this run.
+        path: of the checkpoint or run, for the message.
+        saved: its configuration and its log's schema, as plain values.
+        current: those of this run.
+
+    Example::
+
+        saved = {"model": {"embedding_dim": 8}, "seed": 0}, schema
+        check_same_run("runs/a", saved, ({"model": {"embedding_dim": 16}, "seed": 0}, schema))
+        # UserError: runs/a is another run's: model.embedding_dim is 8 there and 16 here; give another --output-dir, ...
     """
     old, new = (
-        {**_fields(config, _SAME), **_fields(schema, _SAME_IN_SCHEMA, "schema.")} for config, schema in (there, here)
+        {**_fields(config, _SAME), **_fields(schema, _SAME_IN_SCHEMA, "schema.")} for config, schema in (saved, current)
     )
     differing = [
         f"{name} is {old.get(name)} there and {new.get(name)} here"
@@ -38,14 +44,19 @@ def check_same_run(
 
 
 def _fields(values: Mapping[str, Any], names: tuple[str, ...], prefix: str = "") -> dict[str, Any]:
-    """The leaves below `names`, by dotted name."""
-    found: dict[str, Any] = {}
+    """The fields `names`, and those inside them one level down, by dotted name.
+
+    Example::
+
+        _fields({"model": {"arch": "stem"}, "seed": 0}, ("model", "seed"))  # {"model.arch": "stem", "seed": 0}
+    """
+    fields: dict[str, Any] = {}
     for name in names:
         value: Any = values
         for part in name.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
         if isinstance(value, Mapping):
-            found |= {f"{prefix}{name}.{leaf}": inner for leaf, inner in value.items()}
+            fields |= {f"{prefix}{name}.{leaf}": inner for leaf, inner in value.items()}
         else:
-            found[f"{prefix}{name}"] = value
-    return found
+            fields[f"{prefix}{name}"] = value
+    return fields

@@ -1,82 +1,99 @@
 """The folder of a run's checkpoints: `step-000000120/`, each with its progress.json, which is written last.
 
-A folder without progress.json is no checkpoint: it is being written, or its writing was cut off.
+A folder without progress.json is not a checkpoint: it is being written, or writing it was interrupted.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from iopath.common.file_io import g_pathmgr
 
+from stem_torchrec.config import TrainConfig
+from stem_torchrec.config.formats import with_format, without_format
+from stem_torchrec.config.serialization import from_dict, to_dict
+from stem_torchrec.data.schema import Schema
 from stem_torchrec.runtime.paths import move, remove_folder
 
 PROGRESS_FILE = "progress.json"
+PROGRESS_FORMAT = 1
+"""Format version of progress.json."""
 _PREFIX = "step-"
 _CHECKSUM = "sha256"
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is, beside its weights and the states of its optimizers."""
+    """How far a run is; progress.json of a checkpoint, beside the weights and optimizer states."""
 
     step: int
     """Steps made."""
     epoch: int
     """Counted from 0."""
     left: Sequence[Sequence[Sequence[tuple[int, int]]]]
-    """Rows of the epoch that are left to read, see `data.spans`."""
+    """The epoch's rows that are left to read, as `data.spans` has them."""
     evaluate: bool
     """Whether an evaluation is due before the next step."""
     best: float | None
-    """The best validation so far, None before the first."""
+    """The best value of the watched metric so far, None before the first evaluation."""
     waited: int
-    """Validations since."""
+    """Evaluations since the best one."""
     world_size: int
+    """Number of ranks."""
     config: Mapping[str, Any]
     """The run's configuration."""
     schema: Mapping[str, Any]
-    """What the log's columns are."""
+    """The schema of the run's log."""
     row_groups: str
     """Fingerprint of the training split's row groups."""
     skipped_batches: int = 0
-    """Batches whose loss was not finite."""
+    """Batches skipped because their loss was not finite."""
 
 
 def checkpoint_path(folder: str, step: int) -> str:
-    """The folder of the checkpoint after a step."""
+    """The folder of the checkpoint after a step, as `checkpoints/step-000000120`."""
     return f"{folder}/{_PREFIX}{step:09d}"
 
 
 def complete_steps(folder: str) -> list[int]:
-    """Steps of the complete checkpoints in `folder`, the newest first."""
+    """Steps of the complete checkpoints in `folder`, the newest first; [] if the folder does not exist."""
     return [step for step in _steps(folder) if g_pathmgr.exists(f"{checkpoint_path(folder, step)}/{PROGRESS_FILE}")]
 
 
 def publish(path: str, progress: Progress) -> None:
-    """Makes what was written to `path` a checkpoint."""
-    new, said = f"{path}/{PROGRESS_FILE}.new", json.loads(json.dumps(asdict(progress)))
+    """Completes the checkpoint that was written to `path`, by writing its progress.json."""
+    new = f"{path}/{PROGRESS_FILE}.new"
+    content = with_format(json.loads(json.dumps(asdict(progress))), PROGRESS_FORMAT)
     with g_pathmgr.open(new, "w") as file:
-        file.write(json.dumps({**said, _CHECKSUM: _checksum(path, said)}, indent=1) + "\n")
+        file.write(json.dumps({**content, _CHECKSUM: _checksum(path, content)}, indent=1) + "\n")
     move(new, f"{path}/{PROGRESS_FILE}")
 
 
 def read_progress(path: str) -> Progress:
-    """What `publish` wrote; raises OSError or ValueError where it cannot be read."""
+    """What `publish` wrote, with the defaults of fields that the program which wrote it did not have.
+
+    Raises FormatError for a file in a newer format, OSError or ValueError for one that cannot be read or was
+    changed since.
+    """
     with g_pathmgr.open(f"{path}/{PROGRESS_FILE}", "r") as file:
-        found = json.loads(file.read())
-    if found.pop(_CHECKSUM, None) != _checksum(path, found):
+        content = json.loads(file.read())
+    # Before the checksum, which a newer program may compute differently.
+    fields = without_format(content, PROGRESS_FORMAT, f"{path}/{PROGRESS_FILE}")
+    checksum = content.pop(_CHECKSUM, None)
+    if checksum != _checksum(path, content):
         raise ValueError(f"{PROGRESS_FILE} or .metadata is not what was written there")
     try:
-        return Progress(**found)
+        progress = Progress(**{name: value for name, value in fields.items() if name != _CHECKSUM})
     except TypeError as error:
         raise ValueError(f"{PROGRESS_FILE} has other fields than this version's ({error})") from error
+    config, schema = from_dict(TrainConfig, progress.config), from_dict(Schema, progress.schema)
+    return replace(progress, config=to_dict(config), schema=to_dict(schema))
 
 
 def _checksum(path: str, progress: Mapping[str, Any]) -> str:
-    """Of what says where everything else of a checkpoint is; the rest has checksums of its own."""
+    """Of progress.json and .metadata, which locate everything else in a checkpoint; the rest has its own checksums."""
     metadata = b""
     if g_pathmgr.exists(f"{path}/.metadata"):
         with g_pathmgr.open(f"{path}/.metadata", "rb") as file:
@@ -85,7 +102,13 @@ def _checksum(path: str, progress: Mapping[str, Any]) -> str:
 
 
 def prune(folder: str, *, keep: int, newest: int) -> None:
-    """Removes all checkpoints but the last `keep` up to the one after step `newest`, and what was cut off before it."""
+    """Removes all but the newest checkpoints, and folders that are not complete.
+
+    Args:
+        folder: of the checkpoints.
+        keep: number of checkpoints to keep.
+        newest: step of the newest checkpoint that counts; those of later steps are removed, complete or not.
+    """
     kept = [step for step in complete_steps(folder) if step <= newest][:keep]
     for step in _steps(folder):
         if step not in kept:

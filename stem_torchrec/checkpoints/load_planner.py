@@ -1,12 +1,12 @@
-"""Weights and optimizer states from one layout to the other, while torch.distributed.checkpoint reads them, to the bit.
+"""Loads weights and optimizer states that were saved in one layout into the other, bit for bit.
 
-A table's name says whose columns it holds, so names are all this needs. A tensor of a table is taken for the columns of
-its groups, each under the name that the split layout has for it:
+The name of a table lists the groups whose columns it holds, so names are enough. A tensor of a table is divided into
+the columns of its groups, each under the name that it has in the split layout:
 
     saved   ...embedding_bags.finish+like/uid.weight     (R, 2 * D)
     parts   ...embedding_bags.finish/uid.weight          its columns 0 to D
             ...embedding_bags.like/uid.weight            its columns D to 2 * D
-    here    any tables that hold these parts, in any order, sharded in any way
+    model   any tables that hold these parts, in any order, sharded in any way
 
 States of element-wise optimizers (SGD, Adagrad, Adam) divide as the weights do. A row-wise state does not: it is one
 number for all columns of a row.
@@ -19,21 +19,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.checkpoint import DefaultLoadPlanner
 from torch.distributed.checkpoint.default_planner import create_default_local_load_plan
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
 
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.internals.pytorch import ShardedTensor
 from stem_torchrec.tables import split_columns
 
-# In a fused optimizer's state the name of the table comes twice.
+# In the state of a fused optimizer the name of the table occurs twice.
 _OF_TABLE = re.compile(
     r"(?P<before>(?:.*\.)?embedding_bags\.)(?P<table>[^.]+)\.weight(?:\.(?:(?P=table)\.)?(?P<state>.+))?"
 )
 
-# What PyTorch calls the state that the fused optimizers call momentum1.
+# PyTorch's names of the state that fused optimizers call momentum1.
 _FUSED_STATES = {"sum": "momentum1", "exp_avg": "momentum1"}
 
 
@@ -50,9 +50,9 @@ class Part:
 
 
 def parts_of(name: str, size: Sequence[int]) -> dict[str, Part]:
-    """The parts of a tensor, by the names that they have in the split layout.
+    """The parts of a tensor by their names in the split layout.
 
-    Raises UserError for a table whose columns do not divide among the groups in its name.
+    Raises UserError if the columns of a table do not divide among the groups in its name.
 
     Example::
 
@@ -67,23 +67,23 @@ def parts_of(name: str, size: Sequence[int]) -> dict[str, Part]:
     behind = ".weight" if state is None else f".weight.{_FUSED_STATES.get(state, state)}"
     if len(size) == 2:
         columns = split_columns(table, size[1])
-        return {f"{before}{t}{behind}": Part(name, (size[0], len(held)), held.start) for t, held in columns.items()}
+        return {f"{before}{t}{behind}": Part(name, (size[0], len(block)), block.start) for t, block in columns.items()}
     # Counts of steps and row-wise states: the same for all groups.
     return {f"{before}{t}{behind}": Part(name, tuple(size)) for t in split_columns(table, 0)}
 
 
 def split_sizes(sizes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
-    """The sizes of tensors by name, as the split layout has them."""
+    """The sizes of tensors by their names in the split layout."""
     return {name: part.size for tensor, size in sizes.items() for name, part in parts_of(tensor, size).items()}
 
 
 class LayoutLoadPlanner(DefaultLoadPlanner):
-    """Lets torch.distributed.checkpoint read weights and optimizer states that were saved in any layout and plan.
+    """Makes torch.distributed.checkpoint read weights and optimizer states that were saved in any layout and plan.
 
-    A rank reads, saved shard by saved shard, those that hold a part of its own shards: beside them it holds one saved
-    shard at a time. A saved shard of a packed table is read once for each table here that it fills.
+    A rank reads the saved shards that hold a part of its own, one saved shard at a time in memory. A saved shard of a
+    packed table is read once for each of the model's tables that it fills.
 
-    Raises UserError while planning for a tensor that was not saved, or in another size.
+    Raises UserError while planning if a tensor was not saved, or was saved in another size.
 
     Example::
 
@@ -92,47 +92,49 @@ class LayoutLoadPlanner(DefaultLoadPlanner):
     """
 
     def create_local_plan(self) -> LoadPlan:
-        """What this rank reads, and where to."""
+        """The reads of this rank: from which saved shard, to which of its own."""
         assert self.metadata is not None
         saved = self.metadata.state_dict_metadata
         sizes = {name: tuple(item.size) for name, item in saved.items() if isinstance(item, TensorStorageMetadata)}
         parts = {name: part for tensor, size in sizes.items() for name, part in parts_of(tensor, size).items()}
-        alike: dict[str, Any] = {}
+        unchanged: dict[str, Any] = {}
         items: list[ReadItem] = []
         for name, value in self.state_dict.items():
             if not isinstance(value, Tensor) or sizes.get(name) == tuple(value.size()):
-                alike[name] = value
+                unchanged[name] = value
                 continue
-            for of_group, here in parts_of(name, value.size()).items():
-                there = parts.get(of_group)
-                if there is None and self._needs_no_count(name):
+            for of_group, target in parts_of(name, value.size()).items():
+                source = parts.get(of_group)
+                if source is None and self._needs_no_count(name):
                     continue
-                there = _check_part(of_group, here, there)
-                stored = saved[there.tensor]
+                source = _check_part(of_group, target, source)
+                stored = saved[source.tensor]
                 assert isinstance(stored, TensorStorageMetadata)
-                items += _read_items(here, _chunks(value), there, stored.chunks)
-        return LoadPlan([*create_default_local_load_plan(alike, self.metadata).items, *items])
+                items += _read_items(target, _chunks(value), source, stored.chunks)
+        return LoadPlan([*create_default_local_load_plan(unchanged, self.metadata).items, *items])
 
     def _needs_no_count(self, name: str) -> bool:
-        """Whether a count of steps may be missing: a fused optimizer saves none, and Adagrad does not use its own."""
+        """Whether a count of steps may be missing: a fused optimizer does not save it, and Adagrad does not use it."""
         return name.endswith(".step") and f"{name.removesuffix('step')}sum" in self.state_dict
 
 
-def _check_part(name: str, here: Part, there: Part | None) -> Part:
-    if there is None:
-        raise UserError(f"{name} was not saved; it is {here.size} here.")
-    if len(here.size) != len(there.size) or (len(here.size) == 1 and here.tensor != there.tensor):
+def _check_part(name: str, target: Part, source: Part | None) -> Part:
+    """Returns the saved part; raises UserError if it is missing or does not fit."""
+    if source is None:
+        raise UserError(f"{name} was not saved; it is {target.size} here.")
+    if len(target.size) != len(source.size) or (len(target.size) == 1 and target.tensor != source.tensor):
         raise UserError(
-            f"{name} was saved as {there.size} and is {here.size} here: a row-wise optimizer state is one number for "
-            "all columns of a row, and is read only under the layout, the kind of plan and the optimizer that wrote it."
+            f"{name} was saved as {source.size} and is {target.size} here: a row-wise optimizer state is one number "
+            "for all columns of a row, and is read only under the layout, the kind of plan and the optimizer that "
+            "wrote it."
         )
-    if here.size != there.size:
-        raise UserError(f"{name} was saved as {there.size}, but is {here.size} here.")
-    return there
+    if target.size != source.size:
+        raise UserError(f"{name} was saved as {source.size}, but is {target.size} here.")
+    return source
 
 
 def _chunks(value: Tensor) -> list[ChunkStorageMetadata]:
-    """What this rank holds of a tensor."""
+    """The parts of a tensor that are on this rank."""
     if isinstance(value, ShardedTensor):
         shards = [shard.metadata for shard in value.local_shards()]
         return [ChunkStorageMetadata(torch.Size(s.shard_offsets), torch.Size(s.shard_sizes)) for s in shards]
@@ -140,26 +142,26 @@ def _chunks(value: Tensor) -> list[ChunkStorageMetadata]:
 
 
 def _read_items(
-    here: Part, chunks: Sequence[ChunkStorageMetadata], there: Part, stored: Sequence[ChunkStorageMetadata]
+    target: Part, chunks: Sequence[ChunkStorageMetadata], source: Part, stored: Sequence[ChunkStorageMetadata]
 ) -> Iterator[ReadItem]:
-    """Reads of a part, one for each pair of a chunk here and a stored one that overlap within the part."""
+    """Reads of a part, one for each pair of this rank's chunks and the stored ones that overlap within the part."""
     for i, chunk in enumerate(chunks):
-        for j, source in enumerate(stored):
+        for j, stored_chunk in enumerate(stored):
             spans = []
-            for dim, size in enumerate(here.size):
-                last = dim == len(here.size) - 1
+            for dim, size in enumerate(target.size):
+                last = dim == len(target.size) - 1
                 # Both count from the part's first row and column.
-                low_here = chunk.offsets[dim] - (here.start if last else 0)
-                low_there = source.offsets[dim] - (there.start if last else 0)
-                low = max(0, low_here, low_there)
-                high = min(size, low_here + chunk.sizes[dim], low_there + source.sizes[dim])
-                spans.append((low - low_here, low - low_there, high - low))
+                low_target = chunk.offsets[dim] - (target.start if last else 0)
+                low_source = stored_chunk.offsets[dim] - (source.start if last else 0)
+                low = max(0, low_target, low_source)
+                high = min(size, low_target + chunk.sizes[dim], low_source + stored_chunk.sizes[dim])
+                spans.append((low - low_target, low - low_source, high - low))
             if all(length > 0 for _, _, length in spans):
                 yield ReadItem(
                     type=LoadItemType.TENSOR,
-                    dest_index=MetadataIndex(here.tensor, chunk.offsets, i),
+                    dest_index=MetadataIndex(target.tensor, chunk.offsets, i),
                     dest_offsets=torch.Size(to for to, _, _ in spans),
-                    storage_index=MetadataIndex(there.tensor, source.offsets, j),
+                    storage_index=MetadataIndex(source.tensor, stored_chunk.offsets, j),
                     storage_offsets=torch.Size(start for _, start, _ in spans),
                     lengths=torch.Size(length for _, _, length in spans),
                 )

@@ -1,4 +1,4 @@
-"""Where a run goes on: the newest checkpoint of its own folder, or one that `--resume` names."""
+"""Where a run resumes: from the newest checkpoint of its own folder, or from one that `--resume` names."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ from iopath.common.file_io import g_pathmgr
 from stem_torchrec.checkpoints.compatibility import check_same_run
 from stem_torchrec.checkpoints.folder import PROGRESS_FILE, Progress, checkpoint_path, complete_steps, read_progress
 from stem_torchrec.config import CheckpointConfig, TrainConfig
+from stem_torchrec.config.formats import FormatError
 from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.data.schema import Schema
 from stem_torchrec.runtime.errors import DamagedError, UserError, reason_of
@@ -19,19 +20,21 @@ def checkpoints_folder(config: CheckpointConfig, run: Path) -> str:
 
 
 def check_resume(config: TrainConfig, schema: Schema) -> None:
-    """Raises UserError where the run would go on from nothing, or from another run's checkpoint; all ranks call it.
+    """Raises UserError if `--resume` names no checkpoint or one of another run; all ranks call it.
 
-    So that neither is found out when the run folder has been written to. Nor does a run that shall not go on take the
-    place of one that could.
+    It is called before the run folder is written to. A run with `--resume never` also raises it if its folder holds
+    checkpoints, which it would overwrite.
     """
 
     def check() -> None:
         own = None
-        # Without both the run folder is a new one, which has no name yet.
+        # Without both, the run gets a new folder, which has no name yet.
         if config.output_dir or config.checkpoint.folder:
             own = checkpoints_folder(config.checkpoint, Path(config.output_dir or ""))
         if config.resume == "never" and own is not None and complete_steps(own):
-            raise UserError(f"{own} holds a run's checkpoints; give another --output-dir, or --resume auto to go on.")
+            raise UserError(
+                f"{own} holds a run's checkpoints; give another --output-dir, or --resume auto to continue."
+            )
         for path in candidates(config.resume, own):
             try:
                 progress = progress_of(path)
@@ -44,36 +47,44 @@ def check_resume(config: TrainConfig, schema: Schema) -> None:
 
 
 def candidates(resume: str, folder: str | None) -> list[str]:
-    """Checkpoints to go on from, the best first.
+    """Paths of the checkpoints to resume from, in the order in which they are tried.
 
     Args:
-        resume: auto, never, or the path of a checkpoint or of a folder of checkpoints, for a run without its own, or
-            where its own are damaged.
-        folder: the run's checkpoints; None for a run that has no folder yet.
+        resume: auto, never, or the path of a checkpoint or of a folder of checkpoints. Those of a path come after the
+            run's own, for a run that has none or only damaged ones.
+        folder: of the run's own checkpoints; None for a run that has no folder yet.
 
-    Raises UserError for a path without one.
+    Raises UserError for a path without a checkpoint if the run has none of its own either.
+
+    Example::
+
+        candidates("auto", "runs/a/checkpoints")  # ["runs/a/checkpoints/step-000000200", ".../step-000000100"]
     """
     if resume == "never":
         return []
-    found = [] if folder is None else _checkpoints_in(folder)
+    paths = [] if folder is None else _checkpoints_in(folder)
     if resume != "auto":
-        there = resume.rstrip("/")
-        one = g_pathmgr.exists(f"{there}/{PROGRESS_FILE}")
-        elsewhere = [there] if one else _checkpoints_in(there)
-        found += [path for path in elsewhere if path not in found]
-    if resume != "auto" and not found:
+        other = resume.rstrip("/")
+        is_checkpoint = g_pathmgr.exists(f"{other}/{PROGRESS_FILE}")
+        paths += [path for path in ([other] if is_checkpoint else _checkpoints_in(other)) if path not in paths]
+    if resume != "auto" and not paths:
         raise UserError(f"--resume {resume} holds no checkpoint; give one, as RUN/checkpoints/step-000000100, or auto.")
-    return found
+    return paths
 
 
 def progress_of(path: str) -> Progress:
-    """How far the run of a checkpoint was; raises DamagedError where that cannot be read."""
+    """How far the run of the checkpoint at `path` was.
+
+    Raises DamagedError if that cannot be read, FormatError if a newer program wrote it.
+    """
     try:
         return read_progress(path)
+    except FormatError:
+        raise
     except (OSError, ValueError) as error:
         raise DamagedError(f"{path} cannot be read: {reason_of(error)}") from error
 
 
 def _checkpoints_in(folder: str) -> list[str]:
-    """The newest first."""
+    """Paths of the complete ones, the newest first."""
     return [checkpoint_path(folder, step) for step in complete_steps(folder)]

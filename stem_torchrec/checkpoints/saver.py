@@ -1,4 +1,4 @@
-"""Checkpoints written while training goes on: a copy of the state, then a thread that writes it."""
+"""Checkpoints written during training: the state is copied, then a thread writes the copy."""
 
 import time
 from collections.abc import Callable
@@ -10,53 +10,62 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from iopath.common.file_io import g_pathmgr
-from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
-from torch.distributed._state_dict_utils import _copy_state_dict, _create_cpu_state_dict
 
 from stem_torchrec.checkpoints.folder import PROGRESS_FILE, Progress, checkpoint_path, prune, publish
 from stem_torchrec.checkpoints.storage import State, failure_of, failure_on_any_rank, writer_to
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.hang_detection import set_activity
+from stem_torchrec.runtime.internals.pytorch import (
+    ShardedTensor,
+    copy_state_dict,
+    empty_like_sharded,
+    empty_state_dict_on_host,
+)
 from stem_torchrec.runtime.paths import remove_folder
 from stem_torchrec.runtime.progress import log_rank0
 
 
 @dataclass
 class Failures:
-    """Counts writes that failed, of which too many in a row end the run.
+    """Counts writes that failed; too many in a row end the run."""
 
-    Args:
-        most: may fail in a row.
-        way_out: what to do instead of making room.
-    """
-
-    most: int
-    way_out: str
+    limit: int
+    """Writes in a row that may fail."""
+    alternative: str
+    """What the user can do other than making room, as `give another --output-dir`."""
     total: int = 0
+    """Writes that failed."""
     in_a_row: int = 0
+    """Writes that failed since the last one that did not."""
 
     def add(self, failure: str | None) -> None:
-        """Counts a write that failed for the reason given, or did not; raises UserError where it is one too many."""
+        """Counts a write that failed, in words, or one that did not, None; raises UserError above the limit."""
         self.total += failure is not None
         self.in_a_row = 0 if failure is None else self.in_a_row + 1
-        if self.in_a_row > self.most:
+        if self.in_a_row > self.limit:
             raise UserError(
-                f"{failure}, and so {self.in_a_row} times in a row; make room there or {self.way_out}, and start again."
+                f"{failure}, and so {self.in_a_row} times in a row; make room there or {self.alternative}, "
+                "and start again."
             )
 
 
 class CheckpointSaver:
     """Saves a run's state to a folder, one checkpoint at a time.
 
-    A reader finds a checkpoint whole or not at all. One that cannot be written is counted and shown; the earlier ones
-    stay. The state is copied to host memory once, so saving holds as much again as the state. All ranks make the same
-    calls.
+    A reader finds a complete checkpoint or none. If one cannot be written, the failure is counted and printed, and the
+    earlier checkpoints stay. The copy in host memory takes as much memory as the state. All ranks make the same calls.
 
     Args:
-        folder: for the checkpoints; iopath.
-        keep: how many to keep, the newest.
+        folder: of the checkpoints; any path of iopath.
+        keep: number of checkpoints to keep, the newest.
         max_failures: checkpoints in a row that may fail.
         timeout: seconds that ranks wait for each other while they write.
+
+    Example::
+
+        saver = CheckpointSaver("runs/a/checkpoints", keep=2)
+        saver.save(training_state(model, optimizer, losses), progress)  # step-000000100/ is written meanwhile
+        saver.close()
     """
 
     def __init__(self, folder: str, *, keep: int = 2, max_failures: int = 3, timeout: float = 600.0) -> None:
@@ -65,28 +74,28 @@ class CheckpointSaver:
         self._copy: State | None = None
         self._writing: Future[str | None] | None = None
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        # The thread speaks with other ranks' threads while training speaks with theirs.
+        # A group for the threads: training uses the default group at the same time.
         self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
 
     def save(self, state: State, progress: Progress, *, wait: bool = False) -> float:
-        """Copies the state and has it written; returns the seconds that took.
+        """Copies the state and starts writing the copy; returns the seconds that training was paused.
 
-        Waits for the checkpoint before, if that is still being written.
+        First waits for the last checkpoint, if it is still being written.
 
         Args:
             state: tensors, sharded and not, by name.
-            progress: what goes with it.
-            wait: until it is written.
+            progress: of the run at this step.
+            wait: whether to wait until the checkpoint is written.
 
-        Raises UserError where too many checkpoints in a row could not be written.
+        Raises UserError if too many checkpoints in a row could not be written.
         """
         begin = time.perf_counter()
-        set_activity("waiting for the checkpoint before to be written")
+        set_activity("waiting for the previous checkpoint to be written")
         self.wait()
         set_activity("copying its state for a checkpoint")
         if self._copy is None:
             self._copy = host_memory_for(state)
-        _copy_state_dict(state, self._copy, type_check=False)
+        copy_state_dict(state, self._copy)
         self._writing = self._executor.submit(self._write, self._copy, progress)
         if wait:
             set_activity("waiting for its last checkpoint to be written")
@@ -94,7 +103,7 @@ class CheckpointSaver:
         return time.perf_counter() - begin
 
     def wait(self) -> None:
-        """Waits for what is being written; raises UserError where too many in a row could not be."""
+        """Waits for the checkpoint that is being written; raises UserError if too many in a row could not be."""
         if self._writing is not None:
             try:
                 failure, self._writing = self._writing.result(), None
@@ -106,20 +115,20 @@ class CheckpointSaver:
             self.failures.add(failure)
 
     def close(self) -> None:
-        """Waits for what is being written and ends the thread and its connections."""
+        """Waits for the checkpoint that is being written, then ends the thread and closes its connections."""
         self.wait()
         self._executor.shutdown()
         dist.destroy_process_group(self._group)
 
     def _write(self, state: State, progress: Progress) -> str | None:
-        """Writes a checkpoint; returns what failed, in words, the same on all ranks."""
+        """Writes a checkpoint; returns the failure in words, the same on all ranks, or None."""
         begin, path = time.perf_counter(), checkpoint_path(self.folder, progress.step)
         reason = self._on_first_rank(lambda: _clear(path))
         if reason is None:
             try:
                 dcp.save(state, storage_writer=writer_to(path), process_group=self._group)
-            # Whatever a store throws, training goes on.
-            except (Exception, dcp.api.CheckpointException) as error:
+            # Training continues after any error of a store.
+            except (Exception, dcp.CheckpointException) as error:
                 reason = failure_of(error)
             reason = failure_on_any_rank(reason, group=self._group)
         if reason is None:
@@ -144,22 +153,24 @@ class CheckpointSaver:
 
 
 def host_memory_for(state: State) -> State:
-    """Tensors on the host, pinned where there is a GPU, of the shapes and the sharding of those in `state`."""
-    room: State = {}
+    """Tensors on the CPU of the shapes and the sharding of those in `state`, pinned if this host has a GPU.
+
+    Example::
+
+        host_memory_for({"model": {"weight": sharded_on_gpu}})  # {"model": {"weight": sharded_on_cpu}}
+    """
+    memory: State = {}
     for name, value in state.items():
         if isinstance(value, dict):
-            room[name] = host_memory_for(value)
+            memory[name] = host_memory_for(value)
         elif isinstance(value, ShardedTensor) and all(
             shard.tensor.device.type == "cpu" for shard in value.local_shards()
         ):
-            # What torch does below copies the storage of each shard, which for a table is that of all tables of a rank.
-            shards = [Shard(torch.empty_like(shard.tensor), shard.metadata) for shard in value.local_shards()]
-            room[name] = ShardedTensor._init_from_local_shards_and_global_metadata(
-                shards, value.metadata(), process_group=value._process_group, sharding_spec=value.sharding_spec()
-            )
+            # torch's function below takes memory for a shard's whole storage, which holds all tables of a rank.
+            memory[name] = empty_like_sharded(value)
         else:
-            room |= _create_cpu_state_dict({name: value}, pin_memory=torch.cuda.is_available())
-    return room
+            memory |= empty_state_dict_on_host({name: value}, pin_memory=torch.cuda.is_available())
+    return memory
 
 
 def _clear(path: str) -> None:

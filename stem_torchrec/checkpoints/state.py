@@ -1,4 +1,4 @@
-"""All that a step changes: weights, states of the optimizers, random numbers."""
+"""All that a step changes: weights, optimizer states, random states."""
 
 import torch
 import torch.distributed as dist
@@ -11,17 +11,24 @@ from stem_torchrec.checkpoints.weights import damage_on_any_rank, load_state, re
 
 
 def training_state(model: nn.Module, optimizer: CombinedOptimizer, losses: torch.Tensor) -> State:
-    """The tensors of this rank by name, not copied. The optimizer has made a step.
+    """This rank's tensors by name, not copied; call it after the optimizer's first step, which creates its states.
 
     Args:
         model: sharded.
-        optimizer: its optimizer.
-        losses: what this rank's meter says, see `Place`.
+        optimizer: of the model.
+        losses: state of this rank's meter, shape (T + 3,) for T tasks.
+
+    Example::
+
+        training_state(model, optimizer, losses)
+        # {"model": {"...embedding_bags.like/uid.weight": ShardedTensor, ...},
+        #  "optimizer": {"...embedding_bags.like/uid.weight": {"like/uid.momentum1": ShardedTensor}, ...},
+        #  "rank": {"0": {"losses": Tensor, "cpu": Tensor}}}
     """
     return {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict()["state"],
-        # Each rank has its own.
+        # By rank, as each rank has its own.
         "rank": {str(dist.get_rank()): {"losses": losses, **_random_states()}},
     }
 
@@ -29,22 +36,22 @@ def training_state(model: nn.Module, optimizer: CombinedOptimizer, losses: torch
 def restore_state(
     model: nn.Module, optimizer: CombinedOptimizer, path: str, *, step: int, tasks: int, same_ranks: bool
 ) -> torch.Tensor | None:
-    """Reads what was saved of `training_state`, in any layout and plan; all ranks call it before the first step.
+    """Reads a saved `training_state` into a model of any layout and plan; all ranks call it before the first step.
 
-    Returns the losses, or None on another number of ranks than before.
+    Returns the state of this rank's meter, shape (T + 3,), or None on another number of ranks.
 
     Args:
         model: sharded.
-        optimizer: its optimizer.
+        optimizer: of the model.
         path: of the checkpoint.
-        step: steps that had been made.
-        tasks: how many.
-        same_ranks: whether there are as many ranks as then; else random numbers start anew.
+        step: number of steps made before it was saved.
+        tasks: number of tasks, T.
+        same_ranks: whether it was saved on as many ranks; if not, random numbers start anew.
 
-    Raises UserError where something is missing, cannot be read or does not fit.
+    Raises UserError if a tensor is missing or does not fit, and DamagedError if the checkpoint cannot be read.
     """
     with without_warnings():
-        # Makes the states to read into, by a step whose effect the weights that are read undo.
+        # Creates the states to read into, by a step; its effect on the weights ends when those are read.
         optimizer.init_state(set())
         optimizer.zero_grad()
         losses = torch.zeros(tasks + 3, dtype=torch.float64)
@@ -52,14 +59,14 @@ def restore_state(
         state["optimizer"] = states["state"]
         if not same_ranks:
             del state["rank"]
-        otherwise = take_out(state, read_metadata(path))
+        recut = take_out(state, read_metadata(path))
         load_state(state, path)
         with damage_on_any_rank(path):
-            read(otherwise, state, path)
+            read(recut, state, path)
         model.load_state_dict(state["model"])
         # All states have been read in place.
         optimizer.load_state_dict(optimizer.state_dict())
-    # FBGEMM corrects the bias of moments by a count of its own.
+    # FBGEMM keeps its own count of steps, by which it corrects the bias of moments.
     optimizer.set_optimizer_step(step)
     if not same_ranks:
         torch.manual_seed(step * dist.get_world_size() + dist.get_rank())

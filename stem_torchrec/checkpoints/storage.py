@@ -1,4 +1,4 @@
-"""torch.distributed.checkpoint on the paths of iopath, local or remote."""
+"""torch.distributed.checkpoint (DCP) on paths of iopath, local or remote."""
 
 import os
 import warnings
@@ -10,8 +10,7 @@ from zipfile import BadZipFile, ZipFile
 
 import torch.distributed as dist
 from iopath.common.file_io import g_pathmgr
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint import CheckpointException, FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.filesystem import FileSystemBase
 from torch.distributed.checkpoint.metadata import Metadata
 
@@ -19,23 +18,23 @@ from stem_torchrec.runtime.errors import reason_of
 from stem_torchrec.runtime.paths import move
 
 AnyPath = str | os.PathLike
-"""What DCP takes for a path."""
+"""A path, as DCP takes it."""
 State = dict[str, Any]
-"""What DCP saves and loads: tensors, sharded and not, by name, and dictionaries of them."""
+"""Tensors by name, sharded and not, or dictionaries of them: what DCP saves and loads."""
 
 
 class UncachedFile:
     """Writes a local file and leaves little of it in the page cache.
 
-    What a checkpoint puts there nobody reads, and it pushes out the log that is being read. Where a kernel has to find
-    fresh pages for each gigabyte, that also takes more of the trainer's time than the writing itself.
+    Nobody reads a checkpoint from the page cache, where it displaces the log that is being read. Finding fresh pages
+    for each gigabyte may also cost the trainer more time than writing it.
 
     Args:
         file: open for writing.
     """
 
-    _MOST = 64 * 2**20
-    """Bytes of it in the page cache."""
+    _MAX_CACHED = 64 * 2**20
+    """Bytes of the file in the page cache."""
 
     def __init__(self, file: BufferedWriter) -> None:
         self._file, self._cached = file, 0
@@ -43,9 +42,9 @@ class UncachedFile:
     def write(self, data: bytes | memoryview) -> int:
         """Writes all of `data`; returns its number of bytes."""
         view = memoryview(data).cast("B")
-        for start in range(0, len(view), self._MOST):
-            self._cached += self._file.write(view[start : start + self._MOST])
-            if self._cached >= self._MOST:
+        for start in range(0, len(view), self._MAX_CACHED):
+            self._cached += self._file.write(view[start : start + self._MAX_CACHED])
+            if self._cached >= self._MAX_CACHED:
                 self._file.flush()
                 os.fdatasync(self._file.fileno())
                 os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -57,7 +56,7 @@ class UncachedFile:
 
 
 class IoPathFileSystem(FileSystemBase):
-    """What DCP asks of a file system, by iopath's handlers."""
+    """A file system for DCP, by iopath's handlers."""
 
     @contextmanager
     def create_stream(self, path: AnyPath, mode: str) -> Generator[Any, None, None]:
@@ -67,28 +66,28 @@ class IoPathFileSystem(FileSystemBase):
             yield cast(IO[Any], UncachedFile(stream) if local else stream)
 
     def concat_path(self, path: AnyPath, suffix: str) -> str:
-        """A file in a folder."""
+        """The path of a file in a folder."""
         return f"{path}/{suffix}"
 
     def init_path(self, path: AnyPath) -> str:
-        """A folder as iopath takes it."""
+        """The path of a folder as iopath takes it."""
         return str(path).rstrip("/")
 
     def rename(self, path: AnyPath, new_path: AnyPath) -> None:
-        """Gives a file another name."""
+        """Renames a file."""
         move(str(path), str(new_path))
 
     def mkdir(self, path: AnyPath) -> None:
-        """Makes a folder, and those above it."""
+        """Creates a folder and its parents."""
         g_pathmgr.mkdirs(str(path))
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: AnyPath) -> bool:
-        """Any path may hold checkpoints."""
+        """Accepts any path."""
         return True
 
     def exists(self, path: AnyPath) -> bool:
-        """Whether there is a file or folder."""
+        """Whether a file or folder exists."""
         return bool(g_pathmgr.exists(str(path)))
 
     def rm_file(self, path: AnyPath) -> None:
@@ -97,7 +96,7 @@ class IoPathFileSystem(FileSystemBase):
 
 
 def writer_to(folder: str) -> FileSystemWriter:
-    """Writes a checkpoint to `folder`."""
+    """A DCP writer of a checkpoint to `folder`, for `dcp.save(state, storage_writer=...)`."""
     writer = FileSystemWriter(folder)
     writer.fs = IoPathFileSystem()  # type: ignore[assignment]
     writer.path = folder
@@ -105,7 +104,7 @@ def writer_to(folder: str) -> FileSystemWriter:
 
 
 def reader_from(folder: str) -> FileSystemReader:
-    """Reads a checkpoint from `folder`."""
+    """A DCP reader of a checkpoint from `folder`, for `dcp.load(state, storage_reader=...)`."""
     reader = FileSystemReader(folder)
     reader.fs = IoPathFileSystem()  # type: ignore[assignment]
     reader.path = folder
@@ -114,27 +113,27 @@ def reader_from(folder: str) -> FileSystemReader:
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """Silences what DCP and TorchRec warn of inside themselves while weights are named, saved and loaded."""
+    """Silences warnings of DCP and TorchRec about their own code, while weights are named, saved and loaded."""
     with warnings.catch_warnings():
-        # Both still call what torch deprecates.
+        # Both still call functions that torch deprecates.
         warnings.simplefilter("ignore", FutureWarning)
-        # DCP says so of each process that reads for itself.
+        # DCP warns in each process that reads for itself.
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
         yield
 
 
 def check_parts(folder: str, metadata: Metadata, *, part: int, parts: int) -> None:
-    """Reads a share of a checkpoint, one tensor at a time, and compares the checksums that torch.save has kept with it.
+    """Reads a share of a checkpoint, one tensor at a time, and compares the checksums that torch.save wrote.
 
-    torch.load does not: it would take a flipped bit for a weight.
+    torch.load does not compare them, so a flipped bit would become part of a weight.
 
     Args:
-        folder: the checkpoint.
-        metadata: its own.
-        part: which share, from 0.
-        parts: how many shares there are.
+        folder: of the checkpoint.
+        metadata: of the checkpoint.
+        part: number of the share, from 0.
+        parts: number of shares.
 
-    Raises OSError or zipfile.BadZipFile for a file that is not what was written.
+    Raises OSError or zipfile.BadZipFile if a file differs from what was written.
     """
     for number, stored in enumerate(metadata.storage_data.values()):
         if number % parts == part:
@@ -146,14 +145,14 @@ def check_parts(folder: str, metadata: Metadata, *, part: int, parts: int) -> No
 
 
 def failure_on_any_rank(failure: str | None, *, group: dist.ProcessGroup | None = None) -> str | None:
-    """What the first rank on which something failed says of it, on all ranks, which all call it."""
+    """Returns the failure of the first rank that has one, the same on all ranks; all ranks call it."""
     failures: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(failures, failure, group=group)
-    return next((said for said in failures if said is not None), None)
+    return next((each for each in failures if each is not None), None)
 
 
 def failure_of(error: BaseException) -> str:
-    """What failed, on one line; of a checkpoint's ranks the first to fail."""
+    """The type and message of an error on one line; of an error of several ranks, that of the first."""
     if isinstance(error, CheckpointException):
         rank, (cause, _) = next(iter(error.failures.items()))
         return f"rank {rank}: {failure_of(cause)}"

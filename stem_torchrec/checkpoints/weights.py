@@ -1,4 +1,4 @@
-"""Weights on disk, by torch.distributed.checkpoint: written by all ranks, read back on any number of them."""
+"""Weights on disk, by torch.distributed.checkpoint: all ranks write them, any number of ranks reads them."""
 
 import shutil
 from collections.abc import Iterator
@@ -25,9 +25,14 @@ from stem_torchrec.runtime.process import from_first_rank
 
 
 def save_weights(model: nn.Module, folder: Path) -> None:
-    """Writes the weights of a sharded model to `folder`; a reader finds the old ones or the new ones, whole.
+    """Writes the weights of a sharded model to `folder`; a reader finds the old or the new ones, complete.
 
-    All ranks call it. Raises UnwritableError where they cannot be written; the old ones stay.
+    All ranks call it. Raises UnwritableError if the weights cannot be written; the old ones stay.
+
+    Example::
+
+        save_weights(model, Path("runs/a/best"))
+        # runs/a/best/.metadata, __0_0.distcp, __1_0.distcp
     """
     new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
 
@@ -43,15 +48,15 @@ def save_weights(model: nn.Module, folder: Path) -> None:
         with without_warnings():
             dcp.save({"model": model.state_dict()}, storage_writer=writer_to(str(new)))
         from_first_rank(replace)
-    except (OSError, dcp.api.CheckpointException) as error:
+    except (OSError, dcp.CheckpointException) as error:
         from_first_rank(lambda: shutil.rmtree(new, ignore_errors=True))
         raise UnwritableError(f"{folder} cannot be written ({failure_of(error)})") from error
 
 
 def find_weights(folder: Path) -> Path:
-    """The folder that holds whole weights: `folder`, or the ones it replaces if saving was cut off between the two.
+    """The folder of complete weights: `folder`, or its predecessor if saving was interrupted before the exchange.
 
-    Raises UserError where there are none.
+    Raises UserError if neither exists.
     """
     for candidate in (folder, folder.with_name(folder.name + ".old")):
         if (candidate / ".metadata").exists():
@@ -60,38 +65,45 @@ def find_weights(folder: Path) -> Path:
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
-    """Reads into a sharded model what `save_weights` wrote, whatever the ranks, the plan and the layout were then.
+    """Reads weights that `save_weights` wrote into a sharded model, of any number of ranks, plan and layout.
 
-    All ranks call it. Raises UserError where there are no weights, or those of another model.
+    All ranks call it. Raises UserError if the folder has no weights, or those of another model.
     """
     folder = find_weights(folder)
     state = {"model": model.state_dict()}
     with without_warnings():
-        here = split_sizes({name: weight.size() for name, weight in state["model"].items()})
+        sizes = split_sizes({name: weight.size() for name, weight in state["model"].items()})
     written = {name: weight.size for name, weight in saved_tensors(folder).items() if name.startswith("model.")}
     saved = split_sizes({name.removeprefix("model."): size for name, size in written.items()})
-    for name in sorted(saved.keys() | here.keys()):
-        if saved.get(name) != here.get(name):
+    for name in sorted(saved.keys() | sizes.keys()):
+        if saved.get(name) != sizes.get(name):
             raise UserError(
                 f"the weights in {folder} are another model's: {name} is {saved.get(name, 'missing')} there and "
-                f"{here.get(name, 'missing')} in this model."
+                f"{sizes.get(name, 'missing')} in this model."
             )
     load_state(state, folder)
     model.load_state_dict(state["model"])
 
 
 def load_state(state: State, folder: Path | str) -> None:
-    """Fills the tensors in `state` with what torch.distributed.checkpoint wrote to `folder`, in any layout and plan.
+    """Fills the tensors in `state` from a folder of torch.distributed.checkpoint, saved in any layout and plan.
 
-    The state may hold weights and optimizer states, as `{"model": model.state_dict(), "optimizer":
-    optimizer.state_dict()}`; states that a first step makes must be there already (`optimizer.init_state`). All ranks
-    call it. See `LayoutLoadPlanner` for the memory it takes. Raises UserError where something is missing or does not
-    fit, and its DamagedError where something cannot be read.
+    All ranks call it. `LayoutLoadPlanner` tells how much memory it takes.
+
+    Args:
+        state: weights and optimizer states. States that the first step creates must exist (`optimizer.init_state`).
+        folder: of the checkpoint or weights.
+
+    Raises UserError if a tensor is missing or does not fit, and DamagedError if the folder cannot be read.
+
+    Example::
+
+        load_state({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, "runs/a/best")
     """
     try:
         with without_warnings():
             dcp.load(state, storage_reader=reader_from(str(folder)), planner=LayoutLoadPlanner())
-    except dcp.api.CheckpointException as error:
+    except dcp.CheckpointException as error:
         reason, _ = next(iter(error.failures.values()))
         if isinstance(reason, UserError):
             raise UserError(f"{folder} does not fit: {reason}") from error
@@ -99,16 +111,16 @@ def load_state(state: State, folder: Path | str) -> None:
 
 
 def saved_tensors(folder: Path) -> dict[str, TensorStorageMetadata]:
-    """The tensors that torch.distributed.checkpoint wrote to `folder`, by name; each process reads it for itself.
+    """Sizes and types of the tensors in a folder of torch.distributed.checkpoint, by name.
 
-    Raises DamagedError where its .metadata cannot be read.
+    Each process reads .metadata for itself. Raises DamagedError if it cannot be read.
     """
     saved = _unpickle_metadata(str(folder)).state_dict_metadata
     return {name: item for name, item in saved.items() if isinstance(item, TensorStorageMetadata)}
 
 
 def read_metadata(folder: str) -> Metadata:
-    """What a checkpoint holds; all ranks call it. Raises DamagedError where any of it is not what was written."""
+    """Checks a checkpoint and returns its metadata; all ranks call it. Raises DamagedError if any file was changed."""
     metadata = from_first_rank(lambda: _unpickle_metadata(folder))
     with damage_on_any_rank(folder):
         check_parts(folder, metadata, part=dist.get_rank(), parts=dist.get_world_size())
@@ -117,11 +129,11 @@ def read_metadata(folder: str) -> Metadata:
 
 @contextmanager
 def damage_on_any_rank(folder: str) -> Iterator[None]:
-    """Raises DamagedError on all ranks where the block, in which none waits for another, fails on some."""
+    """Raises DamagedError on all ranks if the block fails on any; ranks must not wait for each other in it."""
     failure = None
     try:
         yield
-    except (Exception, dcp.api.CheckpointException) as error:
+    except (Exception, dcp.CheckpointException) as error:
         failure = failure_of(error)
     failure = failure_on_any_rank(failure)
     if failure is not None:
@@ -131,6 +143,6 @@ def damage_on_any_rank(folder: str) -> Iterator[None]:
 def _unpickle_metadata(folder: str) -> Metadata:
     try:
         return reader_from(folder).read_metadata()
-    # Whatever bytes make pickle do.
+    # Damaged bytes make pickle raise almost any error.
     except Exception as error:
         raise DamagedError(f"{folder} cannot be read: {reason_of(error)}") from error

@@ -18,23 +18,23 @@ from stem_torchrec.data.files import Columns, RowGroup
 from stem_torchrec.data.rows import read_row_group
 
 EDGES = (0.25, 0.8, 1.25, 4.0)
-"""Of the bins by default; what lies between 0.8 and 1.25 is comparable."""
+"""Default edges of the bins; ratios between 0.8 and 1.25 are comparable."""
 
 
 @dataclass(frozen=True)
 class Positives:
-    """Positives of two tasks by key (a user or an item) in the training log."""
+    """The positives of two tasks by key (a user or an item) in the training log; K is the number of keys."""
 
     keys: Ints
     """Ascending, (K,)."""
     counts: NDArray[np.int64]
-    """(K, 2)."""
+    """Positives of the first and the second task, (K, 2)."""
 
     def ratios(self, keys: Ints) -> NDArray[np.float64]:
-        """For each row's key, how much more of its positives are of the first task than over the whole log.
+        """For the key of each row, the ratio of its positives of the two tasks, relative to the whole log; (N,).
 
-        (positives of the first / of the second) over the same ratio of the whole log, so 1 is as everybody, however
-        rare one of the tasks is. 0 where all are of the second task, infinite where all are of the first, NaN for a
+        (positives of the first / of the second) over the same ratio of the whole log, so 1 means as in the whole log,
+        however rare one of the tasks is. 0 if all are of the second task, infinite if all are of the first, NaN for a
         key without positives of either.
         """
         first, second = self.counts.sum(axis=0)
@@ -46,29 +46,29 @@ class Positives:
 
 
 def key_columns(columns: Columns, key: str, labels: Sequence[str] = ()) -> Columns:
-    """Those of a log's columns that hold a key, be it its group or a sparse feature, and some labels."""
+    """The columns of a log that hold a key, which is its group or a sparse feature, and the given labels."""
     feature = {key: columns.sparse[key]} if key != columns.group else {}
     return Columns(sparse=feature, dense=(), labels=tuple(labels), group=None if feature else key)
 
 
 def read_keys(row_groups: Sequence[RowGroup], columns: Columns, key: str, *, skip: bool = False) -> Ints:
-    """A key in every row (N,), -1 where null; see `count_positives`."""
-    read = key_columns(columns, key)
-    tables = (read_row_group(row_group, read, skip=skip) for row_group in row_groups)
+    """The key of every row (N,), -1 where null; see `count_positives`."""
+    selected = key_columns(columns, key)
+    tables = (read_row_group(row_group, selected, skip=skip) for row_group in row_groups)
     return np.concatenate([pc.fill_null(table.column(key).cast(pa.int64()), -1).to_numpy() for table in tables])
 
 
 def count_positives(
     row_groups: Sequence[RowGroup], columns: Columns, key: str, tasks: tuple[str, str], *, skip: bool = False
 ) -> Positives:
-    """Counts by key, one row group in memory at a time; a missing label is no positive, and a null is no key.
+    """Counts positives by key, with one row group in memory at a time; missing labels and null keys do not count.
 
     Args:
         row_groups: of the training log.
         columns: of the log.
         key: its group, or a sparse feature with one id in each row.
         tasks: two of its labels.
-        skip: whether rows that break the schema are left out; otherwise the first raises DataError.
+        skip: whether rows that break the schema are skipped; otherwise the first raises DataError.
     """
     columns = key_columns(columns, key, tasks)
     total: pa.Table | None = None
@@ -86,7 +86,7 @@ def count_positives(
 
 
 def name_bins(tasks: tuple[str, str], edges: Sequence[float]) -> list[str]:
-    """Names of the bins that `bin_of_rows` numbers."""
+    """The names of the bins that `bin_of_rows` numbers."""
     first, second = tasks
     bounds = [0.0, *edges, np.inf]
     between = [f"{low:g} to {high:g}" for low, high in pairwise(bounds)]
@@ -94,12 +94,12 @@ def name_bins(tasks: tuple[str, str], edges: Sequence[float]) -> list[str]:
 
 
 def bin_of_rows(ratios: NDArray[np.float64], edges: Sequence[float]) -> NDArray[np.int64]:
-    """The bin of each row by its ratio, (N,), numbered as `name_bins` names them; an edge opens its bin."""
+    """The bin of each row by its ratio, (N,), numbered as in `name_bins`; an edge belongs to the bin above it."""
     between = 2 + np.searchsorted(np.asarray(edges), ratios, side="right")
     bins = np.where(ratios == 0, 1, np.where(np.isinf(ratios), 3 + len(edges), between))
     return np.where(np.isnan(ratios), 0, bins).astype(np.int64)
 
 
-def check_edges(edges: Sequence[float]) -> bool:
-    """Whether the edges ascend above 0."""
+def edges_ascend(edges: Sequence[float]) -> bool:
+    """Whether the edges are finite and ascend from above 0."""
     return all(a < b for a, b in pairwise([0.0, *edges])) and not any(map(np.isinf, edges))

@@ -1,4 +1,4 @@
-"""What the report says of comparable samples."""
+"""The sections of the report on comparable samples."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,85 +7,94 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_torchrec.comparison.comparable import bin_of_rows, count_positives, key_columns, name_bins
-from stem_torchrec.comparison.intervals import Interval, UsersBehind
+from stem_torchrec.comparison.intervals import Interval, Resampled, UserCounts
 from stem_torchrec.comparison.report import Report, dots, escape, show, write_parquet
-from stem_torchrec.comparison.tested import Comparison, Tested
+from stem_torchrec.comparison.scored_rows import ScoredRows
 from stem_torchrec.data.files import find_row_groups
 from stem_torchrec.data.schema import load_schema
 
 
-def comparable_samples(report: Report, comparison: Comparison, tested: Tested) -> None:
-    """Test rows by the ratio of a user's, then an item's, positives in the training log."""
+def comparable_samples(report: Report, scored: ScoredRows) -> None:
+    """Adds the AUC by the ratio of the two tasks' positives in the training log: of the user, then of the item."""
+    comparison = scored.comparison
     assert comparison.pair is not None
     first, second = comparison.pair
     raw: list[dict[str, Any]] = []
-    for kind, key in (("user", tested.columns.group), ("item", comparison.config.item)):
+    for kind, key in (("user", scored.columns.group), ("item", comparison.config.item)):
         if not key:
             continue
         report.text(
             f"## Comparable samples, by {kind}",
-            f"Test rows by how much more of their {escape(key)}'s positives in the training log are of {escape(first)} "
-            f"than of {escape(second)}, over the same ratio of the whole log: 1 is as everybody.",
+            f"Test rows by the ratio of {escape(first)} to {escape(second)} positives that their {escape(key)} has in "
+            "the training log, divided by the same ratio of the whole log: 1 means as in the whole log.",
         )
-        bins = _bins(comparison, tested, key, tested.users if kind == "user" else tested.keys(key))
+        bins = _bins(scored, key, scored.users if kind == "user" else scored.keys(key))
         for number, task in enumerate(comparison.pair):
-            raw += [{"by": kind, **row} for row in _section(report, tested, task, bins, f"{kind}_{number}")]
+            rows = _section(report, scored, task=task, bins=bins, plot=f"comparable_{kind}_{number}")
+            raw += [{"by": kind, **row} for row in rows]
     if raw:
         write_parquet(comparison.folder / "comparable.parquet", raw)
 
 
-def _bins(
-    comparison: Comparison, tested: Tested, key: str, values: NDArray[np.int64]
-) -> Mapping[str, NDArray[np.bool_]]:
-    """Which rows are in a bin, by its name."""
+def _bins(scored: ScoredRows, key: str, values: NDArray[np.int64]) -> Mapping[str, NDArray[np.bool_]]:
+    """The rows of each bin, by its name; `values` are the keys of the rows (N,)."""
+    comparison = scored.comparison
     assert comparison.pair is not None
-    read = key_columns(tested.columns, key, comparison.pair)
-    row_groups = find_row_groups(comparison.path, "train", load_schema(comparison.path), read)
-    positives = count_positives(row_groups, tested.columns, key, comparison.pair, skip=comparison.skips_bad_rows)
+    columns = key_columns(scored.columns, key, comparison.pair)
+    row_groups = find_row_groups(comparison.path, "train", load_schema(comparison.path), columns)
+    positives = count_positives(row_groups, scored.columns, key, comparison.pair, skip=comparison.skips_bad_rows)
     numbers = bin_of_rows(positives.ratios(values), comparison.config.ratio_edges)
     return {name: numbers == i for i, name in enumerate(name_bins(comparison.pair, comparison.config.ratio_edges))}
 
 
 def _section(
-    report: Report, tested: Tested, task: str, bins: Mapping[str, NDArray[np.bool_]], plot: str
+    report: Report, scored: ScoredRows, *, task: str, bins: Mapping[str, NDArray[np.bool_]], plot: str
 ) -> list[dict[str, Any]]:
-    """A task's AUC by bin and model, and where it differs from the base; returns the numbers."""
-    base, models = tested.comparison.config.base, tested.comparison.models
+    """Adds a task's AUC by bin and model, with differences to the base; returns the numbers as rows."""
+    base, models = scored.comparison.config.base, scored.comparison.models
     lines, raw = [], []
-    differences: dict[str, dict[str, Interval]] = {model: {} for model in models if model != base}
+    # Of the bins with labels of both kinds.
+    resampled: dict[str, Resampled] = {}
     for name, rows in bins.items():
-        _, positive, user = tested.labelled(task, rows)
-        behind = UsersBehind.count(positive, user)
-        found = tested.resample(task, rows=rows) if behind.positives and behind.negatives else None
+        _, positive, user = scored.labeled(task, rows)
+        counts = UserCounts.count(positive, user)
+        if counts.positives and counts.negatives:
+            resampled[name] = scored.resample(task, rows=rows)
+        of_bin = resampled.get(name)
         line = {
             "ratio": name,
             "rows": f"{len(positive):,}",
             "positives": f"{positive.sum():,}",
-            f"{tested.drawn} with positives": f"{behind.positives:,}",
+            f"{scored.unit} with positives": f"{counts.positives:,}",
         }
         for model in models:
-            auc = found.whole[model] if found else np.nan
-            interval = found.difference(model, base) if found else Interval(np.nan, np.nan, np.nan)
-            line[model] = f"{auc:.4f}" if found else "-"
-            if model != base and found:
-                differences[model][name] = interval
+            auc = of_bin.whole[model] if of_bin else np.nan
+            interval = of_bin.difference(model, base) if of_bin else Interval(np.nan, np.nan, np.nan)
+            line[model] = f"{auc:.4f}" if of_bin else "-"
             raw.append(
                 {
                     "task": task, "ratio": name, "rows": len(positive), "positives": int(positive.sum()),
-                    "users_with_positives": behind.positives, "model": model, "auc": auc, **interval.numbers,
+                    "users_with_positives": counts.positives, "model": model, "auc": auc, **interval.numbers,
                 }
             )  # fmt: skip
         lines.append(line)
     report.text(f"### {escape(task)}", "AUC, mean over the seeds:")
     report.table(lines)
-    shown = [name for name in bins if any(name in by_bin for by_bin in differences.values())]
-    if shown:
+    differences = {
+        model: {name: of_bin.difference(model, base) for name, of_bin in resampled.items()}
+        for model in models
+        if model != base
+    }
+    if resampled and differences:
         report.text(f"AUC over {base}:")
         report.table(
-            [{"model": model, **{name: show(by_bin[name]) for name in shown}} for model, by_bin in differences.items()]
+            [
+                {"model": model, **{name: show(interval) for name, interval in by_bin.items()}}
+                for model, by_bin in differences.items()
+            ]
         )
-    plotted = [name for name in shown if any(not np.isnan(by_bin[name].low) for by_bin in differences.values())]
-    if plotted:
-        figure = dots({m: {name: by_bin[name] for name in plotted} for m, by_bin in differences.items()}, "", width=2)
-        report.plot(f"comparable_{plot}", figure, f"{task}: AUC over {base} by ratio, with intervals")
+    drawn = [name for name in resampled if any(not np.isnan(by_bin[name].low) for by_bin in differences.values())]
+    if drawn:
+        intervals = {model: {name: by_bin[name] for name in drawn} for model, by_bin in differences.items()}
+        report.plot(plot, dots(intervals, "", width=2), f"{task}: AUC over {base} by ratio, with intervals")
     return raw

@@ -1,4 +1,4 @@
-"""What the report says of gates and tables."""
+"""The sections of the report on gates and tables."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,14 +6,14 @@ from typing import Any
 
 from stem_torchrec.comparison.diagnostics import table_diagnostics
 from stem_torchrec.comparison.report import Report, escape, spread, write_parquet
-from stem_torchrec.comparison.tested import Comparison
+from stem_torchrec.comparison.scored_rows import Comparison
 
 
 def gate_sections(report: Report, comparison: Comparison) -> None:
-    """How much each stream reads from each group, for every model with gates."""
+    """Adds how much each stream reads from each group, for every model with gates."""
     raw: list[dict[str, Any]] = []
     for model in comparison.models:
-        tests = [(run.seed, run.test()["gates"]) for run in comparison.of(model)]
+        tests = [(run.seed, run.test_results()["gates"]) for run in comparison.runs_of(model)]
         raw += [
             {"model": model, "seed": seed, "layer": layer, "stream": stream, "group": group, "weight": weight}
             for seed, gates in tests
@@ -25,39 +25,39 @@ def gate_sections(report: Report, comparison: Comparison) -> None:
         return
     report.text(
         "## Who reads whom",
-        f"Mean over the {escape(comparison.config.split)} rows of the gates' weights, summed over the experts of a "
-        "group.",
+        "The gates' weights, summed over the experts of a group; mean over the rows of the "
+        f"{escape(comparison.config.split)} split.",
     )
     groups = list(dict.fromkeys(row["group"] for row in raw))
-    places = dict.fromkeys((row["model"], row["layer"], row["stream"]) for row in raw)
+    gates_of = dict.fromkeys((row["model"], row["layer"], row["stream"]) for row in raw)
     lines = []
-    for model, layer, stream in places:
+    for model, layer, stream in gates_of:
         line = {"model": model, "layer": layer, "gate": stream}
         for group in groups:
-            here = [
+            weights = [
                 row["weight"]
                 for row in raw
                 if (row["model"], row["layer"], row["stream"], row["group"]) == (model, layer, stream, group)
             ]
-            line[f"reads {group}"] = spread(here, digits=3) if here else ""
+            line[f"reads {group}"] = spread(weights, digits=3) if weights else ""
         lines.append(line)
     report.table(lines)
     write_parquet(comparison.folder / "gates.parquet", raw)
 
 
 def table_sections(report: Report, comparison: Comparison) -> None:
-    """Information abundance of each group's tables, and similarity of the tables of two groups, over the features."""
+    """Adds the information abundance of each group's tables, and the similarity of two groups' tables."""
     tables: list[dict[str, Any]] = []
     pairs: list[dict[str, Any]] = []
     for run in comparison.runs:
         label = {"model": run.model, "seed": run.seed}
-        of_tables, of_pairs = table_diagnostics(run.folders())
-        tables += [{**label, **row} for row in of_tables]
-        pairs += [{**label, **row} for row in of_pairs]
+        of_run, pairs_of_run = table_diagnostics(run.folders())
+        tables += [{**label, **row} for row in of_run]
+        pairs += [{**label, **row} for row in pairs_of_run]
     report.text(
         "## What the tables hold",
-        "Information abundance: sum of a table's singular values over the largest, from 1 (collapsed onto a line) to "
-        "the embedding dimension. Mean over the features and seeds; tables.parquet has each.",
+        "Information abundance is the sum of a table's singular values divided by the largest one, from 1 (collapsed "
+        "onto a line) to the embedding dimension. Mean over the features and seeds; tables.parquet lists each table.",
     )
     groups = list(dict.fromkeys(row["group"] for row in tables))
     report.table(
@@ -70,14 +70,17 @@ def table_sections(report: Report, comparison: Comparison) -> None:
     if not pairs:
         return
     report.text(
-        "Similarity of two groups' tables of the same feature (linear CKA): 1 is the same but for rotation and scale. "
-        "Mean over the features of more than one row, and seeds; similarity.parquet has each."
+        "Similarity of two groups' tables of the same feature (linear CKA): 1 means the same up to rotation and scale. "
+        "Mean over the seeds and the features with more than one row; similarity.parquet lists each pair."
     )
-    both = list(dict.fromkeys((row["group"], row["other"]) for row in pairs))
+    two_groups = list(dict.fromkeys((row["group"], row["other"]) for row in pairs))
     models = [model for model in comparison.models if any(row["model"] == model for row in pairs)]
     report.table(
         [
-            {"model": m, **{f"{a} and {b}": _mean(pairs, "similarity", model=m, group=a, other=b) for a, b in both}}
+            {
+                "model": m,
+                **{f"{a} and {b}": _mean(pairs, "similarity", model=m, group=a, other=b) for a, b in two_groups},
+            }
             for m in models
         ]
     )

@@ -1,4 +1,4 @@
-"""What a trained model has made of its tables and gates: who reads whom, and what the tables hold."""
+"""Diagnostics of trained models: how much each stream reads from each group, and the rank and similarity of tables."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ class GateWeights:
     """How much each stream reads from each group: its gate's weights, summed by group, mean over the rows.
 
     Args:
-        device: of this rank, which the process group's backend serves; the CPU if None.
+        device: device of this rank, on which the process group communicates; the CPU if None.
 
     Example::
 
@@ -35,77 +35,78 @@ class GateWeights:
 
     def __init__(self, device: torch.device | None = None) -> None:
         self._device = device or torch.device("cpu")
+        # By layer and stream.
         self._sums: dict[tuple[str, str], Tensor] = {}
         self._rows: dict[tuple[str, str], int] = defaultdict(int)
         self._groups: dict[tuple[str, str], tuple[list[str], list[int]]] = {}
 
     @contextmanager
     def watch(self, model: nn.Module) -> Iterator[None]:
-        """Counts what the gates of `model` say until the end of the block."""
+        """Sums the outputs of `model`'s gates until the end of the block."""
         handles = []
         for name, layer in model.named_modules():
             if isinstance(layer, GatedExperts):
                 for stream, groups in layer.reads.items():
-                    place = (name.partition("model.")[2] or name, stream)
-                    self._groups[place] = groups, [layer.num_experts[group] for group in groups]
+                    key = (name.partition("model.")[2] or name, stream)
+                    self._groups[key] = groups, [layer.num_experts[group] for group in groups]
                     if stream in layer.gates:
-                        handles.append(layer.gates[stream].register_forward_hook(self._hook(place)))
+                        handles.append(layer.gates[stream].register_forward_hook(self._hook(key)))
                     else:
-                        # It reads one expert, whole.
-                        self._sums[place], self._rows[place] = torch.ones(1, dtype=torch.float64), 1
+                        # Without a gate the stream reads one expert, with weight 1.
+                        self._sums[key], self._rows[key] = torch.ones(1, dtype=torch.float64), 1
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _hook(self, place: tuple[str, str]) -> Any:
+    def _hook(self, key: tuple[str, str]) -> Any:
         def add(gate: nn.Module, inputs: tuple[Tensor, ...], weights: Tensor) -> None:
             if isinstance(weights, torch.fx.Proxy):
-                return  # The pipeline traces the model before it runs it.
+                return  # The pipeline traces the model first.
             if len(weights) == 1:
-                return  # The padding of a rank that has run out of rows; at most one row of a rank is like it.
+                return  # A rank without rows left pads with one row; this also drops a last batch of one real row.
             total = weights.detach().double().sum(dim=0)
-            self._sums[place] = total if place not in self._sums else self._sums[place] + total
-            self._rows[place] += len(weights)
+            self._sums[key] = total if key not in self._sums else self._sums[key] + total
+            self._rows[key] += len(weights)
 
         return add
 
     def mean(self) -> dict[str, dict[str, dict[str, float]]]:
-        """By layer, stream and group, over the rows of all ranks; all ranks call it."""
-        found: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
-        for place, (groups, sizes) in self._groups.items():
-            total = self._sums.get(place, torch.zeros(sum(sizes), dtype=torch.float64)).to(self._device)
-            counted = gather(torch.cat([total, total.new_tensor([self._rows[place]])])).sum(dim=0)
+        """The mean weight by layer, stream and group, over the rows of all ranks; all ranks call it."""
+        means: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
+        for key, (groups, sizes) in self._groups.items():
+            total = self._sums.get(key, torch.zeros(sum(sizes), dtype=torch.float64)).to(self._device)
+            counted = gather(torch.cat([total, total.new_tensor([self._rows[key]])])).sum(dim=0)
             parts = (counted[:-1] / counted[-1]).split(sizes)
-            layer, stream = place
-            found[layer][stream] = {group: part.sum().item() for group, part in zip(groups, parts, strict=True)}
-        return dict(found)
+            layer, stream = key
+            means[layer][stream] = {group: part.sum().item() for group, part in zip(groups, parts, strict=True)}
+        return dict(means)
 
 
 def table_diagnostics(runs: Sequence[Path]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Of the tables in runs' best weights, a line for each, and one for each pair of groups and feature.
+    """Rows for the tables in the runs' best weights: one for each table, and one for each feature and pair of groups.
 
     information_abundance: sum of the singular values over the largest, from 1 (all rows on one line) to D (Guo et al.,
     "On the Embedding Collapse when Scaling up Recommendation Models", ICML 2024, eq. 2).
     similarity: linear CKA of the two tables' rows, from 0 to 1 (the same but for rotation and scale; Kornblith et al.,
     "Similarity of Neural Network Representations Revisited", ICML 2019, eq. 5).
 
-    The tables of one feature are in memory at a time. One process calls it, outside of any process group.
+    Only the tables of one feature are in memory at a time. One process calls it, outside of any process group.
     """
     by_feature: dict[str, dict[str, tuple[CheckpointWeights, str]]] = defaultdict(dict)
     for run in runs:
-        saved = CheckpointWeights(run)
-        for name in saved.sizes:
+        source = CheckpointWeights(run)
+        for name in source.sizes:
             table = name.removesuffix(".weight").rpartition("embedding_bags.")[2]
             if name.endswith(".weight") and "embedding_bags." in name:
-                by_feature[table.partition("/")[2]][table_group(table)] = saved, name
+                by_feature[table.partition("/")[2]][table_group(table)] = source, name
     tables, pairs = [], []
-    for feature, places in by_feature.items():
+    for feature, by_group in by_feature.items():
         weights = {}
-        for group, (saved, name) in places.items():
-            weights[group] = torch.empty(saved.sizes[name])
-            saved.read([(name, weights[group])])
+        for group, (source, name) in by_group.items():
+            weights[group] = torch.empty(source.sizes[name])
+            source.read([(name, weights[group])])
         for group, weight in weights.items():
             abundance = information_abundance(weight)
             tables.append({"feature": feature, "group": group, "information_abundance": abundance})
@@ -116,30 +117,30 @@ def table_diagnostics(runs: Sequence[Path]) -> tuple[list[dict[str, Any]], list[
 
 
 def information_abundance(table: Tensor) -> float:
-    """Sum of the singular values of a table (N, D) over the largest."""
-    # D is small, so the eigenvalues of the D x D product are cheap however many rows there are.
+    """The sum of the singular values of a table (N, D) divided by the largest one."""
+    # D is small, so the eigenvalues of the D x D product are cheap for any number of rows.
     values = torch.linalg.eigvalsh(_product(table, table)).clamp(min=0).sqrt()
     return (values.sum() / values.max()).item()
 
 
 def linear_cka(a: Tensor, b: Tensor) -> float:
-    """||A^T B||^2 / (||A^T A|| ||B^T B||) in Frobenius norms, of tables (N, D) with their columns centered.
+    """||A^T B||^2 / (||A^T A|| ||B^T B||) in Frobenius norms, of tables (N, D) with centered columns.
 
-    NaN where all rows of a table are the same.
+    NaN if all rows of a table are the same.
     """
     ab, aa, bb = (_product(x, y, centered=True).norm() for x, y in ((a, b), (a, a), (b, b)))
     return (ab**2 / (aa * bb)).item()
 
 
 def _product(a: Tensor, b: Tensor, *, centered: bool = False) -> Tensor:
-    """A^T B (D, D) in float64, of as many rows at a time as do not double the tables."""
+    """A^T B (D, D) in float64, block by block, so that the float64 copies stay small."""
     means = [table.mean(dim=0, dtype=torch.float64) if centered else 0 for table in (a, b)]
     blocks = zip(a.split(_BLOCK_ROWS), b.split(_BLOCK_ROWS), strict=True)
     return sum((x.double() - means[0]).T @ (y.double() - means[1]) for x, y in blocks)
 
 
-def weights_of(runs: Sequence[Path]) -> tuple[list[tuple[int, ...]], int]:
-    """The sizes of the tables in runs' best weights, and the number of weights in their dense parts."""
+def count_weights(runs: Sequence[Path]) -> tuple[list[tuple[int, ...]], int]:
+    """The sizes of the tables in the runs' best weights, and the number of weights in their dense parts."""
     tables, dense = [], 0
     for run in runs:
         for name, size in CheckpointWeights(run).sizes.items():

@@ -1,7 +1,7 @@
-"""How much a difference between two models is worth: paired intervals over users and seeds.
+"""Differences between two models with paired bootstrap intervals over users and seeds.
 
-All models predict the same rows, so a draw of users is the same draw for all of them, and what makes a user easy or
-hard for both cancels in the difference. The same holds for a draw of seeds, which share the order of training rows.
+All models predict the same rows, so every draw of users is applied to all of them, and what makes a user easy or hard
+for both cancels in the difference. The same holds for a draw of seeds, which share the order of training rows.
 """
 
 from collections import Counter
@@ -15,17 +15,17 @@ from tqdm import tqdm
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Measure = Callable[[Ints], float]
-"""A metric of some rows by how often each user is drawn, (U,)."""
+"""A metric of fixed rows as a function of how often each user is drawn, (U,)."""
 
 MIN_USERS = 20
-"""Users with a positive, and as many with a negative, without which there is no interval: draws of so few users repeat
-what they happened to be. On 300 simulated logs of 150 users without a difference a 95 % interval left 0 out in 21 %
-with 3 users behind the positives, 16 % with 5, 13 % with 10 and 7 to 9 % with 20 to 50."""
+"""Without this many users with a positive, and as many with a negative, there is no interval: a bootstrap of so few
+users repeats the accident of which users they are. On 300 simulated logs of 150 users without a difference a 95 %
+interval excluded 0 in 21 % with 3 users behind the positives, 16 % with 5, 13 % with 10 and 7 to 9 % with 20 to 50."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A difference and the interval that holds it."""
+    """A difference and its interval; low and high are NaN if there is none."""
 
     value: float
     low: float
@@ -33,8 +33,8 @@ class Interval:
     lower_is_better: bool = False
 
     @property
-    def says(self) -> str:
-        """Better or worse where the interval leaves 0 out, else within noise."""
+    def verdict(self) -> str:
+        """`better` or `worse` if the interval excludes 0, `within noise` if not, `undefined` without one."""
         if np.isnan(self.value) or np.isnan(self.low):
             return "undefined"
         low, high = (-self.high, -self.low) if self.lower_is_better else (self.low, self.high)
@@ -42,12 +42,12 @@ class Interval:
 
     @property
     def numbers(self) -> dict[str, float]:
-        """By name, for a file."""
+        """The difference and the ends of its interval by name, as a file stores them."""
         return {"value": self.value, "low": self.low, "high": self.high}
 
 
 class Ranking:
-    """Rows in the order of their scores, for AUCs of any weighting of the rows.
+    """Rows sorted by score, to compute the AUC under any weights of the rows.
 
     Args:
         scores: higher for positives, (N,).
@@ -58,13 +58,13 @@ class Ranking:
         self.order = np.argsort(scores, kind="stable")
         ordered = scores[self.order]
         self.positive = positive[self.order]
-        # Equal scores are one run.
+        # Equal scores form one run.
         begins = np.ones(len(scores), dtype=bool)
         begins[1:] = ordered[1:] != ordered[:-1]
         self.begins = np.flatnonzero(begins)
 
     def auc(self, weights: Floats | Ints) -> float:
-        """Share of weighted (negative, positive) pairs ordered rightly, a tie counting half; NaN without pairs."""
+        """Weighted share of (negative, positive) pairs in the right order, a tie counting half; NaN without pairs."""
         if not len(self.order):
             return np.nan
         ordered = weights[self.order].astype(np.float64)
@@ -76,19 +76,25 @@ class Ranking:
 
 
 def auc_of(scores: Floats, positive: NDArray[np.bool_], user: Ints) -> Measure:
-    """The AUC of rows (N,), each as often as its user is drawn; `user` numbers them from 0."""
+    """The AUC of N rows, each counted as often as its user is drawn.
+
+    Args:
+        scores: higher for positives, (N,).
+        positive: whether the label is 1, (N,).
+        user: the user of each row, numbered from 0, (N,).
+    """
     ranking = Ranking(scores, positive)
     return lambda draws: ranking.auc(draws[user])
 
 
 def gauc_of(scores: Floats, positive: NDArray[np.bool_], user: Ints) -> Measure:
-    """The mean of the AUCs of drawn users with labels of both kinds, weighted by their rows; see `auc_of`."""
+    """The mean of the AUCs of the drawn users with labels of both kinds, weighted by their rows; see `auc_of`."""
     order = np.lexsort((scores, user))
     by_user, ordered, label = user[order], scores[order], positive[order].astype(np.float64)
     ties = np.ones(len(order), dtype=bool)
     ties[1:] = (by_user[1:] != by_user[:-1]) | (ordered[1:] != ordered[:-1])
     run = np.cumsum(ties) - 1
-    # Rows before, and half of those that are equal: the middle of each run of ties.
+    # The rows before a run of ties, plus half of the run: its middle.
     rank = (np.flatnonzero(ties) + (np.bincount(run) - 1) / 2)[run] if len(order) else np.empty(0)
     rows = np.bincount(user)
     positives = np.bincount(by_user, label, minlength=len(rows))
@@ -105,7 +111,7 @@ def gauc_of(scores: Floats, positive: NDArray[np.bool_], user: Ints) -> Measure:
 
 
 def logloss_of(scores: Floats, positive: NDArray[np.bool_], user: Ints) -> Measure:
-    """The mean of the rows' cross entropies, in nats; scores are probabilities. See `auc_of`."""
+    """The mean cross entropy of the rows, in nats; scores are probabilities. See `auc_of`."""
     right = np.where(positive, scores, 1 - scores)
     # In float64 a probability above 1 - 1e-16 is 1.
     losses, rows = np.bincount(user, -np.log(right.clip(min=1e-16))), np.bincount(user)
@@ -118,17 +124,24 @@ def logloss_of(scores: Floats, positive: NDArray[np.bool_], user: Ints) -> Measu
 
 
 @dataclass(frozen=True)
-class UsersBehind:
-    """How many users stand behind the labels of some rows."""
+class UserCounts:
+    """How many users have labels of each kind in some rows."""
 
     positives: int
-    """With a positive."""
+    """Users with a positive."""
     negatives: int
+    """Users with a negative."""
     both: int
+    """Users with a positive and a negative."""
 
     @classmethod
-    def count(cls, positive: NDArray[np.bool_], user: Ints) -> "UsersBehind":
-        """Of rows (N,) whose users are numbered from 0."""
+    def count(cls, positive: NDArray[np.bool_], user: Ints) -> "UserCounts":
+        """Counts the users of N rows.
+
+        Args:
+            positive: whether the label is 1, (N,).
+            user: the user of each row, numbered from 0, (N,).
+        """
         rows, positives = np.bincount(user), np.bincount(user, positive)
         has, lacks = positives > 0, positives < rows
         return cls(int(has.sum()), int((lacks & (rows > 0)).sum()), int((has & lacks).sum()))
@@ -139,16 +152,16 @@ class Resampled:
     """A measure of several models over the same rows, and over draws of their users."""
 
     whole: Mapping[str, float]
-    """By model, the mean over the seeds."""
+    """By model, the measure over all users, mean over the seeds."""
     drawn: Mapping[str, Floats]
-    """By model, the mean over the drawn seeds of each draw, the same draws for all."""
+    """By model, the measure of each draw, mean over its seeds; the same draws for all models."""
     confidence: float
     lower_is_better: bool = False
 
     def difference(self, model: str, over: str) -> Interval:
-        """What `model` has more than the model `over`, with the percentile interval over the draws."""
+        """`model` minus the model `over`, with the percentile interval over the draws."""
         differences = self.drawn[model] - self.drawn[over]
-        # A draw may hold no positive of a rare task; it has no AUC.
+        # A draw without a positive, for a rare task, has no AUC.
         known = differences[~np.isnan(differences)]
         tail = (1 - self.confidence) / 2
         low, high = np.quantile(known, [tail, 1 - tail]) if len(known) else (np.nan, np.nan)
@@ -166,15 +179,16 @@ def resample(
     """Measures models over draws of users and seeds.
 
     The bootstrap of Efron and Tibshirani ("An Introduction to the Bootstrap", 1993, ch. 13): a draw takes as many users
-    as there are, with replacement, and all rows of each, and as many seeds as there are. Of few seeds the spread is
-    drawn too small, of one not at all. With fewer than two users there are no draws, and so no intervals.
+    as there are, with replacement, with all rows of each, and as many seeds as there are. With few seeds the interval
+    underestimates their spread, with one seed it leaves it out. With fewer than two users there are no draws, and so no
+    intervals.
 
     Args:
-        measures: by model, one for each seed, in the same order of seeds and over the same rows.
-        users: how many there are.
-        resamples: draws.
-        confidence: share of the draws that an interval holds.
-        lower_is_better: which sign of a difference is an advantage.
+        measures: by model, one for each seed; all have the same order of seeds and the same rows.
+        users: number of users.
+        resamples: number of draws.
+        confidence: share of the draws that an interval covers.
+        lower_is_better: whether a negative difference is an advantage.
     """
     seeds = len(next(iter(measures.values())))
 

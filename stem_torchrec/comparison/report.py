@@ -1,4 +1,4 @@
-"""The report of a comparison: Markdown, the same as one HTML file with its plots inside, and the numbers as Parquet."""
+"""A report with text, tables and plots: as Markdown, and as one HTML file that contains its plots."""
 
 import base64
 import html
@@ -27,50 +27,50 @@ td { font-variant-numeric: tabular-nums; } img { max-width: 100%; } code { backg
 
 
 class Report:
-    """Sections of text, tables and plots, written all at once."""
+    """Collects text, tables and plots; `write` writes the files."""
 
     def __init__(self, title: str) -> None:
         self.parts = [f"# {title}"]
         self.plots: dict[str, Figure] = {}
 
     def text(self, *paragraphs: str) -> None:
-        """Adds paragraphs, or a heading, of Markdown; see `escape`."""
+        """Adds paragraphs or headings of Markdown; `escape` the parts that are not."""
         self.parts += paragraphs
 
     def table(self, rows: Sequence[Mapping[str, str]]) -> None:
-        """Adds a table with a column for each key of its rows; numbers stand at the right, text as it is."""
+        """Adds a table with a column for each key of the first row; all but the first column are aligned right."""
         names = list(rows[0])
         aligned = ["left", *["right"] * (len(names) - 1)]
         cells = [[_cell(row.get(name, "")) for name in names] for row in rows]
         titles = [escape(name) for name in names]
         self.parts.append(tabulate(cells, titles, tablefmt="pipe", disable_numparse=True, colalign=aligned))
 
-    def plot(self, name: str, figure: Figure, what: str) -> None:
-        """Adds a plot, which becomes the file `name.png`; `what` is its caption."""
+    def plot(self, name: str, figure: Figure, caption: str) -> None:
+        """Adds a plot, which `write` saves as `name.png`."""
         self.plots[name] = figure
-        self.parts.append(f"![{escape(what)}]({name}.png)")
+        self.parts.append(f"![{escape(caption)}]({name}.png)")
 
     def write(self, folder: Path) -> None:
-        """Writes report.md with its plots beside it, and report.html, which holds them."""
+        """Writes report.md with its plots beside it, and report.html, which contains them."""
         text = "\n\n".join(self.parts) + "\n"
-        inside = {}
+        encoded = {}
         for name, figure in self.plots.items():
             figure.savefig(folder / f"{name}.png", dpi=110)
-            inside[name] = base64.b64encode((folder / f"{name}.png").read_bytes()).decode()
+            encoded[name] = base64.b64encode((folder / f"{name}.png").read_bytes()).decode()
         (folder / "report.md").write_text(text)
         body = markdown.markdown(text, extensions=["tables"])
-        body = re.sub(r'src="([\w-]+)\.png"', lambda m: f'src="data:image/png;base64,{inside[m[1]]}"', body)
+        body = re.sub(r'src="([\w-]+)\.png"', lambda m: f'src="data:image/png;base64,{encoded[m[1]]}"', body)
         title = self.parts[0].removeprefix("# ")
         head = f'<meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
         (folder / "report.html").write_text(f"<!doctype html><html><head>{head}</head><body>{body}</body></html>\n")
 
 
 class Markup(str):
-    """Markdown of ours in a cell, which is not escaped."""
+    """Text of a cell that is Markdown already and is not escaped."""
 
 
 def escape(text: str) -> str:
-    """Text of the user's, as names and descriptions are, on one line and without marks of Markdown or HTML."""
+    """A user's text, such as a name or a description, on one line and with the marks of Markdown and HTML escaped."""
     text = re.sub(r"[\\`*|\[\]]|(?<![^\W_])_|_(?![^\W_])", lambda mark: f"\\{mark[0]}", " ".join(text.split()))
     return html.escape(text, quote=False)
 
@@ -80,7 +80,12 @@ def _cell(text: str) -> str:
 
 
 def spread(values: Sequence[float | None], digits: int = 4) -> str:
-    """Mean and standard deviation over seeds, and over how many if some are undefined; `-` if all are."""
+    """Mean ± standard deviation over seeds, with how many are defined if not all are; `-` if none is.
+
+    Example::
+
+        spread([0.5, None, 0.7])  # "0.6000 ± 0.1414 (2 of 3)"
+    """
     known = [value for value in values if value is not None]
     if not known:
         return "-"
@@ -90,7 +95,7 @@ def spread(values: Sequence[float | None], digits: int = 4) -> str:
 
 
 def show(interval: Interval) -> str:
-    """`+0.0123 [+0.0040, +0.0201]`, bold where the interval leaves 0 out, `+0.0123` where there is none."""
+    """`+0.0123 [+0.0040, +0.0201]`, bold if the interval excludes 0; `+0.0123` without one."""
     if np.isnan(interval.value):
         return "-"
     if np.isnan(interval.low):
@@ -100,12 +105,18 @@ def show(interval: Interval) -> str:
 
 
 def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes rows of plain values."""
+    """Writes rows of Python values as a Parquet file."""
     pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), path)
 
 
-def dots(values: Mapping[str, Mapping[str, Interval]], what: str, *, width: float = 3.2) -> Figure:
-    """A difference with its interval, on a line for each model, in axes of `width` inches for each measure or bin."""
+def dots(values: Mapping[str, Mapping[str, Interval]], label: str, *, width: float = 3.2) -> Figure:
+    """Plots differences with their intervals.
+
+    Args:
+        values: by model, and by measure or bin; a model is a line, a measure or bin is an axis.
+        label: of the horizontal axes.
+        width: of an axis, in inches.
+    """
     panels = list(dict.fromkeys(panel for by_panel in values.values() for panel in by_panel))
     across = min(len(panels), int(14 // width))
     down = -(-len(panels) // across)
@@ -122,7 +133,7 @@ def dots(values: Mapping[str, Mapping[str, Interval]], what: str, *, width: floa
                 axis.plot(interval.value, y, "o", color="tab:blue")
         axis.axvline(0, color="gray", linewidth=0.8)
         axis.set_title(panel)
-        axis.set_xlabel(what)
+        axis.set_xlabel(label)
         axis.xaxis.set_major_locator(MaxNLocator(4))
         axis.grid(visible=True, axis="x", alpha=0.2)
     axes[0].set_yticks(range(len(names)), names)

@@ -1,4 +1,4 @@
-"""The runs of a comparison: each model with each seed, trained, tested, and kept so that an interrupted one goes on."""
+"""The runs of a comparison: each model with each seed, trained and tested; an interrupted run resumes."""
 
 import gc
 import json
@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 
 from stem_torchrec.checkpoints.resume import checkpoints_folder
 from stem_torchrec.comparison.diagnostics import GateWeights
-from stem_torchrec.config import ModelConfig, TrainConfig
+from stem_torchrec.config import Arch, ModelConfig, TrainConfig
 from stem_torchrec.config.files import load_config, what_is_trained
-from stem_torchrec.config.literals import Arch
 from stem_torchrec.metrics.multi_task import to_json
 from stem_torchrec.models.build import groups_with_tables
 from stem_torchrec.runtime.errors import DamagedError, DivergedError
@@ -32,7 +31,7 @@ from stem_torchrec.training.trainer import train
 from stem_torchrec.training.watched_metric import Metrics
 
 TEST_FILE = "test.json"
-"""Of a run folder: what the test said; there when all else of the run is."""
+"""The test results in a run's folder; written last, so it marks a run that is done."""
 PREDICTIONS = "predictions"
 
 MODELS: Mapping[str, Mapping[str, str]] = {
@@ -42,27 +41,33 @@ MODELS: Mapping[str, Mapping[str, str]] = {
     "stem_gate_task": {"arch": "stem", "gate_input": "task"},
     "stem_gate_shared": {"arch": "stem", "gate_input": "shared"},
 }
-"""What can be compared: every model, and the ablations of STEM, by the options of the model that they set. A loss
-trains at most what its gate reads, so where that is own and shared, training all is the same model."""
+"""The models that can be compared, by name, with the model options that each sets: all of --model.arch, and ablations
+of STEM. A loss trains at most what its gate reads, so a STEM that reads own and shared and trains all is
+stem_reads_own."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """What is trained at once: a model, or one task's of the single-task models."""
+    """What one training run trains: a model on all tasks, or the single-task model of one task."""
 
     model: str
     """A key of MODELS."""
     labels: tuple[str, ...]
+    """Its tasks."""
     alone: bool
-    """Whether it is one of several models, each for a task."""
+    """Whether it is one of several single-task models."""
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Its name in messages and its subfolder: `stem`, `single_task/like`."""
         return f"{self.model}/{self.labels[0]}" if self.alone else self.model
 
-    def of(self, config: TrainConfig) -> TrainConfig:
-        """`config`, whose labels are named, as this part trains it: with its own tasks' weights and learning rates."""
+    def configure(self, config: TrainConfig) -> TrainConfig:
+        """The configuration of this part: its model and tasks, with these tasks' weights and learning rates.
+
+        Args:
+            config: of the comparison; it names its labels.
+        """
         weights = dict(zip(config.data.labels, config.model.task_weights, strict=bool(config.model.task_weights)))
         options: Mapping[str, Any] = {
             **MODELS[self.model],
@@ -82,7 +87,7 @@ class Part:
 
 
 def parts_of(model: str, labels: Sequence[str]) -> list[Part]:
-    """The parts of a model: single-task models stop, and are tuned, each by its own task."""
+    """The parts of a model: one, or one for each task of the single-task model, each tuned and stopped by its task."""
     if MODELS[model]["arch"] == "single_task":
         return [Part(model, (label,), alone=True) for label in labels]
     return [Part(model, tuple(labels), alone=False)]
@@ -102,14 +107,14 @@ class Run:
         """Whether the run is trained and tested."""
         return (self.folder / TEST_FILE).exists()
 
-    def test(self) -> dict[str, Any]:
-        """What the test said: metrics by task, gates, samples_per_second and folders of the parts; or `diverged`."""
-        found: dict[str, Any] = json.loads((self.folder / TEST_FILE).read_text())
-        return found
+    def test_results(self) -> dict[str, Any]:
+        """Metrics by task, gates, samples_per_second and the folders of the parts; or `diverged` and why."""
+        results: dict[str, Any] = json.loads((self.folder / TEST_FILE).read_text())
+        return results
 
     def folders(self) -> list[Path]:
         """The run folders of the parts."""
-        return [self.folder / part for part in self.test()["parts"]]
+        return [self.folder / part for part in self.test_results()["parts"]]
 
     def predictions(self) -> dict[str, NDArray[Any]]:
         """Columns of the test split by name, in the order of the log; see `PredictionsFile`."""
@@ -121,64 +126,65 @@ class Run:
 
 
 def train_part(config: TrainConfig, process: Process, *, ending: Event | None = None) -> Metrics:
-    """Trains in `config.output_dir`, or goes on with what was interrupted there; all ranks call it.
+    """Trains in `config.output_dir`, or resumes the interrupted run there; all ranks call it.
 
-    What is there of other options, or damaged, makes way. Returns the best evaluation; raises as `train` does.
+    Deletes an existing run that has other options or is damaged. Returns the best evaluation; raises as `train` does.
     """
     folder = Path(config.output_dir or "")
 
-    def make_way() -> None:
+    def delete_other_run() -> None:
         file = folder / CONFIG_FILE
         if file.exists() and what_is_trained(load_config(str(file))) != what_is_trained(config):
             shutil.rmtree(folder)
 
-    from_first_rank(make_way)
+    from_first_rank(delete_other_run)
     try:
         return train(config, process, ending=ending)
     except DamagedError as error:
-        log_rank0(f"note: {error}; this run starts anew")
+        log_rank0(f"note: {error}; this run restarts from the beginning")
         from_first_rank(lambda: shutil.rmtree(folder))
         return train(config, process, ending=ending)
 
 
 def train_and_test(
-    run: Run, configs: Mapping[Part, TrainConfig], split: str, process: Process, *, ending: Event | None = None
+    run: Run, configs: Mapping[Part, TrainConfig], *, split: str, process: Process, ending: Event | None = None
 ) -> None:
-    """Trains and tests a run's parts, each by its configuration; all ranks call it. One interrupted goes on.
+    """Trains and tests the parts of a run and writes TEST_FILE; all ranks call it. An interrupted part resumes.
 
     Args:
-        run: to be done.
-        configs: of its parts.
-        split: to test on.
+        run: a run that is not done.
+        configs: the configuration of each part.
+        split: the split to test on.
         process: this rank.
         ending: see `train`.
     """
-    found: dict[str, Any] = {"parts": [], "metrics": {}, "gates": {}}
-    seconds = 0.0
+    results: dict[str, Any] = {"parts": [], "metrics": {}, "gates": {}}
+    seconds_per_sample = 0.0
     for part, config in configs.items():
         folder = run.folder / part.labels[0] if part.alone else run.folder
         try:
-            train_part(replace(part.of(config), seed=run.seed, output_dir=str(folder)), process, ending=ending)
+            train_part(replace(part.configure(config), seed=run.seed, output_dir=str(folder)), process, ending=ending)
         except DivergedError as error:
-            log_rank0(f"{part.name}, seed {run.seed}: {error}")
-            found = {"diverged": f"{part.name}, seed {run.seed}: {error}"}
-        # Sharded modules live in cycles; without this the next one would come on top of them.
+            reason = f"{part.name}, seed {run.seed}: {error}"
+            log_rank0(reason)
+            results = {"diverged": reason}
+        # Sharded modules live in reference cycles; without this the next model is built while this one is in memory.
         gc.collect()
-        if "diverged" in found:
+        if "diverged" in results:
             break
         gates = GateWeights(process.device)
         predictions = folder / PREDICTIONS
         from_first_rank(partial(_remove, predictions, checkpoints_folder(config.checkpoint, folder)))
         test = EvaluateConfig(run=str(folder), split=split, predictions=str(predictions))
-        found["metrics"] |= to_json(evaluate_run(test, process, watch=gates.watch))
+        results["metrics"] |= to_json(evaluate_run(test, process, watch=gates.watch))
         gc.collect()
-        found["gates"] |= gates.mean()
-        found["parts"].append(part.labels[0] if part.alone else ".")
+        results["gates"] |= gates.mean()
+        results["parts"].append(part.labels[0] if part.alone else ".")
         speed = from_first_rank(partial(samples_per_second, folder))
-        seconds += 1 / (speed or math.nan)
-    if "diverged" not in found:
-        found["samples_per_second"] = None if math.isnan(seconds) else 1 / seconds
-    from_first_rank(lambda: write_json(run.folder / TEST_FILE, found))
+        seconds_per_sample += 1 / (speed or math.nan)
+    if "diverged" not in results:
+        results["samples_per_second"] = None if math.isnan(seconds_per_sample) else 1 / seconds_per_sample
+    from_first_rank(lambda: write_json(run.folder / TEST_FILE, results))
 
 
 def _remove(*folders: Path | str) -> None:
@@ -187,7 +193,7 @@ def _remove(*folders: Path | str) -> None:
 
 
 def samples_per_second(folder: Path) -> float | None:
-    """Median of the readings of a run's log, as those after a start count the warm-up; None for a log without any."""
+    """Median over a run's log, since the first readings include the warm-up; None for a log without readings."""
     lines = [json.loads(line) for line in (folder / METRICS_LOG).read_text().splitlines()]
     speeds = [line["train/samples_per_second"] for line in lines if "train/samples_per_second" in line]
     return median(speeds) if speeds else None

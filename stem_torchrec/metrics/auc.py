@@ -1,10 +1,10 @@
-"""AUC and gAUC, exact, of rows that lie spread over all ranks, in memory or on disk.
+"""AUC and gAUC, exact, of rows that are spread over all ranks, in memory or on disk.
 
 An AUC is the share of (negative, positive) pairs in which the positive has the higher score, a tie counting
 half (the Mann-Whitney U statistic over the number of pairs). Twice U is an integer, so pairs are counted in
 int64 and any split of the rows over ranks gives the same bits. 30M x 30M pairs, doubled, are 2e15 of 9e18.
 
-No rank ever holds all rows: they pass in pieces, of about as many rows as the caller allows.
+No rank ever holds all rows: they are exchanged in pieces of about as many rows as the caller allows.
 """
 
 import math
@@ -16,23 +16,32 @@ import torch
 from torch import Tensor
 
 from stem_torchrec.metrics.collectives import gather
-from stem_torchrec.metrics.sorted_rows import SortedRows, plan_rounds, quantiles, to_their_ranks
+from stem_torchrec.metrics.sorted_rows import SortedRows, plan_rounds, quantiles, send_to_piece_ranks
 
 ROWS_AT_ONCE = 4_194_304
-"""Rows of a rank that are compared at a time, by default; each takes some 150 bytes meanwhile."""
+"""Rows of a rank that are compared at a time, by default; each takes about 150 bytes meanwhile."""
 
 
 @dataclass(frozen=True)
 class GroupedAUC:
-    """gAUC over the groups that have both classes, and how much that is."""
+    """gAUC over the groups that have both classes."""
 
     value: float
+    """NaN if no group has both."""
     groups: int
+    """Number of groups that have both."""
     rows: int
+    """Rows of those groups."""
 
 
 def by_score(scores: Tensor, positive: Tensor, file: Path | None = None) -> SortedRows:
-    """Rows as `auc_over_ranks` takes them: scores, none of them NaN, and whether the label is 1, (N,)."""
+    """Sorts a chunk of rows for `auc_over_ranks`.
+
+    Args:
+        scores: none is NaN, shape (N,).
+        positive: whether the label is 1, shape (N,).
+        file: see `SortedRows`.
+    """
     # Adding 0.0 turns -0.0 into 0.0, its equal, so that no sort or hash can tell them apart.
     return SortedRows(scores + 0.0, positive, file=file)
 
@@ -41,30 +50,36 @@ def auc_over_ranks(chunks: Sequence[SortedRows], rows_at_once: int = ROWS_AT_ONC
     """Returns the AUC of all ranks' rows, the same on every rank; NaN unless both classes occur.
 
     A sample sort: the range of scores is cut into pieces, so that a pair of rows in two pieces is ordered by the
-    pieces alone, and a pair in one is counted on the piece's rank. Equal scores travel as one value with a count, so
-    a model that predicts one number for everything overloads no rank.
+    pieces alone, and a pair in one piece is counted on that piece's rank. Equal scores are sent as one value with a
+    count, so a model that predicts one number for everything overloads no rank.
 
     Args:
         chunks: this rank's rows, from `by_score`; one chunk or more, which may be empty.
         rows_at_once: about as many rows of a rank are in memory.
+
+    Example::
+
+        # rank 0: scores [0.1, 0.8], labels [0, 1]      rank 1: scores [0.3, 0.8], labels [1, 0]
+        # of the 4 pairs (negative, positive) 2 are ordered rightly, and 1 is a tie
+        auc_over_ranks([by_score(scores, labels == 1)])  # 0.625 on both ranks
     """
     rounds = plan_rounds(chunks, rows_at_once, lambda pieces: quantiles(chunks, pieces))
-    # From here on Python integers, which do not overflow.
+    # Python integers, which do not overflow.
     doubled_u = negatives_below = positives_below = 0
     for turn in range(rounds.number):
         classes: tuple[list[_Runs], list[_Runs]] = ([], [])
-        # One chunk's rows at a time, as equal scores make one run of it, and may be all of a rank's.
+        # One chunk at a time: equal scores shrink to one run, and may be all rows of a rank.
         for chunk in chunks:
             scores, positive = chunk.cut(*rounds.limits(turn))
             for label, runs in enumerate(classes):
                 runs.append(_runs(scores[positive == label]))
         inner = rounds.inner(turn)
         negatives, positives = (
-            _Runs(*to_their_ranks(inner, torch.cat([r.scores for r in runs]), torch.cat([r.rows for r in runs])))
+            _Runs(*send_to_piece_ranks(inner, torch.cat([r.scores for r in runs]), torch.cat([r.rows for r in runs])))
             for runs in classes
         )
-        found = torch.stack([_doubled_u(negatives, positives), negatives.rows.sum(), positives.rows.sum()])
-        for rank_u, rank_negatives, rank_positives in gather(found).tolist():
+        counts = torch.stack([_doubled_u(negatives, positives), negatives.rows.sum(), positives.rows.sum()])
+        for rank_u, rank_negatives, rank_positives in gather(counts).tolist():
             doubled_u += rank_u + 2 * negatives_below * rank_positives
             negatives_below += rank_negatives
             positives_below += rank_positives
@@ -73,8 +88,15 @@ def auc_over_ranks(chunks: Sequence[SortedRows], rows_at_once: int = ROWS_AT_ONC
 
 
 def by_group(groups: Tensor, scores: Tensor, positive: Tensor, file: Path | None = None) -> SortedRows:
-    """Rows as `grouped_auc_over_ranks` takes them: int64 groups, scores, none NaN, and whether the label is 1, (N,)."""
-    # 2^64 / golden ratio, wrapping around: spreads all ids evenly over the integers, each to one of its own.
+    """Sorts a chunk of rows for `grouped_auc_over_ranks`.
+
+    Args:
+        groups: int64, such as user ids, shape (N,).
+        scores: none is NaN, shape (N,).
+        positive: whether the label is 1, shape (N,).
+        file: see `SortedRows`.
+    """
+    # Times 2^64 / golden ratio, wrapping around: maps each id to another integer, spread evenly.
     return SortedRows(groups * -7046029254386353131, scores, positive.to(torch.uint8), file=file)
 
 
@@ -85,8 +107,8 @@ def grouped_auc_over_ranks(chunks: Sequence[SortedRows], rows_at_once: int = ROW
     (KDD 2017), and the metric of "Deep Interest Network" (KDD 2018):
     sum_u rows_u AUC_u / sum_u rows_u.
 
-    All rows of a group meet on one rank, so a group as large as a rank's memory (all anonymous users under
-    one id, say) does not fit; leave such rows out beforehand, they are no user's ranking anyway.
+    All rows of a group are sent to one rank, so a group must fit into a rank's memory. Leave out rows such as those of
+    all anonymous users under one id; they are not the ranking of one user anyway.
 
     Args:
         chunks: this rank's rows, from `by_group`; one chunk or more, which may be empty.
@@ -100,21 +122,21 @@ def grouped_auc_over_ranks(chunks: Sequence[SortedRows], rows_at_once: int = ROW
 
     rounds = plan_rounds(chunks, rows_at_once, cut)
     totals: list[float] = []
-    groups_found = rows_found = 0
+    num_groups = num_rows = 0
     for turn in range(rounds.number):
         parts = [chunk.cut(*rounds.limits(turn)) for chunk in chunks]
         columns = [torch.cat(column) for column in zip(*parts, strict=True)]
-        doubled_u, negatives, positives = _doubled_u_by_group(*to_their_ranks(rounds.inner(turn), *columns))
+        doubled_u, negatives, positives = _doubled_u_by_group(*send_to_piece_ranks(rounds.inner(turn), *columns))
         both = (negatives > 0) & (positives > 0)
         rows = (negatives + positives)[both]
-        # In float64 from here, since integers divide into float32.
+        # In float64, as torch divides integers into float32.
         values = doubled_u[both].double() / (2 * negatives * positives)[both].double()
         counts = gather(torch.stack([both.sum(), rows.sum()])).sum(0).tolist()
-        groups_found, rows_found = groups_found + counts[0], rows_found + counts[1]
+        num_groups, num_rows = num_groups + counts[0], num_rows + counts[1]
         totals += gather((rows * values).sum()).tolist()
-    # fsum rounds once, whatever the order of the pieces.
-    value = math.fsum(totals) / rows_found if rows_found else math.nan
-    return GroupedAUC(value=value, groups=groups_found, rows=rows_found)
+    # fsum rounds once, so the order of the pieces does not matter.
+    value = math.fsum(totals) / num_rows if num_rows else math.nan
+    return GroupedAUC(value=value, groups=num_groups, rows=num_rows)
 
 
 @dataclass(frozen=True)
@@ -143,7 +165,7 @@ def _doubled_u_by_group(groups: Tensor, scores: Tensor, labels: Tensor) -> tuple
 
     Example::
 
-        # sorted by group and score; | begins a group, : begins a run of equal scores
+        # rows sorted by group and score; | begins a group, : begins a run of equal scores
         # labels         | 0 : 0 1 : 1 | 1 : 0 |
         # 2 U of a run     0   3     4   0   0     positives * (negatives below + negatives not above)
         # 2 U of a group   7             0
@@ -162,7 +184,7 @@ def _doubled_u_by_group(groups: Tensor, scores: Tensor, labels: Tensor) -> tuple
     negatives = run_edges - positives
     group_begins = group_begins[run_edges[:-1]]
     group_edges = _edges(group_begins)
-    # Negatives in all groups before the run's own, which are no pairs of it.
+    # Negatives of all earlier groups, which form no pairs with the run.
     before = negatives[group_edges][group_begins.cumsum(0) - 1]
     doubled_u = positives.diff() * (negatives[:-1] + negatives[1:] - 2 * before)
     return (

@@ -1,6 +1,6 @@
-"""Rows between ranks: every rank sends each of its rows to one rank, or a few numbers to all.
+"""Exchanges between ranks: each row of a rank goes to one rank, or a few numbers go to all.
 
-Without a process group the one process is rank 0 of 1, and nothing is sent.
+Without a process group this process is rank 0 of 1, and nothing is sent.
 """
 
 import torch
@@ -14,7 +14,12 @@ def world_size() -> int:
 
 
 def gather(values: Tensor) -> Tensor:
-    """Returns every rank's `values`, shape (*), as one tensor (W, *) that is the same on all W ranks."""
+    """Returns the `values` of all W ranks, each of shape (*), as one tensor (W, *) on every rank.
+
+    Example::
+
+        gather(torch.tensor([rank, 10 * rank]))  # [[0, 0], [1, 10]] on both of two ranks
+    """
     if not dist.is_initialized():
         return values[None]
     gathered = [torch.empty_like(values) for _ in range(world_size())]
@@ -25,8 +30,8 @@ def gather(values: Tensor) -> Tensor:
 def send_rows(destination: Tensor, *columns: Tensor) -> list[Tensor]:
     """Sends row i of every column to rank `destination[i]`; returns the columns of the rows received.
 
-    Received rows are in the order of the sending ranks and, within one, in the sender's order.
-    Beside the columns themselves this holds 16 bytes a row for the order, and one column at a time twice.
+    Received rows are in the order of the sending ranks and, within one, in the sender's order. In addition to the
+    columns this takes 16 bytes a row for the order, and memory for a second copy of one column at a time.
 
     Args:
         destination: integers from 0 to W - 1 for W ranks, shape (N,); N may be 0 and differ between ranks.
@@ -46,7 +51,7 @@ def send_rows(destination: Tensor, *columns: Tensor) -> list[Tensor]:
     sent = torch.bincount(destination, minlength=ranks)
     received = torch.empty_like(sent)
     dist.all_to_all_single(received, sent)
-    # .tolist() waits for the device; the backends want the sizes on the host.
+    # .tolist() waits for the device; the backends need the sizes on the host.
     received_rows, sent_rows = received.tolist(), sent.tolist()
     outputs = []
     for column in columns:

@@ -20,7 +20,7 @@ from stem_torchrec.runtime.errors import DataError, UserError
 
 @dataclass(frozen=True)
 class TaskMetrics:
-    """What one task's predictions are worth; NaN stands for a metric that the rows leave undefined.
+    """Metrics of one task's predictions; NaN if the rows leave a metric undefined.
 
     y is a label, p = sigmoid(logit) the prediction; rows without a label for the task are left out.
     """
@@ -54,17 +54,17 @@ class TaskMetrics:
 
 
 class MultiTaskMetrics:
-    """Takes this rank's logits and labels, and computes metrics over the rows of all ranks, however many they are.
+    """Collects this rank's logits and labels, and computes metrics over the rows of all ranks, however many there are.
 
-    B is the batch size and T the number of tasks. A row takes 8 T + 8 bytes until there are `rows_in_memory`; then
-    they go to disk, with 18 bytes a row and task, until `reset`. `compute` takes some 150 bytes a row, for about
-    `rows_in_memory` rows of a rank and one task at a time.
+    B is the batch size and T the number of tasks. A row takes 8 T + 8 bytes of memory. When there are
+    `rows_in_memory`, they are moved to disk until `reset`, with 18 bytes a row and task. `compute` takes about 150
+    bytes a row, for about `rows_in_memory` rows of a rank and one task at a time.
 
     Args:
         tasks: names, in the order of the logits' columns.
         device: where the rows are kept and counted, the CPU if None. The process group's backend must serve
             it: "cuda" for NCCL, "cpu" for gloo.
-        rows_in_memory: of this rank.
+        rows_in_memory: rows of this rank above which they are moved to disk.
 
     Example::
 
@@ -84,7 +84,7 @@ class MultiTaskMetrics:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets all rows."""
+        """Removes all rows."""
         self._remove()
         self._stored: list[list[TaskChunk]] = []
         self._folder: Path | None = None
@@ -92,7 +92,7 @@ class MultiTaskMetrics:
         self._begin()
 
     def _begin(self) -> None:
-        # float32 and int64 on every rank, even one without rows, because the ranks exchange them.
+        # float32 and int64 on every rank, also on one without rows, because the ranks exchange them.
         self._logits = [torch.empty(0, len(self.tasks), device=self.device)]
         self._labels = [torch.empty(0, len(self.tasks), device=self.device)]
         self._groups = [torch.empty(0, dtype=torch.int64, device=self.device)]
@@ -103,11 +103,19 @@ class MultiTaskMetrics:
         Args:
             logits: before the sigmoid, shape (B, T).
             labels: 0, 1, or NaN where the label is missing, shape (B, T).
-            groups: integers, the user of each row, shape (B,). gAUC is NaN if any batch comes without.
+            groups: integers, the user of each row, shape (B,). gAUC is NaN if any batch has none.
 
         Raises:
             ValueError: the shapes do not fit.
-            DataError: there is no room on disk.
+            DataError: the disk is full.
+
+        Example::
+
+            metrics.update(
+                torch.tensor([[0.3, -2.0], [1.1, 0.4]]),  # logits of the tasks finish and like
+                torch.tensor([[1.0, 0.0], [0.0, math.nan]]),  # the second row has no label for like
+                torch.tensor([17, 42]),  # user ids
+            )
         """
         expected = (len(logits), len(self.tasks))
         if logits.shape != expected or labels.shape != expected:
@@ -142,19 +150,19 @@ class MultiTaskMetrics:
         self._begin()
 
     def _chunk(self, column: int, file: Path | None = None) -> TaskChunk:
-        """A task's rows that are in memory."""
+        """The rows of a task that are in memory."""
         labels = torch.cat([batch[:, column] for batch in self._labels])
         labeled = ~labels.isnan()
         logits = torch.cat([batch[:, column] for batch in self._logits])[labeled]
         return TaskChunk.sort(logits, labels[labeled], torch.cat(self._groups)[labeled], file)
 
     def compute(self) -> dict[str, TaskMetrics]:
-        """Returns every task's metrics over all ranks' rows, the same on each; all ranks must call it.
+        """Returns the metrics of each task over all ranks' rows, the same on all ranks, which all call it.
 
         Raises:
-            UserError: a label is neither 0, 1 nor missing; on all ranks alike.
+            UserError: a label is neither 0, 1 nor missing; raised on all ranks.
         """
-        # A rank without rows has all their groups, so only the ranks together know whether some lack.
+        # Any rank may have rows without groups, so the ranks have to agree.
         has_groups = bool((gather(torch.tensor(self._without_groups, device=self.device)) == 0).all())
         metrics = {}
         for column, task in enumerate(self.tasks):
@@ -165,14 +173,14 @@ class MultiTaskMetrics:
 
 def _compute_task(task: str, chunks: Sequence[TaskChunk], has_groups: bool, rows_at_once: int) -> TaskMetrics:
     by_rank = gather(_fsum(torch.stack([chunk.sums for chunk in chunks])))
-    # fsum rounds once, whatever the order of the ranks.
+    # fsum rounds once, so the order of the ranks does not matter.
     loss_sum, prediction_sum, positives, negatives, undefined, rows = _fsum(by_rank).tolist()
     if positives + negatives != rows:
         raise UserError(
             f"task {task!r} has {int(rows - positives - negatives)} labels that are neither 0 nor 1; "
             "metrics need binary labels, with NaN for a missing one"
         )
-    # The ranks agree on these sums, so all of them take part in the exchanges below, or none does.
+    # These sums are the same on all ranks, so all of them take part in the exchanges below, or none does.
     exact_auc, grouped = math.nan, GroupedAUC(value=math.nan, groups=0, rows=0)
     if positives and negatives and not undefined:
         exact_auc = auc_over_ranks([chunk.by_score for chunk in chunks], rows_at_once)
@@ -202,7 +210,14 @@ def _entropy(rate: float) -> float:
 
 
 def format_table(metrics: dict[str, TaskMetrics]) -> str:
-    """Returns one line per task; `-` where a metric is undefined."""
+    """Returns a table with a line for each task, `-` for an undefined metric.
+
+    Example::
+
+        # task        AUC     gAUC    logloss       NE     PCOC    rows    positives    gAUC users    gAUC rows
+        # ------  -------  -------  ---------  -------  -------  ------  -----------  ------------  -----------
+        # like    0.80140        -    0.21374  0.91200  1.00350   4,096          261             0            0
+    """
     lines = []
     for task, result in metrics.items():
         values = [result.auc, result.gauc, result.logloss, result.ne, result.pcoc]
@@ -217,7 +232,7 @@ def _format(value: float) -> str:
 
 
 def to_json(metrics: dict[str, TaskMetrics]) -> dict[str, dict[str, float | int | None]]:
-    """Returns plain numbers by task and metric, None (JSON null) where a metric is undefined."""
+    """Returns numbers by task and metric, None (null in JSON) for an undefined metric."""
     return {
         task: {name: None if math.isnan(value) else value for name, value in asdict(result).items()}
         for task, result in metrics.items()
@@ -225,7 +240,7 @@ def to_json(metrics: dict[str, TaskMetrics]) -> dict[str, dict[str, float | int 
 
 
 def from_json(values: dict[str, dict[str, float | int | None]]) -> dict[str, TaskMetrics]:
-    """The metrics that `to_json` took."""
+    """Returns the metrics from which `to_json` made `values`."""
     return {
         task: TaskMetrics(**{name: math.nan if value is None else value for name, value in result.items()})  # type: ignore[arg-type]
         for task, result in values.items()

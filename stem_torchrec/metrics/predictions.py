@@ -1,4 +1,4 @@
-"""Predictions as Parquet, one file for each rank, written as they come."""
+"""Predictions as Parquet files, one for each rank, written batch by batch."""
 
 from types import TracebackType
 
@@ -14,13 +14,12 @@ _ROW_GROUP = 65_536
 
 
 class PredictionsFile:
-    """`folder/part-RANK.parquet`, there when it is complete.
+    """Writes `folder/part-RANK.parquet`, which exists under this name when it is complete.
 
-    Columns: row (its place in the split), the group column if there is one, and per task `label/TASK`, null where it is
-    missing, and `prediction/TASK`, a probability. About a row group of predictions is in memory.
+    About one row group of predictions is in memory.
 
     Args:
-        folder: exists; iopath.
+        folder: an existing folder; any path of iopath.
         columns: of the log.
         rank: of this process.
 
@@ -28,6 +27,10 @@ class PredictionsFile:
 
         with PredictionsFile("predictions", columns, rank=0) as file:
             file.write(rows, groups, labels, logits)
+
+        # row   user_id   label/like   prediction/like
+        # 0     17        1.0          0.83                row of the split; columns.group; a probability
+        # 1     17        null         0.02                null for a missing label
     """
 
     def __init__(self, folder: str, columns: Columns, *, rank: int) -> None:
@@ -36,11 +39,11 @@ class PredictionsFile:
         self._unfinished = f"{self._path}.new"
         self._file = g_pathmgr.open(self._unfinished, "wb")
         self._writer: pq.ParquetWriter | None = None
-        self._waiting: list[pa.Table] = []
+        self._pending: list[pa.Table] = []
 
     def write(self, rows: Tensor, groups: Tensor | None, labels: Tensor, logits: Tensor) -> None:
         """Adds rows (B,) with their groups (B,), labels (B, T), NaN where missing, and logits (B, T)."""
-        # float64 keeps apart what float32 would round together, up to logits of about 24.
+        # float64 keeps probabilities distinct that float32 would round to the same number, up to logits of about 24.
         predictions = logits.cpu().double().sigmoid()
         table = {"row": rows.numpy()}
         if self._columns.group is not None and groups is not None:
@@ -48,15 +51,15 @@ class PredictionsFile:
         for i, task in enumerate(self._columns.labels):
             table[f"label/{task}"] = pa.array(labels[:, i].numpy(), from_pandas=True)
             table[f"prediction/{task}"] = predictions[:, i].numpy()
-        self._waiting.append(pa.table(table))
-        if sum(waiting.num_rows for waiting in self._waiting) >= _ROW_GROUP:
+        self._pending.append(pa.table(table))
+        if sum(each.num_rows for each in self._pending) >= _ROW_GROUP:
             self._flush()
 
     def _flush(self) -> None:
-        table = pa.concat_tables(self._waiting)
+        table = pa.concat_tables(self._pending)
         self._writer = self._writer or pq.ParquetWriter(self._file, table.schema)
         self._writer.write_table(table)
-        self._waiting = []
+        self._pending = []
 
     def __enter__(self) -> "PredictionsFile":
         return self
@@ -64,7 +67,7 @@ class PredictionsFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is None and self._waiting:
+        if error is None and self._pending:
             self._flush()
         if self._writer is not None:
             self._writer.close()

@@ -1,4 +1,4 @@
-"""What an evaluation keeps of some rows for a task: sums, and the rows in the orders that AUC and gAUC need."""
+"""A chunk of an evaluation's rows, for one task: sums, and the rows sorted as AUC and gAUC need them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +15,23 @@ class TaskChunk:
     """Some of this rank's rows that have a label for a task, in memory or on disk."""
 
     sums: Tensor
-    """Of their losses, predictions, labels 1, labels 0, undefined logits, and rows, (6,) float64."""
+    """Sums of losses and predictions; counts of labels 1, labels 0, NaN logits and rows. Shape (6,), float64."""
     by_score: SortedRows
     by_group: SortedRows
 
     @classmethod
     def sort(cls, logits: Tensor, labels: Tensor, groups: Tensor, file: Path | None = None) -> "TaskChunk":
-        """Of rows of shape (N,), which go to files that begin as `file` does, if it is given."""
+        """Sums up and sorts rows.
+
+        Args:
+            logits: shape (N,).
+            labels: 0 or 1, shape (N,).
+            groups: integers, such as user ids, shape (N,).
+            file: the sorted rows are written to files whose names begin with it; without it they stay in memory.
+        """
         positive = labels == 1
         wide = logits.double()
-        # -logsigmoid is exact at any size; softplus turns linear at 20, an error of 2e-9.
+        # -logsigmoid is exact for any logit; softplus becomes linear at 20, with an error of 2e-9.
         loss = -torch.nn.functional.logsigmoid(torch.where(positive, wide, -wide)).sum()
         # Counts are exact in float64 up to 9e15.
         counts = [positive.sum(), (labels == 0).sum(), logits.isnan().sum()]

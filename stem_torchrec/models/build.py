@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from stem_torchrec.config import ModelConfig
-from stem_torchrec.config.literals import Arch
+from stem_torchrec.config import Arch, ModelConfig
 from stem_torchrec.data.files import Columns
 from stem_torchrec.data.schema import SparseFeature
 from stem_torchrec.models.frame import MultiTaskModel

@@ -9,7 +9,7 @@ from typing import Unpack
 from torch import Tensor, nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from stem_torchrec.config.literals import GateInput, Groups
+from stem_torchrec.config import GateInput, Groups
 from stem_torchrec.models.frame import InputOptions, MultiTaskModel, at_least_one
 from stem_torchrec.models.gated_experts import GatedExperts
 from stem_torchrec.tables import SHARED, groups_of

@@ -1,7 +1,7 @@
-"""Where the time of a training step goes: the profiler's events by phase of the step.
+"""Divides the time of a training step into phases, by the events of the profiler.
 
-An event's own time, without that of the events inside it, belongs to the innermost range that names a phase. TorchRec,
-FBGEMM and torch make these ranges:
+The own time of an event, without that of the events inside it, belongs to the innermost range that begins a phase.
+TorchRec, FBGEMM and torch record these ranges (their names stand in `runtime.internals.profiler_ranges`):
 
     ProfilerStep#12                              other
     ├─ ## copy_batch_to_gpu 14 ##                input
@@ -15,8 +15,8 @@ FBGEMM and torch make these ranges:
     │  └─ what follows the last such function    all-reduce
     └─ ## optimizer 12 ##                        dense optimizer
 
-Only the training thread counts, whose time is that of the step. On CUDA autograd works on a thread of its own while the
-training thread waits for it in the backward range, so what it does there takes the place of that waiting.
+Only the training thread counts, because its time is that of the step. On CUDA, autograd has a thread of its own and the
+training thread waits for it in the backward range; there the time of autograd's thread replaces that of the waiting.
 """
 
 import math
@@ -27,6 +27,9 @@ from dataclasses import dataclass
 
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
+
+from stem_torchrec.runtime.internals import profiler_ranges
+from stem_torchrec.runtime.internals.profiler_ranges import AUTOGRAD_FUNCTION
 
 PHASES: Mapping[str, str] = {
     "input": "waiting for the next batch, and its copy to the device",
@@ -40,62 +43,60 @@ PHASES: Mapping[str, str] = {
     "dense optimizer": "the optimizers after the backward pass, and zero_grad",
     "other": "what is between these: schedule, losses, log",
 }
-"""What each phase is, in the order of a step."""
+"""The meaning of each phase, in the order of a step."""
 
 _RANGES: Mapping[str, re.Pattern[str]] = {
-    "input": re.compile(r"## (copy_batch_to_gpu|next_batch|wait_for_batch) "),
-    # The permutation is also how --sharding.input-dist once copies ids into the slots of the lookup.
-    "input dist": re.compile(
-        r"## (start_sparse_data_dist|wait_sparse_data_dist|runtime_forward_assemble_KJT) "
-        r"|fbgemm::permute_.D_sparse_data"
-    ),
-    "lookup": re.compile(r"\[lookup\]"),
-    "output dist": re.compile(
-        r"\[output_dist|## \w*EmbeddingBagCollectionAwaitable "
-        r"|(Variable_Batch_)?(All2All|ReduceScatter|AllGather)\w+Backward"
-    ),
-    "dense forward": re.compile(r"## forward "),
-    "dense backward": re.compile(r"## backward "),
-    "table backward": re.compile(r"torch::autograd::CppNode<.*Lookup\w*Function"),
-    "all-reduce": re.compile(r"c10d::allreduce_|torch::distributed::reducer::"),
-    "dense optimizer": re.compile(r"## (optimizer|zero_grad) "),
-    "other": re.compile(r"ProfilerStep"),
+    "input": profiler_ranges.INPUT,
+    "input dist": profiler_ranges.INPUT_DIST,
+    "lookup": profiler_ranges.LOOKUP,
+    "output dist": profiler_ranges.OUTPUT_DIST,
+    "dense forward": profiler_ranges.FORWARD,
+    "dense backward": profiler_ranges.BACKWARD,
+    "table backward": profiler_ranges.TABLE_BACKWARD,
+    "all-reduce": profiler_ranges.ALL_REDUCE,
+    "dense optimizer": profiler_ranges.OPTIMIZER,
+    "other": profiler_ranges.STEP,
 }
-"""How the names of a phase's ranges begin."""
-
-_AUTOGRAD = "autograd::engine::evaluate_function: "
-"""Begins the name of each function that a backward pass calls."""
+"""The names of the ranges that begin each phase."""
 
 
 @dataclass
 class Spent:
-    """What a step spends, as means over the recorded steps."""
+    """Time of a step, as means over the recorded steps."""
 
     host: float = 0.0
     """Milliseconds of the training thread."""
 
     device: float = 0.0
-    """Milliseconds of GPU kernels by where they were launched; 0 without a GPU."""
+    """Milliseconds of the GPU kernels that were launched; 0 without a GPU."""
 
     calls: float = 0.0
-    """Events."""
+    """Number of events."""
 
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Where the time of a step goes."""
+    """The time of a step by phase and by operation."""
 
     phases: Mapping[str, Spent]
-    """By phase, for all PHASES; the host's times add up to the time of a step."""
+    """By phase, for all of PHASES; the host times add up to the time of a step."""
 
     operations: Mapping[str, Spent]
-    """By name of an operation or range, without what is inside it; the most GPU time first, then the most host time."""
+    """By name of an operation or range, without the events inside it; most GPU time first, then most host time."""
 
 
 def step_times(events: Iterable[FunctionEvent]) -> StepTimes:
-    """Sums up the events of the recorded steps, as `torch.profiler.profile.events()` has them with a schedule."""
+    """Divides the recorded steps into phases.
+
+    Args:
+        events: of `torch.profiler.profile.events()` with a schedule, which marks the steps.
+
+    Example::
+
+        step_times(profiler.events()).phases["lookup"]  # Spent(host=4.1, device=0.0, calls=6.0)
+    """
     roots = [event for event in events if event.cpu_parent is None and event.device_type == DeviceType.CPU]
-    steps = [event for event in roots if event.name.startswith("ProfilerStep")]
+    steps = [event for event in roots if profiler_ranges.STEP.match(event.name)]
     assert steps, "the profiler marks the steps that it records"
     phases: dict[str, Spent] = {phase: Spent() for phase in PHASES}
     operations: dict[str, Spent] = defaultdict(Spent)
@@ -111,26 +112,26 @@ def step_times(events: Iterable[FunctionEvent]) -> StepTimes:
         add(step, "other")
         for root in roots:
             inside = step.time_range.start <= root.time_range.start and root.time_range.end <= step.time_range.end
-            if inside and root.thread != step.thread and root.name.startswith(_AUTOGRAD):
+            if inside and root.thread != step.thread and root.name.startswith(AUTOGRAD_FUNCTION):
                 add(root, "dense backward")
                 phases["dense backward"].host -= root.time_range.elapsed_us() / len(steps) / 1000
-    # The step itself is no operation.
-    inside_steps = {name: spent for name, spent in operations.items() if not name.startswith("ProfilerStep")}
+    # The step itself is not an operation.
+    inside_steps = {name: spent for name, spent in operations.items() if not profiler_ranges.STEP.match(name)}
     ranked = sorted(inside_steps, key=lambda name: (-operations[name].device, -operations[name].host))
     return StepTimes(phases, {name: operations[name] for name in ranked})
 
 
 def _own_times(event: FunctionEvent, phase: str) -> Iterator[tuple[str, str, float, float]]:
-    """Phase, name, and own microseconds on host and device, of an event inside `phase` and of all inside it."""
+    """Phase, name, and own microseconds on host and device, of an event inside `phase` and of all events inside it."""
     phase = _phase(event.name) or phase
     own = event.time_range.elapsed_us() - _elapsed(event.cpu_children)
-    # When its last function is done, a backward pass ends with waiting for the all-reduce and copying its results.
-    functions = [child for child in event.cpu_children if child.name.startswith(_AUTOGRAD)]
+    # After its last function a backward pass waits for the all-reduce and copies the results.
+    functions = [child for child in event.cpu_children if child.name.startswith(AUTOGRAD_FUNCTION)]
     done = math.inf
     if functions and _RANGES["dense backward"].match(event.name):
         done = max(function.time_range.end for function in functions)
-        behind = [child for child in event.cpu_children if child.time_range.start >= done]
-        waiting = event.time_range.end - done - _elapsed(behind)
+        after = [child for child in event.cpu_children if child.time_range.start >= done]
+        waiting = event.time_range.end - done - _elapsed(after)
         own -= waiting
         yield "all-reduce", "waiting for the all-reduce", waiting, 0.0
     yield phase, event.name, own, event.self_device_time_total
@@ -143,6 +144,6 @@ def _elapsed(events: Iterable[FunctionEvent]) -> float:
 
 
 def _phase(name: str) -> str | None:
-    """The phase that a range of this name begins, if any."""
-    name = name.removeprefix(_AUTOGRAD)
+    """The phase that a range of this name begins; None if it begins none."""
+    name = name.removeprefix(AUTOGRAD_FUNCTION)
     return next((phase for phase, pattern in _RANGES.items() if pattern.match(name)), None)

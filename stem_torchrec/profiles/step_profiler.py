@@ -1,4 +1,4 @@
-"""A profile of a few steps of a run: a trace for each rank, and a summary that says where a step's time goes."""
+"""Profiles a few steps of a run: a trace for each rank, and a summary of the phases of a step."""
 
 import os
 from pathlib import Path
@@ -17,20 +17,20 @@ from stem_torchrec.runtime.progress import log_rank0
 SUMMARY_FILE = "summary.txt"
 
 _SETTLE = 10
-"""Steps before the profiler starts; the first ones allocate memory and set up the exchanges between ranks."""
+"""Steps before the profiler starts; the first steps allocate memory and set up the exchanges between ranks."""
 _WARM_UP = 2
-"""Steps that the profiler watches without recording; the first of them is slow."""
+"""Steps that the profiler runs without recording; the first of them is slow."""
 _RECORD = 5
 """Steps recorded."""
 _LAST = _SETTLE + _WARM_UP + _RECORD
-"""The last of them."""
+"""The last recorded step."""
 _DRAIN = 2
-"""Steps before an evaluation for which the pipeline reads no batch ahead; they are not like the others."""
+"""Steps before an evaluation for which the pipeline reads no batch ahead, so they differ from the others."""
 
-_MOST_COLUMNS = 8
-"""Ranks up to which each has a column of its own in the summary."""
-_OPERATIONS = 10
-"""Operations in the summary."""
+_MAX_RANK_COLUMNS = 8
+"""Ranks up to which each has its own column in the summary; more share the columns mean, least and most."""
+_MAX_OPERATIONS = 10
+"""Operations listed in the summary."""
 
 _SUMMARY = f"""\
 Steps {_LAST - _RECORD + 1} to {_LAST}: milliseconds a step, mean of the ranks, and each rank's shares of its steps.
@@ -50,12 +50,10 @@ chrome://tracing.
 
 
 class StepProfiler:
-    """Records steps 13 to 17 of a run with torch.profiler; writes the traces and the summary as soon as it has them.
-
-    `fit` enters and steps it.
+    """Records steps 13 to 17 of a run with torch.profiler, then writes the traces and the summary.
 
     Args:
-        folder: gets `rank_0.json.gz` and so on from each rank and `summary.txt` from rank 0; made if it is not there.
+        folder: for `rank_0.json.gz`, ... of each rank and `summary.txt` of rank 0; created if it does not exist.
         device: of this rank; on CUDA the GPU's kernels are recorded as well.
 
     Example::
@@ -66,7 +64,7 @@ class StepProfiler:
     def __init__(self, folder: Path, device: torch.device) -> None:
         self.folder = folder
         self.device = device
-        # Kineto tells standard error when it starts and stops, unless the user has asked for a level.
+        # Kineto prints to standard error when it starts and stops, unless the user has set a level.
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
         self._profile = profile(
@@ -78,7 +76,7 @@ class StepProfiler:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        # A profiler that still records when Python exits crashes the process, whatever error it was to report.
+        # A profiler that still records when Python exits crashes the process, which would hide the error.
         self._profile.stop()
         if error is None and self._profile.step_num < _LAST:
             log_rank0(
@@ -86,7 +84,7 @@ class StepProfiler:
             )
 
     def step(self) -> None:
-        """Counts a step; writes the profile after the last one recorded. All ranks call it after each step."""
+        """Counts a step; writes the profile after the last recorded one. All ranks call it after each step."""
         if self._profile.step_num == _LAST:
             return
         self._profile.step()
@@ -109,10 +107,10 @@ class StepProfiler:
 
 
 def check_steps(steps: int) -> None:
-    """Raises UserError where a run makes too few steps in a row to be profiled, before any is made.
+    """Raises UserError if a run makes too few steps in a row to be profiled; called before the first step.
 
     Args:
-        steps: steps before the first evaluation or the end of an epoch, whichever comes first.
+        steps: number of steps before the first evaluation or the end of an epoch, whichever is first.
     """
     needed = _LAST + _DRAIN
     if steps < needed:
@@ -123,14 +121,20 @@ def check_steps(steps: int) -> None:
 
 
 def format_phases(*, host: Tensor, device: Tensor) -> str:
-    """A line for each phase: mean time, share of the step on each rank, and what it is.
+    """A table with a line for each phase: mean time, share of the step on each rank, and meaning.
 
     Args:
-        host: milliseconds by rank and phase, (W, P).
-        device: milliseconds of GPU kernels, (W, P); zeros leave their column out.
+        host: milliseconds by rank and phase, (W, P) for W ranks and P phases.
+        device: milliseconds of GPU kernels, (W, P); if all are 0, the table has no column for them.
+
+    Example::
+
+        # phase        ms    rank 0    rank 1  what
+        # ---------  ----  --------  --------  -------------------------------------------------------
+        # input      0.41      1.2%      1.4%  waiting for the next batch, and its copy to the device
     """
     shares = host / host.sum(dim=1, keepdim=True)
-    if len(shares) <= _MOST_COLUMNS:
+    if len(shares) <= _MAX_RANK_COLUMNS:
         columns = {f"rank {rank}": share for rank, share in enumerate(shares)}
     else:
         columns = {"mean": shares.mean(dim=0), "least": shares.amin(dim=0), "most": shares.amax(dim=0)}
@@ -144,7 +148,7 @@ def format_phases(*, host: Tensor, device: Tensor) -> str:
         ]
         for i, (phase, meaning) in enumerate(PHASES.items())
     ]
-    # The least and the most are not of one rank, so they do not add up.
+    # The least and the most are those of different ranks, so they do not add up.
     totals = ["" if name in ("least", "most") else f"{values.sum():.1%}" for name, values in columns.items()]
     total = ["step", *(f"{values.sum():.2f}" for values in milliseconds.values()), *totals, ""]
     names = ["phase", *milliseconds, *columns, "what"]
@@ -153,9 +157,16 @@ def format_phases(*, host: Tensor, device: Tensor) -> str:
 
 
 def format_operations(times: StepTimes) -> str:
-    """A line for each of the operations and ranges with the most own time."""
-    most = list(times.operations.items())[:_OPERATIONS]
-    has_device = any(spent.device for _, spent in most)
+    """A table with a line for each of the operations and ranges with the most own time.
+
+    Example::
+
+        # operation                ms    share    calls
+        # --------------------  -----  -------  -------
+        # aten::addmm           12.10    31.4%       34
+    """
+    listed = list(times.operations.items())[:_MAX_OPERATIONS]
+    has_device = any(spent.device for _, spent in listed)
     step = sum(spent.host for spent in times.phases.values())
     lines = [
         [
@@ -165,7 +176,7 @@ def format_operations(times: StepTimes) -> str:
             f"{spent.host / step:.1%}",
             f"{spent.calls:g}",
         ]
-        for name, spent in most
+        for name, spent in listed
     ]
     names = ["operation", "ms", *(["GPU ms"] if has_device else []), "share", "calls"]
     aligned = ["left", *["right"] * (len(names) - 1)]

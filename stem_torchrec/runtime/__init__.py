@@ -1,5 +1,5 @@
-"""The process a run lives in: its place among the ranks, its errors, its memory, and what rank 0 prints.
+"""The process that a run lives in: its rank, errors and memory, the output of rank 0, and how hanging ranks are found.
 
-Reading order: errors.py, versions.py, memory.py, process.py, hang_detection.py, signals.py, progress.py, paths.py.
-Import from the modules. May import nothing of the project.
+Reading order: errors.py, internals/ (private parts of libraries), versions.py, memory.py, process.py, hang_verdict.py,
+hang_detection.py, signals.py, progress.py, paths.py. Import from the modules. May import nothing of the project.
 """

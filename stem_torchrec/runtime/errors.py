@@ -1,49 +1,66 @@
-"""How a run ends before its time: what a user got wrong, in one sentence, or that it was asked to."""
+"""Why a run ends early: a mistake of the user, in one sentence, or a request to end."""
 
 import difflib
 from collections.abc import Sequence
 
 
 class UserError(ValueError):
-    """A value that a user wrote and can mend: the message names the value, the place and the fix."""
+    """A value that a user wrote and can correct: the message names the value, the place and the fix.
+
+    At the command line it is printed as one sentence, without a traceback, and the exit status is 2.
+
+    Example::
+
+        UserError("--data.batch-size is 0, but must be at least 1.")
+    """
 
 
 class DivergedError(UserError):
-    """Predictions that are no numbers any more; all ranks meet it alike."""
+    """Losses or predictions are not finite; raised on all ranks."""
 
 
 class DamagedError(UserError):
-    """A checkpoint that cannot be read; all ranks meet it alike."""
+    """A checkpoint cannot be read; raised on all ranks."""
 
 
 class UnwritableError(UserError):
-    """Weights or numbers of a run that a full disk, or a store, does not take; all ranks meet it alike."""
+    """Weights or metrics of a run cannot be written, for example to a full disk; raised on all ranks."""
 
 
 class DataError(UserError):
-    """A row, column or file that breaks the schema, or a disk that is full; only the rank that meets it can name it."""
+    """A row, column or file breaks the schema, or a disk is full; raised only on the rank that reads or writes it."""
 
 
 class Interrupted(Exception):
-    """The run was asked to end, and a checkpoint holds all that it has done."""
+    """The run was asked to end; a checkpoint holds all that it has done."""
 
 
 class LostRankError(Exception):
-    """Another rank is gone, so that this one cannot go on."""
+    """Another rank has ended, so this one cannot continue."""
 
 
 HANG_STATUS = 3
-"""Exit status of ranks that one which hangs, or is gone, has ended."""
+"""Exit status of ranks that end because another one hangs or has ended."""
 RESUME_STATUS = 75
-"""Exit status of such a run: the same command goes on (EX_TEMPFAIL of sysexits.h)."""
+"""Exit status of an interrupted run, which the same command resumes (EX_TEMPFAIL of sysexits.h)."""
 
 
 def reason_of(error: BaseException) -> str:
-    """What a library or the system says, on one line."""
+    """The message of an error of a library or the system, on one line.
+
+    Example::
+
+        reason_of(OSError(28, "No space left on device"))  # "[Errno 28] No space left on device"
+    """
     return " ".join(str(error).split()).rstrip(".")
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
-    """Returns `; did you mean 'x'?` for the nearest of `names`, or nothing where none is near."""
+    """Returns `; did you mean 'x'?` for the most similar of `names`, or an empty string if none is similar.
+
+    Example::
+
+        nearest("uidd", ["uid", "tags"])  # "; did you mean 'uid'?"
+    """
     close = difflib.get_close_matches(name, names, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,4 +1,4 @@
-"""How this process holds memory on CPU: what a step frees, the next step finds again."""
+"""How this process holds memory on CPU: memory that one step frees, the next one reuses."""
 
 import ctypes
 
@@ -7,9 +7,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc's malloc to keep what is freed; other C libraries go on as they do.
+    """Makes glibc's malloc keep freed memory; does nothing under other C libraries.
 
-    By default it hands every block above 32 MiB back to the kernel, and at B=4096 the activations of 8 experts of width
+    By default glibc returns every block above 32 MiB to the kernel, and at B=4096 the activations of 8 experts of width
     512 are 64 MiB: every step got them anew, page by page, in 44,000 page faults that took a sixth of its time. The
     process keeps the memory of its largest step.
     """

@@ -1,4 +1,4 @@
-"""What paths of iopath can do that not every handler of a file system offers."""
+"""Operations on iopath's paths that not every handler of a file system has."""
 
 import os
 
@@ -6,22 +6,25 @@ from iopath.common.file_io import g_pathmgr
 
 
 def move(source: str, target: str) -> None:
-    """Gives a file another name in its folder; object stores, which cannot rename, copy it and remove the first."""
+    """Renames a file within its folder; in an object store, which cannot rename, copies it and removes the source.
+
+    Raises OSError if the file cannot be moved.
+    """
     try:
         moved = g_pathmgr.mv(source, target)
     except NotImplementedError:
         moved = g_pathmgr.copy(source, target, overwrite=True)
         if moved:
             g_pathmgr.rm(source)
-    # Some handlers raise no error, but say that it did not work.
+    # Some handlers return False instead of raising an error.
     if not moved:
         raise OSError(f"{source} could not be moved to {target}")
 
 
 def remove_folder(path: str, *, first: str) -> None:
-    """Removes a folder of files, the file `first` before the others."""
+    """Removes a folder of files, beginning with the file named `first`, so that a half-removed folder lacks it."""
     for name in sorted(g_pathmgr.ls(path), key=lambda name: name != first):
         g_pathmgr.rm(f"{path}/{name}")
-    # A folder of an object store is gone with its files.
+    # An object store has no empty folders: the folder ends with its last file.
     if os.path.isdir(path):
         os.rmdir(path)

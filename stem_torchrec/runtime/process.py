@@ -1,4 +1,4 @@
-"""This process among the ranks: process group, device, threads, memory."""
+"""This process as one of the ranks: process group, device, threads, memory."""
 
 import gc
 import logging
@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.internals.pytorch import TRACER_LOGGER
 from stem_torchrec.runtime.memory import keep_freed_memory
 from stem_torchrec.runtime.versions import fbgemm_has_cuda
 
@@ -24,18 +25,24 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Process:
-    """Where this process stands, as torchrun says it in the environment; one rank of one without torchrun."""
+    """This process among the ranks, from the environment that torchrun sets; rank 0 of 1 without torchrun.
+
+    Example::
+
+        # torchrun --nnodes 2 --nproc-per-node 8: the second rank of the second host
+        Process(rank=9, world_size=16, local_world_size=8, device=torch.device("cuda", 1))
+    """
 
     rank: int
     world_size: int
     local_world_size: int
     device: torch.device
     start: str = ""
-    """Name of this start of the ranks in the store that torchrun keeps for them."""
+    """Prefix of the keys of this start of the ranks in torchrun's store; empty if torchrun keeps no store."""
 
     @property
     def is_first(self) -> bool:
-        """Whether this is rank 0, which speaks and writes."""
+        """Whether this is rank 0, which prints and writes files."""
         return self.rank == 0
 
 
@@ -45,9 +52,9 @@ def join_process_group(*, timeout: float = 600.0, alone: bool = False) -> Iterat
 
     Args:
         timeout: seconds a rank waits for the others in a collective.
-        alone: each process is rank 0 of one, on its share of the host.
+        alone: each process becomes rank 0 of 1, with its share of the host's cores.
 
-    Raises UserError where two ranks would share a GPU.
+    Raises UserError if two ranks would share a GPU.
     """
     _quiet_libraries()
     keep_freed_memory()
@@ -66,7 +73,7 @@ def join_process_group(*, timeout: float = 600.0, alone: bool = False) -> Iterat
             )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
-    # torchrun sets one thread per rank where nobody says otherwise; the cores are there to be shared out.
+    # torchrun sets one thread per rank by default, which leaves cores idle.
     if os.environ.get("OMP_NUM_THREADS", "1") == "1":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
     start = ""
@@ -98,11 +105,11 @@ def _launcher_keeps_store() -> bool:
 
 
 def store_of_launcher(start: str, *, timeout: float) -> dist.Store:
-    """A connection to the store for ranks to meet at, which torchrun, or rank 0, serves.
+    """Connects to the store through which ranks find each other; torchrun or rank 0 serves it.
 
     Args:
-        start: the part of it that belongs to one start of the ranks.
-        timeout: seconds to wait for what is not there yet.
+        start: prefix of the keys, for one start of the ranks.
+        timeout: seconds that reading a key waits until it is set.
     """
     store = dist.TCPStore(
         os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=timeout)
@@ -111,48 +118,54 @@ def store_of_launcher(start: str, *, timeout: float) -> dist.Store:
 
 
 def name_start(store: dist.Store, rank: int, world_size: int, *, timeout: float) -> str:
-    """A name for this start of the ranks, the same on all of them, which no start before has had.
+    """A name for this start of the ranks, the same on all ranks and different from those of earlier starts.
 
-    torchrun keeps one store for all starts, with the addresses of ranks that have died in it, and hosts count their
-    restarts each for itself. So rank 0 gives its name to whoever it finds there, until all of this start have heard it.
+    torchrun keeps one store for all starts, which still holds the addresses of ranks that have died, and each host
+    counts its restarts for itself. So rank 0 sends its name to every rank that it finds in the store, until each rank
+    of this start has confirmed it.
 
     Args:
-        store: which the starts share.
-        rank: this one.
-        world_size: how many meet.
-        timeout: seconds to wait for the others.
+        store: shared by all starts.
+        rank: of this process.
+        world_size: number of ranks of this start.
+        timeout: seconds that rank 0 waits for the others.
 
-    Raises dist.DistStoreError where some do not come.
+    Raises dist.DistStoreError, which names the ranks, if some do not come in time.
     """
-    me = uuid.uuid4().hex
-    store.set(f"hello/{rank}", me)
+    token = uuid.uuid4().hex
+    store.set(f"hello/{rank}", token)
     if rank:
-        name = store.get(f"name/{me}").decode()
-        store.set(f"heard/{name}/{rank}", "")
+        name = store.get(f"name/{token}").decode()
+        store.set(f"confirmed/{name}/{rank}", "")
         return name
     missing, deadline = set(range(1, world_size)), time.monotonic() + timeout
     while missing:
         for other in sorted(missing):
             if store.check([f"hello/{other}"]):
-                # Perhaps of one that has died; then who takes its place says hello later.
-                store.set(f"name/{store.get(f'hello/{other}').decode()}", me)
-            if store.check([f"heard/{me}/{other}"]):
+                # Perhaps of a rank that has died; the one that takes its place says hello later.
+                store.set(f"name/{store.get(f'hello/{other}').decode()}", token)
+            if store.check([f"confirmed/{token}/{other}"]):
                 missing.remove(other)
         if time.monotonic() > deadline:
             raise dist.DistStoreError(f"ranks {sorted(missing)} did not come within {timeout:.0f} s")
         time.sleep(0.02)
-    return me
+    return token
 
 
 def trains_on_gpu() -> bool:
-    """Whether ranks on this host take GPUs: where torch sees one and FBGEMM has its kernels for it."""
+    """Whether ranks on this host use GPUs: torch sees one and FBGEMM has kernels for it."""
     return torch.cuda.is_available() and fbgemm_has_cuda()
 
 
 def from_first_rank(make: Callable[[], T]) -> T:
-    """What `make` returns on rank 0, on every rank; what it raises there is raised on all. All ranks call it.
+    """Calls `make` on rank 0 and returns its result, or raises its error, on every rank. All ranks call it.
 
-    Without it the others would wait for rank 0 until the timeout, or fail for having lost it.
+    Otherwise an error on rank 0 alone would leave the others waiting until the timeout, or failing because they lost
+    it.
+
+    Args:
+        make: its result must pickle. A UserError or OSError is raised as it is, any other as RuntimeError with its
+            name and message.
     """
     outcome: list[Any] = [None]
     if not dist.is_initialized() or dist.get_rank() == 0:
@@ -161,7 +174,7 @@ def from_first_rank(make: Callable[[], T]) -> T:
         except (UserError, OSError) as error:
             outcome = [error]
         except Exception as error:
-            # Not each of those can travel.
+            # Not every error can be pickled.
             outcome = [RuntimeError(f"{type(error).__name__}: {error}").with_traceback(error.__traceback__)]
     if dist.is_initialized():
         dist.broadcast_object_list(outcome)
@@ -171,7 +184,7 @@ def from_first_rank(make: Callable[[], T]) -> T:
 
 
 def _quiet_libraries() -> None:
-    """Silences what TorchRec and torch say about their own insides, on every rank, where a user can change nothing."""
-    for name in ("torchrec", "torch.fx._symbolic_trace"):
+    """Silences warnings of TorchRec and torch about their own internals, which a user cannot change."""
+    for name in ("torchrec", TRACER_LOGGER):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|torchrec)\.")

@@ -31,6 +31,13 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from stem_torchrec.runtime.internals.torchrec_hooks import (
+    InputDistCollection,
+    features_per_rank,
+    group_of,
+    ranks_per_host,
+    rows_of_features,
+)
 from stem_torchrec.sharding.shard import AllTypesSharder
 
 _ROW_TYPES = ("row_wise", "table_row_wise", "grid_shard")
@@ -75,24 +82,17 @@ def falls_back(configs: Sequence[EmbeddingBagConfig], sharding_types: Mapping[st
     ]
 
 
-class OnceCollection(ShardedEmbeddingBagCollection):
+class OnceCollection(InputDistCollection):
     """A ShardedEmbeddingBagCollection whose input distribution sends each feature's ids once to a rank."""
 
-    _embedding_shardings: list[Any]
-
-    def _create_input_dist(self, input_feature_names: list[str]) -> None:
-        stock = self._embedding_shardings
-        once = [_once_per_rank(sharding, self._env, self._device) for sharding in stock]
+    def sending_shardings(self, shardings: list[Any]) -> list[Any]:
+        """Those that send each feature once per destination; data_parallel ones stay as they are."""
+        once = [_once_per_rank(sharding, self.env, self.input_device) for sharding in shardings]
         self._copies = [
-            None if o is None else (o.copies, torch.tensor(o.copies, device=self._device, dtype=torch.int32))
+            None if o is None else (o.copies, torch.tensor(o.copies, device=self.input_device, dtype=torch.int32))
             for o in once
         ]
-        # TorchRec's own method asks each sharding for the names of its slots and for its input distribution.
-        self._embedding_shardings = [o or s for o, s in zip(once, stock, strict=True)]
-        try:
-            super()._create_input_dist(input_feature_names)
-        finally:
-            self._embedding_shardings = stock
+        return [o or s for o, s in zip(once, shardings, strict=True)]
 
     def input_dist(self, ctx: EmbeddingBagCollectionContext, features: KeyedJaggedTensor) -> Any:
         """Sends the ids to the ranks of their tables.
@@ -141,7 +141,7 @@ class _Once:
         return self.names
 
 
-def _once_per_rank(sharding: Any, env: ShardingEnv, device: torch.device) -> _Once | None:
+def _once_per_rank(sharding: Any, env: ShardingEnv, device: torch.device | None) -> _Once | None:
     """The input of a sharding with each feature once per destination; None for data_parallel, which sends none."""
     match sharding:
         case TwPooledEmbeddingSharding() | CwPooledEmbeddingSharding():
@@ -150,24 +150,24 @@ def _once_per_rank(sharding: Any, env: ShardingEnv, device: torch.device) -> _On
             return _Once(
                 list(chain(*sent)),
                 _positions(slots[env.rank], sent[env.rank]),
-                lambda: TwSparseFeaturesDist(sharding._pg, [len(names) for names in sent]),
+                lambda: TwSparseFeaturesDist(group_of(sharding), [len(names) for names in sent]),
             )
         case RwPooledEmbeddingSharding():
             # Every rank gets every feature, cut into as many buckets as there are ranks; the cut depends on the rows.
-            rows_slots = list(zip(sharding.feature_names(), sharding._get_feature_hash_sizes(), strict=True))
+            rows_slots = list(zip(sharding.feature_names(), rows_of_features(sharding), strict=True))
             rows_sent = list(dict.fromkeys(rows_slots))
             return _Once(
                 [name for name, _ in rows_sent],
                 _positions(rows_slots, rows_sent),
                 lambda: RwSparseFeaturesDist(
-                    sharding._pg, len(rows_sent), [rows for _, rows in rows_sent], device=device
+                    group_of(sharding), len(rows_sent), [rows for _, rows in rows_sent], device=device
                 ),
             )
         case TwRwPooledEmbeddingSharding() | GridPooledEmbeddingSharding():
             # A destination is a host, whose ranks get its features cut into as many buckets.
-            local_size = sharding._intra_pg.size()
-            flat = list(zip(sharding.feature_names(), sharding._get_feature_hash_sizes(), strict=True))
-            sizes = sharding._features_per_rank(sharding._grouped_embedding_configs_per_rank)[::local_size]
+            local_size = ranks_per_host(sharding)
+            flat = list(zip(sharding.feature_names(), rows_of_features(sharding), strict=True))
+            sizes = features_per_rank(sharding)[::local_size]
             host_slots = [flat[start:stop] for start, stop in pairwise([0, *accumulate(sizes)])]
             host_sent = [list(dict.fromkeys(slots)) for slots in host_slots]
             host = env.rank // local_size
@@ -175,7 +175,7 @@ def _once_per_rank(sharding: Any, env: ShardingEnv, device: torch.device) -> _On
                 [name for name, _ in chain(*host_sent)],
                 _positions(host_slots[host], host_sent[host]),
                 lambda: TwRwSparseFeaturesDist(
-                    sharding._pg,
+                    group_of(sharding),
                     local_size,
                     [len(sent) for sent in host_sent for _ in range(local_size)],
                     [rows for _, rows in chain(*host_sent)],

@@ -8,12 +8,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torchrec.datasets.utils import Batch
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
+from stem_torchrec.runtime.internals.torchrec_hooks import BackwardPipeline
 from stem_torchrec.runtime.progress import log_rank0
 
 
-class SkippingPipeline(TrainPipelineSparseDist):
+class SkippingPipeline(BackwardPipeline):
     """Skips the backward pass on all ranks where the loss of a batch is not finite on any of them.
 
     No table, no dense weight and no optimizer state changes then. The host waits for the loss of each step.
@@ -22,11 +22,11 @@ class SkippingPipeline(TrainPipelineSparseDist):
     skipped = 0
     """Batches skipped so far."""
 
-    def _backward(self, losses: Tensor) -> None:
+    def backward_pass(self, losses: Tensor) -> None:
         finite = torch.isfinite(losses.detach()).all().int()
         dist.all_reduce(finite, op=dist.ReduceOp.MIN)
         if finite.item():
-            super()._backward(losses)
+            super().backward_pass(losses)
             return
         self.skipped += 1
         log_rank0(f"note: the loss of a batch is not finite; the batch is skipped, {self.skipped} so far")

@@ -14,7 +14,6 @@ import torch
 import torchrec.optim as trec_optim
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
 from torch import nn
-from torch.distributed.optim import _apply_optimizer_in_backward
 from torch.optim.lr_scheduler import LambdaLR
 from torchrec.distributed import DistributedModelParallel
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
@@ -24,6 +23,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from stem_torchrec.config import DenseOptimizerConfig, ScheduleConfig, SparseOptimizerConfig
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.internals.pytorch import apply_optimizer_in_backward
 from stem_torchrec.tables import sharded_collections, table_groups
 
 
@@ -137,7 +137,7 @@ def apply_sparse_optimizer(model: nn.Module, config: SparseOptimizerConfig) -> N
         _check_packed(config, table)
     for table, weight in tables.items():
         # A fresh dict per table: TorchRec keeps and changes the one it gets.
-        _apply_optimizer_in_backward(
+        apply_optimizer_in_backward(
             SPARSE_OPTIMIZERS[config.name].fused, [weight], _arguments(config, table, fused=True)
         )
 

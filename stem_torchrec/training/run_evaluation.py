@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from annotated_types import Interval
 from iopath.common.file_io import g_pathmgr
 from torch import Tensor, nn
 from torchrec.optim.keyed import CombinedOptimizer
@@ -35,7 +36,7 @@ class EvaluationData:
 
     path: str | None = None
     """Folder of the log; by default the one that the run trained on."""
-    batch_size: int | None = None
+    batch_size: Annotated[int, Interval(ge=1, le=2**24)] | None = None
     """Rows per rank and step; by default the run's --data.eval-batch-size."""
 
 

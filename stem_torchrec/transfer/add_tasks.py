@@ -1,4 +1,4 @@
-"""Adding tasks to a trained STEM: what it has learned is taken over, what belongs to a new task starts fresh."""
+"""Adds tasks to a trained STEM: the weights of its tasks are copied, those of the new tasks start fresh."""
 
 import math
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stem_torchrec.config.files import load_config
 from stem_torchrec.data.schema import load_schema
@@ -17,10 +17,10 @@ from stem_torchrec.runtime.errors import UserError, nearest
 from stem_torchrec.sharding.placement import some
 from stem_torchrec.tables import groups_of, table_group, table_name
 from stem_torchrec.training.run_folder import CONFIG_FILE
-from stem_torchrec.transfer.weight_source import Source, match_tables, open_source, size_of, weights_of
+from stem_torchrec.transfer.weight_source import Source, match_tables, open_source, size_of, weights_by_name
 
 CLOSED = -1e4
-"""A gate's bias at which the softmax gives an expert a weight of exactly 0."""
+"""A gate's bias at which the softmax gives an expert the weight 0, exactly."""
 
 _TABLES = "sparse_arch.embedding_bag_collection.embedding_bags."
 
@@ -36,101 +36,125 @@ def add_tasks(
     gate_bias: float = CLOSED,
     tables_from: str | None = None,
 ) -> tuple[str, ...]:
-    """Gives a STEM the weights of a trained one that lacks some of its tasks; returns those.
+    """Fills a STEM from a trained one that lacks some of its tasks; returns the new tasks.
 
     All ranks call it, between sharding and the first batch. The tables, experts, gates and towers of the trained tasks
-    and the shared ones are taken over bit for bit, wherever a task stands now; what belongs to a new task keeps the
-    weights it has. Only the last layer of a trained gate grows, if it reads all experts: by a row of zeros and
-    `gate_bias` for each new expert. Optimizer states are not taken over.
+    and of the shared group are copied bit for bit, also if the tasks are in another order; the weights of a new task
+    stay as they are. The last layer of a trained gate that reads all experts grows: for each new expert by a row of
+    zeros and `gate_bias`. Optimizer states are not copied.
 
-    By default these gates are closed: a new expert has a weight of exactly 0 in a trained task. So trained tasks
-    predict what they did, but for the last bits, as products and sums over more experts may be rounded in another
-    order. And they never come to read the new experts, as a weight of exactly 0 has no gradient. A larger bias opens
+    By default the gates are closed: a new expert has a weight of exactly 0 in a trained task. So trained tasks predict
+    the same as before except for the last bits, because products and sums over more experts may be rounded in another
+    order. They also never learn to read the new experts, as a weight of exactly 0 has no gradient. A larger bias opens
     the gates: at -5 a new expert starts with e^-5 = 0.7 % of the weight of one whose logit is 0, which moves the
-    predictions by about as much, and learns from there.
+    predictions by about as much, and its gate learns from there.
 
-    Training on the labels of the new task alone leaves all that is the trained tasks' own as it is. It does train the
-    shared tables and experts, so that the trained tasks' predictions change.
+    Training on the labels of the new task alone does not change the trained tasks' own weights. It does change the
+    shared tables and experts, and with them the trained tasks' predictions.
 
     Args:
         model: a module with one STEM in the split layout, sharded by any plan or not.
         source: a run folder, a checkpoint folder or a state dict.
-        trained: the tasks of the trained model in the order of its logits, which its gates' rows follow; only a run
-            folder tells them by itself.
+        trained: the tasks of the trained model in the order of its logits, which its gates' rows follow; not needed for
+            a run folder, which records them.
         gate_bias: logit of a new expert in the trained gates.
-        tables_from: a trained task, or shared, whose tables the new tasks' start from; fresh if None.
+        tables_from: a trained task, or shared, whose tables are copied into those of the new tasks; fresh if None.
 
-    Raises UserError, before it changes a weight, where the two models differ in more than their tasks.
+    Raises UserError, before it changes a weight, if the two models differ in more than their tasks.
 
     Example::
 
+        # "runs/finish-and-like" has the tasks finish and like, model has finish, like and share.
         add_tasks(model, "runs/finish-and-like", tables_from="shared")  # ("share",)
     """
     if not math.isfinite(gate_bias):
         raise UserError(f"the gate bias is {gate_bias}, but must be finite; {CLOSED:g} closes a gate.")
     stem = _only_stem(model)
-    saved, weights = open_source(source), weights_of(model)
-    prefix, here = _weights_of_stem(weights, "this model")
-    saved_prefix, there = _weights_of_stem(saved.sizes, saved.where)
+    weight_source, weights = open_source(source), weights_by_name(model)
+    prefix, stem_weights = _weights_of_stem(weights, "this model")
+    source_prefix, source_sizes = _weights_of_stem(weight_source.sizes, weight_source.name)
     trained = tuple(trained or _tasks_of_run(source))
-    towers = {name.split(".")[1] for name in there if name.startswith("towers.")}
-    if towers != set(trained):
-        raise UserError(f"{saved.where} was trained on {some(sorted(towers))}, not on {some(trained)}.")
-    if lost := [task for task in trained if task not in stem.tasks]:
-        raise UserError(f"{saved.where} was trained on {some(trained)}; this model must keep {some(lost)}.")
+    _check_tasks(stem, trained, source_sizes, where=weight_source.name)
     new = tuple(task for task in stem.tasks if task not in trained)
-    _check_layout(here, stem.tasks, "this model")
-    _check_layout(there, trained, saved.where)
-
+    _check_layout(stem_weights, stem.tasks, "this model")
+    _check_layout(source_sizes, trained, weight_source.name)
     gates = _gates_of_trained(stem, trained)
-    for name in sorted(there.keys() | here.keys()):
-        size = size_of(here[name]) if name in here else None
-        if size and name in gates:
-            size = (len(gates[name]), *size[1:])
-        if there.get(name) != size and not (name not in there and _group(name) in new):
-            raise UserError(
-                f"{saved.where} holds another model: {name} is {there.get(name, 'missing')} there and, without the "
-                f"new tasks, {size or 'missing'} in this model."
-            )
-    grown = {name: here[name].new_empty(there[name]) for name in gates}
-    targets = [(saved_prefix + name, grown.get(name, here[name])) for name in there]
+    _check_sizes(stem_weights, source_sizes, new=new, gates=gates, where=weight_source.name)
+
+    # A gate that grows is read into a tensor of its old size first.
+    grown = {name: stem_weights[name].new_empty(source_sizes[name]) for name in gates}
+    targets = [(source_prefix + name, grown.get(name, stem_weights[name])) for name in source_sizes]
     if tables_from is not None:
         groups = groups_of(trained)
         if tables_from not in groups:
             known = f"{some(groups)}{nearest(tables_from, groups)}"
-            raise UserError(f"{saved.where} has no tables of {tables_from!r}, only of {known}")
-        for table in _tables(here):
+            raise UserError(f"{weight_source.name} has no tables of {tables_from!r}, only of {known}")
+        for table in _tables(stem_weights):
             group, _, feature = table.partition("/")
             if group in new:
-                theirs = f"{saved_prefix}{_TABLES}{table_name(tables_from, feature)}.weight"
-                targets.append(match_tables(saved, weights, f"{prefix}{_TABLES}{table}.weight", theirs))
-    saved.read(targets)
-    for name, old in grown.items():
-        here[name].fill_(gate_bias if name.endswith("bias") else 0.0)
-        here[name][gates[name]] = old
+                target = f"{prefix}{_TABLES}{table}.weight"
+                name = f"{source_prefix}{_TABLES}{table_name(tables_from, feature)}.weight"
+                targets.append(match_tables(weight_source, weights, table=target, source_table=name))
+    weight_source.read(targets)
+    for name, trained_rows in grown.items():
+        stem_weights[name].fill_(gate_bias if name.endswith("bias") else 0.0)
+        stem_weights[name][gates[name]] = trained_rows
     return new
+
+
+def _check_tasks(stem: STEM, trained: Sequence[str], source_names: Iterable[str], *, where: str) -> None:
+    towers = {name.split(".")[1] for name in source_names if name.startswith("towers.")}
+    if towers != set(trained):
+        raise UserError(f"{where} was trained on {some(sorted(towers))}, not on {some(trained)}.")
+    if missing := [task for task in trained if task not in stem.tasks]:
+        raise UserError(f"{where} was trained on {some(trained)}; this model must keep {some(missing)}.")
+
+
+def _check_sizes(
+    weights: Mapping[str, Tensor],
+    source_sizes: Mapping[str, tuple[int, ...]],
+    *,
+    new: Sequence[str],
+    gates: Mapping[str, Sequence[int]],
+    where: str,
+) -> None:
+    """Raises UserError if the models differ in a weight that is not of the new tasks; `gates` have grown."""
+    for name in sorted(source_sizes.keys() | weights.keys()):
+        size = size_of(weights[name]) if name in weights else None
+        if size and name in gates:
+            size = (len(gates[name]), *size[1:])
+        if source_sizes.get(name) != size and not (name not in source_sizes and _group(name) in new):
+            raise UserError(
+                f"{where} is another model: {name} is {source_sizes.get(name, 'missing')} in it and, without the new "
+                f"tasks, {size or 'missing'} in this model."
+            )
 
 
 def _tasks_of_run(source: Source) -> Sequence[str]:
     folder = None if isinstance(source, Mapping) else Path(source)
     if folder is None or not (folder / CONFIG_FILE).exists():
-        raise UserError("say which tasks the trained model has, in the order of its logits: trained=[...].")
+        raise UserError(
+            "only a run folder records its tasks; give those of the trained model, in the order of its logits: "
+            "trained=[...]."
+        )
     return load_config(str(folder / CONFIG_FILE)).data.labels or load_schema(str(folder)).labels
 
 
 def _only_stem(model: nn.Module) -> STEM:
     stems = [module for module in model.modules() if isinstance(module, STEM)]
     if len(stems) != 1:
-        raise UserError(f"the model holds {len(stems) or 'no'} STEM, but tasks are added to exactly one.")
+        raise UserError(
+            f"the model has {len(stems) or 'no'} STEM modules, but tasks can be added only to a model with one."
+        )
     return stems[0]
 
 
 def _weights_of_stem(weights: Mapping[str, T], where: str) -> tuple[str, dict[str, T]]:
-    """What stands before a STEM's own names of its weights, and the weights by those names."""
-    found = {match[1] for name in weights if (match := re.fullmatch(r"((?:.*\.)?)towers\.[^.]+\.0\.weight", name))}
-    if len(found) != 1:
-        raise UserError(f"{where} holds {len(found) or 'no'} models with towers, but must hold one STEM.")
-    prefix = found.pop()
+    """The prefix of the names of a STEM's weights, and the weights by the names within the STEM."""
+    prefixes = {m[1] for name in weights if (m := re.fullmatch(r"((?:.*\.)?)towers\.[^.]+\.0\.weight", name))}
+    if len(prefixes) != 1:
+        raise UserError(f"{where} has {len(prefixes) or 'no'} models with towers, but must have one STEM.")
+    prefix = prefixes.pop()
     own = tuple(f"{prefix}{part}." for part in ("sparse_arch", "dense_arch", "layers", "towers"))
     return prefix, {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(own)}
 
@@ -143,7 +167,7 @@ def _check_layout(names: Iterable[str], tasks: Sequence[str], where: str) -> Non
     for table in _tables(names):
         if table_group(table) not in groups_of(tasks):
             raise UserError(
-                f"{where} has the table {table!r}, of no single group; tasks are added in the split layout."
+                f"{where} has the table {table!r} of several groups; tasks can be added only in the split layout."
             )
 
 
@@ -152,12 +176,12 @@ def _group(name: str) -> str:
     if name.startswith(_TABLES):
         return table_group(name.removeprefix(_TABLES))
     match = re.match(r"(?:layers\.\d+\.)?(?:dense_arch|experts|gates|towers)\.([^.]+)\.", name)
-    assert match, f"{name} belongs to no group"
+    assert match, f"{name} does not belong to a group"
     return match[1]
 
 
 def _gates_of_trained(stem: STEM, trained: Sequence[str]) -> dict[str, list[int]]:
-    """The weights of the last layers of the gates that there were before, and where their rows are now, in order."""
+    """The weights of the trained gates' last layers, with the positions in this model of the rows that are trained."""
     rows = {}
     for name, layer in stem.named_modules():
         if isinstance(layer, STEMLayer):
@@ -165,12 +189,14 @@ def _gates_of_trained(stem: STEM, trained: Sequence[str]) -> dict[str, list[int]
                 assert isinstance(gate, Gate)
                 if stream in groups_of(trained):
                     for kind in ("weight", "bias"):
-                        rows[f"{name}.gates.{stream}.mlp.{len(gate.mlp) - 1}.{kind}"] = _rows(layer, stream, trained)
+                        rows[f"{name}.gates.{stream}.mlp.{len(gate.mlp) - 1}.{kind}"] = _trained_rows(
+                            layer, stream, trained
+                        )
     return rows
 
 
-def _rows(layer: STEMLayer, stream: str, trained: Sequence[str]) -> list[int]:
-    """Where a gate has the experts of the groups that there were before."""
+def _trained_rows(layer: STEMLayer, stream: str, trained: Sequence[str]) -> list[int]:
+    """The rows of a gate that belong to experts of trained groups, in the order of the trained gate."""
     rows, start = {}, 0
     for group in layer.reads[stream]:
         rows[group] = range(start, start + layer.num_experts[group])

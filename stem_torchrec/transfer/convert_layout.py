@@ -1,7 +1,4 @@
-"""Converts a run to the other layout of its tables: a new run folder whose predictions are the same bits.
-
-python stem_torchrec/convert.py --run RUN --layout packed --out NEWRUN
-"""
+"""Converts a run to the other layout of its tables: a new run folder whose predictions are the same bits."""
 
 import shutil
 from dataclasses import dataclass, replace
@@ -11,9 +8,8 @@ from typing import Annotated
 import tyro
 
 from stem_torchrec.checkpoints.weights import find_weights, load_weights, save_weights
-from stem_torchrec.config import TrainConfig
+from stem_torchrec.config import Layout, TrainConfig
 from stem_torchrec.config.files import dump_config, load_config
-from stem_torchrec.config.literals import Layout
 from stem_torchrec.data.files import Columns
 from stem_torchrec.data.schema import load_schema, save_schema
 from stem_torchrec.runtime.errors import UserError
@@ -26,12 +22,12 @@ from stem_torchrec.training.run_folder import BEST_WEIGHTS, CONFIG_FILE, METRICS
 
 @dataclass(frozen=True)
 class ConvertConfig:
-    """What to convert."""
+    """Which run to convert, and where to."""
 
     run: Annotated[str, tyro.conf.arg(aliases=["--run-dir"])] = ""
     """The run folder that training wrote. Under torchrun use --run-dir, as torchrun takes --run for its own."""
     layout: Layout = "packed"
-    """The layout that the new run is to have."""
+    """The layout of the new run."""
     out: str = ""
     """The new run folder."""
 
@@ -39,46 +35,47 @@ class ConvertConfig:
 def convert_run(config: ConvertConfig, process: Process) -> None:
     """Writes the run folder `config.out`: config.yaml, schema.json, metrics.json and the best weights.
 
-    All ranks of the process group call it; they share the weights as a planner spreads them, on disk and in memory.
-    Raises UserError where the run or its weights are missing or damaged, or the new folder is there already; then the
-    new folder is not made.
+    All ranks of the process group call it; the planner spreads the tables over them. Raises UserError, without making
+    the new folder, if the run or its weights are missing or damaged, or the new folder exists.
     """
     run, folder = Path(config.run), Path(config.out)
     if not config.run or not config.out:
-        raise UserError("say which run to convert and where to: --run RUN --out NEWRUN.")
+        raise UserError(
+            "--run or --out is missing; give the run to convert and the new folder: --run RUN --out NEWRUN."
+        )
     trained = load_config(str(run / CONFIG_FILE))
     if trained.model.layout == config.layout:
         raise UserError(f"{run} is {config.layout} already; give the other --layout.")
     weights, schema = find_weights(run / BEST_WEIGHTS), load_schema(str(run))
     columns = Columns.select(schema, features=trained.data.features, labels=trained.data.labels)
     converted = _in_layout(trained, config.layout)
-    new = from_first_rank(lambda: _make_folder(folder))
+    unfinished = from_first_rank(lambda: _make_folder(folder))
     try:
         model, _ = build_sharded_model(for_weights_only(converted), columns, process)
         load_weights(model, weights)
-        save_weights(model, new / BEST_WEIGHTS)
+        save_weights(model, unfinished / BEST_WEIGHTS)
 
         def finish() -> None:
             try:
-                (new / CONFIG_FILE).write_text(dump_config(converted))
-                save_schema(schema, str(new))
+                (unfinished / CONFIG_FILE).write_text(dump_config(converted))
+                save_schema(schema, str(unfinished))
                 if (run / METRICS_FILE).exists():
-                    shutil.copyfile(run / METRICS_FILE, new / METRICS_FILE)
-                new.rename(folder)
+                    shutil.copyfile(run / METRICS_FILE, unfinished / METRICS_FILE)
+                unfinished.rename(folder)
             except OSError as error:
                 raise UserError(f"{folder} cannot be written ({error.strerror}); give another --out.") from error
 
         from_first_rank(finish)
     finally:
         if process.is_first:
-            shutil.rmtree(new, ignore_errors=True)
-    log_rank0(f"\n{folder} holds {run} in the {config.layout} layout")
+            shutil.rmtree(unfinished, ignore_errors=True)
+    log_rank0(f"\n{folder} is {run} in the {config.layout} layout")
     for note in _notes(trained, converted):
         log_rank0(f"note: {note}")
 
 
 def _in_layout(config: TrainConfig, layout: Layout) -> TrainConfig:
-    """The configuration in a layout, without the rules and the plan, which name the tables of the other one."""
+    """The configuration in a layout, without the rules and the plan, which name tables of the other layout."""
     return replace(
         config,
         model=replace(config.model, layout=layout),
@@ -87,29 +84,31 @@ def _in_layout(config: TrainConfig, layout: Layout) -> TrainConfig:
 
 
 def _make_folder(folder: Path) -> Path:
-    """Makes the folder that is renamed to `folder` when all is in it."""
-    new = folder.with_name(folder.name + ".new")
+    """Makes the folder that is renamed to `folder` once it is complete."""
+    unfinished = folder.with_name(folder.name + ".new")
     if folder.exists():
-        raise UserError(f"{folder} is there already; give another --out.")
+        raise UserError(f"{folder} exists already; give another --out.")
     try:
-        new.mkdir(parents=True)
+        unfinished.mkdir(parents=True)
     except FileExistsError:
-        raise UserError(f"{new} is there, from a conversion that was cut off or still runs; remove it.") from None
+        raise UserError(
+            f"{unfinished} exists, from a conversion that was interrupted or still runs; delete it."
+        ) from None
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}); give another --out.") from error
-    return new
+    return unfinished
 
 
 def _notes(trained: TrainConfig, converted: TrainConfig) -> list[str]:
-    """What of the run does not apply to the new one."""
+    """What the new run does not take over, and what to change before it is trained."""
     notes = []
     if trained.sharding != converted.sharding:
         notes.append("--sharding.rules and .plan name tables of the other layout and are left out of config.yaml")
     if converted.model.layout == "packed" and SPARSE_OPTIMIZERS[trained.sparse.name].per_row:
         notes.append(
-            f"to train on, choose --sparse.name adagrad or sgd: {trained.sparse.name} couples the elements of a row, "
-            "and its state cannot be packed"
+            f"to train the new run, choose --sparse.name adagrad or sgd: {trained.sparse.name} couples the elements of "
+            "a row, and its state cannot be packed"
         )
     elif converted.model.layout == "packed" and trained.sparse.group_learning_rates:
-        notes.append("to train on, give all groups one learning rate: a packed table has only one")
+        notes.append("to train the new run, give all groups one learning rate: a packed table has only one")
     return notes

@@ -1,4 +1,5 @@
-"""Searches for settings with Optuna: the space, and the study whose trials the ranks train.
+"""A search for the setting of a model that validates best, with Optuna; each rank trains trials of its own.
 
-Reading order: search_space.py, study.py. Import from the modules. May import `training` and everything below it.
+Reading order: search_space.py reads what a trial chooses from, study.py runs the trials and writes the best setting.
+Import from the modules. May import `training` and everything below it.
 """

@@ -1,4 +1,4 @@
-"""What a search chooses from, and what a trial trains with what it has chosen."""
+"""The space that a search chooses from, and the configuration of a trial with its choices."""
 
 import json
 import math
@@ -8,14 +8,12 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-import dacite
-import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.command_line import option_names
-from stem_torchrec.config.limits import check_limits
 from stem_torchrec.config.serialization import from_dict, to_dict
+from stem_torchrec.config.yaml_text import parse_yaml
 from stem_torchrec.data.files import Columns, find_row_groups
 from stem_torchrec.data.folder import data_folder
 from stem_torchrec.data.schema import load_schema
@@ -23,7 +21,7 @@ from stem_torchrec.runtime.errors import UserError, nearest, reason_of
 from stem_torchrec.training.watched_metric import WatchedMetric
 
 Space = dict[str, BaseDistribution]
-"""What to choose from, by option, as `model.dropout`."""
+"""The distribution of each option, by its name, such as `model.dropout`."""
 
 SPACE: Mapping[str, Any] = {
     "model.num_shared_experts": [1, 2, 4, 8],
@@ -31,24 +29,25 @@ SPACE: Mapping[str, Any] = {
     "model.embedding_l2": {"low": 1e-3, "high": 5.0, "log": True},
     "model.dropout": {"low": 0.0, "high": 0.3, "step": 0.1},
 }
-"""The search space of the published experiments (arXiv 2308.13537): a list is a choice, a mapping a range. Their
-L2 is 1e-6 to 5e-3, on whole tables in every step; ours is divided by the rows of a batch, so some 1000 times that."""
+"""The search space of the published experiments (arXiv 2308.13537); a list gives choices, a mapping a range. Their L2
+is 1e-6 to 5e-3, on whole tables in every step; `model.embedding_l2` is divided by the rows of a batch, so its values
+are about 1000 times as large."""
 
-_NO_CHOICE = ("checkpoint", "data.labels", "data.path", "data.synthetic", "output_dir", "resume", "train.metric")
-"""Options, and sections, that say what trials are compared by, or where they are kept."""
+_FIXED = ("checkpoint", "data.labels", "data.path", "data.synthetic", "output_dir", "resume", "train.metric")
+"""Options and sections that are the same for all trials: what they are compared by, and where they are kept."""
 
 
 @dataclass(frozen=True)
 class Search:
-    """What trials train, and what each of them chooses."""
+    """What the trials train, and what each of them chooses."""
 
     base: TrainConfig
     space: Space
     train_rows: int = 0
-    """Of the log, which `fit_to_log` looks up."""
+    """Training rows of the log; `resolve_log` fills them in."""
 
-    def chosen(self, choices: Mapping[str, Any]) -> TrainConfig:
-        """What a trial trains, on one rank; without `train.eval_every` it evaluates four times an epoch."""
+    def trial_config(self, choices: Mapping[str, Any]) -> TrainConfig:
+        """The configuration of a trial, for one rank; without `train.eval_every` it evaluates four times an epoch."""
         config = with_choices(self.base, choices)
         if config.train.eval_every is not None:
             return config
@@ -57,10 +56,10 @@ class Search:
         return replace(config, train=replace(config.train, eval_every=quarter))
 
 
-def fit_to_log(search: Search) -> Search:
-    """The search with what the log says: its folder and its rows.
+def resolve_log(search: Search) -> Search:
+    """The search with what depends on the log: its folder and its rows.
 
-    Raises UserError where columns or metric do not fit the log, before a trial finds out.
+    Raises UserError if columns or the metric do not fit the log, before a trial is trained.
     """
     path = data_folder(search.base.data)
     base = replace(search.base, data=replace(search.base.data, path=path))
@@ -76,39 +75,44 @@ def fit_to_log(search: Search) -> Search:
 
 
 def read_space(path: str, base: TrainConfig) -> Space:
-    """A search space from a YAML file; raises UserError with the option that is wrong."""
+    """Reads a search space from a YAML file; raises UserError that names the wrong option."""
     try:
-        space = yaml.safe_load(Path(path).read_text())
-    # ValueError: no text.
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        space = parse_yaml(Path(path).read_text())
+    # ValueError: the file is not text, or not YAML.
+    except (OSError, ValueError) as error:
         raise UserError(f"--space {path} cannot be read ({reason_of(error)}); give a YAML file.") from error
     if not isinstance(space, dict) or not space:
-        raise UserError(f"{path} is no mapping of options to choices; write lines like `model.dropout: [0.0, 0.1]`.")
+        raise UserError(f"{path} is not a mapping of options to choices; write lines like `model.dropout: [0.0, 0.1]`.")
     return to_space(space, base, path)
 
 
 def to_space(space: Mapping[Any, Any], base: TrainConfig, where: str) -> Space:
-    """Optuna's distributions of a space, with every value in the type of its option, and within its limits.
+    """Optuna's distributions of a space, with every value of the type of its option and within its limits.
 
     Args:
         space: options, with hyphens or underscores, to lists or ranges.
-        base: what the options belong to.
-        where: the space stands, for errors.
+        base: the configuration that has the options.
+        where: the file of the space, for errors.
 
-    Raises UserError with the option that is wrong.
+    Raises UserError that names the wrong option.
+
+    Example::
+
+        to_space({"model.num-task-experts": [1, 2]}, tiny(), "space.yaml")
+        # {"model.num_task_experts": CategoricalDistribution([1, 2])}
     """
-    found: Space = {}
+    distributions: Space = {}
     for name, values in space.items():
         try:
             option = _option(name, base)
-            found[option] = _distribution(option, values, base)
+            distributions[option] = _distribution(option, values, base)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
-    return found
+    return distributions
 
 
 def with_choices(base: TrainConfig, choices: Mapping[str, Any]) -> TrainConfig:
-    """`base` with what a trial has chosen from a space.
+    """`base` with the choices of a trial.
 
     Example::
 
@@ -124,20 +128,20 @@ def with_choices(base: TrainConfig, choices: Mapping[str, Any]) -> TrainConfig:
 
 
 def _option(name: Any, base: TrainConfig) -> str:
-    # Hyphens, as --help lists it; YAML may have read a number.
+    # The name may have hyphens, as in --help, and YAML may have read a number.
     option, *known = (each.removeprefix("--").replace("-", "_") for each in (str(name), *option_names(base)))
     if option not in known:
         hint = nearest(option, known) or ";"
         raise UserError(f"there is no option {name!r} to search over{hint} train.py --help lists them.")
-    if any(option == fixed or option.startswith(f"{fixed}.") for fixed in _NO_CHOICE):
-        raise UserError(f"{option} is one for all trials; leave it out of the space.")
+    if any(option == fixed or option.startswith(f"{fixed}.") for fixed in _FIXED):
+        raise UserError(f"{option} is the same for all trials; leave it out of the space.")
     return option
 
 
 def _distribution(option: str, values: Any, base: TrainConfig) -> BaseDistribution:
     if isinstance(values, list) and values:
         typed = [_typed(option, value, base) for value in values]
-        # Lists and mappings as JSON: Optuna's journal returns a tuple as a list, and then refuses it as another choice.
+        # Lists and mappings as JSON: Optuna's journal returns a tuple as a list, which then counts as another choice.
         return CategoricalDistribution([json.dumps(v) if isinstance(v, (tuple, dict)) else v for v in typed])
     if not isinstance(values, dict) or not {"low", "high"} <= set(values):
         raise UserError(f"{option} is {values!r}, but must be a list, or a mapping with low and high.")
@@ -148,17 +152,12 @@ def _distribution(option: str, values: Any, base: TrainConfig) -> BaseDistributi
     try:
         return (IntDistribution if kinds == {int} else FloatDistribution)(**{**values, **ends})
     except (TypeError, ValueError) as error:
-        raise UserError(f"{option} is {values!r}, which is no range: {reason_of(error)}.") from error
+        raise UserError(f"{option} is {values!r}, which is not a range: {reason_of(error)}.") from error
 
 
 def _typed(option: str, value: Any, base: TrainConfig) -> Any:
-    """A value as the configuration holds it: YAML reads 1e-6 as text, and the option says that it is a number."""
-    try:
-        config = _with_values(base, {option: value})
-    except (dacite.DaciteError, TypeError, ValueError) as error:
-        raise UserError(f"{option} is {value!r}, which does not fit: {reason_of(error)}.") from error
-    check_limits(config)
-    return attrgetter(option)(config)
+    """A value as the configuration holds it: a tuple for a list, 1.0 for 1 where the option is a float."""
+    return attrgetter(option)(_with_values(base, {option: value}))
 
 
 def _with_values(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:

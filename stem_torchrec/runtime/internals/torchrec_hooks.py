@@ -1,0 +1,85 @@
+"""What a sharded collection and a train pipeline of TorchRec let a subclass replace, checked with torchrec 1.8."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from torchrec.distributed.types import ShardingEnv
+
+
+class BackwardPipeline(TrainPipelineSparseDist):
+    """A TrainPipelineSparseDist whose backward pass a subclass may replace, by overriding `backward_pass`."""
+
+    def _backward(self, losses: Tensor) -> None:
+        self.backward_pass(losses)
+
+    def backward_pass(self, losses: Tensor) -> None:
+        """Backward of a batch's loss, or of the sum of its losses; the optimizers step after it in any case."""
+        super()._backward(losses)
+
+
+class InputDistCollection(ShardedEmbeddingBagCollection):
+    """A sharded collection whose input distribution a subclass may replace, by overriding `sending_shardings`."""
+
+    _embedding_shardings: list[Any]
+
+    @property
+    def env(self) -> ShardingEnv:
+        """The ranks that the collection is sharded over."""
+        return self._env
+
+    @property
+    def input_device(self) -> torch.device | None:
+        """The device that ids arrive on."""
+        return self._device
+
+    def sending_shardings(self, shardings: list[Any]) -> list[Any]:
+        """What stands in for the collection's shardings while TorchRec creates the input distribution.
+
+        Called at the first batch. TorchRec calls `feature_names()` and `create_input_dist()` of each one, for the
+        features to send, destination by destination, and for the module that sends them.
+
+        Args:
+            shardings: one for each sharding type and kernel among the tables.
+        """
+        return shardings
+
+    def _create_input_dist(self, input_feature_names: list[str]) -> None:
+        stock = self._embedding_shardings
+        self._embedding_shardings = self.sending_shardings(stock)
+        try:
+            super()._create_input_dist(input_feature_names)
+        finally:
+            self._embedding_shardings = stock
+
+
+def group_of(sharding: Any) -> dist.ProcessGroup:
+    """The process group that a sharding sends ids in."""
+    return sharding._pg
+
+
+def ranks_per_host(sharding: Any) -> int:
+    """The number of ranks on a host, of a table_row_wise or grid_shard sharding."""
+    return sharding._intra_pg.size()
+
+
+def rows_of_features(sharding: Any) -> list[int]:
+    """The number of rows of each feature's table, in the order of `feature_names()`; of a sharding by rows.
+
+    Example::
+
+        # feature_names()               ["uid", "uid", "tags"]   for the tables like/uid, shared/uid, shared/tags
+        # rows_of_features(sharding)    [5000, 5000, 7]
+    """
+    return sharding._get_feature_hash_sizes()
+
+
+def features_per_rank(sharding: Any) -> list[int]:
+    """The number of features of each rank's tables, of a table_row_wise or grid_shard sharding.
+
+    All ranks of a host have the same tables, each with its own rows of them.
+    """
+    return sharding._features_per_rank(sharding._grouped_embedding_configs_per_rank)
