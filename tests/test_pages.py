@@ -84,6 +84,8 @@ def parameters(language: str) -> list:
     found = []
     for block in (block for page in PAGES for block in blocks_of(page) if block.language == language):
         marks = [pytest.mark.long] if block.long else []
+        if language == "python" and block.page.name == "README.md":
+            marks.append(pytest.mark.quick)
         if block.skip:
             marks.append(pytest.mark.skip(reason=block.skip))
         found.append(pytest.param(block, marks=marks, id=f"{block.page.relative_to(ROOT)}:{block.line}"))
@@ -176,7 +178,11 @@ def test_a_block_of_python_prints_what_its_comments_say(block: Block, capsys: py
     assert broken_promises(block.source, capsys.readouterr().out) == []
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.quick] if path.name == "step.py" else []) for path in EXAMPLES],
+    ids=lambda path: path.name,
+)
 @pytest.mark.usefixtures("alone")
 def test_an_example_prints_what_its_comments_say(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(path), run_name="__main__")
