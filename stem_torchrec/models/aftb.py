@@ -65,7 +65,3 @@ class _AFTB(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         weights, experts, trained = ctx.saved_tensors
         return torch.bmm(grad, experts.mT), torch.bmm((weights * trained).mT, grad), None
-
-
-# The pipeline traces a model with FX, which cannot look into an autograd function: this is one step to it.
-torch.fx.wrap("aftb")

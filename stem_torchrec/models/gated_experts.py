@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from stem_torchrec.models.aftb import aftb
 from stem_torchrec.models.layers import Experts, Gate
 
+# The pipeline traces a model with FX, which cannot look into an autograd function: in this file it is one step to FX.
+torch.fx.wrap("aftb")
+
 
 class GatedExperts(nn.Module):
     """Groups of experts, and a gate for each stream: `{group: (B, in_features)} -> {stream: (B, H)}`.

@@ -125,7 +125,3 @@ class _L2Penalty(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         trained = grad.count_nonzero(dim=1).unsqueeze(1) > 0
         return grad + ctx.strength / max(len(x), 1) * x * trained, None
-
-
-# The pipeline traces a model with FX, which cannot look into an autograd function: this is one step to it.
-torch.fx.wrap("l2_penalty")
