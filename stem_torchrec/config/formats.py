@@ -39,7 +39,7 @@ def without_format(content: Any, version: int, path: str) -> Any:
         raise FormatError(f"{path} has the format {file_version!r}, but must have a whole number from 1 to {version}.")
     if file_version > version:
         raise FormatError(
-            f"{path} has the format {file_version}, but this stem_torchrec reads formats up to {version}; install a newer "
-            "stem_torchrec to use it."
+            f"{path} has the format {file_version}, but this stem_torchrec reads formats up to {version}; install a "
+            "newer stem_torchrec to use it."
         )
     return fields
