@@ -38,8 +38,10 @@ def build_dlrm(
     """DLRM on a table `t_FEATURE` for each feature and on `tables`, with its loss; SGD on them in the backward pass."""
     torch.manual_seed(seed)
     tables = [
-        EmbeddingBagConfig(name=f"t_{name}", num_embeddings=size, embedding_dim=8, feature_names=[name])
-        for name, size in COLUMNS.sparse.items()
+        EmbeddingBagConfig(
+            name=f"t_{name}", num_embeddings=feature.num_embeddings, embedding_dim=8, feature_names=[name]
+        )
+        for name, feature in COLUMNS.sparse.items()
     ] + list(tables)
     dlrm = DLRM(EmbeddingBagCollection(tables=tables), len(COLUMNS.dense), [16, 8], [16, 1])
     # DLRM asks for outputs by feature, which TorchRec calls FEATURE@TABLE once several tables read it.

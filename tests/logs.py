@@ -1,6 +1,7 @@
 """Small logs with known rows."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +72,23 @@ def reader_of(folder: Path | str, schema: Schema = SCHEMA, *, split: str = "trai
     """A reader of all columns."""
     columns = Columns.select(schema)
     return ParquetReader(find_row_groups(str(folder), split, schema, columns), columns, **options)
+
+
+WEIGHTED = replace(
+    SCHEMA,
+    sparse_features=(
+        SparseFeature("row", 1000),
+        SparseFeature("tags", 10, pooling="mean", weights="tag_weights", embedding_dim=4),
+        SparseFeature("place", 10, weights="place_weight", embedding_dim=12),
+    ),
+)
+
+
+def weighted_table(rows: int) -> pa.Table:
+    """`log_table` with weights: of tags 0.5, 1.0, ... within a list, of place a tenth of the row's number."""
+    table = log_table(rows)
+    tags, places = table["tags"].to_pylist(), table["place"].to_pylist()
+    weights = [None if ids is None else [(i + 1) / 2 for i in range(len(ids))] for ids in tags]
+    table = table.append_column("tag_weights", pa.array(weights, pa.list_(pa.float32())))
+    weight = [None if place is None else n / 10 for n, place in enumerate(places)]
+    return table.append_column("place_weight", pa.array(weight, pa.float64()))

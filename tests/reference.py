@@ -9,12 +9,24 @@ from torch.nn.functional import embedding_bag, linear, softplus
 from torchrec.datasets.utils import Batch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from stem_torchrec.config import ModelConfig, TrainConfig
+from stem_torchrec.config import TrainConfig
 from stem_torchrec.data.files import Columns
+from stem_torchrec.data.schema import SparseFeature
+from stem_torchrec.models.stem import STEMOptions
 
 TABLES = "sparse_arch.embedding_bag_collection.embedding_bags"
 # 5000 rows: on two ranks the first of the blocks that initial weights are drawn in (4096 rows) is cut.
-COLUMNS = Columns(sparse={"uid": 5000, "tags": 7}, dense=("age", "price"), labels=("finish", "like"), group=None)
+COLUMNS = Columns(
+    sparse={"uid": SparseFeature("uid", 5000), "tags": SparseFeature("tags", 7)},
+    dense=("age", "price"),
+    labels=("finish", "like"),
+    group=None,
+)
+
+
+def sparse_features(**sizes: int) -> dict[str, SparseFeature]:
+    """Features that are summed up, by name, with their numbers of embeddings."""
+    return {name: SparseFeature(name, size) for name, size in sizes.items()}
 
 
 def random_batch(
@@ -25,17 +37,25 @@ def random_batch(
     `part` keeps some of its rows, so that ranks can share a global batch.
     """
     generator = torch.Generator().manual_seed(seed)
-    values, lengths = [], []
-    for i, size in enumerate(columns.sparse.values()):
+    values, lengths, weights = [], [], []
+    for i, feature in enumerate(columns.sparse.values()):
         length = torch.randint(0, 4, (rows,), generator=generator) if i else torch.ones(rows, dtype=torch.int64)
-        ids = torch.randint(size, (int(length.sum()),), generator=generator)
+        ids = torch.randint(feature.num_embeddings, (int(length.sum()),), generator=generator)
         values += ids.split(length.tolist())[part]
         lengths.append(length[part].int())
+        if columns.weights:
+            weight = torch.randn(len(ids), generator=generator) if feature.weights else torch.ones(len(ids))
+            weights += weight.split(length.tolist())[part]
     labels = torch.randint(2, (rows, len(columns.labels)), generator=generator).float()
     labels[torch.rand(labels.shape, generator=generator) < missing] = math.nan
     return Batch(
         dense_features=torch.randn(rows, len(columns.dense), generator=generator)[part],
-        sparse_features=KeyedJaggedTensor(list(columns.sparse), torch.cat(values), lengths=torch.cat(lengths)),
+        sparse_features=KeyedJaggedTensor(
+            list(columns.sparse),
+            torch.cat(values),
+            weights=torch.cat(weights) if weights else None,
+            lengths=torch.cat(lengths),
+        ),
         labels=labels[part],
     )
 
@@ -43,9 +63,10 @@ def random_batch(
 class Parts:
     """What the equations of all models are made of, with weights by parameter name."""
 
-    def __init__(self, weights: dict[str, Tensor], config: ModelConfig) -> None:
+    def __init__(self, weights: dict[str, Tensor], config: STEMOptions, columns: Columns = COLUMNS) -> None:
         self.weights = weights
         self.config = config
+        self.means = {name for name, feature in columns.sparse.items() if feature.pooling == "mean"}
 
     def inputs(self, batch: Batch, groups: Sequence[str]) -> dict[str, Tensor]:
         """Of each group, (B, in_features): pooled embeddings, then the dense features' projection."""
@@ -54,7 +75,13 @@ class Parts:
             parts = []
             for feature, bags in batch.sparse_features.to_dict().items():
                 table = self.weights[f"{TABLES}.{g}/{feature}.weight"]
-                parts.append(embedding_bag(bags.values(), table, bags.offsets(), mode="sum", include_last_offset=True))
+                w = bags.weights_or_none()
+                pooled = embedding_bag(
+                    bags.values(), table, bags.offsets(), mode="sum", include_last_offset=True, per_sample_weights=w
+                )
+                if feature in self.means:
+                    pooled = torch.stack([row / max(int(n), 1) for row, n in zip(pooled, bags.lengths(), strict=True)])
+                parts.append(pooled)
             if batch.dense_features.shape[1] > 0:
                 parts.append(self.linear(f"dense_arch.{g}", batch.dense_features))
             x[g] = torch.cat(parts, dim=1)
@@ -86,9 +113,11 @@ class Parts:
         return torch.cat(towers, dim=1)
 
 
-def logits_by_formula(weights: dict[str, Tensor], batch: Batch, tasks: Sequence[str], config: ModelConfig) -> Tensor:
-    """Logits (B, T) of STEM with weights by parameter name."""
-    parts = Parts(weights, config)
+def logits_by_formula(
+    weights: dict[str, Tensor], batch: Batch, tasks: Sequence[str], config: STEMOptions, columns: Columns = COLUMNS
+) -> Tensor:
+    """Logits (B, T) of STEM with weights by parameter name; `columns` tell which features pool by the mean."""
+    parts = Parts(weights, config, columns)
     groups = [*tasks, "shared"]
     x = parts.inputs(batch, groups)
     for layer in range(config.num_layers):
@@ -131,11 +160,13 @@ def train_by_hand(
     tasks: Sequence[str],
     config: TrainConfig,
     factors: Sequence[float] = (),
+    columns: Columns = COLUMNS,
 ) -> dict[str, Tensor]:
     """Weights after the steps; a step's loss is the mean of the losses of the batches of its ranks.
 
-    `factors` scale the learning rates of the steps. An optimizer that is fused into the backward pass leaves the rows
-    alone that the step does not look up; only moments tell the difference.
+    `factors` scale the learning rates of the steps; `columns` tell which features pool by the mean. An optimizer that
+    is fused into the backward pass leaves the rows alone that the step does not look up; only moments tell the
+    difference.
     """
     weights = {name: weight.clone().requires_grad_() for name, weight in weights.items()}
     adam = torch.optim.Adam([w for name, w in weights.items() if TABLES not in name], config.dense.learning_rate)
@@ -143,7 +174,8 @@ def train_by_hand(
     state = {name: (torch.zeros(w.shape), torch.zeros(w.shape)) for name, w in tables.items()}
     for step, batches in enumerate(steps):
         factor = factors[step] if factors else 1.0
-        losses = [loss_by_formula(logits_by_formula(weights, b, tasks, config.model), b.labels) for b in batches]
+        logits = [logits_by_formula(weights, b, tasks, config.model, columns) for b in batches]
+        losses = [loss_by_formula(z, b.labels) for z, b in zip(logits, batches, strict=True)]
         (sum(losses) / len(losses)).backward()
         adam.param_groups[0]["lr"] = config.dense.learning_rate * factor
         adam.step()

@@ -17,8 +17,9 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.optim.keyed import CombinedOptimizer
 
 from stem_torchrec.checkpoints.folder import Progress
-from stem_torchrec.config import DataConfig, LoopConfig, ModelConfig, ShardingConfig, SparseOptimizerConfig, TrainConfig
+from stem_torchrec.config import DataConfig, LoopConfig, ShardingConfig, SparseOptimizerConfig, TrainConfig
 from stem_torchrec.data.files import Columns
+from stem_torchrec.models.stem import STEMOptions
 from stem_torchrec.runtime.process import Process
 from stem_torchrec.tables import local_shards, sharded_collections, split_columns, table_groups
 from stem_torchrec.training.assembly import build_pipeline, build_sharded_model
@@ -28,7 +29,7 @@ from reference import COLUMNS, TABLES, random_batch
 
 ROWS = 12
 """Rows of a global batch, which are split among the ranks."""
-MODEL = ModelConfig(
+MODEL = STEMOptions(
     embedding_dim=8,
     num_layers=2,
     num_shared_experts=2,
@@ -41,7 +42,7 @@ MODEL = ModelConfig(
 
 
 def config_of(
-    optimizer: str, sharding_type: str, *, model: ModelConfig = MODEL, precision: str = "fp32", **sparse: Any
+    optimizer: str, sharding_type: str, *, model: STEMOptions = MODEL, precision: str = "fp32", **sparse: Any
 ) -> TrainConfig:
     return TrainConfig(
         data=DataConfig(batch_size=ROWS),
@@ -102,7 +103,7 @@ class Run:
         tables = {}
         for packed, row, column, piece in itertools.chain(*gathered):
             for table, left, weight in self.parts(packed, column, piece):
-                size = self.columns.sparse[table.split("/")[1]], self.config.model.embedding_dim
+                size = self.size_of(table)
                 whole = tables.setdefault(f"{TABLES}.{table}.weight", torch.full(size, torch.nan))
                 whole[row : row + weight.shape[0], left : left + weight.shape[1]] = weight
         return dense | tables
@@ -132,10 +133,14 @@ class Run:
                                 bits.setdefault(table, []).append(part.clone())
         return bits
 
+    def size_of(self, table: str) -> tuple[int, int]:
+        """Rows and columns of a group of a table."""
+        feature = self.columns.sparse[table.partition("/")[2]]
+        return feature.num_embeddings, feature.embedding_dim or self.config.model.embedding_dim
+
     def parts(self, table: str, column: int, piece: Tensor) -> Iterator[tuple[str, int, Tensor]]:
         """The parts of a piece by table of the split layout: the table, its first column in the part, and the part."""
-        width = self.config.model.embedding_dim * len(table_groups(table))
-        for name, columns in split_columns(table, width).items():
+        for name, columns in split_columns(table, self.size_of(table)[1] * len(table_groups(table))).items():
             left, right = max(columns.start, column), min(columns.stop, column + piece.shape[1])
             if left < right:
                 yield name, left - columns.start, piece[:, left - column : right - column]

@@ -12,9 +12,9 @@ from torch import Tensor
 from torchrec.datasets.utils import Batch
 
 from stem_torchrec.checkpoints.weights import save_weights
-from stem_torchrec.config import ModelConfig
 from stem_torchrec.config.files import dump_config
 from stem_torchrec.data.files import Columns
+from stem_torchrec.models.stem import STEMOptions
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.training.run_folder import BEST_WEIGHTS, CONFIG_FILE
 from stem_torchrec.transfer.add_tasks import CLOSED, add_tasks
@@ -95,7 +95,7 @@ class Grown:
     """Weights after more steps, on the labels of all tasks."""
 
 
-def grow(source: Source, model: ModelConfig, tasks: tuple[str, ...], sharding_type: str, **options) -> Grown:
+def grow(source: Source, model: STEMOptions, tasks: tuple[str, ...], sharding_type: str, **options) -> Grown:
     run = Run.build(config_of("adagrad", sharding_type, model=model), columns_of(tasks))
     fresh = run.weights()
     new = add_tasks(run.model, source, **options)
@@ -196,7 +196,7 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return {"grown": grown, "options": by_option, "trained": saved_by_one["2 layers"], "messages": messages}
 
 
-def gate_rows(name: str, tasks: tuple[str, ...], model: ModelConfig) -> tuple[list[int], list[int]] | None:
+def gate_rows(name: str, tasks: tuple[str, ...], model: STEMOptions) -> tuple[list[int], list[int]] | None:
     """The rows of a grown gate's last layer: of the trained experts, in their old order, and of the new ones."""
     match = re.fullmatch(r"layers\.\d\.gates\.(\w+)\.mlp\.2\.(weight|bias)", name)
     if not match or match[1] == "share" or model.reads == "own_shared":

@@ -1,4 +1,4 @@
-"""What is wrong with a log is said in one sentence that names the place."""
+"""A log that breaks its schema ends a run with one sentence that names the place, or its rows are skipped."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from stem_torchrec.data.loader import data_loader
 from stem_torchrec.data.schema import SCHEMA_FILE, LabelCounts, Schema, Split, load_schema
 from stem_torchrec.runtime.errors import DataError, UserError
 
-from logs import SCHEMA, log_table, reader_of, write_log, write_split
+from logs import SCHEMA, WEIGHTED, log_table, reader_of, weighted_table, write_log, write_split
 
 more_workers_than_cores = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 ROWS = 30
@@ -69,23 +69,13 @@ def error_of_tags(folder: Path) -> str:
     ("name", "value", "type_", "sentence"),
     [
         ("place", 10, None, r"10 is not an id in \[0, 10\), the table's rows in schema.json."),
-        ("place", -1, None, r"-1 is not an id in \[0, 10\)"),
         ("place", 100, pa.int8(), r"100 is not an id in \[0, 10\)"),
-        ("place", 2**32 + 3, pa.int64(), r"4294967299 is not an id in \[0, 10\)"),
         ("row", 2**64 - 1, pa.uint64(), r"18446744073709551615 is not an id in \[0, 1000\)"),
-        ("tags", [1, 2, 10, 3], None, r"10 is not an id in \[0, 10\)"),
-        ("tags", [-5], None, r"-5 is not an id in \[0, 10\)"),
-        ("tags", [2**63], pa.list_(pa.uint64()), r"9223372036854775808 is not an id in \[0, 10\)"),
-        ("tags", [1, None], None, r"null is not an id in \[0, 10\)"),
+        ("tags", [1, 2, -5, 3], None, r"-5 is not an id in \[0, 10\)"),
         ("tags", [1, None], pa.large_list(pa.int16()), r"null is not an id in \[0, 10\)"),
-        ("age", float("nan"), None, "nan is not a finite 32-bit float"),
-        ("age", float("-inf"), None, "-inf is not a finite 32-bit float"),
         ("age", None, None, "null is not a finite 32-bit float"),
         ("age", 1e300, pa.float64(), r"1e\+300 is not a finite 32-bit float"),
-        ("finish", 2, None, "2 is not 0, 1 or null"),
-        ("finish", -1, None, "-1 is not 0, 1 or null"),
         ("finish", 2**60 + 1, pa.int64(), "1152921504606846977 is not 0, 1 or null"),
-        ("finish", 0.5, pa.float32(), "0.5 is not 0, 1 or null"),
         ("finish", float("nan"), pa.float64(), "nan is not 0, 1 or null"),
         ("user", None, None, "null is not an integer"),
     ],
@@ -98,6 +88,64 @@ def test_a_bad_value_is_named_with_its_place(
     assert re.fullmatch(re.escape(place) + sentence + ".*", message_of_reading(tmp_path))
 
 
+def weighted_with(name: str, value: Any, type_: pa.DataType | None = None) -> pa.Table:
+    """The rows of a good log with weights, but for `value` in BAD_ROW, where tags is [2] and place is 2."""
+    table = weighted_table(ROWS)
+    values = table[name].to_pylist()
+    values[BAD_ROW] = value
+    position = table.schema.get_field_index(name)
+    return table.set_column(position, name, pa.array(values, type_ or table.schema.types[position]))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "type_", "sentence"),
+    [
+        ("tag_weights", [1.0, 2.0], None, "[1.0, 2.0] is not one weight, for the one id of 'tags' in this row."),
+        ("tag_weights", None, None, "null is not one weight, for the one id of 'tags' in this row."),
+        ("tag_weights", [None], None, "null is not a finite 32-bit float."),
+        ("tag_weights", [1e300], pa.large_list(pa.float64()), "1e+300 is not a finite 32-bit float."),
+        ("tags", [1, 2, 3], None, "[0.5] is not 3 weights, one for each id of 'tags' in this row."),
+        ("tags", [], None, "[0.5] is not null or empty: there is no id of 'tags' in this row."),
+        ("place_weight", None, None, "null is not one weight, for the one id of 'place' in this row."),
+        ("place_weight", float("nan"), None, "nan is not a finite 32-bit float."),
+    ],
+)
+def test_a_bad_weight_is_named_with_its_place_and_its_row_can_be_skipped(
+    tmp_path: Path, name: str, value: Any, type_: pa.DataType | None, sentence: str
+) -> None:
+    write_split(tmp_path, weighted_with(name, value, type_), LAYOUT)
+    column = "tag_weights" if name == "tags" else name
+    place = f"{tmp_path}/train/part-1.parquet, row group 1, row 17, column '{column}': "
+    assert message_of_reading(tmp_path, WEIGHTED) == place + sentence
+    reader = reader_of(tmp_path, WEIGHTED, batch_size=ROWS, shuffle_rows=0, max_bad_share=0.1)
+    (batch,) = reader
+    assert reader.bad is not None
+    assert reader.bad.counts() == {column: 1}
+    features = batch.sparse_features.to_dict()
+    assert [len(features[name].to_dense_weights()[BAD_ROW]) for name in features] == [0, 0, 0]
+    assert features["place"].weights().tolist() == [
+        float(np.float32(n / 10)) for n in range(ROWS) if n % 4 != 3 and n != BAD_ROW
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "type_", "sentence"),
+    [
+        ("tag_weights", pa.float32(), "is float in {path}; the weights of 'tags' need lists of floats."),
+        ("tag_weights", pa.list_(pa.int32()), "is list<element: int32> in {path}; the weights of 'tags' need lists of"),
+        ("place_weight", pa.list_(pa.float32()), "in {path}; the weights of 'place' need floats."),
+    ],
+)
+def test_a_wrong_type_of_weights_is_named(tmp_path: Path, name: str, type_: pa.DataType, sentence: str) -> None:
+    table = weighted_table(ROWS)
+    write_split(tmp_path, table.set_column(table.schema.get_field_index(name), name, pa.nulls(ROWS, type_)))
+    message = message_of_opening(tmp_path, WEIGHTED)
+    assert sentence.format(path=tmp_path / "train/part-0.parquet") in message
+    write_split(tmp_path, table.drop_columns(name))
+    missing = message_of_opening(tmp_path, WEIGHTED)
+    assert missing == f"{tmp_path}/train/part-0.parquet has no column '{name}'; schema.json names it."
+
+
 def damage(path: Path) -> None:
     """Changes a byte of the first page of row group 1."""
     column = pq.read_metadata(path).row_group(1).column(0)
@@ -107,9 +155,7 @@ def damage(path: Path) -> None:
 
 
 BAD_VALUES = [
-    ("place", -1, None),
     ("row", 2**64 - 1, pa.uint64()),
-    ("tags", [1, 2, 10, 3], None),
     ("tags", [1, None], pa.large_list(pa.int16())),
     ("age", float("nan"), None),
     ("finish", 2, None),
@@ -131,8 +177,8 @@ def test_a_bad_row_is_skipped_and_counted(tmp_path: Path, name: str, value: Any,
     assert bad.rows.tolist() == list(range(ROWS))
     assert bad.groups[others].tolist() == good.groups[others].tolist()
     for field in ("dense_features", "labels"):
-        found, expected = getattr(bad.batch, field), getattr(good.batch, field)
-        assert found[others].nan_to_num(-1).tolist() == expected[others].nan_to_num(-1).tolist()
+        read, expected = getattr(bad.batch, field), getattr(good.batch, field)
+        assert read[others].nan_to_num(-1).tolist() == expected[others].nan_to_num(-1).tolist()
     assert bad.batch.labels[BAD_ROW].isnan().all()
     assert bad.batch.dense_features[BAD_ROW].tolist() == [0, 0]
     for key, feature in bad.batch.sparse_features.to_dict().items():
@@ -181,10 +227,9 @@ def test_worker_processes_count_together(tmp_path: Path) -> None:
     assert reader.bad.counts() == {"place": 1}
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_a_column_that_serves_twice_is_checked_twice(tmp_path: Path, training: bool) -> None:
+def test_a_column_that_serves_twice_is_checked_twice(tmp_path: Path) -> None:
     write_split(tmp_path, table_with("place", 4).drop_columns("user"), LAYOUT)  # Nulls, which a group may not hold.
-    reader = reader_of(tmp_path, replace(SCHEMA, group="place"), batch_size=5, training=training, shuffle_rows=0)
+    reader = reader_of(tmp_path, replace(SCHEMA, group="place"), batch_size=5, shuffle_rows=0)
     message = message_of(lambda: list(reader), DataError)
     assert message.endswith("part-0.parquet, row group 0, row 3, column 'place': null is not an integer.")
     write_split(tmp_path, log_table(ROWS))
@@ -202,7 +247,7 @@ def test_the_rows_before_a_bad_value_are_read(tmp_path: Path) -> None:
 def test_the_command_line_prints_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RANK", "3")  # The rank that read the row speaks.
+    monkeypatch.setenv("RANK", "3")  # The rank that reads the row prints the message.
     write_split(tmp_path, table_with("tags", [1, None]), LAYOUT)
     with pytest.raises(SystemExit) as stopped:
         run_main(lambda: read_all(tmp_path))
@@ -228,10 +273,9 @@ def test_the_command_line_prints_one_sentence_of_a_worker_process(tmp_path: Path
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("compression", ["none", "snappy"])
-def test_a_damaged_page_is_named_by_its_row_group(tmp_path: Path, compression: str) -> None:
-    # Without checksums, which a writer has to be asked for, many damages are just other values.
-    write_split(tmp_path, log_table(ROWS), LAYOUT, compression=compression, write_page_checksum=True)
+def test_a_damaged_page_is_named_by_its_row_group(tmp_path: Path) -> None:
+    # Without checksums, which a writer can leave out, damage may look like other values.
+    write_split(tmp_path, log_table(ROWS), LAYOUT, compression="none", write_page_checksum=True)
     path = tmp_path / "train/part-1.parquet"
     damage(path)
     assert re.fullmatch(
@@ -248,7 +292,7 @@ def test_a_file_that_vanishes_is_named_with_its_row_group(tmp_path: Path) -> Non
     assert message.startswith(f"{tmp_path}/train/part-1.parquet, row group 0: cannot be read ([Errno 2]")
 
 
-@pytest.mark.parametrize("size", [0, 3, 100, -1])
+@pytest.mark.parametrize("size", [0, -1])
 def test_a_truncated_file_is_named(tmp_path: Path, size: int) -> None:
     write_split(tmp_path, log_table(ROWS), LAYOUT)
     path = tmp_path / "train/part-1.parquet"
@@ -277,7 +321,7 @@ def test_a_row_count_that_is_not_the_schemas_is_an_error(tmp_path: Path) -> None
     reader_of(tmp_path, replace(SCHEMA, splits={"train": replace(split, rows=30)}), batch_size=5)
 
 
-@pytest.mark.parametrize("name", ["row", "tags", "price", "like", "user"])
+@pytest.mark.parametrize("name", ["tags", "like"])
 def test_a_missing_column_is_named(tmp_path: Path, name: str) -> None:
     write_split(tmp_path, log_table(ROWS).drop_columns(name), LAYOUT)
     assert message_of_opening(tmp_path) == (
@@ -295,14 +339,9 @@ def test_a_column_that_is_there_twice_is_named(tmp_path: Path) -> None:
     ("name", "type_", "sentence"),
     [
         ("place", pa.float64(), "is double in {path}; a sparse feature needs integers or lists of integers"),
-        ("place", pa.string(), "is string in {path}; a sparse feature needs"),
-        ("place", pa.bool_(), "is bool in {path}; a sparse feature needs"),
-        ("tags", pa.list_(pa.float32()), "is list<element: float> in {path}; a sparse feature needs"),
         ("tags", pa.list_(pa.list_(pa.int32())), "{path}; a sparse feature needs"),
         ("age", pa.int32(), "is int32 in {path}; a dense feature needs floats"),
-        ("age", pa.list_(pa.float32()), "{path}; a dense feature needs floats"),
         ("like", pa.string(), "is string in {path}; a label needs 0, 1 or null"),
-        ("user", pa.string(), "is string in {path}; the group of gAUC needs integers"),
         ("user", pa.list_(pa.int32()), "{path}; the group of gAUC needs integers"),
     ],
 )
@@ -323,7 +362,7 @@ def test_lists_in_some_files_only_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "other/train/part-0.parquet").rename(tmp_path / "train/part-2.parquet")
     assert message_of_opening(tmp_path) == (
         f"column 'tags' is a list in only one of {tmp_path}/train/part-2.parquet and part-0.parquet; "
-        "write all files alike."
+        "give it the same type in all files."
     )
 
 
@@ -336,6 +375,9 @@ def test_lists_in_some_files_only_are_an_error(tmp_path: Path) -> None:
             {"sparse_features": [{"name": "row", "num_embeddings": 3.5}]},
             "sparse_features[0].num_embeddings is 3.5, but must be a whole number.",
         ),
+        ({"sparse_features": [{"name": "row", "num_embeddings": 3, "pooling": "max"}]}, "sparse_features[0].pooling"),
+        ({"sparse_features": [{"name": "row", "num_embeddings": 3, "weights": 1}]}, "sparse_features[0].weights"),
+        ({"sparse_features": [{"name": "row", "num_embeddings": 3, "embedding_dim": "8"}]}, "embedding_dim"),
         ({"sparse_features": [{"name": "row"}]}, "sparse_features[0].num_embeddings is missing."),
         ({"sparse_features": {"row": 3}}, "sparse_features is {'row': 3}, but must be a list."),
         ({"sparse_features": None}, "sparse_features is None, but must be a list."),
@@ -354,7 +396,7 @@ def test_a_wrong_field_of_the_schema_is_named(tmp_path: Path, change: dict[str, 
     assert sentence in message
 
 
-@pytest.mark.parametrize("content", [b"", b'{"labels": [', b"[1]", b"null", b"\xff\xfe\x00", b"PAR1"])
+@pytest.mark.parametrize("content", [b'{"labels": [', b"[1]", b"\xff\xfe\x00"])
 def test_a_schema_that_is_no_json_object_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / SCHEMA_FILE).write_bytes(content)
     assert message_of(lambda: load_schema(str(tmp_path)), UserError).startswith(f"{tmp_path}/{SCHEMA_FILE}: ")

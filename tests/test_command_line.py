@@ -7,9 +7,10 @@ import pytest
 
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.command_line import run_main
-from stem_torchrec.config.files import config_from_command_line, dump_config, load_config
-from stem_torchrec.config.recipes import RECIPES
+from stem_torchrec.config.files import dump_config
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.training.configuration import config_from_command_line, load_config
+from stem_torchrec.training.recipes import RECIPES
 
 
 def test_options_change_single_fields_of_the_recipe() -> None:

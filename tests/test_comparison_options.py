@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stem_torchrec.comparison.options import Request, read_command_line, record_options, resolve_log
-from stem_torchrec.comparison.runs import MODELS, parts_of
+from stem_torchrec.comparison.runs import comparable_models, parts_of
 from stem_torchrec.config import SyntheticConfig
 from stem_torchrec.data import synthetic
 from stem_torchrec.runtime.errors import UserError
@@ -70,7 +70,7 @@ def test_a_part_has_the_weights_and_rates_of_its_own_tasks(tmp_path: Path, log: 
     (stem,) = (part.configure(request.train) for part in parts_of("stem", names))
     assert stem == replace(request.train, model=replace(request.train.model, arch="stem"))
     (ablation,) = (part.configure(request.train) for part in parts_of("stem_gate_task", names))
-    assert ablation == replace(stem, model=replace(stem.model, **MODELS["stem_gate_task"]))
+    assert ablation == replace(stem, model=replace(stem.model, **comparable_models()["stem_gate_task"]))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from annotated_types import Interval
 
 from stem_torchrec.comparison.options import CompareConfig
 from stem_torchrec.config import (
-    RECIPES,
     LoopConfig,
     ModelConfig,
     ScheduleConfig,
@@ -21,13 +20,13 @@ from stem_torchrec.config import (
     SyntheticConfig,
     TrainConfig,
     check_fields,
-    config_from_command_line,
-    load_config,
 )
 from stem_torchrec.config.fields import limits_in
 from stem_torchrec.config.serialization import from_dict, to_dict
 from stem_torchrec.config.yaml_text import parse_yaml, to_yaml
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.training.configuration import config_from_command_line, load_config
+from stem_torchrec.training.recipes import RECIPES
 from stem_torchrec.training.run_evaluation import EvaluateConfig
 from stem_torchrec.tuning.study import TuneConfig
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -26,11 +27,17 @@ from reference import COLUMNS, TABLES, train_by_hand
 from runs import MODEL, Run, batches_of_ranks, config_of, mine, with_labels_of
 
 STEPS = 10
-# Ranks, and how many of them are on a host.
-MESHES = [(2, 2), (4, 2)]
-ON_EVERY_MESH = pytest.mark.parametrize("mesh", MESHES, ids="{0[0]} ranks, {0[1]} on a host".format)
+# Ranks, how many of them are on a host, and the optimizer.
+ON_MESHES = pytest.mark.parametrize(
+    ("mesh", "optimizer"),
+    [
+        ((2, 2), "adagrad"),
+        *(pytest.param(mesh, name, marks=pytest.mark.long) for mesh, name in [((2, 2), "sgd"), ((4, 2), "adagrad")]),
+        pytest.param((4, 2), "sgd", marks=pytest.mark.long),
+    ],
+    ids=str,
+)
 TYPES = [t for t in get_args(ShardingType) if t != "auto"]
-OPTIMIZERS = ["sgd", "adagrad"]
 PACKED = dataclasses.replace(MODEL, layout="packed")
 Weights = dict[str, Tensor]
 
@@ -45,11 +52,11 @@ class Trained:
 
 @dataclass
 class Results:
-    trained: dict[tuple[str, str, str], Trained]
-    """By layout, optimizer and sharding type."""
-    changed: dict[tuple[str, str], list[dict[str, set[str]]]]
-    """What of each table here, in split names, steps on one task's labels changed: weights, states, both or nothing; by
-    optimizer and type and task."""
+    trained: dict[tuple[str, str], Trained]
+    """By layout and sharding type."""
+    changed: dict[str, list[dict[str, set[str]]]]
+    """What of each of this rank's tables, in split names, steps on one task's labels changed: weights, states, both or
+    nothing; by type and task."""
 
 
 @dataclass
@@ -149,14 +156,13 @@ def refuse_states(folder: Path) -> dict[str, str]:
     return messages
 
 
-def train_all_cases() -> Results:
+def train_all_cases(optimizer: str) -> Results:
     trained = {
-        (layout, optimizer, sharding_type): train_case(layout, optimizer, sharding_type)
+        (layout, sharding_type): train_case(layout, optimizer, sharding_type)
         for layout in ("split", "packed")
-        for optimizer in OPTIMIZERS
         for sharding_type in TYPES
     }
-    return Results(trained, {(optimizer, t): train_one_task(optimizer, t) for optimizer in OPTIMIZERS for t in TYPES})
+    return Results(trained, {sharding_type: train_one_task(optimizer, sharding_type) for sharding_type in TYPES})
 
 
 def change_layouts(folder: Path) -> Resumed:
@@ -165,8 +171,8 @@ def change_layouts(folder: Path) -> Resumed:
 
 
 @functools.cache
-def results(mesh: tuple[int, int]) -> list[Results]:
-    return run_ranks(mesh[0], train_all_cases, ranks_per_host=mesh[1], timeout=300)
+def results(mesh: tuple[int, int], optimizer: str) -> list[Results]:
+    return run_ranks(mesh[0], train_all_cases, optimizer, ranks_per_host=mesh[1], timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -180,17 +186,13 @@ def assert_equal(weights: Weights, expected: Weights) -> None:
         assert torch.equal(weight, expected[name]), name
 
 
-@ON_EVERY_MESH
-@pytest.mark.parametrize("sharding_type", TYPES)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_packed_tables_start_predict_and_learn_as_split_ones_bit_for_bit(
-    mesh: tuple[int, int], optimizer: str, sharding_type: str
-):
-    # DistributedDataParallel's ring sums more than two ranks in an order that depends on where an element lies in the
-    # bucket; see test_sharded for the size of rounding.
-    atol = 1e-5 if sharding_type == "data_parallel" and mesh[0] > 2 else 0
-    for rank in results(mesh):
-        split, packed = (rank.trained[layout, optimizer, sharding_type] for layout in ("split", "packed"))
+@ON_MESHES
+def test_packed_tables_start_predict_and_learn_as_split_ones_bit_for_bit(mesh: tuple[int, int], optimizer: str):
+    for rank, sharding_type in itertools.product(results(mesh, optimizer), TYPES):
+        # DistributedDataParallel's ring sums more than two ranks in an order that depends on where an element lies in
+        # the bucket; see test_sharded for the size of rounding.
+        atol = 1e-5 if sharding_type == "data_parallel" and mesh[0] > 2 else 0
+        split, packed = (rank.trained[layout, sharding_type] for layout in ("split", "packed"))
         assert_equal(packed.before, split.before)
         assert len(packed.logits) == STEPS
         torch.testing.assert_close(packed.logits, split.logits, rtol=0, atol=atol)
@@ -199,44 +201,40 @@ def test_packed_tables_start_predict_and_learn_as_split_ones_bit_for_bit(
         assert packed.pipelined_modules == split.pipelined_modules == 1
 
 
-@ON_EVERY_MESH
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@ON_MESHES
 def test_packed_training_equals_the_equations_trained_by_hand(mesh: tuple[int, int], optimizer: str):
-    before = results(mesh)[0].trained["split", optimizer, "table_wise"].before
+    before = results(mesh, optimizer)[0].trained["split", "table_wise"].before
     config = config_of_case("split", optimizer, "table_wise")
     expected = train_by_hand(before, batches_of_ranks(STEPS, mesh[0]), COLUMNS.labels, config)
-    for rank in results(mesh):
-        for sharding_type in TYPES:
-            after = rank.trained["packed", optimizer, sharding_type].after
-            for name, weight in after.items():
-                # Rounding of weights of up to 2 in sums of another order; see test_sharded.
-                torch.testing.assert_close(
-                    weight, expected[name], rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
-                )
-                assert (weight - before[name]).abs().max() > 2e-4, name
+    for rank, sharding_type in itertools.product(results(mesh, optimizer), TYPES):
+        for name, weight in rank.trained["packed", sharding_type].after.items():
+            # Rounding of weights of up to 2 in sums of another order; see test_sharded.
+            torch.testing.assert_close(
+                weight, expected[name], rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+            )
+            assert (weight - before[name]).abs().max() > 2e-4, name
 
 
-@ON_EVERY_MESH
-@pytest.mark.parametrize("sharding_type", TYPES)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_one_task_leaves_the_others_columns_and_their_states_alone(
-    mesh: tuple[int, int], optimizer: str, sharding_type: str
-):
-    for i, task in enumerate(COLUMNS.labels):
-        held, changed = set(), set()
-        for rank in results(mesh):
-            for table, kinds in rank.changed[optimizer, sharding_type][i].items():
-                held.add(table)
+@ON_MESHES
+def test_one_task_leaves_the_others_columns_and_their_states_alone(mesh: tuple[int, int], optimizer: str):
+    groups, kinds_of_optimizer = (
+        groups_of(COLUMNS.labels),
+        ("weights",) if optimizer == "sgd" else ("weights", "states"),
+    )
+    for sharding_type, (i, task) in itertools.product(TYPES, enumerate(COLUMNS.labels)):
+        tables, changed = set(), set()
+        for rank in results(mesh, optimizer):
+            for table, kinds in rank.changed[sharding_type][i].items():
+                tables.add(table)
                 changed |= {(table, kind) for kind in kinds}
-        groups = groups_of(COLUMNS.labels)
-        assert held == {f"{group}/{feature}" for group in groups for feature in COLUMNS.sparse}
+        assert tables == {f"{group}/{feature}" for group in groups for feature in COLUMNS.sparse}
         # Its own and the shared columns change, and with them their states.
         assert changed == {
             (f"{group}/{feature}", kind)
             for group in (task, "shared")
             for feature in COLUMNS.sparse
-            for kind in (("weights",) if optimizer == "sgd" else ("weights", "states"))
-        }
+            for kind in kinds_of_optimizer
+        }, sharding_type
 
 
 def test_weights_and_states_that_change_the_layout_train_on_bit_for_bit(resumed):

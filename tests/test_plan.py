@@ -1,4 +1,4 @@
-"""What rules and plan files say, and what the planner makes of them, offline."""
+"""Rules and plan files, and the plans that the planner makes with them, offline."""
 
 import json
 from pathlib import Path
@@ -18,6 +18,7 @@ from stem_torchrec.sharding.topology import make_topology
 from stem_torchrec.tables import table_configs
 from stem_torchrec.training.assembly import choose_placements
 
+from reference import sparse_features
 from runs import MODEL
 
 OTHERS = {"dense": (), "labels": ("finish", "like"), "group": None}
@@ -25,7 +26,7 @@ FEATURES = {"uid": 1000, "iid": 1000, "segment": 20, "category": 20, "tags": 100
 
 
 def a_model(**features: int) -> MultiTaskTrain:
-    return build_model(MODEL, Columns(sparse=features or FEATURES, **OTHERS))
+    return build_model(MODEL, Columns(sparse=sparse_features(**(features or FEATURES)), **OTHERS))
 
 
 def topology(world_size: int = 16, *, local: int = 8, device: str = "cpu", hbm_gib: float | None = None) -> Topology:
@@ -136,19 +137,19 @@ def test_a_cache_load_factor_reaches_the_plan():
     [
         ("shard/*=row_wise", "'shard/*=row_wise' matches no table; the tables are finish/uid, finish/iid"),
         ("like/uid=rowwise", "sharding type 'rowwise'.*did you mean 'row_wise'"),
-        ("like/uid", "is no rule; write PATTERN=TYPE"),
-        ("like/uid=table_wise:ranks=1", "'ranks=1' is no option"),
+        ("like/uid", "is not a rule; write PATTERN=TYPE"),
+        ("like/uid=table_wise:ranks=1", "'ranks=1' is not an option"),
         ("like/uid=table_wise:rank=one", "rank is 'one'"),
         ("like/uid=table_wise:rank=16", "like/uid is to be on rank 16, but this run has the ranks 0 to 15"),
         ("like/uid=table_wise:rank=0,1", "like/uid as table_wise has 1 shards, but 2 ranks are named"),
         ("like/uid=column_wise:rank=0,1,2", "like/uid cannot be cut into 3 blocks of columns.*its 8 columns"),
         ("like/uid=table_column_wise:rank=0,8", "like/uid as table_column_wise stays on one host"),
-        ("like/uid=auto:rank=1", "like/uid is given ranks but no sharding type"),
-        ("like/uid=row_wise:rank=1", "like/uid is given ranks, but row_wise tables lie on all of them"),
+        ("like/uid=auto:rank=1", "like/uid has ranks but no sharding type"),
+        ("like/uid=row_wise:rank=1", "like/uid has ranks, but row_wise tables lie on all ranks"),
         ("like/uid=row_wise:kernel=fast", "the kernel 'fast'"),
         ("like/uid=row_wise:kernel=dense", "like/uid cannot be row_wise with the kernel dense"),
         ("like/uid=data_parallel:kernel=fused", "like/uid cannot be data_parallel with the kernel fused"),
-        ("like/uid=row_wise:kernel=fused_uvm", "like/uid asks for the kernel fused_uvm, which needs a GPU"),
+        ("like/uid=row_wise:kernel=fused_uvm", "the kernel fused_uvm of like/uid needs a GPU"),
         ("like/uid=row_wise:cache=0.1", "like/uid has a cache load factor, which only"),
         ("like/uid=row_wise:kernel=fused_uvm_caching:cache=2", "cache is '2', not a share"),
     ],
@@ -198,20 +199,20 @@ def test_a_plan_file_that_does_not_fit_says_which_tables_and_why(plan_file: Path
     file = str(plan_file)
     assert "it is for 16 ranks, and this run has 2" in refused(plan=file, ranks=topology(2, local=2))
     moved = refused(plan=file, ranks=topology(16, local=4))
-    assert "finish/uid, like/iid, like/tags count on 8 ranks per host, and this run has 4" in moved
+    assert "finish/uid, like/iid, like/tags need 8 ranks per host, and this run has 4" in moved
     other = refused(plan=file, model=a_model(**{**FEATURES, "new": 5, "uid": 7}))
     assert "it has no finish/new, like/new, shared/new" in other
-    assert "like/uid is 1000 x 8 there and 7 x 8 in this model" in other
+    assert "like/uid is 1000 x 8 in the plan and 7 x 8 in this model" in other
     fewer = refused(plan=file, model=a_model(uid=1000, iid=1000, segment=20, category=20))
     assert "this model has no finish/tags, like/tags, shared/tags" in fewer
     assert "leave out --sharding.rules" in refused("shared/*=row_wise", plan=file)
 
 
-def test_a_plan_file_that_is_none_is_refused(plan_file: Path, tmp_path: Path):
+def test_a_file_that_is_not_a_plan_is_refused(plan_file: Path, tmp_path: Path):
     assert "cannot be read" in refused(plan=str(tmp_path / "none.json"))
     (tmp_path / "empty.json").write_text("{}")
-    assert "is no plan" in refused(plan=str(tmp_path / "empty.json"))
-    assert "is no plan" in refused(plan=edited(plan_file, "like/uid", sharding_type="diagonal"))
+    assert "is not a plan" in refused(plan=str(tmp_path / "empty.json"))
+    assert "is not a plan" in refused(plan=edited(plan_file, "like/uid", sharding_type="diagonal"))
     plan_file.write_text("{")
     assert "cannot be read" in refused(plan=str(plan_file))
 

@@ -28,7 +28,7 @@ from stem_torchrec.data.loader import data_loader
 from stem_torchrec.data.reader import ParquetReader, order_blocks
 from stem_torchrec.data.schema import load_schema, save_schema
 
-from logs import SCHEMA, log_table, reader_of, write_log, write_split
+from logs import SCHEMA, WEIGHTED, log_table, reader_of, weighted_table, write_log, write_split
 
 LAYOUTS = [  # Rows by file and row group.
     [[1]],
@@ -62,8 +62,15 @@ def read_by_workers(reader: ParquetReader) -> list[list[Any]]:
     return items
 
 
-@pytest.mark.parametrize("workers", [0, 2, 3])
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 5])
+RANKS_AND_WORKERS = [
+    (1, 0),
+    (2, 3),
+    (5, 2),
+    *(pytest.param(ranks, workers, marks=pytest.mark.long) for ranks in range(1, 6) for workers in (0, 2, 3)),
+]
+
+
+@pytest.mark.parametrize(("world_size", "workers"), RANKS_AND_WORKERS)
 def test_training_reads_every_row_once_in_equal_steps(tmp_path: Path, world_size: int, workers: int) -> None:
     for i, layout in enumerate(LAYOUTS):
         total = sum(map(sum, layout))
@@ -128,8 +135,7 @@ def test_other_ranks_read_the_rest_of_an_epoch_once(tmp_path: Path) -> None:
             assert sorted(before + rest) == list(range(103))
 
 
-@pytest.mark.parametrize("workers", [0, 2, 3])
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize(("world_size", "workers"), RANKS_AND_WORKERS)
 def test_evaluation_reads_every_row_once_in_equal_steps(tmp_path: Path, world_size: int, workers: int) -> None:
     for i, layout in enumerate(LAYOUTS):
         total = sum(map(sum, layout))
@@ -191,10 +197,10 @@ def test_rows_are_shuffled_within_and_row_groups_between_blocks(tmp_path: Path) 
     assert [block.rows for block in blocks] == [30, 30, 30, 10]
     assert [block.start for block in blocks] == [0, 30, 60, 90]
     for block, start in zip(blocks[:3], (0, 30, 60), strict=True):
-        mine = rows[start : start + 30]
+        of_block = rows[start : start + 30]
         firsts = [row_group.first_row for row_group in block.row_groups]
-        assert set(mine) == {first + i for first in firsts for i in range(10)}
-        assert firsts != sorted(firsts) or list(mine) != sorted(mine)
+        assert set(of_block) == {first + i for first in firsts for i in range(10)}
+        assert firsts != sorted(firsts) or list(of_block) != sorted(of_block)
     whole = read(reader_of(folder, batch_size=100, shuffle_rows=1000))
     assert len(set(np.array(whole[:10]) // 10)) > 3  # One block: the first rows come from many row groups.
 
@@ -229,6 +235,34 @@ def test_a_batch_holds_what_the_table_holds(tmp_path: Path) -> None:
     labels = np.array([table[name].to_pylist() for name in ("finish", "like")], dtype=np.float32).T  # None as NaN
     np.testing.assert_array_equal(batch.labels.numpy(), labels)
     assert np.isnan(labels).sum() == 11
+
+
+def test_weights_come_beside_their_ids_and_are_1_for_features_without(tmp_path: Path) -> None:
+    table = weighted_table(31)
+    write_split(tmp_path, table, [[7, 3], [21]])
+    (batch,) = reader_of(tmp_path, WEIGHTED, batch_size=31, shuffle_rows=0)
+    features = batch.sparse_features.to_dict()
+    assert batch.sparse_features.weights().dtype == torch.float32
+    assert features["row"].weights().tolist() == [1] * 31
+    for name, weights in (("tags", "tag_weights"), ("place", "place_weight")):
+        bags = [[] if value is None else np.atleast_1d(value).tolist() for value in table[weights].to_pylist()]
+        assert [bag.tolist() for bag in features[name].to_dense_weights()] == [np.float32(bag).tolist() for bag in bags]
+        assert features[name].lengths().tolist() == list(map(len, bags))
+    # The order of an epoch is the same with weights, and shuffles them with their ids.
+    shuffled = [reader_of(tmp_path, schema, batch_size=31, shuffle_rows=31) for schema in (SCHEMA, WEIGHTED)]
+    assert read(shuffled[0]) == read(shuffled[1])
+    (batch,) = shuffled[1]
+    numbers = batch.sparse_features["row"].values()[batch.sparse_features["place"].lengths() > 0]
+    torch.testing.assert_close(batch.sparse_features["place"].weights(), numbers / 10)
+
+
+def test_only_weighted_features_make_a_batch_weighted_and_padding_has_no_weights(tmp_path: Path) -> None:
+    write_split(tmp_path, weighted_table(2))
+    columns = Columns.select(WEIGHTED, features=("row",))
+    reader = ParquetReader(find_row_groups(str(tmp_path), "train", WEIGHTED, columns), columns, batch_size=2)
+    assert [batch.sparse_features.weights_or_none() for batch in reader] == [None]
+    (empty,) = reader_of(tmp_path, WEIGHTED, training=False, batch_size=4, rank=0, world_size=3)
+    assert empty.batch.sparse_features.weights().tolist() == []
 
 
 def test_selected_features_and_labels_come_alone_and_in_the_order_asked_for(tmp_path: Path) -> None:
@@ -298,7 +332,7 @@ def test_ids_above_32_bits_are_read(tmp_path: Path) -> None:
 
 
 @more_workers_than_cores
-def test_worker_processes_read_the_same_rows_and_hear_of_the_epoch(tmp_path: Path) -> None:
+def test_worker_processes_read_the_same_rows_of_each_epoch(tmp_path: Path) -> None:
     folder = write_log(tmp_path, 100, [[10] * 5, [50]])
     reader = reader_of(folder, batch_size=9, world_size=2, rank=1, shuffle_rows=30, num_workers=2)
     loader = data_loader(reader)
@@ -427,9 +461,15 @@ def test_a_remote_log_is_read_through_its_handler(tmp_path: Path, end: str) -> N
 
 
 def test_the_schema_comes_back_as_it_was_saved(tmp_path: Path) -> None:
-    schema = replace(SCHEMA, facts={"best_auc/like": 0.75}, description="drawn")
+    schema = replace(WEIGHTED, facts={"best_auc/like": 0.75}, description="drawn")
     save_schema(schema, str(tmp_path))
     assert load_schema(str(tmp_path)) == schema
+    # Features say only what differs from the defaults.
+    assert json.loads((tmp_path / "schema.json").read_text())["sparse_features"] == [
+        {"name": "row", "num_embeddings": 1000},
+        {"name": "tags", "num_embeddings": 10, "pooling": "mean", "weights": "tag_weights", "embedding_dim": 4},
+        {"name": "place", "num_embeddings": 10, "weights": "place_weight", "embedding_dim": 12},
+    ]
 
 
 @pytest.mark.parametrize(("write_statistics", "missing"), [(True, False), (False, True)])

@@ -7,8 +7,9 @@ import pytest
 from stem_torchrec.checkpoints.folder import publish
 from stem_torchrec.checkpoints.resume import candidates, check_resume, checkpoints_folder
 from stem_torchrec.config import CheckpointConfig, TrainConfig
-from stem_torchrec.config.files import dump_config, load_config
+from stem_torchrec.config.files import dump_config
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.training.configuration import load_config
 
 from logs import SCHEMA
 from runs import progress_after

@@ -7,8 +7,8 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from stem_torchrec.config import DataConfig, LoopConfig, TrainConfig
-from stem_torchrec.config.recipes import tiny
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.training.recipes import tiny
 from stem_torchrec.tuning.search_space import SPACE, Search, read_space, to_space
 
 

@@ -185,7 +185,7 @@ def test_only_a_log_is_overwritten_and_only_with_overwrite(tmp_path: Path) -> No
     generate(replace(SMALL, users=7), str(tmp_path / "log"), overwrite=True)
     assert load_schema(str(tmp_path / "log")).sparse_features[0].num_embeddings == 7
     (tmp_path / "log/schema.json").unlink()
-    with pytest.raises(UserError, match="no log to overwrite"):
+    with pytest.raises(UserError, match="not a log to overwrite"):
         generate(SMALL, str(tmp_path / "log"), overwrite=True)
 
 

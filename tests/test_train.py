@@ -12,8 +12,8 @@ from sklearn.metrics import roc_auc_score
 from torch.distributed.elastic.utils.distributed import get_free_port
 
 from stem_torchrec import evaluate
-from stem_torchrec.config.files import load_config
 from stem_torchrec.train import main
+from stem_torchrec.training.configuration import load_config
 
 from small_runs import ROOT, run_script
 

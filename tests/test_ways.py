@@ -10,7 +10,6 @@ from torch import Tensor
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 
-from stem_torchrec.data.schema import SparseFeature
 from stem_torchrec.metrics.multi_task import TaskMetrics
 from stem_torchrec.models.loss import MultiTaskTrain, labels_like
 from stem_torchrec.runtime.errors import UserError
@@ -104,7 +103,7 @@ def tables_of(model) -> dict[str, Tensor]:
 
 def train_both_tables() -> tuple[dict[str, list[str]], list[Tensor], list[Tensor]]:
     """Sharding types by group under TorchRec's planner, and logits with the stock sharder and with OnceSharder."""
-    features = [SparseFeature(name, size) for name, size in COLUMNS.sparse.items()]
+    features = list(COLUMNS.sparse.values())
     tables = embedding_bag_configs(features, ["finish", "like", "shared"], embedding_dim=8, std=0.1)
     topology = Topology(world_size=2, local_world_size=2, compute_device="cpu")
     planner = EmbeddingShardingPlanner(topology=topology, constraints=planner_constraints(tables, topology=topology))

@@ -9,12 +9,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from stem_torchrec.checkpoints.weights import load_weights, save_weights
-from stem_torchrec.config import ModelConfig
 from stem_torchrec.data.files import Columns
+from stem_torchrec.models.stem import STEMOptions
 from stem_torchrec.runtime.errors import UserError
 
 from distributed import run_ranks
-from reference import COLUMNS
+from reference import COLUMNS, sparse_features
 from runs import MODEL, Run, batches_of_ranks, config_of, mine
 
 Weights = dict[str, Tensor]
@@ -73,7 +73,7 @@ def load_all(folder: Path, matrix: str) -> dict[tuple[str, str, str], Weights]:
     return loaded
 
 
-def refusals(folder: Path, others: dict[str, tuple[ModelConfig, Columns]]) -> dict[str, str]:
+def refusals(folder: Path, others: dict[str, tuple[STEMOptions, Columns]]) -> dict[str, str]:
     """Errors of loading into other models, by name; none of their weights changes."""
     messages = {}
     for name, (model, columns) in others.items():
@@ -110,9 +110,9 @@ OTHERS = {
     "a width": (dataclasses.replace(MODEL, embedding_dim=16), COLUMNS),
     "fewer layers": (dataclasses.replace(MODEL, num_layers=1), COLUMNS),
     "more layers": (dataclasses.replace(MODEL, num_layers=3), COLUMNS),
-    "rows of a table": (MODEL, dataclasses.replace(COLUMNS, sparse={"uid": 5000, "tags": 8})),
-    "a feature": (MODEL, dataclasses.replace(COLUMNS, sparse={"uid": 5000, "tags": 7, "tab": 3})),
-    "rows of a packed table": (PACKED, dataclasses.replace(COLUMNS, sparse={"uid": 5000, "tags": 8})),
+    "rows of a table": (MODEL, dataclasses.replace(COLUMNS, sparse=sparse_features(uid=5000, tags=8))),
+    "a feature": (MODEL, dataclasses.replace(COLUMNS, sparse=sparse_features(uid=5000, tags=7, tab=3))),
+    "rows of a packed table": (PACKED, dataclasses.replace(COLUMNS, sparse=sparse_features(uid=5000, tags=8))),
     "a task": (MODEL, dataclasses.replace(COLUMNS, labels=("finish", "share"))),
 }
 

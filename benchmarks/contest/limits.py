@@ -9,7 +9,6 @@ from torchrec import EmbeddingBagCollection
 from torchrec.distributed import DistributedModelParallel
 
 from stem_torchrec.config import SparseOptimizerConfig
-from stem_torchrec.data.schema import SparseFeature
 from stem_torchrec.runtime.process import Process
 from stem_torchrec.tables import embedding_bag_configs, groups_of
 from stem_torchrec.training.optimizers import apply_sparse_optimizer
@@ -67,7 +66,7 @@ def copy(problem: Problem, contestant: Contestant, process: Process) -> Side:
 
 def tables(problem: Problem, contestant: Contestant, process: Process) -> Side:
     """The tables alone: lookup, and backward with the fused optimizer, on one rank."""
-    features = [SparseFeature(name, rows) for name, rows in problem.columns.sparse.items()]
+    features = list(problem.columns.sparse.values())
     configs = embedding_bag_configs(
         features, groups_of(problem.columns.labels), embedding_dim=problem.model.embedding_dim
     )

@@ -1,7 +1,6 @@
 """The sides that train, each built by a function: ours, and two plain ones."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,8 +25,8 @@ from stem_torchrec.config import (
     SparseOptimizerConfig,
     TrainConfig,
 )
-from stem_torchrec.data.schema import SparseFeature
 from stem_torchrec.models.loss import MultiTaskTrain
+from stem_torchrec.models.table import with_arch
 from stem_torchrec.runtime.process import Process
 from stem_torchrec.tables import embedding_bag_configs, groups_of
 from stem_torchrec.training.assembly import autocast_forward, build_sharded_model
@@ -53,7 +52,7 @@ def ours(problem: Problem, contestant: Contestant, process: Process) -> Side:
     dim = problem.model.embedding_dim * (1 if contestant.arch == "stem" else problem.tasks + 1)
     config = TrainConfig(
         data=DataConfig(batch_size=problem.batch_size),
-        model=replace(problem.model, layout=contestant.layout, arch=contestant.arch, embedding_dim=dim),
+        model=with_arch(problem.model, contestant.arch, layout=contestant.layout, embedding_dim=dim),
         sparse=SparseOptimizerConfig(name=contestant.sparse),
         sharding=ShardingConfig(type=type_, kernel=contestant.kernel),
         train=LoopConfig(precision=contestant.precision),
@@ -73,8 +72,7 @@ def stock(problem: Problem, contestant: Contestant, process: Process) -> Side:
     """Plain STEM on TorchRec's own modules: one collection, TorchRec's default plan, Adam that is not fused."""
     columns = problem.columns
     groups = groups_of(columns.labels)
-    features = [SparseFeature(name, rows) for name, rows in columns.sparse.items()]
-    tables = embedding_bag_configs(features, groups, embedding_dim=problem.model.embedding_dim)
+    tables = embedding_bag_configs(list(columns.sparse.values()), groups, embedding_dim=problem.model.embedding_dim)
     keys = {group: [f"{name}@{group}/{name}" for name in columns.sparse] for group in groups}
     collection = EmbeddingBagCollection(tables=tables, device=torch.device("meta"))
     train = MultiTaskTrain(StockSTEM(collection, plain(problem), keys))

@@ -12,12 +12,12 @@ from stem_torchrec.config import (
     ShardingType,
     SparseOptimizerName,
     TrainConfig,
-    config_from_command_line,
     parse_known_arguments,
 )
 from stem_torchrec.data.files import Columns
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.training.configuration import config_from_command_line
 
 from common.table_list import TableSpec, read_table_list
 from sweep.cases import TYPES, Axes, Case, list_cases

@@ -11,10 +11,10 @@ from typing import Any
 
 from iopath.common.file_io import g_pathmgr
 
-from stem_torchrec.config import TrainConfig
+from stem_torchrec.config import ModelConfig, TrainConfig
 from stem_torchrec.config.formats import with_format, without_format
 from stem_torchrec.config.serialization import from_dict, to_dict
-from stem_torchrec.data.schema import Schema
+from stem_torchrec.data.schema import Schema, schema_to_dict
 from stem_torchrec.runtime.paths import move, remove_folder
 
 PROGRESS_FILE = "progress.json"
@@ -71,8 +71,12 @@ def publish(path: str, progress: Progress) -> None:
     move(new, f"{path}/{PROGRESS_FILE}")
 
 
-def read_progress(path: str) -> Progress:
+def read_progress(path: str, model: type[ModelConfig] = ModelConfig) -> Progress:
     """What `publish` wrote, with the defaults of fields that the program which wrote it did not have.
+
+    Args:
+        path: of the checkpoint.
+        model: the options of the model that the run would resume with; their fields have defaults, too.
 
     Raises FormatError for a file in a newer format, OSError or ValueError for one that cannot be read or was
     changed since.
@@ -88,8 +92,16 @@ def read_progress(path: str) -> Progress:
         progress = Progress(**{name: value for name, value in fields.items() if name != _CHECKSUM})
     except TypeError as error:
         raise ValueError(f"{PROGRESS_FILE} has other fields than this version's ({error})") from error
-    config, schema = from_dict(TrainConfig, progress.config), from_dict(Schema, progress.schema)
-    return replace(progress, config=to_dict(config), schema=to_dict(schema))
+    schema = from_dict(Schema, progress.schema)
+    return replace(progress, config=_with_defaults(progress.config, model), schema=schema_to_dict(schema))
+
+
+def _with_defaults(config: Mapping[str, Any], model: type[ModelConfig]) -> dict[str, Any]:
+    """A stored configuration with all fields of this program's, without options that only other models have."""
+    section = config.get("model", {})
+    if section.get("arch", ModelConfig.arch) == model.arch:
+        section = {name: section.get(name, default) for name, default in to_dict(model()).items()}
+    return {**to_dict(from_dict(TrainConfig, {**config, "model": {}})), "model": section}
 
 
 def _checksum(path: str, progress: Mapping[str, Any]) -> str:

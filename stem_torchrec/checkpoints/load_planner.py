@@ -12,9 +12,8 @@ States of element-wise optimizers (SGD, Adagrad, Adam) divide as the weights do.
 number for all columns of a row.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,12 +25,7 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadIte
 
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.internals.pytorch import ShardedTensor
-from stem_torchrec.tables import split_columns
-
-# In the state of a fused optimizer the name of the table occurs twice.
-_OF_TABLE = re.compile(
-    r"(?P<before>(?:.*\.)?embedding_bags\.)(?P<table>[^.]+)\.weight(?:\.(?:(?P=table)\.)?(?P<state>.+))?"
-)
+from stem_torchrec.tables import TableTensor, split_columns
 
 # PyTorch's names of the state that fused optimizers call momentum1.
 _FUSED_STATES = {"sum": "momentum1", "exp_avg": "momentum1"}
@@ -60,16 +54,18 @@ def parts_of(name: str, size: Sequence[int]) -> dict[str, Part]:
         # {"embedding_bags.finish/uid.weight": Part("embedding_bags.finish+like/uid.weight", (100, 16), 0),
         #  "embedding_bags.like/uid.weight": Part("embedding_bags.finish+like/uid.weight", (100, 16), 16)}
     """
-    match = _OF_TABLE.fullmatch(name)
-    if match is None:
+    tensor = TableTensor.parse(name)
+    if tensor is None:
         return {name: Part(name, tuple(size))}
-    before, table, state = match["before"], match["table"], match["state"]
-    behind = ".weight" if state is None else f".weight.{_FUSED_STATES.get(state, state)}"
+    if tensor.state is not None:
+        tensor = replace(tensor, state=_FUSED_STATES.get(tensor.state, tensor.state))
     if len(size) == 2:
-        columns = split_columns(table, size[1])
-        return {f"{before}{t}{behind}": Part(name, (size[0], len(block)), block.start) for t, block in columns.items()}
+        return {
+            replace(tensor, table=table).name: Part(name, (size[0], len(columns)), columns.start)
+            for table, columns in split_columns(tensor.table, size[1]).items()
+        }
     # Counts of steps and row-wise states: the same for all groups.
-    return {f"{before}{t}{behind}": Part(name, tuple(size)) for t in split_columns(table, 0)}
+    return {replace(tensor, table=table).name: Part(name, tuple(size)) for table in split_columns(tensor.table, 0)}
 
 
 def split_sizes(sizes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:

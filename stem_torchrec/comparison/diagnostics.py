@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stem_torchrec.metrics.collectives import gather
 from stem_torchrec.models.gated_experts import GatedExperts
-from stem_torchrec.tables import table_group
+from stem_torchrec.tables import table_feature, table_group, table_of
 from stem_torchrec.transfer.weight_source import CheckpointWeights
 
 _BLOCK_ROWS = 65_536
@@ -98,9 +98,9 @@ def table_diagnostics(runs: Sequence[Path]) -> tuple[list[dict[str, Any]], list[
     for run in runs:
         source = CheckpointWeights(run)
         for name in source.sizes:
-            table = name.removesuffix(".weight").rpartition("embedding_bags.")[2]
-            if name.endswith(".weight") and "embedding_bags." in name:
-                by_feature[table.partition("/")[2]][table_group(table)] = source, name
+            table = table_of(name)
+            if table is not None:
+                by_feature[table_feature(table)][table_group(table)] = source, name
     tables, pairs = [], []
     for feature, by_group in by_feature.items():
         weights = {}
@@ -144,7 +144,7 @@ def count_weights(runs: Sequence[Path]) -> tuple[list[tuple[int, ...]], int]:
     tables, dense = [], 0
     for run in runs:
         for name, size in CheckpointWeights(run).sizes.items():
-            if "embedding_bags." in name:
+            if table_of(name) is not None:
                 tables.append(size)
             else:
                 dense += torch.Size(size).numel()

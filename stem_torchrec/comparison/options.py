@@ -9,18 +9,20 @@ from annotated_types import Interval
 
 from stem_torchrec.comparison.comparable import EDGES, edges_ascend
 from stem_torchrec.comparison.grid_search import Grid
-from stem_torchrec.comparison.runs import MODELS, Part, Run, parts_of
+from stem_torchrec.comparison.runs import Part, Run, comparable_models, parts_of
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.command_line import parse_known_arguments
-from stem_torchrec.config.files import config_from_command_line, what_is_trained
+from stem_torchrec.config.files import what_is_trained
 from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.data.files import Columns, find_row_groups, fingerprint
 from stem_torchrec.data.folder import data_folder
 from stem_torchrec.data.schema import load_schema
-from stem_torchrec.models.build import build_model, check_task_weights, groups_with_tables
+from stem_torchrec.models.build import build_model, check_task_weights
+from stem_torchrec.models.table import MODELS, groups_with_tables
 from stem_torchrec.runtime.errors import UserError, nearest
 from stem_torchrec.sharding.placement import match_rules, parse_rules
 from stem_torchrec.tables import groups_of, table_configs
+from stem_torchrec.training.configuration import config_from_command_line
 from stem_torchrec.training.run_folder import write_or_check
 from stem_torchrec.training.watched_metric import WatchedMetric
 
@@ -116,11 +118,11 @@ def read_command_line(args: Sequence[str] | None = None) -> Request:
 
 
 def _models(config: CompareConfig) -> list[str]:
-    names = _split(config.models)
-    models = list(dict.fromkeys(m for name in names for m in (_all_archs() if name == "all" else [name])))
+    names, known = _split(config.models), list(comparable_models())
+    models = list(dict.fromkeys(m for name in names for m in (MODELS if name == "all" else [name])))
     for name in [*models, config.base]:
-        if name not in MODELS:
-            raise UserError(f"there is no model {name!r}, only all, {', '.join(MODELS)}{nearest(name, list(MODELS))}")
+        if name not in known:
+            raise UserError(f"there is no model {name!r}, only all, {', '.join(known)}{nearest(name, known)}")
     if config.base not in models:
         raise UserError(f"--base is {config.base!r}, which is not among --models {config.models}; add it.")
     return models
@@ -217,7 +219,3 @@ def record_options(request: Request, world_size: int) -> None:
 
 def _split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _all_archs() -> list[str]:
-    return [name for name, options in MODELS.items() if list(options) == ["arch"]]

@@ -1,8 +1,8 @@
-"""The configuration of a run: frozen dataclasses, recipes, and how they are read from a command line or YAML.
+"""The configuration of a run: frozen dataclasses, and how they are read from a command line or YAML.
 
 A field stands in one place with its type, limits, default and help. Reading order: run.py, and the sections that it
-joins: data.py, synthetic.py, model.py, optimizers.py, sharding.py, loop.py; then recipes.py, command_line.py, files.py,
-fields.py (limits and error sentences), serialization.py, yaml_text.py, formats.py (format versions of files).
+joins: data.py, synthetic.py, model.py, optimizers.py, sharding.py, loop.py; then command_line.py, files.py, fields.py
+(limits and error sentences), serialization.py, narrowed.py, yaml_text.py, formats.py (format versions of files).
 Import the names below. May import `runtime` only.
 """
 
@@ -13,30 +13,26 @@ from stem_torchrec.config.command_line import (
     run_main,
 )
 from stem_torchrec.config.data import DataConfig, OnBadRow
-from stem_torchrec.config.files import config_from_command_line, dump_config, load_config, what_is_trained
+from stem_torchrec.config.files import dump_config, what_is_trained
 from stem_torchrec.config.loop import CheckpointConfig, LoopConfig, Precision
-from stem_torchrec.config.model import Arch, GateInput, Groups, Layout, ModelConfig
+from stem_torchrec.config.model import Arch, Layout, ModelConfig, Share, Width
 from stem_torchrec.config.optimizers import (
     DenseOptimizerConfig,
     ScheduleConfig,
     SparseOptimizerConfig,
     SparseOptimizerName,
 )
-from stem_torchrec.config.recipes import RECIPES
 from stem_torchrec.config.run import TrainConfig
 from stem_torchrec.config.serialization import check_fields
 from stem_torchrec.config.sharding import Communication, InputDist, Kernel, ShardingConfig, ShardingType
 from stem_torchrec.config.synthetic import SyntheticConfig
 
 __all__ = [
-    "RECIPES",
     "Arch",
     "CheckpointConfig",
     "Communication",
     "DataConfig",
     "DenseOptimizerConfig",
-    "GateInput",
-    "Groups",
     "InputDist",
     "Kernel",
     "Layout",
@@ -47,14 +43,14 @@ __all__ = [
     "ScheduleConfig",
     "ShardingConfig",
     "ShardingType",
+    "Share",
     "SparseOptimizerConfig",
     "SparseOptimizerName",
     "SyntheticConfig",
     "TrainConfig",
+    "Width",
     "check_fields",
-    "config_from_command_line",
     "dump_config",
-    "load_config",
     "option_names",
     "parse_arguments",
     "parse_known_arguments",

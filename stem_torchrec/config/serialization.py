@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from stem_torchrec.config.fields import sentence_of
+from stem_torchrec.config.narrowed import kind_of
 from stem_torchrec.runtime.errors import UserError, reason_of
 
 DataclassT = TypeVar("DataclassT")
@@ -39,10 +40,11 @@ def from_dict(kind: type[DataclassT], value: Any) -> DataclassT:
 
 def check_fields(config: Any) -> None:
     """Raises UserError with the option, its value and the limits for a field with a value that it does not take."""
+    kind = kind_of(config)
     try:
-        _validated(type(config), to_dict(config))
+        _validated(kind, to_dict(config))
     except ValidationError as error:
-        raise UserError(sentence_of(error, type(config), as_option=True)) from None
+        raise UserError(sentence_of(error, kind, as_option=True)) from None
 
 
 def _validated(kind: Any, value: Any) -> Any:

@@ -6,18 +6,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchrec.datasets.utils import Batch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from stem_torchrec.data.files import Columns
+from stem_torchrec.data.checks import row_lengths
+from stem_torchrec.data.files import Columns, is_list
 
 
 @dataclass
 class Exposures:
-    """A batch of an evaluation and which rows it holds.
+    """A batch of an evaluation, with the positions of its rows.
 
-    Where other ranks still have rows and this one has none, `batch` holds one row of padding and `rows` is empty.
+    When this rank has no rows left and others do, `batch` holds one row of padding and `rows` is empty.
     """
 
     batch: Batch
@@ -27,21 +29,34 @@ class Exposures:
     """Groups of gAUC, (B,)."""
 
     def pin_memory(self) -> "Exposures":
-        """The same with the batch in pinned memory, for the copy to a GPU; the rest stays on the host anyway."""
+        """Copies the batch to pinned memory, from which a GPU copies it; the rest stays on the host."""
         return replace(self, batch=self.batch.pin_memory())
 
 
 def to_batch(table: pa.Table, columns: Columns, *, rows: int) -> Batch:
     """Dense features (B, N) float32, sparse features with a null as an empty bag, labels (B, T) with a null as NaN.
 
+    The sparse features carry weights if one of them has a column of weights; then all others have weights of 1.
+
     Args:
-        table: the rows; where there are none it needs no columns.
-        columns: what is what.
-        rows: B is at least this; the rest is padding with empty bags, zeros and missing labels.
+        table: the rows; an empty table needs no columns.
+        columns: the columns of the log.
+        rows: the smallest B; rows beyond those of the table are padding: empty bags, zeros and missing labels.
+
+    Example::
+
+        # tags       tag_weights   uid    like
+        # [3, 7]     [0.5, 2.0]    11     1
+        # null       null          12     null
+        batch = to_batch(table, columns, rows=3)
+        batch.sparse_features["tags"].values()   # [3, 7]
+        batch.sparse_features["tags"].lengths()  # [2, 0, 0]
+        batch.sparse_features["tags"].weights()  # [0.5, 2.0]
+        batch.labels                             # [[1], [nan], [nan]]
     """
     padding = max(rows - table.num_rows, 0)
-    nothing = np.empty(0, dtype=np.int64)
-    bags = [_bags(table.column(name)) if table.num_rows else (nothing, nothing) for name in columns.sparse]
+    no_ids = np.empty(0, dtype=np.int64)
+    bags = [_bags(table.column(name)) if table.num_rows else (no_ids, no_ids) for name in columns.sparse]
     values = [values for values, _ in bags]
     empty = np.zeros(padding, dtype=np.int32)
     lengths = [part for _, lengths in bags for part in (lengths, empty)]
@@ -50,26 +65,38 @@ def to_batch(table: pa.Table, columns: Columns, *, rows: int) -> Batch:
         sparse_features=KeyedJaggedTensor(
             keys=list(columns.sparse),
             values=torch.from_numpy(np.concatenate(values, dtype=np.int64)),
+            weights=_weights(table, columns, values) if columns.weights else None,
             lengths=torch.from_numpy(np.concatenate(lengths, dtype=np.int32)),
         ),
         labels=_stack(table, columns.labels, padding, np.nan),
     )
 
 
-def _bags(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+def _bags(column: pa.ChunkedArray) -> tuple[NDArray, NDArray]:
+    """The values of all rows, and how many each row has."""
     array = column.combine_chunks()
-    if pa.types.is_integer(array.type):
-        return array.drop_null().to_numpy(), array.is_valid().to_numpy(zero_copy_only=False)
-    lengths = pc.fill_null(pc.list_value_length(array), 0)
-    return pc.list_flatten(array).to_numpy(), lengths.to_numpy()
+    values = pc.list_flatten(array) if is_list(array.type) else array.drop_null()
+    return values.to_numpy(), row_lengths(array)
+
+
+def _weights(table: pa.Table, columns: Columns, ids: list[NDArray]) -> Tensor:
+    """A weight for each id of each feature, 1 for features without a column of weights."""
+    weights = []
+    for name, values in zip(columns.sparse, ids, strict=True):
+        column = columns.weights.get(name)
+        if column is None or not len(values):
+            weights.append(np.ones(len(values), dtype=np.float32))
+        else:
+            weights.append(_bags(table.column(column))[0])
+    return torch.from_numpy(np.concatenate(weights, dtype=np.float32))
 
 
 def _stack(table: pa.Table, names: tuple[str, ...], padding: int, filler: float) -> Tensor:
-    """Columns side by side as float32, null as `filler`, above `padding` rows of `filler`, (B, len(names))."""
+    """Columns side by side as float32 (B, len(names)): null as `filler`, then `padding` rows of `filler`."""
     stacked = np.full((table.num_rows + padding, len(names)), filler, dtype=np.float32)
     for i, name in enumerate(names if table.num_rows else ()):
         column = table.column(name).cast(pa.float32())
-        # Of dense features only a row that is skipped has a null; a label's is NaN in numpy.
+        # A dense feature is null only in a row that is skipped; a label's null becomes NaN in numpy.
         column = pc.fill_null(column, filler) if column.null_count and filler == filler else column
         stacked[: table.num_rows, i] = column.to_numpy(zero_copy_only=False)
     return torch.from_numpy(stacked)

@@ -3,14 +3,14 @@
 import hashlib
 import posixpath
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from iopath.common.file_io import g_pathmgr
 
-from stem_torchrec.data.schema import Schema
+from stem_torchrec.data.schema import Schema, SparseFeature
 from stem_torchrec.runtime.errors import UserError, nearest, reason_of
 
 
@@ -31,8 +31,8 @@ class RowGroup:
 class Columns:
     """The columns of a log that a run reads."""
 
-    sparse: dict[str, int]
-    """Number of embeddings by sparse feature; ids are below it."""
+    sparse: dict[str, SparseFeature]
+    """The sparse features by name, in the order in which the model sees them."""
     dense: tuple[str, ...]
     labels: tuple[str, ...]
     group: str | None
@@ -40,8 +40,8 @@ class Columns:
     @classmethod
     def select(cls, schema: Schema, *, features: Sequence[str] = (), labels: Sequence[str] = ()) -> "Columns":
         """The columns of `schema`, of its sparse features and labels only those named, if any are."""
-        sizes = {feature.name: feature.num_embeddings for feature in schema.sparse_features}
-        for kind, names, known in (("sparse feature", features, sizes), ("label", labels, schema.labels)):
+        sparse = {feature.name: feature for feature in schema.sparse_features}
+        for kind, names, known in (("sparse feature", features, sparse), ("label", labels, schema.labels)):
             if not known:
                 raise UserError(f"schema.json names no {kind}; a log needs one. datasets/README.md describes the file.")
             for name in names:
@@ -52,16 +52,37 @@ class Columns:
             if len(set(names or known)) < len(names or known):
                 raise UserError(f"a {kind} is named twice in {', '.join(names or known)}.")
         return cls(
-            sparse={name: sizes[name] for name in features or sizes},
+            sparse={name: sparse[name] for name in features or sparse},
             dense=schema.dense_features,
             labels=tuple(labels or schema.labels),
             group=schema.group,
         )
 
+    def differences(self, other: "Columns") -> list[str]:
+        """The differences from `other`, which has sparse features of the same names; labels do not count.
+
+        Example::
+
+            columns.differences(other)  # ["num_embeddings of uid is 1000, not 999", "group is None, not 'user'"]
+        """
+        pairs = [
+            (f"{field.name} of {name}", getattr(feature, field.name), getattr(other.sparse[name], field.name))
+            for name, feature in self.sparse.items()
+            for field in fields(feature)
+        ]
+        pairs += [("dense_features", self.dense, other.dense), ("group", self.group, other.group)]
+        return [f"{name} is {value!r}, not {expected!r}" for name, value, expected in pairs if value != expected]
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """The column of weights by sparse feature, of the features that have one."""
+        return {name: feature.weights for name, feature in self.sparse.items() if feature.weights is not None}
+
     @property
     def names(self) -> list[str]:
         """Every column once."""
-        return list(dict.fromkeys([*self.sparse, *self.dense, *self.labels, *([self.group] if self.group else [])]))
+        groups = [self.group] if self.group else []
+        return list(dict.fromkeys([*self.sparse, *self.weights.values(), *self.dense, *self.labels, *groups]))
 
 
 def find_row_groups(folder: str, split: str, schema: Schema, columns: Columns) -> list[RowGroup]:
@@ -70,13 +91,14 @@ def find_row_groups(folder: str, split: str, schema: Schema, columns: Columns) -
     Reads every footer. Raises UserError for a folder without files, a file that is truncated, a column that is
     missing or has the wrong type, and a row count that is not the one in schema.json.
     """
-    where = posixpath.join(folder, split)
-    names = sorted(n for n in g_pathmgr.ls(where) if n.endswith(".parquet")) if g_pathmgr.isdir(where) else []
+    split_folder = posixpath.join(folder, split)
+    exists = g_pathmgr.isdir(split_folder)
+    names = sorted(name for name in g_pathmgr.ls(split_folder) if name.endswith(".parquet")) if exists else []
     if not names:
-        raise UserError(f"{where} holds no .parquet file; datasets/README.md shows the layout of a log.")
+        raise UserError(f"{split_folder} holds no .parquet file; datasets/README.md shows the layout of a log.")
     row_groups: list[RowGroup] = []
     lists: list[set[str]] = []
-    for path in (posixpath.join(where, name) for name in names):
+    for path in (posixpath.join(split_folder, name) for name in names):
         try:
             with g_pathmgr.open(path, "rb") as file:
                 metadata = pq.read_metadata(file)
@@ -87,7 +109,9 @@ def find_row_groups(folder: str, split: str, schema: Schema, columns: Columns) -
         lists.append({name for name in columns.sparse if is_list(types.field(name).type)})
         if lists[-1] != lists[0]:
             name = min(lists[-1] ^ lists[0])
-            raise UserError(f"column {name!r} is a list in only one of {path} and {names[0]}; write all files alike.")
+            raise UserError(
+                f"column {name!r} is a list in only one of {path} and {names[0]}; give it the same type in all files."
+            )
         first_row = 0
         for index in range(metadata.num_row_groups):
             rows = metadata.row_group(index).num_rows
@@ -96,10 +120,11 @@ def find_row_groups(folder: str, split: str, schema: Schema, columns: Columns) -
             first_row += rows
     total = sum(row_group.rows for row_group in row_groups)
     if not total:
-        raise UserError(f"the .parquet files of {where} hold no rows.")
+        raise UserError(f"the .parquet files of {split_folder} hold no rows.")
     if split in schema.splits and total != schema.splits[split].rows:
         raise UserError(
-            f"{where} holds {total} rows, but schema.json says {schema.splits[split].rows}; a file is missing or extra."
+            f"{split_folder} holds {total} rows, but schema.json says {schema.splits[split].rows}; a file is missing "
+            "or extra."
         )
     return row_groups
 
@@ -155,6 +180,11 @@ def check_types(schema: pa.Schema, path: str, columns: Columns) -> None:
             or (integer or floating or pa.types.is_boolean(column)),
             "the group of gAUC needs integers": name != columns.group or integer,
         }
+        for feature in (feature for feature, weights in columns.weights.items() if weights == name):
+            lists = is_list(schema.field(feature).type)
+            needs[f"the weights of {feature!r} need {'lists of floats' if lists else 'floats'}"] = (
+                pa.types.is_floating(item) and is_list(column) == lists
+            )
         for need, met in needs.items():
             if not met:
                 raise UserError(f"column {name!r} is {column} in {path}; {need}. datasets/README.md shows the schema.")

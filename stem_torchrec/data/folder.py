@@ -1,4 +1,4 @@
-"""Where the log of a run is."""
+"""The folder of a run's log."""
 
 import hashlib
 import os
@@ -9,7 +9,7 @@ from stem_torchrec.runtime.errors import UserError
 
 
 def data_folder(config: DataConfig) -> str:
-    """The folder of the log; without a path, that of the synthetic log, which is made if it is not there yet.
+    """The folder of the log; without a path, that of the synthetic log, which is generated if it does not exist.
 
     Raises UserError for a recipe whose log only the user has.
     """

@@ -1,4 +1,4 @@
-"""A reader's batches from its worker processes, which end with the process that asks for them and not before."""
+"""A reader's batches from its worker processes, which live exactly as long as the process that reads from them."""
 
 import atexit
 import multiprocessing
@@ -14,7 +14,7 @@ from stem_torchrec.data.reader import ParquetReader
 
 
 def data_loader(reader: ParquetReader, *, pin_memory: bool = False) -> DataLoader:
-    """Batches of `reader`, made in its worker processes, in the same order on every call."""
+    """Batches of `reader`, which its worker processes make, in the same order on every call."""
     if reader.num_workers:
         _kill_workers_at_exit()
     return DataLoader(
@@ -24,8 +24,8 @@ def data_loader(reader: ParquetReader, *, pin_memory: bool = False) -> DataLoade
         pin_memory=pin_memory,
         collate_fn=_as_it_is,
         worker_init_fn=_leave_signals_to_the_rank,
-        # Each iterator draws a seed; from torch's own generator, a run that goes on would draw once more than one that
-        # was never interrupted, and drop other units out.
+        # Each iterator draws a seed. From torch's own generator, a resumed run would draw once more than a run that was
+        # never interrupted, and dropout would drop other units.
         generator=torch.Generator(),
     )
 
@@ -33,7 +33,7 @@ def data_loader(reader: ParquetReader, *, pin_memory: bool = False) -> DataLoade
 def _leave_signals_to_the_rank(worker: int) -> None:
     """Makes a worker ignore SIGTERM and SIGINT.
 
-    A launcher sends SIGTERM, and a terminal Ctrl-C, to these processes as well, which the last checkpoint needs.
+    A launcher sends SIGTERM to these processes as well, and a terminal Ctrl-C, but the last checkpoint needs them.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
@@ -41,10 +41,10 @@ def _leave_signals_to_the_rank(worker: int) -> None:
 
 @cache
 def _kill_workers_at_exit() -> None:
-    """Has the workers killed when this process ends, also by an error.
+    """Kills the workers when this process ends, by an error as well.
 
-    multiprocessing has an exit handler of its own: it sends SIGTERM to the workers and waits for them to end. They
-    ignore that signal, so it would wait forever. This handler is registered later, so it runs earlier.
+    The exit handler of multiprocessing sends SIGTERM to the workers and waits for them to end. They ignore that signal,
+    so it would wait forever. This handler is registered later, so it runs earlier.
     """
 
     def kill() -> None:

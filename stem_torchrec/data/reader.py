@@ -1,9 +1,9 @@
 """Which rows a rank reads, in which order and in how many steps.
 
-An epoch puts all rows of a split into one order, a function of the seed and the epoch alone: row groups shuffled,
+An epoch puts all rows of a split into one order, which depends on the seed and the epoch alone: row groups shuffled,
 then rows shuffled within runs of row groups ("blocks"). Each rank reads one stretch of that order, so that every
-row is read exactly once, and decodes only the row groups that its stretch touches. What is left of an epoch can be
-read later, on other ranks as well (`spans`).
+row is read exactly once, and decodes only the row groups that its stretch touches. The rest of an interrupted epoch
+can be read later, on other ranks as well (`spans`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -42,7 +42,7 @@ class Block:
 
 
 def order_blocks(row_groups: Sequence[RowGroup], *, shuffle_rows: int, seed: int, epoch: int) -> list[Block]:
-    """The order of an epoch: blocks of at least `shuffle_rows` rows (but the last), 0 for the order of the files."""
+    """The order of an epoch: blocks of at least `shuffle_rows` rows, the last excepted; 0 keeps the files' order."""
     if not shuffle_rows:
         starts = np.cumsum([0, *(row_group.rows for row_group in row_groups)])
         return [Block((row_group,), int(starts[i]), None) for i, row_group in enumerate(row_groups)]
@@ -62,22 +62,21 @@ def order_blocks(row_groups: Sequence[RowGroup], *, shuffle_rows: int, seed: int
 class ParquetReader(IterableDataset[Batch | Exposures]):
     """This rank's rows of a split, in batches; every rank makes the same number of steps, and every row is read once.
 
-    Batches that would reach beyond the end are smaller. A rank that has fewer rows left than others gets padding, which
-    has neither ids nor labels: in training up to their number of rows, in evaluation one row where it has none.
+    The last batches may be smaller. A rank that has fewer rows left than others gets padding, which has neither ids nor
+    labels: in training up to the others' number of rows, in evaluation one row if it has none.
 
     Args:
-        row_groups: what `find_row_groups` found.
+        row_groups: the row groups of the split, from `find_row_groups`.
         columns: the columns to read.
         batch_size: rows per rank and step.
-        rank: this process.
+        rank: the rank of this process.
         world_size: number of processes.
         num_workers: reader processes of each rank, each with a stretch of its own; 0 reads in this process.
-        training: batches (Batch) in shuffled order, or with the places of their rows (Exposures) in the order of the
-            files.
+        training: yields batches (Batch) in shuffled order if true, else Exposures in the order of the files.
         shuffle_rows: rows shuffled together in training, see `order_blocks`.
         seed: seed of the order.
-        max_bad_share: share of this rank's rows of an epoch that may break the schema: they are counted in `bad`, and
-            come as rows without ids and labels. Without it the first one is an error.
+        max_bad_share: share of this rank's rows of an epoch that may break the schema. They are counted in `bad` and
+            become rows without ids and labels. If None, the first one raises an error.
 
     Raises UserError for a batch size below 1 and a training split without rows, and DataError while iterating.
     """
@@ -113,27 +112,27 @@ class ParquetReader(IterableDataset[Batch | Exposures]):
             raise UserError("the training split has no rows; give a log that has some.")
         self.bad: BadRows | None = None
         if max_bad_share is not None:
-            self.bad = BadRows(columns, most=int(max_bad_share * self.rows / world_size))
+            self.bad = BadRows(columns, max_skipped=int(max_bad_share * self.rows / world_size))
         self.start_epoch(0)
 
     @property
     def steps(self) -> int:
-        """Steps that the rows left of the epoch take."""
+        """Steps for the rows that are left of the epoch."""
         return steps_of(self.left, self.batch_size)
 
     @property
     def fingerprint(self) -> str:
-        """Of the row groups and their rows, by which spans find rows."""
+        """A hash of the row groups and their sizes; spans of one log mean the same rows only under the same hash."""
         return fingerprint(self.row_groups)
 
     def start_epoch(self, epoch: int, left: Left | None = None, *, batch_size: int | None = None) -> None:
-        """Chooses the order of the rows for the iterators to come.
+        """Chooses the order and the rows of later iterators.
 
         Args:
-            epoch: counted from 0.
-            left: the rows to read, by default all. Divided for as many ranks and workers, they are read as they are
-                divided; else they are divided anew.
-            batch_size: that they are divided for, by default this reader's.
+            epoch: the epoch, counted from 0.
+            left: the rows to read, by default all. They are divided again if they were divided for other numbers of
+                ranks or workers, or for another batch size.
+            batch_size: the batch size that `left` was divided for, by default this reader's.
         """
         shape = {"ranks": self.world_size, "workers": max(self.num_workers, 1)}
         if left is None:
@@ -150,13 +149,13 @@ class ParquetReader(IterableDataset[Batch | Exposures]):
             self.bad.restart()
 
     def left_after(self, steps: int) -> Left:
-        """What is left of the epoch after some steps from where it was started."""
+        """The rows that are left of the epoch after some steps of an iterator."""
         return after(self.left, steps, self.batch_size)
 
     def __iter__(self) -> Iterator[Batch | Exposures]:
         worker, workers = get_worker_info(), max(self.num_workers, 1)
         blocks = order_blocks(self.row_groups, shuffle_rows=self.shuffle_rows, seed=self.seed, epoch=self.epoch)
-        # A loader takes from its workers in turn, and so does who reads without one.
+        # A DataLoader takes batches from its workers in turn; without one this process does the same.
         return _in_turn(
             [
                 self._batches(blocks, index, steps=len(range(index, self.steps, workers)))
@@ -166,16 +165,16 @@ class ParquetReader(IterableDataset[Batch | Exposures]):
 
     def _batches(self, blocks: Sequence[Block], worker: int, *, steps: int) -> Iterator[Batch | Exposures]:
         spans = self.left[self.rank][worker]
-        most = max(count(of_rank[worker]) for of_rank in self.left)
+        most_rows = max(count(of_rank[worker]) for of_rank in self.left)
         buffer, tables, rows = pa.table({}), self._read(blocks, spans), count(spans)
         for position in range(0, steps * self.batch_size, self.batch_size):
-            size, largest = (max(0, min(self.batch_size, there - position)) for there in (rows, most))
+            size, largest = (max(0, min(self.batch_size, total - position)) for total in (rows, most_rows))
             while buffer.num_rows < size:
                 table = next(tables)
                 buffer = pa.concat_tables([buffer, table]) if buffer.num_rows else table
             table, buffer = buffer.slice(0, size), buffer.slice(size)
             if self.training:
-                # Backward through some collectives takes batches of one size only.
+                # Some collectives need batches of the same size on all ranks for the backward pass.
                 yield to_batch(table, self.columns, rows=max(largest, 1))
             else:
                 yield self._exposures(table, cut(spans, position, position + size))
@@ -184,7 +183,7 @@ class ParquetReader(IterableDataset[Batch | Exposures]):
         rows = torch.cat([torch.arange(*span) for span in spans or [(0, 0)]])
         groups = None
         if self.columns.group is not None:
-            # Only a row that is skipped, and has no labels, has no group.
+            # Only a skipped row, which has no labels, has no group.
             groups = (
                 torch.from_numpy(pc.fill_null(table.column(self.columns.group), 0).to_numpy().copy())
                 if len(rows)
@@ -194,18 +193,18 @@ class ParquetReader(IterableDataset[Batch | Exposures]):
 
     def _read(self, blocks: Sequence[Block], spans: Spans) -> Iterator[pa.Table]:
         """The rows of `spans` in the epoch's order; a thread decodes the next block while one is used."""
-        mine = [
+        parts = [
             (block, (start, stop))
             for start, stop in spans
             for block in blocks
             if block.start < stop and block.start + block.rows > start
         ]
         with ThreadPoolExecutor(1) as executor:
-            ahead = [executor.submit(self._load, *piece) for piece in mine[:1]]
-            for i in range(len(mine)):
+            ahead = [executor.submit(self._load, *part) for part in parts[:1]]
+            for i in range(len(parts)):
                 table = ahead.pop().result()
-                if i + 1 < len(mine):
-                    ahead.append(executor.submit(self._load, *mine[i + 1]))
+                if i + 1 < len(parts):
+                    ahead.append(executor.submit(self._load, *parts[i + 1]))
                 yield table
 
     def _load(self, block: Block, span: Span) -> pa.Table:
@@ -220,7 +219,7 @@ class ParquetReader(IterableDataset[Batch | Exposures]):
 
 
 def _in_turn(iterators: Sequence[Iterator[Batch | Exposures]]) -> Iterator[Batch | Exposures]:
-    """Takes from each until the first one of a round has no more."""
+    """Takes one item from each iterator in turn, until one has no more."""
     for iterator in cycle(iterators):
         try:
             yield next(iterator)

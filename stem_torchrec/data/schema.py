@@ -3,6 +3,7 @@
 import json
 import posixpath
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from iopath.common.file_io import g_pathmgr
 
@@ -14,14 +15,31 @@ SCHEMA_FILE = "schema.json"
 SCHEMA_FORMAT = 1
 """Format version of schema.json."""
 
+Pooling = Literal["sum", "mean"]
+"""How the embeddings of a row's ids become one."""
+
 
 @dataclass(frozen=True)
 class SparseFeature:
-    """An integer column, or a column of integer lists, with ids in [0, num_embeddings)."""
+    """An integer column, or a column of integer lists, with ids in [0, num_embeddings), and what its tables are.
+
+    Example::
+
+        SparseFeature("tags", 48, pooling="mean", weights="tag_weights")
+        # tags    tag_weights   pooled embedding
+        # [3, 7]  [2.0, 1.0]    (2.0 * e_3 + 1.0 * e_7) / 2
+        # []      []            0
+    """
 
     name: str
     num_embeddings: int
     """Rows of the embedding table: the vocabulary size, with id 0 for unseen values."""
+    pooling: Pooling = "sum"
+    """sum adds up the embeddings of a row's ids, each times its weight; mean divides that sum by the number of ids."""
+    weights: str | None = None
+    """Float column, or column of float lists, with a weight for each id of the row; every weight is 1 if None."""
+    embedding_dim: int | None = None
+    """Width of a group's embedding of the feature; the model's --model.embedding-dim if None."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +84,17 @@ class Schema:
     """What the maker of the log knows beyond it, such as the best reachable AUC of a synthetic one."""
 
 
+def schema_to_dict(schema: Schema) -> dict[str, Any]:
+    """The schema as JSON holds it: a sparse feature has only the fields that differ from their defaults."""
+    values = to_dict(schema)
+    defaults = to_dict(SparseFeature("", 0))
+    for feature in values["sparse_features"]:
+        for name, default in defaults.items():
+            if name not in ("name", "num_embeddings") and feature[name] == default:
+                del feature[name]
+    return values
+
+
 def save_schema(schema: Schema, folder: str) -> None:
     """Writes `folder/schema.json`."""
     with g_pathmgr.open(posixpath.join(folder, SCHEMA_FILE), "w") as file:
@@ -74,7 +103,7 @@ def save_schema(schema: Schema, folder: str) -> None:
 
 def schema_to_json(schema: Schema) -> str:
     """The text of schema.json."""
-    return json.dumps(with_format(to_dict(schema), SCHEMA_FORMAT), indent=2) + "\n"
+    return json.dumps(with_format(schema_to_dict(schema), SCHEMA_FORMAT), indent=2) + "\n"
 
 
 def load_schema(folder: str) -> Schema:

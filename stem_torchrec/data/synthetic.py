@@ -1,7 +1,7 @@
 """Writes a learnable multi-task log of any size that knows its own best reachable AUC.
 
-No model ranks better than the true logits do, so their AUC against the labels that were drawn from them is what a
-perfect model reaches. It stands among the facts of schema.json.
+No model ranks better than the true logits, so a perfect model reaches their AUC against the labels that were drawn from
+them. The facts of schema.json hold it.
 """
 
 import math
@@ -33,7 +33,7 @@ def generate(config: SyntheticConfig, folder: str, overwrite: bool = False) -> S
     Args:
         config: sizes and dials.
         folder: a local folder that is absent or empty.
-        overwrite: replace the log that is there.
+        overwrite: whether to replace a log in the folder.
 
     Raises:
         UserError: a value of `config` makes no sense, or `folder` holds something.
@@ -54,7 +54,7 @@ def generate(config: SyntheticConfig, folder: str, overwrite: bool = False) -> S
         if not overwrite:
             raise UserError(f"{folder} is not an empty folder; name another or pass --overwrite.")
         if not (out / SCHEMA_FILE).is_file():
-            raise UserError(f"{folder} holds no {SCHEMA_FILE}, so it is no log to overwrite; name another.")
+            raise UserError(f"{folder} holds no {SCHEMA_FILE}, so it is not a log to overwrite; name another.")
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as unfinished:
         log = Path(unfinished) / "log"
@@ -66,7 +66,7 @@ def generate(config: SyntheticConfig, folder: str, overwrite: bool = False) -> S
 
 
 def ensure(config: SyntheticConfig, folder: str) -> None:
-    """Generates the log unless `folder` holds one; of several processes one does and the others wait."""
+    """Generates the log unless `folder` holds one; of several processes one generates it and the others wait."""
     out = Path(folder).absolute()
     out.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{out}.lock"):

@@ -1,15 +1,15 @@
-"""Ids on the wire once: each rank gets each feature's ids once, however many of its tables read them.
+"""Sends each feature's ids to a rank once, however many of the rank's tables read them.
 
-TorchRec's input distribution has a slot for every table that reads a feature, and sends the feature's ids in each. Here
-every destination has one slot per feature; what arrives is copied there into the slots that the lookup expects:
+TorchRec's input distribution has a slot for every table that reads a feature, and sends the feature's ids in each. This
+one has one slot per feature and destination; the receiver copies the ids into the slots that the lookup expects:
 
     tables on the rank     like/uid   finish/uid   shared/uid   like/tags   shared/tags
     stock sends            uid        uid          uid          tags        tags
     once sends             uid                                  tags
     the lookup gets        uid        uid          uid          tags        tags
 
-The exchange itself stays TorchRec's KJTAllToAll, so TrainPipelineSparseDist fuses and overlaps it as ever, and the
-lookup sees the same bits.
+The exchange itself stays TorchRec's KJTAllToAll, so TrainPipelineSparseDist fuses and overlaps it as before, and the
+lookup gets the same bits. Weights travel with their ids.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -27,7 +27,7 @@ from torchrec.distributed.sharding.rw_sharding import RwPooledEmbeddingSharding,
 from torchrec.distributed.sharding.tw_sharding import TwPooledEmbeddingSharding, TwSparseFeaturesDist
 from torchrec.distributed.sharding.twrw_sharding import TwRwPooledEmbeddingSharding, TwRwSparseFeaturesDist
 from torchrec.distributed.types import ParameterSharding, ShardingEnv
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -39,12 +39,13 @@ from stem_torchrec.runtime.internals.torchrec_hooks import (
     rows_of_features,
 )
 from stem_torchrec.sharding.shard import AllTypesSharder
+from stem_torchrec.tables import check_means, mean_tables
 
 _ROW_TYPES = ("row_wise", "table_row_wise", "grid_shard")
 
 
 class OnceSharder(AllTypesSharder):
-    """Shards EmbeddingBagCollections into those that get each feature's ids once; takes the place of any sharder."""
+    """Shards EmbeddingBagCollections so that each rank gets each feature's ids once; can replace any sharder."""
 
     def shard(
         self,
@@ -54,10 +55,15 @@ class OnceSharder(AllTypesSharder):
         device: torch.device | None = None,
         module_fqn: str | None = None,
     ) -> ShardedEmbeddingBagCollection:
-        """The sharded collection; one that `falls_back` names is TorchRec's own."""
-        types = {name: sharding.sharding_type for name, sharding in params.items()}
-        make = ShardedEmbeddingBagCollection if falls_back(module.embedding_bag_configs(), types) else OnceCollection
-        return make(
+        """The sharded collection, which is TorchRec's own if it has tables that `falls_back` lists.
+
+        Raises UserError for tables whose mean TorchRec gets wrong.
+        """
+        types = {table: sharding.sharding_type for table, sharding in params.items()}
+        if falls_back(module.embedding_bag_configs(), types):
+            return super().shard(module, params, env, device, module_fqn)
+        check_means(module, types)
+        return OnceCollection(
             module=module,
             table_name_to_parameter_sharding=params,
             env=env,
@@ -69,17 +75,16 @@ class OnceSharder(AllTypesSharder):
 
     @property
     def sharded_module_type(self) -> type[ShardedEmbeddingBagCollection]:
-        """What DistributedModelParallel and the train pipelines look for."""
+        """The class that DistributedModelParallel and the train pipelines look for."""
         return ShardedEmbeddingBagCollection
 
 
 def falls_back(configs: Sequence[EmbeddingBagConfig], sharding_types: Mapping[str, str]) -> list[str]:
-    """The tables that make their collection fall back to stock: TorchRec divides their sums by ids counted per slot."""
-    return [
-        config.name
-        for config in configs
-        if config.pooling == PoolingType.MEAN and sharding_types.get(config.name) in _ROW_TYPES
-    ]
+    """The tables for which their collection must stay stock: TorchRec divides their sums by the ids of each slot.
+
+    SparseArch leaves no table to the mean of TorchRec; the collections of other models may.
+    """
+    return [table for table in mean_tables(configs) if sharding_types.get(table) in _ROW_TYPES]
 
 
 class OnceCollection(InputDistCollection):
@@ -97,7 +102,7 @@ class OnceCollection(InputDistCollection):
     def input_dist(self, ctx: EmbeddingBagCollectionContext, features: KeyedJaggedTensor) -> Any:
         """Sends the ids to the ranks of their tables.
 
-        Raises ValueError for a batch whose features differ in batch size; that needs the stock sharder.
+        Raises ValueError for a batch whose features differ in batch size, which needs the stock sharder.
         """
         if features.variable_stride_per_key():
             raise ValueError("features of different batch sizes cannot be sent once; use --sharding.input-dist stock.")
@@ -128,7 +133,7 @@ def _copy(features: KeyedJaggedTensor, copies: tuple[list[int], Tensor] | None) 
 
 @dataclass
 class _Once:
-    """Stands in for a sharding where TorchRec creates the input distribution."""
+    """Replaces a sharding while TorchRec creates the input distribution."""
 
     names: list[str]
     """Features to send, destination by destination."""
@@ -137,7 +142,7 @@ class _Once:
     create_input_dist: Callable[[], nn.Module]
 
     def feature_names(self) -> list[str]:
-        """Features to send, as TorchRec asks for them."""
+        """Features to send, under the name of TorchRec's method."""
         return self.names
 
 

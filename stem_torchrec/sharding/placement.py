@@ -1,4 +1,4 @@
-"""Placements: what a rule or a plan file says about a table before the planner fills in the rest.
+"""Placements: the part of a table's sharding that a rule or a plan file fixes; the planner fills in the rest.
 
 "like/user_id=table_wise:rank=1"  ->  Rule("like/user_id", Placement("table_wise", ranks=(1,)))
 """
@@ -27,15 +27,15 @@ FUSED_KERNELS = ("fused", "fused_uvm_caching", "fused_uvm")
 
 @dataclass(frozen=True)
 class Placement:
-    """How one table is sharded, as far as it is said."""
+    """How one table is to be sharded, as far as a rule or a plan file fixes it."""
 
     sharding_type: str = "auto"
     """One of TorchRec's seven types; auto leaves it to the planner."""
     kernel: str = "auto"
     """Compute kernel; auto is the fastest that fits the type, the device and its memory."""
     ranks: tuple[int, ...] = ()
-    """Rank of each shard, in the order of columns and then rows; none leaves them to the planner. The types that cut
-    rows over a host also take one rank per host."""
+    """Rank of each shard, by columns and then by rows; an empty tuple leaves them to the planner. The types that cut
+    rows over a host also accept one rank per host."""
     cache_load_factor: float | None = None
     """Share of the rows that fused_uvm_caching keeps on the GPU; TorchRec's 0.2 if None."""
 
@@ -54,14 +54,14 @@ class Rule:
 
 
 def parse_rules(rules: Sequence[str]) -> list[Rule]:
-    """Rules from `PATTERN=TYPE[:kernel=KERNEL][:rank=R,R...][:cache=SHARE]`; raises UserError where one is wrong."""
+    """Parses `PATTERN=TYPE[:kernel=KERNEL][:rank=R,R...][:cache=SHARE]`; raises UserError for a rule that is wrong."""
     return [_parse(rule) for rule in rules]
 
 
 def match_rules(rules: Sequence[Rule], tables: Sequence[str], default: Placement = AUTO) -> dict[str, Placement]:
     """The placement of each table: that of the first rule that matches its name, or `default`.
 
-    Raises UserError for a rule that no table is left for.
+    Raises UserError for a rule without a table, either because none matches or because earlier rules take them all.
     """
     placements: dict[str, Placement] = {}
     for rule in rules:
@@ -81,7 +81,7 @@ def match_rules(rules: Sequence[Rule], tables: Sequence[str], default: Placement
 
 
 def check_placements(placements: Mapping[str, Placement], *, device: str, world_size: int) -> None:
-    """Raises UserError for a kernel or a rank that the device or the run does not have, or the type does not take."""
+    """Raises UserError for a kernel or a rank that the device, the run or the sharding type does not have."""
     for table, placement in placements.items():
         kind, kernel = placement.sharding_type, placement.kernel
         fits = ("dense",) if kind == "data_parallel" else FUSED_KERNELS
@@ -90,13 +90,13 @@ def check_placements(placements: Mapping[str, Placement], *, device: str, world_
         if kernel not in ("auto", *fits):
             raise UserError(f"{table} cannot be {kind} with the kernel {kernel}; {kind} tables take {_or(fits)}.")
         if device == "cpu" and kernel not in ("auto", *CPU_KERNELS):
-            raise UserError(f"{table} asks for the kernel {kernel}, which needs a GPU; on CPU choose fused.")
+            raise UserError(f"the kernel {kernel} of {table} needs a GPU; on CPU choose fused.")
         if placement.cache_load_factor is not None and kernel != "fused_uvm_caching":
             raise UserError(f"{table} has a cache load factor, which only the kernel fused_uvm_caching uses.")
         if placement.ranks and kind == "auto":
-            raise UserError(f"{table} is given ranks but no sharding type; say which, as in {table}=table_wise:rank=0.")
+            raise UserError(f"{table} has ranks but no sharding type; give one, as in {table}=table_wise:rank=0.")
         if placement.ranks and kind in ("row_wise", "data_parallel"):
-            raise UserError(f"{table} is given ranks, but {kind} tables lie on all of them; leave out rank=.")
+            raise UserError(f"{table} has ranks, but {kind} tables lie on all ranks; leave out rank=.")
         beyond = [rank for rank in placement.ranks if not 0 <= rank < world_size]
         if beyond:
             raise UserError(f"{table} is to be on rank {beyond[0]}, but this run has the ranks 0 to {world_size - 1}.")
@@ -107,7 +107,7 @@ def _parse(rule: str) -> Rule:
     kind, *options = how.split(":")
     types = ("auto", "data_parallel", *FUSED_TYPES)
     if not pattern or not equals:
-        raise UserError(f"--sharding.rules {rule!r} is no rule; write PATTERN=TYPE, as in 'shared/*=row_wise'.")
+        raise UserError(f"--sharding.rules {rule!r} is not a rule; write PATTERN=TYPE, as in 'shared/*=row_wise'.")
     if kind not in types:
         raise UserError(
             f"--sharding.rules {rule!r} names the sharding type {kind!r}, but must name one of {', '.join(types)}"
@@ -118,8 +118,8 @@ def _parse(rule: str) -> Rule:
         name, _, value = option.partition("=")
         if name not in ("kernel", "rank", "cache") or not value or name in values:
             raise UserError(
-                f"--sharding.rules {rule!r}: {option!r} is no option; behind the type come kernel=KERNEL, rank=R,R and "
-                "cache=SHARE, each at most once."
+                f"--sharding.rules {rule!r}: {option!r} is not an option; after the type come kernel=KERNEL, rank=R,R "
+                "and cache=SHARE, each at most once."
             )
         values[name] = value
     kernel = values.get("kernel", "auto")
@@ -136,7 +136,9 @@ def _ranks(rule: str, values: Mapping[str, str]) -> tuple[int, ...]:
     try:
         return tuple(int(rank) for rank in values["rank"].split(",")) if "rank" in values else ()
     except ValueError:
-        raise UserError(f"--sharding.rules {rule!r}: rank is {values['rank']!r}, not numbers as 0 or 0,1.") from None
+        raise UserError(
+            f"--sharding.rules {rule!r}: rank is {values['rank']!r}, not numbers such as 0 or 0,1."
+        ) from None
 
 
 def _cache(rule: str, values: Mapping[str, str]) -> float | None:

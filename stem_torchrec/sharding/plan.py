@@ -1,4 +1,4 @@
-"""A plan: what each rank holds of each table, with the planner's estimates; as text, as JSON and back."""
+"""A plan: each rank's part of each table, with the planner's estimates; to text, to JSON and back."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -31,15 +31,15 @@ class PlannedShard:
     memory: int
     """Bytes that the planner counts on the device: weights, optimizer state, buffers of input and output."""
     host_memory: int
-    """The same in host memory; all of it on CPU."""
+    """Bytes that the planner counts in host memory; on CPU all bytes."""
     compute_ms: float
     """The planner's estimate of the lookup and its backward in a step."""
     communication_ms: float
-    """The same of the exchange of embeddings and gradients; that of ids is in neither."""
+    """The planner's estimate of the exchange of embeddings and gradients; no estimate includes that of ids."""
 
     @property
     def estimate_ms(self) -> float:
-        """The planner's estimate for a step."""
+        """The planner's estimate of the whole step."""
         return self.compute_ms + self.communication_ms
 
 
@@ -63,7 +63,7 @@ class PlannedTable:
 
 @dataclass(frozen=True)
 class Plan:
-    """A sharding plan as TorchRec takes it, and what is known of it."""
+    """A sharding plan for TorchRec, and its tables in the order of the model."""
 
     sharding_plan: ShardingPlan
     tables: tuple[PlannedTable, ...]
@@ -71,8 +71,8 @@ class Plan:
     local_world_size: int
 
     def per_rank(self, value: str) -> list[float]:
-        """Sum over the shards of each rank: weights, memory or host_memory (MiB), compute, communication or estimate,
-        which is both (ms).
+        """The sum over each rank's shards of weights, memory or host_memory (MiB), or of compute, communication or
+        their sum estimate (ms).
         """
         sums = [0.0] * self.world_size
         for table in self.tables:
@@ -97,7 +97,7 @@ def make_plan(
     tables: Sequence[EmbeddingBagConfig],
     topology: Topology,
 ) -> Plan:
-    """The plan of `tables` from what TorchRec's planner chose."""
+    """The plan of `tables` from the options that TorchRec's planner chose."""
     chosen = {option.name: option for option in options}
     return Plan(
         sharding_plan,
@@ -126,7 +126,7 @@ def _planned(config: EmbeddingBagConfig, option: ShardingOption) -> PlannedTable
 
 
 def format_plan(plan: Plan) -> str:
-    """The plan as a table, and how evenly it loads the ranks."""
+    """The plan as a table with a line per model table, then one with the load per rank and how even it is."""
     rows = []
     for table in plan.tables:
         mib = [0.0] * plan.world_size
@@ -134,14 +134,14 @@ def format_plan(plan: Plan) -> str:
             mib[shard.rank] += _VALUES["weights"](shard)
         kernel = table.kernel if table.cache_load_factor is None else f"{table.kernel} {table.cache_load_factor:g}"
         estimate = max(shard.estimate_ms for shard in table.shards)
-        how = (table.sharding_type, kernel, _format_ranks(table, plan.world_size), max(mib), estimate)
-        rows.append([table.name, table.rows, table.dim, *how])
+        sharding = (table.sharding_type, kernel, _format_ranks(table, plan.world_size), max(mib), estimate)
+        rows.append([table.name, table.rows, table.dim, *sharding])
     rows.append(["total", sum(table.rows for table in plan.tables), *[""] * 4, max(plan.per_rank("weights")), ""])
     headers = ["table", "rows", "dim", "type", "kernel", "ranks", "MiB per rank", "estimate ms"]
     lines = [tabulate(rows, headers, floatfmt=("", "", "", "", "", "", ".2f", ".4f"), intfmt=",")]
     loads = [
-        [what, min(values), sum(values) / len(values), max(values), imbalance(values)]
-        for what, name in (
+        [label, min(values), sum(values) / len(values), max(values), imbalance(values)]
+        for label, name in (
             ("weights MiB", "weights"),
             ("planned memory on the device MiB", "memory"),
             ("planned memory on the host MiB", "host_memory"),
@@ -154,7 +154,7 @@ def format_plan(plan: Plan) -> str:
 
 
 def imbalance(values: Sequence[float]) -> float:
-    """The most loaded rank over the mean; 1 is even."""
+    """The load of the most loaded rank divided by the mean load; 1 is even."""
     mean = sum(values) / len(values)
     return max(values) / mean if mean else 1.0
 
@@ -179,9 +179,9 @@ def plan_to_json(plan: Plan) -> str:
 
 
 def read_plan(path: str, tables: Sequence[EmbeddingBagConfig], topology: Topology) -> dict[str, Placement]:
-    """The placements that a plan file pins, for exactly these tables and ranks.
+    """The placements of a plan file for exactly these tables and ranks.
 
-    Raises UserError with the tables that do not fit, and why, or for a file in a newer format.
+    Raises UserError that names the tables that do not fit and the reasons, or for a file in a newer format.
     """
     try:
         with g_pathmgr.open(path, "r") as file:
@@ -195,7 +195,7 @@ def read_plan(path: str, tables: Sequence[EmbeddingBagConfig], topology: Topolog
         world_size, local = content["world_size"], content["local_world_size"]
         planned = {name: (entry["rows"], entry["dim"], _placement(entry)) for name, entry in content["tables"].items()}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"--sharding.plan {path} is no plan ({error!r}); a run writes one as plan.json.") from error
+        raise UserError(f"--sharding.plan {path} is not a plan ({error!r}); a run writes one as plan.json.") from error
     problems = _problems(planned, {t.name: (t.num_embeddings, t.embedding_dim) for t in tables})
     if world_size != topology.world_size:
         problems.insert(0, f"it is for {world_size} ranks, and this run has {topology.world_size}")
@@ -203,22 +203,24 @@ def read_plan(path: str, tables: Sequence[EmbeddingBagConfig], topology: Topolog
         by_host = [name for name, (*_, p) in planned.items() if p.sharding_type in (*HOST_TYPES, "table_column_wise")]
         if by_host:
             problems.insert(
-                0, f"{some(by_host)} count on {local} ranks per host, and this run has {topology.local_world_size}"
+                0, f"{some(by_host)} need {local} ranks per host, and this run has {topology.local_world_size}"
             )
     if problems:
         raise UserError(f"--sharding.plan {path} does not fit: {'; '.join(problems)}.")
     return {name: placement for name, (*_, placement) in planned.items()}
 
 
-def _problems(planned: Mapping[str, tuple[int, int, Placement]], here: Mapping[str, tuple[int, int]]) -> list[str]:
+def _problems(planned: Mapping[str, tuple[int, int, Placement]], sizes: Mapping[str, tuple[int, int]]) -> list[str]:
     problems = []
-    if missing := [name for name in here if name not in planned]:
+    if missing := [name for name in sizes if name not in planned]:
         problems.append(f"it has no {some(missing)}")
-    if unknown := [name for name in planned if name not in here]:
+    if unknown := [name for name in planned if name not in sizes]:
         problems.append(f"this model has no {some(unknown)}")
     for name, (rows, dim, _) in planned.items():
-        if name in here and here[name] != (rows, dim):
-            problems.append(f"{name} is {rows} x {dim} there and {here[name][0]} x {here[name][1]} in this model")
+        if name in sizes and sizes[name] != (rows, dim):
+            problems.append(
+                f"{name} is {rows} x {dim} in the plan and {sizes[name][0]} x {sizes[name][1]} in this model"
+            )
     if len(problems) > 6:
         problems[6:] = [f"and {len(problems) - 6} tables more"]
     return problems

@@ -1,4 +1,4 @@
-"""Planning: from placements, as rules or a plan file say them, to a plan by TorchRec's planner.
+"""Planning: from the placements of rules or a plan file to a plan by TorchRec's planner.
 
 rules, plan file -> placements -> constraints, ranks -> EmbeddingShardingPlanner -> Plan
 """
@@ -35,7 +35,7 @@ from stem_torchrec.sharding.placement import (
 )
 from stem_torchrec.sharding.plan import Plan, make_plan
 from stem_torchrec.sharding.shard import AllTypesSharder
-from stem_torchrec.tables import table_configs
+from stem_torchrec.tables import mean_tables, table_configs
 
 
 def plan_sharding(
@@ -49,19 +49,19 @@ def plan_sharding(
     pooling_factors: Mapping[str, float] | None = None,
     proposers: Sequence[Proposer] = (),
 ) -> Plan:
-    """Plans every table of `model`; collective where a process group runs, then all ranks get rank 0's plan.
+    """Plans every table of `model`; in a process group all ranks call it, and get rank 0's plan.
 
     Args:
         model: any module with EmbeddingBagCollections.
         topology: the ranks and their memory.
         batch_size: rows per rank and step.
-        placements: what is decided already, by table; see `planner_constraints`.
-        sharder: what will shard; by default AllTypesSharder.
+        placements: by table, what the planner must keep to; see `planner_constraints`.
+        sharder: the sharder that will shard by the plan; by default AllTypesSharder.
         whole_rows: see `planner_constraints`.
         pooling_factors: mean number of ids per row, by feature; 1 where not given.
         proposers: how the planner searches; by default as TorchRec does, which takes minutes on a hundred ranks.
 
-    Raises UserError where no plan fits, on all ranks.
+    Raises UserError on all ranks if no plan fits.
     """
     tables = table_configs(model)
     placements = dict(placements or {})
@@ -100,15 +100,16 @@ def planner_constraints(
 ) -> dict[str, ParameterConstraints]:
     """Constraints that keep TorchRec's planner to the placements; ranks need RankPartitioner as well.
 
-    A table that is left to the planner gets any type but data_parallel, which takes it out of the fused optimizer;
-    on one rank it is table_wise. On CUDA the planner moves what does not fit into GPU memory to the host (UVM).
+    A table without a placement gets any type but data_parallel, which takes it out of the fused optimizer; on one rank
+    it is table_wise. A table that TorchRec itself pools by the mean does not get grid_shard, where its mean is wrong.
+    On CUDA the planner moves tables that do not fit into GPU memory to the host (UVM).
 
     Args:
         tables: the tables of all EmbeddingBagCollections.
         topology: the ranks and their memory.
-        placements: what is decided already, by table.
-        whole_rows: keeps the planner from types that cut columns, as an optimizer that couples the elements of a row
-            needs: each column shard would be a row of its own, and learning would depend on the plan.
+        placements: by table, what the planner must keep to.
+        whole_rows: whether to avoid types that cut columns, for an optimizer that couples the elements of a row: each
+            column shard would be a row of its own, and learning would depend on the plan.
         pooling_factors: mean number of ids per row, by feature; 1 where not given.
 
     Raises UserError for placements that the device, the ranks or the tables do not have.
@@ -116,11 +117,16 @@ def planner_constraints(
     placements = placements or {}
     check_placements(placements, device=topology.compute_device, world_size=topology.world_size)
     constraints = {}
+    means = mean_tables(tables)
     for config in tables:
         placement = placements.get(config.name, AUTO)
         cache = placement.cache_load_factor
         constraints[config.name] = ParameterConstraints(
-            sharding_types=_types(placement, topology.world_size, whole_rows),
+            sharding_types=_types(
+                placement,
+                topology.world_size,
+                avoid=(COLUMN_TYPES if whole_rows else ()) + (("grid_shard",) if config.name in means else ()),
+            ),
             compute_kernels=_kernels(placement, topology.compute_device),
             min_partition=_column_width(config, placement, topology),
             pooling_factors=[(pooling_factors or {}).get(feature, 1.0) for feature in config.feature_names],
@@ -130,17 +136,17 @@ def planner_constraints(
 
 
 class RankPartitioner(Partitioner):
-    """Puts tables on the ranks that their placements name, and the others around them as TorchRec's greedy one does.
+    """Puts tables on the ranks of their placements, and the others around them with TorchRec's greedy partitioner.
 
     Args:
-        placements: by table; those without ranks are left to the greedy partitioner.
+        placements: by table; the greedy partitioner places those without ranks.
     """
 
     def __init__(self, placements: Mapping[str, Placement]) -> None:
         self._ranks = {table: placement.ranks for table, placement in placements.items() if placement.ranks}
 
     def partition(self, proposal: list[ShardingOption], storage_constraint: Topology) -> list[ShardingOption]:
-        """The proposal with a rank for every shard; raises PlannerError where it does not fit."""
+        """The proposal with a rank for every shard; raises PlannerError if it does not fit."""
         devices = storage_constraint.devices
         before = [(device.storage, device.perf) for device in devices]
         free = []
@@ -152,7 +158,7 @@ class RankPartitioner(Partitioner):
                     free.append(option)
             GreedyPerfPartitioner().partition(free, storage_constraint)
         finally:
-            # The planner hands in the same topology with every proposal.
+            # The planner passes the same topology with every proposal.
             for device, (storage, perf) in zip(devices, before, strict=True):
                 device.storage, device.perf = storage, perf
         return proposal
@@ -168,14 +174,14 @@ class _ChosenOptions(Stats):
         self.options = best_plan
 
 
-def _types(placement: Placement, world_size: int, whole_rows: bool) -> list[str]:
+def _types(placement: Placement, world_size: int, *, avoid: Sequence[str]) -> list[str]:
     if placement.sharding_type != "auto":
         return [placement.sharding_type]
     if placement.kernel == "dense":
         return ["data_parallel"]
     if world_size == 1:
         return ["table_wise"]
-    return [name for name in FUSED_TYPES if not (whole_rows and name in COLUMN_TYPES)]
+    return [name for name in FUSED_TYPES if name not in avoid]
 
 
 def _kernels(placement: Placement, device: str) -> list[str]:
@@ -187,9 +193,8 @@ def _kernels(placement: Placement, device: str) -> list[str]:
 
 
 def _column_width(config: EmbeddingBagConfig, placement: Placement, topology: Topology) -> int:
-    """Width of a column shard: as the ranks ask, else the narrowest without more shards than ranks (or hosts).
-
-    FBGEMM looks up multiples of 4 columns.
+    """Width of a column shard: from the number of ranks of the placement, else the narrowest that needs no more shards
+    than there are ranks (or hosts). FBGEMM looks up multiples of 4 columns.
     """
     dim, kind = config.embedding_dim, placement.sharding_type
     local = topology.local_world_size
@@ -199,21 +204,21 @@ def _column_width(config: EmbeddingBagConfig, placement: Placement, topology: To
             shards //= local
         if dim % (4 * shards):
             raise UserError(
-                f"{config.name} cannot be cut into {shards} blocks of columns, one per rank that is named: its {dim} "
-                "columns do not divide into equal multiples of 4; name fewer ranks."
+                f"{config.name} cannot be cut into {shards} blocks of columns, one per named rank: its {dim} columns "
+                "do not divide into equal multiples of 4; name fewer ranks."
             )
         return dim // shards
-    most = topology.world_size // local if kind == "grid_shard" else topology.world_size
-    most = local if kind == "table_column_wise" else most
-    return min((w for w in range(4, dim, 4) if dim % w == 0 and w * most >= dim), default=dim)
+    max_shards = topology.world_size // local if kind == "grid_shard" else topology.world_size
+    max_shards = local if kind == "table_column_wise" else max_shards
+    return min((w for w in range(4, dim, 4) if dim % w == 0 and w * max_shards >= dim), default=dim)
 
 
 def _put(option: ShardingOption, ranks: Sequence[int], topology: Topology) -> None:
-    """Gives the shards their ranks and takes their memory and time from those."""
+    """Gives the shards their ranks, and takes the shards' memory and time from those ranks."""
     for shard, rank in zip(option.shards, _expand(option, ranks, topology.local_world_size), strict=True):
         device = topology.devices[rank]
         if not shard.storage.fits_in(device.storage):
-            message = f"{option.name} does not fit on rank {rank}, where it is to be"
+            message = f"{option.name} does not fit on rank {rank}, where its rule or plan puts it"
             raise PlannerError(message, PlannerErrorType.INSUFFICIENT_STORAGE)
         shard.rank = rank
         device.storage -= shard.storage
@@ -221,7 +226,7 @@ def _put(option: ShardingOption, ranks: Sequence[int], topology: Topology) -> No
 
 
 def _expand(option: ShardingOption, ranks: Sequence[int], local_world_size: int) -> Sequence[int]:
-    """A rank for each shard; one rank of a host stands for the host where a type cuts rows over it."""
+    """A rank for each shard; for a type that cuts rows over a host, one rank may stand for all ranks of its host."""
     if option.sharding_type in HOST_TYPES and len(ranks) * local_world_size == option.num_shards:
         starts = [rank - rank % local_world_size for rank in ranks]
         ranks = [start + local for start in starts for local in range(local_world_size)]

@@ -1,15 +1,23 @@
-"""Sharding the tables of any module by a plan, and what each rank then holds."""
+"""Shards the tables of any module by a plan, and fills this rank's parts of them."""
 
 import zlib
 
 import torch
 from torch import nn
 from torchrec.distributed import DistributedModelParallel
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-from torchrec.distributed.types import ShardingPlan
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
+from torchrec.distributed.types import ParameterSharding, ShardingEnv, ShardingPlan
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from stem_torchrec.tables import LocalShard, local_shards, sharded_collections, split_columns, table_configs
+from stem_torchrec.tables import (
+    LocalShard,
+    check_means,
+    local_shards,
+    sharded_collections,
+    split_columns,
+    table_configs,
+)
 
 _INIT_ROWS = 4096
 """Rows of a table that one random generator fills."""
@@ -17,6 +25,18 @@ _INIT_ROWS = 4096
 
 class AllTypesSharder(EmbeddingBagCollectionSharder):
     """Offers on CPU the sharding types that TorchRec offers on CUDA, with the row-wise ones among them."""
+
+    def shard(
+        self,
+        module: EmbeddingBagCollection,
+        params: dict[str, ParameterSharding],
+        env: ShardingEnv,
+        device: torch.device | None = None,
+        module_fqn: str | None = None,
+    ) -> ShardedEmbeddingBagCollection:
+        """The sharded collection; raises UserError for tables whose mean TorchRec gets wrong."""
+        check_means(module, {table: sharding.sharding_type for table, sharding in params.items()})
+        return super().shard(module, params, env, device, module_fqn)
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
         """All seven sharding types, on any device."""
@@ -41,22 +61,22 @@ def shard(
 
 
 def _fill(piece: LocalShard, config: EmbeddingBagConfig, seed: int) -> None:
-    """Fills a shard with its part of a table, which is drawn by groups and blocks of rows, whoever holds them.
+    """Fills a shard with its part of a table, whose values are drawn by group and by block of rows.
 
-    So a group's columns start the same in every layout and plan.
+    So the columns of a group start with the same values in every layout and plan.
     """
     assert config.init_fn is not None
     rows, columns = (piece.row, piece.row + piece.weight.shape[0]), (piece.column, piece.column + piece.weight.shape[1])
-    for table, held in split_columns(config.name, config.embedding_dim).items():
-        left, right = max(held.start, columns[0]), min(held.stop, columns[1])
+    for table, group in split_columns(config.name, config.embedding_dim).items():
+        left, right = max(group.start, columns[0]), min(group.stop, columns[1])
         if left >= right:
             continue
         for block in range(rows[0] // _INIT_ROWS, -(-rows[1] // _INIT_ROWS)):
             first, last = block * _INIT_ROWS, min((block + 1) * _INIT_ROWS, config.num_embeddings)
-            values = torch.empty(last - first, len(held))
+            values = torch.empty(last - first, len(group))
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(zlib.crc32(f"{seed} {table} {block}".encode()))
                 config.init_fn(values)
             low, high = max(first, rows[0]), min(last, rows[1])
-            part = values[low - first : high - first, left - held.start : right - held.start]
+            part = values[low - first : high - first, left - group.start : right - group.start]
             piece.weight[low - rows[0] : high - rows[0], left - columns[0] : right - columns[0]].copy_(part)

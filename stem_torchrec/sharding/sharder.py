@@ -1,4 +1,4 @@
-"""The sharder that a run asks for: how ids reach the tables, and in which precision embeddings travel."""
+"""The sharder of a run: how ids reach the tables, and in which precision embeddings travel."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from stem_torchrec.sharding.once import OnceSharder
 from stem_torchrec.sharding.shard import AllTypesSharder
 
 _FP16_LOSS_SCALE = 1024.0
-"""Gradients of a mean over thousands of rows are near fp16's smallest; a power of two rounds nothing."""
+"""Gradients of a mean over thousands of rows are near fp16's smallest number; a power of two adds no rounding."""
 
 
 def make_sharder(*, input_dist: str = "stock", communication: str = "fp32") -> AllTypesSharder:
@@ -19,8 +19,8 @@ def make_sharder(*, input_dist: str = "stock", communication: str = "fp32") -> A
         input_dist: once sends each feature's ids once to a rank, stock once per table.
         communication: fp32, fp16 or bf16 for pooled embeddings and their gradients.
     """
-    make = OnceSharder if input_dist == "once" else AllTypesSharder
-    return make(qcomm_codecs_registry=_codecs(communication))
+    sharder = OnceSharder if input_dist == "once" else AllTypesSharder
+    return sharder(qcomm_codecs_registry=_codecs(communication))
 
 
 def _codecs(precision: str) -> dict[str, Any] | None:
@@ -30,5 +30,5 @@ def _codecs(precision: str) -> dict[str, Any] | None:
         backward_precision=kind,
         backward_loss_scale=_FP16_LOSS_SCALE if kind == CommType.FP16 else None,
     )
-    # Asked for CPU, TorchRec takes fp16 for bf16, from a time when gloo could not sum bf16; it can.
+    # For CPU, TorchRec replaces bf16 by fp16, which dates from when gloo could not sum bf16; now it can.
     return get_qcomm_codecs_registry(config, device=torch.device("cuda"))

@@ -1,4 +1,4 @@
-"""The ranks as TorchRec's planner sees them: how many, how much memory, how fast."""
+"""The ranks for TorchRec's planner: their number, memory and bandwidths."""
 
 import os
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ _GIB = 2**30
 
 @dataclass(frozen=True)
 class Bandwidths:
-    """What data passes through, in GB/s (10^9 bytes) per rank; None is TorchRec's own figure."""
+    """Bandwidths of memory and links in GB/s (10^9 bytes) per rank; None is TorchRec's own figure."""
 
     hbm: float | None = None
     """GPU memory."""
@@ -37,11 +37,11 @@ def make_topology(
     ddr_gib: float | None = None,
     bandwidths: Bandwidths | None = None,
 ) -> Topology:
-    """A topology that need not exist.
+    """A topology of ranks that may not exist yet.
 
     Args:
-        world_size: ranks.
-        local_world_size: ranks per host.
+        world_size: number of ranks.
+        local_world_size: number of ranks per host.
         device: cuda or cpu.
         hbm_gib: GPU memory per rank.
         ddr_gib: host memory per rank.
@@ -71,8 +71,8 @@ def topology_here(process: Process, *, hbm_gib: float | None = None) -> Topology
     """The topology of this launch: its ranks and hosts, the memory of this GPU and a rank's share of this host's.
 
     Args:
-        process: this rank among the others.
-        hbm_gib: GPU memory per rank that may be filled; by default all.
+        process: this rank.
+        hbm_gib: GPU memory per rank that tables may use; by default all of it.
     """
     if hbm_gib is None and process.device.type == "cuda":
         hbm_gib = torch.cuda.get_device_properties(process.device).total_memory / _GIB

@@ -1,25 +1,45 @@
-"""The tables: what they are called, the collection that holds them, and what this rank has of them once sharded.
+"""The tables: what a table is, the collection that holds them, their names, and this rank's parts of them.
 
-Reading order: names.py (`group/feature`, layouts), collection.py (building and looking up), sharded.py (walking them).
-Import the names below. May import `data`, `config` and `runtime`.
+Reading order: names.py (`group/feature`, layouts), pooling.py (sums and means), collection.py (building and looking
+up), tensors.py (names in state dicts), sharded.py (walking the tables of a model). No other package knows how TorchRec
+names the tensors of tables, or looks for its collections. Import the names below. May import `data`, `config` and
+`runtime`.
 """
 
-from stem_torchrec.tables.collection import SparseArch, cut_columns, embedding_bag_configs
-from stem_torchrec.tables.names import SHARED, groups_of, split_columns, table_group, table_groups, table_name
-from stem_torchrec.tables.sharded import LocalShard, local_shards, sharded_collections, table_configs
+from stem_torchrec.tables.collection import SparseArch, build_collection, cut_columns, embedding_bag_configs
+from stem_torchrec.tables.names import (
+    SHARED,
+    groups_of,
+    split_columns,
+    table_feature,
+    table_group,
+    table_groups,
+    table_name,
+)
+from stem_torchrec.tables.pooling import check_means, mean_tables
+from stem_torchrec.tables.sharded import LocalShard, local_shards, sharded_collections, table_configs, table_weights
+from stem_torchrec.tables.tensors import TableTensor, table_of, tables_among
 
 __all__ = [
     "SHARED",
     "LocalShard",
     "SparseArch",
+    "TableTensor",
+    "build_collection",
+    "check_means",
     "cut_columns",
     "embedding_bag_configs",
     "groups_of",
     "local_shards",
+    "mean_tables",
     "sharded_collections",
     "split_columns",
     "table_configs",
+    "table_feature",
     "table_group",
     "table_groups",
     "table_name",
+    "table_of",
+    "table_weights",
+    "tables_among",
 ]

@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, get_embedding_names_by_table
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
@@ -13,6 +13,7 @@ from stem_torchrec.config import Layout
 from stem_torchrec.data.schema import SparseFeature
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.tables.names import split_columns, table_group, table_name
+from stem_torchrec.tables.pooling import mean_tables, sums_to_means, with_sums
 
 
 def embedding_bag_configs(
@@ -23,39 +24,66 @@ def embedding_bag_configs(
     std: float = 1e-4,
     layout: Layout = "split",
 ) -> list[EmbeddingBagConfig]:
-    """The tables of every group and feature, sum pooled: split, or packed into one for each feature.
+    """The tables of every group and feature: split, or packed into one for each feature.
 
     Args:
         features: the sparse features.
         groups: the tasks and shared, in the order of a packed table's columns.
-        embedding_dim: columns of a group in a table.
+        embedding_dim: columns of a group in the tables of a feature that does not say its own number.
         std: tables start from N(0, std).
         layout: split or packed.
 
     Raises UserError for a feature name that cannot name a table, or a width that FBGEMM cannot look up.
+
+    Example::
+
+        features = [SparseFeature("uid", 1000), SparseFeature("tags", 50, pooling="mean", embedding_dim=8)]
+        configs = embedding_bag_configs(features, ["like", "shared"], layout="packed")
+        [(config.name, config.embedding_dim) for config in configs]
+        # [("like+shared/uid", 32), ("like+shared/tags", 16)]
     """
-    if embedding_dim < 4 or embedding_dim % 4:
-        raise UserError(f"the embedding dimension is {embedding_dim}, but must be a multiple of 4.")
     for feature in features:
+        dim = embedding_dim if feature.embedding_dim is None else feature.embedding_dim
+        if dim < 4 or dim % 4:
+            of_feature = "" if feature.embedding_dim is None else f" of {feature.name!r}"
+            raise UserError(f"the embedding dimension{of_feature} is {dim}, but must be a multiple of 4.")
         if "." in feature.name or "@" in feature.name:
             raise UserError(f"a sparse feature cannot be called {feature.name!r}; rename the column.")
     return [
         EmbeddingBagConfig(
-            name=table_name("+".join(held), feature.name),
+            name=table_name("+".join(side_by_side), feature.name),
             num_embeddings=feature.num_embeddings,
-            embedding_dim=embedding_dim * len(held),
+            embedding_dim=(feature.embedding_dim or embedding_dim) * len(side_by_side),
             feature_names=[feature.name],
+            pooling=PoolingType.MEAN if feature.pooling == "mean" else PoolingType.SUM,
             init_fn=partial(nn.init.normal_, std=std),
         )
-        for held in ([groups] if layout == "packed" else [[group] for group in groups])
+        for side_by_side in ([groups] if layout == "packed" else [[group] for group in groups])
         for feature in features
     ]
+
+
+def build_collection(
+    features: Sequence[SparseFeature],
+    groups: Sequence[str],
+    *,
+    embedding_dim: int = 16,
+    std: float = 1e-4,
+    layout: Layout = "split",
+    device: str = "cpu",
+) -> EmbeddingBagCollection:
+    """The collection of the tables of `embedding_bag_configs`; it reads weights if one of the features has them."""
+    tables = embedding_bag_configs(features, groups, embedding_dim=embedding_dim, std=std, layout=layout)
+    weighted = any(feature.weights is not None for feature in features)
+    return EmbeddingBagCollection(tables=tables, is_weighted=weighted, device=torch.device(device))
 
 
 class SparseArch(nn.Module):
     """Looks up every feature for all groups: for each task, and for the shared one.
 
-    B is the batch size, F the number of features and D the embedding dimension.
+    B is the batch size, F the number of features and D the embedding dimension; features may differ in D. If a table
+    pools by the mean, its collection adds up and this module divides the sums: see pooling.py. The weights of ids count
+    only if the collection is weighted, as everywhere in TorchRec.
 
     Args:
         embedding_bag_collection: the tables of all groups in any layout, named as `embedding_bag_configs` names them.
@@ -73,30 +101,36 @@ class SparseArch(nn.Module):
 
     def __init__(self, embedding_bag_collection: EmbeddingBagCollection, groups: Sequence[str]) -> None:
         super().__init__()
-        self.embedding_bag_collection = embedding_bag_collection
+        self.embedding_bag_collection = with_sums(embedding_bag_collection)
         self.groups = tuple(groups)
         self.cuts: dict[str, list[str]] = {}
         keys: dict[str, list[str]] = {group: [] for group in groups}
-        self.out_features = dict.fromkeys(groups, 0)
+        columns: dict[str, list[tuple[str | None, int]]] = {group: [] for group in groups}
         configs = embedding_bag_collection.embedding_bag_configs()
+        means = mean_tables(configs)
         for config, names in zip(configs, get_embedding_names_by_table(configs), strict=True):
             tables = split_columns(config.name, config.embedding_dim)
             self.cuts |= {name: [f"{table}:{name}" for table in tables] for name in names}
-            for table, columns in tables.items():
+            for table, columns_of_group in tables.items():
                 group = table_group(table)
                 if group in keys:
                     keys[group] += [f"{table}:{name}" for name in names]
-                    self.out_features[group] += len(columns) * len(names)
+                    divide_by = config.feature_names if config.name in means else [None] * len(names)
+                    columns[group] += [(feature, len(columns_of_group)) for feature in divide_by]
         self.keys = list(keys.values())
+        self.out_features = {group: sum(width for _, width in columns[group]) for group in groups}
+        self.means = {g: runs for g, runs in columns.items() if any(feature is not None for feature, _ in runs)}
+        """For each group that has means, the feature to divide by of each run of columns, and its width."""
 
     def forward(self, features: KeyedJaggedTensor) -> dict[str, Tensor]:
         pooled = cut_columns(self.embedding_bag_collection(features), self.cuts)
         by_group = KeyedTensor.regroup([pooled], self.keys)
-        return {group: by_group[i] for i, group in enumerate(self.groups)}
+        x = {group: by_group[i] for i, group in enumerate(self.groups)}
+        return x | {group: sums_to_means(x[group], features, columns) for group, columns in self.means.items()}
 
 
 def cut_columns(pooled: KeyedTensor, cuts: dict[str, list[str]]) -> KeyedTensor:
-    """The same values under more keys: each key's columns are cut into equal parts, called as `cuts` says."""
+    """The same values under more keys: the columns of each key are cut into equal parts, whose keys `cuts` lists."""
     keys, lengths = [], []
     for key, length in zip(pooled.keys(), pooled.length_per_key(), strict=True):
         keys += cuts[key]
@@ -104,5 +138,6 @@ def cut_columns(pooled: KeyedTensor, cuts: dict[str, list[str]]) -> KeyedTensor:
     return KeyedTensor(keys, lengths, pooled.values())
 
 
-# The pipeline traces a model with FX, which cannot follow a loop over keys: this is one step to it.
+# The pipeline traces a model with FX, which cannot follow a loop over keys: to FX each of these is one step.
 torch.fx.wrap("cut_columns")
+torch.fx.wrap("sums_to_means")

@@ -1,4 +1,4 @@
-"""What tables are called, and whose columns they hold, in both layouts.
+"""What tables are called, and which groups' columns they hold, in both layouts.
 
     split    finish/uid  like/uid  shared/uid     D columns each
     packed   finish+like+shared/uid               3 * D columns, looked up at once
@@ -17,9 +17,9 @@ SHARED = "shared"
 
 
 def groups_of(tasks: Sequence[str]) -> tuple[str, ...]:
-    """The tasks, then the shared group; raises UserError for a task name that cannot name a group."""
+    """The tasks, then the shared group; raises UserError for a label that cannot name a group."""
     for task in tasks:
-        # Groups name submodules, and a module dictionary keeps its own attributes' names for itself.
+        # Groups name submodules, and a ModuleDict refuses the names of its own attributes.
         if task in ("", SHARED) or set(task) & set("./+") or hasattr(nn.ModuleDict(), task):
             raise UserError(f"a task cannot be called {task!r}; rename the label column.")
     if not tasks or len(set(tasks)) < len(tasks):
@@ -28,13 +28,18 @@ def groups_of(tasks: Sequence[str]) -> tuple[str, ...]:
 
 
 def table_name(group: str, feature: str) -> str:
-    """`group/feature`, as plans, rules and weights name the table."""
+    """`group/feature`, the table's name in plans, rules and weights."""
     return f"{group}/{feature}"
 
 
 def table_group(table: str) -> str:
-    """The group of a table that `table_name` named; of a packed one, its groups as the name has them."""
+    """What comes before the feature in the name of a table: its group, or the groups of a packed table joined by +."""
     return table.partition("/")[0]
+
+
+def table_feature(table: str) -> str:
+    """The feature in the name of a table; empty for a name of another stack."""
+    return table.partition("/")[2]
 
 
 def table_groups(table: str) -> tuple[str, ...]:
@@ -43,7 +48,7 @@ def table_groups(table: str) -> tuple[str, ...]:
 
 
 def split_columns(table: str, width: int) -> dict[str, range]:
-    """The tables that a table of `width` columns is in the split layout, with their columns in it.
+    """The tables of the split layout that a table of `width` columns holds side by side, and where in its columns.
 
     Raises UserError for a name that does not fit the width.
 
@@ -56,8 +61,8 @@ def split_columns(table: str, width: int) -> dict[str, range]:
         return {table: range(width)}
     if width % len(groups) or len(set(groups)) < len(groups):
         raise UserError(
-            f"the table {table!r} cannot hold {', '.join(groups)} side by side in {width} columns; each group needs as "
-            "many, once."
+            f"the table {table!r} cannot hold {', '.join(groups)} side by side in {width} columns; each group needs "
+            "the same number of them, once."
         )
-    feature, dim = table.partition("/")[2], width // len(groups)
+    feature, dim = table_feature(table), width // len(groups)
     return {table_name(group, feature): range(i * dim, (i + 1) * dim) for i, group in enumerate(groups)}

@@ -1,4 +1,4 @@
-"""The sharded tables of a model: its collections, and the parts of tables that this rank holds."""
+"""The tables in a model: their configurations and weights before sharding, and this rank's parts of them after."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +9,21 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from stem_torchrec.runtime.internals.pytorch import ShardedTensor
+from stem_torchrec.tables.tensors import table_of
+
+
+def table_configs(model: nn.Module) -> list[EmbeddingBagConfig]:
+    """The tables of all EmbeddingBagCollections in `model`."""
+    return [config for collection in _collections(model) for config in collection.embedding_bag_configs()]
+
+
+def table_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights of all tables in `model` by the tables' names, before it is sharded."""
+    return {table: bag.weight for collection in _collections(model) for table, bag in collection.embedding_bags.items()}
+
+
+def _collections(model: nn.Module) -> Iterator[EmbeddingBagCollection]:
+    return (module for module in model.modules() if isinstance(module, EmbeddingBagCollection))
 
 
 def sharded_collections(model: nn.Module) -> Iterator[tuple[str, ShardedEmbeddingBagCollection]]:
@@ -31,18 +46,13 @@ class LocalShard:
 
 
 def local_shards(module: ShardedEmbeddingBagCollection) -> Iterator[LocalShard]:
-    """This rank's parts of the tables of a sharded collection; data_parallel tables are whole."""
-    for key, weight in module.state_dict().items():
-        table = key.removeprefix("embedding_bags.").removesuffix(".weight")
+    """This rank's parts of the tables of a sharded collection; it has data_parallel tables whole."""
+    for name, weight in module.state_dict().items():
+        table = table_of(name)
+        assert table is not None, f"{name} is not a table"
         if isinstance(weight, ShardedTensor):
             for piece in weight.local_shards():
                 row, column = piece.metadata.shard_offsets
                 yield LocalShard(table, piece.tensor, row, column)
         else:
             yield LocalShard(table, weight, 0, 0)
-
-
-def table_configs(model: nn.Module) -> list[EmbeddingBagConfig]:
-    """The tables of all EmbeddingBagCollections in `model`."""
-    collections = (module for module in model.modules() if isinstance(module, EmbeddingBagCollection))
-    return [config for collection in collections for config in collection.embedding_bag_configs()]

@@ -18,7 +18,6 @@ from stem_torchrec.models.build import build_model
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
-from stem_torchrec.sharding.once import falls_back
 from stem_torchrec.sharding.placement import COLUMN_TYPES, Placement, check_placements, match_rules, parse_rules, some
 from stem_torchrec.sharding.plan import Plan, format_plan, read_plan
 from stem_torchrec.sharding.planner import plan_sharding
@@ -80,10 +79,6 @@ def build_sharded_model(
         log_rank0(
             f"note: {config.sparse.name} keeps a number per row and column shard, so {some(cut)} learn differently"
         )
-    if config.sharding.input_dist == "once":
-        stuck = falls_back(tables, {table.name: table.sharding_type for table in plan.tables})
-        if stuck:
-            log_rank0(f"note: ids are sent once per table, as {some(stuck)} pool by the mean and are cut by rows")
     sharded = shard(model, plan.sharding_plan, device=process.device, seed=config.seed, sharder=sharder)
     # From here on ranks draw different numbers, for dropout.
     torch.manual_seed(config.seed + process.rank)

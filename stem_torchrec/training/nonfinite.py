@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torchrec.datasets.utils import Batch
 
+from stem_torchrec.data.files import Columns
 from stem_torchrec.runtime.internals.torchrec_hooks import BackwardPipeline
 from stem_torchrec.runtime.progress import log_rank0
 
@@ -32,26 +33,27 @@ class SkippingPipeline(BackwardPipeline):
         log_rank0(f"note: the loss of a batch is not finite; the batch is skipped, {self.skipped} so far")
 
 
-def keep_batch(batch: Batch, folder: Path, *, dense: tuple[str, ...], labels: tuple[str, ...], name: str) -> Path:
-    """Writes a batch as Parquet, with features and labels of each row, and returns the path.
+def keep_batch(batch: Batch, folder: Path, columns: Columns, *, name: str) -> Path:
+    """Writes a batch as Parquet, with features, weights and labels of each row, and returns the path.
 
     Args:
         batch: as the reader made it.
         folder: is created.
-        dense: names of the dense features.
-        labels: names of the labels.
+        columns: of the log.
         name: of the file, without its suffix.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    sparse = {
-        key: pa.ListArray.from_arrays(feature.offsets().to(torch.int32).numpy(), feature.values().numpy())
-        for key, feature in batch.sparse_features.to_dict().items()
-    }
-    columns = {
-        **sparse,
-        **{key: batch.dense_features[:, i].numpy() for i, key in enumerate(dense)},
-        **{key: pa.array(batch.labels[:, i].numpy(), from_pandas=True) for i, key in enumerate(labels)},
+    features = batch.sparse_features.to_dict()
+
+    def lists(feature: str, values: Tensor) -> pa.ListArray:
+        return pa.ListArray.from_arrays(features[feature].offsets().to(torch.int32).numpy(), values.numpy())
+
+    table = {
+        **{key: lists(key, feature.values()) for key, feature in features.items()},
+        **{weights: lists(key, features[key].weights()) for key, weights in columns.weights.items()},
+        **{key: batch.dense_features[:, i].numpy() for i, key in enumerate(columns.dense)},
+        **{key: pa.array(batch.labels[:, i].numpy(), from_pandas=True) for i, key in enumerate(columns.labels)},
     }
     path = folder / f"{name}.parquet"
-    pq.write_table(pa.table(columns), path)
+    pq.write_table(pa.table(table), path)
     return path

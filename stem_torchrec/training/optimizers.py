@@ -16,7 +16,6 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMo
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchrec.distributed import DistributedModelParallel
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
@@ -24,7 +23,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from stem_torchrec.config import DenseOptimizerConfig, ScheduleConfig, SparseOptimizerConfig
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.internals.pytorch import apply_optimizer_in_backward
-from stem_torchrec.tables import sharded_collections, table_groups
+from stem_torchrec.tables import sharded_collections, table_groups, table_of, table_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,12 +121,7 @@ def apply_sparse_optimizer(model: nn.Module, config: SparseOptimizerConfig) -> N
     Raises UserError for a learning rate of a group that has no table, and for a packed table whose groups would not
     stay apart, or have different learning rates.
     """
-    tables = {
-        table: bag.weight
-        for module in model.modules()
-        if isinstance(module, EmbeddingBagCollection)
-        for table, bag in module.embedding_bags.items()
-    }
+    tables = table_weights(model)
     groups = {group for table in tables for group in table_groups(table)}
     for group in config.group_learning_rates:
         if group not in groups:
@@ -175,11 +169,11 @@ def build_optimizer(
     if tables:
         make_tables = SPARSE_OPTIMIZERS[sparse.name].dense
         assert make_tables is not None, "check_sparse_optimizer refuses it"
-        names = {name: name.rpartition("embedding_bags.")[2].removesuffix(".weight") for name in tables}
-        groups = [
-            {"params": [parameter], **_arguments(sparse, names[name], fused=False)}
-            for name, parameter in tables.items()
-        ]
+        groups = []
+        for name, parameter in tables.items():
+            table = table_of(name)
+            assert table is not None, f"{name} is not a table"
+            groups.append({"params": [parameter], **_arguments(sparse, table, fused=False)})
         optimizers.append(("", KeyedOptimizerWrapper(tables, lambda _: make_tables(groups))))
     return CombinedOptimizer(optimizers)
 

@@ -20,6 +20,7 @@ from stem_torchrec.checkpoints.state import restore_state, training_state
 from stem_torchrec.checkpoints.watch import RunWatch
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.serialization import to_dict
+from stem_torchrec.data.schema import schema_to_dict
 from stem_torchrec.runtime.errors import DamagedError
 from stem_torchrec.runtime.hang_detection import collective_timeout
 from stem_torchrec.runtime.process import from_first_rank
@@ -63,7 +64,7 @@ class RunCheckpoints(Callback):
         self.every = config.checkpoint.steps
         self._config, self._run_folder, self._data = config, folder, data
         self._config_fields = to_dict(config)
-        self._schema_fields = {**to_dict(data.schema), "row_groups": data.train.fingerprint}
+        self._schema_fields = {**schema_to_dict(data.schema), "row_groups": data.train.fingerprint}
         self._model, self._optimizer, self._pipeline = model, optimizer, pipeline
         self._best, self._meter = best, meter
         self._saved_step: int | None = None
@@ -145,7 +146,7 @@ class RunCheckpoints(Callback):
         return self._pipeline.skipped if isinstance(self._pipeline, SkippingPipeline) else 0
 
     def _restore_from(self, path: str) -> TrainState:
-        progress = from_first_rank(partial(progress_of, path))
+        progress = from_first_rank(partial(progress_of, path, type(self._config.model)))
         check_same_run(
             path,
             (progress.config, {**progress.schema, "row_groups": progress.row_groups}),
@@ -174,7 +175,7 @@ class RunCheckpoints(Callback):
 
     def _keep_batch(self, step: int, batch: Batch) -> Path:
         columns, name = self._data.columns, f"step-{step:09d}-rank-{dist.get_rank()}"
-        return keep_batch(batch, self._run_folder / "nonfinite", dense=columns.dense, labels=columns.labels, name=name)
+        return keep_batch(batch, self._run_folder / "nonfinite", columns, name=name)
 
     def _save(self, state: TrainState, *, wait: bool) -> None:
         assert self._saver is not None, "start() comes first"
@@ -192,7 +193,7 @@ class RunCheckpoints(Callback):
             waited=stopping.waited,
             world_size=dist.get_world_size(),
             config=self._config_fields,
-            schema=to_dict(self._data.schema),
+            schema=schema_to_dict(self._data.schema),
             row_groups=reader.fingerprint,
             skipped_batches=self._skipped_batches,
         )

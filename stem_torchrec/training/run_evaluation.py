@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torchrec.optim.keyed import CombinedOptimizer
 
 from stem_torchrec.checkpoints.weights import find_weights, load_weights
-from stem_torchrec.config.files import load_config
 from stem_torchrec.data.batch import Exposures
 from stem_torchrec.data.files import Columns
 from stem_torchrec.data.folder import data_folder
@@ -25,6 +24,7 @@ from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0, progress_bar
 from stem_torchrec.training.assembly import build_pipeline, build_sharded_model, for_weights_only
+from stem_torchrec.training.configuration import load_config
 from stem_torchrec.training.evaluation import predict
 from stem_torchrec.training.run_data import open_split
 from stem_torchrec.training.run_folder import BEST_WEIGHTS, CONFIG_FILE, write_json
@@ -81,12 +81,11 @@ def evaluate_run(
     schema = load_schema(path)
     columns = Columns.select(trained, features=run.data.features, labels=run.data.labels)
     present = Columns.select(schema, features=tuple(columns.sparse), labels=columns.labels)
-    for name in ("sparse", "dense", "group"):
-        if getattr(present, name) != getattr(columns, name):
-            raise UserError(
-                f"{path} is not a log like that of {config.run}: its {name} columns are {getattr(present, name)}, not "
-                f"{getattr(columns, name)}; convert it with the vocabularies of the training log."
-            )
+    if differences := present.differences(columns):
+        raise UserError(
+            f"{path} is not a log like that of {config.run}: {', '.join(differences)}; convert it with the "
+            "vocabularies of the training log."
+        )
     reader = open_split(run.data, path, config.split, schema, columns, process, batch_size=config.data.batch_size)
     model, _ = build_sharded_model(for_weights_only(run), columns, process)
     load_weights(model, weights)

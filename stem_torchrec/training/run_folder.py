@@ -23,12 +23,13 @@ from typing import Any
 import yaml
 
 from stem_torchrec.config import TrainConfig
-from stem_torchrec.config.files import dump_config, load_config, what_is_trained
+from stem_torchrec.config.files import dump_config, what_is_trained
 from stem_torchrec.config.formats import with_format, without_format
 from stem_torchrec.data.schema import SCHEMA_FILE, Schema, schema_to_json
 from stem_torchrec.metrics.multi_task import TaskMetrics, from_json
 from stem_torchrec.runtime.errors import UnwritableError, UserError, reason_of
 from stem_torchrec.runtime.process import from_first_rank
+from stem_torchrec.training.configuration import load_config
 
 CONFIG_FILE = "config.yaml"
 PLAN_FILE = "plan.json"

@@ -3,26 +3,26 @@
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from stem_torchrec.config.files import load_config
 from stem_torchrec.data.schema import load_schema
+from stem_torchrec.models.gated_experts import GatedExperts
 from stem_torchrec.models.layers import Gate
-from stem_torchrec.models.stem import STEM, STEMLayer
+from stem_torchrec.models.stem import STEM
 from stem_torchrec.runtime.errors import UserError, nearest
 from stem_torchrec.sharding.placement import some
-from stem_torchrec.tables import groups_of, table_group, table_name
+from stem_torchrec.tables import TableTensor, groups_of, table_feature, table_group, table_name
+from stem_torchrec.training.configuration import load_config
 from stem_torchrec.training.run_folder import CONFIG_FILE
 from stem_torchrec.transfer.weight_source import Source, match_tables, open_source, size_of, weights_by_name
 
 CLOSED = -1e4
 """A gate's bias at which the softmax gives an expert the weight 0, exactly."""
-
-_TABLES = "sparse_arch.embedding_bag_collection.embedding_bags."
 
 T = TypeVar("T")
 
@@ -89,11 +89,10 @@ def add_tasks(
         if tables_from not in groups:
             known = f"{some(groups)}{nearest(tables_from, groups)}"
             raise UserError(f"{weight_source.name} has no tables of {tables_from!r}, only of {known}")
-        for table in _tables(stem_weights):
-            group, _, feature = table.partition("/")
-            if group in new:
-                target = f"{prefix}{_TABLES}{table}.weight"
-                name = f"{source_prefix}{_TABLES}{table_name(tables_from, feature)}.weight"
+        for tensor in _tables(stem_weights):
+            if table_group(tensor.table) in new:
+                trained_tensor = replace(tensor, table=table_name(tables_from, table_feature(tensor.table)))
+                target, name = prefix + tensor.name, source_prefix + trained_tensor.name
                 targets.append(match_tables(weight_source, weights, table=target, source_table=name))
     weight_source.read(targets)
     for name, trained_rows in grown.items():
@@ -159,22 +158,24 @@ def _weights_of_stem(weights: Mapping[str, T], where: str) -> tuple[str, dict[st
     return prefix, {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(own)}
 
 
-def _tables(names: Iterable[str]) -> list[str]:
-    return [name.removeprefix(_TABLES).removesuffix(".weight") for name in sorted(names) if name.startswith(_TABLES)]
+def _tables(names: Iterable[str]) -> list[TableTensor]:
+    return [tensor for name in sorted(names) if (tensor := TableTensor.parse(name)) is not None]
 
 
 def _check_layout(names: Iterable[str], tasks: Sequence[str], where: str) -> None:
-    for table in _tables(names):
-        if table_group(table) not in groups_of(tasks):
+    for tensor in _tables(names):
+        if table_group(tensor.table) not in groups_of(tasks):
             raise UserError(
-                f"{where} has the table {table!r} of several groups; tasks can be added only in the split layout."
+                f"{where} has the table {tensor.table!r} of several groups; tasks can be added only in the split "
+                "layout."
             )
 
 
 def _group(name: str) -> str:
     """The group that a weight of a STEM belongs to, by its name."""
-    if name.startswith(_TABLES):
-        return table_group(name.removeprefix(_TABLES))
+    tensor = TableTensor.parse(name)
+    if tensor is not None:
+        return table_group(tensor.table)
     match = re.match(r"(?:layers\.\d+\.)?(?:dense_arch|experts|gates|towers)\.([^.]+)\.", name)
     assert match, f"{name} does not belong to a group"
     return match[1]
@@ -184,7 +185,7 @@ def _gates_of_trained(stem: STEM, trained: Sequence[str]) -> dict[str, list[int]
     """The weights of the trained gates' last layers, with the positions in this model of the rows that are trained."""
     rows = {}
     for name, layer in stem.named_modules():
-        if isinstance(layer, STEMLayer):
+        if isinstance(layer, GatedExperts):
             for stream, gate in layer.gates.items():
                 assert isinstance(gate, Gate)
                 if stream in groups_of(trained):
@@ -195,7 +196,7 @@ def _gates_of_trained(stem: STEM, trained: Sequence[str]) -> dict[str, list[int]
     return rows
 
 
-def _trained_rows(layer: STEMLayer, stream: str, trained: Sequence[str]) -> list[int]:
+def _trained_rows(layer: GatedExperts, stream: str, trained: Sequence[str]) -> list[int]:
     """The rows of a gate that belong to experts of trained groups, in the order of the trained gate."""
     rows, start = {}, 0
     for group in layer.reads[stream]:

@@ -4,7 +4,6 @@ Either is read piece by piece into tensors that may be sharded by another plan; 
 meanwhile.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -21,6 +20,7 @@ from stem_torchrec.checkpoints.weights import find_weights, load_state, saved_te
 from stem_torchrec.runtime.errors import UserError, nearest
 from stem_torchrec.runtime.internals.pytorch import ShardedTensor
 from stem_torchrec.sharding.placement import some
+from stem_torchrec.tables import tables_among
 from stem_torchrec.training.run_folder import BEST_WEIGHTS, CONFIG_FILE
 
 Source = str | Path | Mapping[str, Tensor]
@@ -171,7 +171,7 @@ def _find_table(names: Iterable[str], table: str, where: str) -> str:
     names = list(names)
     matches = [table] if table in names else [name for name in names if f".{name}".endswith(f".{table}.weight")]
     if not matches:
-        tables = sorted(m[1] for name in names if (m := re.search(r"embedding(?:_bag)?s\.(.+)\.weight$", name)))
+        tables = tables_among(names)
         raise UserError(f"{where} has no table {table!r}, only {some(tables) or 'none'}{nearest(table, tables)}")
     if len(matches) > 1:
         raise UserError(f"{where} has several tables {table!r}: {some(matches)}; give the whole name of one.")

@@ -12,12 +12,15 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.command_line import option_names
-from stem_torchrec.config.serialization import from_dict, to_dict
+from stem_torchrec.config.model import check_owned
+from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.config.yaml_text import parse_yaml
 from stem_torchrec.data.files import Columns, find_row_groups
 from stem_torchrec.data.folder import data_folder
 from stem_torchrec.data.schema import load_schema
+from stem_torchrec.models.table import all_options
 from stem_torchrec.runtime.errors import UserError, nearest, reason_of
+from stem_torchrec.training.configuration import run_config
 from stem_torchrec.training.watched_metric import WatchedMetric
 
 Space = dict[str, BaseDistribution]
@@ -86,6 +89,12 @@ def read_space(path: str, base: TrainConfig) -> Space:
     return to_space(space, base, path)
 
 
+def published_space(base: TrainConfig) -> Space:
+    """The search space of the published experiments, without the options that the model does not have."""
+    known = [name.removeprefix("--").replace("-", "_") for name in option_names(base)]
+    return to_space({option: SPACE[option] for option in SPACE if option in known}, base, "the published space")
+
+
 def to_space(space: Mapping[Any, Any], base: TrainConfig, where: str) -> Space:
     """Optuna's distributions of a space, with every value of the type of its option and within its limits.
 
@@ -131,6 +140,7 @@ def _option(name: Any, base: TrainConfig) -> str:
     # The name may have hyphens, as in --help, and YAML may have read a number.
     option, *known = (each.removeprefix("--").replace("-", "_") for each in (str(name), *option_names(base)))
     if option not in known:
+        check_owned(all_options(), base.model.arch, [option.removeprefix("model.")], "model.")
         hint = nearest(option, known) or ";"
         raise UserError(f"there is no option {name!r} to search over{hint} train.py --help lists them.")
     if any(option == fixed or option.startswith(f"{fixed}.") for fixed in _FIXED):
@@ -168,4 +178,4 @@ def _with_values(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
         for each in sections:
             section = section[each]
         section[name] = value
-    return from_dict(TrainConfig, plain)
+    return run_config(plain)

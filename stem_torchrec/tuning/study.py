@@ -18,15 +18,16 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from stem_torchrec.config.command_line import parse_known_arguments
-from stem_torchrec.config.files import config_from_command_line, dump_config, what_is_trained
+from stem_torchrec.config.files import dump_config, what_is_trained
 from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.runtime.errors import DivergedError, UserError
 from stem_torchrec.runtime.process import Process, join_process_group
 from stem_torchrec.runtime.progress import log_rank0
+from stem_torchrec.training.configuration import config_from_command_line
 from stem_torchrec.training.run_folder import write_or_check, write_text
 from stem_torchrec.training.trainer import train
 from stem_torchrec.training.watched_metric import Metrics, WatchedMetric
-from stem_torchrec.tuning.search_space import SPACE, Search, read_space, resolve_log, to_space
+from stem_torchrec.tuning.search_space import Search, published_space, read_space, resolve_log
 
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 _DESCRIPTION = """\
@@ -66,7 +67,7 @@ def read_command_line(args: Sequence[str] | None = None) -> tuple[TuneConfig, Se
         raise UserError(
             "--checkpoint.folder and --resume do not apply, as trials write no checkpoints; leave them out."
         )
-    space = read_space(config.space, base) if config.space else to_space(SPACE, base, "the published space")
+    space = read_space(config.space, base) if config.space else published_space(base)
     return config, Search(base, space)
 
 
