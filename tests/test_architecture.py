@@ -22,21 +22,6 @@ MAX_LINES = 250
 
 NO_BINDINGS = {"there", "here", "said", "found", "mine", "held", "most", "theirs"}
 """Names that tell nothing about what they are bound to."""
-STILL_BOUND = {
-    "stem_torchrec/checkpoints",
-    "stem_torchrec/comparison",
-    "stem_torchrec/config",
-    "stem_torchrec/data",
-    "stem_torchrec/metrics",
-    "stem_torchrec/profiles",
-    "stem_torchrec/runtime",
-    "stem_torchrec/sharding",
-    "stem_torchrec/tables",
-    "stem_torchrec/transfer",
-    "stem_torchrec/tuning",
-}
-"""Folders whose bindings are still to be renamed."""
-
 OLD_MODULES = """
     activity add_tasks assembly auc best_weights cli config_file early_stopping errors evaluation exchange heartbeat
     layers layout limits literals log loop memory meter nonfinite optim phases plain predictions process profiling
@@ -179,18 +164,9 @@ def empty_bindings(path: Path) -> list[str]:
     ]
 
 
-def folder_of(path: Path) -> str:
-    """`stem_torchrec/data`, `stem_torchrec` for a command, or `benchmarks`."""
-    parts = path.relative_to(ROOT).parts
-    return "/".join(parts[: 2 if parts[0] == "stem_torchrec" and len(parts) > 2 else 1])
-
-
 def test_names_tell_what_they_are_bound_to() -> None:
     left = [
-        binding
-        for path in python_files("stem_torchrec", "benchmarks", "datasets")
-        if folder_of(path) not in STILL_BOUND
-        for binding in empty_bindings(path)
+        binding for path in python_files("stem_torchrec", "benchmarks", "datasets") for binding in empty_bindings(path)
     ]
     assert not left
 
@@ -206,6 +182,6 @@ def test_a_binding_is_recognized_wherever_it_stands() -> None:
 def test_files_are_short_enough_to_read() -> None:
     lengths = {
         str(path.relative_to(ROOT)): len(path.read_text().splitlines())
-        for path in python_files("stem_torchrec", "datasets")
+        for path in python_files("stem_torchrec", "benchmarks", "datasets")
     }
     assert {name for name, length in lengths.items() if length > MAX_LINES} == LONG_FILES
