@@ -169,9 +169,6 @@ def of_this_rank(batches: list[list[Batch]]) -> list[Batch]:
     return [ranks[dist.get_rank()] for ranks in batches]
 
 
-mine = of_this_rank
-
-
 def progress_after(step: int) -> Progress:
     """The progress of a run on one rank that has made `step` steps and no evaluation."""
     return Progress(

@@ -8,6 +8,7 @@ from stem_torchrec.checkpoints.folder import publish
 from stem_torchrec.checkpoints.resume import candidates, check_resume, checkpoints_folder
 from stem_torchrec.config import CheckpointConfig, TrainConfig
 from stem_torchrec.config.files import dump_config
+from stem_torchrec.models.stem import STEMOptions
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.training.configuration import load_config
 
@@ -58,4 +59,6 @@ def test_a_written_configuration_starts_another_run(tmp_path: Path) -> None:
     """With this run's --resume and --checkpoint.folder it would resume this run."""
     config = TrainConfig(checkpoint=CheckpointConfig(folder="s", keep=5), resume="elsewhere", output_dir="run", seed=3)
     (tmp_path / "config.yaml").write_text(dump_config(config))
-    assert load_config(str(tmp_path / "config.yaml")) == TrainConfig(checkpoint=CheckpointConfig(keep=5), seed=3)
+    assert load_config(str(tmp_path / "config.yaml")) == TrainConfig(
+        model=STEMOptions(), checkpoint=CheckpointConfig(keep=5), seed=3
+    )

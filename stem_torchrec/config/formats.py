@@ -34,12 +34,12 @@ def without_format(content: Any, version: int, path: str) -> Any:
     """
     if not isinstance(content, dict) or _KEY not in content:
         return content
-    file_version, fields = content[_KEY], {name: value for name, value in content.items() if name != _KEY}
-    if type(file_version) is not int or file_version < 1:
-        raise FormatError(f"{path} has the format {file_version!r}, but must have a whole number from 1 to {version}.")
-    if file_version > version:
+    written, fields = content[_KEY], {name: value for name, value in content.items() if name != _KEY}
+    if type(written) is not int or written < 1:
+        raise FormatError(f"{path} has the format {written!r}, but must have a whole number from 1 to {version}.")
+    if written > version:
         raise FormatError(
-            f"{path} has the format {file_version}, but this stem_torchrec reads formats up to {version}; install a newer "
+            f"{path} has the format {written}, but this stem_torchrec reads formats up to {version}; install a newer "
             "stem_torchrec to use it."
         )
     return fields
