@@ -116,8 +116,10 @@ def test_a_rank_that_stops_ends_the_run(folder: Path) -> None:
     run = start(folder / "stopped", "--train.epochs", "500", "--train.timeout", "4", ranks=2)
     run.wait_for("step 10  ")
     run.send(signal.SIGSTOP, 1)
-    assert run.processes[0].wait(60) == HANG_STATUS
-    run.processes[1].kill()
+    try:
+        assert run.processes[0].wait(60) == HANG_STATUS
+    finally:
+        run.processes[1].kill()
     _, output = run.end()
     assert "error: rank 1 " in output
 
