@@ -128,5 +128,5 @@ def test_the_sweep_measures_a_case(tmp_path: Path) -> None:
     case = ["--cases", "row_wise/split/once/T2/adagrad", "--steps", "3", "--warmup", "1"]
     run_script("benchmarks/sharding.py", "--recipe", "tiny", *case, "--out", "out", ranks=2, cwd=tmp_path)
     [row] = pq.read_table(tmp_path / "out" / "report.parquet").to_pylist()
-    assert row["status"] == "ok"
+    assert row["status"] == "ok", row["reason"]
     assert min(row["p50_ms"], row["ids_bytes"], row["embeddings_bytes"]) > 0
