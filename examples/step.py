@@ -9,8 +9,8 @@ from dataclasses import replace
 import torch
 
 from stem_torchrec import Trainer, join_process_group
-from stem_torchrec.config import RECIPES
 from stem_torchrec.tables import local_shards, sharded_collections
+from stem_torchrec.training.recipes import RECIPES
 
 with join_process_group() as process:
     config = replace(RECIPES["tiny"](), output_dir="runs/step")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from stem_torchrec.runtime.versions import check_versions
 
 if TYPE_CHECKING:
-    from stem_torchrec.config import TrainConfig, load_config
+    from stem_torchrec.config import TrainConfig
     from stem_torchrec.data.schema import SparseFeature, load_schema
     from stem_torchrec.metrics.multi_task import MultiTaskMetrics
     from stem_torchrec.models.loss import MultiTaskTrain
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from stem_torchrec.sharding.planner import plan_sharding
     from stem_torchrec.sharding.shard import shard
     from stem_torchrec.tables import SparseArch, embedding_bag_configs
+    from stem_torchrec.training.configuration import load_config
     from stem_torchrec.training.loop import fit
     from stem_torchrec.training.trainer import Trainer
     from stem_torchrec.transfer.add_tasks import add_tasks
@@ -37,7 +38,7 @@ _HOMES = {
     "embedding_bag_configs": "tables",
     "fit": "training.loop",
     "join_process_group": "runtime.process",
-    "load_config": "config",
+    "load_config": "training.configuration",
     "load_schema": "data.schema",
     "plan_sharding": "sharding.planner",
     "shard": "sharding.shard",

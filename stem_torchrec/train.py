@@ -4,10 +4,11 @@ python stem_torchrec/train.py --recipe synthetic
 torchx run dist.ddp -j 2x8 stem_torchrec/train.py --recipe kuairand_pure --data.path DIR
 """
 
-from stem_torchrec.config import config_from_command_line, run_main
+from stem_torchrec.config import run_main
 from stem_torchrec.runtime.hang_detection import collective_timeout
 from stem_torchrec.runtime.process import join_process_group
 from stem_torchrec.runtime.signals import ending_on_signals
+from stem_torchrec.training.configuration import config_from_command_line
 from stem_torchrec.training.trainer import train
 
 

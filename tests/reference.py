@@ -9,9 +9,10 @@ from torch.nn.functional import embedding_bag, linear, softplus
 from torchrec.datasets.utils import Batch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from stem_torchrec.config import ModelConfig, TrainConfig
+from stem_torchrec.config import TrainConfig
 from stem_torchrec.data.files import Columns
 from stem_torchrec.data.schema import SparseFeature
+from stem_torchrec.models.stem import STEMOptions
 
 TABLES = "sparse_arch.embedding_bag_collection.embedding_bags"
 # 5000 rows: on two ranks the first of the blocks that initial weights are drawn in (4096 rows) is cut.
@@ -62,7 +63,7 @@ def random_batch(
 class Parts:
     """What the equations of all models are made of, with weights by parameter name."""
 
-    def __init__(self, weights: dict[str, Tensor], config: ModelConfig, columns: Columns = COLUMNS) -> None:
+    def __init__(self, weights: dict[str, Tensor], config: STEMOptions, columns: Columns = COLUMNS) -> None:
         self.weights = weights
         self.config = config
         self.means = {name for name, feature in columns.sparse.items() if feature.pooling == "mean"}
@@ -113,7 +114,7 @@ class Parts:
 
 
 def logits_by_formula(
-    weights: dict[str, Tensor], batch: Batch, tasks: Sequence[str], config: ModelConfig, columns: Columns = COLUMNS
+    weights: dict[str, Tensor], batch: Batch, tasks: Sequence[str], config: STEMOptions, columns: Columns = COLUMNS
 ) -> Tensor:
     """Logits (B, T) of STEM with weights by parameter name; `columns` tell which features pool by the mean."""
     parts = Parts(weights, config, columns)

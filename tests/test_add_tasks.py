@@ -12,9 +12,9 @@ from torch import Tensor
 from torchrec.datasets.utils import Batch
 
 from stem_torchrec.checkpoints.weights import save_weights
-from stem_torchrec.config import ModelConfig
 from stem_torchrec.config.files import dump_config
 from stem_torchrec.data.files import Columns
+from stem_torchrec.models.stem import STEMOptions
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.training.run_folder import BEST_WEIGHTS, CONFIG_FILE
 from stem_torchrec.transfer.add_tasks import CLOSED, add_tasks
@@ -22,7 +22,7 @@ from stem_torchrec.transfer.weight_source import Source, local_pieces, weights_b
 
 from distributed import run_ranks
 from reference import COLUMNS, TABLES, logits_by_formula, random_batch
-from runs import MODEL, Run, batches_of_ranks, config_of, mine
+from runs import MODEL, Run, batches_of_ranks, config_of, of_this_rank
 
 Weights = dict[str, Tensor]
 TRAINED = COLUMNS.labels
@@ -65,7 +65,7 @@ def save_trained(folder: Path) -> dict[str, tuple[Weights, Tensor]]:
     trained = {}
     for name, model in (MODELS | PACKED).items():
         run = Run.build(config_of("adagrad", "row_wise", model=model))
-        run.train(mine(batches_of_ranks(4, dist.get_world_size())))
+        run.train(of_this_rank(batches_of_ranks(4, dist.get_world_size())))
         if dist.get_rank() == 0:
             (folder / name).mkdir()
             config = dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, labels=TRAINED))
@@ -95,7 +95,7 @@ class Grown:
     """Weights after more steps, on the labels of all tasks."""
 
 
-def grow(source: Source, model: ModelConfig, tasks: tuple[str, ...], sharding_type: str, **options) -> Grown:
+def grow(source: Source, model: STEMOptions, tasks: tuple[str, ...], sharding_type: str, **options) -> Grown:
     run = Run.build(config_of("adagrad", sharding_type, model=model), columns_of(tasks))
     fresh = run.weights()
     new = add_tasks(run.model, source, **options)
@@ -112,7 +112,7 @@ def grow(source: Source, model: ModelConfig, tasks: tuple[str, ...], sharding_ty
     other_logits = predictions(run)
     for piece, before in state.values():
         piece.copy_(before)
-    steps = mine(batches_of_ranks(3, dist.get_world_size()))
+    steps = of_this_rank(batches_of_ranks(3, dist.get_world_size()))
     run.train([with_tasks(batch, tasks, known=("share",)) for batch in steps])
     trained = run.weights()
     run.train([with_tasks(batch, tasks, known=tasks) for batch in steps])
@@ -196,7 +196,7 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return {"grown": grown, "options": by_option, "trained": saved_by_one["2 layers"], "messages": messages}
 
 
-def gate_rows(name: str, tasks: tuple[str, ...], model: ModelConfig) -> tuple[list[int], list[int]] | None:
+def gate_rows(name: str, tasks: tuple[str, ...], model: STEMOptions) -> tuple[list[int], list[int]] | None:
     """The rows of a grown gate's last layer: of the trained experts, in their old order, and of the new ones."""
     match = re.fullmatch(r"layers\.\d\.gates\.(\w+)\.mlp\.2\.(weight|bias)", name)
     if not match or match[1] == "share" or model.reads == "own_shared":

@@ -3,25 +3,24 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 from torchrec.datasets.utils import Batch
 
-from stem_torchrec.config import ModelConfig
-from stem_torchrec.config.literals import Arch
 from stem_torchrec.data.files import Columns
 from stem_torchrec.models.build import build_model
 from stem_torchrec.models.frame import MultiTaskModel
+from stem_torchrec.models.stem import STEMOptions
+from stem_torchrec.models.table import MODELS, with_arch
 from stem_torchrec.runtime.errors import UserError
 
 from reference import Parts, random_batch, sparse_features
 
 TASKS = ("click", "like", "share")
 COLUMNS = Columns(sparse=sparse_features(uid=50, tags=7), dense=("age", "price"), labels=TASKS, group=None)
-CONFIG = ModelConfig(
+CONFIG = STEMOptions(
     embedding_dim=4,
     num_layers=2,
     num_shared_experts=3,
@@ -109,14 +108,14 @@ def esmm(parts: Parts, batch: Batch) -> Tensor:
     return (p / (1 - p)).log().float()
 
 
-FORMULAS: dict[Arch, Formula] = {
+FORMULAS: dict[str, Formula] = {
     f.__name__: f for f in (single_task, shared_bottom, omoe, mmoe, ple, aitm, esmm, me_mmoe, me_ple)
 }
 
 
-def build(arch: Arch, *, tasks: Sequence[str] = TASKS, layout: str = "split", layers: int = 2) -> MultiTaskModel:
+def build(arch: str, *, tasks: Sequence[str] = TASKS, layout: str = "split", layers: int = 2) -> MultiTaskModel:
     torch.manual_seed(0)
-    config = dataclasses.replace(CONFIG, arch=arch, layout=layout, num_layers=layers)
+    config = with_arch(dataclasses.replace(CONFIG, layout=layout, num_layers=layers), arch)
     model = build_model(config, dataclasses.replace(COLUMNS, labels=tuple(tasks)), table_device="cpu").model
     assert isinstance(model, MultiTaskModel)
     for name, parameter in model.named_parameters():
@@ -126,11 +125,11 @@ def build(arch: Arch, *, tasks: Sequence[str] = TASKS, layout: str = "split", la
 
 
 def test_every_baseline_has_a_formula() -> None:
-    assert set(get_args(Arch)) == {"stem", *FORMULAS}
+    assert set(MODELS) == {"stem", *FORMULAS}
 
 
 @pytest.mark.parametrize("arch", FORMULAS)
-def test_logits_and_gradients_are_those_of_the_equations(arch: Arch) -> None:
+def test_logits_and_gradients_are_those_of_the_equations(arch: str) -> None:
     model, batch = build(arch), random_batch(1, COLUMNS)
     weights = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
     logits, expected = model(batch.dense_features, batch.sparse_features), FORMULAS[arch](Parts(weights, CONFIG), batch)
@@ -160,7 +159,7 @@ OWN_SHARED = {t: {t, "shared"} for t in TASKS}
         ("me_ple", 2, EVERYTHING),
     ],
 )
-def test_each_loss_reaches_the_tables_that_the_name_says(arch: Arch, layers: int, reached: dict[str, set[str]]) -> None:
+def test_each_loss_reaches_the_tables_that_the_name_says(arch: str, layers: int, reached: dict[str, set[str]]) -> None:
     model, batch = build(arch, layers=layers), random_batch(1, COLUMNS, missing=0)
     for column, task in enumerate(TASKS):
         model.zero_grad()
@@ -173,8 +172,8 @@ def test_each_loss_reaches_the_tables_that_the_name_says(arch: Arch, layers: int
         assert moved == reached[task]
 
 
-@pytest.mark.parametrize("arch", get_args(Arch))
-def test_packed_tables_say_the_same(arch: Arch) -> None:
+@pytest.mark.parametrize("arch", MODELS)
+def test_packed_tables_say_the_same(arch: str) -> None:
     split, packed = build(arch), build(arch, layout="packed")
     weights = dict(split.named_parameters())
     for name, parameter in packed.named_parameters():
@@ -191,7 +190,7 @@ def test_packed_tables_say_the_same(arch: Arch) -> None:
 
 
 @pytest.mark.parametrize(("arch", "name"), [("aitm", "AITM"), ("esmm", "ESMM")])
-def test_a_model_of_steps_refuses_a_single_task(arch: Arch, name: str) -> None:
+def test_a_model_of_steps_refuses_a_single_task(arch: str, name: str) -> None:
     with pytest.raises(UserError, match=f"^{name} takes tasks in an order, .* but has only click; give two or more"):
         build(arch, tasks=["click"])
 
@@ -210,20 +209,20 @@ def test_a_step_of_esmm_is_never_likelier_than_the_one_before_even_where_roundin
 @pytest.mark.parametrize("changes", [{"num_layers": 0}, {"num_shared_experts": 0}, {"expert_hidden": ()}])
 def test_sizes_below_one_are_refused(changes: dict[str, object]) -> None:
     for arch in FORMULAS:
-        config = dataclasses.replace(CONFIG, arch=arch, num_task_experts=0, **changes)
+        config = with_arch(dataclasses.replace(CONFIG, num_task_experts=0, **changes), arch)
         if arch in ("ple", "me_ple", "me_mmoe") or "expert_hidden" in changes:
             with pytest.raises(UserError, match="but must be at least 1"):
                 build_model(config, COLUMNS)
 
 
 @pytest.mark.parametrize("arch", ["stem", "single_task", "mmoe"])
-def test_the_penalty_on_embeddings_is_part_of_the_gradient_of_rows_that_train_them(arch: Arch) -> None:
+def test_the_penalty_on_embeddings_is_part_of_the_gradient_of_rows_that_train_them(arch: str) -> None:
     """Of the loss of one task with missing labels: the gradient of its rows' norm in the tables that it trains."""
     batch = random_batch(1, COLUMNS, rows=40)
     known = ~batch.labels[:, 1].isnan()
     gradients = []
     for strength in (0.0, 0.3):
-        config = dataclasses.replace(CONFIG, arch=arch, num_layers=1, embedding_l2=strength)
+        config = with_arch(dataclasses.replace(CONFIG, num_layers=1, embedding_l2=strength), arch)
         torch.manual_seed(0)
         model = build_model(config, COLUMNS, table_device="cpu").model
         assert isinstance(model, MultiTaskModel)

@@ -22,7 +22,7 @@ from stem_torchrec.runtime.errors import DamagedError, UserError
 
 from distributed import run_ranks
 from reference import TABLES
-from runs import Run, batches_of_ranks, config_of, mine, progress_after
+from runs import Run, batches_of_ranks, config_of, of_this_rank, progress_after
 
 
 class Store(PathHandler):
@@ -212,7 +212,7 @@ def test_another_run_is_refused_with_all_fields_that_differ() -> None:
 def bytes_of_room() -> list[tuple[int, int]]:
     """Bytes of host memory of each shard of a table: taken, and needed."""
     run = Run.build(config_of("adagrad", "table_wise"))
-    run.train(mine(batches_of_ranks(1, 2)))
+    run.train(of_this_rank(batches_of_ranks(1, 2)))
     memory = host_memory_for(training_state(run.model, run.optimizer, torch.zeros(3)))
     shards = [
         shard.tensor for name in memory["model"] if TABLES in name for shard in memory["model"][name].local_shards()

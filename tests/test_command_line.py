@@ -7,9 +7,10 @@ import pytest
 
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.command_line import run_main
-from stem_torchrec.config.files import config_from_command_line, dump_config, load_config
-from stem_torchrec.config.recipes import RECIPES
+from stem_torchrec.config.files import dump_config
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.training.configuration import config_from_command_line, load_config
+from stem_torchrec.training.recipes import RECIPES
 
 
 def test_options_change_single_fields_of_the_recipe() -> None:
@@ -72,7 +73,11 @@ def test_help_shows_every_field_with_its_documentation_and_default(capsys: pytes
         )
         for name in names or [section.name]:
             assert f"--{name.replace('_', '-')}" in text
-    assert "Rows per rank and step; the global batch is this times the world size. (default: 1024)" in text
+    assert (
+        "Rows per rank and step; the global batch is this times the world size. From 1 to 16777216. (default: 1024)"
+        in text
+    )
+    assert "Layer widths of an expert; the last is its output. From 1 to 65536. (default: 64 32)" in text
     for recipe in RECIPES:
         assert recipe in text
 
@@ -95,8 +100,12 @@ def test_a_number_without_a_point_serves_as_a_float(tmp_path: Path) -> None:
     ("old", "new", "sentence"),
     [
         ("embedding_dim:", "embedding_dimm:", "embedding_dimm"),
-        ("embedding_dim: 8", "embedding_dim: eight", 'field "model.embedding_dim"'),
-        ("labels: []", "labels: like", 'field "data.labels"'),
+        (
+            "embedding_dim: 8",
+            "embedding_dim: eight",
+            "model.embedding_dim is 'eight', but must be a whole number from",
+        ),
+        ("labels: []", "labels: like", "data.labels is 'like', but must be a list."),
         ("model:", "model: [", "config.yaml"),
     ],
 )

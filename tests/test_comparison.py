@@ -28,12 +28,12 @@ from stem_torchrec.comparison.diagnostics import GateWeights, information_abunda
 from stem_torchrec.comparison.options import read_command_line
 from stem_torchrec.comparison.train_all import train_all
 from stem_torchrec.config import SyntheticConfig, TrainConfig
-from stem_torchrec.config.files import load_config
 from stem_torchrec.data import synthetic
 from stem_torchrec.data.files import Columns, find_row_groups
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.models.gated_experts import GatedExperts
 from stem_torchrec.runtime.errors import RESUME_STATUS, DivergedError
+from stem_torchrec.training.configuration import load_config
 
 from distributed import run_ranks
 from runs import this_process

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stem_torchrec.comparison.options import Request, read_command_line, record_options, resolve_log
-from stem_torchrec.comparison.runs import MODELS, parts_of
+from stem_torchrec.comparison.runs import comparable_models, parts_of
 from stem_torchrec.config import SyntheticConfig
 from stem_torchrec.data import synthetic
 from stem_torchrec.runtime.errors import UserError
@@ -70,7 +70,7 @@ def test_a_part_has_the_weights_and_rates_of_its_own_tasks(tmp_path: Path, log: 
     (stem,) = (part.configure(request.train) for part in parts_of("stem", names))
     assert stem == replace(request.train, model=replace(request.train.model, arch="stem"))
     (ablation,) = (part.configure(request.train) for part in parts_of("stem_gate_task", names))
-    assert ablation == replace(stem, model=replace(stem.model, **MODELS["stem_gate_task"]))
+    assert ablation == replace(stem, model=replace(stem.model, **comparable_models()["stem_gate_task"]))
 
 
 @pytest.mark.parametrize(
@@ -94,6 +94,7 @@ def test_options_that_do_not_fit_the_log_are_refused_before_training(
     ("options", "sentence"),
     [
         (["--models", "stem,mmmoe"], "there is no model 'mmmoe', only all, stem, .*; did you mean 'me_mmoe'|'mmoe'"),
+        (["--resamples", "0"], "--resamples is 0, but must be from 1 to 1000000."),
         (["--models", "stem"], "--base is 'single_task', which is not among --models stem; add it."),
         (["--seeds", "0,x"], "--seeds is '0,x', but must be different whole numbers below 2.32, such as 0,1,2."),
         (["--seeds", "0,00"], "--seeds is '0,00', but must be different whole numbers"),

@@ -13,10 +13,10 @@ import torch.distributed as dist
 
 from stem_torchrec import convert
 from stem_torchrec.config import SyntheticConfig
-from stem_torchrec.config.files import load_config
-from stem_torchrec.config.recipes import tiny
 from stem_torchrec.data import synthetic
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.training.configuration import load_config
+from stem_torchrec.training.recipes import tiny
 from stem_torchrec.training.run_evaluation import EvaluateConfig, evaluate_run
 from stem_torchrec.training.trainer import train
 from stem_torchrec.transfer.convert_layout import ConvertConfig, convert_run

@@ -17,11 +17,11 @@ import torch
 
 from stem_torchrec.checkpoints.weights import load_weights, save_weights
 from stem_torchrec.config import CheckpointConfig, ShardingConfig
-from stem_torchrec.config.recipes import tiny
 from stem_torchrec.data import synthetic
 from stem_torchrec.runtime.errors import Interrupted
 from stem_torchrec.runtime.process import Process
 from stem_torchrec.sharding.placement import FUSED_KERNELS, FUSED_TYPES
+from stem_torchrec.training.recipes import tiny
 from stem_torchrec.training.trainer import train
 
 from gpu_runs import (

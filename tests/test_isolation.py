@@ -1,4 +1,5 @@
-"""A step whose loss is one task's leaves the tables and optimizer states of the others as they are, bit for bit."""
+"""A step whose loss is one task's leaves what belongs to the other tasks as it is, bit for bit: tables, their optimizer
+states, and the gradients of experts, gates and towers."""
 
 import dataclasses
 import functools
@@ -8,104 +9,135 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from stem_torchrec.config import ModelConfig
+from stem_torchrec.models.stem import STEMOptions
 from stem_torchrec.sharding.placement import FUSED_TYPES
 
 from distributed import run_ranks
-from reference import COLUMNS
-from runs import MODEL, Run, batches_of_ranks, config_of, mine, with_labels_of
+from reference import COLUMNS, TABLES
+from runs import MODEL, Run, batches_of_ranks, config_of, of_this_rank, with_labels_of
 
 OPTIMIZERS = ["sgd", "adagrad", "rowwise_adagrad"]
 TYPES = ["data_parallel", *FUSED_TYPES]
-CASES = [
-    *product(OPTIMIZERS, TYPES, [2]),
-    *product(OPTIMIZERS, ["table_wise", "row_wise", "data_parallel"], [1, 3]),
-]
+Case = tuple[str, str, int]
+"""Optimizer, sharding type and number of layers."""
 
 
 @dataclasses.dataclass
 class Outcome:
     """What steps on one task's labels changed on a rank."""
 
-    held: dict[str, int]
-    """How many tensors the rank holds of each table: weights and optimizer states."""
+    tensors: dict[str, int]
+    """How many tensors of each table the rank has: weights and optimizer states."""
     changed: dict[str, set[int]]
     """Which of them changed, by table."""
+    gradients: dict[str, bool]
+    """Whether the last step gave a dense parameter a gradient other than zero, by name."""
 
 
-def train_one_task(model: ModelConfig, optimizer: str, sharding_type: str) -> list[Outcome]:
+def train_one_task(model: STEMOptions, optimizer: str, sharding_type: str) -> list[Outcome]:
     """One outcome by task; before, a few steps on the labels of all tasks fill the optimizer states."""
     run = Run.build(config_of(optimizer, sharding_type, model=model))
-    batches = mine(batches_of_ranks(5, dist.get_world_size(), missing=0.3))
+    batches = of_this_rank(batches_of_ranks(5, dist.get_world_size(), missing=0.3))
     run.train(batches[:3])
     outcomes = []
     for task in range(len(COLUMNS.labels)):
         before = run.table_bits()
         run.train(with_labels_of(task, batches[3:]))
         after = run.table_bits()
-        outcomes.append(
-            Outcome(
-                held={table: len(pieces) for table, pieces in before.items()},
-                changed={
-                    table: {i for i, piece in enumerate(pieces) if not torch.equal(piece, after[table][i])}
-                    for table, pieces in before.items()
-                },
-            )
-        )
+        changed = {
+            table: {i for i, piece in enumerate(pieces) if not torch.equal(piece, after[table][i])}
+            for table, pieces in before.items()
+        }
+        gradients = {
+            name: p.grad is not None and bool(p.grad.count_nonzero())
+            for name, p in run.model.named_parameters()
+            if TABLES not in name
+        }
+        outcomes.append(Outcome({table: len(pieces) for table, pieces in before.items()}, changed, gradients))
     return outcomes
 
 
-def train_all_cases() -> dict[tuple[str, str, int], list[Outcome]]:
-    outcomes = {
-        (optimizer, sharding_type, num_layers): train_one_task(
-            dataclasses.replace(MODEL, num_layers=num_layers), optimizer, sharding_type
+def train_cases(cases: list[Case]) -> dict[Case, list[Outcome]]:
+    return {
+        (optimizer, sharding_type, layers): train_one_task(
+            dataclasses.replace(MODEL, num_layers=layers), optimizer, sharding_type
         )
-        for optimizer, sharding_type, num_layers in CASES
+        for optimizer, sharding_type, layers in cases
     }
-    outcomes["trains all", "row_wise", 1] = train_one_task(
-        dataclasses.replace(MODEL, num_layers=1, trains="all"), "adagrad", "row_wise"
-    )
-    return outcomes
 
 
 @functools.cache
-def results() -> list[dict[tuple[str, str, int], list[Outcome]]]:
-    # Two hosts, so that the types that cut tables within a host differ from those that do not.
-    return run_ranks(4, train_all_cases, ranks_per_host=2, timeout=300)
+def by_rank(ranks: int) -> list[dict[Case, list[Outcome]]]:
+    """Every optimizer at every depth, on as many ranks."""
+    return run_ranks(ranks, train_cases, list(product(OPTIMIZERS, [SHARDED[ranks]], [1, 2, 3])), timeout=300)
 
 
-def changed_tables(case: tuple[str, str, int], task: int) -> set[str]:
-    """Tables of which some rank's weights or states changed."""
-    return {table for rank in results() for table, changed in rank[case][task].changed.items() if changed}
+SHARDED = {1: "table_wise", 2: "row_wise"}
+"""A sharding type by number of ranks."""
 
 
 def tables_of(*groups: str) -> set[str]:
     return {f"{group}/{feature}" for group in groups for feature in COLUMNS.sparse}
 
 
-@pytest.mark.parametrize(("optimizer", "sharding_type", "num_layers"), CASES)
-def test_one_task_trains_its_own_and_the_shared_tables_only(optimizer: str, sharding_type: str, num_layers: int):
-    case = (optimizer, sharding_type, num_layers)
+def assert_isolated(outcomes: list[dict[Case, list[Outcome]]], case: Case) -> None:
+    """That steps on one task's labels changed its own and the shared tables, with all their states, and no others."""
     for i, task in enumerate(COLUMNS.labels):
-        assert changed_tables(case, i) == tables_of(task, "shared")
+        tensors = {
+            table: max(rank[case][i].tensors.get(table, 0) for rank in outcomes)
+            for table in tables_of(*COLUMNS.labels, "shared")
+        }
+        # Weights, and what the optimizer keeps: nothing or one accumulator.
+        assert set(tensors.values()) == {1 if case[0] == "sgd" else 2}
+        for table, number in tensors.items():
+            changed = set().union(*(rank[case][i].changed.get(table, set()) for rank in outcomes))
+            assert changed == (set(range(number)) if table in tables_of(task, "shared") else set()), (task, table)
 
 
+@pytest.mark.parametrize("ranks", list(SHARDED))
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_one_task_trains_its_own_and_the_shared_tables_and_states_only(optimizer: str, ranks: int) -> None:
+    for layers in (1, 2, 3):
+        assert_isolated(by_rank(ranks), (optimizer, SHARDED[ranks], layers))
+
+
+@pytest.mark.parametrize("ranks", list(SHARDED))
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_one_task_gives_no_gradient_to_experts_gates_and_towers_of_the_others(layers: int, ranks: int) -> None:
+    for rank in by_rank(ranks):
+        for i, task in enumerate(COLUMNS.labels):
+            gradients = rank["sgd", SHARDED[ranks], layers][i].gradients
+            owners = {name: next(g for g in (*COLUMNS.labels, "shared") if g in name.split(".")) for name in gradients}
+            trained = {owners[name] for name, nonzero in gradients.items() if nonzero}
+            assert trained == {task, "shared"}
+            assert {part for name in gradients for part in ("experts", "gates", "towers") if f"{part}." in name} == {
+                "experts",
+                "gates",
+                "towers",
+            }
+            # On two ranks with a few rows some units may be off, but each part of the task has some that are on.
+            for part in ("experts", "gates", "towers"):
+                assert any(gradients[n] for n, owner in owners.items() if owner == task and f"{part}." in n), part
+
+
+@functools.cache
+def on_two_hosts() -> list[dict[Case, list[Outcome]]]:
+    # Two hosts, so that the types that cut tables within a host differ from those that do not.
+    return run_ranks(4, train_cases, list(product(OPTIMIZERS, TYPES, [2])), ranks_per_host=2, timeout=300)
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("sharding_type", TYPES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_optimizer_states_are_compared_and_change_with_their_tables(optimizer: str, sharding_type: str):
-    for i, task in enumerate(COLUMNS.labels):
-        changed = {table: set() for table in tables_of(task, "shared", *COLUMNS.labels)}
-        held = dict.fromkeys(changed, 0)
-        for rank in results():
-            outcome = rank[optimizer, sharding_type, 2][i]
-            for table, number in outcome.held.items():
-                held[table] = max(held[table], number)
-                changed[table] |= outcome.changed[table]
-        # Weights, and what the optimizer keeps: nothing or one accumulator.
-        assert set(held.values()) == {1 if optimizer == "sgd" else 2}
-        for table in tables_of(task, "shared"):
-            assert changed[table] == set(range(held[table]))
+def test_isolation_holds_for_every_sharding_type_on_two_hosts(optimizer: str, sharding_type: str) -> None:
+    assert_isolated(on_two_hosts(), (optimizer, sharding_type, 2))
 
 
-def test_training_all_is_what_lets_a_task_into_the_tables_of_others():
-    assert changed_tables(("trains all", "row_wise", 1), 0) == tables_of("finish", "like", "shared")
+def tables_changed_when_all_are_trained() -> set[str]:
+    [outcome, _] = train_one_task(dataclasses.replace(MODEL, num_layers=1, trains="all"), "adagrad", "row_wise")
+    return {table for table, changed in outcome.changed.items() if changed}
+
+
+def test_training_all_is_what_lets_a_task_into_the_tables_of_others() -> None:
+    changed = set().union(*run_ranks(2, tables_changed_when_all_are_trained))
+    assert changed == tables_of("finish", "like", "shared")

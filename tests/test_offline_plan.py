@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from stem_torchrec.config.literals import Layout, SparseOptimizerName
+from stem_torchrec.config import Layout, SparseOptimizerName
 from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.sharding.plan import Plan, plan_to_json, read_plan

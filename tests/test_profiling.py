@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch.autograd.profiler_util import FunctionEvent
 
-from stem_torchrec.config.recipes import tiny
 from stem_torchrec.data import synthetic
 from stem_torchrec.profiles.phases import PHASES, step_times
 from stem_torchrec.profiles.step_profiler import StepProfiler, format_phases
 from stem_torchrec.train import main
+from stem_torchrec.training.recipes import tiny
 from stem_torchrec.training.trainer import train
 
 from distributed import run_ranks

@@ -7,8 +7,8 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from stem_torchrec.config import DataConfig, LoopConfig, TrainConfig
-from stem_torchrec.config.recipes import tiny
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.training.recipes import tiny
 from stem_torchrec.tuning.search_space import SPACE, Search, read_space, to_space
 
 
@@ -19,8 +19,9 @@ from stem_torchrec.tuning.search_space import SPACE, Search, read_space, to_spac
         ("1: [0.1]", "there is no option 1 to search over; train.py --help lists them."),
         ("model: [{dropout: 0.1}]", "there is no option 'model' to search over"),
         ("model.dropout: []", "model.dropout is [], but must be a list, or a mapping with low and high."),
-        ("model.dropout: {low: 0.1, high: 3}", "--model.dropout is 3.0, but must be from 0 to 0.999."),
-        ("model.dropout: [x]", "model.dropout is 'x', which does not fit: could not convert string to float: 'x'."),
+        ("model.dropout: {low: 0.1, high: 3}", "model.dropout is 3, but must be from 0 to 0.999."),
+        ("model.dropout: [x]", "model.dropout is 'x', but must be a number from 0 to 0.999."),
+        ("model.expert_hidden: [64]", "model.expert_hidden is 64, but must be a list of numbers from 1 to 65536."),
         ("model.dropout: {low: 0.3, high: 0.1}", "model.dropout is {'low': 0.3, 'high': 0.1}, which is not a range: "),
         ("model.arch: {low: mmoe, high: stem}", "model.arch is {'low': 'mmoe', 'high': 'stem'}, but only numbers have"),
         ("checkpoint.folder: [x]", "checkpoint.folder is the same for all trials; leave it out of the space."),
@@ -55,9 +56,9 @@ def test_the_published_space_fits_the_configuration() -> None:
 
 def test_options_are_named_as_help_lists_them_and_typed_as_the_configuration_holds_them() -> None:
     given = {
-        "--model.embedding-l2": ["1e-6", 1],
+        "--model.embedding-l2": [1e-6, 1],
         "model.num-shared-experts": {"low": 1, "high": 4},
-        "train.clip_norm": {"low": 1, "high": "1e1", "log": True},
+        "train.clip_norm": {"low": 1, "high": 1e1, "log": True},
     }
     assert to_space(given, tiny(), "space.yaml") == {
         "model.embedding_l2": CategoricalDistribution([1e-6, 1.0]),

@@ -7,13 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from stem_torchrec.config import ModelConfig
 from stem_torchrec.data.files import Columns
 from stem_torchrec.data.schema import SparseFeature
 from stem_torchrec.metrics.multi_task import TaskMetrics
 from stem_torchrec.models.build import build_model
 from stem_torchrec.models.loss import MultiTaskTrain, multi_task_loss
-from stem_torchrec.models.stem import STEM
+from stem_torchrec.models.stem import STEM, STEMOptions
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.tables import embedding_bag_configs, groups_of
 from stem_torchrec.training.early_stopping import EarlyStopping
@@ -35,8 +34,8 @@ def columns_of(tasks: int, *, dense: int = 2) -> Columns:
     )
 
 
-def small(**changes) -> ModelConfig:
-    config = ModelConfig(
+def small(**changes) -> STEMOptions:
+    config = STEMOptions(
         embedding_dim=4,
         num_shared_experts=3,
         num_task_experts=2,
@@ -47,7 +46,7 @@ def small(**changes) -> ModelConfig:
     return dataclasses.replace(config, **changes)
 
 
-def build(config: ModelConfig, columns: Columns, *, seed: int = 0) -> STEM:
+def build(config: STEMOptions, columns: Columns, *, seed: int = 0) -> STEM:
     """STEM on CPU with tables and biases large enough that every gradient shows."""
     torch.manual_seed(seed)
     model = build_model(dataclasses.replace(config, embedding_std=1.0), columns, table_device="cpu").model
@@ -68,7 +67,7 @@ def owner(parameter: str) -> str:
     return next(group for group in (*TASKS, "shared") if group in parameter.replace("/", ".").split("."))
 
 
-def assert_equals_formula(config: ModelConfig, columns: Columns) -> None:
+def assert_equals_formula(config: STEMOptions, columns: Columns) -> None:
     model, batch = build(config, columns), random_batch(1, columns)
     weights = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
     logits = model(batch.dense_features, batch.sparse_features)

@@ -16,7 +16,6 @@ from torchrec.modules.embedding_configs import PoolingType
 
 import stem_torchrec
 from stem_torchrec.config import ShardingConfig
-from stem_torchrec.config.recipes import tiny
 from stem_torchrec.data.files import Columns
 from stem_torchrec.data.schema import SparseFeature, load_schema, save_schema
 from stem_torchrec.runtime.errors import UserError
@@ -34,6 +33,7 @@ from stem_torchrec.tables import (
     tables_among,
 )
 from stem_torchrec.training.nonfinite import keep_batch
+from stem_torchrec.training.recipes import tiny
 from stem_torchrec.training.run_evaluation import EvaluateConfig, evaluate_run
 from stem_torchrec.training.trainer import train
 from stem_torchrec.transfer.convert_layout import ConvertConfig, convert_run

@@ -5,9 +5,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from stem_torchrec.config import ModelConfig
 from stem_torchrec.models.build import build_model
-from stem_torchrec.models.stem import STEM
+from stem_torchrec.models.stem import STEM, STEMOptions
 from stem_torchrec.runtime.errors import UserError
 
 from contest.plain import PlainSTEM
@@ -16,7 +15,7 @@ from contest.ratios import ratios
 from contest.run import measure, read_command_line
 from contest.turns import Score
 
-SMALL = ModelConfig(
+SMALL = STEMOptions(
     embedding_dim=4,
     num_shared_experts=3,
     num_task_experts=2,

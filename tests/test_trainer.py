@@ -11,11 +11,12 @@ import pytest
 import torch.distributed as dist
 from torch import Tensor
 
-from stem_torchrec.config import RECIPES, CheckpointConfig, LoopConfig, TrainConfig
+from stem_torchrec.config import CheckpointConfig, LoopConfig, TrainConfig
 from stem_torchrec.data.synthetic import generate
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.training.callbacks import Callback
 from stem_torchrec.training.loop import StepOutput, TrainLoop
+from stem_torchrec.training.recipes import RECIPES
 from stem_torchrec.training.state import TrainState
 from stem_torchrec.training.trainer import Trainer, train
 from stem_torchrec.training.watched_metric import Metrics

@@ -10,9 +10,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from stem_torchrec.config.files import load_config
-from stem_torchrec.config.recipes import tiny
 from stem_torchrec.data import synthetic
+from stem_torchrec.training.configuration import load_config
+from stem_torchrec.training.recipes import tiny
 from stem_torchrec.tune import main
 
 from distributed import forkserver

@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import dacite
-import yaml
-
 from stem_torchrec.config.serialization import from_dict
+from stem_torchrec.config.yaml_text import parse_yaml
 from stem_torchrec.runtime.errors import UserError, reason_of
 
 
@@ -38,8 +36,9 @@ class TableSpec:
 def read_table_list(path: str | Path) -> list[TableSpec]:
     """The features of a YAML table list; raises UserError with file, entry and fix if an entry is wrong."""
     try:
-        entries = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        entries = parse_yaml(Path(path).read_text())
+    # ValueError: not text, or not YAML.
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else reason_of(error)
         raise UserError(f"the table list {path} cannot be read ({reason}); benchmarks/tables/ has examples.") from error
     if not isinstance(entries, list) or not entries:
@@ -60,12 +59,8 @@ def _read(entry: Any, number: int, path: str | Path, earlier: Sequence[TableSpec
     named = isinstance(entry, dict) and isinstance(entry.get("name"), str)
     place = f"{path}, entry {number}" + (f" ({entry['name']!r})" if named else "")
     try:
-        # YAML reads yes and no as bools, which Python and so dacite take for numbers.
-        if named and (words := [key for key, value in entry.items() if isinstance(value, bool)]):
-            raise dacite.DaciteError(f"{words[0]} is {entry[words[0]]}, which is not a number")
         table = from_dict(TableSpec, entry)
-    except (dacite.DaciteError, ValueError, TypeError) as error:
-        # YAML 1.1 reads 1e9, without a point, as a string.
+    except UserError as error:
         hint = "rows and dim are whole numbers such as 1_000_000, pooling and zipf numbers such as 2.5"
         raise UserError(f"{place}: {reason_of(error)}; {hint}.") from error
     if not table.name or any(sign in table.name for sign in ".@/+"):

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from stem_torchrec.config.literals import Arch
+from stem_torchrec.config import Arch
 from stem_torchrec.runtime.process import trains_on_gpu
 
 from contest.problem import Contestant, Precision, Problem

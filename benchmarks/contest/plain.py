@@ -6,7 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from stem_torchrec.config import ModelConfig
+from stem_torchrec.models.stem import STEMOptions
 
 
 def mlp(in_features: int, *widths: int) -> nn.Sequential:
@@ -30,7 +30,7 @@ class PlainSTEM(nn.Module):
         config: numbers of experts and widths of all layers.
     """
 
-    def __init__(self, tasks: tuple[str, ...], in_features: int, config: ModelConfig) -> None:
+    def __init__(self, tasks: tuple[str, ...], in_features: int, config: STEMOptions) -> None:
         super().__init__()
         self.tasks = tasks
         self.groups = (*tasks, "shared")
@@ -75,7 +75,7 @@ class DenseTables(nn.Module):
         config: embedding dimension and standard deviation of the initial weights.
     """
 
-    def __init__(self, groups: tuple[str, ...], features: int, rows: int, config: ModelConfig) -> None:
+    def __init__(self, groups: tuple[str, ...], features: int, rows: int, config: STEMOptions) -> None:
         super().__init__()
         self.groups, self.features = groups, features
         self.tables = nn.ModuleList(nn.Embedding(rows, config.embedding_dim) for _ in groups for _ in range(features))

@@ -10,10 +10,10 @@ from torch import Tensor
 from torchrec.datasets.utils import Batch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from stem_torchrec.config import ModelConfig
-from stem_torchrec.config.literals import Arch, Kernel, Layout, SparseOptimizerName
+from stem_torchrec.config import Kernel, Layout, SparseOptimizerName
 from stem_torchrec.data.files import Columns
 from stem_torchrec.data.schema import SparseFeature
+from stem_torchrec.models.stem import STEMOptions
 
 Precision = Literal["fp32", "tf32", "bf16"]
 Pipeline = Literal["base", "sparse_dist", "prefetch"]
@@ -34,7 +34,7 @@ class Problem:
     """Number of sparse features."""
     tasks: int = 2
     """Number of tasks."""
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: STEMOptions = field(default_factory=STEMOptions)
     """The reference model: D=16, 8 shared experts and 1 for each task, of [512, 512, 512]."""
 
     @property
@@ -115,7 +115,7 @@ class Contestant:
     kernel: Kernel = "auto"
     sparse: SparseOptimizerName = "rowwise_adagrad"
     layout: Layout = "split"
-    arch: Arch = "stem"
+    arch: str = "stem"
     """Model of ours. If it has only shared tables, their rows are as long as those of all groups of STEM together,
     so that its tables are as large."""
 

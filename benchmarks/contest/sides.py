@@ -1,7 +1,6 @@
 """The sides that train, each built by a function: ours, and two plain ones."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,9 +17,16 @@ from torchrec.distributed.train_pipeline import (
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
-from stem_torchrec.config import DataConfig, LoopConfig, ShardingConfig, SparseOptimizerConfig, TrainConfig
-from stem_torchrec.config.literals import ShardingType
+from stem_torchrec.config import (
+    DataConfig,
+    LoopConfig,
+    ShardingConfig,
+    ShardingType,
+    SparseOptimizerConfig,
+    TrainConfig,
+)
 from stem_torchrec.models.loss import MultiTaskTrain
+from stem_torchrec.models.table import with_arch
 from stem_torchrec.runtime.process import Process
 from stem_torchrec.tables import embedding_bag_configs, groups_of
 from stem_torchrec.training.assembly import autocast_forward, build_sharded_model
@@ -46,7 +52,7 @@ def ours(problem: Problem, contestant: Contestant, process: Process) -> Side:
     dim = problem.model.embedding_dim * (1 if contestant.arch == "stem" else problem.tasks + 1)
     config = TrainConfig(
         data=DataConfig(batch_size=problem.batch_size),
-        model=replace(problem.model, layout=contestant.layout, arch=contestant.arch, embedding_dim=dim),
+        model=with_arch(problem.model, contestant.arch, layout=contestant.layout, embedding_dim=dim),
         sparse=SparseOptimizerConfig(name=contestant.sparse),
         sharding=ShardingConfig(type=type_, kernel=contestant.kernel),
         train=LoopConfig(precision=contestant.precision),

@@ -17,7 +17,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import dacite
 import numpy as np
 import torch
 from torch import nn
@@ -135,7 +134,7 @@ def _read(folder: str) -> tuple[dict[str, Any], list[Outcome]]:
         sweep = json.loads((path / SWEEP_FILE).read_text())["sweep"]
         files = sorted(file for file in (path / CASES).glob("*.json") if not file.name.endswith(".plan.json"))
         outcomes = [from_dict(Outcome, json.loads(file.read_text())) for file in files]
-    except (OSError, ValueError, KeyError, TypeError, dacite.DaciteError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"--calibrate {folder} holds no results of benchmarks/sharding.py ({reason_of(error)}); give "
             "the folder that its --out named."

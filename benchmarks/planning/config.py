@@ -7,8 +7,7 @@ from typing import Literal
 
 from torchrec.distributed.planner import Topology
 
-from stem_torchrec.config import parse_arguments
-from stem_torchrec.config.literals import Layout, ShardingType, SparseOptimizerName
+from stem_torchrec.config import Layout, ShardingType, SparseOptimizerName, parse_arguments
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.sharding.topology import Bandwidths, make_topology
 

@@ -12,8 +12,7 @@ import torch
 from torch import nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from stem_torchrec.config import SparseOptimizerConfig
-from stem_torchrec.config.literals import Layout, SparseOptimizerName
+from stem_torchrec.config import Layout, SparseOptimizerConfig, SparseOptimizerName
 from stem_torchrec.data.schema import SparseFeature
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.sharding.placement import COLUMN_TYPES, FUSED_TYPES, Placement

@@ -10,8 +10,15 @@ from fnmatch import fnmatchcase
 from itertools import product
 from typing import get_args
 
-from stem_torchrec.config import TrainConfig
-from stem_torchrec.config.literals import Communication, InputDist, Kernel, Layout, ShardingType, SparseOptimizerName
+from stem_torchrec.config import (
+    Communication,
+    InputDist,
+    Kernel,
+    Layout,
+    ShardingType,
+    SparseOptimizerName,
+    TrainConfig,
+)
 from stem_torchrec.runtime.errors import UserError, nearest
 
 TYPES: tuple[ShardingType, ...] = (

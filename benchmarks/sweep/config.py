@@ -4,12 +4,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from stem_torchrec.config import TrainConfig, config_from_command_line, parse_known_arguments
-from stem_torchrec.config.limits import check_limits
-from stem_torchrec.config.literals import Communication, InputDist, Kernel, Layout, ShardingType, SparseOptimizerName
+from stem_torchrec.config import (
+    Communication,
+    InputDist,
+    Kernel,
+    Layout,
+    ShardingType,
+    SparseOptimizerName,
+    TrainConfig,
+    parse_known_arguments,
+)
 from stem_torchrec.data.files import Columns
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.training.configuration import config_from_command_line
 
 from common.table_list import TableSpec, read_table_list
 from sweep.cases import TYPES, Axes, Case, list_cases
@@ -63,7 +71,6 @@ def read_command_line(args: Sequence[str] | None = None) -> tuple[SweepConfig, T
     """What to sweep, and the run that all cases vary; raises UserError for values that make no sense in either."""
     config, rest = parse_known_arguments(SweepConfig(), args, description=_DESCRIPTION)
     train = config_from_command_line(rest)
-    check_limits(train)
     if not config.out:
         raise UserError("say where the results go: --out DIR.")
     for name, least in (("steps", 1), ("warmup", 1), ("rounds", 1), ("timeout", 1)):

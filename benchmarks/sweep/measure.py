@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from stem_torchrec.config.limits import check_limits
+from stem_torchrec.config import check_fields
 from stem_torchrec.data.folder import data_folder
 from stem_torchrec.runtime.process import Process
 from stem_torchrec.sharding.plan import Plan, plan_to_json
@@ -31,7 +31,7 @@ _DRAIN = 2
 def measure(job: Job, process: Process) -> Measurement:
     """Trains and measures; all ranks call it, and each returns the measurement of all ranks."""
     config = job.case.configure(job.config)
-    check_limits(config)
+    check_fields(config)
     workload = _workload(job, process)
     cuda = process.device.type == "cuda"
     before = _reset_memory_peak()

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import dacite
-
 from stem_torchrec.config.serialization import from_dict, to_dict
 from stem_torchrec.runtime.errors import UserError
 
@@ -128,7 +126,7 @@ class ResultFolder:
             return None
         try:
             return from_dict(Outcome, json.loads(path.read_text()))
-        except (ValueError, TypeError, dacite.DaciteError) as error:
+        except ValueError as error:
             raise UserError(
                 f"{path} is not a result of this sweep ({error}); delete it to measure the case again."
             ) from error

@@ -6,14 +6,20 @@ A folder without progress.json is not a checkpoint: it is being written, or writ
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from iopath.common.file_io import g_pathmgr
 
+from stem_torchrec.config import ModelConfig, TrainConfig
+from stem_torchrec.config.formats import with_format, without_format
+from stem_torchrec.config.serialization import from_dict, to_dict
+from stem_torchrec.data.schema import Schema, schema_to_dict
 from stem_torchrec.runtime.paths import move, remove_folder
 
 PROGRESS_FILE = "progress.json"
+PROGRESS_FORMAT = 1
+"""Format version of progress.json."""
 _PREFIX = "step-"
 _CHECKSUM = "sha256"
 
@@ -58,22 +64,44 @@ def complete_steps(folder: str) -> list[int]:
 
 def publish(path: str, progress: Progress) -> None:
     """Completes the checkpoint that was written to `path`, by writing its progress.json."""
-    new, values = f"{path}/{PROGRESS_FILE}.new", json.loads(json.dumps(asdict(progress)))
+    new = f"{path}/{PROGRESS_FILE}.new"
+    content = with_format(json.loads(json.dumps(asdict(progress))), PROGRESS_FORMAT)
     with g_pathmgr.open(new, "w") as file:
-        file.write(json.dumps({**values, _CHECKSUM: _checksum(path, values)}, indent=1) + "\n")
+        file.write(json.dumps({**content, _CHECKSUM: _checksum(path, content)}, indent=1) + "\n")
     move(new, f"{path}/{PROGRESS_FILE}")
 
 
-def read_progress(path: str) -> Progress:
-    """What `publish` wrote; raises OSError or ValueError if it cannot be read or was changed since."""
+def read_progress(path: str, model: type[ModelConfig] = ModelConfig) -> Progress:
+    """What `publish` wrote, with the defaults of fields that the program which wrote it did not have.
+
+    Args:
+        path: of the checkpoint.
+        model: the options of the model that the run would resume with; their fields have defaults, too.
+
+    Raises FormatError for a file in a newer format, OSError or ValueError for one that cannot be read or was
+    changed since.
+    """
     with g_pathmgr.open(f"{path}/{PROGRESS_FILE}", "r") as file:
-        values = json.loads(file.read())
-    if values.pop(_CHECKSUM, None) != _checksum(path, values):
+        content = json.loads(file.read())
+    # Before the checksum, which a newer program may compute differently.
+    fields = without_format(content, PROGRESS_FORMAT, f"{path}/{PROGRESS_FILE}")
+    checksum = content.pop(_CHECKSUM, None)
+    if checksum != _checksum(path, content):
         raise ValueError(f"{PROGRESS_FILE} or .metadata is not what was written there")
     try:
-        return Progress(**values)
+        progress = Progress(**{name: value for name, value in fields.items() if name != _CHECKSUM})
     except TypeError as error:
         raise ValueError(f"{PROGRESS_FILE} has other fields than this version's ({error})") from error
+    schema = from_dict(Schema, progress.schema)
+    return replace(progress, config=_with_defaults(progress.config, model), schema=schema_to_dict(schema))
+
+
+def _with_defaults(config: Mapping[str, Any], model: type[ModelConfig]) -> dict[str, Any]:
+    """A stored configuration with all fields of this program's, without options that only other models have."""
+    section = config.get("model", {})
+    if section.get("arch", ModelConfig.arch) == model.arch:
+        section = {name: section.get(name, default) for name, default in to_dict(model()).items()}
+    return {**to_dict(from_dict(TrainConfig, {**config, "model": {}})), "model": section}
 
 
 def _checksum(path: str, progress: Mapping[str, Any]) -> str:

@@ -6,7 +6,8 @@ from iopath.common.file_io import g_pathmgr
 
 from stem_torchrec.checkpoints.compatibility import check_same_run
 from stem_torchrec.checkpoints.folder import PROGRESS_FILE, Progress, checkpoint_path, complete_steps, read_progress
-from stem_torchrec.config import CheckpointConfig, TrainConfig
+from stem_torchrec.config import CheckpointConfig, ModelConfig, TrainConfig
+from stem_torchrec.config.formats import FormatError
 from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.data.schema import Schema, schema_to_dict
 from stem_torchrec.runtime.errors import DamagedError, UserError, reason_of
@@ -36,7 +37,7 @@ def check_resume(config: TrainConfig, schema: Schema) -> None:
             )
         for path in candidates(config.resume, own):
             try:
-                progress = progress_of(path)
+                progress = progress_of(path, type(config.model))
             except DamagedError:
                 continue
             check_same_run(path, (progress.config, progress.schema), (to_dict(config), schema_to_dict(schema)))
@@ -71,10 +72,15 @@ def candidates(resume: str, folder: str | None) -> list[str]:
     return paths
 
 
-def progress_of(path: str) -> Progress:
-    """How far the run of the checkpoint at `path` was; raises DamagedError if that cannot be read."""
+def progress_of(path: str, model: type[ModelConfig]) -> Progress:
+    """How far the run of the checkpoint at `path` was; `model` is the class of the options to resume with.
+
+    Raises DamagedError if that cannot be read, FormatError if a newer program wrote it.
+    """
     try:
-        return read_progress(path)
+        return read_progress(path, model)
+    except FormatError:
+        raise
     except (OSError, ValueError) as error:
         raise DamagedError(f"{path} cannot be read: {reason_of(error)}") from error
 

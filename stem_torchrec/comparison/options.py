@@ -3,23 +3,26 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
-import yaml
+from annotated_types import Interval
 
 from stem_torchrec.comparison.comparable import EDGES, edges_ascend
 from stem_torchrec.comparison.grid_search import Grid
-from stem_torchrec.comparison.runs import MODELS, Part, Run, parts_of
+from stem_torchrec.comparison.runs import Part, Run, comparable_models, parts_of
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.command_line import parse_known_arguments
-from stem_torchrec.config.files import config_from_command_line, dump_config, what_is_trained
-from stem_torchrec.config.limits import check_limits
+from stem_torchrec.config.files import what_is_trained
+from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.data.files import Columns, find_row_groups, fingerprint
 from stem_torchrec.data.folder import data_folder
 from stem_torchrec.data.schema import load_schema
-from stem_torchrec.models.build import build_model, check_task_weights, groups_with_tables
+from stem_torchrec.models.build import build_model, check_task_weights
+from stem_torchrec.models.table import MODELS, groups_with_tables
 from stem_torchrec.runtime.errors import UserError, nearest
 from stem_torchrec.sharding.placement import match_rules, parse_rules
 from stem_torchrec.tables import groups_of, table_configs
+from stem_torchrec.training.configuration import config_from_command_line
 from stem_torchrec.training.run_folder import write_or_check
 from stem_torchrec.training.watched_metric import WatchedMetric
 
@@ -47,22 +50,22 @@ class CompareConfig:
     """The model that the others are compared with."""
     split: str = "test"
     """The split to report on: one on which nothing was chosen, so neither train nor valid."""
-    resamples: int = 1000
+    resamples: Annotated[int, Interval(ge=1, le=10**6)] = 1000
     """Draws of users behind each interval."""
-    confidence: float = 0.95
+    confidence: Annotated[float, Interval(gt=0, lt=1)] = 0.95
     """Share of the draws that an interval covers."""
     pair: str = ""
     """The two tasks of the comparable-samples analysis, separated by a comma; by default the first two."""
-    ratio_edges: tuple[float, ...] = EDGES
+    ratio_edges: tuple[Annotated[float, Interval(gt=0, le=1e6)], ...] = EDGES
     """Edges of its bins: how much more of a user's positives are of the first task than over the whole log."""
     item: str = ""
     """The sparse feature that identifies the item, for the same analysis by item; without it only by user."""
     tune: bool = False
     """Chooses --sparse.learning-rate and --model.embedding-l2 for each model from the two lists below, by validation
     (--train.metric) with the first seed, before it trains with all."""
-    learning_rates: tuple[float, ...] = ()
+    learning_rates: tuple[Annotated[float, Interval(ge=0, le=1e6)], ...] = ()
     """Learning rates of the tables to choose from; by default --sparse.learning-rate, half of it and twice."""
-    embedding_l2: tuple[float, ...] = ()
+    embedding_l2: tuple[Annotated[float, Interval(ge=0, le=1e6)], ...] = ()
     """L2 regularization of embeddings to choose from; by default 0, 0.1 and --model.embedding-l2."""
 
 
@@ -90,7 +93,6 @@ def read_command_line(args: Sequence[str] | None = None) -> Request:
     """The comparison that a command line describes; raises UserError for options that make no sense."""
     config, rest = parse_known_arguments(CompareConfig(), args, description=_DESCRIPTION)
     train = config_from_command_line(rest)
-    check_limits(train)
     if not config.out:
         raise UserError("--out is missing; name the folder for the results, as in --out DIR.")
     if train.checkpoint.folder is not None or train.resume != "auto":
@@ -108,10 +110,6 @@ def read_command_line(args: Sequence[str] | None = None) -> Request:
         raise UserError(
             f"--split is {config.split!r}, on which models are trained or chosen; give another such as test."
         )
-    if config.resamples < 1:
-        raise UserError(f"--resamples is {config.resamples}, but must be at least 1.")
-    if not 0 < config.confidence < 1:
-        raise UserError(f"--confidence is {config.confidence}, but must be between 0 and 1, such as 0.95.")
     if not edges_ascend(config.ratio_edges):
         raise UserError(f"--ratio-edges is {list(config.ratio_edges)}, but must ascend from above 0, such as 0.5 2.")
     folder = Path(config.out)
@@ -120,11 +118,11 @@ def read_command_line(args: Sequence[str] | None = None) -> Request:
 
 
 def _models(config: CompareConfig) -> list[str]:
-    names = _split(config.models)
-    models = list(dict.fromkeys(m for name in names for m in (_all_archs() if name == "all" else [name])))
+    names, known = _split(config.models), list(comparable_models())
+    models = list(dict.fromkeys(m for name in names for m in (MODELS if name == "all" else [name])))
     for name in [*models, config.base]:
-        if name not in MODELS:
-            raise UserError(f"there is no model {name!r}, only all, {', '.join(MODELS)}{nearest(name, list(MODELS))}")
+        if name not in known:
+            raise UserError(f"there is no model {name!r}, only all, {', '.join(known)}{nearest(name, known)}")
     if config.base not in models:
         raise UserError(f"--base is {config.base!r}, which is not among --models {config.models}; add it.")
     return models
@@ -208,7 +206,7 @@ def record_options(request: Request, world_size: int) -> None:
         "split": request.config.split,
         "log": dict(request.log),
         "tuned": {"seed": grid.seed, "cells": [cell.name for cell in grid.cells()]} if grid else None,
-        "train": yaml.safe_load(dump_config(replace(what_is_trained(request.train), seed=0))),
+        "train": to_dict(replace(what_is_trained(request.train), seed=0)),
     }
     write_or_check(
         folder / COMPARISON_FILE,
@@ -221,7 +219,3 @@ def record_options(request: Request, world_size: int) -> None:
 
 def _split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _all_archs() -> list[str]:
-    return [name for name, options in MODELS.items() if list(options) == ["arch"]]

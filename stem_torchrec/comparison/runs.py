@@ -10,21 +10,21 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from threading import Event
-from typing import Any, get_args
+from typing import Any
 
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stem_torchrec.checkpoints.resume import checkpoints_folder
 from stem_torchrec.comparison.diagnostics import GateWeights
-from stem_torchrec.config import ModelConfig, TrainConfig
-from stem_torchrec.config.files import load_config, what_is_trained
-from stem_torchrec.config.literals import Arch
+from stem_torchrec.config import TrainConfig
+from stem_torchrec.config.files import what_is_trained
 from stem_torchrec.metrics.multi_task import to_json
-from stem_torchrec.models.build import groups_with_tables
+from stem_torchrec.models.table import MODELS, groups_with_tables, with_arch
 from stem_torchrec.runtime.errors import DamagedError, DivergedError
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
+from stem_torchrec.training.configuration import load_config
 from stem_torchrec.training.metrics_log import METRICS_LOG
 from stem_torchrec.training.run_evaluation import EvaluateConfig, evaluate_run
 from stem_torchrec.training.run_folder import CONFIG_FILE, write_json
@@ -35,16 +35,19 @@ TEST_FILE = "test.json"
 """The test results in a run's folder; written last, so it marks a run that is done."""
 PREDICTIONS = "predictions"
 
-MODELS: Mapping[str, Mapping[str, str]] = {
-    **{arch: {"arch": arch} for arch in get_args(Arch)},
+_ABLATIONS: Mapping[str, Mapping[str, str]] = {
     "stem_reads_own": {"arch": "stem", "reads": "own_shared"},
     "stem_trains_all": {"arch": "stem", "trains": "all"},
     "stem_gate_task": {"arch": "stem", "gate_input": "task"},
     "stem_gate_shared": {"arch": "stem", "gate_input": "shared"},
 }
-"""The models that can be compared, by name, with the model options that each sets: all of --model.arch, and ablations
-of STEM. A loss trains at most what its gate reads, so a STEM that reads own and shared and trains all is
-stem_reads_own."""
+"""Ablations of STEM, by the options that they set. A loss trains at most what its gate reads, so a STEM that reads own
+and shared and trains all is stem_reads_own."""
+
+
+def comparable_models() -> dict[str, Mapping[str, str]]:
+    """The models that can be compared, by name, with the model options that each sets: all models, and ablations."""
+    return {**{arch: {"arch": arch} for arch in MODELS}, **_ABLATIONS}
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Part:
     """What one training run trains: a model on all tasks, or the single-task model of one task."""
 
     model: str
-    """A key of MODELS."""
+    """A key of `comparable_models()`."""
     labels: tuple[str, ...]
     """Its tasks."""
     alone: bool
@@ -70,11 +73,8 @@ class Part:
             config: of the comparison; it names its labels.
         """
         weights = dict(zip(config.data.labels, config.model.task_weights, strict=bool(config.model.task_weights)))
-        options: Mapping[str, Any] = {
-            **MODELS[self.model],
-            "task_weights": tuple(weights[t] for t in self.labels if weights),
-        }
-        model: ModelConfig = replace(config.model, **options)
+        task_weights = tuple(weights[task] for task in self.labels if weights)
+        model = with_arch(config.model, **comparable_models()[self.model], task_weights=task_weights)
         groups = groups_with_tables(model.arch, self.labels)
         rates = {group: rate for group, rate in config.sparse.group_learning_rates.items() if group in groups}
         metric = config.train.metric.partition("/")[0] if self.alone else config.train.metric
@@ -89,7 +89,7 @@ class Part:
 
 def parts_of(model: str, labels: Sequence[str]) -> list[Part]:
     """The parts of a model: one, or one for each task of the single-task model, each tuned and stopped by its task."""
-    if MODELS[model]["arch"] == "single_task":
+    if comparable_models()[model]["arch"] == "single_task":
         return [Part(model, (label,), alone=True) for label in labels]
     return [Part(model, tuple(labels), alone=False)]
 
@@ -99,7 +99,7 @@ class Run:
     """One model with one seed."""
 
     model: str
-    """A key of MODELS."""
+    """A key of `comparable_models()`."""
     seed: int
     folder: Path
 

@@ -1,7 +1,8 @@
-"""What a run can be told: frozen dataclasses, recipes, and their way from a command line or YAML and back.
+"""The configuration of a run: frozen dataclasses, and how they are read from a command line or YAML.
 
-Reading order: run.py, and the sections that it joins: data.py, synthetic.py, model.py, optimizers.py, sharding.py and
-loop.py; then recipes.py, command_line.py, files.py, serialization.py, limits.py.
+A field stands in one place with its type, limits, default and help. Reading order: run.py, and the sections that it
+joins: data.py, synthetic.py, model.py, optimizers.py, sharding.py, loop.py; then command_line.py, files.py, fields.py
+(limits and error sentences), serialization.py, narrowed.py, yaml_text.py, formats.py (format versions of files).
 Import the names below. May import `runtime` only.
 """
 
@@ -11,31 +12,45 @@ from stem_torchrec.config.command_line import (
     parse_known_arguments,
     run_main,
 )
-from stem_torchrec.config.data import DataConfig
-from stem_torchrec.config.files import config_from_command_line, dump_config, load_config, what_is_trained
-from stem_torchrec.config.loop import CheckpointConfig, LoopConfig
-from stem_torchrec.config.model import ModelConfig
-from stem_torchrec.config.optimizers import DenseOptimizerConfig, ScheduleConfig, SparseOptimizerConfig
-from stem_torchrec.config.recipes import RECIPES
+from stem_torchrec.config.data import DataConfig, OnBadRow
+from stem_torchrec.config.files import dump_config, what_is_trained
+from stem_torchrec.config.loop import CheckpointConfig, LoopConfig, Precision
+from stem_torchrec.config.model import Arch, Layout, ModelConfig, Share, Width
+from stem_torchrec.config.optimizers import (
+    DenseOptimizerConfig,
+    ScheduleConfig,
+    SparseOptimizerConfig,
+    SparseOptimizerName,
+)
 from stem_torchrec.config.run import TrainConfig
-from stem_torchrec.config.sharding import ShardingConfig
+from stem_torchrec.config.serialization import check_fields
+from stem_torchrec.config.sharding import Communication, InputDist, Kernel, ShardingConfig, ShardingType
 from stem_torchrec.config.synthetic import SyntheticConfig
 
 __all__ = [
-    "RECIPES",
+    "Arch",
     "CheckpointConfig",
+    "Communication",
     "DataConfig",
     "DenseOptimizerConfig",
+    "InputDist",
+    "Kernel",
+    "Layout",
     "LoopConfig",
     "ModelConfig",
+    "OnBadRow",
+    "Precision",
     "ScheduleConfig",
     "ShardingConfig",
+    "ShardingType",
+    "Share",
     "SparseOptimizerConfig",
+    "SparseOptimizerName",
     "SyntheticConfig",
     "TrainConfig",
-    "config_from_command_line",
+    "Width",
+    "check_fields",
     "dump_config",
-    "load_config",
     "option_names",
     "parse_arguments",
     "parse_known_arguments",

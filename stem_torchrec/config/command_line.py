@@ -1,14 +1,17 @@
-"""Command lines from dataclasses (by tyro), with every mistake answered in one sentence."""
+"""Command lines from dataclasses, by tyro; every mistake becomes one sentence."""
 
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
-from typing import Any, TypeVar
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar, get_type_hints
 
 import tyro
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
+from stem_torchrec.config.fields import limits_in, limits_text
+from stem_torchrec.config.serialization import check_fields
 from stem_torchrec.runtime.errors import (
     HANG_STATUS,
     RESUME_STATUS,
@@ -18,7 +21,7 @@ from stem_torchrec.runtime.errors import (
     UserError,
     nearest,
 )
-from stem_torchrec.runtime.internals import tyro_errors as _errors
+from stem_torchrec.runtime.internals import tyro_errors
 
 ConfigT = TypeVar("ConfigT")
 
@@ -29,39 +32,50 @@ def parse_arguments(default: ConfigT, args: Sequence[str] | None = None, descrip
     Args:
         default: an instance of a dataclass; nested dataclasses become `--section.field`.
         args: the command line, `sys.argv[1:]` if None.
-        description: what `--help` says above the options.
+        description: the text of `--help` above the options.
 
     Raises:
-        UserError: an unknown name (with the nearest right one), a wrong type or a wrong choice.
+        UserError: an unknown name (with the nearest right one), a wrong type or choice, or a number outside of its
+            limits.
 
     Example::
 
         config = parse_arguments(tiny(), ["--model.embedding-dim", "32"])
     """
     with _mistakes_in_one_sentence(option_names(default)):
-        return tyro.cli(type(default), default=default, args=args, description=description)
+        config = tyro.cli(
+            type(default), default=default, args=args, description=description, registry=_help_with_limits()
+        )
+    check_fields(config)
+    return config
 
 
 def parse_known_arguments(
     default: ConfigT, args: Sequence[str] | None = None, *, description: str | None = None
 ) -> tuple[ConfigT, list[str]]:
-    """The same, with the options that `default` does not have returned instead of refused.
+    """The same, but returns the options that `default` does not have instead of refusing them.
 
-    With a description `--help` is answered; without one it is among what is returned.
+    With a description, `--help` prints it and the options; without one, `--help` is returned with the unknown options.
     """
     args = sys.argv[1:] if args is None else list(args)
     if description is not None and {"-h", "--help"} & set(args):
         parse_arguments(default, ["--help"], description=description)
     with _mistakes_in_one_sentence(option_names(default)):
-        return tyro.cli(type(default), default=default, args=args, return_unknown_args=True, add_help=False)
+        config, rest = tyro.cli(type(default), default=default, args=args, return_unknown_args=True, add_help=False)
+    check_fields(config)
+    return config, rest
 
 
 def run_main(main: Callable[[], None], *, every_rank_speaks: bool = False) -> None:
-    """Calls `main`; a UserError becomes one sentence on standard error and exit status 2, LostRankError one and status
-    3, Interrupted status 75.
+    """Calls `main` and ends the process with an exit status for what it raises.
 
-    Every rank of a host meets the same wrong configuration, so only the first one speaks of it, unless they do
-    different things; a DataError is known to the rank that read the row alone, so that rank speaks.
+    A UserError becomes one sentence on standard error and status 2, a LostRankError one sentence and status 3,
+    Interrupted status 75. All ranks of a host raise the same error for a wrong configuration, so only the first one
+    prints it. A DataError is raised by the one rank that read the row, and that rank prints it.
+
+    Args:
+        main: the command.
+        every_rank_speaks: every rank prints its error, for ranks that do different things.
     """
     try:
         main()
@@ -72,34 +86,67 @@ def run_main(main: Callable[[], None], *, every_rank_speaks: bool = False) -> No
         sys.exit(HANG_STATUS)
     except UserError as error:
         if every_rank_speaks or isinstance(error, DataError) or os.environ.get("LOCAL_RANK", "0") == "0":
-            # A reader process's error comes wrapped in its traceback; the sentence is behind the last name.
+            # The error of a reader process comes wrapped in its traceback; the sentence follows the last name.
             print(f"error: {str(error).rsplit('DataError: ', 1)[-1].strip()}", file=sys.stderr)
         sys.exit(2)
 
 
+def _help_with_limits() -> ConstructorRegistry:
+    """Appends its limits to the help text of every field that has some."""
+    registry, inside = ConstructorRegistry(), False
+
+    @registry.struct_rule
+    def with_limits(info: StructTypeInfo) -> StructConstructorSpec | None:
+        nonlocal inside
+        if inside or not is_dataclass(info.type):
+            return None
+        inside = True  # So that tyro's own rule for dataclasses is used within.
+        spec = ConstructorRegistry.get_struct_spec(info)
+        inside = False
+        if not isinstance(spec, StructConstructorSpec):
+            return None
+        annotations = get_type_hints(info.type, include_extras=True)
+        return replace(spec, fields=tuple(_with_limits(field, annotations[field.name]) for field in spec.fields))
+
+    return registry
+
+
+def _with_limits(field: StructFieldSpec, annotation: Any) -> StructFieldSpec:
+    limits = limits_in(annotation)
+    if limits is None:
+        return field
+
+    def text() -> str:
+        documentation = field.helptext() if callable(field.helptext) else field.helptext
+        sentence = f"{limits_text(limits)}."
+        return f"{documentation or ''} {sentence[0].upper()}{sentence[1:]}".strip()
+
+    return replace(field, helptext=text)
+
+
 @contextmanager
 def _mistakes_in_one_sentence(options: Sequence[str]) -> Iterator[None]:
-    def raise_user_error(event: _errors.ParseErrorEvent) -> None:
+    def raise_user_error(event: tyro_errors.ParseErrorEvent) -> None:
         raise UserError(_sentence(event, options))
 
-    with _errors.on_parse_error(raise_user_error):
+    with tyro_errors.on_parse_error(raise_user_error):
         yield
 
 
-def _sentence(event: _errors.ParseErrorEvent, options: Sequence[str]) -> str:
+def _sentence(event: tyro_errors.ParseErrorEvent, options: Sequence[str]) -> str:
     match event:
-        case _errors.UnrecognizedArgs(tokens=tokens):
+        case tyro_errors.UnrecognizedArgs(tokens=tokens):
             name = next((token for token in tokens if token.startswith("--")), tokens[0])
             return f"unknown option {name!r}{nearest(name, options) or ';'} --help lists all."
-        case _errors.InvalidChoice(argument=argument, value=value, choices=choices):
+        case tyro_errors.InvalidChoice(argument=argument, value=value, choices=choices):
             known = ", ".join(choices)
             return f"{argument.display_name()} is {value!r}, but must be one of {known}{nearest(value, choices)}"
-        case _errors.BadValue(argument=argument):
+        case tyro_errors.BadValue(argument=argument):
             return f"{argument.display_name()} got no value or too few; --help shows what it takes."
-        case _errors.InstantiationFailure(argument=argument, message=message):
+        case tyro_errors.InstantiationFailure(argument=argument, message=message):
             place = f"{argument.display_name()}: " if argument else ""
             return f"{place}{message}; --help shows what it takes."
-        case _errors.MissingArgs(missing_arguments=missing):
+        case tyro_errors.MissingArgs(missing_arguments=missing):
             return f"missing {', '.join(arg.arg.display_name() for arg in missing)}; --help shows what it takes."
         case _:
             return f"the command line cannot be parsed ({event}); --help shows the options."

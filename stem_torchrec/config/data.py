@@ -1,9 +1,13 @@
 """The log of a run, and how its rows become batches."""
 
 from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
-from stem_torchrec.config.literals import OnBadRow
+from annotated_types import Interval
+
 from stem_torchrec.config.synthetic import SyntheticConfig
+
+OnBadRow = Literal["fail", "skip"]
 
 
 @dataclass(frozen=True)
@@ -13,28 +17,28 @@ class DataConfig:
     path: str | None = None
     """Folder with schema.json, train/ and valid/, local or any path that iopath opens. None makes the synthetic
     log below data/ once and uses that; a recipe for a log of your own needs the path."""
-    batch_size: int = 4096
+    batch_size: Annotated[int, Interval(ge=1, le=2**24)] = 4096
     """Rows per rank and step; the global batch is this times the world size."""
-    eval_batch_size: int = 8192
+    eval_batch_size: Annotated[int, Interval(ge=1, le=2**24)] = 8192
     """Rows per rank and step in evaluation."""
-    shuffle_rows: int = 262_144
+    shuffle_rows: Annotated[int, Interval(ge=0, le=10**12)] = 262_144
     """Rows that are shuffled together: row groups in random order, then the rows of each run of row groups of at
     least this size. 0 keeps the order of the log."""
-    num_workers: int = 0
+    num_workers: Annotated[int, Interval(ge=0, le=1024)] = 0
     """Reader processes per rank. With 0 a thread decodes the next rows while a step runs."""
     on_bad_row: OnBadRow = "fail"
-    """What becomes of a row that breaks the schema, and of the rows of a damaged part of a file: fail names the first
-    and ends the run; skip counts them by reason and reads on."""
-    max_bad_share: float = 0.001
+    """What to do with a row that breaks the schema, and with the rows of a damaged part of a file: fail names the
+    first and ends the run; skip leaves them out and counts them by reason."""
+    max_bad_share: Annotated[float, Interval(ge=0, le=1)] = 0.001
     """Share of a rank's rows of an epoch that may be skipped before the run ends."""
     features: tuple[str, ...] = ()
     """Sparse features that get tables, by name; none means every one in schema.json."""
     labels: tuple[str, ...] = ()
     """Labels that become tasks, in this order; none means every one in schema.json."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
-    """The synthetic log that stands in while no path is given; without meaning beside a path."""
+    """The synthetic log that a run without a path trains on; without effect where a path is given."""
 
     @property
     def skipped_share(self) -> float | None:
-        """The share of bad rows to skip; None where the first one ends the run."""
+        """The share of bad rows to skip; None if the first one ends the run."""
         return self.max_bad_share if self.on_bad_row == "skip" else None

@@ -1,27 +1,32 @@
 """The training loop of a run and its checkpoints."""
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from stem_torchrec.config.literals import Precision
+from annotated_types import Interval
+
+Precision = Literal["fp32", "tf32", "bf16"]
+
+_Steps = Annotated[int, Interval(ge=1, le=10**12)]
 
 
 @dataclass(frozen=True)
 class LoopConfig:
     """The training loop."""
 
-    epochs: int = 1
+    epochs: Annotated[int, Interval(ge=1, le=10**6)] = 1
     """Passes over the training rows."""
-    max_steps: int | None = None
+    max_steps: _Steps | None = None
     """Stops after this many steps, before the epochs are over."""
-    eval_every: int | None = None
+    eval_every: _Steps | None = None
     """Steps between two evaluations; by default once per epoch."""
     metric: str = "auc"
     """What early stopping watches on the validation split: the mean over the tasks of auc, gauc, logloss or ne,
     or one task's (`auc/like`)."""
-    patience: int | None = None
+    patience: Annotated[int, Interval(ge=1, le=10**6)] | None = None
     """Ends the run after this many evaluations without a better metric; by default never. The best
     weights are kept in any case."""
-    clip_norm: float | None = None
+    clip_norm: Annotated[float, Interval(ge=1e-12, le=1e12)] | None = None
     """Largest norm of the dense gradient; a larger one is scaled down."""
     precision: Precision = "fp32"
     """Of the matrix products of experts, gates and towers; weights stay fp32. bf16 runs under autocast, and is faster
@@ -29,26 +34,26 @@ class LoopConfig:
     skip_nonfinite: bool = False
     """Skips and counts batches whose loss is not finite, without touching any table. Otherwise such a loss ends the
     run, with the batch kept in RUN/nonfinite. Skipping makes the host wait for the loss of each step."""
-    log_every: int = 20
+    log_every: _Steps = 20
     """Steps between two lines of the log."""
     profile: bool = False
-    """Records five early steps on every rank and writes RUN/profile: summary.txt, which says where the time of a
+    """Records five early steps on every rank and writes RUN/profile: summary.txt, which lists where the time of a
     step goes, and a trace for each rank. The speed logged meanwhile counts the recording."""
-    timeout: float = 600.0
+    timeout: Annotated[float, Interval(ge=1, le=1e6)] = 600.0
     """Seconds a rank waits for the others before the run fails."""
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """What a run keeps to go on from after an interruption."""
+    """What a run keeps so that it can resume after an interruption."""
 
-    minutes: float | None = 10.0
+    minutes: Annotated[float, Interval(ge=0, le=1e6)] | None = 10.0
     """Minutes between two checkpoints; None for none by time."""
-    steps: int | None = None
+    steps: _Steps | None = None
     """Steps between two checkpoints."""
-    keep: int = 2
+    keep: Annotated[int, Interval(ge=1, le=10**6)] = 2
     """Checkpoints to keep, the newest; the best weights are kept in any case."""
     folder: str | None = None
     """Folder for checkpoints, any path that iopath opens; by default RUN/checkpoints."""
-    max_failures: int = 3
+    max_failures: Annotated[int, Interval(ge=0, le=10**6)] = 3
     """Checkpoints in a row that may fail, for a full disk or a store that does not answer, before the run ends."""

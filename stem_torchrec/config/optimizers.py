@@ -1,9 +1,14 @@
-"""The optimizers of a run and how their learning rates change."""
+"""The optimizers of a run and the schedule of their learning rates."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from stem_torchrec.config.literals import SparseOptimizerName
+from annotated_types import Interval
+
+SparseOptimizerName = Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "lamb", "partial_rowwise_adam"]
+
+_Rate = Annotated[float, Interval(ge=0, le=1e6)]
+_Beta = Annotated[float, Interval(ge=0, le=0.9999999)]
 
 
 @dataclass(frozen=True)
@@ -13,20 +18,20 @@ class SparseOptimizerConfig:
     name: SparseOptimizerName = "rowwise_adagrad"
     """sgd, adagrad and rowwise_adagrad run everywhere; lamb and partial_rowwise_adam on CUDA; adam on CUDA,
     and on CPU with --sharding.kernel dense."""
-    learning_rate: float = 0.02
+    learning_rate: _Rate = 0.02
     """Learning rate of the tables."""
-    group_learning_rates: dict[str, float] = field(default_factory=dict)
+    group_learning_rates: dict[str, _Rate] = field(default_factory=dict)
     """Learning rate by group (a task, or shared) where it differs: `shared 0.02 like 0.005`."""
-    weight_decay: float = 0.0
+    weight_decay: _Rate = 0.0
     """Decay of the rows that were looked up (rowwise_adagrad, adam, lamb, partial_rowwise_adam, on CUDA)."""
-    eps: float = 1e-8
+    eps: Annotated[float, Interval(ge=0, le=1000)] = 1e-8
     """Added to the root of the accumulated squares."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[_Beta, _Beta] = (0.9, 0.999)
     """Decay rates of the moments (adam, lamb, partial_rowwise_adam)."""
     update_unlabeled_rows: bool = False
-    """Moments and decay also move a table row whose label for the task is missing, which breaks the promise
-    that a task trains only its own and the shared tables. Where labels are missing, such an optimizer is
-    refused until this asks for it."""
+    """Moments and decay also move a table row whose label for the task is missing, which breaks the promise that a
+    task trains only its own and the shared tables. If labels are missing, such an optimizer is refused without this
+    option."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +40,11 @@ class DenseOptimizerConfig:
 
     name: Literal["adam", "adamw"] = "adam"
     """Adam, or AdamW with decoupled weight decay."""
-    learning_rate: float = 1e-3
+    learning_rate: _Rate = 1e-3
     """Learning rate after warm-up."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[_Beta, _Beta] = (0.9, 0.999)
     """Decay rates of the moments."""
-    weight_decay: float = 0.0
+    weight_decay: _Rate = 0.0
     """L2 (adam) or decoupled (adamw) decay."""
 
 
@@ -47,7 +52,7 @@ class DenseOptimizerConfig:
 class ScheduleConfig:
     """How the learning rates of tables and dense part change over the steps."""
 
-    warmup_steps: int = 0
+    warmup_steps: Annotated[int, Interval(ge=0, le=10**12)] = 0
     """Steps over which the learning rate rises linearly from 0."""
     decay: Literal["constant", "linear", "cosine"] = "constant"
-    """How the learning rate goes on after warm-up: constant, or down to 0 at the last step."""
+    """The learning rate after warm-up: constant, or falling to 0 at the last step."""

@@ -1,6 +1,9 @@
-"""One run: all that it can be told; the text under a field is its `--help`."""
+"""The configuration of one run; the text under a field is its `--help`."""
 
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from annotated_types import Interval
 
 from stem_torchrec.config.data import DataConfig
 from stem_torchrec.config.loop import CheckpointConfig, LoopConfig
@@ -11,7 +14,7 @@ from stem_torchrec.config.sharding import ShardingConfig
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One run. `--recipe NAME` or `--config RUN/config.yaml` says where the defaults come from."""
+    """One run. The defaults come from `--recipe NAME` or `--config RUN/config.yaml`."""
 
     data: DataConfig = field(default_factory=DataConfig)
     """The log, and how rows become batches."""
@@ -28,12 +31,12 @@ class TrainConfig:
     train: LoopConfig = field(default_factory=LoopConfig)
     """The training loop."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    """What a run keeps to go on from."""
+    """What a run keeps so that it can resume."""
     resume: str = "auto"
-    """auto goes on from the newest checkpoint of the run folder, if it has one; never refuses a folder that holds a
-    run; a path is that of a checkpoint, or of a folder of checkpoints, to start from where the folder has none yet."""
+    """auto resumes from the newest checkpoint of the run folder, if it has one; never refuses a folder that holds a
+    run; a path, of a checkpoint or of a folder of checkpoints, is where a run folder without a checkpoint starts."""
     output_dir: str | None = None
     """The run folder: configuration, plan, metrics, TensorBoard files, best weights; by default a new one
     under runs/, named by the time."""
-    seed: int = 0
+    seed: Annotated[int, Interval(ge=0, le=2**32 - 1)] = 0
     """Seed of initial weights, order of rows and dropout."""

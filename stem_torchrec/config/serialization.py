@@ -1,45 +1,68 @@
-"""Dataclasses to and from what YAML and JSON can say: dictionaries, lists, strings and numbers."""
+"""Dataclasses to and from what YAML and JSON hold: dictionaries, lists, strings and numbers."""
 
-from dataclasses import asdict, is_dataclass
-from typing import Any, TypeVar, get_origin, get_type_hints
+import json
+from dataclasses import asdict
+from functools import lru_cache
+from typing import Any, TypeVar
 
-import dacite
+from pydantic import TypeAdapter, ValidationError
+
+from stem_torchrec.config.fields import sentence_of
+from stem_torchrec.config.narrowed import kind_of
+from stem_torchrec.runtime.errors import UserError, reason_of
 
 DataclassT = TypeVar("DataclassT")
 
 
 def to_dict(value: Any) -> dict[str, Any]:
-    """A dataclass as nested dictionaries, with lists for tuples."""
+    """A dataclass as nested dictionaries, with lists for tuples.
+
+    Example::
+
+        to_dict(ScheduleConfig())  # {"warmup_steps": 0, "decay": "constant"}
+    """
     return _lists(asdict(value))
 
 
 def from_dict(kind: type[DataclassT], value: Any) -> DataclassT:
-    """The dataclass that `to_dict` took; raises dacite.DaciteError with the field that is wrong or unknown."""
-    if not isinstance(value, dict):
-        raise dacite.DaciteError(f"{value!r} is no mapping of fields")
-    _check_lists(kind, value)
-    # A person writes 1 where a float belongs.
-    return dacite.from_dict(kind, _tuples(value), dacite.Config(strict=True, type_hooks={float: float}))
+    """The dataclass that `to_dict` took, with the defaults of the fields that the dictionary lacks.
+
+    A whole number serves where a float belongs, but `true` is not a number, nor is text.
+
+    Raises UserError with the field that is unknown, of the wrong type or outside of its limits.
+    """
+    try:
+        result: DataclassT = _validated(kind, value)
+    except ValidationError as error:
+        raise UserError(sentence_of(error, kind)) from None
+    return result
 
 
-def _check_lists(kind: type, value: dict[str, Any], path: str = "") -> None:
-    """Refuses a string where a list belongs, of which dacite would take the letters."""
-    for name, hint in get_type_hints(kind).items():
-        given = value.get(name)
-        if get_origin(hint) is tuple and name in value and not isinstance(given, list):
-            raise dacite.DaciteError(f'field "{path}{name}" is {given!r}, which is no list')
-        if is_dataclass(hint) and isinstance(given, dict):
-            assert isinstance(hint, type)
-            _check_lists(hint, given, f"{path}{name}.")
+def check_fields(config: Any) -> None:
+    """Raises UserError with the option, its value and the limits for a field with a value that it does not take."""
+    kind = kind_of(config)
+    try:
+        _validated(kind, to_dict(config))
+    except ValidationError as error:
+        raise UserError(sentence_of(error, kind, as_option=True)) from None
+
+
+def _validated(kind: Any, value: Any) -> Any:
+    # By way of JSON, for which pydantic's strict mode takes lists for tuples and dictionaries for dataclasses.
+    # YAML reads a plain 2026-11-26 as a date, which is text in JSON.
+    try:
+        text = json.dumps(value, default=str)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the content has a key that is not text, or contains itself ({reason_of(error)}).") from error
+    return _adapter(kind).validate_json(text, strict=True, extra="forbid")
+
+
+@lru_cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def _lists(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _lists(item) for key, item in value.items()}
     return [_lists(item) for item in value] if isinstance(value, tuple) else value
-
-
-def _tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

@@ -5,13 +5,15 @@ import posixpath
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import dacite
 from iopath.common.file_io import g_pathmgr
 
+from stem_torchrec.config.formats import FormatError, with_format, without_format
 from stem_torchrec.config.serialization import from_dict, to_dict
 from stem_torchrec.runtime.errors import UserError
 
 SCHEMA_FILE = "schema.json"
+SCHEMA_FORMAT = 1
+"""Format version of schema.json."""
 
 Pooling = Literal["sum", "mean"]
 """How the embeddings of a row's ids become one."""
@@ -96,12 +98,19 @@ def schema_to_dict(schema: Schema) -> dict[str, Any]:
 def save_schema(schema: Schema, folder: str) -> None:
     """Writes `folder/schema.json`."""
     with g_pathmgr.open(posixpath.join(folder, SCHEMA_FILE), "w") as file:
-        json.dump(schema_to_dict(schema), file, indent=2)
-        file.write("\n")
+        file.write(schema_to_json(schema))
+
+
+def schema_to_json(schema: Schema) -> str:
+    """The text of schema.json."""
+    return json.dumps(with_format(schema_to_dict(schema), SCHEMA_FORMAT), indent=2) + "\n"
 
 
 def load_schema(folder: str) -> Schema:
-    """Reads `folder/schema.json`; raises UserError with the file and the field that is wrong."""
+    """Reads `folder/schema.json`; a file without a format version, as people write it, is read as well.
+
+    Raises UserError with the file and the field that is wrong, or for a file in a newer format.
+    """
     path = posixpath.join(folder, SCHEMA_FILE)
     if not g_pathmgr.isfile(path):
         raise UserError(
@@ -110,7 +119,9 @@ def load_schema(folder: str) -> Schema:
         )
     with g_pathmgr.open(path, "r") as file:
         try:
-            return from_dict(Schema, json.load(file))
-        # ValueError and TypeError: no JSON, no text, or no number where one belongs.
-        except (ValueError, TypeError, dacite.DaciteError) as error:
-            raise UserError(f"{path}: {error}. datasets/README.md describes the file.") from error
+            return from_dict(Schema, without_format(json.load(file), SCHEMA_FORMAT, path))
+        except FormatError:
+            raise
+        # ValueError: not JSON, not text, or a wrong field.
+        except ValueError as error:
+            raise UserError(f"{path}: {str(error).rstrip('.')}. datasets/README.md describes the file.") from error

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from stem_torchrec.config import SyntheticConfig
+from stem_torchrec.config.serialization import from_dict, to_dict
 from stem_torchrec.data.schema import SCHEMA_FILE, LabelCounts, Schema, SparseFeature, Split, save_schema
 from stem_torchrec.data.synthetic_world import GROUP_COLUMN, MISSING, Floats, World
 from stem_torchrec.runtime.errors import UserError
@@ -134,22 +135,11 @@ def _auc(scores: Floats, labels: NDArray[np.int8]) -> float:
 
 
 def _validate(config: SyntheticConfig) -> None:
-    """Raises UserError for the first value that makes no sense."""
-    sizes = ("train_rows", "valid_rows", "test_rows", "users", "items", "user_segments", "item_categories", "tags")
-    for name, least in {
-        **dict.fromkeys((*sizes, "latent_dim"), 1),
-        **dict.fromkeys(("max_tags", "dense_features", "signal", "zipf_exponent", "seed"), 0),
-    }.items():
-        if not getattr(config, name) >= least:
-            raise UserError(f"{name} is {getattr(config, name)}, but must be at least {least}.")
-    if not 0 <= config.conflict <= 1:
-        raise UserError(f"conflict is {config.conflict}, but must lie between 0 and 1.")
+    """Raises UserError for the first value outside of its limits, and for lists that do not fit the tasks."""
+    from_dict(SyntheticConfig, to_dict(config))
     if not config.tasks:
         raise UserError("tasks is empty, but a log needs at least one label.")
     for name in ("positive_rate", "missing"):
         values = getattr(config, name)
         if len(values) != len(config.tasks):
             raise UserError(f"{name} has {len(values)} numbers, but there are {len(config.tasks)} tasks.")
-        if not all(0 <= value < 1 for value in values) or (name == "positive_rate" and 0 in values):
-            zero = "above 0" if name == "positive_rate" else "at least 0"
-            raise UserError(f"{name} is {values}, but each number must be {zero} and below 1.")

@@ -13,6 +13,9 @@ from stem_torchrec.models.layers import MLP, l2_penalty, linear
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.tables import SparseArch
 
+# The pipeline traces a model with FX, which cannot look into an autograd function: in this file it is one step to FX.
+torch.fx.wrap("l2_penalty")
+
 
 class InputOptions(TypedDict, total=False):
     """What any model takes about its input, by name; see MultiTaskModel."""

@@ -1,12 +1,15 @@
-"""Experts behind gates: what MMoE, PLE and STEM are layers of, and AFTB, the backward pass that tells them apart."""
+"""Experts behind gates: what MMoE, PLE and STEM are layers of."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from stem_torchrec.models.aftb import aftb
 from stem_torchrec.models.layers import Experts, Gate
+
+# The pipeline traces a model with FX, which cannot look into an autograd function: in this file it is one step to FX.
+torch.fx.wrap("aftb")
 
 
 class GatedExperts(nn.Module):
@@ -16,7 +19,8 @@ class GatedExperts(nn.Module):
 
         x_s' = sum over g in reads(s), k:  a_s[g,k] * e_{g,k}(x_g),   a_s = softmax(Gate_s(sum over i in I(s): x_i))
 
-    where the experts of groups outside trains(s) stand under stop-gradient.
+    where the experts of groups outside trains(s) stand under stop-gradient (`models/aftb.py`). What a stream does not
+    read does not enter its sum, whatever it is.
 
     Args:
         in_features: width of each group's input.
@@ -27,10 +31,16 @@ class GatedExperts(nn.Module):
         expert_hidden: layer widths of an expert; the last is H.
         gate_hidden: hidden layer widths of a gate.
         dropout: share of hidden units dropped in training.
-    """
 
-    read: Tensor
-    trained: Tensor
+    Example::
+
+        reads = {"like": ("like", "shared"), "share": ("share", "shared")}
+        layer = GatedExperts(
+            24, num_experts={"like": 1, "share": 1, "shared": 4}, reads=reads, trains=reads,
+            gate_inputs={"like": ("like",), "share": ("share",)}, expert_hidden=(64, 32), gate_hidden=(16,),
+        )
+        layer({group: torch.randn(5, 24) for group in ("like", "share", "shared")})["like"].shape  # (5, 32)
+    """
 
     def __init__(
         self,
@@ -57,20 +67,28 @@ class GatedExperts(nn.Module):
         self.gates = nn.ModuleDict(
             {s: Gate(in_features, gate_hidden, n, dropout=dropout) for s, n in num_read.items() if n > 1}
         )
-        owners = [group for group, n in num_experts.items() for _ in range(n)]
-        pairs = [(stream, owner) for stream in self.streams for owner in owners]
-        read = [i for i, (stream, owner) in enumerate(pairs) if owner in self.reads[stream]]
-        trained = [owner in trains[stream] for stream, owner in pairs]
-        self.register_buffer("read", torch.tensor(read), persistent=False)
-        self.register_buffer("trained", torch.tensor(trained).view(-1, len(owners)), persistent=False)
+        self.products = nn.ModuleList(
+            _Product(groups, {stream: self.reads[stream] for stream in streams}, self.num_experts, trains)
+            for streams, groups in self._read_together().items()
+        )
+
+    def _read_together(self) -> dict[tuple[str, ...], list[str]]:
+        """The groups by the streams that read them: one product serves the groups that have the same readers."""
+        groups: dict[tuple[str, ...], list[str]] = {}
+        for group in self.num_experts:
+            readers = tuple(stream for stream in self.streams if group in self.reads[stream])
+            if readers:
+                groups.setdefault(readers, []).append(group)
+        return groups
 
     def forward(self, x: dict[str, Tensor]) -> dict[str, Tensor]:
-        experts = torch.cat([self.experts[group](x[group]) for group in self.experts])
-        weights = torch.cat([self._gate(stream, x) for stream in self.streams], dim=1)
-        # The experts that a stream does not read have the weight 0.
-        weights = weights.new_zeros(weights.shape[0], self.trained.numel()).index_copy(1, self.read, weights)
-        mixed = aftb(weights.unflatten(1, self.trained.shape), experts, self.trained).unbind(dim=1)
-        return {stream: mixed[i] for i, stream in enumerate(self.streams)}
+        experts = {group: self.experts[group](x[group]) for group in self.experts}
+        weights = {stream: self._gate(stream, x) for stream in self.streams}
+        mixed: dict[str, Tensor] = {}
+        for product in self.products:
+            for stream, part in product(weights, experts).items():
+                mixed[stream] = mixed[stream] + part if stream in mixed else part
+        return {stream: mixed[stream] for stream in self.streams}
 
     def _gate(self, stream: str, x: dict[str, Tensor]) -> Tensor:
         first, *others = self.gate_inputs[stream]
@@ -82,29 +100,42 @@ class GatedExperts(nn.Module):
         return self.gates[stream](summed)
 
 
-def aftb(weights: Tensor, experts: Tensor, trained: Tensor) -> Tensor:
-    """Mixtures of experts, all forward, task-specific backward: `(B, S, K), (K, B, H) -> (B, S, H)`.
+class _Product(nn.Module):
+    """The part of the mixtures that comes from groups of experts that the same streams read.
 
-    Each of S streams reads K experts by its weights; its gradient reaches all weights, but only the experts where
-    `trained` (S, K) is true. Forward and backward are one batched matrix product over the rows each, for all streams
-    together:
-
-        Y = W E        dW = dY E^T        dE = (W * trained)^T dY
+    Args:
+        groups: the groups.
+        reads: all groups that each of the streams reads, in the order of its weights.
+        num_experts: experts by group.
+        trains: groups that a stream's loss reaches.
     """
-    return _AFTB.apply(weights.to(experts.dtype), experts.transpose(0, 1), trained)
+
+    trained: Tensor
+
+    def __init__(
+        self,
+        groups: Sequence[str],
+        reads: Mapping[str, Sequence[str]],
+        num_experts: Mapping[str, int],
+        trains: Mapping[str, Sequence[str]],
+    ) -> None:
+        super().__init__()
+        self.groups = tuple(groups)
+        self.columns = {stream: _columns(self.groups, read, num_experts) for stream, read in reads.items()}
+        trained = [[group in trains[stream] for group in groups for _ in range(num_experts[group])] for stream in reads]
+        self.register_buffer("trained", torch.tensor(trained), persistent=False)
+
+    def forward(self, weights: dict[str, Tensor], experts: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights by stream, (B, K) of what it reads, and experts by group, (K_g, B, H): `{stream: (B, H)}`."""
+        read = torch.stack([weights[stream][:, columns] for stream, columns in self.columns.items()], dim=1)
+        outputs = [experts[group] for group in self.groups]
+        mixed = aftb(read, torch.cat(outputs) if len(outputs) > 1 else outputs[0], self.trained).unbind(dim=1)
+        return {stream: mixed[i] for i, stream in enumerate(self.columns)}
 
 
-class _AFTB(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, weights: Tensor, experts: Tensor, trained: Tensor) -> Tensor:
-        ctx.save_for_backward(weights, experts, trained)
-        return torch.bmm(weights, experts)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        weights, experts, trained = ctx.saved_tensors
-        return torch.bmm(grad, experts.mT), torch.bmm((weights * trained).mT, grad), None
-
-
-# The pipeline traces a model with FX, which cannot look into an autograd function: this is one step to it.
-torch.fx.wrap("aftb")
+def _columns(groups: Sequence[str], read: Sequence[str], num_experts: Mapping[str, int]) -> slice | list[int]:
+    """Where the weights of the experts of `groups` stand among those of all groups that a stream reads."""
+    owners = [group for group in read for _ in range(num_experts[group])]
+    columns = [i for i, owner in enumerate(owners) if owner in groups]
+    start, stop = columns[0], columns[-1] + 1
+    return slice(start, stop) if len(columns) == stop - start else columns

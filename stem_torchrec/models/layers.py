@@ -10,7 +10,7 @@ from torch import Tensor, nn
 class MLP(nn.Sequential):
     """Linear layers with ReLU between them: `(B, in_features) -> (B, out_features)`.
 
-    Weights start Xavier normal, biases at zero.
+    Weights start Xavier normal, biases at zero. Their names do not depend on the dropout: `0`, `2`, `4`, ...
 
     Args:
         in_features: width of the input.
@@ -29,9 +29,7 @@ class MLP(nn.Sequential):
     ) -> None:
         layers: list[nn.Module] = []
         for width in hidden:
-            layers += [linear(in_features, width), nn.ReLU(inplace=True)]
-            if dropout > 0:
-                layers.append(nn.Dropout(dropout))
+            layers += [linear(in_features, width), relu(dropout)]
             in_features = width
         if out_features is not None:
             layers.append(linear(in_features, out_features))
@@ -44,6 +42,11 @@ def linear(in_features: int, out_features: int) -> nn.Linear:
     nn.init.xavier_normal_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def relu(dropout: float) -> nn.Module:
+    """ReLU with dropout behind it, as one layer; without dropout no random number is drawn."""
+    return nn.Sequential(nn.ReLU(inplace=True), nn.Dropout(dropout)) if dropout > 0 else nn.ReLU(inplace=True)
 
 
 class Experts(nn.Sequential):
@@ -61,9 +64,7 @@ class Experts(nn.Sequential):
     def __init__(self, num_experts: int, in_features: int, hidden: Sequence[int], *, dropout: float = 0.0) -> None:
         layers: list[nn.Module] = []
         for width in hidden:
-            layers += [BatchedLinear(num_experts, in_features, width), nn.ReLU(inplace=True)]
-            if dropout > 0:
-                layers.append(nn.Dropout(dropout))
+            layers += [BatchedLinear(num_experts, in_features, width), relu(dropout)]
             in_features = width
         super().__init__(*layers)
         self.num_experts = num_experts
@@ -124,7 +125,3 @@ class _L2Penalty(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         trained = grad.count_nonzero(dim=1).unsqueeze(1) > 0
         return grad + ctx.strength / max(len(x), 1) * x * trained, None
-
-
-# The pipeline traces a model with FX, which cannot look into an autograd function: this is one step to it.
-torch.fx.wrap("l2_penalty")

@@ -4,18 +4,46 @@ Source: Ma et al., "Modeling Task Relationships in Multi-task Learning with Mult
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Unpack
 
 from torch import Tensor
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
+from stem_torchrec.config import Arch
 from stem_torchrec.models.frame import InputOptions, MultiTaskModel, at_least_one
 from stem_torchrec.models.gated_experts import GatedExperts
+from stem_torchrec.models.options import ExpertOptions, Experts
 from stem_torchrec.tables import SHARED, groups_of
 
 
+@dataclass(frozen=True)
+class MMoEOptions(ExpertOptions):
+    """Options of MMoE."""
+
+    arch: Arch = "mmoe"
+    num_shared_experts: Experts = 8
+    """Experts, and --model.num-task-experts more for each task: as many as STEM has, but all of them shared."""
+    num_task_experts: Experts = 1
+    """Experts for each task, all of them shared."""
+
+
+@dataclass(frozen=True)
+class OMoEOptions(MMoEOptions):
+    """Options of OMoE, those of MMoE."""
+
+    arch: Arch = "omoe"
+
+
+@dataclass(frozen=True)
+class MEMMoEOptions(ExpertOptions):
+    """Options of ME-MMoE."""
+
+    arch: Arch = "me_mmoe"
+
+
 class _MoE(MultiTaskModel):
-    """One layer of experts, all read and trained by all; the gates of `gate_inputs` mix them."""
+    """One layer of experts, all read and trained by all streams, which the gates of `gate_inputs` mix."""
 
     def __init__(
         self,
@@ -56,7 +84,7 @@ class MMoE(_MoE):
     Args:
         embedding_bag_collection: columns for "shared" and each feature.
         tasks: names of the T tasks, in the order of the logits.
-        num_experts: K.
+        num_shared_experts, num_task_experts: K is the first plus T times the second, so as many experts as STEM has.
         expert_hidden: layer widths of an expert.
         gate_hidden: hidden layer widths of a gate; the paper's gates have none.
         tower_hidden: hidden layer widths of a tower.
@@ -69,7 +97,8 @@ class MMoE(_MoE):
         embedding_bag_collection: EmbeddingBagCollection,
         tasks: Sequence[str],
         *,
-        num_experts: int = 10,
+        num_shared_experts: int = 8,
+        num_task_experts: int = 1,
         expert_hidden: Sequence[int] = (512, 512, 512),
         gate_hidden: Sequence[int] = (128, 64),
         tower_hidden: Sequence[int] = (128, 64),
@@ -79,7 +108,7 @@ class MMoE(_MoE):
         super().__init__(
             embedding_bag_collection,
             tasks,
-            {SHARED: num_experts},
+            {SHARED: num_shared_experts + len(tasks) * num_task_experts},
             dict.fromkeys(tasks, (SHARED,)),
             expert_hidden=expert_hidden,
             gate_hidden=gate_hidden,
@@ -97,7 +126,8 @@ class OMoE(_MoE):
         embedding_bag_collection: EmbeddingBagCollection,
         tasks: Sequence[str],
         *,
-        num_experts: int = 10,
+        num_shared_experts: int = 8,
+        num_task_experts: int = 1,
         expert_hidden: Sequence[int] = (512, 512, 512),
         gate_hidden: Sequence[int] = (128, 64),
         tower_hidden: Sequence[int] = (128, 64),
@@ -107,7 +137,7 @@ class OMoE(_MoE):
         super().__init__(
             embedding_bag_collection,
             tasks,
-            {SHARED: num_experts},
+            {SHARED: num_shared_experts + len(tasks) * num_task_experts},
             {SHARED: (SHARED,)},
             expert_hidden=expert_hidden,
             gate_hidden=gate_hidden,

@@ -5,14 +5,31 @@ Recommendations", RecSys 2020.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Unpack
 
 from torch import Tensor, nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
+from stem_torchrec.config import Arch
 from stem_torchrec.models.frame import InputOptions, MultiTaskModel, at_least_one
 from stem_torchrec.models.gated_experts import GatedExperts
+from stem_torchrec.models.options import LayeredOptions
 from stem_torchrec.tables import SHARED, groups_of
+
+
+@dataclass(frozen=True)
+class PLEOptions(LayeredOptions):
+    """Options of PLE."""
+
+    arch: Arch = "ple"
+
+
+@dataclass(frozen=True)
+class MEPLEOptions(LayeredOptions):
+    """Options of ME-PLE."""
+
+    arch: Arch = "me_ple"
 
 
 class PLE(MultiTaskModel):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Unpack
 
 import torch
@@ -9,10 +10,26 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
+from stem_torchrec.config import Arch
 from stem_torchrec.models.frame import InputOptions, MultiTaskModel, at_least_one
 from stem_torchrec.models.layers import MLP, linear
+from stem_torchrec.models.options import BottomOptions
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.tables import SHARED
+
+
+@dataclass(frozen=True)
+class AITMOptions(BottomOptions):
+    """Options of AITM."""
+
+    arch: Arch = "aitm"
+
+
+@dataclass(frozen=True)
+class ESMMOptions(BottomOptions):
+    """Options of ESMM."""
+
+    arch: Arch = "esmm"
 
 
 class _Sequential(MultiTaskModel):
@@ -23,7 +40,7 @@ class _Sequential(MultiTaskModel):
         embedding_bag_collection: EmbeddingBagCollection,
         tasks: Sequence[str],
         *,
-        bottom_hidden: Sequence[int] = (512, 512, 512),
+        expert_hidden: Sequence[int] = (512, 512, 512),
         tower_hidden: Sequence[int] = (128, 64),
         dropout: float = 0.0,
         **inputs: Unpack[InputOptions],
@@ -34,9 +51,9 @@ class _Sequential(MultiTaskModel):
                 f"{', '.join(tasks)}; give two or more (--data.labels click buy), or choose another --model.arch."
             )
         super().__init__(embedding_bag_collection, tasks, (SHARED,), **inputs)
-        at_least_one(hidden_layers=len(bottom_hidden))
-        self.bottoms = nn.ModuleDict({t: MLP(self.in_features, bottom_hidden, dropout=dropout) for t in tasks})
-        self.towers = self.make_towers(bottom_hidden[-1], tower_hidden, dropout)
+        at_least_one(hidden_layers=len(expert_hidden))
+        self.bottoms = nn.ModuleDict({t: MLP(self.in_features, expert_hidden, dropout=dropout) for t in tasks})
+        self.towers = self.make_towers(expert_hidden[-1], tower_hidden, dropout)
 
     def arch(self, x: dict[str, Tensor]) -> dict[str, Tensor]:
         """`{"shared": (B, in_features)} -> {task: (B, H)}`."""
@@ -57,7 +74,7 @@ class AITM(_Sequential):
     Args:
         embedding_bag_collection: columns for "shared" and each feature.
         tasks: names of the T tasks, 2 or more, in their order.
-        bottom_hidden: layer widths of a bottom; the last is H.
+        expert_hidden: layer widths of a bottom; the last is H.
         tower_hidden: hidden layer widths of a tower.
         dropout: share of hidden units dropped in training.
         inputs: see MultiTaskModel.
@@ -70,7 +87,7 @@ class AITM(_Sequential):
         embedding_bag_collection: EmbeddingBagCollection,
         tasks: Sequence[str],
         *,
-        bottom_hidden: Sequence[int] = (512, 512, 512),
+        expert_hidden: Sequence[int] = (512, 512, 512),
         tower_hidden: Sequence[int] = (128, 64),
         dropout: float = 0.0,
         **inputs: Unpack[InputOptions],
@@ -78,12 +95,12 @@ class AITM(_Sequential):
         super().__init__(
             embedding_bag_collection,
             tasks,
-            bottom_hidden=bottom_hidden,
+            expert_hidden=expert_hidden,
             tower_hidden=tower_hidden,
             dropout=dropout,
             **inputs,
         )
-        width = bottom_hidden[-1]
+        width = expert_hidden[-1]
         self.transfers = nn.ModuleDict({task: linear(width, width) for task in tasks[:-1]})
         self.attention = nn.ModuleDict({name: linear(width, width) for name in ("h1", "h2", "h3")})
 

@@ -12,9 +12,12 @@ from torchrec.distributed.planner.types import ShardingOption
 from torchrec.distributed.types import ShardingPlan
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
+from stem_torchrec.config.formats import with_format, without_format
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.sharding.placement import FUSED_KERNELS, FUSED_TYPES, HOST_TYPES, Placement, some
 
+PLAN_FORMAT = 1
+"""Format version of plan.json."""
 _MIB = 2**20
 
 
@@ -169,7 +172,8 @@ def plan_to_json(plan: Plan) -> str:
         }
         for table in plan.tables
     }
-    head = json.dumps({"world_size": plan.world_size, "local_world_size": plan.local_world_size})[1:-1]
+    ranks = {"world_size": plan.world_size, "local_world_size": plan.local_world_size}
+    head = json.dumps(with_format(ranks, PLAN_FORMAT))[1:-1]
     lines = ",\n".join(f"    {json.dumps(name)}: {json.dumps(entry)}" for name, entry in tables.items())
     return f'{{\n  {head},\n  "tables": {{\n{lines}\n  }}\n}}\n'
 
@@ -177,7 +181,7 @@ def plan_to_json(plan: Plan) -> str:
 def read_plan(path: str, tables: Sequence[EmbeddingBagConfig], topology: Topology) -> dict[str, Placement]:
     """The placements of a plan file for exactly these tables and ranks.
 
-    Raises UserError that names the tables that do not fit and the reasons.
+    Raises UserError that names the tables that do not fit and the reasons, or for a file in a newer format.
     """
     try:
         with g_pathmgr.open(path, "r") as file:
@@ -186,6 +190,7 @@ def read_plan(path: str, tables: Sequence[EmbeddingBagConfig], topology: Topolog
         raise UserError(
             f"--sharding.plan {path} cannot be read as a plan ({error}); a run writes plan.json."
         ) from error
+    content = without_format(content, PLAN_FORMAT, f"--sharding.plan {path}")
     try:
         world_size, local = content["world_size"], content["local_world_size"]
         planned = {name: (entry["rows"], entry["dim"], _placement(entry)) for name, entry in content["tables"].items()}

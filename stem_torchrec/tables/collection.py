@@ -9,7 +9,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, get_embedding_names_by_table
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-from stem_torchrec.config.literals import Layout
+from stem_torchrec.config import Layout
 from stem_torchrec.data.schema import SparseFeature
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.tables.names import split_columns, table_group, table_name

@@ -12,8 +12,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.optim.keyed import CombinedOptimizer
 
-from stem_torchrec.config import ShardingConfig, SparseOptimizerConfig, TrainConfig
-from stem_torchrec.config.literals import Precision
+from stem_torchrec.config import Precision, ShardingConfig, SparseOptimizerConfig, TrainConfig
 from stem_torchrec.data.files import Columns
 from stem_torchrec.models.build import build_model
 from stem_torchrec.runtime.errors import UserError

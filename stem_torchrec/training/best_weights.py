@@ -11,7 +11,7 @@ from stem_torchrec.runtime.errors import UnwritableError
 from stem_torchrec.runtime.process import from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.training.early_stopping import EarlyStopping
-from stem_torchrec.training.run_folder import BEST_WEIGHTS, METRICS_FILE, best_so_far, write_json
+from stem_torchrec.training.run_folder import BEST_WEIGHTS, METRICS_FILE, best_so_far, write_metrics
 from stem_torchrec.training.watched_metric import Metrics
 
 
@@ -52,7 +52,7 @@ class BestWeights:
         failure, new = None, self._folder / f"{METRICS_FILE}.best"
         try:
             best = {"step": step, "valid": to_json(metrics)}
-            from_first_rank(lambda: write_json(new, best))
+            from_first_rank(lambda: write_metrics(new, best))
             save_weights(self._model, self._folder / BEST_WEIGHTS)
             # A rename needs no room on the disk, so metrics and weights are always of the same step.
             from_first_rank(lambda: new.replace(self._folder / METRICS_FILE))

@@ -146,7 +146,7 @@ class RunCheckpoints(Callback):
         return self._pipeline.skipped if isinstance(self._pipeline, SkippingPipeline) else 0
 
     def _restore_from(self, path: str) -> TrainState:
-        progress = from_first_rank(partial(progress_of, path))
+        progress = from_first_rank(partial(progress_of, path, type(self._config.model)))
         check_same_run(
             path,
             (progress.config, {**progress.schema, "row_groups": progress.row_groups}),

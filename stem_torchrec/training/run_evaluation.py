@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from annotated_types import Interval
 from iopath.common.file_io import g_pathmgr
 from torch import Tensor, nn
 from torchrec.optim.keyed import CombinedOptimizer
 
 from stem_torchrec.checkpoints.weights import find_weights, load_weights
-from stem_torchrec.config.files import load_config
 from stem_torchrec.data.batch import Exposures
 from stem_torchrec.data.files import Columns
 from stem_torchrec.data.folder import data_folder
@@ -24,6 +24,7 @@ from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0, progress_bar
 from stem_torchrec.training.assembly import build_pipeline, build_sharded_model, for_weights_only
+from stem_torchrec.training.configuration import load_config
 from stem_torchrec.training.evaluation import predict
 from stem_torchrec.training.run_data import open_split
 from stem_torchrec.training.run_folder import BEST_WEIGHTS, CONFIG_FILE, write_json
@@ -35,7 +36,7 @@ class EvaluationData:
 
     path: str | None = None
     """Folder of the log; by default the one that the run trained on."""
-    batch_size: int | None = None
+    batch_size: Annotated[int, Interval(ge=1, le=2**24)] | None = None
     """Rows per rank and step; by default the run's --data.eval-batch-size."""
 
 

@@ -23,15 +23,19 @@ from typing import Any
 import yaml
 
 from stem_torchrec.config import TrainConfig
-from stem_torchrec.config.files import dump_config, load_config, what_is_trained
-from stem_torchrec.data.schema import SCHEMA_FILE, Schema, schema_to_dict
+from stem_torchrec.config.files import dump_config, what_is_trained
+from stem_torchrec.config.formats import with_format, without_format
+from stem_torchrec.data.schema import SCHEMA_FILE, Schema, schema_to_json
 from stem_torchrec.metrics.multi_task import TaskMetrics, from_json
 from stem_torchrec.runtime.errors import UnwritableError, UserError, reason_of
 from stem_torchrec.runtime.process import from_first_rank
+from stem_torchrec.training.configuration import load_config
 
 CONFIG_FILE = "config.yaml"
 PLAN_FILE = "plan.json"
 METRICS_FILE = "metrics.json"
+METRICS_FORMAT = 1
+"""Format version of metrics.json."""
 BEST_WEIGHTS = "best"
 
 
@@ -74,12 +78,24 @@ def _folder_of_launch() -> Path:
 
 def best_so_far(folder: Path) -> dict[str, TaskMetrics]:
     """The metrics of the best evaluation so far; all ranks call it."""
-    return from_first_rank(lambda: from_json(json.loads((folder / METRICS_FILE).read_text())["valid"]))
+    return from_first_rank(lambda: from_json(read_metrics(folder)["valid"]))
 
 
 def finish(folder: Path) -> None:
     """Marks the run as ended; rank 0 calls it."""
-    write_json(folder / METRICS_FILE, json.loads((folder / METRICS_FILE).read_text()) | {"finished": True})
+    write_metrics(folder / METRICS_FILE, read_metrics(folder) | {"finished": True})
+
+
+def write_metrics(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a metrics.json: the step of the best evaluation and its metrics. Raises UnwritableError."""
+    write_json(path, with_format(content, METRICS_FORMAT))
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """What `write_metrics` took, from the metrics.json of a run; raises FormatError for a newer format."""
+    path = folder / METRICS_FILE
+    content: dict[str, Any] = without_format(json.loads(path.read_text()), METRICS_FORMAT, str(path))
+    return content
 
 
 def finished(config: TrainConfig) -> dict[str, TaskMetrics] | None:
@@ -94,7 +110,7 @@ def finished(config: TrainConfig) -> dict[str, TaskMetrics] | None:
             return None
         if not _has_ended(folder):
             return None
-        metrics = json.loads((folder / METRICS_FILE).read_text())
+        metrics = read_metrics(folder)
         if what_is_trained(load_config(str(folder / CONFIG_FILE))) != what_is_trained(config):
             raise UserError(f"{folder} holds a run of other options; give another --output-dir.")
         return from_json(metrics["valid"])
@@ -103,13 +119,12 @@ def finished(config: TrainConfig) -> dict[str, TaskMetrics] | None:
 
 
 def _has_ended(folder: Path) -> bool:
-    file = folder / METRICS_FILE
-    return file.exists() and json.loads(file.read_text()).get("finished", False)
+    return (folder / METRICS_FILE).exists() and read_metrics(folder).get("finished", False)
 
 
 def write_inputs(folder: Path, schema: Schema, plan: str) -> None:
     """Writes schema.json and plan.json; rank 0 calls it. Raises UnwritableError."""
-    write_json(folder / SCHEMA_FILE, schema_to_dict(schema))
+    write_text(folder / SCHEMA_FILE, schema_to_json(schema))
     write_text(folder / PLAN_FILE, plan)
 
 

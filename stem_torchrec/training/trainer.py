@@ -9,11 +9,11 @@ from dataclasses import replace
 from threading import Event
 
 from stem_torchrec.checkpoints.resume import check_resume
-from stem_torchrec.config import TrainConfig
-from stem_torchrec.config.limits import check_limits
+from stem_torchrec.config import TrainConfig, check_fields
 from stem_torchrec.data.folder import data_folder
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.metrics.multi_task import format_table
+from stem_torchrec.models.table import options_of
 from stem_torchrec.profiles.step_profiler import StepProfiler, check_steps
 from stem_torchrec.runtime.errors import DivergedError, UserError
 from stem_torchrec.runtime.hang_detection import heartbeat
@@ -214,9 +214,10 @@ class Trainer:
 def with_data_folder(config: TrainConfig) -> tuple[TrainConfig, str]:
     """The configuration with an absolute path of its log, and that path; makes the synthetic log if it has no path.
 
-    Raises UserError for a number outside its limits, and for a recipe without a log.
+    Raises UserError for a field with a value that it does not take, and for a recipe without a log.
     """
-    check_limits(config)
+    config = replace(config, model=options_of(config.model))
+    check_fields(config)
     path = data_folder(config.data)
     return (config if config.data.path is None else replace(config, data=replace(config.data, path=path))), path
 

@@ -10,13 +10,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from stem_torchrec.config.files import load_config
 from stem_torchrec.data.schema import load_schema
+from stem_torchrec.models.gated_experts import GatedExperts
 from stem_torchrec.models.layers import Gate
-from stem_torchrec.models.stem import STEM, STEMLayer
+from stem_torchrec.models.stem import STEM
 from stem_torchrec.runtime.errors import UserError, nearest
 from stem_torchrec.sharding.placement import some
 from stem_torchrec.tables import TableTensor, groups_of, table_feature, table_group, table_name
+from stem_torchrec.training.configuration import load_config
 from stem_torchrec.training.run_folder import CONFIG_FILE
 from stem_torchrec.transfer.weight_source import Source, match_tables, open_source, size_of, weights_by_name
 
@@ -184,7 +185,7 @@ def _gates_of_trained(stem: STEM, trained: Sequence[str]) -> dict[str, list[int]
     """The weights of the trained gates' last layers, with the positions in this model of the rows that are trained."""
     rows = {}
     for name, layer in stem.named_modules():
-        if isinstance(layer, STEMLayer):
+        if isinstance(layer, GatedExperts):
             for stream, gate in layer.gates.items():
                 assert isinstance(gate, Gate)
                 if stream in groups_of(trained):
@@ -195,7 +196,7 @@ def _gates_of_trained(stem: STEM, trained: Sequence[str]) -> dict[str, list[int]
     return rows
 
 
-def _trained_rows(layer: STEMLayer, stream: str, trained: Sequence[str]) -> list[int]:
+def _trained_rows(layer: GatedExperts, stream: str, trained: Sequence[str]) -> list[int]:
     """The rows of a gate that belong to experts of trained groups, in the order of the trained gate."""
     rows, start = {}, 0
     for group in layer.reads[stream]:

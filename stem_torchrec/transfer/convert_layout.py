@@ -8,15 +8,15 @@ from typing import Annotated
 import tyro
 
 from stem_torchrec.checkpoints.weights import find_weights, load_weights, save_weights
-from stem_torchrec.config import TrainConfig
-from stem_torchrec.config.files import dump_config, load_config
-from stem_torchrec.config.literals import Layout
+from stem_torchrec.config import Layout, TrainConfig
+from stem_torchrec.config.files import dump_config
 from stem_torchrec.data.files import Columns
 from stem_torchrec.data.schema import load_schema, save_schema
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.training.assembly import build_sharded_model, for_weights_only
+from stem_torchrec.training.configuration import load_config
 from stem_torchrec.training.optimizers import SPARSE_OPTIMIZERS
 from stem_torchrec.training.run_folder import BEST_WEIGHTS, CONFIG_FILE, METRICS_FILE
 

@@ -8,18 +8,19 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-import dacite
-import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.command_line import option_names
-from stem_torchrec.config.limits import check_limits
-from stem_torchrec.config.serialization import from_dict, to_dict
+from stem_torchrec.config.model import check_owned
+from stem_torchrec.config.serialization import to_dict
+from stem_torchrec.config.yaml_text import parse_yaml
 from stem_torchrec.data.files import Columns, find_row_groups
 from stem_torchrec.data.folder import data_folder
 from stem_torchrec.data.schema import load_schema
+from stem_torchrec.models.table import all_options
 from stem_torchrec.runtime.errors import UserError, nearest, reason_of
+from stem_torchrec.training.configuration import run_config
 from stem_torchrec.training.watched_metric import WatchedMetric
 
 Space = dict[str, BaseDistribution]
@@ -79,13 +80,19 @@ def resolve_log(search: Search) -> Search:
 def read_space(path: str, base: TrainConfig) -> Space:
     """Reads a search space from a YAML file; raises UserError that names the wrong option."""
     try:
-        space = yaml.safe_load(Path(path).read_text())
-    # ValueError: the file is not text.
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        space = parse_yaml(Path(path).read_text())
+    # ValueError: the file is not text, or not YAML.
+    except (OSError, ValueError) as error:
         raise UserError(f"--space {path} cannot be read ({reason_of(error)}); give a YAML file.") from error
     if not isinstance(space, dict) or not space:
         raise UserError(f"{path} is not a mapping of options to choices; write lines like `model.dropout: [0.0, 0.1]`.")
     return to_space(space, base, path)
+
+
+def published_space(base: TrainConfig) -> Space:
+    """The search space of the published experiments, without the options that the model does not have."""
+    known = [name.removeprefix("--").replace("-", "_") for name in option_names(base)]
+    return to_space({option: SPACE[option] for option in SPACE if option in known}, base, "the published space")
 
 
 def to_space(space: Mapping[Any, Any], base: TrainConfig, where: str) -> Space:
@@ -133,6 +140,7 @@ def _option(name: Any, base: TrainConfig) -> str:
     # The name may have hyphens, as in --help, and YAML may have read a number.
     option, *known = (each.removeprefix("--").replace("-", "_") for each in (str(name), *option_names(base)))
     if option not in known:
+        check_owned(all_options(), base.model.arch, [option.removeprefix("model.")], "model.")
         hint = nearest(option, known) or ";"
         raise UserError(f"there is no option {name!r} to search over{hint} train.py --help lists them.")
     if any(option == fixed or option.startswith(f"{fixed}.") for fixed in _FIXED):
@@ -158,13 +166,8 @@ def _distribution(option: str, values: Any, base: TrainConfig) -> BaseDistributi
 
 
 def _typed(option: str, value: Any, base: TrainConfig) -> Any:
-    """A value of the type of its option: YAML reads 1e-6 as text, even where the option is a number."""
-    try:
-        config = _with_values(base, {option: value})
-    except (dacite.DaciteError, TypeError, ValueError) as error:
-        raise UserError(f"{option} is {value!r}, which does not fit: {reason_of(error)}.") from error
-    check_limits(config)
-    return attrgetter(option)(config)
+    """A value as the configuration holds it: a tuple for a list, 1.0 for 1 where the option is a float."""
+    return attrgetter(option)(_with_values(base, {option: value}))
 
 
 def _with_values(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
@@ -175,4 +178,4 @@ def _with_values(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
         for each in sections:
             section = section[each]
         section[name] = value
-    return from_dict(TrainConfig, plain)
+    return run_config(plain)

@@ -6,26 +6,28 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import optuna
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
+from annotated_types import Interval
 from filelock import FileLock
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from stem_torchrec.config.command_line import parse_known_arguments
-from stem_torchrec.config.files import config_from_command_line, dump_config, what_is_trained
-from stem_torchrec.config.limits import check_limits
+from stem_torchrec.config.files import dump_config, what_is_trained
+from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.runtime.errors import DivergedError, UserError
 from stem_torchrec.runtime.process import Process, join_process_group
 from stem_torchrec.runtime.progress import log_rank0
+from stem_torchrec.training.configuration import config_from_command_line
 from stem_torchrec.training.run_folder import write_or_check, write_text
 from stem_torchrec.training.trainer import train
 from stem_torchrec.training.watched_metric import Metrics, WatchedMetric
-from stem_torchrec.tuning.search_space import SPACE, Search, read_space, resolve_log, to_space
+from stem_torchrec.tuning.search_space import Search, published_space, read_space, resolve_log
 
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 _DESCRIPTION = """\
@@ -46,7 +48,7 @@ class TuneConfig:
 
     out: str = ""
     """Folder for the study, a run folder for each trial, best.yaml and trials.parquet."""
-    trials: int = 50
+    trials: Annotated[int, Interval(ge=1, le=10**6)] = 50
     """Number of trials, over all ranks and calls, including those that end early."""
     space: str = ""
     """A YAML file of options to choices ([1, 2, 4]) or ranges ({low: 1e-3, high: 5.0, log: true}); by default the
@@ -59,16 +61,13 @@ def read_command_line(args: Sequence[str] | None = None) -> tuple[TuneConfig, Se
     """The search that a command line describes; raises UserError for options that make no sense."""
     config, rest = parse_known_arguments(TuneConfig(), args, description=_DESCRIPTION)
     base = config_from_command_line(rest)
-    check_limits(base)
     if not config.out:
         raise UserError("--out is missing; name the folder for the results, as in --out DIR.")
-    if config.trials < 1:
-        raise UserError(f"--trials is {config.trials}, but must be at least 1.")
     if base.checkpoint.folder is not None or base.resume != "auto":
         raise UserError(
             "--checkpoint.folder and --resume do not apply, as trials write no checkpoints; leave them out."
         )
-    space = read_space(config.space, base) if config.space else to_space(SPACE, base, "the published space")
+    space = read_space(config.space, base) if config.space else published_space(base)
     return config, Search(base, space)
 
 
@@ -79,7 +78,7 @@ def record_options(folder: Path, search: Search) -> None:
     written.
     """
     options = {
-        "train": yaml.safe_load(dump_config(what_is_trained(search.base))),
+        "train": to_dict(what_is_trained(search.base)),
         "space": {option: repr(distribution) for option, distribution in search.space.items()},
     }
     write_or_check(

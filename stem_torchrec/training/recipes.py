@@ -2,19 +2,22 @@
 
 from collections.abc import Callable, Mapping
 
-from stem_torchrec.config.data import DataConfig
-from stem_torchrec.config.loop import LoopConfig
-from stem_torchrec.config.model import ModelConfig
-from stem_torchrec.config.optimizers import ScheduleConfig, SparseOptimizerConfig
-from stem_torchrec.config.run import TrainConfig
-from stem_torchrec.config.synthetic import SyntheticConfig
+from stem_torchrec.config import (
+    DataConfig,
+    LoopConfig,
+    ScheduleConfig,
+    SparseOptimizerConfig,
+    SyntheticConfig,
+    TrainConfig,
+)
+from stem_torchrec.models.stem import STEMOptions
 
 
 def synthetic() -> TrainConfig:
     """Two tasks on the default synthetic log, a small STEM-Net; about a minute on two CPU cores."""
     return TrainConfig(
         data=DataConfig(batch_size=1024),
-        model=ModelConfig(num_shared_experts=2, expert_hidden=(64, 32), gate_hidden=(32,), tower_hidden=(32,)),
+        model=STEMOptions(num_shared_experts=2, expert_hidden=(64, 32), gate_hidden=(32,), tower_hidden=(32,)),
         sparse=SparseOptimizerConfig(learning_rate=0.1),
         schedule=ScheduleConfig(decay="linear"),
         train=LoopConfig(epochs=2, log_every=100),
@@ -28,7 +31,7 @@ def tiny() -> TrainConfig:
             batch_size=256,
             synthetic=SyntheticConfig(train_rows=8192, valid_rows=2048, test_rows=2048),
         ),
-        model=ModelConfig(
+        model=STEMOptions(
             embedding_dim=8, num_shared_experts=1, expert_hidden=(16,), gate_hidden=(8,), tower_hidden=(8,)
         ),
     )
@@ -42,7 +45,7 @@ def kuairand_pure() -> TrainConfig:
     """
     return TrainConfig(
         data=DataConfig(path="", batch_size=1024, labels=("long_view", "is_like")),
-        model=ModelConfig(),
+        model=STEMOptions(),
         sparse=SparseOptimizerConfig(learning_rate=0.02),
         train=LoopConfig(epochs=1, precision="bf16"),
     )
@@ -52,7 +55,7 @@ def tiktok() -> TrainConfig:
     """finish and like on a TikTok short video log in our Parquet format, with the published sizes of STEM-Net."""
     return TrainConfig(
         data=DataConfig(path="", labels=("finish", "like")),
-        model=ModelConfig(),
+        model=STEMOptions(),
         train=LoopConfig(epochs=1, precision="bf16"),
     )
 

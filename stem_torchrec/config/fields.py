@@ -1,0 +1,99 @@
+"""What a field takes: the limits in its annotation, and the sentence for a value that it does not take.
+
+Limits stand with their field, as annotated-types writes them; pydantic checks them:
+
+    batch_size: Annotated[int, Interval(ge=1, le=2**24)] = 4096
+"""
+
+import reprlib
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from annotated_types import Interval
+from pydantic import ValidationError
+
+from stem_torchrec.runtime.errors import nearest
+
+_OUTSIDE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number")
+"""pydantic's names for a number outside of its limits."""
+_WORDS = {
+    "bool_type": "true or false",
+    "dataclass_type": "a mapping of fields",
+    "dict_type": "a mapping",
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "string_type": "text",
+    "tuple_type": "a list",
+}
+"""What a field of each type takes, by pydantic's name for another type."""
+
+
+def limits_in(annotation: Any) -> Interval | None:
+    """The limits of a number, or of the numbers in a list or mapping; None for a field without.
+
+    Example::
+
+        limits_in(tuple[Annotated[int, Interval(ge=1, le=64)], ...] | None)  # Interval(ge=1, le=64)
+    """
+    if get_origin(annotation) is Annotated:
+        for metadata in annotation.__metadata__:
+            if isinstance(metadata, Interval):
+                return metadata
+    return next((limits for part in get_args(annotation) if (limits := limits_in(part)) is not None), None)
+
+
+def limits_text(limits: Interval) -> str:
+    """`from 1 to 65536`, or `above 0 and below 1`."""
+    if limits.ge is not None and limits.le is not None:
+        return f"from {_number(limits.ge)} to {_number(limits.le)}"
+    bounds = {"at least": limits.ge, "above": limits.gt, "at most": limits.le, "below": limits.lt}
+    return " and ".join(f"{words} {_number(bound)}" for words, bound in bounds.items() if bound is not None)
+
+
+def _number(bound: Any) -> str:
+    return str(bound) if isinstance(bound, int) or float(f"{bound:g}") != bound else f"{bound:g}"
+
+
+def sentence_of(error: ValidationError, kind: type, *, as_option: bool = False) -> str:
+    """The first problem of a dictionary that is not a `kind`.
+
+    Args:
+        error: what pydantic raised.
+        kind: the dataclass.
+        as_option: names the field as the command line does, `--model.expert-hidden`, and not as a file does,
+            `model.expert_hidden[1]`.
+
+    Example::
+
+        model.dropout is 3.0, but must be from 0 to 0.999.
+    """
+    first = error.errors()[0]
+    place, annotation, siblings = _place(kind, first["loc"])
+    if first["type"] == "unexpected_keyword_argument":
+        return f"there is no field {place!r}{nearest(str(first['loc'][-1]), list(siblings)) or '.'}"
+    if as_option:
+        place = "--" + place.partition("[")[0].replace("_", "-")
+    if first["type"] == "missing":
+        return f"{place} is missing."
+    limits = limits_in(annotation)
+    words = []
+    if first["type"] not in _OUTSIDE:
+        words.append(_WORDS.get(first["type"], first["msg"].removeprefix("Input should be ")))
+    if limits is not None:
+        words += [*(["of numbers"] if first["type"] in ("tuple_type", "dict_type") else []), limits_text(limits)]
+    return f"{place or 'the content'} is {reprlib.repr(first['input'])}, but must be {' '.join(words)}."
+
+
+def _place(kind: type, path: tuple[int | str, ...]) -> tuple[str, Any, Mapping[str, Any]]:
+    """The name of the field at a path, its annotation, and the annotations of the fields beside it."""
+    annotation: Any = kind
+    name, siblings = "", dict[str, Any]()
+    for part in path:
+        if is_dataclass(annotation):
+            siblings = get_type_hints(annotation, include_extras=True)
+            name, annotation = f"{name}.{part}", siblings.get(str(part))
+        else:
+            name += f"[{part}]"
+            annotation = next((each for each in get_args(annotation) if is_dataclass(each)), annotation)
+    return name.removeprefix("."), annotation, siblings

@@ -1,0 +1,40 @@
+"""Options that several models have; a model's own options class, in its file, extends one of these or ModelConfig."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Interval
+
+from stem_torchrec.config import ModelConfig, Width
+
+Experts = Annotated[int, Interval(ge=1, le=1024)]
+
+
+@dataclass(frozen=True)
+class BottomOptions(ModelConfig):
+    """Options of a model with an MLP, or one for each task, between tables and towers."""
+
+    expert_hidden: tuple[Width, ...] = (512, 512, 512)
+    """Layer widths of a bottom; the last is its output."""
+
+
+@dataclass(frozen=True)
+class ExpertOptions(ModelConfig):
+    """Options of a model with experts behind gates."""
+
+    num_shared_experts: Experts = 8
+    """Shared experts, per layer."""
+    num_task_experts: Experts = 1
+    """Experts of each task, per layer."""
+    expert_hidden: tuple[Width, ...] = (512, 512, 512)
+    """Layer widths of an expert; the last is its output."""
+    gate_hidden: tuple[Width, ...] = (128, 64)
+    """Hidden layer widths of a gate."""
+
+
+@dataclass(frozen=True)
+class LayeredOptions(ExpertOptions):
+    """Options of a model with layers of experts behind gates."""
+
+    num_layers: Annotated[int, Interval(ge=1, le=128)] = 1
+    """Layers of experts and gates."""
