@@ -11,7 +11,10 @@ import pytest
 # Before torch is imported. Two pytest workers and their ranks share two cores, where threads that spin slow all others.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-LONGEST = ("resume", "train", "comparison", "heartbeat", "faults_benchmark", "reader", "once", "metrics", "sweep")
+LONGEST = (
+    *("resume", "train", "offline_plan", "comparison", "sweep", "faults_benchmark", "quick", "trainer", "reader"),
+    *("stem", "throughput", "metrics_benchmark", "plan", "tune", "layouts", "sharded", "add_tasks", "conflict"),
+)
 """The files that take longest come first, so that the workers of `make test` end at about the same time."""
 
 
