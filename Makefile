@@ -32,7 +32,7 @@ bench: $(INSTALLED)
 
 # Three tiers. quick, 90 seconds on 2 cores: whether any package is broken.
 quick: $(INSTALLED)
-	$(RUN) pytest -q -n 2 --dist worksteal -m quick
+	$(RUN) pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m quick
 
 # Every fact once, 5 minutes on 2 cores. A file's tests share what they have trained, so they stay on one worker.
 test: $(INSTALLED)
