@@ -116,8 +116,10 @@ def test_a_rank_that_stops_ends_the_run(folder: Path) -> None:
     run = start(folder / "stopped", "--train.epochs", "500", "--train.timeout", "4", ranks=2)
     run.wait_for("step 10  ")
     run.send(signal.SIGSTOP, 1)
-    assert run.processes[0].wait(60) == HANG_STATUS
-    run.processes[1].kill()
+    try:
+        assert run.processes[0].wait(60) == HANG_STATUS
+    finally:
+        run.processes[1].kill()
     _, output = run.end()
     assert "error: rank 1 " in output
 
@@ -126,5 +128,5 @@ def test_the_sweep_measures_a_case(tmp_path: Path) -> None:
     case = ["--cases", "row_wise/split/once/T2/adagrad", "--steps", "3", "--warmup", "1"]
     run_script("benchmarks/sharding.py", "--recipe", "tiny", *case, "--out", "out", ranks=2, cwd=tmp_path)
     [row] = pq.read_table(tmp_path / "out" / "report.parquet").to_pylist()
-    assert row["status"] == "ok"
+    assert row["status"] == "ok", row["reason"]
     assert min(row["p50_ms"], row["ids_bytes"], row["embeddings_bytes"]) > 0
