@@ -26,7 +26,7 @@ OLD_MODULES = """
     activity add_tasks assembly auc best_weights cli config_file early_stopping errors evaluation exchange heartbeat
     layers layout limits literals log loop memory meter nonfinite optim phases plain predictions process profiling
     progress recipes remote resume run_checkpoints run_folder saved search_space sorted_rows stack task_chunk
-    warm_start checkpoints/signals comparison/statistics
+    warm_start checkpoints/signals comparison/statistics config/literals config/limits config/recipes
 """
 """Modules of the package that have moved or got another name, mostly out of the package's own folder."""
 OLD_NAMES = """
