@@ -77,9 +77,7 @@ def test_help_shows_every_field_with_its_documentation_and_default(capsys: pytes
         "Rows per rank and step; the global batch is this times the world size. From 1 to 16777216. (default: 1024)"
         in text
     )
-    assert (
-        "Layer widths of an expert, or of a bottom; the last is its output. From 1 to 65536. (default: 64 32)" in text
-    )
+    assert "Layer widths of an expert; the last is its output. From 1 to 65536. (default: 64 32)" in text
     for recipe in RECIPES:
         assert recipe in text
 

@@ -78,9 +78,9 @@ def config_from_dict(values: Any, models: Models, *, of_all_models: bool = False
 
     Raises UserError with the field that is unknown, of the wrong type or outside of its limits.
     """
-    section = values.get("model", {}) if isinstance(values, dict) else {}
+    section = values.get("model", {}) if isinstance(values, dict) else None
     if not isinstance(section, dict):
-        return from_dict(TrainConfig, values)  # Raises for the section.
+        return from_dict(TrainConfig, values)  # Raises: the content, or its model, is not a mapping.
     arch = section.get("arch", ModelConfig.arch)
     kind = options_class(models, arch, "model.arch")
     if of_all_models:
@@ -88,9 +88,7 @@ def config_from_dict(values: Any, models: Models, *, of_all_models: bool = False
         values = {**values, "model": {name: value for name, value in section.items() if name not in others}}
     else:
         check_owned(models, arch, map(str, section), "model.")
-    if isinstance(values, dict):
-        values = {"model": {}, **values}
-    return widened(from_dict(narrowed(TrainConfig, {"model": kind}), values), TrainConfig)
+    return widened(from_dict(narrowed(TrainConfig, {"model": kind}), {"model": {}, **values}), TrainConfig)
 
 
 @dataclass(frozen=True)
