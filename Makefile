@@ -6,7 +6,7 @@ DEVICE ?= cpu
 RUN := . .venv/bin/activate &&
 INSTALLED := .venv/.installed-$(DEVICE)
 
-.PHONY: install train bench test lint types layers clean
+.PHONY: install train bench quick test test-long lint types layers clean
 
 install: $(INSTALLED)
 
@@ -30,7 +30,16 @@ bench: $(INSTALLED)
 	$(RUN) torchx run dist.ddp -j 1x2 benchmarks/sharding.py --tables benchmarks/tables/small.yaml \
 		--sparse.name adagrad --tasks 2 --cases '*' {table_wise,row_wise,column_wise}'/*/*/T8' --out $(OUT)
 
+# Three tiers. quick, 90 seconds on 2 cores: whether any package is broken.
+quick: $(INSTALLED)
+	$(RUN) pytest -q -n 2 --dist worksteal -m quick
+
+# Every fact once, 5 minutes on 2 cores. A file's tests share what they have trained, so they stay on one worker.
 test: $(INSTALLED)
+	$(RUN) pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not long"
+
+# All tests, 45 minutes: full matrices, soaks, long commands of the pages, second stacks.
+test-long: $(INSTALLED)
 	$(RUN) pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)

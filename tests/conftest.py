@@ -1,14 +1,21 @@
-"""The order of the test files, and what is different for `pytest -m gpu`.
+"""Threads of all tests, the order of the files, and what is different for `pytest -m gpu` and `pytest -m quick`.
 
 A machine with a GPU may have other versions than the pinned ones, and lack packages that other tests import.
 """
 
+import os
 from pathlib import Path
 
 import pytest
 
-LONGEST = ("resume", "train", "comparison", "heartbeat", "faults_benchmark", "reader", "once", "metrics", "sweep")
-"""Files that take longest come first, so that the workers of `make test` end at about the same time."""
+# Before torch is imported. Two pytest workers and their ranks share two cores, where threads that spin slow all others.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+LONGEST = (
+    *("resume", "train", "offline_plan", "comparison", "sweep", "faults_benchmark", "quick", "trainer", "reader"),
+    *("stem", "throughput", "metrics_benchmark", "plan", "tune", "layouts", "sharded", "add_tasks", "conflict"),
+)
+"""The files that take longest come first, so that the workers of `make test` end at about the same time."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -18,12 +25,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """With `-m gpu`, imports only the files that have tests with this mark."""
-    if config.option.markexpr == "gpu" and collection_path.suffix == ".py":
-        return "pytest.mark.gpu" not in collection_path.read_text() or None
+    """With `-m gpu` or `-m quick`, imports only the files that have tests with this mark."""
+    mark = config.option.markexpr
+    if mark in ("gpu", "quick") and collection_path.suffix == ".py":
+        return f"pytest.mark.{mark}" not in collection_path.read_text() or None
     return None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    names = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: names.get(Path(item.path).name, len(names)))
+    order = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(Path(item.path).name, len(order)))

@@ -33,20 +33,20 @@ def run_ranks(
 ) -> list[Any]:
     """Calls `function(*args)` on `world_size` new processes joined by gloo; returns their results by rank.
 
-    Inside, `dist.get_rank()` tells the ranks apart, RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE are
-    set as torchrun sets them, and torch uses one thread. Only the first call imports torch, in a process that the
-    ranks of all calls are forked from.
+    Inside, `dist.get_rank()` tells the ranks apart, RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE are set as
+    torchrun sets them, and torch uses one thread. The ranks are forked from a process that imports torch once, at the
+    first call.
 
     Args:
-        world_size: how many processes.
-        function: must stand at the top level of a module, since the children import it by name.
-        *args: must pickle, as must the results; tensors arrive as copies.
+        world_size: number of processes.
+        function: a function at the top level of a module, since the children import it by name.
+        *args: its arguments; they must pickle, as must the results. Tensors arrive as copies.
         timeout: seconds after which a rank is stopped and its stack shown.
-        ranks_per_host: how many ranks believe to share a host; all by default.
+        ranks_per_host: number of ranks that share a host, by LOCAL_WORLD_SIZE; all by default.
 
     Raises:
-        RuntimeError: a rank raised, died or ran out of time; holds the traceback of every such rank, the
-            earliest first, because the others often fail only for having lost their neighbor.
+        RuntimeError: a rank raised, died or ran out of time. The message has the traceback of every such rank, the
+            earliest first, because the others often fail only because they lost that rank.
 
     Example::
 
@@ -80,17 +80,18 @@ def run_ranks(
 
 
 def forkserver() -> ForkServerContext:
-    """Starts processes by a fork of one that has only imported torch and torchrec, which takes seconds.
+    """Starts processes by forking one that has imported torch, torchrec and sklearn, which takes seconds.
 
     A fork of this process would copy its thread pools in an unusable state.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["stem_torchrec.train"])
+    context.set_forkserver_preload(["stem_torchrec.train", "sklearn.metrics"])
     return context
 
 
 def _run_rank(rank: int, world_size: int, local_size: int, call: bytes, folder: Path, timeout: float) -> None:
     os.setpgid(0, 0)  # A group of its own, so that killing the rank kills its DataLoader workers as well.
+    gc.freeze()  # The collection below would visit, and so copy, all that the imports have made.
     log = (folder / f"{rank}.log").open("w")
     # Also ends a rank whose parent was killed and could not clean up.
     faulthandler.dump_traceback_later(timeout, exit=True, file=log)
@@ -113,7 +114,7 @@ def _run_rank(rank: int, world_size: int, local_size: int, call: bytes, folder: 
             timeout=timedelta(seconds=timeout),
         )
         result = pickle.dumps(function(*args))
-        dist.barrier()  # Nobody closes a connection that another rank still uses.
+        dist.barrier()  # So that no rank closes a connection that another one still uses.
         dist.destroy_process_group()
         gc.collect()  # Ends gloo's threads, as in stem_torchrec.runtime.process.
     except BaseException:
@@ -130,7 +131,7 @@ def _wait_for_all_or_first_failure(processes: list[BaseProcess], seconds: float)
         if not ready:
             return
         if any(process.exitcode not in (None, 0) for process in processes):
-            # The neighbors fail as soon as they notice; their tracebacks can help, but not for long.
+            # The other ranks fail as soon as they notice; a second is enough for their tracebacks.
             wait_until = time.monotonic() + 1.0
             for process in processes:
                 process.join(max(0.0, wait_until - time.monotonic()))
@@ -157,5 +158,5 @@ def _kill(process: BaseProcess) -> None:
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
-        process.kill()  # It ended with all its children, or died before it had a group of its own.
+        process.kill()  # It ended with all its children, or died before it got a group of its own.
     process.join()

@@ -1,4 +1,4 @@
-"""Small logs with known rows, for tests of the reader."""
+"""Small logs with known rows."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,7 +21,17 @@ SCHEMA = Schema(
 
 
 def log_table(rows: int) -> pa.Table:
-    """Rows that tell their number in the column `row`, with nulls and empty lists where a log may have them."""
+    """Rows with their number in the column `row`, and with nulls and empty lists where a log may have them.
+
+    The first ones::
+
+        row  tags    place  age  price  finish  like   user
+        0    []      0      0.0  -0.0   0       null   0
+        1    [1]     1      0.5  -1.0   1       true   0
+        2    [2, 2]  2      1.0  -2.0   0       false  0
+        3    []      null   1.5  -3.0   1       null   1
+        4    null    4      2.0  -4.0   0       true   1
+    """
     numbers = range(rows)
     return pa.table(
         {
@@ -40,7 +50,7 @@ def log_table(rows: int) -> pa.Table:
 def write_split(
     folder: Path | str, table: pa.Table, files: Sequence[Sequence[int]] = (), *, split: str = "train", **options: Any
 ) -> None:
-    """Writes `table` in files of row groups of the given sizes, by default one file of one row group."""
+    """Writes `table` as files of row groups of the given sizes, by default as one file of one row group."""
     (Path(folder) / split).mkdir(parents=True, exist_ok=True)
     start = 0
     for i, sizes in enumerate(files or [[len(table)]]):

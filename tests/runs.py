@@ -1,4 +1,4 @@
-"""Small sharded runs, for tests of what the ranks hold and do."""
+"""Small sharded runs, for tests that look at the tensors of each rank."""
 
 import dataclasses
 import itertools
@@ -28,7 +28,7 @@ from stem_torchrec.training.optimizers import build_optimizer
 from reference import COLUMNS, TABLES, random_batch
 
 ROWS = 12
-"""Rows of a global batch, which the ranks share."""
+"""Rows of a global batch, which are split among the ranks."""
 MODEL = STEMOptions(
     embedding_dim=8,
     num_layers=2,
@@ -81,16 +81,13 @@ class Run:
         return cls(config, columns, model, optimizer, build_pipeline(model, optimizer, config, process))
 
     def train(self, batches: Iterable[Batch]) -> list[tuple[Tensor, Tensor]]:
-        """Losses and logits of a step on each batch."""
+        """Makes a step on each batch; returns its losses (T,) and logits (B, T)."""
         batches = list(batches)
         iterator = iter(batches)
         return [self.pipeline.progress(iterator) for _ in batches]
 
     def weights(self) -> dict[str, Tensor]:
-        """Every weight by its name in the unsharded model, tables whole, as in the split layout, on every rank.
-
-        The weights are copies on CPU.
-        """
+        """Every weight by its name in the unsharded model of the split layout; whole tables, on every rank, on CPU."""
         dense = {
             name.removeprefix("model."): p.detach().to("cpu", copy=True)
             for name, p in self.model.state_dict().items()
@@ -112,12 +109,12 @@ class Run:
         return dense | tables
 
     def table_bits(self) -> dict[str, list[Tensor]]:
-        """What this rank holds of each table of the split layout: weights and optimizer state."""
-        held: dict[str, list[Tensor]] = {}
+        """This rank's weights and optimizer states of each table of the split layout."""
+        bits: dict[str, list[Tensor]] = {}
         for _, module in sharded_collections(self.model):
             for piece in local_shards(module):
                 for table, _, weight in self.parts(piece.table, piece.column, piece.weight):
-                    held.setdefault(table, []).append(weight.clone())
+                    bits.setdefault(table, []).append(weight.clone())
         for name, states in self.optimizer.state_dict()["state"].items():
             if TABLES in name:
                 packed = name.rpartition("embedding_bags.")[2].removesuffix(".weight")
@@ -133,8 +130,8 @@ class Run:
                                 self.parts(packed, offsets[1], tensor) if tensor.dim() > 1 else [(packed, 0, tensor)]
                             )
                             for table, _, part in parts:
-                                held.setdefault(table, []).append(part.clone())
-        return held
+                                bits.setdefault(table, []).append(part.clone())
+        return bits
 
     def size_of(self, table: str) -> tuple[int, int]:
         """Rows and columns of a group of a table."""
@@ -142,15 +139,15 @@ class Run:
         return feature.num_embeddings, feature.embedding_dim or self.config.model.embedding_dim
 
     def parts(self, table: str, column: int, piece: Tensor) -> Iterator[tuple[str, int, Tensor]]:
-        """A piece of a table, by tables of the split layout and the columns there that its parts start with."""
-        for name, held in split_columns(table, self.size_of(table)[1] * len(table_groups(table))).items():
-            left, right = max(held.start, column), min(held.stop, column + piece.shape[1])
+        """The parts of a piece by table of the split layout: the table, its first column in the part, and the part."""
+        for name, columns in split_columns(table, self.size_of(table)[1] * len(table_groups(table))).items():
+            left, right = max(columns.start, column), min(columns.stop, column + piece.shape[1])
             if left < right:
-                yield name, left - held.start, piece[:, left - column : right - column]
+                yield name, left - columns.start, piece[:, left - column : right - column]
 
 
 def batches_of_ranks(steps: int, world_size: int, *, missing: float = 0.0) -> list[list[Batch]]:
-    """Batches by step and rank; the global batch of a step is the same for every world size."""
+    """Batches by step and rank; the global batch of a step is the same for each number of ranks."""
     rows = ROWS // world_size
     return [
         [
@@ -167,13 +164,13 @@ def with_labels_of(task: int, batches: Iterable[Batch]) -> list[Batch]:
     return [dataclasses.replace(batch, labels=batch.labels.where(kept, torch.nan)) for batch in batches]
 
 
-def mine(batches: list[list[Batch]]) -> list[Batch]:
-    """Those of this rank."""
+def of_this_rank(batches: list[list[Batch]]) -> list[Batch]:
+    """This rank's batches by step, of the batches by step and rank."""
     return [ranks[dist.get_rank()] for ranks in batches]
 
 
 def progress_after(step: int) -> Progress:
-    """Of a run without a history."""
+    """The progress of a run on one rank that has made `step` steps and no evaluation."""
     return Progress(
         step=step,
         epoch=0,

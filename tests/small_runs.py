@@ -1,15 +1,18 @@
-"""Small runs of train.py, to be killed, stopped and started again."""
+"""Small runs of train.py that are killed, stopped and resumed, and other scripts, on ranks that import torch once."""
 
 import atexit
+import gc
 import os
 import runpy
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from common.processes import ROOT, rank_environments
 from distributed import forkserver
 from recovery.train_runs import TrainRun
 
@@ -18,16 +21,40 @@ LINE = [
     *("--data.batch-size", "128", "--data.synthetic.train-rows", "8300", "--checkpoint.steps", "7"),
     *("--model.dropout", "0.1", "--model.embedding-dim", "4", "--data.eval-batch-size", "16"),
 ]
+"""Options of a run that makes 66 steps on two ranks, evaluates after 20, 40, 60 and 66 and saves every 7 steps."""
 
 
 def start(folder: Path, *options: str, ranks: int = 1, launcher: Sequence[str] | None = None) -> TrainRun:
-    """A run of LINE and further options."""
+    """Starts a run with LINE and further options, on forked ranks or, with its options, under torchrun."""
     kind = TrainRun if launcher is not None else _ForkedRun
     return kind(folder, [*LINE, *options], ranks=ranks, launcher=launcher)
 
 
+def run_script(
+    script: str, *options: str | Path, ranks: int = 1, status: int = 0, cwd: Path = ROOT, seconds: float = 120
+) -> str:
+    """Runs a script of the repository on forked ranks; returns what they print.
+
+    Args:
+        script: its path from the root of the repository.
+        *options: of the script.
+        ranks: number of ranks.
+        status: the exit status that each rank must have.
+        cwd: the working directory.
+        seconds: the time that the ranks may take.
+    """
+    line = [str(word) for word in (ROOT / script, *options)]
+    processes = [_Forked(line, environment, cwd) for environment in rank_environments(ranks)]
+    with ThreadPoolExecutor(ranks) as readers:
+        texts = readers.map(_Forked.read, processes)
+        statuses = [process.wait(seconds) for process in processes]
+        text = "".join(texts)
+    assert statuses == [status] * ranks, text
+    return text
+
+
 class _ForkedRun(TrainRun):
-    """The same, of ranks that need not import torch first."""
+    """A run whose ranks are forked from a process that has imported torch."""
 
     def _start(self, line: Sequence[str], environment: dict[str, str], cwd: Path) -> Any:
         return _Forked(line[1:], environment, cwd)
@@ -48,24 +75,31 @@ class _Forked:
         reader.close()
         self.pid = self._process.pid
 
+    def read(self) -> str:
+        """All that it prints until it ends."""
+        with self.stdout as output:
+            return output.read()
+
     def poll(self) -> int | None:
         return self._process.exitcode
 
     def wait(self, timeout: float) -> int:
         self._process.join(timeout)
         if self._process.exitcode is None:
-            raise subprocess.TimeoutExpired("train.py", timeout)
+            self._process.kill()
+            raise subprocess.TimeoutExpired("a forked rank", timeout)
         return self._process.exitcode
 
     def kill(self) -> None:
         self._process.kill()
 
 
-def _run_script(said: Connection, line: Sequence[str], environment: dict[str, str], cwd: Path) -> None:
+def _run_script(output: Connection, line: Sequence[str], environment: dict[str, str], cwd: Path) -> None:
     os.setsid()
+    gc.freeze()  # A collection at the end would visit, and so copy, all that the imports have made.
     for stream in (1, 2):
-        os.dup2(said.fileno(), stream)
-    said.close()
+        os.dup2(output.fileno(), stream)
+    output.close()
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)

@@ -22,10 +22,10 @@ FILE, LINE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 HEADER = "| `--model.arch` | tables of | source |\n| --- | --- | --- |\n"
 
 
-@pytest.fixture(scope="module")
-def cross(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+@pytest.fixture
+def cross(tmp_path: Path) -> Iterator[None]:
     """The page's model in its file and in the table."""
-    file = tmp_path_factory.mktemp("models") / "cross.py"
+    file = tmp_path / "cross.py"
     file.write_text(FILE)
     spec = importlib.util.spec_from_file_location("cross", file)
     assert spec is not None

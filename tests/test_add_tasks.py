@@ -22,7 +22,7 @@ from stem_torchrec.transfer.weight_source import Source, local_pieces, weights_b
 
 from distributed import run_ranks
 from reference import COLUMNS, TABLES, logits_by_formula, random_batch
-from runs import MODEL, Run, batches_of_ranks, config_of, mine
+from runs import MODEL, Run, batches_of_ranks, config_of, of_this_rank
 
 Weights = dict[str, Tensor]
 TRAINED = COLUMNS.labels
@@ -65,7 +65,7 @@ def save_trained(folder: Path) -> dict[str, tuple[Weights, Tensor]]:
     trained = {}
     for name, model in (MODELS | PACKED).items():
         run = Run.build(config_of("adagrad", "row_wise", model=model))
-        run.train(mine(batches_of_ranks(4, dist.get_world_size())))
+        run.train(of_this_rank(batches_of_ranks(4, dist.get_world_size())))
         if dist.get_rank() == 0:
             (folder / name).mkdir()
             config = dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, labels=TRAINED))
@@ -112,7 +112,7 @@ def grow(source: Source, model: STEMOptions, tasks: tuple[str, ...], sharding_ty
     other_logits = predictions(run)
     for piece, before in state.values():
         piece.copy_(before)
-    steps = mine(batches_of_ranks(3, dist.get_world_size()))
+    steps = of_this_rank(batches_of_ranks(3, dist.get_world_size()))
     run.train([with_tasks(batch, tasks, known=("share",)) for batch in steps])
     trained = run.weights()
     run.train([with_tasks(batch, tasks, known=tasks) for batch in steps])

@@ -22,7 +22,7 @@ from stem_torchrec.runtime.errors import DamagedError, UserError
 
 from distributed import run_ranks
 from reference import TABLES
-from runs import Run, batches_of_ranks, config_of, mine, progress_after
+from runs import Run, batches_of_ranks, config_of, of_this_rank, progress_after
 
 
 class Store(PathHandler):
@@ -198,21 +198,21 @@ def test_another_run_is_refused_with_all_fields_that_differ() -> None:
     schema = {"labels": ["a"], "sparse_features": [], "dense_features": [], "splits": {"train": {"rows": 9}}}
     free = {**config, "model": {**config["model"], "layout": "packed"}, "data": {**config["data"], "batch_size": 8}}
     check_same_run("there", (config, schema), (free, schema))
-    with pytest.raises(UserError, match="row_groups is a there and b here"):
+    with pytest.raises(UserError, match="row_groups was a and is b"):
         check_same_run("there", (config, {**schema, "row_groups": "a"}), (config, {**schema, "row_groups": "b"}))
     other = {**config, "model": {**config["model"], "embedding_dim": 16}, "seed": 1}
     with pytest.raises(UserError) as error:
         check_same_run("there", (config, schema), (other, {**schema, "splits": {"train": {"rows": 8}}}))
     assert str(error.value) == (
-        "there is another run's: model.embedding_dim is 8 there and 16 here; schema.splits.train.rows is 9 there and 8 "
-        "here; seed is 0 there and 1 here; give another --output-dir, or the same options."
+        "there is of another run: model.embedding_dim was 8 and is 16; schema.splits.train.rows was 9 and is 8; "
+        "seed was 0 and is 1; give another --output-dir, or the same options."
     )
 
 
 def bytes_of_room() -> list[tuple[int, int]]:
     """Bytes of host memory of each shard of a table: taken, and needed."""
     run = Run.build(config_of("adagrad", "table_wise"))
-    run.train(mine(batches_of_ranks(1, 2)))
+    run.train(of_this_rank(batches_of_ranks(1, 2)))
     memory = host_memory_for(training_state(run.model, run.optimizer, torch.zeros(3)))
     shards = [
         shard.tensor for name in memory["model"] if TABLES in name for shard in memory["model"][name].local_shards()

@@ -28,7 +28,7 @@ from stem_torchrec.tables import sharded_collections
 
 from distributed import run_ranks
 from reference import TABLES
-from runs import Run, batches_of_ranks, config_of, mine
+from runs import Run, batches_of_ranks, config_of, of_this_rank
 
 ROWS = {"uid": 5000, "tags": 7}
 SEAM = "stem_torchrec.runtime.internals"
@@ -109,7 +109,7 @@ def run_pipeline() -> tuple[int, list[bool]]:
     run = Run.build(config_of("sgd", "table_wise"))
     run.pipeline = RecordingPipeline(run.model, run.optimizer, torch.device("cpu"))
     changed = []
-    for batch in mine(batches_of_ranks(3, 1)):
+    for batch in of_this_rank(batches_of_ranks(3, 1)):
         before = run.weights()
         run.train([batch])
         changed.append(any(not torch.equal(w, before[name]) for name, w in run.weights().items() if TABLES in name))
@@ -153,7 +153,7 @@ def facts_of_shardings(sharding_type: str) -> dict[str, Any]:
     # The class alone decides who creates the input distribution.
     assert type(collection) is ShardedEmbeddingBagCollection
     collection.__class__ = RecordingCollection
-    run.train(mine(batches_of_ranks(2, 2)))
+    run.train(of_this_rank(batches_of_ranks(2, 2)))
     [recorder], [sharding] = collection.recorders, collection._embedding_shardings
     facts = {"calls": recorder.calls, "restored": sharding is recorder.sharding}
     facts["ranks"] = torchrec_hooks.group_of(sharding).size()
@@ -169,7 +169,7 @@ def facts_of_shardings(sharding_type: str) -> dict[str, Any]:
 def facts_of_copies() -> dict[str, bool]:
     """What is true of the copies of a model's state, and of its plan."""
     run = Run.build(config_of("adagrad", "row_wise"))
-    batches = mine(batches_of_ranks(2, 2))
+    batches = of_this_rank(batches_of_ranks(2, 2))
     run.train(batches[:1])
     with without_warnings():
         state = {"model": run.model.state_dict()}
@@ -205,7 +205,7 @@ def equal_state(left: dict[str, Any], right: dict[str, Any]) -> bool:
 def names_in_profile() -> set[str]:
     """Names of all events of three steps."""
     run = Run.build(config_of("adagrad", "table_wise"))
-    batches = iter(mine(batches_of_ranks(7, 2)))
+    batches = iter(of_this_rank(batches_of_ranks(7, 2)))
     with profile(activities=[ProfilerActivity.CPU], schedule=schedule(wait=1, warmup=1, active=3)) as profiler:
         for _ in range(5):
             run.pipeline.progress(batches)

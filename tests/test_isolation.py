@@ -14,7 +14,7 @@ from stem_torchrec.sharding.placement import FUSED_TYPES
 
 from distributed import run_ranks
 from reference import COLUMNS, TABLES
-from runs import MODEL, Run, batches_of_ranks, config_of, mine, with_labels_of
+from runs import MODEL, Run, batches_of_ranks, config_of, of_this_rank, with_labels_of
 
 OPTIMIZERS = ["sgd", "adagrad", "rowwise_adagrad"]
 TYPES = ["data_parallel", *FUSED_TYPES]
@@ -37,7 +37,7 @@ class Outcome:
 def train_one_task(model: STEMOptions, optimizer: str, sharding_type: str) -> list[Outcome]:
     """One outcome by task; before, a few steps on the labels of all tasks fill the optimizer states."""
     run = Run.build(config_of(optimizer, sharding_type, model=model))
-    batches = mine(batches_of_ranks(5, dist.get_world_size(), missing=0.3))
+    batches = of_this_rank(batches_of_ranks(5, dist.get_world_size(), missing=0.3))
     run.train(batches[:3])
     outcomes = []
     for task in range(len(COLUMNS.labels)):

@@ -24,7 +24,7 @@ from stem_torchrec.training.optimizers import apply_sparse_optimizer
 
 from distributed import run_ranks
 from reference import COLUMNS, TABLES, train_by_hand
-from runs import MODEL, Run, batches_of_ranks, config_of, mine, with_labels_of
+from runs import MODEL, Run, batches_of_ranks, config_of, of_this_rank, with_labels_of
 
 STEPS = 10
 # Ranks, how many of them are on a host, and the optimizer.
@@ -78,14 +78,14 @@ def config_of_case(layout: str, optimizer: str, sharding_type: str) -> TrainConf
 def train_case(layout: str, optimizer: str, sharding_type: str) -> Trained:
     run = Run.build(config_of_case(layout, optimizer, sharding_type))
     before = run.weights()
-    outputs = run.train(mine(batches_of_ranks(STEPS, dist.get_world_size())))
+    outputs = run.train(of_this_rank(batches_of_ranks(STEPS, dist.get_world_size())))
     return Trained(before, run.weights(), [logits for _, logits in outputs], len(run.pipeline._pipelined_modules))
 
 
 def train_one_task(optimizer: str, sharding_type: str) -> list[dict[str, set[str]]]:
     """What steps on each task's labels change in packed tables, once steps on all labels have filled the states."""
     run = Run.build(config_of_case("packed", optimizer, sharding_type))
-    batches = mine(batches_of_ranks(5, dist.get_world_size(), missing=0.3))
+    batches = of_this_rank(batches_of_ranks(5, dist.get_world_size(), missing=0.3))
     run.train(batches[:3])
     kinds = ("weights",) if optimizer == "sgd" else ("weights", "states")
     changed = []
@@ -120,7 +120,7 @@ def resume(config: TrainConfig, folder: Path) -> Run:
 
 
 def resume_all(folder: Path) -> tuple[dict[str, Weights], dict[str, Weights]]:
-    batches = mine(batches_of_ranks(STEPS, 2))
+    batches = of_this_rank(batches_of_ranks(STEPS, 2))
     uninterrupted, resumed = {}, {}
     for optimizer, sharding_type in (("adagrad", "table_wise"), ("adam", "data_parallel")):
         run = Run.build(config_of_case("split", optimizer, sharding_type))
@@ -145,7 +145,7 @@ def resume_all(folder: Path) -> tuple[dict[str, Weights], dict[str, Weights]]:
 def refuse_states(folder: Path) -> dict[str, str]:
     """What loading optimizer states says that do not fit."""
     run = Run.build(config_of_case("split", "rowwise_adagrad", "table_wise"))
-    run.train(mine(batches_of_ranks(1, 2)))
+    run.train(of_this_rank(batches_of_ranks(1, 2)))
     save(run, folder / "rowwise_adagrad")
     messages = {}
     for saved, optimizer in (("rowwise_adagrad", "adagrad"), ("adagrad", "adam")):

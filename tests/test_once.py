@@ -27,7 +27,7 @@ from stem_torchrec.tables import sharded_collections
 from common.traffic import Traffic, count_traffic
 from distributed import run_ranks
 from reference import COLUMNS
-from runs import Run, batches_of_ranks, config_of, mine, this_process
+from runs import Run, batches_of_ranks, config_of, of_this_rank, this_process
 
 OPTIMIZERS = ["sgd", "adagrad", "rowwise_adagrad"]
 STEPS = 10
@@ -56,7 +56,7 @@ class Trained:
 def train_once(optimizer: str, sharding: ShardingConfig, steps: int = STEPS, columns: Columns = COLUMNS) -> Trained:
     config = replace(config_of(optimizer, "auto", learning_rate=1.0), sharding=sharding)
     run = Run.build(config, columns)
-    batches = mine(batches_of_ranks(steps, dist.get_world_size(), missing=0.3))
+    batches = of_this_rank(batches_of_ranks(steps, dist.get_world_size(), missing=0.3))
     if columns is not COLUMNS:
         batches = [replace(batch, labels=batch.labels[:, :1].repeat(1, len(columns.labels))) for batch in batches]
     with count_traffic() as traffic:

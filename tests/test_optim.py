@@ -1,3 +1,5 @@
+"""Sparse optimizers, learning rates by group, the schedule and gradient clipping."""
+
 import dataclasses
 import functools
 import math
@@ -14,7 +16,7 @@ from stem_torchrec.training.optimizers import apply_sparse_optimizer, build_sche
 
 from distributed import run_ranks
 from reference import COLUMNS, TABLES, train_by_hand
-from runs import MODEL, Run, batches_of_ranks, config_of, mine
+from runs import MODEL, Run, batches_of_ranks, config_of, of_this_rank
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 STEPS = 6
@@ -61,7 +63,7 @@ def test_decay_is_refused_where_it_would_be_ignored_or_reach_every_row():
             check(name, dense_kernel=True, weight_decay=0.1)
 
 
-def test_what_moves_rows_without_a_label_must_be_asked_for():
+def test_an_optimizer_that_moves_rows_without_a_label_needs_an_option():
     for name in ("adam", "lamb", "partial_rowwise_adam"):
         with pytest.raises(UserError, match=rf"the moments of {name} would .* --sparse.update-unlabeled-rows"):
             check(name, device=CUDA, labels_missing=True)
@@ -115,13 +117,13 @@ CASES = [("sgd", "table_wise"), ("sgd", "data_parallel"), ("rowwise_adagrad", "r
 
 
 def train_with_schedule() -> dict[tuple[str, str], tuple[dict[str, Tensor], dict[str, Tensor]]]:
-    """Weights before and after, by case."""
+    """Weights before and after the steps, by case."""
     outcomes = {}
     for case in CASES:
         run = Run.build(run_config(*case))
         before = run.weights()
         schedule = build_schedule(run.optimizer, SCHEDULE, steps=STEPS)
-        iterator = iter(mine(batches_of_ranks(STEPS, 1)))
+        iterator = iter(of_this_rank(batches_of_ranks(STEPS, 1)))
         for _ in range(STEPS):
             run.pipeline.progress(iterator)
             schedule.step()
@@ -135,18 +137,18 @@ def step_with_rates() -> dict[str, dict[str, Tensor]]:
     for name, rates in {"one": {}, "each": {"like": 0.25, "shared": 4.0}}.items():
         run = Run.build(config_of("sgd", "table_wise", learning_rate=1.0, group_learning_rates=rates))
         before = run.weights()
-        run.train(mine(batches_of_ranks(1, 1)))
+        run.train(of_this_rank(batches_of_ranks(1, 1)))
         moves[name] = {table: weight - before[table] for table, weight in run.weights().items() if TABLES in table}
     return moves
 
 
 def clip() -> dict[float | None, tuple[float, dict[str, Tensor]]]:
-    """Norm of the dense gradient that a step uses, and the weights after it, by the norm that it is clipped to."""
+    """Norm of the dense gradient of a step, and the weights after it, by the norm that clipping allows."""
     outcomes = {}
     for norm in (None, 1e-3, 1e3):
         config = run_config("sgd", "data_parallel")
         run = Run.build(dataclasses.replace(config, train=dataclasses.replace(config.train, clip_norm=norm)))
-        run.train(mine(batches_of_ranks(1, 1)))
+        run.train(of_this_rank(batches_of_ranks(1, 1)))
         dense = [p.grad for name, p in run.model.named_parameters() if TABLES not in name]
         outcomes[norm] = torch.cat([gradient.flatten() for gradient in dense]).norm().item(), run.weights()
     return outcomes

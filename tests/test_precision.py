@@ -1,4 +1,4 @@
-"""What --train.precision asks of the device."""
+"""--train.precision on CPU: what it refuses, notes and computes in."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def test_tf32_is_refused_on_cpu() -> None:
 
 
 @pytest.mark.parametrize("has_amx", [True, False])
-def test_bf16_on_a_cpu_without_units_for_it_is_said_to_be_slow(
+def test_bf16_on_a_cpu_without_units_for_it_gets_a_note(
     has_amx: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has_amx})

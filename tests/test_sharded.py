@@ -15,7 +15,7 @@ from stem_torchrec.sharding.placement import COLUMN_TYPES
 
 from distributed import run_ranks
 from reference import COLUMNS, TABLES, logits_by_formula, loss_by_formula, train_by_hand
-from runs import Run, batches_of_ranks, config_of, mine
+from runs import Run, batches_of_ranks, config_of, of_this_rank
 
 STEPS = 20
 TYPES = [t for t in get_args(ShardingType) if t != "auto"]
@@ -69,10 +69,10 @@ def train_all_cases() -> Results:
     for case in CASES:
         run = Run.build(config_of_case(*case))
         before = run.weights()
-        outputs = run.train(mine(batches_of_ranks(STEPS, world_size, missing=missing_of_case(case[0]))))
+        outputs = run.train(of_this_rank(batches_of_ranks(STEPS, world_size, missing=missing_of_case(case[0]))))
         cases[case] = Trained(before, run.weights(), *outputs[0], len(run.pipeline._pipelined_modules))
     run = Run.build(config_of("sgd", "table_wise", precision="bf16"))
-    [bf16] = run.train(mine(batches_of_ranks(1, world_size)))
+    [bf16] = run.train(of_this_rank(batches_of_ranks(1, world_size)))
     assert all(weight.dtype == torch.float32 for weight in run.weights().values())
     return Results(cases, bf16)
 

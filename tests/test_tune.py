@@ -192,5 +192,5 @@ def test_another_search_does_not_go_into_the_folder(
 ) -> None:
     out = tmp_path / "study"
     run(monkeypatch, *line(log, out, 1))
-    error = refusal(monkeypatch, capsys, *line(log, out, 1), "--model.arch", "mmoe")
+    error = refusal(monkeypatch, capsys, *line(log, out, 1), "--data.batch-size", "32")
     assert "holds a search with other options or another space; give another --out." in error

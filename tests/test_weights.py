@@ -15,7 +15,7 @@ from stem_torchrec.runtime.errors import UserError
 
 from distributed import run_ranks
 from reference import COLUMNS, sparse_features
-from runs import MODEL, Run, batches_of_ranks, config_of, mine
+from runs import MODEL, Run, batches_of_ranks, config_of, of_this_rank
 
 Weights = dict[str, Tensor]
 PACKED = dataclasses.replace(MODEL, layout="packed")
@@ -45,7 +45,7 @@ def save_all(folder: Path, matrix: str) -> dict[str, Weights]:
     saved = {}
     for sharding_type, model in SAVED[matrix].items():
         run = Run.build(config_of("adagrad", sharding_type, model=model))
-        for batch in mine(batches_of_ranks(2, dist.get_world_size())):
+        for batch in of_this_rank(batches_of_ranks(2, dist.get_world_size())):
             run.train([batch])
             if dist.get_rank() == 0:  # Left by a run that was killed while it saved.
                 (folder / f"{sharding_type}.new").mkdir()
@@ -62,7 +62,7 @@ def load_all(folder: Path, matrix: str) -> dict[tuple[str, str, str], Weights]:
         run = Run.build(config_of("sgd", sharding_type, model=model))
         for saved_as in SAVED[matrix]:
             # So that the weights differ from those loaded before.
-            run.train(mine(batches_of_ranks(1, dist.get_world_size())))
+            run.train(of_this_rank(batches_of_ranks(1, dist.get_world_size())))
             load_weights(run.model, folder / saved_as)
             loaded[saved_as, sharding_type, model.layout] = run.weights()
     # The name of a table lists its groups, so packed columns may be in another order.

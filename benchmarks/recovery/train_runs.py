@@ -46,7 +46,7 @@ class TrainRun:
         self.processes = []
         for environment in environments:
             self.processes.append(self._start(line, environment | {"OMP_NUM_THREADS": "1"}, folder.parent))
-        self.listeners = [Thread(target=self._listen, args=(process,)) for process in self.processes]
+        self.listeners = [Thread(target=self._listen, args=(process,), daemon=True) for process in self.processes]
         for listener in self.listeners:
             listener.start()
 

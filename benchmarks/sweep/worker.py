@@ -10,14 +10,24 @@ import signal
 import sys
 import threading
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from stem_torchrec.config.serialization import from_dict, to_dict
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.process import join_process_group
+from stem_torchrec.training.configuration import run_config
 
 from sweep.ranks import Job
+
+
+def read_job(line: bytes) -> Job:
+    """The job that the parent has written as JSON."""
+    values = json.loads(line)
+    # Which options the configuration of a model has depends on the model.
+    config = run_config(values.pop("config"))
+    return replace(from_dict(Job, {**values, "config": {}}), config=config)
 
 
 def run(job: Job) -> None:
@@ -67,7 +77,7 @@ def end_with_parent() -> None:
 def main() -> None:
     """Runs the job on standard input."""
     faulthandler.register(signal.SIGUSR1)
-    job = from_dict(Job, json.loads(sys.stdin.buffer.readline()))
+    job = read_job(sys.stdin.buffer.readline())
     end_with_parent()
     # When memory runs out, the system should kill this process and not its parent.
     Path("/proc/self/oom_score_adj").write_text("1000")

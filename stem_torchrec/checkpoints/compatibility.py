@@ -27,19 +27,19 @@ def check_same_run(
 
         saved = {"model": {"embedding_dim": 8}, "seed": 0}, schema
         check_same_run("runs/a", saved, ({"model": {"embedding_dim": 16}, "seed": 0}, schema))
-        # UserError: runs/a is another run's: model.embedding_dim is 8 there and 16 here; give another --output-dir, ...
+        # UserError: runs/a is of another run: model.embedding_dim was 8 and is 16; give another --output-dir, or ...
     """
     old, new = (
         {**_fields(config, _SAME), **_fields(schema, _SAME_IN_SCHEMA, "schema.")} for config, schema in (saved, current)
     )
     differing = [
-        f"{name} is {old.get(name)} there and {new.get(name)} here"
+        f"{name} was {old.get(name)} and is {new.get(name)}"
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name) and name not in _FREE
     ]
     if differing:
         raise UserError(
-            f"{path} is another run's: {'; '.join(differing)}; give another --output-dir, or the same options."
+            f"{path} is of another run: {'; '.join(differing)}; give another --output-dir, or the same options."
         )
 
 

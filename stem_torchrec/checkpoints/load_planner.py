@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.default_planner import create_default_local_lo
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
 
+from stem_torchrec.checkpoints.dropout_names import names_with_dropout
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.internals.pytorch import ShardedTensor
 from stem_torchrec.tables import TableTensor, split_columns
@@ -93,9 +94,16 @@ class LayoutLoadPlanner(DefaultLoadPlanner):
         saved = self.metadata.state_dict_metadata
         sizes = {name: tuple(item.size) for name, item in saved.items() if isinstance(item, TensorStorageMetadata)}
         parts = {name: part for tensor, size in sizes.items() for name, part in parts_of(tensor, size).items()}
+        renamed = names_with_dropout(sizes, self.state_dict)
         unchanged: dict[str, Any] = {}
         items: list[ReadItem] = []
         for name, value in self.state_dict.items():
+            if name in renamed:
+                stored, whole = saved[renamed[name]], Part(name, tuple(value.size()))
+                assert isinstance(stored, TensorStorageMetadata)
+                old = _check_size(name, whole, Part(renamed[name], tuple(stored.size)))
+                items += _read_items(whole, _chunks(value), old, stored.chunks)
+                continue
             if not isinstance(value, Tensor) or sizes.get(name) == tuple(value.size()):
                 unchanged[name] = value
                 continue
@@ -124,6 +132,10 @@ def _check_part(name: str, target: Part, source: Part | None) -> Part:
             "for all columns of a row, and is read only under the layout, the kind of plan and the optimizer that "
             "wrote it."
         )
+    return _check_size(name, target, source)
+
+
+def _check_size(name: str, target: Part, source: Part) -> Part:
     if target.size != source.size:
         raise UserError(f"{name} was saved as {source.size}, but is {target.size} here.")
     return source

@@ -10,6 +10,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
+from stem_torchrec.checkpoints.dropout_names import names_with_dropout
 from stem_torchrec.checkpoints.load_planner import LayoutLoadPlanner, split_sizes
 from stem_torchrec.checkpoints.storage import (
     State,
@@ -75,6 +76,10 @@ def load_weights(model: nn.Module, folder: Path) -> None:
         sizes = split_sizes({name: weight.size() for name, weight in state["model"].items()})
     written = {name: weight.size for name, weight in saved_tensors(folder).items() if name.startswith("model.")}
     saved = split_sizes({name.removeprefix("model."): size for name, size in written.items()})
+    renamed = names_with_dropout(saved, sizes)
+    saved = {name: saved[old] for name, old in renamed.items()} | {
+        name: size for name, size in saved.items() if name not in renamed.values()
+    }
     for name in sorted(saved.keys() | sizes.keys()):
         if saved.get(name) != sizes.get(name):
             raise UserError(

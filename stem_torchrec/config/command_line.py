@@ -21,7 +21,7 @@ from stem_torchrec.runtime.errors import (
     UserError,
     nearest,
 )
-from stem_torchrec.runtime.internals import tyro_errors as _errors
+from stem_torchrec.runtime.internals import tyro_errors
 
 ConfigT = TypeVar("ConfigT")
 
@@ -126,27 +126,27 @@ def _with_limits(field: StructFieldSpec, annotation: Any) -> StructFieldSpec:
 
 @contextmanager
 def _mistakes_in_one_sentence(options: Sequence[str]) -> Iterator[None]:
-    def raise_user_error(event: _errors.ParseErrorEvent) -> None:
+    def raise_user_error(event: tyro_errors.ParseErrorEvent) -> None:
         raise UserError(_sentence(event, options))
 
-    with _errors.on_parse_error(raise_user_error):
+    with tyro_errors.on_parse_error(raise_user_error):
         yield
 
 
-def _sentence(event: _errors.ParseErrorEvent, options: Sequence[str]) -> str:
+def _sentence(event: tyro_errors.ParseErrorEvent, options: Sequence[str]) -> str:
     match event:
-        case _errors.UnrecognizedArgs(tokens=tokens):
+        case tyro_errors.UnrecognizedArgs(tokens=tokens):
             name = next((token for token in tokens if token.startswith("--")), tokens[0])
             return f"unknown option {name!r}{nearest(name, options) or ';'} --help lists all."
-        case _errors.InvalidChoice(argument=argument, value=value, choices=choices):
+        case tyro_errors.InvalidChoice(argument=argument, value=value, choices=choices):
             known = ", ".join(choices)
             return f"{argument.display_name()} is {value!r}, but must be one of {known}{nearest(value, choices)}"
-        case _errors.BadValue(argument=argument):
+        case tyro_errors.BadValue(argument=argument):
             return f"{argument.display_name()} got no value or too few; --help shows what it takes."
-        case _errors.InstantiationFailure(argument=argument, message=message):
+        case tyro_errors.InstantiationFailure(argument=argument, message=message):
             place = f"{argument.display_name()}: " if argument else ""
             return f"{place}{message}; --help shows what it takes."
-        case _errors.MissingArgs(missing_arguments=missing):
+        case tyro_errors.MissingArgs(missing_arguments=missing):
             return f"missing {', '.join(arg.arg.display_name() for arg in missing)}; --help shows what it takes."
         case _:
             return f"the command line cannot be parsed ({event}); --help shows the options."

@@ -80,15 +80,15 @@ def config_from_dict(values: Any, models: Models, *, of_all_models: bool = False
     """
     section = values.get("model", {}) if isinstance(values, dict) else None
     if not isinstance(section, dict):
-        return from_dict(TrainConfig, values)  # Raises: the content, or its model, is not a mapping.
+        return from_dict(TrainConfig, values)  # Raises for what is not a mapping.
     arch = section.get("arch", ModelConfig.arch)
     kind = options_class(models, arch, "model.arch")
     if of_all_models:
         others = {name for name in section if arch not in (having := owners(models, str(name))) and having}
-        values = {**values, "model": {name: value for name, value in section.items() if name not in others}}
-    else:
-        check_owned(models, arch, map(str, section), "model.")
-    return widened(from_dict(narrowed(TrainConfig, {"model": kind}), {"model": {}, **values}), TrainConfig)
+        section = {name: value for name, value in section.items() if name not in others}
+    check_owned(models, arch, map(str, section), "model.")
+    values = {**values, "model": section}
+    return widened(from_dict(narrowed(TrainConfig, {"model": kind}), values), TrainConfig)
 
 
 @dataclass(frozen=True)

@@ -34,12 +34,12 @@ def without_format(content: Any, version: int, path: str) -> Any:
     """
     if not isinstance(content, dict) or _KEY not in content:
         return content
-    found, fields = content[_KEY], {name: value for name, value in content.items() if name != _KEY}
-    if type(found) is not int or found < 1:
-        raise FormatError(f"{path} has the format {found!r}, but must have a whole number from 1 to {version}.")
-    if found > version:
+    written, fields = content[_KEY], {name: value for name, value in content.items() if name != _KEY}
+    if type(written) is not int or written < 1:
+        raise FormatError(f"{path} has the format {written!r}, but must have a whole number from 1 to {version}.")
+    if written > version:
         raise FormatError(
-            f"{path} has the format {found}, but this stem_torchrec reads formats up to {version}; install a newer "
+            f"{path} has the format {written}, but this stem_torchrec reads formats up to {version}; install a newer "
             "stem_torchrec to use it."
         )
     return fields

@@ -13,12 +13,12 @@ from stem_torchrec.models.layers import MLP, l2_penalty, linear
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.tables import SparseArch
 
-# The pipeline traces a model with FX, which cannot look into an autograd function: this is one step to it.
+# The pipeline traces a model with FX, which cannot look into an autograd function: in this file it is one step to FX.
 torch.fx.wrap("l2_penalty")
 
 
 class InputOptions(TypedDict, total=False):
-    """What any model takes about its input, by name; see MultiTaskModel."""
+    """Arguments about its input that every model takes by name; see MultiTaskModel."""
 
     dense_in_features: int
     dense_out_features: int
@@ -27,9 +27,11 @@ class InputOptions(TypedDict, total=False):
 
 
 class MultiTaskModel(nn.Module):
-    """A batch of B rows to logits of shape (B, T): the tables of some groups, an arch between, a tower for each task.
+    """Maps a batch of B rows to logits (B, T): tables of some groups, then an arch, then a tower for each task.
 
-    A subclass makes its arch, then the towers by `make_towers`, and defines `arch`.
+        ids of F features -> tables -> {group: (B, in_features)} -> arch -> {task: (B, H)} -> towers -> (B, T)
+
+    A subclass creates its layers, then its towers by `make_towers`, and defines `arch`; docs/add_a_model.md shows one.
 
     Args:
         embedding_bag_collection: columns for each group and feature, in tables named as
@@ -70,7 +72,7 @@ class MultiTaskModel(nn.Module):
 
     @abstractmethod
     def arch(self, x: dict[str, Tensor]) -> dict[str, Tensor]:
-        """`{group: (B, in_features)} -> {task: (B, H)}`, what the towers read."""
+        """`{group: (B, in_features)} -> {task: (B, H)}`, from the groups' inputs to the towers'."""
 
     def forward(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
         x = self.sparse_arch(sparse_features)
@@ -82,7 +84,7 @@ class MultiTaskModel(nn.Module):
         return self.logits(torch.cat([self.towers[task](x[task]) for task in self.tasks], dim=1))
 
     def logits(self, towers: Tensor) -> Tensor:
-        """The logits (B, T) from what the towers say (B, T); the same unless the tasks depend on each other."""
+        """The logits (B, T) from the towers' outputs (B, T), which they are unless the tasks depend on each other."""
         return towers
 
 

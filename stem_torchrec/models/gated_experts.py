@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from stem_torchrec.models.aftb import aftb
 from stem_torchrec.models.layers import Experts, Gate
 
-# The pipeline traces a model with FX, which cannot look into an autograd function: this is one step to it.
+# The pipeline traces a model with FX, which cannot look into an autograd function: in this file it is one step to FX.
 torch.fx.wrap("aftb")
 
 

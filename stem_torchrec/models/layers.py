@@ -17,6 +17,10 @@ class MLP(nn.Sequential):
         hidden: widths of the hidden layers, each followed by ReLU and dropout.
         out_features: width of a last layer without ReLU; without it the last hidden layer is the output.
         dropout: share of hidden units dropped in training.
+
+    Example::
+
+        MLP(24, [128, 64], out_features=1)(torch.randn(5, 24)).shape  # (5, 1)
     """
 
     def __init__(
@@ -52,13 +56,17 @@ def relu(dropout: float) -> nn.Module:
 class Experts(nn.Sequential):
     """K expert MLPs that read the same input: `(B, in_features) -> (K, B, H)`, H the last hidden width.
 
-    Each layer is one batched matrix product over the experts, with ReLU behind it. Weights start as an MLP's do.
+    Each layer is one batched matrix product over the experts, followed by ReLU. Weights start as those of an MLP.
 
     Args:
         num_experts: K.
         in_features: width of the input.
         hidden: layer widths of an expert.
         dropout: share of hidden units dropped in training.
+
+    Example::
+
+        Experts(8, 24, [128, 64])(torch.randn(5, 24)).shape  # (8, 5, 64)
     """
 
     def __init__(self, num_experts: int, in_features: int, hidden: Sequence[int], *, dropout: float = 0.0) -> None:
@@ -105,10 +113,20 @@ class Gate(nn.Module):
 
 
 def l2_penalty(x: Tensor, strength: float) -> Tensor:
-    """x (B, N), with the gradient of strength / (2 B) * sum over rows of ||x||^2 added to its own in backward.
+    """Returns x (B, N); its backward adds the gradient of strength / (2 B) * sum over rows of ||x||^2.
 
-    Over the rows whose own gradient is not zero: a row without a label for a task trains none of its tables, and
-    decays none either.
+    The sum is over the rows whose own gradient is not zero: a row without a label for a task neither trains nor decays
+    that task's tables.
+
+    Args:
+        x: pooled embeddings.
+        strength: weight of the penalty.
+
+    Example::
+
+        x = torch.tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
+        l2_penalty(x, 0.1)[0].sum().backward()
+        x.grad  # [[1.05, 1.1], [0, 0]]: 1 + 0.1 / 2 * x in the first row; the second has no gradient
     """
     return _L2Penalty.apply(x, strength)
 

@@ -11,18 +11,17 @@ from stem_torchrec.runtime.errors import UserError
 
 
 class MultiTaskTrain(nn.Module):
-    """Weighted sum over the tasks of the mean binary cross entropy over the rows that have a label.
+    """The loss of a batch: a weighted sum over the tasks of the mean binary cross entropy of the rows with a label.
 
-    The mean is over this rank's rows; data parallelism averages the gradients over the ranks. A task without
-    a label in the batch adds nothing.
+    The mean is over this rank's rows; data parallelism averages the gradients over the ranks. A task without a label in
+    the batch adds nothing.
 
     Args:
         model: maps dense features (B, N) and a KeyedJaggedTensor to logits (B, T): STEM, TorchRec's DLRM, or yours.
         task_weights: T weights above 0; 1 for each task if empty.
 
-    Takes in forward: a batch with labels of 0, 1 or NaN (missing), of any type, (B, T), or (B,) for one task.
-    Returns from forward: the loss, and (losses (T,), logits (B, T)), detached and in fp32.
-    Raises UserError in forward for logits or labels of other shapes.
+    `forward` takes a batch with labels of 0, 1 or NaN (missing), of any type, (B, T), or (B,) for one task. It returns
+    the loss, and (losses (T,), logits (B, T)), detached and in fp32. It raises UserError for other shapes.
     """
 
     def __init__(self, model: nn.Module, task_weights: Sequence[float] = ()) -> None:
@@ -38,16 +37,22 @@ class MultiTaskTrain(nn.Module):
 
 
 def multi_task_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean binary cross entropy per task, (T,), of logits and labels (B, T) where NaN is a missing label."""
+    """Mean binary cross entropy per task, (T,), of logits and labels (B, T); a missing label is NaN.
+
+    Example::
+
+        logits = torch.tensor([[0.0, 0.0], [0.0, 2.0]])
+        multi_task_loss(logits, torch.tensor([[1.0, math.nan], [0.0, 1.0]]))  # [0.693, 0.127]
+    """
     known = ~labels.isnan()
     losses = binary_cross_entropy_with_logits(logits, labels.nan_to_num(), reduction="none")
     return (losses * known).sum(dim=0) / known.sum(dim=0).clamp(min=1)
 
 
 def labels_like(logits: Tensor, labels: Tensor) -> Tensor:
-    """The labels (B, T), or (B,) for one task, of any type as floats (B, T) beside the logits.
+    """The labels (B, T), or (B,) for one task, of any type, as floats (B, T) of the logits' type.
 
-    Raises UserError where they do not fit the logits.
+    Raises UserError if their shape does not fit the logits.
     """
     column = labels[:, None] if labels.shape == logits.shape[:1] else labels
     if logits.dim() != 2 or column.shape != logits.shape:

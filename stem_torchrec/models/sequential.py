@@ -33,7 +33,7 @@ class ESMMOptions(BottomOptions):
 
 
 class _Sequential(MultiTaskModel):
-    """A bottom for each task on the shared tables; refuses a single task, which has no order."""
+    """A bottom for each task on the shared tables; raises UserError for a single task, which has no order."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class _Sequential(MultiTaskModel):
 
 
 class AITM(_Sequential):
-    """Adaptive information transfer: what a task has learned is passed on to the next, as much as attention lets it.
+    """Adaptive information transfer: attention decides how much each task takes from the one before it.
 
     With q_t = MLP_t(x_s), z_1 = q_1 and p_t = Transfer_t(z_t), eq. 4 to 6:
 

@@ -52,7 +52,7 @@ def call_after_evaluation(callbacks: Sequence[Callback], loop: TrainLoop, metric
 
 
 class KeepBest(Callback):
-    """Hands the best evaluations to whoever keeps their weights, and stops a run that gets no better.
+    """Keeps the weights of the best evaluations, and stops a run that does not get better.
 
     Args:
         keep: called with the step and the metrics of each evaluation that is the best so far.

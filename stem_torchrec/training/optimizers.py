@@ -1,7 +1,7 @@
 """Optimizers: in the backward pass for the tables, after it for the dense part, and one schedule over both.
 
 The update of a table happens inside backward, on the rows that were looked up. That a task trains only its own and
-the shared tables is therefore a promise about bits, tables and optimizer state alike: what would break it (moments
+the shared tables is therefore a promise about the bits of tables and of optimizer states: what would break it (moments
 or decay on rows whose label is missing) raises an error unless it is enabled.
 """
 
