@@ -193,6 +193,8 @@ def test_a_configuration_made_in_python_is_checked_before_it_is_used() -> None:
         ("model: {arch: stm}", "model.arch is 'stm', but must be one of stem, single_task"),
         ("labels: []", "there is no field 'labels'."),
         ("model: {embeding_dim: 8}", "there is no field 'model.embeding_dim'; did you mean 'embedding_dim'?"),
+        ("", "the content is None, but must be a mapping of fields."),
+        ("model: 1", "model is 1, but must be a mapping of fields."),
         ("[]", "the content is [], but must be a mapping of fields."),
         ("a: &a [*a]", "contains itself"),
         ("? [1]\n: 2", "unhashable key"),

@@ -29,8 +29,8 @@ from runs import this_process
 
 STORED = Path(__file__).parent / "data"
 RUNS = ("run_before_formats", "run_format_1")
-STEP = 6
-"""Of the stored checkpoints."""
+STEPS = {"run_before_formats": 6, "run_format_1": 4}
+"""The step of each stored checkpoint: at the end of an epoch of 6 steps, and within it."""
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_a_stored_run_evaluates_to_its_metrics_and_resumes_from_its_checkpoint(n
         assert outcome["evaluated"][task]["auc"] == pytest.approx(metrics["auc"], abs=0.02)
     lines = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines if "valid/like/auc" in line]
-    assert min(steps) > STEP
+    assert min(steps) > STEPS[name]
     assert max(steps) == 18
     assert complete_steps(str(folder / name / "checkpoints")) == [16]
     ended = json.loads((folder / name / "metrics.json").read_text())
@@ -79,8 +79,8 @@ def test_the_files_of_a_stored_run_are_read(name: str) -> None:
     assert config.model.expert_hidden == (4,)
     schema = load_schema(str(STORED / name))
     assert {feature.name: feature.num_embeddings for feature in schema.sparse_features}["item_id"] == 8
-    progress = read_progress(checkpoint_path(str(STORED / name / "checkpoints"), STEP))
-    assert progress.step == STEP
+    progress = read_progress(checkpoint_path(str(STORED / name / "checkpoints"), STEPS[name]))
+    assert progress.step == STEPS[name]
     assert progress.config["data"]["features"] == ["item_id", "tags"]
     assert set(best_so_far(STORED / name)) == {"finish", "like"}
     assert set(placements(STORED / name / "plan.json")) == set(TABLES)
@@ -115,7 +115,7 @@ def resumed_run(folder: Path) -> None:
         ("plan.json", lambda folder: placements(folder / "plan.json")),
         ("metrics.json", finished_run),
         ("metrics.json", best_so_far),
-        (f"checkpoints/step-{STEP:09d}/progress.json", resumed_run),
+        ("checkpoints/step-000000004/progress.json", resumed_run),
     ],
 )
 @pytest.mark.parametrize(
