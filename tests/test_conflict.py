@@ -9,6 +9,7 @@ from stem_torchrec.runtime.errors import UserError
 from studies.task_conflict import measure, read_command_line, write
 
 
+@pytest.mark.long
 def test_each_dial_has_a_log_and_a_comparison(tmp_path: Path) -> None:
     line = ["--recipe", "tiny", "--dials", "0", "1", "--models", "stem,single_task,shared_bottom", "--seeds", "0"]
     sizes = ["--data.synthetic.train-rows", "2048", "--data.synthetic.test-rows", "600"]

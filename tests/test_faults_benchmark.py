@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 
 from recovery.pauses import PauseConfig, measure_pauses
 from recovery.soak import FaultsConfig, soak
@@ -14,6 +15,7 @@ from recovery.train_runs import differences
 SMALL = ["--model.embedding-dim", "4", "--data.synthetic.train-rows", "6000"]
 
 
+@pytest.mark.long
 def test_a_soak_counts_its_faults_and_finds_no_difference(tmp_path: Path) -> None:
     soak(FaultsConfig(out=str(tmp_path), kills=1, ranks=1, seconds=0.1), [*SMALL, "--train.epochs", "4"])
     killed, ended = pq.read_table(tmp_path / "faults.parquet").to_pylist()
@@ -38,6 +40,7 @@ def test_a_soak_counts_its_faults_and_finds_no_difference(tmp_path: Path) -> Non
     assert any("model" in name for name in names)
 
 
+@pytest.mark.long
 def test_pauses_are_measured_behind_the_warm_up(tmp_path: Path) -> None:
     small = [*SMALL, "--recipe", "tiny", "--data.synthetic.users", "50", "--data.synthetic.items", "50"]
     measure_pauses(PauseConfig(out=str(tmp_path), ranks=1, steps=100, minutes=0.001, rounds=1), small)

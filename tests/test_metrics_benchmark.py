@@ -6,6 +6,7 @@ import pytest
 from studies.exact_metrics import MetricsConfig, measure
 
 
+@pytest.mark.long
 def test_all_sides_agree_on_the_auc(tmp_path: Path) -> None:
     measure(MetricsConfig(out=str(tmp_path), rows=(20_000,), ranks=(1,), rounds=1))
     rows = pq.read_table(tmp_path / "metrics.parquet").to_pylist()

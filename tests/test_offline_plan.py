@@ -119,6 +119,7 @@ def test_auto_is_at_least_as_fast_as_each_type_alone() -> None:
     assert planned("auto", config=config).peak("estimate") <= best
 
 
+@pytest.mark.long
 def test_hundreds_of_ranks_and_billions_of_rows_can_be_planned() -> None:
     tables = [TableSpec("user", 10_000_000_000, 16), TableSpec("item", 200_000_000, 16)]
     config = replace(CONFIG, nodes=64, ranks_per_node=8, tasks=8)

@@ -49,6 +49,7 @@ def test_a_run_killed_at_any_moment_ends_as_an_uninterrupted_one(folder: Path, w
     assert differences(run, whole) == []
 
 
+@pytest.mark.long
 def test_torchrun_restarts_a_run_when_a_worker_dies(folder: Path, whole: Path) -> None:
     run = folder / "restarted"
     job = start(run, launcher=["--nproc-per-node", "2", "--max-restarts", "1"])

@@ -328,6 +328,7 @@ def children_of(folder: Path) -> list[str]:
     return ids
 
 
+@pytest.mark.long
 def test_an_interrupted_sweep_resumes_and_its_advice_trains(tmp_path: Path) -> None:
     out = tmp_path / "out"
     sweep = launch(out)

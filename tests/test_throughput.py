@@ -64,6 +64,7 @@ def test_the_plain_implementation_is_the_same_model() -> None:
     assert pooled["task_1"].grad is None or pooled["task_1"].grad.count_nonzero() == 0
 
 
+@pytest.mark.long
 def test_a_run_measures_every_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = [
         "--batch-size",

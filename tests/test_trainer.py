@@ -2,8 +2,6 @@
 
 import ast
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -176,14 +174,3 @@ def test_a_step_fits_on_a_screen_and_no_method_of_training_is_longer_than_40_lin
     assert lengths["loop.train_step"] <= 15
     assert lengths["trainer.train_step"] <= 15
     assert {name: length for name, length in lengths.items() if length > 40} == {}
-
-
-def test_the_example_of_a_run_by_steps_runs(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "step.py")], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "step 10: losses" in done.stdout
-    assert "like/user_id, row 7, columns from 0" in done.stdout
-    assert "AUC of like at its best" in done.stdout
-    assert (tmp_path / "runs" / "step" / "metrics.json").exists()
