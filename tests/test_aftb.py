@@ -16,7 +16,7 @@ from runs import MODEL
 
 
 @pytest.mark.parametrize(
-    ("rows", "streams", "experts", "width"), [(5, 2, 3, 4), (1, 1, 1, 1), (7, 3, 10, 6), (4, 1, 5, 2), (0, 2, 3, 4)]
+    ("rows", "streams", "experts", "width"), [(5, 2, 3, 4), (6, 1, 1, 4), (7, 3, 10, 6), (4, 1, 5, 2), (0, 2, 3, 4)]
 )
 def test_the_fused_function_is_the_reference_in_value_and_all_gradients(
     rows: int, streams: int, experts: int, width: int

@@ -55,7 +55,9 @@ class _AFTB(torch.autograd.Function):
             overflowed = ~torch.linalg.vector_norm(experts, torch.inf, dim=2).isfinite()
             experts = experts.masked_fill(overflowed.unsqueeze(2), 0)
         ctx.save_for_backward(weights, experts, trained)
-        mixed = torch.bmm(weights, experts)
+        # PLE has a product like this for every task, and bmm takes several times as long for it, in bf16 above all.
+        ctx.one_by_one = weights.shape[1:] == (1, 1)
+        mixed = weights * experts if ctx.one_by_one else torch.bmm(weights, experts)
         if masked:
             reached = (overflowed.unsqueeze(1) & ~closed).any(dim=2)
             mixed = mixed.masked_fill(reached.unsqueeze(2), torch.nan)
@@ -64,4 +66,6 @@ class _AFTB(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         weights, experts, trained = ctx.saved_tensors
+        if ctx.one_by_one:
+            return (grad * experts).sum(dim=2, keepdim=True), weights * trained * grad, None
         return torch.bmm(grad, experts.mT), torch.bmm((weights * trained).mT, grad), None
