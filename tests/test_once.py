@@ -112,7 +112,7 @@ def test_once_learns_the_same_bits_as_stock(trained: list[Results]):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("mesh", [(2, 2), (4, 2), (6, 3)], ids="{0[0]} ranks, {0[1]} on a host".format)
+@pytest.mark.parametrize("mesh", [(2, 2), (4, 2)], ids="{0[0]} ranks, {0[1]} on a host".format)
 def test_once_learns_the_same_bits_as_stock_with_every_optimizer_on_more_ranks(mesh: tuple[int, int]):
     # A global batch of 12 rows and a table of 7 rows leave no rank of these without rows.
     for rank in run_ranks(mesh[0], train_all, OPTIMIZERS, ranks_per_host=mesh[1], timeout=900):
