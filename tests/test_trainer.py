@@ -12,6 +12,7 @@ from torch import Tensor
 from stem_torchrec.config import CheckpointConfig, LoopConfig, TrainConfig
 from stem_torchrec.data.synthetic import generate
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.tables import local_shards, sharded_collections
 from stem_torchrec.training.callbacks import Callback
 from stem_torchrec.training.loop import StepOutput, TrainLoop
 from stem_torchrec.training.recipes import RECIPES
@@ -105,6 +106,28 @@ def test_evaluating_and_saving_between_any_two_steps_changes_no_bit_of_the_run(f
 def test_a_run_resumes_from_a_checkpoint_that_was_saved_by_hand_with_the_same_bits(folder: Path) -> None:
     run_ranks(2, in_two_parts, folder / "parts")
     assert differences(folder / "parts", folder / "whole") == []
+
+
+def edit_after_resuming(folder: Path) -> list[float]:
+    """Saves after two steps; another Trainer resumes, edits a row and saves; returns the row that a third one has."""
+    config = config_in(folder)
+    rows = []
+    for part in range(3):
+        trainer = Trainer(config, this_process())
+        while trainer.state.step < 2:
+            trainer.train_step()
+        [(_, collection)] = sharded_collections(trainer.model)
+        row = next(shard.weight[7] for shard in local_shards(collection) if shard.table == "like/user_id")
+        rows.append(row.tolist())
+        if part == 1:
+            row.detach().fill_(0.5)
+        trainer.save()
+        trainer.close()
+    return rows[-1]
+
+
+def test_an_edit_between_resuming_and_the_first_step_is_saved(folder: Path) -> None:
+    assert run_ranks(1, edit_after_resuming, folder / "edited") == [[0.5] * 8]
 
 
 class Recorder(Callback):

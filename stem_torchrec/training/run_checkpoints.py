@@ -124,6 +124,8 @@ class RunCheckpoints(Callback):
     def save(self, state: TrainState) -> None:
         """Saves now, and waits until the checkpoint is written. The pipeline may hold batches, which do not count."""
         self.watch.check_finite()
+        # The caller may have changed the weights since the checkpoint that the run resumed from.
+        self._saved_step = None
         self._save(state, wait=True)
 
     def counts(self) -> Mapping[str, int]:
