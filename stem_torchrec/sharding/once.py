@@ -39,9 +39,7 @@ from stem_torchrec.runtime.internals.torchrec_hooks import (
     rows_of_features,
 )
 from stem_torchrec.sharding.shard import AllTypesSharder
-from stem_torchrec.tables import check_means, mean_tables
-
-_ROW_TYPES = ("row_wise", "table_row_wise", "grid_shard")
+from stem_torchrec.tables import ROW_TYPES, check_means, mean_tables
 
 
 class OnceSharder(AllTypesSharder):
@@ -84,7 +82,7 @@ def falls_back(configs: Sequence[EmbeddingBagConfig], sharding_types: Mapping[st
 
     SparseArch leaves no table to the mean of TorchRec; the collections of other models may.
     """
-    return [table for table in mean_tables(configs) if sharding_types.get(table) in _ROW_TYPES]
+    return [table for table in mean_tables(configs) if sharding_types.get(table) in ROW_TYPES]
 
 
 class OnceCollection(InputDistCollection):

@@ -16,11 +16,12 @@ from stem_torchrec.tables.names import (
     table_groups,
     table_name,
 )
-from stem_torchrec.tables.pooling import check_means, mean_tables
+from stem_torchrec.tables.pooling import ROW_TYPES, check_means, mean_tables
 from stem_torchrec.tables.sharded import LocalShard, local_shards, sharded_collections, table_configs, table_weights
 from stem_torchrec.tables.tensors import TableTensor, table_of, tables_among
 
 __all__ = [
+    "ROW_TYPES",
     "SHARED",
     "LocalShard",
     "SparseArch",

@@ -20,7 +20,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from stem_torchrec.runtime.errors import UserError
 
-_ROW_TYPES = ("row_wise", "table_row_wise", "grid_shard")
+ROW_TYPES = ("row_wise", "table_row_wise", "grid_shard")
+"""The sharding types that cut a table by rows."""
 
 
 def with_sums(collection: EmbeddingBagCollection) -> EmbeddingBagCollection:
@@ -79,7 +80,7 @@ def check_means(collection: EmbeddingBagCollection, sharding_types: Mapping[str,
         collection: the tables, before they are sharded.
         sharding_types: by table.
     """
-    wrong = _ROW_TYPES if collection.is_weighted() else ("grid_shard",)
+    wrong = ROW_TYPES if collection.is_weighted() else ("grid_shard",)
     for table in mean_tables(collection.embedding_bag_configs()):
         if sharding_types.get(table) in wrong:
             raise UserError(

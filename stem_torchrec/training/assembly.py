@@ -112,13 +112,19 @@ def choose_placements(
 
 
 def build_pipeline(
-    model: DistributedModelParallel, optimizer: CombinedOptimizer, config: TrainConfig, process: Process
+    model: DistributedModelParallel,
+    optimizer: CombinedOptimizer,
+    config: TrainConfig,
+    process: Process,
+    *,
+    forward: Callable[[Any], Any] | None = None,
 ) -> TrainPipelineSparseDist:
     """The pipeline: copy of batch i+2, input distribution of batch i+1, forward and backward of batch i.
 
-    Raises UserError where the device does not have the precision.
+    `forward` is what `autocast_forward` returns for the model, for a caller that needs it as well. Raises UserError
+    where the device does not have the precision.
     """
-    forward = autocast_forward(model, config.train.precision, process)
+    forward = forward or autocast_forward(model, config.train.precision, process)
     kind = SkippingPipeline if config.train.skip_nonfinite else TrainPipelineSparseDist
     return kind(model, optimizer, process.device, custom_model_fwd=forward)
 

@@ -86,7 +86,8 @@ class Trainer:
         self.optimizer = build_optimizer(
             self.model, sparse=config.sparse, dense=config.dense, clip_norm=config.train.clip_norm
         )
-        self.pipeline = build_pipeline(self.model, self.optimizer, config, process)
+        self._forward = autocast_forward(self.model, config.train.precision, process)
+        self.pipeline = build_pipeline(self.model, self.optimizer, config, process, forward=self._forward)
         self.folder = create_run_folder(config)
         from_first_rank(lambda: write_inputs(self.folder, schema, plan_to_json(plan)))
         steps_per_epoch = self.data.train.steps
@@ -195,7 +196,7 @@ class Trainer:
         """Exact metrics of the validation split, between two steps."""
         self.checkpoints.watch.check_finite()
         self.data.validation.start_epoch(0)
-        device, forward = self.process.device, autocast_forward(self.model, self.config.train.precision, self.process)
+        device, forward = self.process.device, self._forward
         empty = self.loop.pipeline_is_empty
         with nullcontext(self.pipeline) if empty else with_batches_aside(self.pipeline, forward, device=device) as each:
             metrics = evaluate(
