@@ -10,7 +10,6 @@ from stem_torchrec.config.command_line import (
     option_names,
     parse_arguments,
     parse_known_arguments,
-    run_main,
 )
 from stem_torchrec.config.data import DataConfig, OnBadRow
 from stem_torchrec.config.files import dump_config, what_is_trained
@@ -54,6 +53,5 @@ __all__ = [
     "option_names",
     "parse_arguments",
     "parse_known_arguments",
-    "run_main",
     "what_is_trained",
 ]
