@@ -306,19 +306,31 @@ def test_a_missing_or_empty_folder_is_named(tmp_path: Path) -> None:
     sentence = f"{tmp_path}/train holds no .parquet file; datasets/README.md shows the layout of a log."
     assert message_of_opening(tmp_path) == sentence
     (tmp_path / "train").mkdir()
-    (tmp_path / "train/readme.txt").touch()
+    (tmp_path / "train/_readme.txt").touch()
     assert message_of_opening(tmp_path) == sentence
     write_split(tmp_path, log_table(0), [[0], [0]])
     assert message_of_opening(tmp_path) == f"the .parquet files of {tmp_path}/train hold no rows."
 
 
-def test_a_row_count_that_is_not_the_schemas_is_an_error(tmp_path: Path) -> None:
+def test_counts_that_are_not_the_schemas_are_an_error(tmp_path: Path) -> None:
     write_split(tmp_path, log_table(ROWS), LAYOUT)
-    split = Split(40, {name: LabelCounts(1, 0) for name in SCHEMA.labels})
-    assert message_of_opening(tmp_path, replace(SCHEMA, splits={"train": split})) == (
-        f"{tmp_path}/train holds 30 rows, but schema.json says 40; a file is missing or extra."
-    )
-    reader_of(tmp_path, replace(SCHEMA, splits={"train": replace(split, rows=30)}), batch_size=5)
+    split = Split(ROWS, {"like": LabelCounts(positives=10, missing=10)})
+    reader_of(tmp_path, replace(SCHEMA, splits={"train": split}), batch_size=5)
+    wrong = {
+        "rows": (replace(split, rows=40), "30 rows, but schema.json says 40"),
+        "missing": (
+            replace(split, labels={"like": LabelCounts(10, 9)}),
+            "10 rows without 'like', but schema.json says 9",
+        ),
+    }
+    for each, sentence in wrong.values():
+        assert message_of_opening(tmp_path, replace(SCHEMA, splits={"train": each})) == (
+            f"{tmp_path}/train holds {sentence}; a file is missing or extra, or the counts in schema.json are wrong: "
+            "they may be left out."
+        )
+    # A writer may leave out how many are missing.
+    write_split(tmp_path, log_table(ROWS), LAYOUT, write_statistics=False)
+    reader_of(tmp_path, replace(SCHEMA, splits={"train": wrong["missing"][0]}), batch_size=5)
 
 
 @pytest.mark.parametrize("name", ["tags", "like"])
@@ -373,7 +385,7 @@ def test_lists_in_some_files_only_are_an_error(tmp_path: Path) -> None:
         ({"sparse_features": [{"name": "row", "num_embeddings": 3, "dim": 4}]}, "dim"),
         (
             {"sparse_features": [{"name": "row", "num_embeddings": 3.5}]},
-            "sparse_features[0].num_embeddings is 3.5, but must be a whole number.",
+            "sparse_features[0].num_embeddings is 3.5, but must be a whole number from 1 to 1099511627776.",
         ),
         ({"sparse_features": [{"name": "row", "num_embeddings": 3, "pooling": "max"}]}, "sparse_features[0].pooling"),
         ({"sparse_features": [{"name": "row", "num_embeddings": 3, "weights": 1}]}, "sparse_features[0].weights"),
@@ -386,6 +398,37 @@ def test_lists_in_some_files_only_are_an_error(tmp_path: Path) -> None:
         ({"facts": {"best_auc": "high"}}, "facts[best_auc] is 'high', but must be a number."),
         ({"facts": {"best_auc": None}}, "facts[best_auc] is None, but must be a number."),
         ({"splits": {"train": {"rows": "30", "labels": {}}}}, "rows"),
+        ({"splits": {"train": {"rows": -1, "labels": {}}}}, "splits[train].rows is -1, but must be from 0 to"),
+        (
+            {"splits": {"train": {"rows": 30, "labels": {"likes": {"positives": 1, "missing": 0}}}}},
+            "splits[train].labels[likes] is of no label; did you mean 'like'?",
+        ),
+        (
+            {"splits": {"train": {"rows": 30, "labels": {"like": {"positives": 20, "missing": 11}}}}},
+            "splits[train].labels[like] counts more than the 30 rows of the split.",
+        ),
+        ({"group": ""}, "group is '', but must be 1 to 200 bytes of printable text."),
+        ({"labels": ["like", "a\nb"]}, r"labels[1] is 'a\nb', but must be 1 to 200 bytes of printable text."),
+        ({"dense_features": ["age", "特" * 67]}, "dense_features[1] is '特特"),
+        (
+            {"sparse_features": [{"name": "row", "num_embeddings": 3, "weights": "\t"}]},
+            r"sparse_features[0].weights is '\t', but",
+        ),
+        *(
+            (
+                {"sparse_features": [{"name": "row", "num_embeddings": size}]},
+                f"sparse_features[0].num_embeddings is {shown}",
+            )
+            for size, shown in {
+                True: "True, but must be a whole number from 1 to 1099511627776.",
+                0: "0, but must be from 1 to 1099511627776.",
+                -5: "-5, but",
+                2**62: "4611686018427387904, but",
+                1e3: "1000.0, but must be a whole number",
+                "5": "'5', but must be a whole number",
+                10**300: "1000",
+            }.items()
+        ),
     ],
 )
 def test_a_wrong_field_of_the_schema_is_named(tmp_path: Path, change: dict[str, Any], sentence: str) -> None:
@@ -396,10 +439,22 @@ def test_a_wrong_field_of_the_schema_is_named(tmp_path: Path, change: dict[str, 
     assert sentence in message
 
 
-@pytest.mark.parametrize("content", [b'{"labels": [', b"[1]", b"\xff\xfe\x00"])
-def test_a_schema_that_is_no_json_object_is_named(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b'{"labels": [', "not whole JSON: EOF while parsing a list at line 1 column 12"),
+        (b"[1]", "the content is [1], but must be a mapping of fields"),
+        (b"\xff\xfe\x00", "not UTF-8 text"),
+        (b'{"labels": ["like"], "labels": ["finish"]}', "the key 'labels' stands twice in"),
+        (b'{"facts": {"x": NaN}}', "not whole JSON: expected value at line 1 column 17"),
+        (b"[" * 100_000, "not whole JSON: recursion limit exceeded"),
+        (b'{"format": 1' + b"0" * 5000 + b"}", "not whole JSON: number out of range"),
+    ],
+)
+def test_a_schema_that_is_no_json_object_is_named(tmp_path: Path, content: bytes, sentence: str) -> None:
     (tmp_path / SCHEMA_FILE).write_bytes(content)
-    assert message_of(lambda: load_schema(str(tmp_path)), UserError).startswith(f"{tmp_path}/{SCHEMA_FILE}: ")
+    message = message_of(lambda: load_schema(str(tmp_path)), UserError)
+    assert message.startswith(f"{tmp_path}/{SCHEMA_FILE}: {sentence}")
 
 
 def test_a_folder_without_a_schema_is_named(tmp_path: Path) -> None:
@@ -419,7 +474,40 @@ def test_a_folder_without_a_schema_is_named(tmp_path: Path) -> None:
         (SCHEMA, {"labels": ("like", "like")}, "a label is named twice in like, like."),
         (replace(SCHEMA, labels=()), {}, "schema.json names no label; a log needs one."),
         (replace(SCHEMA, sparse_features=()), {}, "schema.json names no sparse feature; a log needs one."),
+        (
+            replace(SCHEMA, sparse_features=SCHEMA.sparse_features * 2),
+            {},
+            "a sparse feature is named twice in row, tags, place, row, tags, place.",
+        ),
+        (replace(SCHEMA, dense_features=("age", "age")), {}, "a dense feature is named twice in age, age."),
+        *(
+            (
+                schema,
+                {},
+                f"schema.json names the column '{name}' as {roles}, which it cannot be at once; leave it out of",
+            )
+            for schema, name, roles in [
+                (replace(SCHEMA, labels=("place",)), "place", "a label and as a sparse feature"),
+                (replace(SCHEMA, labels=("age",)), "age", "a label and as a dense feature"),
+                (replace(SCHEMA, group="like"), "like", "a label and as the group"),
+                (
+                    replace(WEIGHTED, labels=("place_weight",)),
+                    "place_weight",
+                    "a label and as the weights of a feature",
+                ),
+                (replace(SCHEMA, dense_features=("row",)), "row", "a sparse feature and as a dense feature"),
+                (replace(SCHEMA, group="age"), "age", "a dense feature and as the group"),
+            ]
+        ),
     ],
 )
 def test_a_wrong_choice_of_columns_is_named(schema: Schema, chosen: dict[str, Any], sentence: str) -> None:
     assert message_of(lambda: Columns.select(schema, **chosen), UserError).startswith(sentence)
+
+
+def test_a_column_can_be_feature_and_group_or_dense_and_weights_and_a_label_the_feature_of_another_run() -> None:
+    Columns.select(replace(SCHEMA, group="row"))
+    Columns.select(replace(WEIGHTED, dense_features=("place_weight",)))
+    schema = replace(SCHEMA, labels=("place", "like"))
+    for features, labels in ((("place", "row"), ("like",)), (("row",), ("place", "like"))):
+        assert Columns.select(schema, features=features, labels=labels).labels == labels

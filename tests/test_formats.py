@@ -104,7 +104,7 @@ def finished_run(folder: Path) -> object:
 
 def resumed_run(folder: Path) -> None:
     config = load_config(str(folder / "config.yaml"))
-    check_resume(replace(config, output_dir=str(folder)), load_schema(str(folder)))
+    check_resume(replace(config, output_dir=str(folder)), load_schema(str(folder)), {})
 
 
 @pytest.mark.parametrize(

@@ -48,11 +48,11 @@ def test_a_run_whose_folder_has_no_name_yet_has_no_checkpoints(tmp_path: Path, m
     path = tmp_path / "None/checkpoints/step-000000010"
     path.mkdir(parents=True)
     publish(str(path), progress_after(10))
-    check_resume(TrainConfig(resume="never"), SCHEMA)
+    check_resume(TrainConfig(resume="never"), SCHEMA, {})
     with pytest.raises(UserError, match="--resume nowhere holds no checkpoint"):
-        check_resume(TrainConfig(resume="nowhere"), SCHEMA)
+        check_resume(TrainConfig(resume="nowhere"), SCHEMA, {})
     with pytest.raises(UserError, match="None/checkpoints holds a run's checkpoints"):
-        check_resume(TrainConfig(resume="never", output_dir="None"), SCHEMA)
+        check_resume(TrainConfig(resume="never", output_dir="None"), SCHEMA, {})
 
 
 def test_a_written_configuration_starts_another_run(tmp_path: Path) -> None:

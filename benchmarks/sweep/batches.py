@@ -16,7 +16,8 @@ from torchrec.datasets.utils import Batch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from stem_torchrec.config import DataConfig
-from stem_torchrec.data.files import Columns, find_row_groups, missing_labels
+from stem_torchrec.data.files import Columns, find_row_groups
+from stem_torchrec.data.footers import missing_labels
 from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.data.schema import SparseFeature, load_schema
 from stem_torchrec.runtime.errors import UserError

@@ -6,9 +6,13 @@ from typing import Any
 from stem_torchrec.runtime.errors import UserError
 
 _SAME = ("model", "sparse.name", "data.features", "data.labels", "data.shuffle_rows", "seed")
+Rows = Mapping[str, Mapping[str, str]]
+"""What the files' footers tell about the rows of each split: `data.footers.contents`."""
+_NAMED = 3
+"""Differences in the rows that a message names."""
 _FREE = ("model.layout",)
 """Weights and optimizer states load into the other layout."""
-_SAME_IN_SCHEMA = ("sparse_features", "dense_features", "labels", "splits.train.rows", "row_groups")
+_SAME_IN_SCHEMA = ("sparse_features", "dense_features", "labels", "splits.train.rows")
 
 
 def check_same_run(
@@ -41,6 +45,27 @@ def check_same_run(
         raise UserError(
             f"{path} is of another run: {'; '.join(differing)}; give another --output-dir, or the same options."
         )
+
+
+def check_same_rows(path: str, saved: Rows, current: Rows) -> None:
+    """Raises UserError, which names what differs, if the log has other rows than the checkpoint at `path` was made of.
+
+    Compares what the files' footers tell at both times, so that a program or writer that knows less differs in nothing.
+
+    Args:
+        path: of the checkpoint, for the message.
+        saved: `data.footers.contents` of the splits that it was made of.
+        current: those of this run.
+    """
+    for split, contents in saved.items():
+        differing = [entry for entry, value in contents.items() if current[split].get(entry, value) != value]
+        if differing:
+            more = f" and {len(differing) - _NAMED} more" if len(differing) > _NAMED else ""
+            raise UserError(
+                f"{split}/ of the log does not hold the rows that {path} was made of (not the same: "
+                f"{', '.join(differing[:_NAMED])}{more}); give the log as it was, or another --output-dir for a new "
+                "day's, see docs/resume.md."
+            )
 
 
 def _fields(values: Mapping[str, Any], names: tuple[str, ...], prefix: str = "") -> dict[str, Any]:

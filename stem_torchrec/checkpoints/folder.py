@@ -6,7 +6,7 @@ A folder without progress.json is not a checkpoint: it is being written, or writ
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from iopath.common.file_io import g_pathmgr
@@ -14,6 +14,7 @@ from iopath.common.file_io import g_pathmgr
 from stem_torchrec.config import ModelConfig, TrainConfig
 from stem_torchrec.config.formats import with_format, without_format
 from stem_torchrec.config.serialization import from_dict, to_dict
+from stem_torchrec.data.footers import LAYOUT
 from stem_torchrec.data.schema import Schema, schema_to_dict
 from stem_torchrec.runtime.paths import move, remove_folder
 
@@ -50,6 +51,13 @@ class Progress:
     """Fingerprint of the training split's row groups."""
     skipped_batches: int = 0
     """Batches skipped because their loss was not finite."""
+    contents: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """What the files' footers tell about the rows of each split; empty if an earlier version wrote the checkpoint."""
+
+    @property
+    def rows(self) -> Mapping[str, Mapping[str, str]]:
+        """As `contents`, which an earlier version knew only of the training split's row groups."""
+        return self.contents or {"train": {LAYOUT: self.row_groups}}
 
 
 def checkpoint_path(folder: str, step: int) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from iopath.common.file_io import g_pathmgr
 
-from stem_torchrec.checkpoints.compatibility import check_same_run
+from stem_torchrec.checkpoints.compatibility import Rows, check_same_rows, check_same_run
 from stem_torchrec.checkpoints.folder import PROGRESS_FILE, Progress, checkpoint_path, complete_steps, read_progress
 from stem_torchrec.config import CheckpointConfig, ModelConfig, TrainConfig
 from stem_torchrec.config.formats import FormatError
@@ -19,11 +19,16 @@ def checkpoints_folder(config: CheckpointConfig, run: Path) -> str:
     return (config.folder or str(run / "checkpoints")).rstrip("/")
 
 
-def check_resume(config: TrainConfig, schema: Schema) -> None:
+def check_resume(config: TrainConfig, schema: Schema, rows: Rows) -> None:
     """Raises UserError if `--resume` names no checkpoint or one of another run; all ranks call it.
 
     It is called before the run folder is written to. A run with `--resume never` also raises it if its folder holds
     checkpoints, which it would overwrite.
+
+    Args:
+        config: of the run.
+        schema: of its log.
+        rows: `data.footers.contents` of the splits.
     """
 
     def check() -> None:
@@ -41,6 +46,7 @@ def check_resume(config: TrainConfig, schema: Schema) -> None:
             except DamagedError:
                 continue
             check_same_run(path, (progress.config, progress.schema), (to_dict(config), schema_to_dict(schema)))
+            check_same_rows(path, progress.rows, rows)
             return
 
     from_first_rank(check)

@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from stem_torchrec.comparison.intervals import Ints
-from stem_torchrec.data.files import Columns, RowGroup
+from stem_torchrec.data.files import Columns
+from stem_torchrec.data.listing import RowGroup
 from stem_torchrec.data.rows import read_row_group
 
 EDGES = (0.25, 0.8, 1.25, 4.0)
@@ -55,7 +56,9 @@ def read_keys(row_groups: Sequence[RowGroup], columns: Columns, key: str, *, ski
     """The key of every row (N,), -1 where null; see `count_positives`."""
     selected = key_columns(columns, key)
     tables = (read_row_group(row_group, selected, skip=skip) for row_group in row_groups)
-    return np.concatenate([pc.fill_null(table.column(key).cast(pa.int64()), -1).to_numpy() for table in tables])
+    return np.concatenate(
+        [pc.fill_null(table.column(key).cast(pa.int64(), safe=False), -1).to_numpy() for table in tables]
+    )
 
 
 def count_positives(
@@ -76,7 +79,7 @@ def count_positives(
         table = read_row_group(row_group, columns, skip=skip)
         table = table.filter(pc.is_valid(table.column(key)))
         counts = {task: pc.fill_null(table.column(task), 0).cast(pa.int64()) for task in tasks}
-        part = pa.table({key: table.column(key).cast(pa.int64()), **counts})
+        part = pa.table({key: table.column(key).cast(pa.int64(), safe=False), **counts})
         both = part if total is None else pa.concat_tables([total, part])
         grouped = both.group_by(key).aggregate([(task, "sum") for task in tasks])
         total = grouped.rename_columns({f"{task}_sum": task for task in tasks}).select([key, *tasks])

@@ -14,8 +14,9 @@ from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.command_line import parse_known_arguments
 from stem_torchrec.config.files import what_is_trained
 from stem_torchrec.config.serialization import to_dict
-from stem_torchrec.data.files import Columns, find_row_groups, fingerprint
+from stem_torchrec.data.files import Columns, find_row_groups
 from stem_torchrec.data.folder import data_folder
+from stem_torchrec.data.footers import fingerprint
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.models.build import build_model, check_task_weights
 from stem_torchrec.models.table import MODELS, groups_with_tables

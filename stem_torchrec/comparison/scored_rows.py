@@ -88,7 +88,8 @@ class ScoredRows:
         self.rows = predicted["row"]
         # Without a group column rows are drawn instead of users.
         self.unit = "users" if self.columns.group else "rows"
-        self.users: NDArray[np.int64] = predicted.get(self.columns.group or "", self.rows)
+        # As `comparable.read_keys` reads them: of a uint64 the bits.
+        self.users: NDArray[np.int64] = predicted.get(self.columns.group or "", self.rows).astype(np.int64)
         self.scores: dict[str, dict[str, list[NDArray[np.float64]]]] = {task: {} for task in self.tasks}
         for run in comparison.runs:
             predicted = run.predictions()

@@ -12,7 +12,8 @@ from torchrec.datasets.utils import Batch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from stem_torchrec.data.checks import row_lengths
-from stem_torchrec.data.files import Columns, is_list
+from stem_torchrec.data.files import Columns
+from stem_torchrec.data.footers import is_list
 
 
 @dataclass
@@ -26,7 +27,7 @@ class Exposures:
     rows: Tensor
     """Positions of the rows in the split, (B,)."""
     groups: Tensor | None
-    """Groups of gAUC, (B,)."""
+    """Groups of gAUC, (B,): int64, or uint64 where the log has that."""
 
     def pin_memory(self) -> "Exposures":
         """Copies the batch to pinned memory, from which a GPU copies it; the rest stays on the host."""

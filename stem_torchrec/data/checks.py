@@ -8,7 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from stem_torchrec.data.files import Columns, RowGroup, is_list, items
+from stem_torchrec.data.files import Columns, items
+from stem_torchrec.data.footers import is_list
+from stem_torchrec.data.listing import RowGroup
 
 _SHOWN = 60
 """Characters of a value that a message shows."""
@@ -99,10 +101,14 @@ def converted(chunks: pa.ChunkedArray, name: str, columns: Columns) -> pa.Array:
     Ids become int32 where the table allows it, since a reader holds hundreds of thousands of rows.
     """
     column = chunks.combine_chunks()
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
     if name in columns.sparse:
         wide = columns.sparse[name].num_embeddings > 2**31 or name == columns.group
         item = pa.int64() if wide else pa.int32()
         return column.cast(pa.list_(item) if is_list(column.type) else item)
     if is_list(column.type):
         return column.cast(pa.list_(pa.float32()), safe=False)
+    if name == columns.group:
+        return column.cast(columns.group_type(pa.schema([(name, column.type)])))
     return _cast(column, name, columns)

@@ -1,30 +1,20 @@
-"""The Parquet files of a split: found, opened and read through iopath, with their columns checked."""
+"""The columns that a run reads, and the row groups of a split that have them."""
 
-import hashlib
 import posixpath
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from iopath.common.file_io import g_pathmgr
 
+from stem_torchrec.data.footers import check_counts, is_list
+from stem_torchrec.data.listing import RowGroup, read_footers
 from stem_torchrec.data.schema import Schema, SparseFeature
-from stem_torchrec.runtime.errors import UserError, nearest, reason_of
+from stem_torchrec.runtime.errors import UserError, nearest
 
-
-@dataclass(frozen=True)
-class RowGroup:
-    """A row group of a Parquet file: what is read at once."""
-
-    path: str
-    index: int
-    first_row: int
-    """Row of the file that the row group starts with."""
-    rows: int
-    metadata: pq.FileMetaData
-    """The file's footer, kept so that opening the file again does not parse it."""
+_TOGETHER = (["a sparse feature", "the group"], ["a dense feature", "the weights of a feature"])
+"""What a column can be at once: the user who is a feature, and a price that also weighs another feature."""
 
 
 @dataclass(frozen=True)
@@ -39,24 +29,26 @@ class Columns:
 
     @classmethod
     def select(cls, schema: Schema, *, features: Sequence[str] = (), labels: Sequence[str] = ()) -> "Columns":
-        """The columns of `schema`, of its sparse features and labels only those named, if any are."""
+        """The columns of `schema`, of its sparse features and labels only those named, if any are.
+
+        Raises UserError for a name that the schema lacks or that is given twice, and for a column that cannot serve in
+        two ways, as a label cannot be a feature.
+        """
         sparse = {feature.name: feature for feature in schema.sparse_features}
-        for kind, names, known in (("sparse feature", features, sparse), ("label", labels, schema.labels)):
+        features = features or [feature.name for feature in schema.sparse_features]
+        labels = labels or schema.labels
+        for kind, names, known in (("sparse feature", features, list(sparse)), ("label", labels, schema.labels)):
             if not known:
                 raise UserError(f"schema.json names no {kind}; a log needs one. datasets/README.md describes the file.")
             for name in names:
                 if name not in known:
-                    raise UserError(
-                        f"the log has no {kind} {name!r}, only {', '.join(known)}{nearest(name, list(known))}"
-                    )
-            if len(set(names or known)) < len(names or known):
-                raise UserError(f"a {kind} is named twice in {', '.join(names or known)}.")
-        return cls(
-            sparse={name: sparse[name] for name in features or sparse},
-            dense=schema.dense_features,
-            labels=tuple(labels or schema.labels),
-            group=schema.group,
-        )
+                    raise UserError(f"the log has no {kind} {name!r}, only {', '.join(known)}{nearest(name, known)}")
+        for kind, names in (("sparse feature", features), ("label", labels), ("dense feature", schema.dense_features)):
+            if len(set(names)) < len(names):
+                raise UserError(f"a {kind} is named twice in {', '.join(names)}.")
+        selected = cls({name: sparse[name] for name in features}, schema.dense_features, tuple(labels), schema.group)
+        selected._check_roles()
+        return selected
 
     def differences(self, other: "Columns") -> list[str]:
         """The differences from `other`, which has sparse features of the same names; labels do not count.
@@ -73,10 +65,32 @@ class Columns:
         pairs += [("dense_features", self.dense, other.dense), ("group", self.group, other.group)]
         return [f"{name} is {value!r}, not {expected!r}" for name, value, expected in pairs if value != expected]
 
+    def _check_roles(self) -> None:
+        """Raises UserError for a column that serves in two ways, of which one excludes the other."""
+        roles = {
+            "a label": self.labels,
+            "a sparse feature": self.sparse,
+            "a dense feature": self.dense,
+            "the weights of a feature": self.weights.values(),
+            "the group": [self.group],
+        }
+        for name in self.names:
+            of_name = [role for role, names in roles.items() if name in names]
+            if len(of_name) > 1 and of_name not in _TOGETHER:
+                raise UserError(
+                    f"schema.json names the column {name!r} as {' and as '.join(of_name)}, which it cannot be at once; "
+                    "leave it out of one. datasets/README.md describes the file."
+                )
+
     @property
     def weights(self) -> dict[str, str]:
         """The column of weights by sparse feature, of the features that have one."""
         return {name: feature.weights for name, feature in self.sparse.items() if feature.weights is not None}
+
+    def group_type(self, types: pa.Schema) -> pa.DataType:
+        """The type in which the group is read from files of these types: any but uint64, as hashes are, fits int64."""
+        unsigned = self.group not in self.sparse and pa.types.is_uint64(types.field(self.group).type)
+        return pa.uint64() if unsigned else pa.int64()
 
     @property
     def names(self) -> list[str]:
@@ -86,86 +100,54 @@ class Columns:
 
 
 def find_row_groups(folder: str, split: str, schema: Schema, columns: Columns) -> list[RowGroup]:
-    """The row groups of the Parquet files in `folder/split`, in the order of the file names.
+    """The row groups of the Parquet files below `folder/split`, in the order of their paths.
 
-    Reads every footer. Raises UserError for a folder without files, a file that is truncated, a column that is
-    missing or has the wrong type, and a row count that is not the one in schema.json.
+    Reads every footer. Raises UserError for a folder without files, a file that is truncated or left out (see
+    listing.py), a column that is missing or has the wrong type, and counts that are not those in schema.json.
     """
     split_folder = posixpath.join(folder, split)
-    exists = g_pathmgr.isdir(split_folder)
-    names = sorted(name for name in g_pathmgr.ls(split_folder) if name.endswith(".parquet")) if exists else []
-    if not names:
+    footers = read_footers(split_folder) if g_pathmgr.isdir(split_folder) else {}
+    if not footers:
         raise UserError(f"{split_folder} holds no .parquet file; datasets/README.md shows the layout of a log.")
     row_groups: list[RowGroup] = []
-    lists: list[set[str]] = []
-    for path in (posixpath.join(split_folder, name) for name in names):
-        try:
-            with g_pathmgr.open(path, "rb") as file:
-                metadata = pq.read_metadata(file)
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{path} is not a whole Parquet file ({reason_of(error)}); write it again.") from error
+    kinds: list[dict[str, str]] = []
+    for name, metadata in footers.items():
+        path = posixpath.join(split_folder, name)
         types = metadata.schema.to_arrow_schema()
         check_types(types, path, columns)
-        lists.append({name for name in columns.sparse if is_list(types.field(name).type)})
-        if lists[-1] != lists[0]:
-            name = min(lists[-1] ^ lists[0])
+        kinds.append(_kinds(types, columns))
+        for column, kind in sorted(kinds[-1].items() ^ kinds[0].items()):
             raise UserError(
-                f"column {name!r} is a list in only one of {path} and {names[0]}; give it the same type in all files."
+                f"column {column!r} is {kind} in only one of {path} and {next(iter(footers))}; give it the same type "
+                "in all files."
             )
         first_row = 0
         for index in range(metadata.num_row_groups):
             rows = metadata.row_group(index).num_rows
             if rows:
-                row_groups.append(RowGroup(path, index, first_row, rows, metadata))
+                row_groups.append(RowGroup(path, name, index, first_row, rows, metadata))
             first_row += rows
-    total = sum(row_group.rows for row_group in row_groups)
-    if not total:
+    if not row_groups:
         raise UserError(f"the .parquet files of {split_folder} hold no rows.")
-    if split in schema.splits and total != schema.splits[split].rows:
-        raise UserError(
-            f"{split_folder} holds {total} rows, but schema.json says {schema.splits[split].rows}; a file is missing "
-            "or extra."
-        )
+    if split in schema.splits:
+        check_counts(split_folder, row_groups, schema.splits[split], columns.labels)
     return row_groups
 
 
-def fingerprint(row_groups: Sequence[RowGroup]) -> str:
-    """Of the row groups and their rows, by which rows are found by their number."""
-    groups = [(row_group.path.rpartition("/")[2], row_group.index, row_group.rows) for row_group in row_groups]
-    return hashlib.sha256(repr(groups).encode()).hexdigest()[:16]
-
-
-def missing_labels(row_groups: Sequence[RowGroup], labels: Sequence[str]) -> bool:
-    """Whether a label may be null anywhere, by the files' footers."""
-    for metadata in {row_group.path: row_group.metadata for row_group in row_groups}.values():
-        positions = [i for i in range(metadata.num_columns) if metadata.schema.column(i).path in labels]
-        for index in range(metadata.num_row_groups):
-            for position in positions:
-                statistics = metadata.row_group(index).column(position).statistics
-                # A writer may leave the count out; then only reading the column would tell.
-                if statistics is None or not statistics.has_null_count or statistics.null_count:
-                    return True
-    return False
-
-
-def ids_per_row(row_groups: Sequence[RowGroup], features: Iterable[str]) -> dict[str, float]:
-    """Mean number of ids in a row by feature, by the files' footers, where an empty list counts as one id."""
-    ids = dict.fromkeys(features, 0)
-    for row_group in row_groups:
-        chunks = row_group.metadata.row_group(row_group.index)
-        for position in range(chunks.num_columns):
-            # A list's ids are in a column of the file called tags.list.element.
-            name = chunks.column(position).path_in_schema.partition(".")[0]
-            if name in ids:
-                ids[name] += chunks.column(position).num_values
-    rows = sum(row_group.rows for row_group in row_groups)
-    return {name: number / rows for name, number in ids.items()}
+def _kinds(types: pa.Schema, columns: Columns) -> dict[str, str]:
+    """What the rows of all files must have in common, by column."""
+    kinds = {name: "a list" for name in columns.sparse if is_list(types.field(name).type)}
+    if columns.group is not None and columns.group_type(types) == pa.uint64():
+        kinds[columns.group] = "uint64"
+    return kinds
 
 
 def check_types(schema: pa.Schema, path: str, columns: Columns) -> None:
     """Raises UserError for a column of `columns` that `schema` lacks or holds in a type that does not serve."""
     for name in columns.names:
         count = schema.names.count(name)
+        if not count and any(part.startswith(f"{name}=") for part in path.split("/")):
+            raise UserError(f"{path} has the column {name!r} only in the name of its folder; write it into the file.")
         if count != 1:
             raise UserError(f"{path} has {'several columns' if count else 'no column'} {name!r}; schema.json names it.")
         column = schema.field(name).type
@@ -193,8 +175,3 @@ def check_types(schema: pa.Schema, path: str, columns: Columns) -> None:
 def items(column: pa.Array) -> pa.Array:
     """The values of a column, of all its lists if it holds lists."""
     return pc.list_flatten(column) if is_list(column.type) else column
-
-
-def is_list(column: pa.DataType) -> bool:
-    """Whether a type is one of lists."""
-    return pa.types.is_list(column) or pa.types.is_large_list(column)

@@ -6,7 +6,7 @@ row is read exactly once, and decodes only the row groups that its stretch touch
 can be read later, on other ranks as well (`spans`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import cycle
@@ -19,7 +19,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 from torchrec.datasets.utils import Batch
 
 from stem_torchrec.data.batch import Exposures, to_batch
-from stem_torchrec.data.files import Columns, RowGroup, fingerprint
+from stem_torchrec.data.files import Columns
+from stem_torchrec.data.listing import RowGroup
 from stem_torchrec.data.rows import BadRows, read_row_group
 from stem_torchrec.data.spans import Left, Span, Spans, after, count, cut, divide, steps_of
 from stem_torchrec.runtime.errors import UserError
@@ -32,30 +33,27 @@ class Block:
     row_groups: tuple[RowGroup, ...]
     start: int
     """Position of the block's first row in the order of the epoch."""
+    rows: int
+    """Rows of all its row groups."""
     seed: tuple[int, ...] | None
     """Seed of the order of rows; None keeps the order of the files."""
-
-    @property
-    def rows(self) -> int:
-        """Rows of all its row groups."""
-        return sum(row_group.rows for row_group in self.row_groups)
 
 
 def order_blocks(row_groups: Sequence[RowGroup], *, shuffle_rows: int, seed: int, epoch: int) -> list[Block]:
     """The order of an epoch: blocks of at least `shuffle_rows` rows, the last excepted; 0 keeps the files' order."""
-    if not shuffle_rows:
-        starts = np.cumsum([0, *(row_group.rows for row_group in row_groups)])
-        return [Block((row_group,), int(starts[i]), None) for i, row_group in enumerate(row_groups)]
+    order: Iterable[int] = range(len(row_groups))
+    if shuffle_rows:
+        order = np.random.default_rng((seed, epoch)).permutation(len(row_groups)).tolist()
     blocks: list[Block] = []
     run: list[RowGroup] = []
-    start = 0
-    order = np.random.default_rng((seed, epoch)).permutation(len(row_groups))
-    for position, i in enumerate(order):
+    start = rows = 0
+    for position, i in enumerate(order, start=1):
         run.append(row_groups[i])
-        if sum(row_group.rows for row_group in run) >= shuffle_rows or position == len(order) - 1:
-            blocks.append(Block(tuple(run), start, (seed, epoch, len(blocks))))
-            start += blocks[-1].rows
-            run = []
+        rows += row_groups[i].rows
+        if rows >= shuffle_rows or position == len(row_groups):
+            blocks.append(Block(tuple(run), start, rows, (seed, epoch, len(blocks)) if shuffle_rows else None))
+            start += rows
+            run, rows = [], 0
     return blocks
 
 
@@ -120,11 +118,6 @@ class ParquetReader(IterableDataset[Batch | Exposures]):
         """Steps for the rows that are left of the epoch."""
         return steps_of(self.left, self.batch_size)
 
-    @property
-    def fingerprint(self) -> str:
-        """A hash of the row groups and their sizes; spans of one log mean the same rows only under the same hash."""
-        return fingerprint(self.row_groups)
-
     def start_epoch(self, epoch: int, left: Left | None = None, *, batch_size: int | None = None) -> None:
         """Chooses the order and the rows of later iterators.
 
@@ -183,12 +176,11 @@ class ParquetReader(IterableDataset[Batch | Exposures]):
         rows = torch.cat([torch.arange(*span) for span in spans or [(0, 0)]])
         groups = None
         if self.columns.group is not None:
+            types = self.row_groups[0].metadata.schema.to_arrow_schema()
+            empty = pa.chunked_array([], self.columns.group_type(types))
             # Only a skipped row, which has no labels, has no group.
-            groups = (
-                torch.from_numpy(pc.fill_null(table.column(self.columns.group), 0).to_numpy().copy())
-                if len(rows)
-                else rows
-            )
+            column = pc.fill_null(table.column(self.columns.group), 0) if len(rows) else empty
+            groups = torch.from_numpy(column.to_numpy().copy())
         return Exposures(to_batch(table, self.columns, rows=max(len(rows), 1)), rows, groups)
 
     def _read(self, blocks: Sequence[Block], spans: Spans) -> Iterator[pa.Table]:

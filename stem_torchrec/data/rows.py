@@ -10,7 +10,8 @@ from iopath.common.file_io import g_pathmgr
 from torch import Tensor
 
 from stem_torchrec.data.checks import bad_rows, converted
-from stem_torchrec.data.files import Columns, RowGroup
+from stem_torchrec.data.files import Columns
+from stem_torchrec.data.listing import RowGroup
 from stem_torchrec.runtime.errors import DataError, reason_of
 
 BAD = "bad row"

@@ -3,13 +3,15 @@
 import json
 import posixpath
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from annotated_types import Interval
 from iopath.common.file_io import g_pathmgr
 
 from stem_torchrec.config.formats import FormatError, with_format, without_format
+from stem_torchrec.config.json_text import parse_json
 from stem_torchrec.config.serialization import from_dict, to_dict
-from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.errors import UserError, nearest
 
 SCHEMA_FILE = "schema.json"
 SCHEMA_FORMAT = 1
@@ -17,6 +19,9 @@ SCHEMA_FORMAT = 1
 
 Pooling = Literal["sum", "mean"]
 """How the embeddings of a row's ids become one."""
+Count = Annotated[int, Interval(ge=0, le=2**63 - 1)]
+_LONGEST_NAME = 200
+"""Bytes of a column's name, which names folders and files of a run as well."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +37,13 @@ class SparseFeature:
     """
 
     name: str
-    num_embeddings: int
+    num_embeddings: Annotated[int, Interval(ge=1, le=2**40)]
     """Rows of the embedding table: the vocabulary size, with id 0 for unseen values."""
     pooling: Pooling = "sum"
     """sum adds up the embeddings of a row's ids, each times its weight; mean divides that sum by the number of ids."""
     weights: str | None = None
     """Float column, or column of float lists, with a weight for each id of the row; every weight is 1 if None."""
-    embedding_dim: int | None = None
+    embedding_dim: Annotated[int, Interval(ge=4, le=16_384)] | None = None
     """Width of a group's embedding of the feature; the model's --model.embedding-dim if None."""
 
 
@@ -46,15 +51,15 @@ class SparseFeature:
 class LabelCounts:
     """How often a label is 1 and how often it is null in one split."""
 
-    positives: int
-    missing: int
+    positives: Count
+    missing: Count
 
 
 @dataclass(frozen=True)
 class Split:
     """One of the folders `train/`, `valid/`, `test/`."""
 
-    rows: int
+    rows: Count
     labels: dict[str, LabelCounts]
 
 
@@ -117,11 +122,35 @@ def load_schema(folder: str) -> Schema:
             f"{folder} holds no {SCHEMA_FILE}: datasets/README.md describes the file, "
             "and the scripts in datasets/ write it."
         )
-    with g_pathmgr.open(path, "r") as file:
-        try:
-            return from_dict(Schema, without_format(json.load(file), SCHEMA_FORMAT, path))
-        except FormatError:
-            raise
-        # ValueError: not JSON, not text, or a wrong field.
-        except ValueError as error:
-            raise UserError(f"{path}: {str(error).rstrip('.')}. datasets/README.md describes the file.") from error
+    with g_pathmgr.open(path, "rb") as file:
+        content = file.read()
+    try:
+        schema = from_dict(Schema, without_format(parse_json(content), SCHEMA_FORMAT, path))
+        _check_contents(schema)
+    except FormatError:
+        raise
+    # ValueError: not JSON, not text, or a wrong field.
+    except ValueError as error:
+        raise UserError(f"{path}: {str(error).rstrip('.')}. datasets/README.md describes the file.") from error
+    return schema
+
+
+def _check_contents(schema: Schema) -> None:
+    """Raises UserError for a name that no column can have, and for counts that no split can have."""
+    names = {f"sparse_features[{i}].name": feature.name for i, feature in enumerate(schema.sparse_features)}
+    weights = {f"sparse_features[{i}].weights": feature.weights for i, feature in enumerate(schema.sparse_features)}
+    names |= {place: name for place, name in {**weights, "group": schema.group}.items() if name is not None}
+    for field_name in ("labels", "dense_features"):
+        names |= {f"{field_name}[{i}]": name for i, name in enumerate(getattr(schema, field_name))}
+    for place, name in names.items():
+        if not name.isprintable() or not 0 < len(name.encode()) <= _LONGEST_NAME:
+            raise UserError(
+                f"{place} is {name[:_LONGEST_NAME]!r}, but must be 1 to {_LONGEST_NAME} bytes of printable text."
+            )
+    for name, split in schema.splits.items():
+        for label, counts in split.labels.items():
+            place = f"splits[{name}].labels[{label}]"
+            if label not in schema.labels:
+                raise UserError(f"{place} is of no label{nearest(label, schema.labels)}")
+            if counts.positives + counts.missing > split.rows:
+                raise UserError(f"{place} counts more than the {split.rows} rows of the split.")

@@ -12,7 +12,7 @@ from torchrec.datasets.utils import Batch
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.optim.keyed import CombinedOptimizer
 
-from stem_torchrec.checkpoints.compatibility import check_same_run
+from stem_torchrec.checkpoints.compatibility import check_same_rows, check_same_run
 from stem_torchrec.checkpoints.folder import Progress, checkpoint_path
 from stem_torchrec.checkpoints.resume import candidates, checkpoints_folder, progress_of
 from stem_torchrec.checkpoints.saver import CheckpointSaver
@@ -20,6 +20,7 @@ from stem_torchrec.checkpoints.state import restore_state, training_state
 from stem_torchrec.checkpoints.watch import RunWatch
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.serialization import to_dict
+from stem_torchrec.data.footers import LAYOUT
 from stem_torchrec.data.schema import schema_to_dict
 from stem_torchrec.runtime.errors import DamagedError
 from stem_torchrec.runtime.hang_detection import collective_timeout
@@ -64,7 +65,7 @@ class RunCheckpoints(Callback):
         self.every = config.checkpoint.steps
         self._config, self._run_folder, self._data = config, folder, data
         self._config_fields = to_dict(config)
-        self._schema_fields = {**schema_to_dict(data.schema), "row_groups": data.train.fingerprint}
+        self._schema_fields = schema_to_dict(data.schema)
         self._model, self._optimizer, self._pipeline = model, optimizer, pipeline
         self._best, self._meter = best, meter
         self._saved_step: int | None = None
@@ -149,11 +150,13 @@ class RunCheckpoints(Callback):
 
     def _restore_from(self, path: str) -> TrainState:
         progress = from_first_rank(partial(progress_of, path, type(self._config.model)))
-        check_same_run(
-            path,
-            (progress.config, {**progress.schema, "row_groups": progress.row_groups}),
-            (self._config_fields, self._schema_fields),
-        )
+        check_same_run(path, (progress.config, progress.schema), (self._config_fields, self._schema_fields))
+        check_same_rows(path, progress.rows, self._data.contents)
+        if not progress.contents:
+            log_rank0(
+                f"note: an earlier version wrote {path}, without the values of the log's rows; only their files and "
+                "row groups are compared"
+            )
         losses = restore_state(
             self._model,
             self._optimizer,
@@ -195,9 +198,10 @@ class RunCheckpoints(Callback):
             waited=stopping.waited,
             world_size=dist.get_world_size(),
             config=self._config_fields,
-            schema=schema_to_dict(self._data.schema),
-            row_groups=reader.fingerprint,
+            schema=self._schema_fields,
+            row_groups=self._data.contents["train"][LAYOUT],
             skipped_batches=self._skipped_batches,
+            contents=self._data.contents,
         )
         losses = self._meter.state()
         seconds = self._saver.save(training_state(self._model, self._optimizer, losses), progress, wait=wait)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch.utils.data import DataLoader
@@ -9,12 +10,13 @@ from torchrec.datasets.utils import Batch
 
 from stem_torchrec.config import DataConfig, TrainConfig
 from stem_torchrec.data.batch import Exposures
-from stem_torchrec.data.files import Columns, find_row_groups, ids_per_row, missing_labels
+from stem_torchrec.data.files import Columns, find_row_groups
+from stem_torchrec.data.footers import contents, ids_per_row, missing_labels
 from stem_torchrec.data.loader import data_loader
 from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.data.schema import Schema
 from stem_torchrec.metrics.collectives import gather
-from stem_torchrec.runtime.process import Process
+from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
 
 
@@ -53,6 +55,12 @@ class RunData:
         if epoch != self.train.epoch:
             self.train.start_epoch(epoch)
         return self._loader
+
+    @cached_property
+    def contents(self) -> Mapping[str, Mapping[str, str]]:
+        """What the footers tell about the rows of each split; all ranks ask for it first at once, and rank 0 looks."""
+        splits = {"train": self.train, "valid": self.validation}
+        return from_first_rank(lambda: {split: contents(reader.row_groups) for split, reader in splits.items()})
 
     @property
     def labels_missing(self) -> bool:

@@ -73,8 +73,8 @@ class Trainer:
         config, path = with_data_folder(config)
         self.config, self.process, self._watch = config, process, watch
         schema = load_schema(path)
-        check_resume(config, schema)
         self.data = RunData.open(config, path, schema, process)
+        check_resume(config, schema, self.data.contents)
         self._check_before_building()
         self.model, plan = build_sharded_model(
             config,

@@ -1,0 +1,161 @@
+"""What the footers of a split's files tell without reading a row: whether the rows are the same, nulls, ids."""
+
+import hashlib
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stem_torchrec.data.listing import RowGroup
+from stem_torchrec.data.schema import Split
+from stem_torchrec.runtime.errors import UserError
+
+LAYOUT = "files and row groups"
+"""The entry of `contents` by which rows are found by their number."""
+_NUMBERS = ("BOOLEAN", "INT32", "INT64", "FLOAT", "DOUBLE")
+"""Types of a file whose least and greatest value every writer gives alike."""
+
+
+def fingerprint(row_groups: Sequence[RowGroup]) -> str:
+    """One hash of all `contents`."""
+    return _hash(contents(row_groups))
+
+
+def contents(row_groups: Sequence[RowGroup]) -> dict[str, str]:
+    """Hashes of what the footers say about the rows of a split, by what it is.
+
+    For every column the least and greatest values and the number of nulls in each row group; for lists the number of
+    values instead of nulls. They do not depend on the writer of the files, its compression or its types of numbers.
+    What a writer leaves out anywhere, or may cut short, as it may text, is not among them.
+
+    Takes about 10 microseconds for each column of a row group.
+
+    Example::
+
+        contents(row_groups)
+        # {"files and row groups": "8fd8ff1d623de32c", "range of 'uid'": "...", "nulls of 'uid'": "...",
+        #  "range of 'tags'": "...", "lengths of 'tags'": "..."}
+    """
+    facts: defaultdict[str, list[Any]] = defaultdict(list)
+    columns: dict[str, dict[int, pa.Field]] = {}
+    for row_group in row_groups:
+        if row_group.path not in columns:
+            columns[row_group.path] = _columns(row_group.metadata)
+        chunks = row_group.metadata.row_group(row_group.index)
+        for position, column in columns[row_group.path].items():
+            for entry, value in _facts(chunks.column(position), column):
+                facts[entry].append(value)
+    layout = [(row_group.name, row_group.index, row_group.rows) for row_group in row_groups]
+    return {LAYOUT: _hash(layout)} | {entry: _hash(values) for entry, values in facts.items() if None not in values}
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
+
+
+def _columns(metadata: pq.FileMetaData) -> dict[int, pa.Field]:
+    """The columns by their position in the file, but for those that have several there, as structs do."""
+    columns, position = {}, 0
+    for column in metadata.schema.to_arrow_schema():
+        width = _width(column.type)
+        if width == 1:
+            columns[position] = column
+        position += width
+    return columns
+
+
+def _width(kind: pa.DataType) -> int:
+    """The columns that a file has for one of this type."""
+    return sum(_width(kind.field(i).type) for i in range(kind.num_fields)) or 1
+
+
+def _facts(chunk: pq.ColumnChunkMetaData, column: pa.Field) -> Iterator[tuple[str, Any]]:
+    """What `contents` hashes of a column in a row group; None where the writer left it out."""
+    statistics, lists = chunk.statistics, is_list(column.type)
+    nulls = statistics.null_count if statistics is not None and statistics.has_null_count else None
+    # Writers do not agree on the nulls of lists.
+    yield (f"lengths of {column.name!r}", chunk.num_values) if lists else (f"nulls of {column.name!r}", nulls)
+    if chunk.physical_type not in _NUMBERS:
+        return
+    kind = column.type.value_type if lists else column.type
+    entry, ends = f"range of {column.name!r}", ("min", "max")
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+        # A time, whose unit depends on the writer.
+        entry, ends = f"{entry} as {kind}", ("min_raw", "max_raw")
+    if nulls == chunk.num_values:
+        yield entry, "no values"
+    elif statistics is None or not statistics.has_min_max:
+        yield entry, None
+    else:
+        numbers = [_number(getattr(statistics, end)) for end in ends]
+        yield entry, None if any(map(math.isnan, numbers)) else numbers
+
+
+def _number(value: float) -> float:
+    """The same number for 1, 1.0 and true, and for both zeros, whose sign only some writers keep."""
+    return int(value) if math.isfinite(value) and value == int(value) else value
+
+
+def null_counts(row_groups: Sequence[RowGroup], names: Sequence[str]) -> dict[str, int | None]:
+    """How often columns that are no lists are null; None where a writer left the count out.
+
+    Example::
+
+        null_counts(row_groups, ["finish", "like"])  # {"finish": 0, "like": 17}
+    """
+    counts: dict[str, int | None] = dict.fromkeys(names, 0)
+    positions: dict[str, list[tuple[int, str]]] = {}
+    for row_group in row_groups:
+        if row_group.path not in positions:
+            paths = [row_group.metadata.schema.column(i).path for i in range(row_group.metadata.num_columns)]
+            positions[row_group.path] = [(i, path) for i, path in enumerate(paths) if path in counts]
+        chunks = row_group.metadata.row_group(row_group.index)
+        for position, name in positions[row_group.path]:
+            statistics, before = chunks.column(position).statistics, counts[name]
+            known = before is not None and statistics is not None and statistics.has_null_count
+            counts[name] = before + statistics.null_count if known else None
+    return counts
+
+
+def missing_labels(row_groups: Sequence[RowGroup], labels: Sequence[str]) -> bool:
+    """Whether a label may be null anywhere; where a writer left the count out, only reading the column would tell."""
+    return any(count is None or count for count in null_counts(row_groups, labels).values())
+
+
+def check_counts(folder: str, row_groups: Sequence[RowGroup], split: Split, labels: Sequence[str]) -> None:
+    """Raises UserError where the rows or the missing labels in a folder are not as many as schema.json says.
+
+    The positives are not in the footers.
+    """
+    counted = {"rows": (sum(row_group.rows for row_group in row_groups), split.rows)}
+    for label, nulls in null_counts(row_groups, labels).items():
+        if label in split.labels and nulls is not None:
+            counted[f"rows without {label!r}"] = (nulls, split.labels[label].missing)
+    for what, (count, expected) in counted.items():
+        if count != expected:
+            raise UserError(
+                f"{folder} holds {count} {what}, but schema.json says {expected}; a file is missing or extra, or the "
+                "counts in schema.json are wrong: they may be left out."
+            )
+
+
+def ids_per_row(row_groups: Sequence[RowGroup], features: Iterable[str]) -> dict[str, float]:
+    """Mean number of ids in a row by feature, by the files' footers, where an empty list counts as one id."""
+    ids = dict.fromkeys(features, 0)
+    for row_group in row_groups:
+        chunks = row_group.metadata.row_group(row_group.index)
+        for position in range(chunks.num_columns):
+            # A list's ids are in a column of the file called tags.list.element.
+            name = chunks.column(position).path_in_schema.partition(".")[0]
+            if name in ids:
+                ids[name] += chunks.column(position).num_values
+    rows = sum(row_group.rows for row_group in row_groups)
+    return {name: number / rows for name, number in ids.items()}
+
+
+def is_list(column: pa.DataType) -> bool:
+    """Whether a type is one of lists."""
+    return pa.types.is_list(column) or pa.types.is_large_list(column)
