@@ -3,7 +3,6 @@
 import time
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from threading import Event
 
 import torch.distributed as dist
@@ -25,6 +24,7 @@ from stem_torchrec.runtime.errors import DamagedError
 from stem_torchrec.runtime.hang_detection import collective_timeout
 from stem_torchrec.runtime.process import from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
+from stem_torchrec.runtime.store_path import AnyPath
 from stem_torchrec.training.best_weights import BestWeights
 from stem_torchrec.training.callbacks import Callback
 from stem_torchrec.training.loop import StepOutput, TrainLoop
@@ -51,7 +51,7 @@ class RunCheckpoints(Callback):
     def __init__(
         self,
         config: TrainConfig,
-        folder: Path,
+        folder: AnyPath,
         data: RunData,
         *,
         model: nn.Module,
@@ -175,7 +175,7 @@ class RunCheckpoints(Callback):
         # On another number of ranks the rest of the epoch may take another number of steps.
         return TrainState(progress.step, progress.epoch, progress.step + reader.steps, progress.evaluate)
 
-    def _keep_batch(self, step: int, batch: Batch) -> Path:
+    def _keep_batch(self, step: int, batch: Batch) -> AnyPath:
         columns, name = self._data.columns, f"step-{step:09d}-rank-{dist.get_rank()}"
         return keep_batch(batch, self._run_folder / "nonfinite", columns, name=name)
 
