@@ -38,8 +38,9 @@ def parse_arguments(default: ConfigT, args: Sequence[str] | None = None, descrip
         config = tyro.cli(
             type(default), default=default, args=args, description=description, registry=_help_with_limits()
         )
+    config = with_paths(config)
     check_fields(config)
-    return with_paths(config)
+    return config
 
 
 def parse_known_arguments(
@@ -54,8 +55,9 @@ def parse_known_arguments(
         parse_arguments(default, ["--help"], description=description)
     with _mistakes_in_one_sentence(option_names(default)):
         config, rest = tyro.cli(type(default), default=default, args=args, return_unknown_args=True, add_help=False)
+    config = with_paths(config)
     check_fields(config)
-    return with_paths(config), rest
+    return config, rest
 
 
 def _help_with_limits() -> ConstructorRegistry:

@@ -92,8 +92,8 @@ class StoreHandler(PathHandler):
             store.rm_file(key)
 
     def _copy(self, src_path: str, dst_path: str, overwrite: bool = False, **kwargs: Any) -> bool:
-        with _file_system(src_path) as (store, key):
-            store.cp_file(key, store._strip_protocol(dst_path))
+        with _file_system(src_path) as (store, key), _file_system(dst_path) as (_, target):
+            store.cp_file(key, target)
         return True
 
 

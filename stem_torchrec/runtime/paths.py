@@ -40,7 +40,7 @@ def write_text(path: AnyPath, text: str) -> None:
 def check_writable(folder: AnyPath) -> None:
     """Makes a folder and writes a file in it for a moment; raises OSError where that fails."""
     folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / ".writable"
+    probe = folder / f".writable-{os.getpid()}"
     probe.write_text("")
     probe.unlink(missing_ok=True)
 

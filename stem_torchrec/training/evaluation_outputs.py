@@ -25,18 +25,20 @@ def prepare_outputs(run: str, *, metrics: str | None, predictions: str | None) -
     something other than such metrics; OSError where the results cannot be written.
     """
     for option, path in (("--json", metrics), ("--predictions", predictions)):
-        if path is not None and _is_of_run(path, run):
-            raise UserError(f"{option} {path} is a part of the run {run} itself; give another.")
+        if path is not None:
+            check_apart(path, run, option)
     if predictions is not None:
         _prepare_folder(path_of(predictions))
     if metrics is not None:
         _prepare_file(path_of(metrics))
 
 
-def _is_of_run(path: str, run: str) -> bool:
+def check_apart(path: str, run: str, option: str) -> None:
+    """Raises UserError, which names the option, if `path` is the run folder or in one of its files and folders."""
     real = _real(path)
     own = [_real(f"{run}/{name}") for name in RUN_FILES]
-    return real == _real(run) or any(f"{real}/".startswith(f"{each}/") for each in own)
+    if real == _real(run) or any(f"{real}/".startswith(f"{each}/") for each in own):
+        raise UserError(f"{option} {path} is a part of the run {run} itself; give another.")
 
 
 def _real(path: str) -> str:

@@ -19,6 +19,7 @@ from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.runtime.store_path import AnyPath, path_of
 from stem_torchrec.training.assembly import build_sharded_model, for_weights_only
 from stem_torchrec.training.configuration import load_config
+from stem_torchrec.training.evaluation_outputs import check_apart
 from stem_torchrec.training.optimizers import SPARSE_OPTIMIZERS
 from stem_torchrec.training.run_folder import BEST_WEIGHTS, CONFIG_FILE, METRICS_FILE
 
@@ -45,6 +46,7 @@ def convert_run(config: ConvertConfig, process: Process) -> None:
         raise UserError(
             "--run or --out is missing; give the run to convert and the new folder: --run RUN --out NEWRUN."
         )
+    check_apart(config.out, config.run, "--out")
     run, folder = path_of(config.run), path_of(config.out)
     trained = load_config(str(run / CONFIG_FILE))
     if trained.model.layout == config.layout:
