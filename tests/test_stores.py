@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import s3fs
 
+from stem_torchrec.checkpoints.folder import complete_steps
 from stem_torchrec.checkpoints.weights import find_weights
 from stem_torchrec.runtime.errors import UnwritableError, UserError
 from stem_torchrec.runtime.file_systems import g_pathmgr
@@ -19,11 +20,11 @@ from stem_torchrec.runtime.store_path import StorePath, path_of
 
 from recovery.train_runs import differences
 from small_runs import run_script, start
-from stores import BUCKET, download, s3_server
+from stores import BUCKET, download, s3_server, text_of
 
 URL = f"s3://{BUCKET}"
 OPTIONS = [
-    *("--recipe", "tiny", "--data.batch-size", "64", "--data.eval-batch-size", "64", "--data.num-workers", "1"),
+    *("--recipe", "tiny", "--data.batch-size", "64", "--data.eval-batch-size", "64"),
     *("--train.max-steps", "6", "--train.eval-every", "3", "--checkpoint.steps", "2", "--train.log-every", "1"),
 ]
 EVALUATE = "stem_torchrec/evaluate.py"
@@ -94,6 +95,23 @@ def test_a_run_in_a_store_that_is_killed_ends_as_one_that_was_not(store: s3fs.S3
     assert differences(copy, whole) == []
 
 
+@pytest.mark.long
+def test_a_store_that_refuses_for_a_time_does_not_end_a_training(store: s3fs.S3FileSystem, log: Path) -> None:
+    store.mkdir("other")
+    folder = log.parent / "refused"
+    run = start(folder, "--checkpoint.folder", "s3://other/checkpoints", "--checkpoint.max-failures", "1000")
+    run.wait_for("step 7  checkpoint written")
+    store.rm("other", recursive=True)
+    run.wait_for("cannot be written (")
+    store.mkdir("other")
+    statuses, output = run.end()
+    assert statuses == [0], output
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["count/failed_checkpoints"] > 0
+    assert complete_steps("s3://other/checkpoints")
+    store.rm("other", recursive=True)
+
+
 def test_a_file_appears_whole_or_not_at_all(store: s3fs.S3FileSystem) -> None:
     path = StorePath(f"{URL}/whole/file")
 
@@ -145,16 +163,12 @@ def test_the_newest_complete_weights_count(store: s3fs.S3FileSystem) -> None:
     assert find_weights(best) == best / "000010"
 
 
-def read_in_child(url: str) -> bool:
-    return StorePath(url).read_text() == "text"
-
-
 def test_a_forked_process_reads_too(store: s3fs.S3FileSystem) -> None:
     path = StorePath(f"{URL}/forked")
     write_text(path, "text")
     for method in ("fork", "spawn"):
         with multiprocessing.get_context(method).Pool(1) as pool:
-            assert pool.apply(read_in_child, (str(path),))
+            assert pool.apply(text_of, (str(path),)) == "text"
 
 
 def test_errors_of_a_store_name_the_path_and_no_bucket_is_made(

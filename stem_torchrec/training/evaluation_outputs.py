@@ -4,11 +4,18 @@ import json
 import os
 from collections.abc import Sequence
 
+from stem_torchrec.data.schema import SCHEMA_FILE
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.paths import check_writable
 from stem_torchrec.runtime.store_path import AnyPath, path_of
-from stem_torchrec.training.run_folder import RUN_FILES
+from stem_torchrec.training.run_folder import BEST_WEIGHTS, CONFIG_FILE, METRICS_FILE, PLAN_FILE
 
+_OF_A_RUN = (
+    *(CONFIG_FILE, SCHEMA_FILE, PLAN_FILE, METRICS_FILE, f"{METRICS_FILE}.best", "metrics.jsonl"),
+    *(BEST_WEIGHTS, f"{BEST_WEIGHTS}.new", f"{BEST_WEIGHTS}.old"),
+    *("checkpoints", "tensorboard", "profile", "nonfinite"),
+)
+"""What a run has in its folder."""
 _LONGEST_JSON = 2**20
 """Bytes of the metrics of an evaluation, at most."""
 
@@ -36,7 +43,7 @@ def prepare_outputs(run: str, *, metrics: str | None, predictions: str | None) -
 def check_apart(path: str, run: str, option: str) -> None:
     """Raises UserError, which names the option, if `path` is the run folder or in one of its files and folders."""
     real = _real(path)
-    own = [_real(f"{run}/{name}") for name in RUN_FILES]
+    own = [_real(f"{run}/{name}") for name in _OF_A_RUN]
     if real == _real(run) or any(f"{real}/".startswith(f"{each}/") for each in own):
         raise UserError(f"{option} {path} is a part of the run {run} itself; give another.")
 

@@ -39,12 +39,6 @@ METRICS_FILE = "metrics.json"
 METRICS_FORMAT = 1
 """Format version of metrics.json."""
 BEST_WEIGHTS = "best"
-RUN_FILES = (
-    *(CONFIG_FILE, SCHEMA_FILE, PLAN_FILE, METRICS_FILE, f"{METRICS_FILE}.best", "metrics.jsonl"),
-    *(BEST_WEIGHTS, f"{BEST_WEIGHTS}.new", f"{BEST_WEIGHTS}.old"),
-    *("checkpoints", "tensorboard", "profile", "nonfinite"),
-)
-"""What a run has in its folder, for commands that write beside it."""
 
 
 def create_run_folder(config: TrainConfig) -> AnyPath:
