@@ -76,18 +76,18 @@ def test_a_run_in_a_store_that_is_killed_ends_as_one_that_was_not(store: s3fs.S3
     whole = log.parent / "whole"
     statuses, output = start(whole, ranks=2).end()
     assert statuses == [0, 0], output
-    options = ("--output-dir", f"{URL}/killed")
+    run = StorePath(f"{URL}/killed")
     for moment, ranks in (("step 10  ", (0, 1)), ("step 28  paused", (0, 1)), ("step 60  ", (1,))):
-        part = start(log.parent / "killed", *options, ranks=2)
+        part = start(run, ranks=2, cwd=log.parent)
         part.wait_for(moment)
         part.send(signal.SIGKILL, *ranks)
         for process in part.processes:
             process.kill()
         part.end()
-    statuses, output = start(log.parent / "killed", *options, ranks=2).end()
+    statuses, output = start(run, ranks=2, cwd=log.parent).end()
     assert statuses == [0, 0], output
     assert re.search(r"resuming after step \d+ from s3://", output)
-    copy = download(store, f"{URL}/killed", log.parent / "killed_copy")
+    copy = download(store, str(run), log.parent / "killed_copy")
     (best,) = (copy / "best").iterdir()
     best.rename(copy / "newest")
     (copy / "best").rmdir()
@@ -142,6 +142,7 @@ def test_what_another_process_writes_is_seen_at_once(store: s3fs.S3FileSystem) -
     store.rm_file(f"{BUCKET}/seen/a")
     assert not (folder / "a").exists()
     assert folder.with_name("seen") == folder
+    assert (StorePath(URL).is_dir(), StorePath("s3://no-such-bucket").exists()) == (True, False)
     remove_tree(folder)
     assert not store.find(f"{BUCKET}/seen/below")
 
@@ -182,6 +183,9 @@ def test_errors_of_a_store_name_the_path_and_no_bucket_is_made(
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     s3fs.S3FileSystem.clear_instance_cache()
-    with pytest.raises(OSError, match=r"Unable to locate credentials.*s3://bucket/log"):
-        StorePath(f"{URL}/log").exists()
+    path = StorePath(f"{URL}/log")
+    for ask in (path.exists, path.is_file, path.is_dir, lambda: list(path.iterdir())):
+        # Not an answer, which would be that there is nothing.
+        with pytest.raises(OSError, match=r"Unable to locate credentials.*s3://bucket/log"):
+            ask()
     s3fs.S3FileSystem.clear_instance_cache()
