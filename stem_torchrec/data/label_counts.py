@@ -84,11 +84,16 @@ class LabelCounter:
         if dist.is_initialized() and dist.get_world_size() > 1:
             self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
 
-    def counted(self, batches: Iterable[Batch]) -> Iterator[CountedBatch]:
-        """The batches with their counts; all ranks must have the same number of them. Labels should be on the host."""
+    def counted(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches as CountedBatches; those of any other class stay as they are.
+
+        All ranks must have the same number of batches. The labels should be on the host.
+        """
         for batch in batches:
-            self._last = LabelCounts(batch.labels, self._group)
-            yield _counted(batch, self._last)
+            if type(batch) is Batch:
+                self._last = LabelCounts(batch.labels, self._group)
+                batch = _counted(batch, self._last)
+            yield batch
 
     def close(self) -> None:
         """Closes the connections; all ranks call it."""

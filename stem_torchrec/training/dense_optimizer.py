@@ -14,11 +14,11 @@ from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
-from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from stem_torchrec.config import DenseOptimizerConfig
 from stem_torchrec.data.label_counts import CountedBatch
 from stem_torchrec.models.loss import MultiTaskTrain
+from stem_torchrec.tables import table_of
 
 
 def build_dense_optimizer(
@@ -76,7 +76,7 @@ def with_moments(adam: torch.optim.Optimizer) -> torch.optim.Optimizer:
 def leave_out_unlabeled(
     optimizer: CombinedOptimizer, pipeline: TrainPipelineSparseDist, model: DistributedModelParallel
 ) -> None:
-    """Keeps `optimizer` from steps on parameters that no task with a label in the step trains.
+    """Keeps `optimizer` from steps on dense parameters that no task with a label in the step trains.
 
     Their weights, moments and counts of steps then stay the same bits. All ranks know the same labels. Parameters of
     models without `trained_by`, and steps on batches that do not come from a LabelCounter, are left as they are.
@@ -87,8 +87,13 @@ def leave_out_unlabeled(
         model: sharded.
     """
     trained_by = tasks_that_train(model)
-    outside = in_backward_optimizer_filter(model.named_parameters())
-    parameters = [(parameter, trained_by[name]) for name, parameter in outside if name in trained_by]
+    # Not of tables: their optimizers leave rows with a gradient of zero alone, and TorchRec keeps the gradients of all
+    # data_parallel tables in one tensor.
+    parameters = [
+        (parameter, trained_by[name])
+        for name, parameter in model.named_parameters()
+        if name in trained_by and table_of(name) is None
+    ]
 
     def drop_gradients(*_: Any) -> None:
         batch = pipeline.batches[0] if pipeline.batches else None

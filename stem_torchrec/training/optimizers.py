@@ -23,7 +23,7 @@ from stem_torchrec.config import DenseOptimizerConfig, ScheduleConfig, SparseOpt
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.internals.pytorch import apply_optimizer_in_backward
 from stem_torchrec.tables import sharded_collections, table_groups, table_of, table_weights
-from stem_torchrec.training.dense_optimizer import build_dense_optimizer, tasks_that_train, with_moments
+from stem_torchrec.training.dense_optimizer import build_dense_optimizer, tasks_that_train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,10 +165,7 @@ def build_optimizer(
             table = table_of(name)
             assert table is not None, f"{name} is not a table"
             groups.append({"params": [parameter], **_arguments(sparse, table, fused=False)})
-        outside_backward = make_tables(groups)
-        if isinstance(outside_backward, torch.optim.Adam):
-            with_moments(outside_backward)
-        optimizers.append(KeyedOptimizerWrapper(tables, lambda _: outside_backward))
+        optimizers.append(KeyedOptimizerWrapper(tables, lambda _: make_tables(groups)))
     return CombinedOptimizer(optimizers)
 
 
