@@ -135,7 +135,7 @@ def test_a_model_alone_divides_by_its_own_labels() -> None:
 def test_counts_go_with_a_batch_to_a_device() -> None:
     [counted] = LabelCounter().counted([Batch(torch.zeros(2, 0), None, torch.tensor([1.0, math.nan]))])
     counted.sparse_features = random_batch(0, rows=2).sparse_features
-    assert counted.to(torch.device("cpu")).counts.per_rank().tolist() == [1.0]
+    assert counted.to(torch.device("cpu")).labels_of_step.per_rank().tolist() == [1.0]
 
 
 def test_equal_numbers_of_labels_leave_every_bit_of_the_loss_as_it_is() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchrec.datasets.utils import Batch
 
 
-class LabelCounts:
+class StepLabels:
     """The labels of each task in the batches of all ranks in a step.
 
     Args:
@@ -50,15 +50,15 @@ class LabelCounts:
 class CountedBatch(Batch):
     """A batch that knows the labels of all ranks in its step."""
 
-    counts: LabelCounts
+    labels_of_step: StepLabels
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "CountedBatch":
         """The batch on a device; the counts stay on the host."""
-        return _counted(super().to(device, non_blocking), self.counts)
+        return _counted(super().to(device, non_blocking), self.labels_of_step)
 
     def pin_memory(self) -> "CountedBatch":
         """The batch in pinned memory."""
-        return _counted(super().pin_memory(), self.counts)
+        return _counted(super().pin_memory(), self.labels_of_step)
 
 
 class LabelCounter:
@@ -80,18 +80,18 @@ class LabelCounter:
 
     def __init__(self, *, timeout: float = 600.0) -> None:
         self._group: dist.ProcessGroup | None = None
-        self._last: LabelCounts | None = None
+        self._last: StepLabels | None = None
         if dist.is_initialized() and dist.get_world_size() > 1:
             self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
 
     def counted(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches as CountedBatches; those of any other class stay as they are.
+        """The Batches as CountedBatches; batches of other classes stay as they are.
 
         All ranks must have the same number of batches. The labels should be on the host.
         """
         for batch in batches:
             if type(batch) is Batch:
-                self._last = LabelCounts(batch.labels, self._group)
+                self._last = StepLabels(batch.labels, self._group)
                 batch = _counted(batch, self._last)
             yield batch
 
@@ -104,5 +104,5 @@ class LabelCounter:
         self._group = self._last = None
 
 
-def _counted(batch: Batch, counts: LabelCounts) -> CountedBatch:
-    return CountedBatch(batch.dense_features, batch.sparse_features, batch.labels, counts)
+def _counted(batch: Batch, labels_of_step: StepLabels) -> CountedBatch:
+    return CountedBatch(batch.dense_features, batch.sparse_features, batch.labels, labels_of_step)

@@ -15,9 +15,9 @@ class MultiTaskTrain(nn.Module):
     """The loss of a batch: a weighted sum over the tasks of the mean binary cross entropy of the rows with a label.
 
     The mean is over the rows of all ranks if the batch comes from a LabelCounter: a rank's loss is the sum over its
-    rows, divided by the labels of all ranks and multiplied by their number, because data parallelism and TorchRec's
-    tables average gradients over the ranks. Otherwise it is the mean over this rank's rows. A task without a label adds
-    nothing.
+    rows, divided by the labels of all ranks and multiplied by the number of ranks, because data parallelism and
+    TorchRec's tables average gradients over the ranks. Otherwise it is the mean over this rank's rows. A task without a
+    label adds nothing.
 
     Args:
         model: maps dense features (B, N) and a KeyedJaggedTensor to logits (B, T): STEM, TorchRec's DLRM, or yours.
@@ -82,7 +82,7 @@ def labels_per_rank(batch: Batch, logits: Tensor) -> Tensor | None:
     if not isinstance(batch, CountedBatch):
         return None
     # A copy of T numbers, for which the host does not wait.
-    return batch.counts.per_rank().to(logits.device, logits.dtype, non_blocking=True)
+    return batch.labels_of_step.per_rank().to(logits.device, logits.dtype, non_blocking=True)
 
 
 # The pipeline traces a model with FX, which cannot follow a decision about shapes or types: each is one step to it.

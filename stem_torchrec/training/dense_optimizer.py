@@ -99,7 +99,7 @@ def leave_out_unlabeled(
         batch = pipeline.batches[0] if pipeline.batches else None
         if not isinstance(batch, CountedBatch):
             return
-        labeled = {task for task, has_labels in enumerate(batch.counts.labeled()) if has_labels}
+        labeled = {task for task, has_labels in enumerate(batch.labels_of_step.labeled()) if has_labels}
         for parameter, tasks in parameters:
             if not tasks & labeled:
                 parameter.grad = None
