@@ -100,7 +100,8 @@ def plan_sweep(config: SweepConfig, train: TrainConfig) -> Sweep:
     tables = tuple(read_table_list(config.tables)) if config.tables else ()
     if tables:
         labels = train.data.labels
-        check_labels(labels, max(config.tasks, default=len(labels) or 2), "--data.labels")
+        if labels:
+            check_labels(labels, max(config.tasks, default=len(labels)), "--data.labels")
     elif train.data.path is None:
         labels = train.data.labels or train.data.synthetic.tasks
     elif not train.data.path:
