@@ -1,13 +1,12 @@
 """The report of a plan on paper: report.md, which a reader can check by hand."""
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tabulate import tabulate
 
 from stem_torchrec.config import TrainConfig
-from stem_torchrec.sharding.plan import imbalance
 from stem_torchrec.sharding.topology import Bandwidths
 
 from common.machine import count_hosts
@@ -15,8 +14,9 @@ from common.table_list import TableSpec
 from planning.advice import CLOSE, FULL, HALF_FULL, UNEVEN, Advice, Candidate
 from planning.by_hand import dense_by_hand, memory_by_hand, wire_by_hand
 from planning.calibrate import Calibration
+from planning.columns import GROWTH, NUMBERS, STRATEGY, format_results
 from planning.config import PlanConfig
-from planning.step import Step
+from planning.step import Result
 from planning.strategies import Planned
 
 _HOW_TO_READ = """\
@@ -41,9 +41,6 @@ _HOW_TO_READ = """\
   and for all, at a bounded number of places, and for at most {seconds:g} s per plan.
 - Bandwidths from a data sheet give a step that is too short; `--calibrate` takes measured ones.
 """
-
-Result = tuple[Planned, Step | None]
-"""A strategy with its plan, and the estimate of its step if it has one."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +82,12 @@ def format_report(report: Report) -> str:
     lines += [
         "## Strategies",
         "",
-        _table(report.results, _STRATEGY | _NUMBERS),
+        format_results(report.results, STRATEGY | NUMBERS),
         "",
         dense_by_hand(config, report.tables, report.train),
         "",
     ]
-    if refused := [each for each in report.planned if each.plan is None]:
-        lines += [*(f"- {each.strategy.name} on {count_hosts(each.nodes)}: {each.reason}" for each in refused), ""]
+    lines += [*_refused(report.planned), ""]
     if otherwise := [each.strategy.name for each in report.planned if each.cut_rows]:
         lines += [
             "Not recommended, as the optimizer's number per row would be kept once per column shard: "
@@ -107,7 +103,7 @@ def format_report(report: Report) -> str:
     for title, grown in (("tasks", report.by_tasks), ("rows", report.by_rows)):
         if grown:
             name = f"{grown[0][0].strategy.name} on {count_hosts(grown[0][0].nodes)}"
-            lines += [f"## Growth with {title}, {name}", "", _table(grown, _GROWTH | _NUMBERS), ""]
+            lines += [f"## Growth with {title}, {name}", "", format_results(grown, GROWTH | NUMBERS), ""]
             lines += [f"- T={each.tasks}, {each.rows:,} rows: {each.reason}" for each, _ in grown if not each.plan]
             lines += [""]
     if report.by_tasks or report.by_rows:
@@ -118,6 +114,15 @@ def format_report(report: Report) -> str:
     return "\n".join(
         [*lines, "## How to read this", "", _HOW_TO_READ.format(counted=counted if uncounted else "", **numbers)]
     )
+
+
+def _refused(planned: Sequence[Planned]) -> list[str]:
+    """The strategies without a plan, those with the same reason together."""
+    names: dict[str, list[str]] = {}
+    for each in planned:
+        if each.plan is None:
+            names.setdefault(each.reason, []).append(f"{each.strategy.name} on {count_hosts(each.nodes)}")
+    return [f"- {', '.join(of_reason)}: {reason}" for reason, of_reason in names.items()]
 
 
 def format_advice(report: Report) -> str:
@@ -186,57 +191,3 @@ def _calibration(calibration: Calibration) -> list[str]:
         "",
         *(f"- not used: {name}, {reason}" for name, reason in calibration.unused.items()),
     ]
-
-
-Column = Callable[[Planned, Step | None], str]
-
-
-def _gib(value: str) -> Column:
-    return lambda each, _: "" if each.plan is None else f"{each.peak(value) / 1024:,.2f}"
-
-
-def _even(value: str) -> Column:
-    return lambda each, _: "" if each.plan is None else f"{imbalance(each.plan.per_rank(value)):.2f}"
-
-
-def _part(value: str) -> Column:
-    return lambda _, step: "" if step is None else f"{getattr(step, value):.3f}"
-
-
-_STRATEGY: dict[str, Column] = {
-    "hosts": lambda each, _: str(each.nodes),
-    "type": lambda each, _: each.strategy.type,
-    "layout": lambda each, _: each.strategy.layout,
-    "optimizer": lambda each, _: each.strategy.optimizer,
-    "fits": lambda each, _: "no" if each.plan is None else "spills" if each.uvm_tables else "yes",
-}
-_GROWTH: dict[str, Column] = {
-    "T": lambda each, _: str(each.tasks),
-    "rows of a group": lambda each, _: f"{each.rows:,}",
-    "fits": _STRATEGY["fits"],
-    "types": lambda each, _: each.types,
-}
-_NUMBERS: dict[str, Column] = {
-    "weights GiB": _gib("weights"),
-    "GPU GiB": _gib("memory"),
-    "host GiB": _gib("host_memory"),
-    "fullest": lambda _, step: "" if step is None else f"{step.fill:.0%}",
-    "UVM tables": lambda each, _: "" if each.plan is None else str(each.uvm_tables),
-    "ids": _part("ids"),
-    "tables": _part("tables"),
-    "dense": _part("dense"),
-    "all-reduce": _part("all_reduce"),
-    "step ms": _part("ms"),
-    "samples/s": lambda _, step: "" if step is None else f"{step.samples_per_second:,.0f}",
-    "cost": lambda _, step: "" if step is None or step.cost is None else f"{step.cost:,.4g}",
-    "imbalance of weights": _even("weights"),
-    "of tables ms": _even("estimate"),
-    "planned in s": lambda each, _: f"{each.seconds:.1f}",
-}
-
-
-def _table(results: Sequence[Result], columns: dict[str, Column]) -> str:
-    cells = {name: [value(*each) for each in results] for name, value in columns.items()}
-    shown = {name: values for name, values in cells.items() if name != "cost" or any(values)}
-    aligned = ["left" if name in {*_STRATEGY, "types"} else "right" for name in shown]
-    return tabulate(shown, list(shown), tablefmt="github", disable_numparse=True, colalign=aligned)

@@ -8,7 +8,8 @@ import pyarrow as pa
 
 from stem_torchrec.sharding.plan import imbalance
 
-from planning.report import Report, Result
+from planning.report import Report
+from planning.step import Result
 from planning.strategies import Strategy
 
 

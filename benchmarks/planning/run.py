@@ -17,9 +17,9 @@ from planning.advice import Candidate, advise, cheapest
 from planning.calibrate import calibrate
 from planning.config import PlanConfig
 from planning.plans import PLANS, PlanFolder
-from planning.report import Report, Result, format_advice, format_report
+from planning.report import Report, format_advice, format_report
 from planning.report_table import to_table
-from planning.step import Step, estimate_step
+from planning.step import Result, Step, estimate_step
 from planning.strategies import Planned, Strategy, grow, list_strategies, plan_strategy
 
 REPORT, TABLE, GROWTH, PLAN = "report.md", "report.parquet", "growth.png", "plan.json"

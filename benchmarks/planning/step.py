@@ -54,6 +54,10 @@ class Step:
         return self.ids + self.tables + self.dense + self.all_reduce
 
 
+Result = tuple[Planned, Step | None]
+"""A strategy with its plan, and the estimate of its step if it has a plan."""
+
+
 @dataclass(frozen=True)
 class Dense:
     """The weights of experts, gates and towers."""
