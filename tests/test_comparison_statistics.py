@@ -155,11 +155,11 @@ def test_a_family_says_its_size_and_when_its_draws_are_too_few() -> None:
     draws = draws_for(54, 0.95)
     assert draws == 2160
     assert 54 * 2 / (draws + 1) <= 0.05 < 54 * 2 / draws + 1e-4
-    assert draws_for(3, 0.95) == 1000
+    assert (draws_for(3, 0.95), draws_for(300, 0.999)) == (1000, 20_000)
     text = describe_family(family, "holm", draws=draws, confidence=0.95)
     assert text == (
-        "The family has 54 comparisons, whose p-values are adjusted by Holm's method; their intervals and p-values "
-        "come from 2,160 draws."
+        "The family has 54 comparisons, whose p-values are adjusted by Holm's method; intervals and p-values come from "
+        "2,160 draws."
     )
     text = describe_family(family, "holm", draws=200, confidence=0.95)
     assert "no p-value is below 0.01, so none stands out from 54 on its own; give --resamples 2160 or more" in text

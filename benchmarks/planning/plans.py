@@ -48,7 +48,7 @@ class PlanFolder:
         self, config: PlanConfig, tables: Sequence[TableSpec], bandwidths: Bandwidths, head: Mapping[str, str]
     ) -> None:
         self.folder = make_folder(config.out)
-        (self.folder / PLANS).mkdir(exist_ok=True)
+        make_folder(f"{config.out}/{PLANS}")
         self._ranks_per_node = config.ranks_per_node
         # Strategies, numbers of hosts, tasks and rows are in the names of the files; they may grow.
         names = ("ranks_per_node", "device", "hbm_gb", "host_gb", "batch_size", "seconds", "labels")

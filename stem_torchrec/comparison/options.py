@@ -52,8 +52,8 @@ class CompareConfig:
     split: str = "test"
     """The split to report on: one on which nothing was chosen, so neither train nor valid."""
     resamples: Annotated[int, Interval(ge=1, le=10**6)] | None = None
-    """Draws of users behind each interval and p-value; by default 1000, or as many more as the number of comparisons
-    needs."""
+    """Draws of users behind each interval and p-value; by default as many as the number of comparisons needs, from 1000
+    to 20,000."""
     correction: Correction = "holm"
     """How p-values are adjusted for the number of comparisons: holm bounds the probability that any is wrong,
     benjamini_hochberg the expected share of wrong ones among the differences that are found."""
