@@ -16,9 +16,11 @@ import pytest
 
 from stem_torchrec.data.files import Columns
 from stem_torchrec.data.loader import data_loader
-from stem_torchrec.data.schema import SCHEMA_FILE, LabelCounts, Schema, Split, load_schema
+from stem_torchrec.data.schema import SCHEMA_FILE, LabelCounts, Schema, SparseFeature, Split, load_schema
+from stem_torchrec.metrics.multi_task import TaskMetrics
 from stem_torchrec.runtime.command import run_main
 from stem_torchrec.runtime.errors import DataError, UserError
+from stem_torchrec.training.run_data import note_other_counts
 
 from logs import SCHEMA, WEIGHTED, log_table, reader_of, weighted_table, write_log, write_split
 
@@ -333,6 +335,19 @@ def test_counts_that_are_not_the_schemas_are_an_error(tmp_path: Path) -> None:
     reader_of(tmp_path, replace(SCHEMA, splits={"train": wrong["missing"][0]}), batch_size=5)
 
 
+def test_positives_that_are_not_the_schemas_are_noted_once_the_rows_are_read(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    metrics = {"like": TaskMetrics(0.5, 0.5, 0.7, 1, 1, rows=20, positives=10, gauc_groups=0, gauc_rows=0)}
+    for positives in (10, 11):
+        split = Split(ROWS, {"finish": LabelCounts(1, 1), "like": LabelCounts(positives, 10)})
+        note_other_counts(replace(SCHEMA, splits={"valid": split}), "valid", metrics)
+    note_other_counts(SCHEMA, "valid", metrics)
+    assert capsys.readouterr().out == (
+        "note: valid/ of the log has 10 rows in which 'like' is 1, but schema.json says 11\n"
+    )
+
+
 @pytest.mark.parametrize("name", ["tags", "like"])
 def test_a_missing_column_is_named(tmp_path: Path, name: str) -> None:
     write_split(tmp_path, log_table(ROWS).drop_columns(name), LAYOUT)
@@ -478,6 +493,11 @@ def test_a_folder_without_a_schema_is_named(tmp_path: Path) -> None:
             replace(SCHEMA, sparse_features=SCHEMA.sparse_features * 2),
             {},
             "a sparse feature is named twice in row, tags, place, row, tags, place.",
+        ),
+        (
+            replace(SCHEMA, sparse_features=(*SCHEMA.sparse_features, SparseFeature("row", 7))),
+            {"features": ("row",)},
+            "a sparse feature is named twice in row, tags, place, row.",
         ),
         (replace(SCHEMA, dense_features=("age", "age")), {}, "a dense feature is named twice in age, age."),
         *(

@@ -7,9 +7,13 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from stem_torchrec.config import DataConfig, LoopConfig, TrainConfig
+from stem_torchrec.data.schema import save_schema
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.training.recipes import tiny
-from stem_torchrec.tuning.search_space import SPACE, Search, read_space, to_space
+from stem_torchrec.tuning.search_space import SPACE, Search, read_space, resolve_log, to_space
+from stem_torchrec.tuning.study import record_options
+
+from logs import SCHEMA, log_table, write_split
 
 
 @pytest.mark.parametrize(
@@ -100,3 +104,19 @@ def test_a_trial_evaluates_four_times_an_epoch_unless_told_otherwise(rows: int, 
 
 def test_a_chosen_evaluation_interval_is_kept() -> None:
     assert Search(tiny(), {}, 1000).trial_config({"train.eval_every": 9}).train.eval_every == 9
+
+
+def test_a_study_goes_on_only_with_the_log_that_it_began_with(tmp_path: Path) -> None:
+    log, study = tmp_path / "log", tmp_path / "study"
+    search = Search(TrainConfig(data=DataConfig(path=str(log))), {})
+
+    def record(first_row: int) -> None:
+        for split in ("train", "valid"):
+            write_split(log, log_table(40).slice(first_row, 20), split=split)
+        save_schema(SCHEMA, str(log))
+        record_options(study, resolve_log(search))
+
+    record(0)
+    record(0)
+    with pytest.raises(UserError, match="holds a search with other options, another space or of another log"):
+        record(1)

@@ -6,12 +6,12 @@ from dataclasses import dataclass, fields
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from iopath.common.file_io import g_pathmgr
 
 from stem_torchrec.data.footers import check_counts, is_list
 from stem_torchrec.data.listing import RowGroup, read_footers
 from stem_torchrec.data.schema import Schema, SparseFeature
 from stem_torchrec.runtime.errors import UserError, nearest
+from stem_torchrec.runtime.file_systems import g_pathmgr
 
 _TOGETHER = (["a sparse feature", "the group"], ["a dense feature", "the weights of a feature"])
 """What a column can be at once: the user who is a feature, and a price that also weighs another feature."""
@@ -34,19 +34,26 @@ class Columns:
         Raises UserError for a name that the schema lacks or that is given twice, and for a column that cannot serve in
         two ways, as a label cannot be a feature.
         """
-        sparse = {feature.name: feature for feature in schema.sparse_features}
-        features = features or [feature.name for feature in schema.sparse_features]
-        labels = labels or schema.labels
-        for kind, names, known in (("sparse feature", features, list(sparse)), ("label", labels, schema.labels)):
-            if not known:
+        sparse, dense = {feature.name: feature for feature in schema.sparse_features}, schema.dense_features
+        for kind, names, known in (
+            ("sparse feature", features, [feature.name for feature in schema.sparse_features]),
+            ("label", labels, schema.labels),
+            ("dense feature", (), dense),
+        ):
+            if not known and kind != "dense feature":
                 raise UserError(f"schema.json names no {kind}; a log needs one. datasets/README.md describes the file.")
             for name in names:
                 if name not in known:
                     raise UserError(f"the log has no {kind} {name!r}, only {', '.join(known)}{nearest(name, known)}")
-        for kind, names in (("sparse feature", features), ("label", labels), ("dense feature", schema.dense_features)):
-            if len(set(names)) < len(names):
-                raise UserError(f"a {kind} is named twice in {', '.join(names)}.")
-        selected = cls({name: sparse[name] for name in features}, schema.dense_features, tuple(labels), schema.group)
+            for each in (names, known):
+                if len(set(each)) < len(each):
+                    raise UserError(f"a {kind} is named twice in {', '.join(each)}.")
+        selected = cls(
+            sparse={name: sparse[name] for name in features or sparse},
+            dense=dense,
+            labels=tuple(labels or schema.labels),
+            group=schema.group,
+        )
         selected._check_roles()
         return selected
 

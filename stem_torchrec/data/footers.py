@@ -3,7 +3,8 @@
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
@@ -40,14 +41,9 @@ def contents(row_groups: Sequence[RowGroup]) -> dict[str, str]:
         #  "range of 'tags'": "...", "lengths of 'tags'": "..."}
     """
     facts: defaultdict[str, list[Any]] = defaultdict(list)
-    columns: dict[str, dict[int, pa.Field]] = {}
-    for row_group in row_groups:
-        if row_group.path not in columns:
-            columns[row_group.path] = _columns(row_group.metadata)
-        chunks = row_group.metadata.row_group(row_group.index)
-        for position, column in columns[row_group.path].items():
-            for entry, value in _facts(chunks.column(position), column):
-                facts[entry].append(value)
+    for column, chunk in _chunks(row_groups):
+        for entry, value in _facts(chunk, column):
+            facts[entry].append(value)
     layout = [(row_group.name, row_group.index, row_group.rows) for row_group in row_groups]
     return {LAYOUT: _hash(layout)} | {entry: _hash(values) for entry, values in facts.items() if None not in values}
 
@@ -56,15 +52,23 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
 
 
-def _columns(metadata: pq.FileMetaData) -> dict[int, pa.Field]:
-    """The columns by their position in the file, but for those that have several there, as structs do."""
-    columns, position = {}, 0
-    for column in metadata.schema.to_arrow_schema():
-        width = _width(column.type)
-        if width == 1:
-            columns[position] = column
-        position += width
-    return columns
+def _chunks(
+    row_groups: Sequence[RowGroup], names: Container[str] | None = None
+) -> Iterator[tuple[pa.Field, pq.ColumnChunkMetaData]]:
+    """The columns of each row group, or those of the given names; without those that a file holds as several."""
+    columns: dict[str, list[tuple[int, pa.Field]]] = {}
+    for row_group in row_groups:
+        if row_group.path not in columns:
+            schema = row_group.metadata.schema.to_arrow_schema()
+            starts = accumulate((_width(column.type) for column in schema), initial=0)
+            columns[row_group.path] = [
+                (start, column)
+                for start, column in zip(starts, schema, strict=False)
+                if _width(column.type) == 1 and (names is None or column.name in names)
+            ]
+        chunks = row_group.metadata.row_group(row_group.index)
+        for position, column in columns[row_group.path]:
+            yield column, chunks.column(position)
 
 
 def _width(kind: pa.DataType) -> int:
@@ -107,16 +111,10 @@ def null_counts(row_groups: Sequence[RowGroup], names: Sequence[str]) -> dict[st
         null_counts(row_groups, ["finish", "like"])  # {"finish": 0, "like": 17}
     """
     counts: dict[str, int | None] = dict.fromkeys(names, 0)
-    positions: dict[str, list[tuple[int, str]]] = {}
-    for row_group in row_groups:
-        if row_group.path not in positions:
-            paths = [row_group.metadata.schema.column(i).path for i in range(row_group.metadata.num_columns)]
-            positions[row_group.path] = [(i, path) for i, path in enumerate(paths) if path in counts]
-        chunks = row_group.metadata.row_group(row_group.index)
-        for position, name in positions[row_group.path]:
-            statistics, before = chunks.column(position).statistics, counts[name]
-            known = before is not None and statistics is not None and statistics.has_null_count
-            counts[name] = before + statistics.null_count if known else None
+    for column, chunk in _chunks(row_groups, names):
+        statistics, before = chunk.statistics, counts[column.name]
+        known = before is not None and statistics is not None and statistics.has_null_count
+        counts[column.name] = before + statistics.null_count if known else None
     return counts
 
 
@@ -145,13 +143,8 @@ def check_counts(folder: str, row_groups: Sequence[RowGroup], split: Split, labe
 def ids_per_row(row_groups: Sequence[RowGroup], features: Iterable[str]) -> dict[str, float]:
     """Mean number of ids in a row by feature, by the files' footers, where an empty list counts as one id."""
     ids = dict.fromkeys(features, 0)
-    for row_group in row_groups:
-        chunks = row_group.metadata.row_group(row_group.index)
-        for position in range(chunks.num_columns):
-            # A list's ids are in a column of the file called tags.list.element.
-            name = chunks.column(position).path_in_schema.partition(".")[0]
-            if name in ids:
-                ids[name] += chunks.column(position).num_values
+    for column, chunk in _chunks(row_groups, ids):
+        ids[column.name] += chunk.num_values
     rows = sum(row_group.rows for row_group in row_groups)
     return {name: number / rows for name, number in ids.items()}
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from iopath.common.file_io import g_pathmgr
 
 from stem_torchrec.runtime.errors import UserError, reason_of
+from stem_torchrec.runtime.file_systems import g_pathmgr
 
 _SKIPPED = (".", "_")
 """First characters of names that are left out: `_SUCCESS`, `_temporary`, `.part-0.parquet.crc`, `._part-0.parquet`."""

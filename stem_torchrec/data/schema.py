@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from annotated_types import Interval
-from iopath.common.file_io import g_pathmgr
 
 from stem_torchrec.config.formats import FormatError, with_format, without_format
 from stem_torchrec.config.json_text import parse_json
 from stem_torchrec.config.serialization import from_dict, to_dict
 from stem_torchrec.runtime.errors import UserError, nearest
+from stem_torchrec.runtime.file_systems import g_pathmgr
 
 SCHEMA_FILE = "schema.json"
 SCHEMA_FORMAT = 1

@@ -1,6 +1,7 @@
 """The log of a run as this rank reads it: its columns, and a reader for each split."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -8,14 +9,18 @@ import torch
 from torch.utils.data import DataLoader
 from torchrec.datasets.utils import Batch
 
+from stem_torchrec.checkpoints.resume import check_resume
 from stem_torchrec.config import DataConfig, TrainConfig
 from stem_torchrec.data.batch import Exposures
 from stem_torchrec.data.files import Columns, find_row_groups
 from stem_torchrec.data.footers import contents, ids_per_row, missing_labels
+from stem_torchrec.data.label_counts import LabelCounter
 from stem_torchrec.data.loader import data_loader
 from stem_torchrec.data.reader import ParquetReader
-from stem_torchrec.data.schema import Schema
+from stem_torchrec.data.schema import Schema, load_schema
 from stem_torchrec.metrics.collectives import gather
+from stem_torchrec.metrics.multi_task import TaskMetrics
+from stem_torchrec.runtime.hang_detection import collective_timeout
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
 
@@ -39,6 +44,7 @@ class RunData:
     """The validation split; the same on each iteration."""
     device: torch.device
     _loader: DataLoader
+    _counter: LabelCounter
 
     @classmethod
     def open(cls, config: TrainConfig, path: str, schema: Schema, process: Process) -> "RunData":
@@ -48,13 +54,19 @@ class RunData:
         train = open_split(data, path, "train", schema, columns, process, training=True, seed=config.seed)
         validation = open_split(data, path, "valid", schema, columns, process)
         exposures = data_loader(validation, pin_memory=pin)
-        return cls(schema, columns, train, validation, exposures, process.device, data_loader(train, pin_memory=pin))
+        loader = data_loader(train, pin_memory=pin)
+        counter = LabelCounter(timeout=collective_timeout(config.train.timeout))
+        return cls(schema, columns, train, validation, exposures, process.device, loader, counter)
 
     def batches(self, epoch: int) -> Iterable[Batch]:
         """This rank's batches of an epoch; of the epoch in which the run resumes, those that are left."""
         if epoch != self.train.epoch:
             self.train.start_epoch(epoch)
-        return self._loader
+        return self._counter.counted(self._loader)
+
+    def close(self) -> None:
+        """Closes the connections in which labels are counted; all ranks call it."""
+        self._counter.close()
 
     @cached_property
     def contents(self) -> Mapping[str, Mapping[str, str]]:
@@ -128,3 +140,23 @@ def open_split(
         seed=seed,
         max_bad_share=data.skipped_share,
     )
+
+
+def check_same_log(config: TrainConfig, path: str, process: Process) -> None:
+    """Raises UserError if a run that has ended was trained on other rows than its log has, as on those of another day.
+
+    All ranks call it. Without a checkpoint of the run nothing is known about its rows.
+    """
+    schema = load_schema(path)
+    with closing(RunData.open(config, path, schema, process)) as data:
+        check_resume(config, schema, data.contents)
+
+
+def note_other_counts(schema: Schema, split: str, metrics: Mapping[str, TaskMetrics]) -> None:
+    """Notes the labels that are 1 more or less often in a split than schema.json says, which only its rows tell."""
+    for task, counts in schema.splits[split].labels.items() if split in schema.splits else ():
+        if task in metrics and metrics[task].positives != counts.positives:
+            log_rank0(
+                f"note: {split}/ of the log has {metrics[task].positives} rows in which {task!r} is 1, but schema.json "
+                f"says {counts.positives}"
+            )

@@ -10,6 +10,7 @@ from threading import Event
 
 from stem_torchrec.checkpoints.resume import check_resume
 from stem_torchrec.config import TrainConfig, check_fields
+from stem_torchrec.config.path_fields import with_paths
 from stem_torchrec.data.folder import data_folder
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.metrics.multi_task import format_table
@@ -30,7 +31,7 @@ from stem_torchrec.training.meter import Meter
 from stem_torchrec.training.metrics_log import MetricsLog
 from stem_torchrec.training.optimizers import build_optimizer, build_schedule
 from stem_torchrec.training.run_checkpoints import RunCheckpoints
-from stem_torchrec.training.run_data import RunData
+from stem_torchrec.training.run_data import RunData, check_same_log, note_other_counts
 from stem_torchrec.training.run_folder import create_run_folder, finish, finished, write_inputs
 from stem_torchrec.training.state import TrainState
 from stem_torchrec.training.watched_metric import Metrics, WatchedMetric
@@ -72,9 +73,8 @@ class Trainer:
     ) -> None:
         config, path = with_data_folder(config)
         self.config, self.process, self._watch = config, process, watch
-        schema = load_schema(path)
-        self.data = RunData.open(config, path, schema, process)
-        check_resume(config, schema, self.data.contents)
+        self.data = RunData.open(config, path, load_schema(path), process)
+        check_resume(config, self.data.schema, self.data.contents)
         self._check_before_building()
         self.model, plan = build_sharded_model(
             config,
@@ -89,7 +89,7 @@ class Trainer:
         self._forward = autocast_forward(self.model, config.train.precision, process)
         self.pipeline = build_pipeline(self.model, self.optimizer, config, process, forward=self._forward)
         self.folder = create_run_folder(config)
-        from_first_rank(lambda: write_inputs(self.folder, schema, plan_to_json(plan)))
+        from_first_rank(lambda: write_inputs(self.folder, self.data.schema, plan_to_json(plan)))
         steps_per_epoch = self.data.train.steps
         log_rank0(
             f"{self.data.train.rows:,} training rows: {steps_per_epoch} steps of {process.world_size} x "
@@ -114,6 +114,7 @@ class Trainer:
 
     def save(self) -> None:
         """Writes a checkpoint and waits for it; a run that resumes from it goes through the same bits as this one."""
+        self._file.sync()
         self.checkpoints.save(self.state)
 
     def run(self) -> Metrics:
@@ -138,19 +139,24 @@ class Trainer:
                 self.loop.run()
         except DivergedError:
             # It is raised on all ranks, and another model may be trained next.
-            self.checkpoints.close()
+            self._close_connections()
             raise
-        self.checkpoints.close()
+        self._close_connections()
         if not self._best.metrics:
             raise UserError(f"no weights could be written to {self.folder}; make room, or give another --output-dir.")
         from_first_rank(lambda: finish(self.folder))
         log_rank0(f"\nbest evaluation of the validation split, in {self.folder}:\n{format_table(self._best.metrics)}")
+        note_other_counts(self.data.schema, "valid", self._best.metrics)
         return self._best.metrics
 
     def close(self) -> None:
         """Ends a run that is not taken to its end; the next one in its folder resumes from the last checkpoint."""
         self._file.close()
+        self._close_connections()
+
+    def _close_connections(self) -> None:
         self.checkpoints.close()
+        self.data.close()
 
     def _check_before_building(self) -> None:
         """Raises UserError for a metric that the log does not have, or a profile of more steps than there are."""
@@ -219,6 +225,7 @@ def with_data_folder(config: TrainConfig) -> tuple[TrainConfig, str]:
     """
     config = replace(config, model=options_of(config.model))
     check_fields(config)
+    config = with_paths(config)
     path = data_folder(config.data)
     return (config if config.data.path is None else replace(config, data=replace(config.data, path=path))), path
 
@@ -234,8 +241,10 @@ def train(
 
     A run that has ended already is not trained again.
     """
-    done = finished(with_data_folder(config)[0])
+    resolved, path = with_data_folder(config)
+    done = finished(resolved)
     if done is not None:
+        check_same_log(resolved, path, process)
         log_rank0(f"the run in {config.output_dir} has ended already; its best evaluation:\n{format_table(done)}")
         return done
     return Trainer(config, process, watch=watch, ending=ending).run()

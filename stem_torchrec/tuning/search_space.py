@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.config.yaml_text import parse_yaml
 from stem_torchrec.data.files import Columns, find_row_groups
 from stem_torchrec.data.folder import data_folder
+from stem_torchrec.data.footers import fingerprint
+from stem_torchrec.data.listing import RowGroup
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.models.table import all_options
 from stem_torchrec.runtime.errors import UserError, nearest, reason_of
@@ -48,6 +50,8 @@ class Search:
     space: Space
     train_rows: int = 0
     """Training rows of the log; `resolve_log` fills them in."""
+    log: Mapping[str, str] = field(default_factory=dict)
+    """The fingerprint of each split; `resolve_log` fills them in."""
 
     def trial_config(self, choices: Mapping[str, Any]) -> TrainConfig:
         """The configuration of a trial, for one rank; without `train.eval_every` it evaluates four times an epoch."""
@@ -66,15 +70,15 @@ def resolve_log(search: Search) -> Search:
     """
     path = data_folder(search.base.data)
     base = replace(search.base, data=replace(search.base.data, path=path))
-    schema, rows = load_schema(path), 0
+    schema, row_groups = load_schema(path), dict[str, list[RowGroup]]()
     features = search.space.get("data.features")
     choices = features.choices if isinstance(features, CategoricalDistribution) else ()
     for config in [with_choices(base, {"data.features": choice}) for choice in choices] or [base]:
         columns = Columns.select(schema, features=config.data.features, labels=config.data.labels)
-        rows = sum(row_group.rows for row_group in find_row_groups(path, "train", schema, columns))
-        find_row_groups(path, "valid", schema, columns)
+        row_groups = {split: find_row_groups(path, split, schema, columns) for split in ("train", "valid")}
         WatchedMetric(base.train.metric, columns.labels, has_groups=columns.group is not None)
-    return replace(search, base=base, train_rows=rows)
+    log = {split: fingerprint(of_split) for split, of_split in row_groups.items()}
+    return replace(search, base=base, train_rows=sum(each.rows for each in row_groups["train"]), log=log)
 
 
 def read_space(path: str, base: TrainConfig) -> Space:
