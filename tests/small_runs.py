@@ -31,7 +31,13 @@ def start(folder: Path, *options: str, ranks: int = 1, launcher: Sequence[str] |
 
 
 def run_script(
-    script: str, *options: str | Path, ranks: int = 1, status: int = 0, cwd: Path = ROOT, seconds: float = 120
+    script: str,
+    *options: str | Path,
+    ranks: int = 1,
+    status: int = 0,
+    cwd: Path = ROOT,
+    seconds: float = 120,
+    environments: Sequence[dict[str, str]] | None = None,
 ) -> str:
     """Runs a script of the repository on forked ranks; returns what they print.
 
@@ -42,9 +48,12 @@ def run_script(
         status: the exit status that each rank must have.
         cwd: the working directory.
         seconds: the time that the ranks may take.
+        environments: the environment of each rank, by default as torchrun sets it.
     """
     line = [str(word) for word in (ROOT / script, *options)]
-    processes = [_Forked(line, environment, cwd) for environment in rank_environments(ranks)]
+    environments = environments or rank_environments(ranks)
+    ranks = len(environments)
+    processes = [_Forked(line, environment, cwd) for environment in environments]
     with ThreadPoolExecutor(ranks) as readers:
         texts = readers.map(_Forked.read, processes)
         statuses = [process.wait(seconds) for process in processes]

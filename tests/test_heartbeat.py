@@ -1,5 +1,6 @@
 """A rank that hangs or has stopped is named."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -119,3 +120,31 @@ def test_a_rank_that_loses_another_ends_with_a_sentence(tmp_path: Path) -> None:
     assert statuses == [-signal.SIGKILL, ExitStatus.LOST_RANK]
     assert "error: rank 1 has lost another rank while it was " in output
     assert "Traceback" not in output
+
+
+def workers_of(pid: int) -> list[int]:
+    """Process ids of the children of a process."""
+    children = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    return [int(child) for child in " ".join(children).split()]
+
+
+@pytest.mark.parametrize(
+    ("number", "sentence"),
+    [
+        (signal.SIGKILL, "error: a reader process (--data.num-workers) was lost (DataLoader worker (pid "),
+        (signal.SIGSTOP, "error: rank 0 hangs: for "),
+    ],
+)
+def test_a_single_rank_that_waits_for_a_worker_in_vain_ends_with_a_sentence(
+    tmp_path: Path, number: signal.Signals, sentence: str
+) -> None:
+    run = start(tmp_path / "run", "--train.epochs", "500", "--train.timeout", "3", "--data.num-workers", "1")
+    run.wait_for("step 5  ")
+    workers = workers_of(run.processes[0].pid)
+    for worker in workers:
+        os.kill(worker, number)
+    statuses, output = run.end(60)
+    assert statuses == [ExitStatus.LOST_RANK]
+    assert sentence in output
+    assert "Traceback" not in output
+    assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]

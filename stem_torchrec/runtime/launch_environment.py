@@ -68,18 +68,17 @@ def read_ranks(environ: Mapping[str, str]) -> Ranks:
         return Ranks()
     if names is not _TORCH:
         _check_agreement(environ, names)
-    rank, world_size, local_rank, local_world_size = names
-    size = _whole_number(environ, world_size, least=1)
+    size = _whole_number(environ, names.world_size, least=1)
     ranks = Ranks(
-        _whole_number(environ, rank, below=(world_size, size)),
+        _whole_number(environ, names.rank, below=(names.world_size, size)),
         size,
         *_local_numbers(environ, names, world_size=size),
         job=_job(environ, names),
     )
     if size % ranks.local_world_size:
         raise LaunchError(
-            f"{world_size} is {size}, which is not a multiple of {local_world_size}, {ranks.local_world_size}; start "
-            "the same number of ranks on every host."
+            f"{names.world_size} is {size}, but must be a multiple of {names.local_world_size}, which is "
+            f"{ranks.local_world_size}; start the same number of ranks on every host."
         )
     return ranks
 
@@ -171,15 +170,14 @@ def _whole_number(
 
 def _local_numbers(environ: Mapping[str, str], names: _Names, *, world_size: int) -> tuple[int, int]:
     """Local rank and local world size; a rank that has neither is alone on its host."""
-    *_, local_rank, local_world_size = names
-    neither = local_rank not in environ and local_world_size not in environ
+    neither = not {names.local_rank, names.local_world_size} & environ.keys()
     if neither and (names is _TORCH or world_size == 1):
         return 0, 1
     if names is _SLURM:
-        size = _tasks_per_node(_value(environ, local_world_size), world_size)
+        size = _tasks_per_node(_value(environ, names.local_world_size), world_size)
     else:
-        size = _whole_number(environ, local_world_size, least=1, below=(names.world_size, world_size + 1))
-    return _whole_number(environ, local_rank, below=(local_world_size, size)), size
+        size = _whole_number(environ, names.local_world_size, least=1, most=world_size)
+    return _whole_number(environ, names.local_rank, below=(names.local_world_size, size)), size
 
 
 def _tasks_per_node(text: str, world_size: int) -> int:
@@ -204,7 +202,7 @@ def _first_host(environ: Mapping[str, str]) -> str:
     try:
         return str(expand_hostlist(text)[0])
     except (BadHostlist, IndexError) as error:
-        raise LaunchError(f"the list of nodes of SLURM is {text!r}, which has no first host; set MASTER_ADDR.") from error
+        raise LaunchError(f"SLURM's list of nodes is {text!r}, which has no first host; set MASTER_ADDR.") from error
 
 
 def _job(environ: Mapping[str, str], names: _Names) -> str:

@@ -62,6 +62,7 @@ def join_process_group(*, timeout: float = 600.0, alone: bool = False) -> Iterat
     for name in ("rank", "world_size", "local_rank", "local_world_size"):
         os.environ[name.upper()] = str(getattr(ranks, name))  # TorchRec reads them.
     device = _device_of(ranks)
+    store: dist.Store
     if alone or ranks.world_size == 1:
         rank, world_size, store = 0, 1, dist.HashStore()
         set_threads(len(os.sched_getaffinity(0)) // ranks.local_world_size, local_world_size=ranks.local_world_size)

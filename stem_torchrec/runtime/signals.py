@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from threading import Event
 from types import FrameType
 
+from stem_torchrec.runtime.launch_environment import is_first_on_host
+
 
 @contextmanager
 def ending_on_signals() -> Iterator[Event]:
@@ -17,7 +19,7 @@ def ending_on_signals() -> Iterator[Event]:
     def handle(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and ending.is_set():
             os._exit(128 + number)
-        if not ending.is_set() and os.environ.get("LOCAL_RANK", "0") == "0":
+        if not ending.is_set() and is_first_on_host(os.environ):
             name = signal.Signals(number).name
             again = "; again ends it at once" if number == signal.SIGINT else ""
             # Not by print, which the signal may have interrupted.

@@ -29,7 +29,8 @@ def core_quota(root: Path = Path("/")) -> float:
     periods = cgroup_values("cpu.cfs_period_us", controller="cpu", root=root)
     limits += [list(pair) for pair in zip(quotas, periods, strict=True)]
     # v2 writes max for no limit, v1 writes -1.
-    return min((int(quota) / int(period) for quota, period in limits if quota not in ("max", "-1")), default=float("inf"))
+    shares = (int(quota) / int(period) for quota, period in limits if quota not in ("max", "-1"))
+    return min(shares, default=float("inf"))
 
 
 def share_cores(store: dist.Store, rank: int, world_size: int, *, local_world_size: int) -> None:

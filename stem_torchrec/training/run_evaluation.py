@@ -21,6 +21,7 @@ from stem_torchrec.data.schema import load_schema
 from stem_torchrec.metrics.multi_task import MultiTaskMetrics, TaskMetrics, format_table, to_json
 from stem_torchrec.metrics.predictions import PredictionsFile
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.hang_detection import heartbeat
 from stem_torchrec.runtime.paths import write_json
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0, progress_bar
@@ -94,7 +95,8 @@ def evaluate_run(
 
     metrics = MultiTaskMetrics(columns.labels, process.device)
     file = PredictionsFile(config.predictions, columns, rank=process.rank) if config.predictions else nullcontext()
-    with progress_bar(reader.steps, "step") as bar, watch(model), file as predictions:
+    watched = heartbeat(process, timeout=run.train.timeout)
+    with progress_bar(reader.steps, "step") as bar, watched, watch(model), file as predictions:
 
         def consume(item: Exposures, logits: Tensor, labels: Tensor) -> None:
             bar.update()

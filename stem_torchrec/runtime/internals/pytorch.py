@@ -29,7 +29,8 @@ TRACER_LOGGER = "torch.fx._symbolic_trace"
 
 def clone_default_store() -> dist.Store:
     """The store of the default process group, over a connection of its own, which another thread may use."""
-    return _get_default_store().clone()
+    store: Any = _get_default_store()  # torch's type stubs lack `clone`.
+    return store.clone()
 
 
 def empty_like_sharded(tensor: ShardedTensor) -> ShardedTensor:
