@@ -138,7 +138,7 @@ def workers_of(pid: int) -> list[int]:
 def test_a_single_rank_that_waits_for_a_worker_in_vain_ends_with_a_sentence(
     tmp_path: Path, number: signal.Signals, sentence: str
 ) -> None:
-    run = start(tmp_path / "run", "--train.epochs", "500", "--train.timeout", "3", "--data.num-workers", "1")
+    run = start(tmp_path / "run", "--train.epochs", "500", "--train.timeout", "8", "--data.num-workers", "1")
     run.wait_for("step 5  ")
     workers = workers_of(run.processes[0].pid)
     for worker in workers:

@@ -101,7 +101,7 @@ def read_master(environ: Mapping[str, str], ranks: Ranks) -> tuple[str, int]:
     """
     names = _names_of_launcher(environ)
     if "MASTER_PORT" in environ:
-        port = _whole_number(environ, "MASTER_PORT", least=1, most=65_535)
+        port = _whole_number(environ, "MASTER_PORT", least=1, limit=65_535)
     elif ranks.job:
         port = _FIRST_PORT + zlib.crc32(ranks.job.encode()) % _PORTS
     else:
@@ -113,6 +113,17 @@ def read_master(environ: Mapping[str, str], ranks: Ranks) -> tuple[str, int]:
     if names is _SLURM:
         return _first_host(environ), port
     raise LaunchError(f"{_size_of(ranks, names)}, but MASTER_ADDR is not set, the name of rank 0's host; {_FIX}")
+
+
+def slurm_step(environ: Mapping[str, str]) -> str:
+    """The name of the SLURM step that this process is a task of, also after SLURM has requeued its job; empty if none.
+
+    Example::
+
+        slurm_step(os.environ)  # "slurm-4711.0"
+    """
+    has_name = _is_slurm_task(environ) and {"SLURM_JOB_ID", "SLURM_STEP_ID"} <= environ.keys()
+    return f"slurm-{environ['SLURM_JOB_ID']}.{environ['SLURM_STEP_ID']}" if has_name else ""
 
 
 def _names_of_launcher(environ: Mapping[str, str]) -> _Names | None:
@@ -157,14 +168,14 @@ def _whole_number(
     name: str,
     *,
     least: int = 0,
-    most: int = 10**6,
+    limit: int = 10**6,
     below: tuple[str, int] | None = None,
 ) -> int:
     text = _value(environ, name)
-    most = below[1] - 1 if below else most
-    if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
-        limit = f"from {least} to {most}" + (f", as {below[0]} is {below[1]}" if below else "")
-        raise LaunchError(f"{name} is {text!r}, but must be a whole number {limit}; {_FIX}")
+    limit = below[1] - 1 if below else limit
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= limit:
+        reason = f", as {below[0]} is {below[1]}" if below else ""
+        raise LaunchError(f"{name} is {text!r}, but must be a whole number from {least} to {limit}{reason}; {_FIX}")
     return int(text)
 
 
@@ -176,7 +187,7 @@ def _local_numbers(environ: Mapping[str, str], names: _Names, *, world_size: int
     if names is _SLURM:
         size = _tasks_per_node(_value(environ, names.local_world_size), world_size)
     else:
-        size = _whole_number(environ, names.local_world_size, least=1, most=world_size)
+        size = _whole_number(environ, names.local_world_size, least=1, limit=world_size)
     return _whole_number(environ, names.local_rank, below=(names.local_world_size, size)), size
 
 
@@ -206,8 +217,8 @@ def _first_host(environ: Mapping[str, str]) -> str:
 
 
 def _job(environ: Mapping[str, str], names: _Names) -> str:
-    if names is _SLURM and {"SLURM_JOB_ID", "SLURM_STEP_ID"} <= environ.keys():
-        return f"slurm-{environ['SLURM_JOB_ID']}.{environ['SLURM_STEP_ID']}"
+    if names is _SLURM:
+        return slurm_step(environ)
     if names is _OPEN_MPI:
         return environ.get("PMIX_NAMESPACE", "")
     return ""

@@ -4,10 +4,11 @@ import gc
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -58,7 +59,8 @@ def join_process_group(*, timeout: float = 600.0, alone: bool = False) -> Iterat
     """
     _quiet_libraries()
     keep_freed_memory()
-    ranks = read_ranks(os.environ)
+    environ = dict(os.environ)
+    ranks = read_ranks(environ)
     for name in ("rank", "world_size", "local_rank", "local_world_size"):
         os.environ[name.upper()] = str(getattr(ranks, name))  # TorchRec reads them.
     device = _device_of(ranks)
@@ -67,7 +69,7 @@ def join_process_group(*, timeout: float = 600.0, alone: bool = False) -> Iterat
         rank, world_size, store = 0, 1, dist.HashStore()
         set_threads(len(os.sched_getaffinity(0)) // ranks.local_world_size, local_world_size=ranks.local_world_size)
     else:
-        rank, world_size, store = ranks.rank, ranks.world_size, _meet(ranks, timeout=timeout)
+        rank, world_size, store = ranks.rank, ranks.world_size, _meet(environ, ranks, timeout=timeout)
         share_cores(store, rank, world_size, local_world_size=ranks.local_world_size)
     choose_interface(on_one_host=world_size == 1 or ranks.on_one_host)
     store.set_timeout(timedelta(seconds=timeout))
@@ -103,22 +105,28 @@ def _device_of(ranks: Ranks) -> torch.device:
     return device
 
 
-def _meet(ranks: Ranks, *, timeout: float) -> dist.Store:
+def _meet(environ: Mapping[str, str], ranks: Ranks, *, timeout: float) -> dist.Store:
     """A store of this start of the ranks, which torchrun serves, or else rank 0."""
-    host, port = read_master(os.environ, ranks)
+    host, port = read_master(environ, ranks)
     os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}  # For another process group of this process.
     store: dist.Store
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+    if environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         # torchrun ends all ranks if one is lost, so slow ones have time.
-        wait = join_timeout(os.environ, default=timeout)
+        wait = join_timeout(environ, default=timeout)
         store = connect_to_store(host, port, timeout=wait)
     else:
-        wait = join_timeout(os.environ, default=60)
+        wait = join_timeout(environ, default=60)
         host = LOOPBACK if ranks.on_one_host else host
-        served = serve_store(host if ranks.on_one_host else "", port) if ranks.rank == 0 else None
+        served = _serve_for_life(host if ranks.on_one_host else "", port) if ranks.rank == 0 else None
         # Another job may have the same port.
         store = dist.PrefixStore(ranks.job, served or connect_to_store(host, port, timeout=wait))
     return dist.PrefixStore(name_start(store, ranks.rank, ranks.world_size, timeout=wait), store)
+
+
+@cache
+def _serve_for_life(host: str, port: int) -> dist.TCPStore:
+    """As long as something refers to a process group its store lives, so the next group could not have the port."""
+    return serve_store(host, port)
 
 
 def trains_on_gpu() -> bool:
