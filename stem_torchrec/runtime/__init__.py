@@ -2,6 +2,7 @@
 
 Reading order: errors.py, exit_status.py, command.py (how a command ends), internals/ (private parts of libraries),
 versions.py, cgroups.py, memory.py, threads.py, launch_environment.py, rendezvous.py, process.py, hang_verdict.py,
-hang_detection.py, signals.py, progress.py, paths.py.
+hang_detection.py, signals.py, progress.py; file_systems.py (stores), store_path.py, paths.py, path_options.py,
+staging.py.
 Import from the modules. May import nothing of the project.
 """
