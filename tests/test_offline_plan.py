@@ -12,7 +12,8 @@ import pytest
 from stem_torchrec.config import Layout, SparseOptimizerName
 from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.runtime.errors import UserError
-from stem_torchrec.sharding.plan import Plan, plan_to_json, read_plan
+from stem_torchrec.sharding.plan import Plan
+from stem_torchrec.sharding.plan_file import plan_to_json, read_plan
 from stem_torchrec.sharding.topology import Bandwidths
 
 from common.table_list import TableSpec

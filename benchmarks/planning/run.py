@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from stem_torchrec.runtime.progress import log_rank0
-from stem_torchrec.sharding.plan import plan_to_json
+from stem_torchrec.sharding.plan_file import plan_to_json
 from stem_torchrec.sharding.topology import Bandwidths
 
 from common.machine import command_line, describe_machine, format_hosts, git_revision

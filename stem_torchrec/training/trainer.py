@@ -19,7 +19,7 @@ from stem_torchrec.runtime.errors import DivergedError, UserError
 from stem_torchrec.runtime.hang_detection import heartbeat
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0, progress_bar
-from stem_torchrec.sharding.plan import plan_to_json
+from stem_torchrec.sharding.plan_file import plan_to_json
 from stem_torchrec.training.assembly import autocast_forward, build_pipeline, build_sharded_model
 from stem_torchrec.training.best_weights import BestWeights
 from stem_torchrec.training.callbacks import Callback, KeepBest, ProfileSteps, TrainingLog
