@@ -1,10 +1,10 @@
 """The command line of the offline planner, and the cluster that it describes."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Interval
 from torchrec.distributed.planner import Topology
 
 from stem_torchrec.config import Layout, ShardingType, SparseOptimizerName, parse_arguments
@@ -27,6 +27,11 @@ FIGURES = {
 cpu: the same DDR5, copies between processes, and a 100 Gbit/s NIC for each rank."""
 
 
+_Gib = Annotated[float, Interval(ge=1e-3, le=1e6)]
+_Tasks = Annotated[int, Interval(ge=1, le=1000)]
+_Bandwidth = Annotated[float, Interval(ge=1e-6, le=1e9)]
+
+
 @dataclass(frozen=True)
 class PlanConfig:
     """The cluster, the tables, and what to compare."""
@@ -35,21 +40,21 @@ class PlanConfig:
     """A YAML list of features (name, rows, dim, pooling)."""
     out: str = ""
     """Folder for report.md, report.parquet, growth.png and plan.json."""
-    nodes: int = 1
+    nodes: Annotated[int, Interval(ge=1, le=100_000)] = 1
     """Number of hosts."""
-    ranks_per_node: int = 8
+    ranks_per_node: Annotated[int, Interval(ge=1, le=1024)] = 8
     """Ranks of a host: one per GPU, or processes on CPU."""
     device: Literal["cuda", "cpu"] = "cuda"
     """Device of the tables; planning itself needs no GPU."""
-    hbm_gb: float = 80.0
+    hbm_gb: _Gib = 80.0
     """GPU memory of a rank, in GiB. The planner keeps 15 % of it free for the rest of the model."""
-    host_gb: float = 200.0
+    host_gb: _Gib = 200.0
     """Host memory for the tables of a rank, in GiB; on CUDA, tables that do not fit the GPU spill to it (UVM)."""
-    tasks: int = 8
+    tasks: _Tasks = 8
     """Number of tasks; every feature has a table for each task and a shared one."""
     labels: tuple[str, ...] = ()
     """Names of the first tasks, used in the names of the tables in plan.json; the others are task_1, task_2, ..."""
-    batch_size: int = 4096
+    batch_size: Annotated[int, Interval(ge=1, le=2**24)] = 4096
     """Rows per rank and step."""
     types: tuple[Literal["all", ShardingType], ...] = ("auto", "all")
     """Sharding types; all stands for all seven, auto lets the planner choose the type of each table."""
@@ -57,21 +62,21 @@ class PlanConfig:
     """Layouts of the tables; packed needs an optimizer that updates each element independently."""
     optimizers: tuple[SparseOptimizerName, ...] = ("adagrad",)
     """Optimizers of the tables; their state takes memory."""
-    grow_tasks: tuple[int, ...] = (2, 4, 8, 16)
+    grow_tasks: tuple[_Tasks, ...] = (2, 4, 8, 16)
     """Further numbers of tasks to plan for, with the recommended layout and optimizer."""
-    grow_rows: tuple[float, ...] = (0.1, 1.0, 10.0)
+    grow_rows: tuple[Annotated[float, Interval(gt=0, le=1e6)], ...] = (0.1, 1.0, 10.0)
     """Factors on the rows of all tables to plan for, with the recommended layout and optimizer."""
-    seconds: float = 60.0
+    seconds: Annotated[float, Interval(gt=0, le=1e6)] = 60.0
     """Seconds to search for each plan; the best one so far is then taken."""
-    hbm: float | None = None
+    hbm: _Bandwidth | None = None
     """Bandwidth of GPU memory, in GB/s; 3350 by default."""
-    ddr: float | None = None
+    ddr: _Bandwidth | None = None
     """Bandwidth of host memory for tables on CPU, in GB/s; 300 by default."""
-    hbm_to_ddr: float | None = None
+    hbm_to_ddr: _Bandwidth | None = None
     """Bandwidth between GPU and host memory, in GB/s; 64 by default."""
-    intra_host: float | None = None
+    intra_host: _Bandwidth | None = None
     """Bandwidth between the ranks of a host, in GB/s; 450 by default, 50 on CPU."""
-    inter_host: float | None = None
+    inter_host: _Bandwidth | None = None
     """Bandwidth between hosts, in GB/s; 50 by default, 12.5 on CPU."""
     calibrate: str | None = None
     """Folder of `benchmarks/sharding.py --tables`, from whose results to fit the bandwidths of memory and links."""
@@ -109,30 +114,7 @@ def read_options(args: Sequence[str] | None = None) -> tuple[PlanConfig, list[Ta
     config = parse_arguments(PlanConfig(), args, description=_DESCRIPTION)
     if not config.out:
         raise UserError("say where the results go: --out DIR.")
-    for name in ("nodes", "ranks_per_node", "tasks", "batch_size"):
-        _check_least(name, getattr(config, name), 1)
-    for tasks in config.grow_tasks:
-        _check_least("grow_tasks", tasks, 1)
-    positive = ("hbm_gb", "host_gb", "seconds", *(field.name for field in fields(Bandwidths)))
-    for name in positive:
-        _check_positive(name, getattr(config, name))
-    for factor in config.grow_rows:
-        _check_positive("grow_rows", factor)
     for name in ("types", "layouts", "optimizers"):
         if not getattr(config, name):
             raise UserError(f"--{name} is empty; leave it out for the default, --help shows the choices.")
     return config, read_table_list(config.tables)
-
-
-def _check_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise UserError(f"{_flag(name)} is {value}, but must be at least {least}.")
-
-
-def _check_positive(name: str, value: float | None) -> None:
-    if value is not None and not 0 < value < math.inf:
-        raise UserError(f"{_flag(name)} is {value}, but must be a number above 0.")
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from annotated_types import Interval
 from tabulate import tabulate
 
 from stem_torchrec.config import parse_known_arguments
@@ -38,13 +39,13 @@ class FaultsConfig:
 
     out: str = ""
     """Folder for both runs, faults.md and faults.parquet."""
-    kills: int = 100
+    kills: Annotated[int, Interval(ge=1, le=10**6)] = 100
     """How often to kill the run, each time one rank or all ranks."""
-    ranks: int = 2
+    ranks: Annotated[int, Interval(ge=1, le=1024)] = 2
     """Ranks of the run."""
-    seconds: float = 6.0
+    seconds: Annotated[float, Interval(gt=0, le=1e6)] = 6.0
     """A kill comes at a random moment within this many seconds after the first step of a life, or after its start."""
-    seed: int = 0
+    seed: Annotated[int, Interval(ge=0, le=2**63 - 1)] = 0
     """Seed of the moments and victims."""
 
 
@@ -60,8 +61,6 @@ def read_command_line(
     config, rest = parse_known_arguments(FaultsConfig(), args, description=description or "")
     if not config.out:
         raise UserError("say where the results go: --out DIR.")
-    if config.kills < 1 or config.ranks < 1 or config.seconds <= 0:
-        raise UserError("--kills and --ranks must be at least 1, and --seconds above 0.")
     return config, rest
 
 

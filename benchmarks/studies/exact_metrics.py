@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from annotated_types import Interval
 from tabulate import tabulate
 
 from stem_torchrec.config import parse_arguments
@@ -31,11 +32,11 @@ class MetricsConfig:
 
     out: str = ""
     """Folder for metrics.md and metrics.parquet."""
-    rows: tuple[int, ...] = (1_000_000, 10_000_000, 30_000_000)
+    rows: tuple[Annotated[int, Interval(ge=1, le=10**12)], ...] = (1_000_000, 10_000_000, 30_000_000)
     """Rows of the evaluation set, over all ranks."""
-    ranks: tuple[int, ...] = (1, 2)
+    ranks: tuple[Annotated[int, Interval(ge=1, le=1024)], ...] = (1, 2)
     """Numbers of ranks for ours; the other sides have one."""
-    rounds: int = 3
+    rounds: Annotated[int, Interval(ge=1, le=10**6)] = 3
     """How often each case runs, in new processes each time, one case after the other."""
 
 
@@ -49,8 +50,8 @@ def read_command_line(args: Sequence[str] | None = None, *, description: str | N
     config = parse_arguments(MetricsConfig(), args, description=description or "")
     if not config.out:
         raise UserError("say where the results go: --out DIR.")
-    if min(*config.rows, *config.ranks, config.rounds, 1) < 1:
-        raise UserError("--rows, --ranks and --rounds must be at least 1.")
+    if not config.rows or not config.ranks:
+        raise UserError("--rows or --ranks is empty; leave it out for the default.")
     return config
 
 

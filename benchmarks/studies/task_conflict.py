@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from annotated_types import Interval
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
@@ -32,7 +33,7 @@ class ConflictConfig:
     out: str = ""
     """Folder for a log and a comparison of each dial, and for conflict.md, conflict.parquet and conflict.png. The same
     command resumes an interrupted one."""
-    dials: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    dials: tuple[Annotated[float, Interval(ge=0, le=1)], ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     """How much the tasks' effects differ, from 0 (they agree) to 1 (they have nothing in common)."""
     models: str = "stem,single_task,shared_bottom,omoe,mmoe,ple"
     """Models to compare, as for compare.py."""
@@ -56,8 +57,8 @@ def read_command_line(
     config, rest = parse_known_arguments(ConflictConfig(), args, description=description or "")
     if not config.out:
         raise UserError("say where the results go: --out DIR.")
-    if not config.dials or min(config.dials) < 0 or max(config.dials) > 1:
-        raise UserError(f"--dials is {list(config.dials)}, but must be numbers from 0 to 1.")
+    if not config.dials:
+        raise UserError("--dials is empty; leave it out for the default.")
     names = [name.strip() for name in config.models.split(",")]
     if "stem" not in names or not set(names) & set(SHARED):
         raise UserError(f"--models is {config.models!r}, but needs stem and one of {', '.join(SHARED)}.")
