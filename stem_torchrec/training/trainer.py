@@ -26,6 +26,7 @@ from stem_torchrec.training.callbacks import Callback, KeepBest, ProfileSteps, T
 from stem_torchrec.training.early_stopping import EarlyStopping
 from stem_torchrec.training.evaluation import evaluate, with_batches_aside
 from stem_torchrec.training.loop import StepOutput, TrainLoop
+from stem_torchrec.training.memory_needs import check_memory
 from stem_torchrec.training.meter import Meter
 from stem_torchrec.training.metrics_log import MetricsLog
 from stem_torchrec.training.optimizers import build_optimizer, build_schedule
@@ -153,11 +154,12 @@ class Trainer:
         self.checkpoints.close()
 
     def _check_before_building(self) -> None:
-        """Raises UserError for a metric that the log does not have, or a profile of more steps than there are."""
+        """Raises UserError for a metric that the log does not have, too long a profile, or too little memory."""
         train, columns = self.config.train, self.data.columns
         if train.profile:
             check_steps(min(each for each in (self.data.train.steps, train.max_steps, train.eval_every) if each))
         self._watched = WatchedMetric(train.metric, columns.labels, has_groups=columns.group is not None)
+        from_first_rank(lambda: check_memory(self.config, columns, self.process, rows=self.data.train.rows))
 
     def _make_callbacks(self, ending: Event) -> None:
         """Makes the parts of the run that its loop calls, and restores them from a checkpoint."""
