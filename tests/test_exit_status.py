@@ -33,6 +33,12 @@ def test_the_page_lists_every_exit_status() -> None:
         (OSError(errno.ENOSPC, "No space left", "/x/y"), ExitStatus.UNWRITABLE, "/x/y cannot be read or written (No"),
         (OSError("the store\nanswers 503"), ExitStatus.UNWRITABLE, "a file cannot be read or written (answers 503)"),
         (FileNotFoundError(errno.ENOENT, "No such file", "/x/y"), ExitStatus.INPUT, "/x/y cannot be used (No such"),
+        (
+            MemoryError("Unable to allocate 8 PiB\nfor"),
+            ExitStatus.INPUT,
+            "the memory does not suffice (Unable to",
+        ),
+        (RuntimeError("DefaultCPUAllocator: can't allocate"), ExitStatus.INPUT, "the memory does not suffice (Default"),
     ],
 )
 def test_an_error_becomes_one_sentence_and_its_status(

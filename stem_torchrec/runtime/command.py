@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from stem_torchrec.runtime.errors import DataError, Interrupted, LostRankError, UnwritableError, UserError
 from stem_torchrec.runtime.exit_status import ExitStatus, killed_by
+from stem_torchrec.runtime.memory import is_out_of_memory
 from stem_torchrec.runtime.signals import Stopped, stopping_on_signals
 from stem_torchrec.runtime.standard_streams import keep_streams
 
@@ -30,7 +31,7 @@ def run_main(main: Callable[[], None], *, every_rank_speaks: bool = False) -> No
     A UserError becomes one sentence on standard error and status 2, a LostRankError one sentence and status 3,
     an UnwritableError one sentence and status 74, Interrupted status 75, a signal one sentence and 128 + its number.
     An OSError that nothing below has explained becomes a sentence as well, with status 2 for a wrong path and 74 for a
-    disk or store that fails.
+    disk or store that fails, as does a lack of memory, with status 2.
 
     All ranks of a host raise the same error for a wrong configuration, so only the first one prints it. A DataError is
     raised by the one rank that read the row, and that rank prints it, as it does an OSError. If nobody reads what the
@@ -76,6 +77,11 @@ def _outcome(main: Callable[[], None], *, every_rank_speaks: bool) -> tuple[int,
             ExitStatus.UNWRITABLE,
             f"{path} cannot be read or written ({_reason(error)}); make room, or give a path on another disk.",
         )
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return ExitStatus.INPUT, f"the memory does not suffice ({lines[0][:300].rstrip('.')}); give smaller sizes."
     except SystemExit as exit_:
         # --help ends so.
         if exit_.code:
