@@ -29,6 +29,7 @@ from stem_torchrec.data.files import items
 from stem_torchrec.data.schema import SCHEMA_FILE, LabelCounts, Schema, SparseFeature, Split, save_schema
 from stem_torchrec.runtime.command import run_main
 from stem_torchrec.runtime.errors import UserError, nearest
+from stem_torchrec.runtime.whole_file import naming_file
 
 # Columns known only after the exposure. date and hourmin are the time at which the row was logged, after the play: of
 # the rows shown at minute 40 to 49, those logged in the next hour have 43 % long views and the others 29 %.
@@ -87,7 +88,10 @@ def write_log(options: Options) -> str:
 
     options.out.parent.mkdir(parents=True, exist_ok=True)
     # The log gets its name in one step, once every file is complete.
-    with TemporaryDirectory(dir=options.out.parent, prefix=f".{options.out.name}.") as scratch:
+    with (
+        naming_file(options.out),
+        TemporaryDirectory(dir=options.out.parent, prefix=f".{options.out.name}.") as scratch,
+    ):
         folder = Path(scratch, "new")
         (folder / "vocabulary").mkdir(parents=True)
         columns, sizes, unseen = {}, [], []

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
+from common.output import write_figure, write_table, write_whole
 from contest.ratios import ratios
 from contest.turns import Score
 
@@ -40,9 +40,8 @@ def write_report(folder: Path, head: Mapping[str, str], scores: Mapping[str, Seq
     """
     rows = [row(contest, score, batch_size) for contest, contestants in scores.items() for score in contestants]
     table = pa.Table.from_pylist(rows)
-    pq.write_table(
-        table.replace_schema_metadata({key: str(value) for key, value in head.items()}), folder / "report.parquet"
-    )
+    table = table.replace_schema_metadata({key: str(value) for key, value in head.items()})
+    write_table(folder / "report.parquet", table)
     lines = ["# Throughput", "", *(f"- {key}: {value}" for key, value in head.items()), ""]
     lines += [tabulate(ratios(scores), ["what", "ratio"], tablefmt="github"), "", _HOW_TO_READ]
     for contest, contestants in scores.items():
@@ -74,9 +73,9 @@ def write_report(folder: Path, head: Mapping[str, str], scores: Mapping[str, Seq
         score for contest, contestants in scores.items() if contest.startswith("others") for score in contestants
     ]
     if by_rows:
-        plot(by_rows).savefig(folder / "step_time.png", dpi=120)
+        write_figure(folder / "step_time.png", plot(by_rows))
         lines += ["![step time by rows](step_time.png)", ""]
-    (folder / "report.md").write_text("\n".join(lines))
+    write_whole(folder / "report.md", "\n".join(lines))
 
 
 def row(contest: str, score: Score, batch_size: int) -> dict[str, Any]:

@@ -3,14 +3,12 @@
 import time
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.sharding.plan_file import plan_to_json
 from stem_torchrec.sharding.topology import Bandwidths
 
 from common.machine import command_line, describe_machine, format_hosts, git_revision
-from common.output import make_folder, write_whole
+from common.output import make_folder, write_table, write_whole
 from common.table_list import TableSpec
 from planning.calibrate import calibrate
 from planning.config import PlanConfig
@@ -63,7 +61,7 @@ def write(report: Report, folder: Path) -> None:
     from planning.plots import write_growth
 
     write_whole(folder / REPORT, format_report(report))
-    pq.write_table(to_table(report), folder / TABLE)
+    write_table(folder / TABLE, to_table(report))
     write_growth(report.by_tasks, report.by_rows, folder / GROWTH)
     if report.best is not None and report.best.plan is not None:
         write_whole(folder / PLAN, plan_to_json(report.best.plan))

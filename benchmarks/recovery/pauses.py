@@ -9,7 +9,6 @@ from statistics import median
 from typing import Annotated, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from annotated_types import Interval
 from tabulate import tabulate
 
@@ -17,7 +16,7 @@ from stem_torchrec.config import parse_known_arguments
 from stem_torchrec.runtime.errors import UserError
 
 from common.machine import describe_run
-from common.output import make_folder
+from common.output import make_folder, write_table, write_whole
 from recovery.train_runs import TrainRun
 
 LINE = [
@@ -75,7 +74,7 @@ def measure_pauses(config: PauseConfig, options: Sequence[str]) -> None:
             line = [*LINE, "--train.max-steps", str(config.steps), "--checkpoint.minutes", str(minutes), *options]
             rows.append({"round": turn, "minutes": minutes, **measure(folder / "run", line, config)})
             print(rows[-1], flush=True)
-    pq.write_table(pa.Table.from_pylist(rows), folder / "checkpoint_pause.parquet")
+    write_table(folder / "checkpoint_pause.parquet", pa.Table.from_pylist(rows))
     write(folder, config, rows)
 
 
@@ -119,5 +118,5 @@ def write(folder: Path, config: PauseConfig, rows: Sequence[dict[str, Any]]) -> 
         f"Median: {median(shares):+.2%} of time in all, with a checkpoint every {config.minutes * 60:g} seconds.",
         "",
     ]
-    (folder / "checkpoint_pause.md").write_text("\n".join(text))
+    write_whole(folder / "checkpoint_pause.md", "\n".join(text))
     print(f"report: {folder / 'checkpoint_pause.md'}")

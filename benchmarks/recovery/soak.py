@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from annotated_types import Interval
 from tabulate import tabulate
 
@@ -20,7 +19,7 @@ from stem_torchrec.config import parse_known_arguments
 from stem_torchrec.runtime.errors import UserError
 
 from common.machine import describe_run
-from common.output import make_folder
+from common.output import make_folder, write_table, write_whole
 from recovery.train_runs import TrainRun, differences
 
 LINE = [
@@ -83,8 +82,8 @@ def soak(config: FaultsConfig, options: Sequence[str]) -> None:
     begin, dice = time.perf_counter(), random.Random(config.seed)
     lives: list[dict[str, Any]] = []
     while not lives or not lives[-1]["ended"]:
-        run = TrainRun(folder / "killed", line, ranks=config.ranks)
-        lives.append(live(run, config, dice, kill=len(lives) < config.kills))
+        with TrainRun(folder / "killed", line, ranks=config.ranks) as run:
+            lives.append(live(run, config, dice, kill=len(lives) < config.kills))
         print(f"life {len(lives)}: {json.dumps(lives[-1])}", flush=True)
     write(folder, lives, seconds_alone=seconds_alone, seconds_killed=time.perf_counter() - begin)
 
@@ -150,7 +149,7 @@ def write(folder: Path, lives: Sequence[dict[str, Any]], *, seconds_alone: float
     faults = sum(not life["ended"] for life in lives)
     moments = Counter(life["moment"] for life in lives if not life["ended"])
     differing = differences(folder / "killed", folder / "whole")
-    pq.write_table(pa.Table.from_pylist([dict(life) for life in lives]), folder / "faults.parquet")
+    write_table(folder / "faults.parquet", pa.Table.from_pylist([dict(life) for life in lives]))
     steps = json.loads((folder / "whole/metrics.jsonl").read_text().splitlines()[-1])["step"]
     rows = [
         ("steps of the run", f"{steps:,}"),
@@ -172,6 +171,6 @@ def write(folder: Path, lives: Sequence[dict[str, Any]], *, seconds_alone: float
     )
     text = ["# Faults", "", *(f"- {name}: {value}" for name, value in describe_run("faults.py").items()), ""]
     text += [tabulate(rows, tablefmt="github"), "", note, *(f"- differs: {name}" for name in differing[:50]), ""]
-    (folder / "faults.md").write_text("\n".join(text))
+    write_whole(folder / "faults.md", "\n".join(text))
     print(tabulate(rows))
     print(f"report: {folder / 'faults.md'}")

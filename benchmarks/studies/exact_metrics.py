@@ -9,7 +9,6 @@ from statistics import median
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from annotated_types import Interval
 from tabulate import tabulate
 
@@ -17,7 +16,7 @@ from stem_torchrec.config import parse_arguments
 from stem_torchrec.runtime.errors import UserError
 
 from common.machine import describe_run
-from common.output import make_folder
+from common.output import make_folder, write_table, write_whole
 from common.processes import module_command, module_path, rank_environments
 
 Side = Literal["ours", "sklearn", "torchmetrics"]
@@ -73,11 +72,16 @@ def measure(config: MetricsConfig) -> None:
 def run_case(side: Side, ranks: int, rows: int) -> dict[str, Any]:
     """Runs a case once; returns for each number its maximum over the ranks."""
     command = module_command("studies.metrics_worker", json.dumps([side, rows]))
-    processes = [
-        subprocess.Popen(command, env=environment | module_path(), stdout=subprocess.PIPE, text=True)
-        for environment in rank_environments(ranks)
-    ]
-    answers = [process.communicate()[0] for process in processes]
+    processes: list[subprocess.Popen[str]] = []
+    try:
+        for environment in rank_environments(ranks):
+            # In sessions of their own, as Ctrl-C is for this process, which ends them.
+            options: dict[str, Any] = {"stdout": subprocess.PIPE, "text": True, "start_new_session": True}
+            processes.append(subprocess.Popen(command, env=environment | module_path(), **options))
+        answers = [process.communicate()[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     if any(process.returncode for process in processes):
         raise UserError(f"{side} with {rows:,} rows on {ranks} ranks failed; its error is above.")
     parsed = [json.loads(answer.splitlines()[-1]) for answer in answers]
@@ -92,7 +96,7 @@ def write(folder: Path, config: MetricsConfig, runs: Mapping[Case, Sequence[Mapp
         raw += [{"side": side, "ranks": ranks, "rows": rows, **run} for run in of_case]
         seconds, peak = (median(run[name] for run in of_case) for name in ("seconds", "peak_mib"))
         lines.append([side, ranks, rows, seconds, rows / seconds / 1e6, peak, of_case[0]["auc"]])
-    pq.write_table(pa.Table.from_pylist(raw), folder / "metrics.parquet")
+    write_table(folder / "metrics.parquet", pa.Table.from_pylist(raw))
     names = ["", "ranks", "rows", "seconds", "million rows/s", "MiB per rank", "AUC"]
     table = tabulate(lines, names, tablefmt="github", intfmt=",", floatfmt=("", "", "", ".1f", ".2f", ",.0f", ".12f"))
     note = (
@@ -100,5 +104,5 @@ def write(folder: Path, config: MetricsConfig, runs: Mapping[Case, Sequence[Mapp
         f"Medians of {config.rounds} runs, each in new processes; MiB are those added after the imports."
     )
     text = ["# Exact metrics", "", *(f"- {name}: {value}" for name, value in head.items()), "", table, "", note, ""]
-    (folder / "metrics.md").write_text("\n".join(text))
+    write_whole(folder / "metrics.md", "\n".join(text))
     print(f"report: {folder / 'metrics.md'}")

@@ -24,6 +24,7 @@ from stem_torchrec.runtime.process import from_first_rank, join_process_group
 from stem_torchrec.runtime.progress import log_rank0
 
 from common.machine import describe_run
+from common.output import write_figure, write_table, write_whole
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def write(folder: Path, rows: Sequence[Mapping[str, Any]], diverged: Set[str]) -
 
     Raises UserError if that leaves no margin to show.
     """
-    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), folder / "conflict.parquet")
+    write_table(folder / "conflict.parquet", pa.Table.from_pylist([dict(row) for row in rows]))
     models = [model for model in dict.fromkeys(row["model"] for row in rows) if model not in diverged]
     if "stem" not in models or not set(models) & set(SHARED):
         raise UserError(
@@ -128,8 +129,8 @@ def write(folder: Path, rows: Sequence[Mapping[str, Any]], diverged: Set[str]) -
     if diverged:
         note += f" Left out because they diverged: {', '.join(sorted(diverged))}."
     text = ["# Conflict", "", *(f"- {name}: {value}" for name, value in head.items()), "", note, "", table, ""]
-    (folder / "conflict.md").write_text("\n".join([*text, "![margins by conflict](conflict.png)", ""]))
-    plot(rows, models, dials).savefig(folder / "conflict.png", dpi=120)
+    write_whole(folder / "conflict.md", "\n".join([*text, "![margins by conflict](conflict.png)", ""]))
+    write_figure(folder / "conflict.png", plot(rows, models, dials))
     print(f"report: {folder / 'conflict.md'}")
 
 

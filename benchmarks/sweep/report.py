@@ -7,10 +7,9 @@ from dataclasses import fields
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from tabulate import tabulate
 
-from common.output import write_whole
+from common.output import write_table, write_whole
 from sweep.cases import Case
 from sweep.config import Sweep
 from sweep.gains import format_gains, gains
@@ -51,7 +50,7 @@ def write_report(folder: ResultFolder, sweep: Sweep, *, rounds: int, global_batc
     rows = summarize(outcomes, global_batch=global_batch, precision=sweep.train.train.precision)
     advice = advise(folder, rows, outcomes, sweep)
     write_whole(folder.folder / REPORT, format_report(folder.head, rows, outcomes, sweep, advice))
-    pq.write_table(to_table(rows), folder.folder / TABLE)
+    write_table(folder.folder / TABLE, to_table(rows))
     return rows, advice
 
 

@@ -23,6 +23,7 @@ from stem_torchrec.data.schema import SCHEMA_FILE, LabelCounts, Schema, SparseFe
 from stem_torchrec.data.synthetic_world import GROUP_COLUMN, MISSING, Floats, World
 from stem_torchrec.data.task_names import check_task_names
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.whole_file import naming_file
 
 # Rows per row group. Each chunk has a random generator of its own, so one is in memory at a time.
 CHUNK_ROWS = 65_536
@@ -57,7 +58,7 @@ def generate(config: SyntheticConfig, folder: str, overwrite: bool = False) -> S
         if not (out / SCHEMA_FILE).is_file():
             raise UserError(f"{folder} holds no {SCHEMA_FILE}, so it is not a log to overwrite; name another.")
     out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as unfinished:
+    with naming_file(out), TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as unfinished:
         log = Path(unfinished) / "log"
         schema = _write_log(world, log)
         if overwrite and out.is_dir():

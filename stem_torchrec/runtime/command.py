@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable
 
@@ -90,6 +91,6 @@ def _outcome(main: Callable[[], None], *, every_rank_speaks: bool) -> tuple[int,
 
 
 def _reason(error: OSError) -> str:
-    # The error of a reader process comes with its traceback, and ends with the message.
-    lines = (error.strerror or str(error)).strip().splitlines()
+    # Arrow's message ends with the system's, and that of a reader process, behind its traceback, as well.
+    lines = re.sub(r".*Detail: \[errno \d+\] ", "", error.strerror or str(error)).strip().splitlines()
     return lines[-1].rstrip(".") if lines else type(error).__name__
