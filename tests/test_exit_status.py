@@ -55,6 +55,28 @@ def test_an_error_becomes_one_sentence_and_its_status(
     assert printed.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("cause", "status"),
+    [
+        (OSError(errno.ENOSPC, "No space left"), ExitStatus.UNWRITABLE),
+        (UnwritableError("f cannot be written"), ExitStatus.UNWRITABLE),
+        (PermissionError(errno.EACCES, "Permission denied"), ExitStatus.INPUT),
+        (OSError("Corrupt snappy compressed data."), ExitStatus.INPUT),
+        (ValueError("not JSON"), ExitStatus.INPUT),
+    ],
+)
+def test_a_sentence_about_a_full_disk_has_its_status(
+    cause: Exception, status: ExitStatus, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> None:
+        raise UserError("the folder cannot be written; give another.") from cause
+
+    with pytest.raises(SystemExit) as exit_:
+        run_main(main)
+    assert exit_.value.code == status
+    assert capsys.readouterr().err == "error: the folder cannot be written; give another.\n"
+
+
 def test_an_interrupted_run_asks_to_be_resumed() -> None:
     def main() -> None:
         raise Interrupted

@@ -68,11 +68,11 @@ def _outcome(main: Callable[[], None], *, every_rank_speaks: bool) -> tuple[int,
     except UserError as error:
         # The error of a reader process comes wrapped in its traceback; the sentence follows the last name.
         sentence = str(error).rsplit("DataError: ", 1)[-1].strip()
-        status = ExitStatus.UNWRITABLE if isinstance(error, UnwritableError) else ExitStatus.INPUT
+        status = ExitStatus.UNWRITABLE if _comes_from_storage(error) else ExitStatus.INPUT
         return status, sentence if is_first or isinstance(error, DataError) else ""
     except OSError as error:
         path = error.filename2 or error.filename or "a file"
-        if error.errno in _WRONG_PATH:
+        if not _comes_from_storage(error):
             return ExitStatus.INPUT, f"{path} cannot be used ({_reason(error)}); give another path."
         return (
             ExitStatus.UNWRITABLE,
@@ -88,6 +88,18 @@ def _outcome(main: Callable[[], None], *, every_rank_speaks: bool) -> tuple[int,
         if exit_.code:
             raise
     return ExitStatus.OK, ""
+
+
+def _comes_from_storage(error: BaseException) -> bool:
+    """Whether a disk or store fails, and not what the user wrote; also where a UserError has explained it."""
+    if isinstance(error, UnwritableError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno not in _WRONG_PATH
+    cause = error.__cause__
+    if isinstance(cause, OSError) and cause.errno is None:
+        return False  # Of a damaged file, by Arrow.
+    return cause is not None and _comes_from_storage(cause)
 
 
 def _reason(error: OSError) -> str:
