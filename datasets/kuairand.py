@@ -29,6 +29,7 @@ from stem_torchrec.data.files import items
 from stem_torchrec.data.schema import SCHEMA_FILE, LabelCounts, Schema, SparseFeature, Split, save_schema
 from stem_torchrec.runtime.command import run_main
 from stem_torchrec.runtime.errors import UserError, nearest
+from stem_torchrec.runtime.path_options import PathOption
 from stem_torchrec.runtime.whole_file import naming_file
 
 # Columns known only after the exposure. date and hourmin are the time at which the row was logged, after the play: of
@@ -51,9 +52,9 @@ Day = Annotated[int, Interval(ge=10_000_101, le=99_991_231)]
 class Options:
     """What to read, how to split it and where to write."""
 
-    raw: Path
+    raw: Annotated[Path, PathOption("folder", local=True)]
     """Folder with the CSV files of KuaiRand-Pure, or the folder above it, which contains `data/`."""
-    out: Path
+    out: Annotated[Path, PathOption("folder", writes=True, local=True)]
     """Folder to write; it appears once it is complete."""
     train_until: Day = 20220503
     """Last day of the training part, as yyyymmdd."""
@@ -65,7 +66,7 @@ class Options:
     """Features to write, separated by commas; by default all."""
     min_count: Annotated[int, Interval(ge=1, le=10**9)] = 2
     """A value that occurs fewer times in the training part gets id 0, like an unseen one."""
-    reconstructed: Path | None = None
+    reconstructed: Annotated[Path, PathOption("file", local=True)] | None = None
     """Parquet file of earlier exposures, rebuilt from sequences of users: user_id, video_id, pos_in_history and the
     labels. They replace the log's days as the training part; the log then has no tab, hour and video_age_bucket."""
     overwrite: bool = False

@@ -11,7 +11,8 @@ def naming_file(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None:
+        # One without a number has a message of its own.
+        if error.filename is None and error.errno is not None:
             error.filename = str(path)
         raise
 

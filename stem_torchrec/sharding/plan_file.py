@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from annotated_types import Interval
-from iopath.common.file_io import g_pathmgr
 from torchrec.distributed.planner import Topology
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
@@ -14,6 +13,7 @@ from stem_torchrec.config.formats import FormatError, with_format, without_forma
 from stem_torchrec.config.json_text import parse_json
 from stem_torchrec.config.serialization import from_dict
 from stem_torchrec.runtime.errors import UserError, reason_of
+from stem_torchrec.runtime.file_systems import g_pathmgr
 from stem_torchrec.sharding.placement import HOST_TYPES, Placement, some
 from stem_torchrec.sharding.plan import Plan
 
