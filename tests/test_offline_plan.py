@@ -16,7 +16,8 @@ from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.models.stem import STEMOptions
 from stem_torchrec.models.table import with_arch
 from stem_torchrec.runtime.errors import UserError
-from stem_torchrec.sharding.plan import Plan, plan_to_json, read_plan
+from stem_torchrec.sharding.plan import Plan
+from stem_torchrec.sharding.plan_file import plan_to_json, read_plan
 from stem_torchrec.sharding.topology import Bandwidths
 
 from common.table_list import TableSpec
@@ -308,11 +309,11 @@ def test_the_files_tell_the_same_and_training_reads_the_plan(tmp_path: Path) -> 
     ("options", "sentence"),
     [
         ([], "say where the results go: --out DIR"),
-        (["--out", "x", "--nodes", "0"], "--nodes is 0, but must be at least 1"),
-        (["--out", "x", "--hbm-gb", "-1"], "--hbm-gb is -1.0, but must be a number above 0"),
-        (["--out", "x", "--inter-host", "0"], "--inter-host is 0.0, but must be a number above 0"),
-        (["--out", "x", "--grow-tasks", "2", "0"], "--grow-tasks is 0, but must be at least 1"),
-        (["--out", "x", "--grow-rows", "nan"], "--grow-rows is nan, but must be a number above 0"),
+        (["--out", "x", "--nodes", "0"], "--nodes is 0, but must be from 1 to 100000"),
+        (["--out", "x", "--hbm-gb", "-1"], "--hbm-gb is -1.0, but must be from 0.001 to 1e.06"),
+        (["--out", "x", "--inter-host", "0"], "--inter-host is 0.0, but must be from 1e-06 to 1e.09"),
+        (["--out", "x", "--grow-tasks", "2", "0"], "--grow-tasks is 0, but must be from 1 to 1000"),
+        (["--out", "x", "--grow-rows", "nan"], "--grow-rows is nan, but must be above 0 and at most 1e.06"),
         (["--out", "x", "--types", "rowwise"], "'rowwise', but must be one of .*did you mean 'row_wise'"),
         (["--out", "x", "--tables", "no.yaml"], "the table list no.yaml cannot be read"),
         (["--out", "x", "--node", "2"], "unknown option '--node'; did you mean '--nodes'"),
@@ -320,7 +321,7 @@ def test_the_files_tell_the_same_and_training_reads_the_plan(tmp_path: Path) -> 
         (["--out", "x", "--labels", "task_3"], "would be called 'task_3'"),
         (["--out", "x", "--labels", "a", "b", "--tasks", "1"], "--labels names 2 tasks, but --tasks is 1"),
         (["--out", "x", "--labels", "shared"], "--labels is shared: a task cannot be called 'shared'"),
-        (["--out", "x", "--price", "0"], "--price is 0.0, but must be a number above 0"),
+        (["--out", "x", "--price", "0"], "--price is 0.0, but must be above 0 and at most 1e"),
         (["--out", "x", "--config", "no.yaml"], "no.yaml"),
     ],
 )
