@@ -165,7 +165,7 @@ def test_an_even_plan_with_room_comes_before_one_that_is_hardly_faster() -> None
     parts = {"ids": 0.0, "dense": 0.0, "all_reduce": 0.0}
     full = candidate(fast, **parts, tables=1.0, fill=0.92)
     roomy = candidate(even, **parts, tables=1.05, fill=0.3)
-    late = candidate(slow, **parts, tables=1.2, fill=0.1)
+    late = candidate(slow, **parts, tables=1.3, fill=0.1)
     advice = advise([full, roomy, late])
     assert advice is not None
     assert (advice.best, advice.runner_up) == (roomy, full)
@@ -175,11 +175,12 @@ def test_an_even_plan_with_room_comes_before_one_that_is_hardly_faster() -> None
     assert advice is not None
     assert (advice.best.planned, advice.runner_up) == (fast, roomy)
     assert advice.reason == "its step is 5.0% longer"
-    # A step that is much longer is no alternative, however much room it leaves; the advice warns.
-    advice = advise([full, late])
+    # A step that is much longer is not worth the room; the advice warns, and names the plan with room.
+    advice = advise([full, candidate(even, **parts, tables=1.01, fill=0.95), late])
     assert advice is not None
-    assert advice.best == full
+    assert (advice.best, advice.runner_up) == (full, late)
     assert "92%" in advice.best.crowded
+    assert advice.reason == "its step is 30.0% longer, but it leaves room"
 
 
 def test_the_smallest_cluster_with_the_shortest_step_is_cheapest() -> None:
@@ -189,6 +190,11 @@ def test_the_smallest_cluster_with_the_shortest_step_is_cheapest() -> None:
     advised = [advice for each in steps if (advice := advise([each]))]
     assert cheapest(advised) == advised[1]
     assert cheapest([]) is None
+    # The shortest step is of a cluster without room.
+    crowded = advise([candidate(made[0], **parts, tables=0.9, fill=0.99)])
+    assert crowded is not None
+    assert cheapest([crowded, *advised[1:]]) == advised[1]
+    assert cheapest([crowded]) == crowded
 
 
 def test_a_step_is_what_is_worked_out_by_hand() -> None:
