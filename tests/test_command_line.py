@@ -72,7 +72,7 @@ def test_an_option_that_is_given_twice_is_noted(
 ) -> None:
     monkeypatch.setattr("sys.argv", ["train.py", "--seed", "1", "--seed=2", "--train.profile", "--train.no-profile"])
     assert config_from_command_line().seed == 2
-    assert capsys.readouterr().err.splitlines() == [
+    assert capsys.readouterr().out.splitlines() == [
         "note: --seed is given 2 times; the last one counts",
         "note: --train.profile is given 2 times; the last one counts",
     ]

@@ -69,7 +69,7 @@ def _own_arguments() -> list[str]:
     names = [re.sub(r"(^--|\.)no-", r"\1", arg.partition("=")[0].replace("_", "-")) for arg in sys.argv[1:]]
     for name, times in Counter(name for name in names if name.startswith("--")).items():
         if times > 1 and os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"note: {name} is given {times} times; the last one counts", file=sys.stderr)
+            print(f"note: {name} is given {times} times; the last one counts")
     return sys.argv[1:]
 
 
