@@ -22,6 +22,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from stem_torchrec.data.batch import Exposures
 from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.runtime.errors import DataError, reason_of
+from stem_torchrec.runtime.signals import ENDING_SIGNALS
 
 _PR_SET_PDEATHSIG = 1
 """Of prctl(2)."""
@@ -139,11 +140,11 @@ def _raise_limit_of_files() -> int:
 
 
 def _start_worker(worker: int) -> None:
-    """Makes a worker ignore SIGTERM and SIGINT, and end with its rank however that ends.
+    """Makes a worker ignore the signals that ask a command to end, and end with its rank however that ends.
 
-    A launcher sends SIGTERM to these processes as well, and a terminal Ctrl-C, but the last checkpoint needs them.
+    A launcher and a terminal send them to these processes as well, but the last checkpoint needs them.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in ENDING_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     libc = ctypes.CDLL(None)
     if hasattr(libc, "prctl"):
