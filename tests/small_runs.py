@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import multiprocessing
 import os
 import runpy
 import subprocess
@@ -109,6 +110,7 @@ class _Forked:
 
 def _run_script(output: Connection, line: Sequence[str], environment: dict[str, str], cwd: Path) -> None:
     os.setsid()
+    multiprocessing.set_start_method("fork", force=True)  # As in a process that a shell starts, not the forkserver.
     gc.freeze()  # A collection at the end would visit, and so copy, all that the imports have made.
     for stream in (1, 2):
         os.dup2(output.fileno(), stream)
