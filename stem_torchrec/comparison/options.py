@@ -166,9 +166,12 @@ def resolve_log(request: Request) -> Request:
         raise UserError(f"--item is {config.item!r}, but the sparse features are {', '.join(columns.sparse)}.")
     # Read as a group, the item must be one integer in each row; an error names the file where it is not.
     read = replace(columns, group=config.item or columns.group)
-    log = {split: fingerprint(find_row_groups(path, split, schema, read)) for split in ("train", "valid", config.split)}
-    WatchedMetric(train.train.metric, columns.labels, has_groups=columns.group is not None)
+    row_groups = {split: find_row_groups(path, split, schema, read) for split in ("train", "valid", config.split)}
+    log = {split: fingerprint(of_split) for split, of_split in row_groups.items()}
     resolved = replace(request, train=train, pair=(pair[0], pair[1]) if len(pair) == 2 else None, log=log)
+    parts = [part for parts in resolved.parts().values() for part in parts]
+    for metric, labels in dict.fromkeys((part.configure(train).train.metric, part.labels) for part in parts):
+        WatchedMetric.of_split(metric, replace(columns, labels=labels), row_groups["valid"])
     _check_models(resolved, columns)
     return resolved
 

@@ -26,9 +26,9 @@ from stem_torchrec.runtime.paths import write_json
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.training.configuration import load_config
-from stem_torchrec.training.metrics_log import METRICS_LOG
+from stem_torchrec.training.metrics_log import read_metrics_log
 from stem_torchrec.training.run_evaluation import EvaluateConfig, evaluate_run
-from stem_torchrec.training.run_folder import CONFIG_FILE
+from stem_torchrec.training.run_folder import CONFIG_FILE, METRICS_LOG
 from stem_torchrec.training.trainer import train
 from stem_torchrec.training.watched_metric import Metrics
 
@@ -196,6 +196,6 @@ def _remove(*folders: Path | str) -> None:
 
 def samples_per_second(folder: Path) -> float | None:
     """Median over a run's log, since the first readings include the warm-up; None for a log without readings."""
-    lines = [json.loads(line) for line in (folder / METRICS_LOG).read_text().splitlines()]
+    lines = read_metrics_log(folder / METRICS_LOG)
     speeds = [line["train/samples_per_second"] for line in lines if "train/samples_per_second" in line]
     return median(speeds) if speeds else None

@@ -16,6 +16,7 @@ from stem_torchrec.metrics.multi_task import format_table
 from stem_torchrec.models.table import options_of
 from stem_torchrec.profiles.step_profiler import StepProfiler, check_steps
 from stem_torchrec.runtime.errors import DivergedError, UserError
+from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.hang_detection import heartbeat
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0, progress_bar
@@ -31,7 +32,8 @@ from stem_torchrec.training.metrics_log import MetricsLog
 from stem_torchrec.training.optimizers import build_optimizer, build_schedule
 from stem_torchrec.training.run_checkpoints import RunCheckpoints
 from stem_torchrec.training.run_data import RunData
-from stem_torchrec.training.run_folder import create_run_folder, finish, finished, write_inputs
+from stem_torchrec.training.run_folder import finish, write_inputs
+from stem_torchrec.training.run_start import check_run_folder, finished, open_run_folder
 from stem_torchrec.training.state import TrainState
 from stem_torchrec.training.watched_metric import Metrics, WatchedMetric
 
@@ -72,8 +74,9 @@ class Trainer:
     ) -> None:
         config, path = with_data_folder(config)
         self.config, self.process, self._watch = config, process, watch
-        schema = load_schema(path)
+        schema, self._lock = load_schema(path), FolderLock(take_over=config.take_over)
         check_resume(config, schema)
+        check_run_folder(config, schema, self._lock)
         self.data = RunData.open(config, path, schema, process)
         self._check_before_building()
         self.model, plan = build_sharded_model(
@@ -88,7 +91,7 @@ class Trainer:
         )
         self._forward = autocast_forward(self.model, config.train.precision, process)
         self.pipeline = build_pipeline(self.model, self.optimizer, config, process, forward=self._forward)
-        self.folder = create_run_folder(config)
+        self.folder = open_run_folder(config, schema, self._lock)
         from_first_rank(lambda: write_inputs(self.folder, schema, plan_to_json(plan)))
         steps_per_epoch = self.data.train.steps
         log_rank0(
@@ -138,12 +141,13 @@ class Trainer:
                 self.loop.run()
         except DivergedError:
             # It is raised on all ranks, and another model may be trained next.
-            self.checkpoints.close()
+            self.close()
             raise
         self.checkpoints.close()
         if not self._best.metrics:
             raise UserError(f"no weights could be written to {self.folder}; make room, or give another --output-dir.")
-        from_first_rank(lambda: finish(self.folder))
+        from_first_rank(lambda: finish(self.folder, self._lock))
+        self._lock.release()
         log_rank0(f"\nbest evaluation of the validation split, in {self.folder}:\n{format_table(self._best.metrics)}")
         return self._best.metrics
 
@@ -151,27 +155,30 @@ class Trainer:
         """Ends a run that is not taken to its end; the next one in its folder resumes from the last checkpoint."""
         self._file.close()
         self.checkpoints.close()
+        self._lock.release()
 
     def _check_before_building(self) -> None:
         """Raises UserError for a metric that the log does not have, or a profile of more steps than there are."""
         train, columns = self.config.train, self.data.columns
         if train.profile:
             check_steps(min(each for each in (self.data.train.steps, train.max_steps, train.eval_every) if each))
-        self._watched = WatchedMetric(train.metric, columns.labels, has_groups=columns.group is not None)
+        self._watched = WatchedMetric.of_split(train.metric, columns, self.data.validation.row_groups)
 
     def _make_callbacks(self, ending: Event) -> None:
         """Makes the parts of the run that its loop calls, and restores them from a checkpoint."""
         config = self.config
         stopping = EarlyStopping(self._watched, config.train.patience)
         self._meter = meter = Meter(self.data.columns.labels)
-        self._best = BestWeights(self.model, self.folder, stopping, max_failures=config.checkpoint.max_failures)
+        self._best = BestWeights(
+            self.model, self.folder, self._lock, stopping, max_failures=config.checkpoint.max_failures
+        )
         self.checkpoints = RunCheckpoints(
-            config, self.folder, self.data,
+            config, self.folder, self._lock, self.data,
             model=self.model, optimizer=self.optimizer, pipeline=self.pipeline, best=self._best, meter=meter,
         )  # fmt: skip
         self._start = self.checkpoints.restore()
         self.checkpoints.start(ending)
-        self._file = MetricsLog(self.folder, after=self._start.step, evaluate=self._start.evaluate)
+        self._file = MetricsLog(self.folder, self._lock, after=self._start.step, evaluate=self._start.evaluate)
         self._log = TrainingLog(meter, every_steps=config.train.log_every, file=self._file, counts=self._counts)
         self._keep_best = KeepBest(self._best.keep, stopping)
 
@@ -195,6 +202,7 @@ class Trainer:
     def _validate(self) -> Metrics:
         """Exact metrics of the validation split, between two steps."""
         self.checkpoints.watch.check_finite()
+        self.checkpoints.save_before_evaluation(self.state, last=self.state.step == self.loop.steps)
         self.data.validation.start_epoch(0)
         device, forward = self.process.device, self._forward
         empty = self.loop.pipeline_is_empty

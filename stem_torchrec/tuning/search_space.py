@@ -72,8 +72,7 @@ def resolve_log(search: Search) -> Search:
     for config in [with_choices(base, {"data.features": choice}) for choice in choices] or [base]:
         columns = Columns.select(schema, features=config.data.features, labels=config.data.labels)
         rows = sum(row_group.rows for row_group in find_row_groups(path, "train", schema, columns))
-        find_row_groups(path, "valid", schema, columns)
-        WatchedMetric(base.train.metric, columns.labels, has_groups=columns.group is not None)
+        WatchedMetric.of_split(base.train.metric, columns, find_row_groups(path, "valid", schema, columns))
     return replace(search, base=base, train_rows=rows)
 
 
