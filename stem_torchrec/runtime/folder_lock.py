@@ -28,6 +28,7 @@ from stem_torchrec.runtime.owner_file import (
     OWNER_FILE,
     RENEWED_EVERY,
     Owner,
+    launch_id,
     read_owner,
     remove_owner,
     this_process,
@@ -74,15 +75,16 @@ class FolderLock:
     def __exit__(self, *error: object) -> None:
         self.release()
 
-    def check(self, folder: str, *, other: str) -> None:
+    def check(self, folder: str, *, other: str, allow_launch: bool = False) -> None:
         """Raises UserError if another process owns `folder`; takes nothing.
 
         Args:
             folder: need not exist.
             other: the option that names another folder.
+            allow_launch: whether a rank of the same launch may own it.
         """
         owner = read_owner(folder)
-        if owner is None or owner.has_ended or self._take_over:
+        if owner is None or owner.has_ended or self._take_over or (allow_launch and owner.launch == launch_id()):
             return
         minutes = f" (as on another machine, it counts as ended {LEASE_ENDS_AFTER / 60:.0f} minutes after that)"
         taking = f"delete {OWNER_FILE} in it" if self._take_over is None else "add --take-over"

@@ -29,7 +29,7 @@ class Owner:
     started: str
     """When the process started, by the clock of its machine; ids are used again."""
     launch: str
-    """The id of the launch that the rank belongs to; empty without a launcher that names it."""
+    """The launch that the rank belongs to; empty without a launcher."""
     token: str
     """Different each time that a folder is taken."""
     since: str
@@ -97,9 +97,10 @@ def started_at(pid: int) -> str | None:
 
 
 def launch_id() -> str:
-    """The id that the launcher of this rank gave to its launch; empty if it gave none."""
+    """The launch of this rank, the same after its launcher restarts the ranks; empty without a launcher."""
     name = os.environ.get("TORCHELASTIC_RUN_ID", "")
-    return "" if name == "none" else name
+    # torchrun's name for a launch that was given none; its process stays the same.
+    return f"process {os.getppid()} {started_at(os.getppid())} of {_machine()}" if name == "none" else name
 
 
 def _machine() -> str:

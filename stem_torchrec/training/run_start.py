@@ -1,7 +1,6 @@
 """Which folder a run gets, and whether it may use it: one run at a time, and no run replaces another."""
 
 import hashlib
-import os
 from contextlib import suppress
 from datetime import datetime
 from itertools import count
@@ -17,7 +16,7 @@ from stem_torchrec.data.schema import SCHEMA_FILE, Schema, load_schema, schema_t
 from stem_torchrec.metrics.multi_task import TaskMetrics, from_json
 from stem_torchrec.runtime.errors import DamagedError, UnwritableError, UserError, reason_of
 from stem_torchrec.runtime.folder_lock import FolderLock
-from stem_torchrec.runtime.owner_file import started_at
+from stem_torchrec.runtime.owner_file import launch_id
 from stem_torchrec.runtime.paths import write_text
 from stem_torchrec.runtime.process import from_first_rank
 from stem_torchrec.training.configuration import load_config
@@ -108,7 +107,7 @@ def _check_same_options(folder: Path, config: TrainConfig) -> None:
 
 def _new_folder(config: TrainConfig, schema: Schema) -> Path:
     """A new folder below runs/, named by the time; the same folder again where a launcher restarts its ranks."""
-    launch = _launch()
+    launch = launch_id() and hashlib.sha256(launch_id().encode()).hexdigest()[:8]
     for before in sorted(Path("runs").glob(f"*-{launch}"), reverse=True) if launch else ():
         with suppress(UserError):
             _check_same_run(before, config, schema)
@@ -124,12 +123,3 @@ def _new_folder(config: TrainConfig, schema: Schema) -> Path:
             continue
         break
     return folder
-
-
-def _launch() -> str:
-    """A short name of the launch that this rank belongs to; empty without a launcher."""
-    name = os.environ.get("TORCHELASTIC_RUN_ID", "")
-    if name == "none":
-        # The launch has no name, but the launcher's process stays the same when it restarts its ranks.
-        name = f"torchrun-{os.getppid()}-{started_at(os.getppid())}"
-    return hashlib.sha256(name.encode()).hexdigest()[:8] if name else ""

@@ -75,8 +75,8 @@ class Trainer:
         config, path = with_data_folder(config)
         self.config, self.process, self._watch = config, process, watch
         schema, self._lock = load_schema(path), FolderLock(take_over=config.take_over)
-        check_resume(config, schema)
         check_run_folder(config, schema, self._lock)
+        check_resume(config, schema)
         self.data = RunData.open(config, path, schema, process)
         self._check_before_building()
         self.model, plan = build_sharded_model(

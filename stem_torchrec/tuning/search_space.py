@@ -36,7 +36,10 @@ SPACE: Mapping[str, Any] = {
 is 1e-6 to 5e-3, on whole tables in every step; `model.embedding_l2` is divided by the rows of a batch, so its values
 are about 1000 times as large."""
 
-_FIXED = ("checkpoint", "data.labels", "data.path", "data.synthetic", "output_dir", "resume", "train.metric")
+_FIXED = (
+    *("checkpoint", "data.labels", "data.path", "data.synthetic"),
+    *("output_dir", "resume", "take_over", "train.metric"),
+)
 """Options and sections that are the same for all trials: what they are compared by, and where they are kept."""
 
 
