@@ -7,6 +7,7 @@ import torch
 
 from stem_torchrec.config import parse_arguments
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.path_options import LocalOutput
 from stem_torchrec.runtime.process import trains_on_gpu
 
 from common.machine import describe_run, memory_gib
@@ -21,7 +22,7 @@ from contest.turns import Score, Turns, contest
 class ThroughputConfig:
     """What to measure, on the reference model: D=16, 8 shared experts and 1 for each task, of [512, 512, 512]."""
 
-    out: str = ""
+    out: LocalOutput = ""
     """Folder for report.md, report.parquet and the plot."""
     cases: tuple[Case, ...] = ()
     """peak: a step beside matrix products alone; rows: many rows against few; others: plain PyTorch and TorchRec's

@@ -9,6 +9,7 @@ from torchrec.distributed.planner import Topology
 
 from stem_torchrec.config import Layout, ShardingType, SparseOptimizerName, parse_arguments
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.path_options import LocalFile, LocalFolder, LocalOutput
 from stem_torchrec.sharding.topology import Bandwidths, make_topology
 
 from common.table_list import TableSpec, read_table_list
@@ -31,9 +32,9 @@ cpu: the same DDR5, copies between processes, and a 100 Gbit/s NIC for each rank
 class PlanConfig:
     """The cluster, the tables, and what to compare."""
 
-    tables: str = "benchmarks/tables/short_video.yaml"
+    tables: LocalFile = "benchmarks/tables/short_video.yaml"
     """A YAML list of features (name, rows, dim, pooling)."""
-    out: str = ""
+    out: LocalOutput = ""
     """Folder for report.md, report.parquet, growth.png and plan.json."""
     nodes: int = 1
     """Number of hosts."""
@@ -73,7 +74,7 @@ class PlanConfig:
     """Bandwidth between the ranks of a host, in GB/s; 450 by default, 50 on CPU."""
     inter_host: float | None = None
     """Bandwidth between hosts, in GB/s; 50 by default, 12.5 on CPU."""
-    calibrate: str | None = None
+    calibrate: LocalFolder | None = None
     """Folder of `benchmarks/sharding.py --tables`, from whose results to fit the bandwidths of memory and links."""
 
     @property

@@ -17,6 +17,7 @@ from stem_torchrec.config import (
 from stem_torchrec.data.files import Columns
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.path_options import LocalFile, LocalOutput
 from stem_torchrec.training.configuration import config_from_command_line
 
 from common.table_list import TableSpec, read_table_list
@@ -33,9 +34,9 @@ python stem_torchrec/train.py --help lists them."""
 class SweepConfig:
     """What to sweep; train.py's options are taken as well."""
 
-    out: str = ""
+    out: LocalOutput = ""
     """Folder for the results. The same command resumes an interrupted sweep."""
-    tables: str | None = None
+    tables: LocalFile | None = None
     """A YAML list of tables (name, rows, dim, pooling, zipf) to measure without a log; the labels are then random."""
     cases: tuple[str, ...] = ()
     """Only these cases, by their names type/layout/input/tasks/optimizer/kernel/communication. A part that is * or

@@ -20,6 +20,7 @@ from stem_torchrec.data.schema import load_schema
 from stem_torchrec.models.build import build_model, check_task_weights
 from stem_torchrec.models.table import MODELS, groups_with_tables
 from stem_torchrec.runtime.errors import UserError, nearest
+from stem_torchrec.runtime.path_options import LocalOutput
 from stem_torchrec.sharding.placement import match_rules, parse_rules
 from stem_torchrec.tables import groups_of, table_configs
 from stem_torchrec.training.configuration import config_from_command_line
@@ -39,7 +40,7 @@ python stem_torchrec/train.py --help lists them."""
 class CompareConfig:
     """What to compare, beside the options of train.py."""
 
-    out: str = ""
+    out: LocalOutput = ""
     """Folder for the runs and the report. The same command resumes an interrupted comparison."""
     models: str = "stem,single_task,shared_bottom,mmoe,ple"
     """Models, separated by commas: those of --model.arch, `all` for all of them, and the ablations stem_reads_own,

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from iopath.common.file_io import g_pathmgr
 
 from stem_torchrec.data.files import RowGroup
 from stem_torchrec.runtime.errors import UserError, reason_of
+from stem_torchrec.runtime.file_systems import g_pathmgr
 
 
 def label_kinds(row_groups: Sequence[RowGroup], label: str) -> set[int]:

@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 
-from iopath.common.file_io import g_pathmgr
-
 from stem_torchrec.runtime.errors import UserError, reason_of
+from stem_torchrec.runtime.file_systems import g_pathmgr
 
 OWNER_FILE = ".owner.json"
 RENEWED_EVERY = 60.0

@@ -1,7 +1,6 @@
 """The best weights of a run in its folder, and the metrics of the evaluation that they come from."""
 
 import math
-from pathlib import Path
 
 from torch import nn
 
@@ -10,8 +9,10 @@ from stem_torchrec.checkpoints.weights import save_weights
 from stem_torchrec.metrics.multi_task import from_json, to_json
 from stem_torchrec.runtime.errors import DamagedError, UnwritableError
 from stem_torchrec.runtime.folder_lock import FolderLock
+from stem_torchrec.runtime.paths import move
 from stem_torchrec.runtime.process import from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
+from stem_torchrec.runtime.store_path import AnyPath
 from stem_torchrec.training.early_stopping import EarlyStopping
 from stem_torchrec.training.run_folder import BEST_WEIGHTS, METRICS_FILE, StoredMetrics, read_metrics, write_metrics
 from stem_torchrec.training.watched_metric import Metrics
@@ -31,7 +32,7 @@ class BestWeights:
     """
 
     def __init__(
-        self, model: nn.Module, folder: Path, lock: FolderLock, stopping: EarlyStopping, *, max_failures: int
+        self, model: nn.Module, folder: AnyPath, lock: FolderLock, stopping: EarlyStopping, *, max_failures: int
     ) -> None:
         self.stopping = stopping
         self.failures = Failures(max_failures, "give another --output-dir")
@@ -84,7 +85,7 @@ class BestWeights:
             from_first_rank(lambda: write_metrics(new, StoredMetrics(step, to_json(metrics))))
             self._save()
             # A rename needs no room on the disk, so metrics and weights are always of the same step.
-            from_first_rank(lambda: new.replace(self._folder / METRICS_FILE))
+            from_first_rank(lambda: move(str(new), str(self._folder / METRICS_FILE)))
         except UnwritableError as error:
             failure = str(error)
             log_rank0(f"step {step}  {failure}")

@@ -1,10 +1,8 @@
 """The numbers of a run by step: metrics.jsonl and TensorBoard's files."""
 
 import json
-import shutil
 from contextlib import suppress
 from io import FileIO
-from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
@@ -12,19 +10,23 @@ from torch.utils.tensorboard import SummaryWriter
 from stem_torchrec.config.json_text import parse_json
 from stem_torchrec.runtime.errors import DamagedError, reason_of
 from stem_torchrec.runtime.folder_lock import FolderLock
-from stem_torchrec.runtime.paths import write_text
+from stem_torchrec.runtime.paths import remove_tree, write_text
 from stem_torchrec.runtime.process import from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
+from stem_torchrec.runtime.staging import Staging
+from stem_torchrec.runtime.store_path import AnyPath
 from stem_torchrec.training.run_folder import METRICS_LOG
 
 
-def read_metrics_log(path: Path) -> list[dict[str, Any]]:
+def read_metrics_log(path: AnyPath) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; a last line that a kill has cut off is left out.
 
     Raises DamagedError with the number of a line that is not what a run writes.
     """
     values: list[dict[str, Any]] = []
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+    with path.open("rb") as file:
+        lines = file.read().splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
         try:
             content = parse_json(line)
             if not isinstance(content, dict) or type(content.get("step")) is not int:
@@ -49,6 +51,8 @@ def _is_metric(value: Any) -> bool:
 class MetricsLog:
     """Rank 0 writes a line of metrics.jsonl and points in TensorBoard for each call; the other ranks write nothing.
 
+    The files of a run folder in a store are copied to it where the run pauses and at its end.
+
     A full disk does not end the run: lines wait in memory until there is room, and TensorBoard's files end.
 
     Args:
@@ -65,10 +69,11 @@ class MetricsLog:
         log.write(120, {"train/loss/like": 0.2314})  # {"step": 120, "train/loss/like": 0.2314}
     """
 
-    def __init__(self, folder: Path, lock: FolderLock, *, after: int = 0, evaluate: bool = False) -> None:
+    def __init__(self, folder: AnyPath, lock: FolderLock, *, after: int = 0, evaluate: bool = False) -> None:
         self._lock = lock
         self._file: FileIO | None = None
         self._board: SummaryWriter | None = None
+        self._staging: Staging | None = None
         self._waiting = b""
 
         def is_kept(values: dict[str, Any]) -> bool:
@@ -78,11 +83,14 @@ class MetricsLog:
         def open_files() -> None:
             path = folder / METRICS_LOG
             lines = read_metrics_log(path) if path.exists() and after else []
-            write_text(path, "".join(f"{json.dumps(line)}\n" for line in lines if is_kept(line)))
-            self._file = path.open("ab", buffering=0)
+            self._staging = Staging(folder)
+            local = self._staging.local
+            text = "".join(f"{json.dumps(line)}\n" for line in lines if is_kept(line))
+            write_text(local / METRICS_LOG, text)
+            self._file = (local / METRICS_LOG).open("ab", buffering=0)
             if not after:
-                shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=after + 1 if after else None)
+                remove_tree(folder / "tensorboard")
+            self._board = SummaryWriter(str(local / "tensorboard"), purge_step=after + 1 if after else None)
 
         from_first_rank(open_files)
 
@@ -105,6 +113,17 @@ class MetricsLog:
             log_rank0(f"step {step}  TensorBoard's files cannot be written ({reason_of(error)}); they end at this step")
             self._board = None
 
+    def sync(self) -> None:
+        """Copies the files to a run folder in a store, so that it has the lines before a checkpoint is written."""
+        if self._staging is None or self._lock.lost:
+            return
+        try:
+            if self._board is not None:
+                self._board.flush()
+            self._staging.copy()
+        except OSError as error:
+            log_rank0(f"{METRICS_LOG} cannot be copied ({reason_of(error)}); its lines wait for the next time")
+
     def _write(self) -> None:
         while self._waiting and self._file is not None:
             self._waiting = self._waiting[self._file.write(self._waiting) :]
@@ -117,3 +136,6 @@ class MetricsLog:
             with suppress(OSError):
                 if opened is not None:
                     opened.close()
+        with suppress(OSError):
+            if self._staging is not None:
+                self._staging.close(copy=not self._lock.lost)

@@ -27,6 +27,7 @@ from stem_torchrec.metrics.multi_task import from_json
 from stem_torchrec.runtime.errors import DamagedError, UnwritableError, UserError, reason_of
 from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.paths import write_json, write_text
+from stem_torchrec.runtime.store_path import AnyPath
 
 CONFIG_FILE = "config.yaml"
 PLAN_FILE = "plan.json"
@@ -36,8 +37,9 @@ METRICS_FORMAT = 1
 METRICS_LOG = "metrics.jsonl"
 BEST_WEIGHTS = "best"
 RUN_FILES = (
-    *(CONFIG_FILE, SCHEMA_FILE, PLAN_FILE, METRICS_FILE, METRICS_LOG, BEST_WEIGHTS, f"{BEST_WEIGHTS}.old"),
-    *("checkpoints", "tensorboard"),
+    *(CONFIG_FILE, SCHEMA_FILE, PLAN_FILE, METRICS_FILE, f"{METRICS_FILE}.best", METRICS_LOG),
+    *(BEST_WEIGHTS, f"{BEST_WEIGHTS}.new", f"{BEST_WEIGHTS}.old"),
+    *("checkpoints", "tensorboard", "profile", "nonfinite"),
 )
 """What tells that a folder holds a run, however little the run has written."""
 
@@ -54,30 +56,30 @@ class StoredMetrics:
     """Whether the run has ended."""
 
 
-def finish(folder: Path, lock: FolderLock) -> None:
+def finish(folder: AnyPath, lock: FolderLock) -> None:
     """Marks the run as ended; rank 0 calls it. Raises UserError if `lock` has lost the folder."""
     lock.confirm()
     write_metrics(folder / METRICS_FILE, replace(read_metrics(folder), finished=True))
 
 
-def has_ended(folder: Path) -> bool:
+def has_ended(folder: AnyPath) -> bool:
     """Whether the folder holds a run that has ended; raises as `read_metrics` does."""
     return (folder / METRICS_FILE).exists() and read_metrics(folder).finished
 
 
-def write_metrics(path: Path, metrics: StoredMetrics) -> None:
+def write_metrics(path: AnyPath, metrics: StoredMetrics) -> None:
     """Writes a metrics.json. Raises UnwritableError."""
     write_json(path, with_format(to_dict(metrics), METRICS_FORMAT))
 
 
-def read_metrics(folder: Path) -> StoredMetrics:
+def read_metrics(folder: AnyPath) -> StoredMetrics:
     """What `write_metrics` took, from the metrics.json of a run.
 
     Raises DamagedError for a file that is not whole or has been changed, FormatError for a newer format.
     """
     path = folder / METRICS_FILE
     try:
-        metrics = from_dict(StoredMetrics, without_format(parse_json(path.read_bytes()), METRICS_FORMAT, str(path)))
+        metrics = from_dict(StoredMetrics, without_format(parse_json(path.read_text()), METRICS_FORMAT, str(path)))
         from_json(metrics.valid)
     except FormatError:
         raise
@@ -90,7 +92,7 @@ def read_metrics(folder: Path) -> StoredMetrics:
     return metrics
 
 
-def write_inputs(folder: Path, schema: Schema, plan: str) -> None:
+def write_inputs(folder: AnyPath, schema: Schema, plan: str) -> None:
     """Writes schema.json and plan.json; rank 0 calls it. Raises UnwritableError."""
     write_text(folder / SCHEMA_FILE, schema_to_json(schema))
     write_text(folder / PLAN_FILE, plan)

@@ -19,6 +19,7 @@ from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.owner_file import launch_id
 from stem_torchrec.runtime.paths import write_text
 from stem_torchrec.runtime.process import from_first_rank
+from stem_torchrec.runtime.store_path import AnyPath, path_of
 from stem_torchrec.training.configuration import load_config
 from stem_torchrec.training.run_folder import CONFIG_FILE, RUN_FILES, has_ended, read_metrics
 
@@ -30,20 +31,20 @@ def check_run_folder(config: TrainConfig, schema: Schema, lock: FolderLock) -> N
         for option, folder in _named_folders(config).items():
             lock.check(folder, other=option)
         if config.output_dir is not None:
-            _check_same_run(Path(config.output_dir), config, schema)
+            _check_same_run(path_of(config.output_dir), config, schema)
 
     from_first_rank(check)
 
 
-def open_run_folder(config: TrainConfig, schema: Schema, lock: FolderLock) -> Path:
+def open_run_folder(config: TrainConfig, schema: Schema, lock: FolderLock) -> AnyPath:
     """Takes the folders of a run for all ranks, and writes config.yaml; all ranks get the same run folder.
 
     If the folder holds a run of the same options, the run resumes in it, unless `config.resume` is never. Raises
     UserError on all ranks where a folder is in use, holds another run, or cannot be written.
     """
 
-    def make() -> Path:
-        folder = Path(config.output_dir) if config.output_dir else _new_folder(config, schema)
+    def make() -> AnyPath:
+        folder = path_of(config.output_dir) if config.output_dir else _new_folder(config, schema)
         try:
             for option, each in {**_named_folders(config), "--output-dir": str(folder)}.items():
                 lock.take(each, other=option)
@@ -64,8 +65,10 @@ def finished(config: TrainConfig) -> dict[str, TaskMetrics] | None:
     """
 
     def read() -> dict[str, TaskMetrics] | None:
-        folder = Path(config.output_dir or "")
-        if config.output_dir is None or config.resume == "never" or not has_ended(folder):
+        if config.output_dir is None or config.resume == "never":
+            return None
+        folder = path_of(config.output_dir)
+        if not has_ended(folder):
             return None
         _check_same_options(folder, config)
         return from_json(read_metrics(folder).valid)
@@ -79,7 +82,7 @@ def _named_folders(config: TrainConfig) -> dict[str, str]:
     return {option: folder for option, folder in folders.items() if folder}
 
 
-def _check_same_run(folder: Path, config: TrainConfig, schema: Schema) -> None:
+def _check_same_run(folder: AnyPath, config: TrainConfig, schema: Schema) -> None:
     """Raises UserError if this run would replace another one, whatever that one has written so far.
 
     A run that has no checkpoint yet starts again from the beginning, and only with the same options.
@@ -100,7 +103,7 @@ def _check_same_run(folder: Path, config: TrainConfig, schema: Schema) -> None:
         _check_same_options(folder, config)
 
 
-def _check_same_options(folder: Path, config: TrainConfig) -> None:
+def _check_same_options(folder: AnyPath, config: TrainConfig) -> None:
     saved = load_config(str(folder / CONFIG_FILE))
     check_same_options(str(folder), to_dict(what_is_trained(saved)), to_dict(what_is_trained(config)))
 

@@ -10,6 +10,7 @@ from threading import Event
 
 from stem_torchrec.checkpoints.resume import check_resume
 from stem_torchrec.config import TrainConfig, check_fields
+from stem_torchrec.config.path_fields import with_paths
 from stem_torchrec.data.folder import data_folder
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.metrics.multi_task import format_table
@@ -117,6 +118,7 @@ class Trainer:
 
     def save(self) -> None:
         """Writes a checkpoint and waits for it; a run that resumes from it goes through the same bits as this one."""
+        self._file.sync()
         self.checkpoints.save(self.state)
 
     def run(self) -> Metrics:
@@ -227,6 +229,7 @@ def with_data_folder(config: TrainConfig) -> tuple[TrainConfig, str]:
     """
     config = replace(config, model=options_of(config.model))
     check_fields(config)
+    config = with_paths(config)
     path = data_folder(config.data)
     return (config if config.data.path is None else replace(config, data=replace(config.data, path=path))), path
 
