@@ -19,6 +19,7 @@ from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.training.configuration import load_config
 from stem_torchrec.training.run_start import _new_folder, check_run_folder, open_run_folder
 
+from common.output import make_folder
 from owners import owned_by_another_process
 from runs import progress_after
 from small_runs import start
@@ -107,8 +108,8 @@ def test_an_interrupted_run_is_not_replaced_by_one_of_other_options(written: str
         (replace(same, model=replace(same.model, embedding_dim=16)), "model.embedding_dim was 4 and is 16"),
     ):
         for refused in (check_run_folder, open_run_folder):
-            with pytest.raises(UserError, match=f"{field}.*; give another --output-dir, or the same options"):
-                refused(other, log, FolderLock())
+            with FolderLock() as lock, pytest.raises(UserError, match=f"{field}.*; give another --output-dir, or the"):
+                refused(other, log, lock)
     with pytest.raises(UserError, match="run holds a run already; give another --output-dir, or --resume auto"):
         check_run_folder(replace(same, resume="never"), log, FolderLock())
     assert files_of(run) == before
@@ -137,25 +138,33 @@ TINY = ["--recipe", "tiny", "--data.path", str(STORED / "log")]
 
 
 @pytest.mark.parametrize(
-    ("command", "options"),
+    ("command", "options", "suffix"),
     [
-        ("compare", [*TINY, "--models", "single_task", "--out"]),
-        ("tune", [*TINY, "--out"]),
-        ("evaluate", ["--run", str(STORED / "run_format_1"), "--data.path", str(STORED / "log"), "--predictions"]),
+        ("compare", [*TINY, "--models", "single_task", "--out"], ""),
+        ("tune", [*TINY, "--out"], ""),
+        ("evaluate", ["--run", str(STORED / "run_format_1"), "--data.path", str(STORED / "log"), "--predictions"], ""),
+        ("convert", ["--run", str(STORED / "run_format_1"), "--out"], ".new"),
     ],
 )
 def test_every_command_refuses_a_folder_in_use(
     command: str,
     options: list[str],
+    suffix: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    out = tmp_path / "out"
+    out = tmp_path / f"out{suffix}"
     owned_by_another_process(out)
-    monkeypatch.setattr(sys, "argv", [f"{command}.py", *options, str(out)])
+    monkeypatch.setattr(sys, "argv", [f"{command}.py", *options, str(tmp_path / "out")])
     main: Callable[[], None] = importlib.import_module(f"stem_torchrec.{command}").main
     with pytest.raises(SystemExit, match=r"^2$"):
         main()
     assert f"error: {out} is in use by process {os.getppid()} on " in capsys.readouterr().err
     assert [path.name for path in out.iterdir()] == [".owner.json"]
+
+
+def test_a_benchmark_refuses_a_folder_in_use(tmp_path: Path) -> None:
+    owned_by_another_process(tmp_path)
+    with pytest.raises(UserError, match=r"is in use by .* or give another --out, or delete .owner.json in it to take"):
+        make_folder(str(tmp_path))

@@ -1,7 +1,8 @@
-"""Which folder a run gets, and whether it may use it: one run at a time, and no run replaces another."""
+"""Which folders a run gets, and whether it may use them: one run at a time, and no run replaces another."""
 
 import hashlib
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from itertools import count
 from pathlib import Path
@@ -9,11 +10,14 @@ from pathlib import Path
 from stem_torchrec.checkpoints.compatibility import check_same_options, check_same_run
 from stem_torchrec.checkpoints.folder import complete_steps
 from stem_torchrec.checkpoints.resume import checkpoints_folder
-from stem_torchrec.config import TrainConfig
+from stem_torchrec.config import TrainConfig, check_fields
 from stem_torchrec.config.files import dump_config, what_is_trained
+from stem_torchrec.config.path_fields import with_paths
 from stem_torchrec.config.serialization import to_dict
+from stem_torchrec.data.folder import data_folder
 from stem_torchrec.data.schema import SCHEMA_FILE, Schema, load_schema, schema_to_dict
 from stem_torchrec.metrics.multi_task import TaskMetrics, from_json
+from stem_torchrec.models.table import options_of
 from stem_torchrec.runtime.errors import DamagedError, UnwritableError, UserError, reason_of
 from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.owner_file import launch_id
@@ -22,6 +26,18 @@ from stem_torchrec.runtime.process import from_first_rank
 from stem_torchrec.runtime.store_path import AnyPath, path_of
 from stem_torchrec.training.configuration import load_config
 from stem_torchrec.training.run_folder import CONFIG_FILE, RUN_FILES, has_ended, read_metrics
+
+
+def with_data_folder(config: TrainConfig) -> tuple[TrainConfig, str]:
+    """The configuration with an absolute path of its log, and that path; makes the synthetic log if it has no path.
+
+    Raises UserError for a field with a value that it does not take, and for a recipe without a log.
+    """
+    config = replace(config, model=options_of(config.model))
+    check_fields(config)
+    config = with_paths(config)
+    path = data_folder(config.data)
+    return (config if config.data.path is None else replace(config, data=replace(config.data, path=path))), path
 
 
 def check_run_folder(config: TrainConfig, schema: Schema, lock: FolderLock) -> None:

@@ -5,16 +5,12 @@ The one place that knows the order build -> optimizer in backward -> plan -> sha
 
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import replace
 from threading import Event
 
 from stem_torchrec.checkpoints.resume import check_resume
-from stem_torchrec.config import TrainConfig, check_fields
-from stem_torchrec.config.path_fields import with_paths
-from stem_torchrec.data.folder import data_folder
+from stem_torchrec.config import TrainConfig
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.metrics.multi_task import format_table
-from stem_torchrec.models.table import options_of
 from stem_torchrec.profiles.step_profiler import StepProfiler, check_steps
 from stem_torchrec.runtime.errors import DivergedError, UserError
 from stem_torchrec.runtime.folder_lock import FolderLock
@@ -34,7 +30,7 @@ from stem_torchrec.training.optimizers import build_optimizer, build_schedule
 from stem_torchrec.training.run_checkpoints import RunCheckpoints
 from stem_torchrec.training.run_data import RunData
 from stem_torchrec.training.run_folder import finish, write_inputs
-from stem_torchrec.training.run_start import check_run_folder, finished, open_run_folder
+from stem_torchrec.training.run_start import check_run_folder, finished, open_run_folder, with_data_folder
 from stem_torchrec.training.state import TrainState
 from stem_torchrec.training.watched_metric import Metrics, WatchedMetric
 
@@ -220,18 +216,6 @@ class Trainer:
 
     def _counts(self) -> dict[str, int]:
         return {**self.data.skipped_rows(), **self.checkpoints.counts()}
-
-
-def with_data_folder(config: TrainConfig) -> tuple[TrainConfig, str]:
-    """The configuration with an absolute path of its log, and that path; makes the synthetic log if it has no path.
-
-    Raises UserError for a field with a value that it does not take, and for a recipe without a log.
-    """
-    config = replace(config, model=options_of(config.model))
-    check_fields(config)
-    config = with_paths(config)
-    path = data_folder(config.data)
-    return (config if config.data.path is None else replace(config, data=replace(config.data, path=path))), path
 
 
 def train(
