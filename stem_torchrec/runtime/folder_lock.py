@@ -11,6 +11,7 @@ or lengthen a lease by as much.
 """
 
 import errno
+import os
 import time
 import uuid
 from collections.abc import Iterator
@@ -86,10 +87,10 @@ class FolderLock:
         owner = read_owner(folder)
         if owner is None or owner.has_ended or self._take_over or (allow_launch and owner.launch == launch_id()):
             return
-        minutes = f" (as on another machine, it counts as ended {LEASE_ENDS_AFTER / 60:.0f} minutes after that)"
+        lease = f" (on another machine, so it counts as ended {LEASE_ENDS_AFTER / 60:.0f} minutes after that)"
         taking = f"delete {OWNER_FILE} in it" if self._take_over is None else "add --take-over"
         raise UserError(
-            f"{folder} is in use by {owner}{'' if owner.is_of_this_machine else minutes}; end that process or give "
+            f"{folder} is in use by {owner}{'' if owner.is_of_this_machine else lease}; end that process or give "
             f"another {other}, or {taking} to take the folder from it."
         )
 
@@ -97,7 +98,11 @@ class FolderLock:
         """Makes this process the owner of a folder, and makes the folder; see `check`. Raises OSError."""
         self.check(folder, other=other)
         if "://" not in folder:
+            # The same folder under several names, and after a change of the working folder.
+            folder = os.path.realpath(folder)
             Path(folder).mkdir(parents=True, exist_ok=True)
+        if folder in self._leases:
+            return
         owner = this_process(uuid.uuid4().hex)
         with _locked(folder):
             self.check(folder, other=other)

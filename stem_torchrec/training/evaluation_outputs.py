@@ -50,7 +50,7 @@ def _real(path: str) -> str:
 
 
 def _prepare_folder(folder: AnyPath) -> None:
-    files = [file for file in folder.iterdir() if file.name != OWNER_FILE] if folder.is_dir() else []
+    files = [file for file in folder.iterdir() if not file.name.startswith(OWNER_FILE)] if folder.is_dir() else []
     # An evaluation that was interrupted leaves files with the suffix .new.
     unfinished = [file for file in files if file.name.startswith("part-") and file.name.endswith(".parquet.new")]
     if len(unfinished) < len(files):
