@@ -10,6 +10,8 @@ from unittest import mock
 import s3fs
 from moto.server import ThreadedMotoServer
 
+from stem_torchrec.runtime.store_path import StorePath
+
 BUCKET = "bucket"
 
 
@@ -39,3 +41,8 @@ def download(store: s3fs.S3FileSystem, url: str, folder: Path) -> Path:
     """Copies a folder of the store to a new local one."""
     store.get(f"{url}/", f"{folder}/", recursive=True)
     return folder
+
+
+def text_of(url: str) -> str:
+    """The text of a file, for a child process."""
+    return StorePath(url).read_text()

@@ -175,7 +175,7 @@ def test_names_that_are_too_long_or_cannot_be_printed() -> None:
         message = refusal(name, OUTPUT)
         assert "File name too long" in message
         assert len(message) < 200
-    for name in ("a\0b", "a\nb", "\udcff"):
+    for name in ("a\0b", "a\nb", "\udcff", "file:///a%00b"):
         assert "does not print or is not UTF-8" in refusal(name)
     for name in ("", "  "):
         assert refusal(name) == f"{name!r} is empty; give a path."

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import s3fs
 
+from stem_torchrec.checkpoints.folder import complete_steps
 from stem_torchrec.checkpoints.weights import find_weights
 from stem_torchrec.runtime.errors import UnwritableError, UserError
 from stem_torchrec.runtime.file_systems import g_pathmgr
@@ -22,11 +23,11 @@ from stem_torchrec.runtime.store_path import StorePath, path_of
 
 from recovery.train_runs import differences
 from small_runs import run_script, start
-from stores import BUCKET, download, s3_server
+from stores import BUCKET, download, s3_server, text_of
 
 URL = f"s3://{BUCKET}"
 OPTIONS = [
-    *("--recipe", "tiny", "--data.batch-size", "64", "--data.eval-batch-size", "64", "--data.num-workers", "1"),
+    *("--recipe", "tiny", "--data.batch-size", "64", "--data.eval-batch-size", "64"),
     *("--train.max-steps", "6", "--train.eval-every", "3", "--checkpoint.steps", "2", "--train.log-every", "1"),
 ]
 EVALUATE = "stem_torchrec/evaluate.py"
@@ -93,23 +94,40 @@ def test_a_run_in_a_store_that_is_killed_ends_as_one_that_was_not(store: s3fs.S3
     whole = log.parent / "whole"
     statuses, output = start(whole, ranks=2).end()
     assert statuses == [0, 0], output
-    options = ("--output-dir", f"{URL}/killed")
+    run = StorePath(f"{URL}/killed")
     for moment, ranks in (("step 10  ", (0, 1)), ("step 28  paused", (0, 1)), ("step 60  ", (1,))):
-        part = start(log.parent / "killed", *options, ranks=2)
+        part = start(run, ranks=2, cwd=log.parent)
         part.wait_for(moment)
         part.send(signal.SIGKILL, *ranks)
         for process in part.processes:
             process.kill()
         part.end()
-    statuses, output = start(log.parent / "killed", *options, ranks=2).end()
+    statuses, output = start(run, ranks=2, cwd=log.parent).end()
     assert statuses == [0, 0], output
     assert re.search(r"resuming after step \d+ from s3://", output)
-    copy = download(store, f"{URL}/killed", log.parent / "killed_copy")
+    copy = download(store, str(run), log.parent / "killed_copy")
     (best,) = (copy / "best").iterdir()
     best.rename(copy / "newest")
     (copy / "best").rmdir()
     (copy / "newest").rename(copy / "best")
     assert differences(copy, whole) == []
+
+
+@pytest.mark.long
+def test_a_store_that_refuses_for_a_time_does_not_end_a_training(store: s3fs.S3FileSystem, log: Path) -> None:
+    store.mkdir("other")
+    folder = log.parent / "refused"
+    run = start(folder, "--checkpoint.folder", "s3://other/checkpoints", "--checkpoint.max-failures", "1000")
+    run.wait_for("step 7  checkpoint written")
+    store.rm("other", recursive=True)
+    run.wait_for("cannot be written (")
+    store.mkdir("other")
+    statuses, output = run.end()
+    assert statuses == [0], output
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["count/failed_checkpoints"] > 0
+    assert complete_steps("s3://other/checkpoints")
+    store.rm("other", recursive=True)
 
 
 def test_a_file_appears_whole_or_not_at_all(store: s3fs.S3FileSystem) -> None:
@@ -142,6 +160,7 @@ def test_what_another_process_writes_is_seen_at_once(store: s3fs.S3FileSystem) -
     store.rm_file(f"{BUCKET}/seen/a")
     assert not (folder / "a").exists()
     assert folder.with_name("seen") == folder
+    assert (StorePath(URL).is_dir(), StorePath("s3://no-such-bucket").exists()) == (True, False)
     remove_tree(folder)
     assert not store.find(f"{BUCKET}/seen/below")
 
@@ -163,16 +182,12 @@ def test_the_newest_complete_weights_count(store: s3fs.S3FileSystem) -> None:
     assert find_weights(best) == best / "000010"
 
 
-def read_in_child(url: str) -> bool:
-    return StorePath(url).read_text() == "text"
-
-
 def test_a_forked_process_reads_too(store: s3fs.S3FileSystem) -> None:
     path = StorePath(f"{URL}/forked")
     write_text(path, "text")
     for method in ("fork", "spawn"):
         with multiprocessing.get_context(method).Pool(1) as pool:
-            assert pool.apply(read_in_child, (str(path),))
+            assert pool.apply(text_of, (str(path),)) == "text"
 
 
 def test_errors_of_a_store_name_the_path_and_no_bucket_is_made(
@@ -186,6 +201,9 @@ def test_errors_of_a_store_name_the_path_and_no_bucket_is_made(
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     s3fs.S3FileSystem.clear_instance_cache()
-    with pytest.raises(OSError, match=r"Unable to locate credentials.*s3://bucket/log"):
-        StorePath(f"{URL}/log").exists()
+    path = StorePath(f"{URL}/log")
+    for ask in (path.exists, path.is_file, path.is_dir, lambda: list(path.iterdir())):
+        # Not an answer, which would be that there is nothing.
+        with pytest.raises(OSError, match=r"Unable to locate credentials.*s3://bucket/log"):
+            ask()
     s3fs.S3FileSystem.clear_instance_cache()

@@ -1,7 +1,7 @@
 """Weights on disk, by torch.distributed.checkpoint: all ranks write them, any number of ranks reads them."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch.distributed as dist
@@ -69,9 +69,11 @@ def _replace(folder: AnyPath, new: AnyPath) -> None:
         new.rename(folder)
         remove_tree(old)
         return
-    for version in _versions(folder):
-        if version != new:
-            remove_tree(version)
+    # Where that fails, the next call removes them.
+    with suppress(OSError):
+        for version in _versions(folder):
+            if version != new:
+                remove_tree(version)
 
 
 def _versions(folder: StorePath) -> list[StorePath]:

@@ -9,6 +9,7 @@ from annotated_types import Interval
 
 from stem_torchrec.comparison.comparable import EDGES, edges_ascend
 from stem_torchrec.comparison.grid_search import Grid
+from stem_torchrec.comparison.multiplicity import Correction
 from stem_torchrec.comparison.runs import Part, Run, comparable_models, parts_of
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.command_line import parse_known_arguments
@@ -51,8 +52,12 @@ class CompareConfig:
     """The model that the others are compared with."""
     split: str = "test"
     """The split to report on: one on which nothing was chosen, so neither train nor valid."""
-    resamples: Annotated[int, Interval(ge=1, le=10**6)] = 1000
-    """Draws of users behind each interval."""
+    resamples: Annotated[int, Interval(ge=1, le=10**6)] | None = None
+    """Draws of users behind each interval and p-value; by default as many as the number of comparisons needs, from 1000
+    to 20,000."""
+    correction: Correction = "holm"
+    """How p-values are adjusted for the number of comparisons: holm bounds the probability that any is wrong,
+    benjamini_hochberg the expected share of wrong ones among the differences that are found."""
     confidence: Annotated[float, Interval(gt=0, lt=1)] = 0.95
     """Share of the draws that an interval covers."""
     pair: str = ""

@@ -29,7 +29,8 @@ class LoopConfig:
     """Ends the run after this many evaluations without a better metric; by default never. The best
     weights are kept in any case."""
     clip_norm: Annotated[float, Interval(ge=1e-12, le=1e12)] | None = None
-    """Largest norm of the dense gradient; a larger one is scaled down."""
+    """Largest norm of the dense gradient, taken over the parameters that the same tasks train; a larger one is scaled
+    down."""
     precision: Precision = "fp32"
     """Of the matrix products of experts, gates and towers; weights stay fp32. bf16 runs under autocast, and is faster
     on GPUs and on CPUs with AMX; tf32 is for GPUs."""

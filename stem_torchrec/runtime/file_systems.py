@@ -7,6 +7,7 @@ that the process has registered before, for the same scheme, stays.
 import errno
 import importlib.util
 import io
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import wraps
@@ -67,16 +68,13 @@ class StoreHandler(PathHandler):
         return file if "b" in mode else _StoreText(file, encoding="utf-8")
 
     def _exists(self, path: str, **kwargs: Any) -> bool:
-        with _file_system(path) as (store, key):
-            return bool(store.exists(key))
+        return _type_of(path) is not None
 
     def _isfile(self, path: str, **kwargs: Any) -> bool:
-        with _file_system(path) as (store, key):
-            return bool(store.isfile(key))
+        return _type_of(path) == "file"
 
     def _isdir(self, path: str, **kwargs: Any) -> bool:
-        with _file_system(path) as (store, key):
-            return bool(store.isdir(key))
+        return _type_of(path) == "directory"
 
     def _ls(self, path: str, **kwargs: Any) -> list[str]:
         with _file_system(path) as (store, key):
@@ -107,6 +105,15 @@ def _file_system(path: str) -> Iterator[tuple[AbstractFileSystem, str]]:
     with errors_of_store(path):
         # Listings that were kept would be those from before another process wrote.
         yield fsspec.url_to_fs(path, use_listings_cache=False)
+
+
+def _type_of(path: str) -> str | None:
+    """`file` or `directory`; None for what does not exist. fsspec's own questions answer no where a store fails."""
+    try:
+        with _file_system(path) as (store, key):
+            return str(store.info(key)["type"])
+    except FileNotFoundError:
+        return None
 
 
 @contextmanager
@@ -182,6 +189,8 @@ def _with_path(call: Callable[..., Any], path: str) -> Callable[..., Any]:
     return with_path
 
 
+# It logs with a traceback what it then raises.
+logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 for _scheme in STORES:
     with suppress(KeyError):
         g_pathmgr.register_handler(StoreHandler(_scheme), allow_override=False)

@@ -70,8 +70,7 @@ def checked_path(text: str, option: PathOption) -> str:
     """
     if not text.strip():
         raise UserError(f"{text!r} is empty; give a path.")
-    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
-        raise UserError(f"{text!r} has a character that does not print or is not UTF-8; give another path.")
+    _check_characters(text)
     match = _SCHEME.match(text)
     scheme = match[1].lower() if match else ""
     if scheme == "file":
@@ -111,7 +110,14 @@ def _path_of_file_url(text: str) -> str:
     path = re.sub(r"^//(localhost)?(?=/)", "", rest, flags=re.IGNORECASE)
     if not path.startswith("/") or path.startswith("//"):
         raise UserError(f"{text} is not a URL of a local file; write file:///FOLDER/NAME.")
-    return unquote(path)
+    path = unquote(path)
+    _check_characters(path)
+    return path
+
+
+def _check_characters(text: str) -> None:
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
+        raise UserError(f"{text!r} has a character that does not print or is not UTF-8; give another path.")
 
 
 def _checked_local(text: str, option: PathOption) -> str:

@@ -17,7 +17,15 @@ from stem_torchrec.tables.names import (
     table_name,
 )
 from stem_torchrec.tables.pooling import ROW_TYPES, check_means, mean_tables
-from stem_torchrec.tables.sharded import LocalShard, local_shards, sharded_collections, table_configs, table_weights
+from stem_torchrec.tables.sharded import (
+    LocalShard,
+    local_shards,
+    reads_weights,
+    sharded_collections,
+    table_configs,
+    table_weights,
+    with_one_row,
+)
 from stem_torchrec.tables.tensors import TableTensor, table_of, tables_among
 
 __all__ = [
@@ -33,6 +41,7 @@ __all__ = [
     "groups_of",
     "local_shards",
     "mean_tables",
+    "reads_weights",
     "sharded_collections",
     "split_columns",
     "table_configs",
@@ -43,4 +52,5 @@ __all__ = [
     "table_of",
     "table_weights",
     "tables_among",
+    "with_one_row",
 ]

@@ -141,7 +141,7 @@ class Trainer:
             # It is raised on all ranks, and another model may be trained next.
             self.close()
             raise
-        self.checkpoints.close()
+        self._close_connections()
         if not self._best.metrics:
             raise UserError(f"no weights could be written to {self.folder}; make room, or give another --output-dir.")
         from_first_rank(lambda: finish(self.folder, self._lock))
@@ -152,8 +152,12 @@ class Trainer:
     def close(self) -> None:
         """Ends a run that is not taken to its end; the next one in its folder resumes from the last checkpoint."""
         self._file.close()
-        self.checkpoints.close()
+        self._close_connections()
         self._lock.release()
+
+    def _close_connections(self) -> None:
+        self.checkpoints.close()
+        self.data.close()
 
     def _check_before_building(self) -> None:
         """Raises UserError for a metric that the log does not have, or a profile of more steps than there are."""
