@@ -174,11 +174,15 @@ def resolve_log(request: Request) -> Request:
     read = replace(columns, group=config.item or columns.group)
     row_groups = {split: find_row_groups(path, split, schema, read) for split in ("train", "valid", config.split)}
     log = {split: fingerprint(of_split) for split, of_split in row_groups.items()}
+    WatchedMetric(train.train.metric, columns.labels, has_groups=columns.group is not None)
     resolved = replace(request, train=train, pair=(pair[0], pair[1]) if len(pair) == 2 else None, log=log)
-    parts = [part for parts in resolved.parts().values() for part in parts]
-    for metric, labels in dict.fromkeys((part.configure(train).train.metric, part.labels) for part in parts):
-        WatchedMetric.of_split(metric, replace(columns, labels=labels), row_groups["valid"])
     _check_models(resolved, columns)
+    for part in (part for parts in resolved.parts().values() for part in parts):
+        try:
+            metric = part.configure(train).train.metric
+            WatchedMetric.of_split(metric, replace(columns, labels=part.labels), row_groups["valid"])
+        except UserError as error:
+            raise UserError(f"{part.name}: {error}") from error
     return resolved
 
 

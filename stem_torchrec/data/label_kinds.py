@@ -21,8 +21,9 @@ def label_kinds(row_groups: Sequence[RowGroup], label: str) -> set[int]:
     kinds: set[int] = set()
     for row_group in row_groups:
         in_footer = _kinds_in_footer(row_group, label)
+        values = pc.unique(_read(row_group, label)).to_pylist() if in_footer is None else in_footer
         # What is neither 0 nor 1 breaks the schema; whoever reads the row reports it.
-        kinds |= {0, 1} & set(pc.unique(_read(row_group, label)).to_pylist() if in_footer is None else in_footer)
+        kinds |= {kind for kind in (0, 1) if kind in values}
         if len(kinds) == 2:
             break
     return kinds
