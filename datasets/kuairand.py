@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tyro
+from annotated_types import Interval
 from kuairand_csv import FEEDBACK, KEY, USER_COLUMNS, VIDEO_COLUMNS, drop_repeats, read_log, read_users, read_videos
 from kuairand_exposures import LABELS, UNKNOWN, read_exposures, replace_training_part
 from kuairand_features import build_vocabulary, encode, exposure_values
@@ -41,6 +42,10 @@ FEATURES = (*EXPOSURE_FEATURES, *(name for name in VIDEO_COLUMNS if name != "upl
 ROW_GROUP_SIZE = 65_536
 
 
+Day = Annotated[int, Interval(ge=10_000_101, le=99_991_231)]
+"""A day as yyyymmdd."""
+
+
 @dataclass(frozen=True)
 class Options:
     """What to read, how to split it and where to write."""
@@ -49,15 +54,15 @@ class Options:
     """Folder with the CSV files of KuaiRand-Pure, or the folder above it, which contains `data/`."""
     out: Annotated[Path, PathOption("folder", writes=True, local=True)]
     """Folder to write; it appears once it is complete."""
-    train_until: int = 20220503
+    train_until: Day = 20220503
     """Last day of the training part, as yyyymmdd."""
-    valid_until: int = 20220505
+    valid_until: Day = 20220505
     """Last day of the validation part; later days are the test part."""
     labels: str = "long_view,is_like"
     """Feedback columns to predict, separated by commas."""
     features: str | None = None
     """Features to write, separated by commas; by default all."""
-    min_count: int = 2
+    min_count: Annotated[int, Interval(ge=1, le=10**9)] = 2
     """A value that occurs fewer times in the training part gets id 0, like an unseen one."""
     reconstructed: Annotated[Path, PathOption("file", local=True)] | None = None
     """Parquet file of earlier exposures, rebuilt from sequences of users: user_id, video_id, pos_in_history and the

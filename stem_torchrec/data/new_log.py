@@ -8,6 +8,7 @@ from pathlib import Path
 from stem_torchrec.data.schema import SCHEMA_FILE, load_schema
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.folder_lock import FolderLock
+from stem_torchrec.runtime.whole_file import naming_file
 
 SPLITS = ("train", "valid", "test")
 VOCABULARY = "vocabulary"
@@ -30,7 +31,7 @@ def new_log(out: Path, *, overwrite: bool, take_over: bool = False) -> Iterator[
     check_out(out, overwrite=overwrite)
     unfinished = out.with_name(f".{out.name}.new")
     new, old = unfinished / "new", unfinished / "old"
-    with FolderLock(take_over=take_over) as lock:
+    with naming_file(out), FolderLock(take_over=take_over) as lock:
         lock.take(str(unfinished), other="--out")
         for left in (new, old):
             shutil.rmtree(left, ignore_errors=True)

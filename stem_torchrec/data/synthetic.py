@@ -19,6 +19,7 @@ from stem_torchrec.config.serialization import from_dict, to_dict
 from stem_torchrec.data.new_log import new_log
 from stem_torchrec.data.schema import SCHEMA_FILE, LabelCounts, Schema, SparseFeature, Split, save_schema
 from stem_torchrec.data.synthetic_world import GROUP_COLUMN, MISSING, Floats, World
+from stem_torchrec.data.task_names import check_task_names
 from stem_torchrec.runtime.errors import UserError
 
 # Rows per row group. Each chunk has a random generator of its own, so one is in memory at a time.
@@ -124,8 +125,7 @@ def _auc(scores: Floats, labels: NDArray[np.int8]) -> float:
 def _validate(config: SyntheticConfig) -> None:
     """Raises UserError for the first value outside of its limits, and for lists that do not fit the tasks."""
     from_dict(SyntheticConfig, to_dict(config))
-    if not config.tasks:
-        raise UserError("tasks is empty, but a log needs at least one label.")
+    check_task_names(config.tasks)
     for name in ("positive_rate", "missing"):
         values = getattr(config, name)
         if len(values) != len(config.tasks):

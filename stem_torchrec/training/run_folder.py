@@ -17,11 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from stem_torchrec.config.formats import FormatError, with_format, without_format
 from stem_torchrec.config.json_text import parse_json
 from stem_torchrec.config.serialization import from_dict, to_dict
+from stem_torchrec.config.yaml_text import parse_yaml, to_yaml
 from stem_torchrec.data.schema import SCHEMA_FILE, Schema, schema_to_json
 from stem_torchrec.metrics.multi_task import from_json
 from stem_torchrec.runtime.errors import DamagedError, UnwritableError, UserError, reason_of
@@ -117,11 +116,11 @@ def write_or_check(
 
     Raises UserError with the refusal, or where the folder cannot be written.
     """
-    text = yaml.safe_dump(dict(contents), sort_keys=False)
+    text = to_yaml(dict(contents))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with lock or nullcontext():
-            if file.exists() and file.read_text() != text and begun:
+            if begun and file.exists() and parse_yaml(file.read_text()) != parse_yaml(text):
                 raise UserError(refusal)
             write_text(file, text)
     except (OSError, UnwritableError) as error:
