@@ -4,7 +4,9 @@ import functools
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -127,13 +129,14 @@ def test_one_hash_stands_for_all_contents(tmp_path: Path) -> None:
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-def resume_on_logs(folder: Path) -> list[str]:
-    """The errors of the stored run on logs of other rows, once it has made a checkpoint of its own."""
+def resume_on_logs(folder: Path) -> tuple[str, list[str]]:
+    """What the stored run prints, and its errors on logs of other rows once it has made a checkpoint of its own."""
     run, log, process = folder / "run_format_1", folder / "log", this_process()
     config = load_config(str(run / "config.yaml"))
     config = replace(config, data=replace(config.data, path=str(log)), output_dir=str(run))
     short = replace(config, train=replace(config.train, max_steps=10))
-    train(short, process)
+    with redirect_stdout(StringIO()) as out:
+        train(short, process)
     (step,) = complete_steps(str(run / "checkpoints"))
     progress = read_progress(checkpoint_path(str(run / "checkpoints"), step))
     assert set(progress.contents) == {"train", "valid"}
@@ -154,21 +157,18 @@ def resume_on_logs(folder: Path) -> list[str]:
         file.write_bytes(whole)
     pq.write_table(pq.read_table(file), file, compression="zstd")
     Trainer(config, process).close()
-    return errors
+    return out.getvalue(), errors
 
 
-def test_a_run_of_an_earlier_version_resumes_with_a_note_and_then_refuses_another_log(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_of_an_earlier_version_resumes_with_a_note_and_then_refuses_another_log(tmp_path: Path) -> None:
     shutil.copytree(Path(__file__).parent / "data", tmp_path, dirs_exist_ok=True)
     metrics = tmp_path / "run_format_1/metrics.json"
     metrics.write_text(json.dumps(json.loads(metrics.read_text()) | {"finished": False}))
-    ((errors),) = run_ranks(1, resume_on_logs, tmp_path)
+    ((printed, errors),) = run_ranks(1, resume_on_logs, tmp_path)
+    assert printed.count("note: an earlier version wrote") == 1
     others = [("train", "dense_0")] * 2 + [("valid", "group_user_id")] * 2
     for error, (split, name) in zip(errors, others, strict=True):
         assert error.startswith(
             f"{split}/ of the log does not hold the rows that {tmp_path}/run_format_1/checkpoints/step-"
         )
         assert f"(not the same: range of '{name}'); give the log as it was, or another --output-dir" in error
-    out = capfd.readouterr()
-    assert (out.out + out.err).count("note: an earlier version wrote") == 1

@@ -20,13 +20,17 @@ from logs import SCHEMA, log_table, write_split
     ("space", "sentence"),
     [
         ("model.dropuot: [0.1]", "there is no option 'model.dropuot' to search over; did you mean 'model.dropout'?"),
-        ("1: [0.1]", "there is no option 1 to search over; train.py --help lists them."),
         ("model: [{dropout: 0.1}]", "there is no option 'model' to search over"),
         ("model.dropout: []", "model.dropout is [], but must be a list, or a mapping with low and high."),
         ("model.dropout: {low: 0.1, high: 3}", "model.dropout is 3, but must be from 0 to 0.999."),
         ("model.dropout: [x]", "model.dropout is 'x', but must be a number from 0 to 0.999."),
         ("model.expert_hidden: [64]", "model.expert_hidden is 64, but must be a list of numbers from 1 to 65536."),
         ("model.dropout: {low: 0.3, high: 0.1}", "model.dropout is {'low': 0.3, 'high': 0.1}, which is not a range: "),
+        ("model.dropout: {low: 0, high: 0.1, log: 1}", "which is not a range: log is 1, but must be true or false."),
+        ("model.num_layers: {low: 1, high: 3, step: 0}", "which is not a range: step is 0, but must be from 1 to"),
+        ("model.num_layers: {low: 1, high: 3, setp: 2}", "there is no field 'setp'; did you mean 'step'?"),
+        ("model.dropout: {low: .nan, high: 0.1}", "model.dropout is nan, but must be from 0 to 0.999."),
+        (f"model.dropout: [{'9' * 400}]", "but must be from 0 to 0.999."),
         ("model.arch: {low: mmoe, high: stem}", "model.arch is {'low': 'mmoe', 'high': 'stem'}, but only numbers have"),
         ("checkpoint.folder: [x]", "checkpoint.folder is the same for all trials; leave it out of the space."),
     ],
@@ -118,5 +122,5 @@ def test_a_study_goes_on_only_with_the_log_that_it_began_with(tmp_path: Path) ->
 
     record(0)
     record(0)
-    with pytest.raises(UserError, match="holds a search with other options, another space or of another log"):
+    with pytest.raises(UserError, match="holds a search with other options, another space or another log"):
         record(1)

@@ -169,7 +169,7 @@ def test_a_folder_that_cannot_be_written_is_refused(
 ) -> None:
     (tmp_path / "file").touch()
     error = refusal(monkeypatch, capsys, *line(log, tmp_path / "file", 1))
-    assert error.startswith(f"error: {tmp_path / 'file'} cannot be written (")
+    assert error.startswith(f"error: --out {tmp_path / 'file'} is not a folder; give a folder.")
 
 
 def test_trials_evaluate_four_times_an_epoch_and_write_no_checkpoints(
@@ -193,4 +193,4 @@ def test_another_search_does_not_go_into_the_folder(
     out = tmp_path / "study"
     run(monkeypatch, *line(log, out, 1))
     error = refusal(monkeypatch, capsys, *line(log, out, 1), "--data.batch-size", "32")
-    assert "holds a search with other options or another space; give another --out." in error
+    assert "holds a search with other options, another space or another log; give another --out." in error

@@ -55,8 +55,10 @@ class Progress:
 
     @property
     def rows(self) -> Mapping[str, Mapping[str, str]]:
-        """As `contents`, which an earlier version knew only of the training split's row groups."""
-        return self.contents or {"train": {LAYOUT: self.row_groups}}
+        """The contents of the splits that the run has read; an earlier version knew only the training row groups."""
+        known = self.contents or {"train": {LAYOUT: self.row_groups}}
+        # Until something was measured on the validation split, its bad rows may be repaired.
+        return {split: entries for split, entries in known.items() if split != "valid" or self.best is not None}
 
 
 def checkpoint_path(folder: str, step: int) -> str:

@@ -32,7 +32,7 @@ CONFIG_FORMAT = 1
 def dump_config(config: TrainConfig) -> str:
     """The configuration as YAML that starts another run: without the run's folders and what it was resumed from."""
     checkpoint = replace(config.checkpoint, folder=None)
-    started_anew = replace(config, checkpoint=checkpoint, resume="auto", output_dir=None)
+    started_anew = replace(config, checkpoint=checkpoint, resume="auto", output_dir=None, take_over=False)
     return to_yaml(with_format(to_dict(started_anew), CONFIG_FORMAT))
 
 
@@ -40,7 +40,7 @@ def what_is_trained(config: TrainConfig) -> TrainConfig:
     """The configuration with the defaults of all fields that do not change what a run learns, to tell runs apart."""
     default = LoopConfig()
     loop = replace(config.train, timeout=default.timeout, log_every=default.log_every, profile=default.profile)
-    return replace(config, train=loop, checkpoint=CheckpointConfig(), resume="auto", output_dir=None)
+    return replace(config, train=loop, checkpoint=CheckpointConfig(), resume="auto", output_dir=None, take_over=False)
 
 
 def read_config(path: str, models: Models) -> TrainConfig:
@@ -123,13 +123,13 @@ def config_from_arguments(
     an option that only other models have.
     """
     start, rest = parse_known_arguments(_Start(), args)
-    if start.recipe and start.config:
+    if start.recipe is not None and start.config is not None:
         raise UserError("give --recipe or --config, not both; options change single fields of either.")
-    recipe = start.recipe or "synthetic"
+    recipe = "synthetic" if start.recipe is None else start.recipe
     if recipe not in recipes:
         known = ", ".join(recipes)
         raise UserError(f"there is no recipe {recipe!r}, only {known}{nearest(recipe, list(recipes))}")
-    default = read_config(start.config, models) if start.config else recipes[recipe]()
+    default = recipes[recipe]() if start.config is None else read_config(start.config, models)
     if start.model.arch is not None:
         kind = options_class(models, start.model.arch)
         default = replace(default, model=with_options_of(default.model, kind))

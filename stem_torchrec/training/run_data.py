@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch.utils.data import DataLoader
 from torchrec.datasets.utils import Batch
 
 from stem_torchrec.checkpoints.resume import check_resume
@@ -43,7 +42,7 @@ class RunData:
     exposures: Iterable[Exposures]
     """The validation split; the same on each iteration."""
     device: torch.device
-    _loader: DataLoader
+    _loader: Iterable[Batch]
     _counter: LabelCounter
 
     @classmethod

@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Interval
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.command_line import option_names
 from stem_torchrec.config.model import check_owned
-from stem_torchrec.config.serialization import to_dict
+from stem_torchrec.config.serialization import from_dict, to_dict
 from stem_torchrec.config.yaml_text import parse_yaml
 from stem_torchrec.data.files import Columns, find_row_groups
 from stem_torchrec.data.folder import data_folder
@@ -38,7 +39,10 @@ SPACE: Mapping[str, Any] = {
 is 1e-6 to 5e-3, on whole tables in every step; `model.embedding_l2` is divided by the rows of a batch, so its values
 are about 1000 times as large."""
 
-_FIXED = ("checkpoint", "data.labels", "data.path", "data.synthetic", "output_dir", "resume", "train.metric")
+_FIXED = (
+    *("checkpoint", "data.labels", "data.path", "data.synthetic"),
+    *("output_dir", "resume", "take_over", "train.metric"),
+)
 """Options and sections that are the same for all trials: what they are compared by, and where they are kept."""
 
 
@@ -76,7 +80,7 @@ def resolve_log(search: Search) -> Search:
     for config in [with_choices(base, {"data.features": choice}) for choice in choices] or [base]:
         columns = Columns.select(schema, features=config.data.features, labels=config.data.labels)
         row_groups = {split: find_row_groups(path, split, schema, columns) for split in ("train", "valid")}
-        WatchedMetric(base.train.metric, columns.labels, has_groups=columns.group is not None)
+        WatchedMetric.of_split(base.train.metric, columns, row_groups["valid"])
     log = {split: fingerprint(of_split) for split, of_split in row_groups.items()}
     return replace(search, base=base, train_rows=sum(each.rows for each in row_groups["train"]), log=log)
 
@@ -164,9 +168,32 @@ def _distribution(option: str, values: Any, base: TrainConfig) -> BaseDistributi
     if kinds != {int} and kinds != {float}:
         raise UserError(f"{option} is {values!r}, but only numbers have a range; give a list.")
     try:
-        return (IntDistribution if kinds == {int} else FloatDistribution)(**{**values, **ends})
-    except (TypeError, ValueError) as error:
+        if kinds == {int}:
+            return IntDistribution(**vars(from_dict(_IntRange, {**values, **ends})))
+        return FloatDistribution(**vars(from_dict(_FloatRange, {**values, **ends})))
+    # By Optuna, for ends that do not fit each other.
+    except ValueError as error:
         raise UserError(f"{option} is {values!r}, which is not a range: {reason_of(error)}.") from error
+
+
+@dataclass(frozen=True)
+class _IntRange:
+    """What a range of whole numbers has."""
+
+    low: int
+    high: int
+    step: Annotated[int, Interval(ge=1, le=10**12)] = 1
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class _FloatRange:
+    """What a range of other numbers has."""
+
+    low: float
+    high: float
+    step: Annotated[float, Interval(gt=0, le=1e12)] | None = None
+    log: bool = False
 
 
 def _typed(option: str, value: Any, base: TrainConfig) -> Any:

@@ -1,6 +1,7 @@
 """A study: trials of a search, each trained by one rank, and the best setting of them all."""
 
 import math
+import os
 import shutil
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -21,10 +22,13 @@ from stem_torchrec.config.command_line import parse_known_arguments
 from stem_torchrec.config.files import dump_config, what_is_trained
 from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.runtime.errors import DivergedError, UserError
+from stem_torchrec.runtime.folder_lock import FolderLock
+from stem_torchrec.runtime.owner_file import launch_id
 from stem_torchrec.runtime.path_options import LocalFile, LocalOutput
 from stem_torchrec.runtime.paths import write_text
 from stem_torchrec.runtime.process import Process, join_process_group
 from stem_torchrec.runtime.progress import log_rank0
+from stem_torchrec.runtime.whole_file import naming_file, whole_file
 from stem_torchrec.training.configuration import config_from_command_line
 from stem_torchrec.training.run_folder import write_or_check
 from stem_torchrec.training.trainer import train
@@ -87,7 +91,7 @@ def record_options(folder: Path, search: Search) -> None:
     write_or_check(
         folder / "study.yaml",
         options,
-        refusal=f"{folder} holds a search with other options, another space or of another log; give another --out.",
+        refusal=f"{folder} holds a search with other options, another space or another log; give another --out.",
         lock=FileLock(folder / "study.yaml.lock"),
     )
 
@@ -95,27 +99,40 @@ def record_options(folder: Path, search: Search) -> None:
 def tune(config: TuneConfig, search: Search) -> None:
     """Runs trials, each on this rank alone, until all ranks together have made `config.trials`.
 
-    Raises UserError if the search does not fit its log or its folder, a trial cannot be trained, or none finishes.
+    Raises UserError if the search does not fit its log or its folder, another one runs in the folder, a trial cannot be
+    trained, or none finishes.
     """
     folder = Path(config.out)
     search = resolve_log(search)
-    record_options(folder, search)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        storage=JournalStorage(JournalFileBackend(str(folder / "study.log"))),
-        study_name="tune",
-        direction="maximize",
-        load_if_exists=True,
-        sampler=optuna.samplers.TPESampler(),
-        pruner=optuna.pruners.MedianPruner(),
-    )
-    # Trials under way on other ranks are not counted, as they may never end: each rank may make one too many.
-    while len(study.get_trials(states=_ENDED, deepcopy=False)) < config.trials:
-        # A process group for each trial, as a trial that ends early leaves connections open.
-        with join_process_group(alone=True) as process:
-            trial = make_trial(study, search, folder=folder, process=process)
-        print(progress_line(trial, study, config.trials), flush=True)
-    write_results(study, config, search)
+    with FolderLock(take_over=search.base.take_over) as lock:
+        _own(lock, config.out)
+        record_options(folder, search)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = optuna.create_study(
+            storage=JournalStorage(JournalFileBackend(str(folder / "study.log"))),
+            study_name="tune",
+            direction="maximize",
+            load_if_exists=True,
+            sampler=optuna.samplers.TPESampler(),
+            pruner=optuna.pruners.MedianPruner(),
+        )
+        # Trials under way on other ranks are not counted, as they may never end: each rank may make one too many.
+        while len(study.get_trials(states=_ENDED, deepcopy=False)) < config.trials:
+            lock.confirm()
+            # A process group for each trial, as a trial that ends early leaves connections open.
+            with join_process_group(alone=True) as process:
+                trial = make_trial(study, search, folder=folder, process=process)
+            print(progress_line(trial, study, config.trials), flush=True)
+        lock.confirm()
+        write_results(study, config, search)
+
+
+def _own(lock: FolderLock, folder: str) -> None:
+    """Rank 0 takes the folder; the others, which form no process group with it, see that no other launch has it."""
+    if os.environ.get("RANK", "0") == "0":
+        lock.take(folder, other="--out")
+    elif launch_id():
+        lock.check(folder, other="--out", allow_launch=True)
 
 
 def make_trial(study: optuna.Study, search: Search, *, folder: Path, process: Process) -> FrozenTrial:
@@ -151,7 +168,7 @@ def run_trial(trial: Trial, search: Search, *, folder: Path, process: Process) -
         if trial.should_prune():
             raise optuna.TrialPruned
 
-    with (folder / "log.txt").open("w") as log, redirect_stdout(log):
+    with naming_file(folder / "log.txt"), (folder / "log.txt").open("w") as log, redirect_stdout(log):
         try:
             train(config, process, watch=watch)
         except DivergedError as error:
@@ -190,7 +207,8 @@ def write_results(study: optuna.Study, config: TuneConfig, search: Search) -> No
             | {option: t.params.get(option) for option in options}
             for t in trials
         ]
-        pq.write_table(pa.Table.from_pylist(rows), folder / "trials.parquet")
+        with whole_file(folder / "trials.parquet") as new:
+            pq.write_table(pa.Table.from_pylist(rows), new)
         write_text(folder / "best.yaml", dump_config(search.trial_config(best.params)))
         for trial in trials if not config.keep_runs else ():
             if trial.state in _ENDED and trial.number != best.number:
