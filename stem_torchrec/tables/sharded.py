@@ -22,6 +22,11 @@ def table_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     return {table: bag.weight for collection in _collections(model) for table, bag in collection.embedding_bags.items()}
 
 
+def is_weighted(model: nn.Module) -> bool:
+    """Whether one of the EmbeddingBagCollections in `model` reads weights of ids."""
+    return any(collection.is_weighted() for collection in _collections(model))
+
+
 def _collections(model: nn.Module) -> Iterator[EmbeddingBagCollection]:
     return (module for module in model.modules() if isinstance(module, EmbeddingBagCollection))
 
