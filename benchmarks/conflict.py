@@ -9,7 +9,7 @@ from pathlib import Path
 # launch/run.py puts the repository root on the path in place of this folder.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from stem_torchrec.config import run_main
+from stem_torchrec.runtime.command import run_main
 
 from studies.task_conflict import measure, read_command_line
 

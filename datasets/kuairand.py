@@ -22,9 +22,10 @@ from kuairand_features import build_vocabulary, encode, exposure_values
 from tabulate import tabulate
 from tqdm import tqdm
 
-from stem_torchrec.config.command_line import parse_arguments, run_main
+from stem_torchrec.config.command_line import parse_arguments
 from stem_torchrec.data.files import items
 from stem_torchrec.data.schema import SCHEMA_FILE, LabelCounts, Schema, SparseFeature, Split, save_schema
+from stem_torchrec.runtime.command import run_main
 from stem_torchrec.runtime.errors import UserError, nearest
 
 # Columns known only after the exposure. date and hourmin are the time at which the row was logged, after the play: of

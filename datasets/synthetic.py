@@ -9,9 +9,10 @@ import tyro
 from tabulate import tabulate
 
 from stem_torchrec.config import SyntheticConfig
-from stem_torchrec.config.command_line import parse_arguments, run_main
+from stem_torchrec.config.command_line import parse_arguments
 from stem_torchrec.data.schema import Schema
 from stem_torchrec.data.synthetic import generate
+from stem_torchrec.runtime.command import run_main
 
 
 @dataclass(frozen=True, kw_only=True)

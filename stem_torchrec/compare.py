@@ -6,7 +6,7 @@ python stem_torchrec/compare.py --data.path DIR --models stem,single_task,mmoe -
 from stem_torchrec.comparison.options import read_command_line
 from stem_torchrec.comparison.train_all import train_all
 from stem_torchrec.comparison.write_report import write_report
-from stem_torchrec.config import run_main
+from stem_torchrec.runtime.command import run_main
 from stem_torchrec.runtime.hang_detection import collective_timeout
 from stem_torchrec.runtime.process import join_process_group
 from stem_torchrec.runtime.signals import ending_on_signals

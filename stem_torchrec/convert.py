@@ -3,7 +3,8 @@
 python stem_torchrec/convert.py --run RUN --layout packed --out NEWRUN
 """
 
-from stem_torchrec.config import parse_arguments, run_main
+from stem_torchrec.config import parse_arguments
+from stem_torchrec.runtime.command import run_main
 from stem_torchrec.runtime.process import join_process_group
 from stem_torchrec.transfer.convert_layout import ConvertConfig, convert_run
 

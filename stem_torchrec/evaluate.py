@@ -3,7 +3,8 @@
 python stem_torchrec/evaluate.py --run RUN --data.path DIR --split test --json FILE
 """
 
-from stem_torchrec.config import parse_arguments, run_main
+from stem_torchrec.config import parse_arguments
+from stem_torchrec.runtime.command import run_main
 from stem_torchrec.runtime.process import join_process_group
 from stem_torchrec.training.run_evaluation import EvaluateConfig, evaluate_run
 

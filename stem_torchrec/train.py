@@ -4,7 +4,7 @@ python stem_torchrec/train.py --recipe synthetic
 torchx run dist.ddp -j 2x8 stem_torchrec/train.py --recipe kuairand_pure --data.path DIR
 """
 
-from stem_torchrec.config import run_main
+from stem_torchrec.runtime.command import run_main
 from stem_torchrec.runtime.hang_detection import collective_timeout
 from stem_torchrec.runtime.process import join_process_group
 from stem_torchrec.runtime.signals import ending_on_signals

@@ -4,7 +4,7 @@ python stem_torchrec/tune.py --data.path DIR --trials 50 --out DIR
 torchrun --nproc-per-node 2 stem_torchrec/tune.py --data.path DIR --trials 50 --out DIR
 """
 
-from stem_torchrec.config import run_main
+from stem_torchrec.runtime.command import run_main
 from stem_torchrec.tuning.study import read_command_line, tune
 
 

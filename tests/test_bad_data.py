@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stem_torchrec.config.command_line import run_main
 from stem_torchrec.data.files import Columns
 from stem_torchrec.data.loader import data_loader
 from stem_torchrec.data.schema import SCHEMA_FILE, LabelCounts, Schema, Split, load_schema
+from stem_torchrec.runtime.command import run_main
 from stem_torchrec.runtime.errors import DataError, UserError
 
 from logs import SCHEMA, WEIGHTED, log_table, reader_of, weighted_table, write_log, write_split

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from stem_torchrec.config import TrainConfig
-from stem_torchrec.config.command_line import run_main
 from stem_torchrec.config.files import dump_config
+from stem_torchrec.runtime.command import run_main
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.training.configuration import config_from_command_line, load_config
 from stem_torchrec.training.recipes import RECIPES

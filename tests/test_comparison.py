@@ -32,7 +32,8 @@ from stem_torchrec.data import synthetic
 from stem_torchrec.data.files import Columns, find_row_groups
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.models.gated_experts import GatedExperts
-from stem_torchrec.runtime.errors import RESUME_STATUS, DivergedError
+from stem_torchrec.runtime.errors import DivergedError
+from stem_torchrec.runtime.exit_status import ExitStatus
 from stem_torchrec.training.configuration import load_config
 
 from distributed import run_ranks
@@ -211,7 +212,7 @@ def test_an_interrupted_run_ends_with_the_same_numbers(
 
     with monkeypatch.context() as patch:
         patch.setattr(compare, "ending_on_signals", at_once)
-        with pytest.raises(SystemExit, match=str(RESUME_STATUS)):
+        with pytest.raises(SystemExit, match=str(ExitStatus.RESUME.value)):
             call(tmp_path / "out", log, "single_task", seeds="0")
     folder = tmp_path / "out" / "runs" / "single_task" / "seed_0" / load_schema(str(log)).labels[0]
     if damaged:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stem_torchrec.runtime.errors import HANG_STATUS
+from stem_torchrec.runtime.exit_status import ExitStatus
 from stem_torchrec.runtime.hang_detection import collective_timeout
 from stem_torchrec.runtime.hang_verdict import Beat, Watcher, report_interval
 
@@ -104,7 +104,7 @@ def test_a_stopped_rank_ends_the_others_with_a_sentence(tmp_path: Path, stopped:
     run = start(tmp_path / "run", "--train.epochs", "500", "--train.timeout", "4", ranks=2)
     run.wait_for("step 10  ")
     run.send(signal.SIGSTOP, stopped)
-    assert run.processes[1 - stopped].wait(60) == HANG_STATUS
+    assert run.processes[1 - stopped].wait(60) == ExitStatus.LOST_RANK
     run.processes[stopped].kill()
     _, output = run.end()
     assert sentence in output
@@ -116,6 +116,6 @@ def test_a_rank_that_loses_another_ends_with_a_sentence(tmp_path: Path) -> None:
     run.wait_for("step 10  ")
     run.send(signal.SIGKILL, 0)
     statuses, output = run.end(60)
-    assert statuses == [-signal.SIGKILL, HANG_STATUS]
+    assert statuses == [-signal.SIGKILL, ExitStatus.LOST_RANK]
     assert "error: rank 1 has lost another rank while it was " in output
     assert "Traceback" not in output

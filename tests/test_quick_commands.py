@@ -9,7 +9,7 @@ import pytest
 from stem_torchrec import load_config
 from stem_torchrec.config import SyntheticConfig
 from stem_torchrec.data.synthetic import generate
-from stem_torchrec.runtime.errors import HANG_STATUS
+from stem_torchrec.runtime.exit_status import ExitStatus
 
 from small_runs import run_script, start
 
@@ -48,7 +48,7 @@ def test_a_rank_that_stops_ends_the_run(tmp_path: Path) -> None:
     run.wait_for("step 10  ")
     run.send(signal.SIGSTOP, 1)
     try:
-        assert run.processes[0].wait(60) == HANG_STATUS
+        assert run.processes[0].wait(60) == ExitStatus.LOST_RANK
     finally:
         run.processes[1].kill()
     _, output = run.end()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stem_torchrec.runtime.errors import RESUME_STATUS
+from stem_torchrec.runtime.exit_status import ExitStatus
 
 from recovery.train_runs import differences
 from small_runs import start
@@ -92,7 +92,7 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_it_resumes(folder: Path, whol
         part.wait_for(moment)
         os.killpg(part.processes[1].pid, number)
         statuses, output = part.end(60)
-        assert statuses == [RESUME_STATUS] * 2, output
+        assert statuses == [ExitStatus.RESUME] * 2, output
         assert "Traceback" not in output
         assert "checkpoint written" in output
         newest = max((run / "checkpoints").glob("step-*/progress.json"))
@@ -112,7 +112,7 @@ def test_a_second_ctrl_c_ends_a_run_at_once(folder: Path) -> None:
     part.send(signal.SIGINT)
     part.send(signal.SIGINT)
     statuses, _ = part.end(20)
-    assert statuses in ([RESUME_STATUS], [128 + signal.SIGINT])
+    assert statuses in ([ExitStatus.RESUME], [128 + signal.SIGINT])
 
 
 def test_a_run_resumes_on_other_ranks_plans_and_layouts(folder: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_run_resumes_on_other_ranks_plans_and_layouts(folder: Path) -> None:
     part.wait_for("step 25  ")
     part.send(signal.SIGTERM, 0)
     statuses, output = part.end(60)
-    assert statuses == [RESUME_STATUS] * 2, output
+    assert statuses == [ExitStatus.RESUME] * 2, output
     ended = {}
     for name, ranks, options in (
         ("packed", 1, ["--data.batch-size", "256", "--model.layout", "packed"]),

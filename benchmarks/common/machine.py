@@ -9,6 +9,8 @@ from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from stem_torchrec.runtime.memory import host_memory
+
 _PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "stem_torchrec")
 
 
@@ -55,8 +57,8 @@ def git_revision() -> str:
 
 
 def memory_gib() -> float:
-    """Memory of this machine, in GiB."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    """Memory of this machine or container, in GiB."""
+    return host_memory() / 2**30
 
 
 def _processor() -> str:

@@ -14,9 +14,9 @@ from stem_torchrec.comparison.runs import Part, train_part
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.metrics.multi_task import to_json
 from stem_torchrec.runtime.errors import DivergedError, UserError
+from stem_torchrec.runtime.paths import write_json
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import TimeLeft, log_rank0, progress_bar
-from stem_torchrec.training.run_folder import write_json
 from stem_torchrec.training.watched_metric import WatchedMetric
 
 SCORE_FILE = "score.json"

@@ -22,12 +22,13 @@ from stem_torchrec.config.files import what_is_trained
 from stem_torchrec.metrics.multi_task import to_json
 from stem_torchrec.models.table import MODELS, groups_with_tables, with_arch
 from stem_torchrec.runtime.errors import DamagedError, DivergedError
+from stem_torchrec.runtime.paths import write_json
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.training.configuration import load_config
 from stem_torchrec.training.metrics_log import METRICS_LOG
 from stem_torchrec.training.run_evaluation import EvaluateConfig, evaluate_run
-from stem_torchrec.training.run_folder import CONFIG_FILE, write_json
+from stem_torchrec.training.run_folder import CONFIG_FILE
 from stem_torchrec.training.trainer import train
 from stem_torchrec.training.watched_metric import Metrics
 

@@ -1,8 +1,7 @@
 """Command lines from dataclasses, by tyro; every mistake becomes one sentence."""
 
-import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar, get_type_hints
@@ -12,15 +11,7 @@ from tyro.constructors import ConstructorRegistry, StructConstructorSpec, Struct
 
 from stem_torchrec.config.fields import limits_in, limits_text
 from stem_torchrec.config.serialization import check_fields
-from stem_torchrec.runtime.errors import (
-    HANG_STATUS,
-    RESUME_STATUS,
-    DataError,
-    Interrupted,
-    LostRankError,
-    UserError,
-    nearest,
-)
+from stem_torchrec.runtime.errors import UserError, nearest
 from stem_torchrec.runtime.internals import tyro_errors
 
 ConfigT = TypeVar("ConfigT")
@@ -64,31 +55,6 @@ def parse_known_arguments(
         config, rest = tyro.cli(type(default), default=default, args=args, return_unknown_args=True, add_help=False)
     check_fields(config)
     return config, rest
-
-
-def run_main(main: Callable[[], None], *, every_rank_speaks: bool = False) -> None:
-    """Calls `main` and ends the process with an exit status for what it raises.
-
-    A UserError becomes one sentence on standard error and status 2, a LostRankError one sentence and status 3,
-    Interrupted status 75. All ranks of a host raise the same error for a wrong configuration, so only the first one
-    prints it. A DataError is raised by the one rank that read the row, and that rank prints it.
-
-    Args:
-        main: the command.
-        every_rank_speaks: every rank prints its error, for ranks that do different things.
-    """
-    try:
-        main()
-    except Interrupted:
-        sys.exit(RESUME_STATUS)
-    except LostRankError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(HANG_STATUS)
-    except UserError as error:
-        if every_rank_speaks or isinstance(error, DataError) or os.environ.get("LOCAL_RANK", "0") == "0":
-            # The error of a reader process comes wrapped in its traceback; the sentence follows the last name.
-            print(f"error: {str(error).rsplit('DataError: ', 1)[-1].strip()}", file=sys.stderr)
-        sys.exit(2)
 
 
 def _help_with_limits() -> ConstructorRegistry:

@@ -1,5 +1,6 @@
 """The process that a run lives in: its rank, errors and memory, the output of rank 0, and how hanging ranks are found.
 
-Reading order: errors.py, internals/ (private parts of libraries), versions.py, memory.py, process.py, hang_verdict.py,
-hang_detection.py, signals.py, progress.py, paths.py. Import from the modules. May import nothing of the project.
+Reading order: errors.py, exit_status.py, command.py (how a command ends), internals/ (private parts of libraries),
+versions.py, cgroups.py, memory.py, process.py, hang_verdict.py, hang_detection.py, signals.py, progress.py, paths.py.
+Import from the modules. May import nothing of the project.
 """

@@ -39,12 +39,6 @@ class LostRankError(Exception):
     """Another rank has ended, so this one cannot continue."""
 
 
-HANG_STATUS = 3
-"""Exit status of ranks that end because another one hangs or has ended."""
-RESUME_STATUS = 75
-"""Exit status of an interrupted run, which the same command resumes (EX_TEMPFAIL of sysexits.h)."""
-
-
 def reason_of(error: BaseException) -> str:
     """The message of an error of a library or the system, on one line.
 

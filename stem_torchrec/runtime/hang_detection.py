@@ -16,7 +16,8 @@ from threading import Event, Thread, main_thread
 
 import torch.distributed as dist
 
-from stem_torchrec.runtime.errors import HANG_STATUS, LostRankError, reason_of
+from stem_torchrec.runtime.errors import LostRankError, reason_of
+from stem_torchrec.runtime.exit_status import ExitStatus
 from stem_torchrec.runtime.hang_verdict import ALL_RANKS_END, HANGS_AFTER, Beat, Watcher, report_interval
 from stem_torchrec.runtime.process import Process, store_of_launcher
 
@@ -136,7 +137,7 @@ class _Heartbeat:
                 _print_error(verdict)
                 time.sleep(2 * self._interval)  # The others read the verdict before the store may end.
             if verdict or published:
-                os._exit(HANG_STATUS)
+                os._exit(ExitStatus.LOST_RANK)
             if self._done.wait(self._interval):
                 return
 
@@ -155,7 +156,7 @@ class _Heartbeat:
                     "the store of the ranks, which rank 0 or the launcher serves, has not answered for "
                     f"{silent:.0f} s; {ALL_RANKS_END}"
                 )
-                os._exit(HANG_STATUS)
+                os._exit(ExitStatus.LOST_RANK)
 
 
 def _print_error(sentence: str) -> None:

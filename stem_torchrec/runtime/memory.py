@@ -1,6 +1,10 @@
-"""How this process holds memory on CPU: memory that one step frees, the next one reuses."""
+"""How much memory this host has, and how this process holds it: memory that one step frees, the next one reuses."""
 
 import ctypes
+import os
+from pathlib import Path
+
+from stem_torchrec.runtime.cgroups import cgroup_values
 
 # Parameters of mallopt(3).
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -17,3 +21,17 @@ def keep_freed_memory() -> None:
     if hasattr(libc, "mallopt"):
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+def host_memory(root: Path = Path("/")) -> int:
+    """Bytes of memory that the processes of this host or container may use together.
+
+    It is the host's memory, or less if a control group limits it, such as that of a container or a SLURM job.
+
+    Args:
+        root: where /proc and /sys are.
+    """
+    limits = cgroup_values("memory.max", root=root)
+    limits += cgroup_values("memory.limit_in_bytes", controller="memory", root=root)
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([installed, *(int(limit) for limit in limits if limit != "max")])

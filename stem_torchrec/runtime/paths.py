@@ -1,8 +1,28 @@
-"""Operations on iopath's paths that not every handler of a file system has."""
+"""Writing files so that a reader finds them whole, and operations that not every file system of iopath has."""
 
+import json
 import os
+from pathlib import Path
+from typing import Any
 
 from iopath.common.file_io import g_pathmgr
+
+from stem_torchrec.runtime.errors import UnwritableError, reason_of
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON; see `write_text`."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file by text at once: a reader finds the old file or the new one, whole. Raises UnwritableError."""
+    new = path.with_name(path.name + ".new")
+    try:
+        new.write_text(text)
+        new.rename(path)
+    except OSError as error:
+        raise UnwritableError(f"{path} cannot be written ({reason_of(error)})") from error
 
 
 def move(source: str, target: str) -> None:

@@ -1,12 +1,12 @@
 """The ranks for TorchRec's planner: their number, memory and bandwidths."""
 
-import os
 from dataclasses import dataclass
 
 import torch
 from torchrec.distributed.planner import Topology
 from torchrec.distributed.planner.types import HardwareConfig, KernelConfig, TopologyFactory, TrainerConfig
 
+from stem_torchrec.runtime.memory import host_memory
 from stem_torchrec.runtime.process import Process
 
 _GIB = 2**30
@@ -81,5 +81,5 @@ def topology_here(process: Process, *, hbm_gib: float | None = None) -> Topology
         local_world_size=process.local_world_size,
         device=process.device.type,
         hbm_gib=hbm_gib,
-        ddr_gib=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB / process.local_world_size,
+        ddr_gib=host_memory() / _GIB / process.local_world_size,
     )

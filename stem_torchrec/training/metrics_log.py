@@ -10,9 +10,9 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 
 from stem_torchrec.runtime.errors import reason_of
+from stem_torchrec.runtime.paths import write_text
 from stem_torchrec.runtime.process import from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
-from stem_torchrec.training.run_folder import write_text
 
 METRICS_LOG = "metrics.jsonl"
 

@@ -21,13 +21,14 @@ from stem_torchrec.data.schema import load_schema
 from stem_torchrec.metrics.multi_task import MultiTaskMetrics, TaskMetrics, format_table, to_json
 from stem_torchrec.metrics.predictions import PredictionsFile
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.paths import write_json
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0, progress_bar
 from stem_torchrec.training.assembly import build_pipeline, build_sharded_model, for_weights_only
 from stem_torchrec.training.configuration import load_config
 from stem_torchrec.training.evaluation import predict
 from stem_torchrec.training.run_data import open_split
-from stem_torchrec.training.run_folder import BEST_WEIGHTS, CONFIG_FILE, write_json
+from stem_torchrec.training.run_folder import BEST_WEIGHTS, CONFIG_FILE
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The run folder: its files, who may use it, and how its text files are written.
+"""The run folder: its files, and who may use it.
 
 config.yaml      the configuration; `--config` trains it again
 schema.json      the columns of the log
@@ -28,6 +28,7 @@ from stem_torchrec.config.formats import with_format, without_format
 from stem_torchrec.data.schema import SCHEMA_FILE, Schema, schema_to_json
 from stem_torchrec.metrics.multi_task import TaskMetrics, from_json
 from stem_torchrec.runtime.errors import UnwritableError, UserError, reason_of
+from stem_torchrec.runtime.paths import write_json, write_text
 from stem_torchrec.runtime.process import from_first_rank
 from stem_torchrec.training.configuration import load_config
 
@@ -128,11 +129,6 @@ def write_inputs(folder: Path, schema: Schema, plan: str) -> None:
     write_text(folder / PLAN_FILE, plan)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON; see `write_text`."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
-
-
 def write_or_check(
     file: Path,
     contents: Mapping[str, Any],
@@ -161,13 +157,3 @@ def write_or_check(
             write_text(file, text)
     except (OSError, UnwritableError) as error:
         raise UserError(f"{file.parent} cannot be written ({reason_of(error)}); give another --out.") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replaces a file by text at once: a reader finds the old file or the new one, whole. Raises UnwritableError."""
-    new = path.with_name(path.name + ".new")
-    try:
-        new.write_text(text)
-        new.rename(path)
-    except OSError as error:
-        raise UnwritableError(f"{path} cannot be written ({reason_of(error)})") from error

@@ -21,10 +21,11 @@ from stem_torchrec.config.command_line import parse_known_arguments
 from stem_torchrec.config.files import dump_config, what_is_trained
 from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.runtime.errors import DivergedError, UserError
+from stem_torchrec.runtime.paths import write_text
 from stem_torchrec.runtime.process import Process, join_process_group
 from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.training.configuration import config_from_command_line
-from stem_torchrec.training.run_folder import write_or_check, write_text
+from stem_torchrec.training.run_folder import write_or_check
 from stem_torchrec.training.trainer import train
 from stem_torchrec.training.watched_metric import Metrics, WatchedMetric
 from stem_torchrec.tuning.search_space import Search, published_space, read_space, resolve_log
