@@ -13,7 +13,7 @@ TRAIN = (
     *("--checkpoint.minutes", "None", "--train.timeout", "20"),
 )
 """Trains three steps in about half a second."""
-RUN = (*TRAIN, "--data.batch-size", "16")
+RUN = (*TRAIN, "--data.batch-size", "16", "--train.log-every", "1")
 """Trains run/ and paused/, whose six steps leave some to make."""
 
 

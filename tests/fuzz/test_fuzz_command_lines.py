@@ -1,11 +1,13 @@
 """Options of train.py with any value, any number of values, twice, misspelled or cut."""
 
+from dataclasses import is_dataclass
 from typing import Any, get_args, get_type_hints
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stem_torchrec.config import TrainConfig
+from stem_torchrec.config.fields import limits_in
 from stem_torchrec.models.table import all_options
 
 from fuzz.case import Case, train
@@ -40,20 +42,28 @@ PLACES += (
 )
 
 
-def choices_of(annotation: Any) -> list[str]:
-    """The words that a field takes, if it takes a few only."""
-    return [word for arg in (annotation, *get_args(annotation)) for word in get_args(arg) if isinstance(word, str)]
+UNBOUNDED = ("--train.epochs", "--data.num-workers")
+"""Options whose largest value is a training without end, or a thousand processes."""
+
+
+def choices_of(option: str, annotation: Any) -> list[str]:
+    """The words that a field takes, if it takes a few only, or the numbers around its limits."""
+    limits = limits_in(annotation)
+    if limits is None or option in UNBOUNDED:
+        return [word for arg in (annotation, *get_args(annotation)) for word in get_args(arg) if isinstance(word, str)]
+    bounds = [bound for bound in (limits.ge, limits.gt, limits.le, limits.lt) if isinstance(bound, int | float)]
+    return [str(number) for bound in bounds for number in (bound, bound - 1, bound + 1)]
 
 
 def options() -> dict[str, list[str]]:
     """Every option of train.py with all models, and the words that it takes."""
     named = {}
-    for section, kind in get_type_hints(TrainConfig).items():
+    for section, kind in get_type_hints(TrainConfig, include_extras=True).items():
         for cls in all_options().values() if section == "model" else [kind]:
-            hints = get_type_hints(cls) if hasattr(cls, "__dataclass_fields__") else {"": kind}
+            hints = get_type_hints(cls, include_extras=True) if is_dataclass(cls) else {"": kind}
             for name, annotation in hints.items():
-                option = ".".join(filter(None, (section, name))).replace("_", "-")
-                named[f"--{option}"] = choices_of(annotation)
+                option = "--" + ".".join(filter(None, (section, name))).replace("_", "-")
+                named[option] = choices_of(option, annotation)
     return named
 
 

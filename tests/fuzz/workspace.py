@@ -54,7 +54,7 @@ class Workspace:
                 content = bytearray(path.read_bytes())
                 content[int((len(content) - 1) * edit["share"])] ^= edit["bits"]
                 path.write_bytes(content)
-            case "copy" if path.exists():
+            case "copy" if path.exists() and edit["to"] != edit["path"]:
                 target = self.folder / edit["to"]
                 _remove(target)
                 target.parent.mkdir(parents=True, exist_ok=True)
