@@ -1,7 +1,7 @@
 """Plans sharding on paper, without a GPU: which strategies fit a cluster, their memory and estimated step by rank.
 
 python benchmarks/plan.py --nodes 2 --ranks-per-node 8 --tables benchmarks/tables/short_video.yaml --tasks 8 --out plan
-python benchmarks/plan.py --nodes 16 --optimizers rowwise_adagrad adam --calibrate sweep --out plan
+python benchmarks/plan.py --nodes 2 4 8 --optimizers rowwise_adagrad adagrad --price 2.5 --calibrate sweep --out plan
 """
 
 import logging

@@ -22,9 +22,9 @@ def main() -> None:
     """Sweeps on the ranks of the launcher."""
     config, train = read_command_line()
     # Rank 0 waits for a whole case, and the other ranks wait while it writes the report.
-    with no_gpu(), join_process_group(timeout=2 * config.timeout + 600) as process:
+    with no_gpu() as environment, join_process_group(timeout=2 * config.timeout + 600) as process:
         sweep = from_first_rank(lambda: plan_sweep(config, train))
-        run_sweep(config, sweep, process)
+        run_sweep(config, sweep, process, environment)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +28,7 @@ from stem_torchrec.data.files import items
 from stem_torchrec.data.schema import SCHEMA_FILE, LabelCounts, Schema, SparseFeature, Split, save_schema
 from stem_torchrec.runtime.command import run_main
 from stem_torchrec.runtime.errors import UserError, nearest
+from stem_torchrec.runtime.path_options import PathOption
 
 # Columns known only after the exposure. date and hourmin are the time at which the row was logged, after the play: of
 # the rows shown at minute 40 to 49, those logged in the next hour have 43 % long views and the others 29 %.
@@ -44,9 +46,9 @@ ROW_GROUP_SIZE = 65_536
 class Options:
     """What to read, how to split it and where to write."""
 
-    raw: Path
+    raw: Annotated[Path, PathOption("folder", local=True)]
     """Folder with the CSV files of KuaiRand-Pure, or the folder above it, which contains `data/`."""
-    out: Path
+    out: Annotated[Path, PathOption("folder", writes=True, local=True)]
     """Folder to write; it appears once it is complete."""
     train_until: int = 20220503
     """Last day of the training part, as yyyymmdd."""
@@ -58,7 +60,7 @@ class Options:
     """Features to write, separated by commas; by default all."""
     min_count: int = 2
     """A value that occurs fewer times in the training part gets id 0, like an unseen one."""
-    reconstructed: Path | None = None
+    reconstructed: Annotated[Path, PathOption("file", local=True)] | None = None
     """Parquet file of earlier exposures, rebuilt from sequences of users: user_id, video_id, pos_in_history and the
     labels. They replace the log's days as the training part; the log then has no tab, hour and video_age_bucket."""
     overwrite: bool = False

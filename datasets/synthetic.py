@@ -13,13 +13,14 @@ from stem_torchrec.config.command_line import parse_arguments
 from stem_torchrec.data.schema import Schema
 from stem_torchrec.data.synthetic import generate
 from stem_torchrec.runtime.command import run_main
+from stem_torchrec.runtime.path_options import LocalOutput
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(SyntheticConfig):
     """Where to write, and what to draw."""
 
-    out: str
+    out: LocalOutput
     """Folder to write; it appears once it is complete."""
     overwrite: bool = False
     """Replaces an existing log in `out`."""

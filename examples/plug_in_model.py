@@ -9,14 +9,15 @@ from torch.distributed.optim import _apply_optimizer_in_backward as apply_optimi
 from torchrec import EmbeddingBagCollection
 from torchrec.datasets.random import RandomRecDataset
 from torchrec.distributed import DistributedModelParallel, TrainPipelineSparseDist
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.models.dlrm import DLRMTrain
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from stem_torchrec import STEM, SparseFeature, embedding_bag_configs, join_process_group
+from stem_torchrec.sharding.placement import Placement
 from stem_torchrec.sharding.planner import planner_constraints
+from stem_torchrec.sharding.shard import AllTypesSharder
 
 with join_process_group() as process:
     tasks = ["finish", "like"]
@@ -26,10 +27,12 @@ with join_process_group() as process:
     # Any optimizer of TorchRec's; tasks stay apart to the bit with those that leave rows with a zero gradient alone.
     apply_optimizer_in_backward(torch.optim.Adagrad, collection.parameters(), {"lr": 0.02})
 
-    train, sharders = DLRMTrain(stem), [EmbeddingBagCollectionSharder()]
+    # Offers all types on any device; on CPU, TorchRec's own EmbeddingBagCollectionSharder offers none that cuts rows.
+    train, sharders = DLRMTrain(stem), [AllTypesSharder()]
     topology = Topology(world_size=process.world_size, compute_device=process.device.type)
     # Without these the planner may choose data_parallel, which takes a table out of the optimizer in the backward pass.
-    constraints = planner_constraints(tables, topology=topology)
+    placements = {"shared/uid": Placement("row_wise")}
+    constraints = planner_constraints(tables, topology=topology, placements=placements)
     plan = EmbeddingShardingPlanner(topology=topology, constraints=constraints).collective_plan(train, sharders)
     model = DistributedModelParallel(train, device=process.device, plan=plan, sharders=sharders)
     dense = KeyedOptimizerWrapper(dict(in_backward_optimizer_filter(model.named_parameters())), torch.optim.Adam)
@@ -41,3 +44,5 @@ with join_process_group() as process:
     iterator = iter(batches)
     losses, logits, labels = [pipeline.progress(iterator) for _ in batches][-1]
     print(tuple(logits.shape))  # (64, 2): rows and tasks
+    [planned] = [tables for tables in plan.plan.values() if "shared/uid" in tables]
+    print(planned["shared/uid"].sharding_type)  # row_wise

@@ -162,7 +162,7 @@ def train_by_hand(
     factors: Sequence[float] = (),
     columns: Columns = COLUMNS,
 ) -> dict[str, Tensor]:
-    """Weights after the steps; a step's loss is the mean of the losses of the batches of its ranks.
+    """Weights after the steps; a step's loss is that of the rows of all its ranks.
 
     `factors` scale the learning rates of the steps; `columns` tell which features pool by the mean. An optimizer that
     is fused into the backward pass leaves the rows alone that the step does not look up; only moments tell the
@@ -175,8 +175,7 @@ def train_by_hand(
     for step, batches in enumerate(steps):
         factor = factors[step] if factors else 1.0
         logits = [logits_by_formula(weights, b, tasks, config.model, columns) for b in batches]
-        losses = [loss_by_formula(z, b.labels) for z, b in zip(logits, batches, strict=True)]
-        (sum(losses) / len(losses)).backward()
+        loss_by_formula(torch.cat(logits), torch.cat([b.labels for b in batches])).backward()
         adam.param_groups[0]["lr"] = config.dense.learning_rate * factor
         adam.step()
         adam.zero_grad()

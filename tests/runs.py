@@ -19,6 +19,7 @@ from torchrec.optim.keyed import CombinedOptimizer
 from stem_torchrec.checkpoints.folder import Progress
 from stem_torchrec.config import DataConfig, LoopConfig, ShardingConfig, SparseOptimizerConfig, TrainConfig
 from stem_torchrec.data.files import Columns
+from stem_torchrec.data.label_counts import LabelCounter
 from stem_torchrec.models.stem import STEMOptions
 from stem_torchrec.runtime.process import Process
 from stem_torchrec.tables import local_shards, sharded_collections, split_columns, table_groups
@@ -72,18 +73,20 @@ class Run:
     model: DistributedModelParallel
     optimizer: CombinedOptimizer
     pipeline: TrainPipelineSparseDist
+    counter: LabelCounter
 
     @classmethod
     def build(cls, config: TrainConfig, columns: Columns = COLUMNS) -> "Run":
         process = this_process()
         model, _ = build_sharded_model(config, columns, process)
         optimizer = build_optimizer(model, sparse=config.sparse, dense=config.dense, clip_norm=config.train.clip_norm)
-        return cls(config, columns, model, optimizer, build_pipeline(model, optimizer, config, process))
+        pipeline = build_pipeline(model, optimizer, config, process)
+        return cls(config, columns, model, optimizer, pipeline, LabelCounter())
 
     def train(self, batches: Iterable[Batch]) -> list[tuple[Tensor, Tensor]]:
         """Makes a step on each batch; returns its losses (T,) and logits (B, T)."""
         batches = list(batches)
-        iterator = iter(batches)
+        iterator = self.counter.counted(batches)
         return [self.pipeline.progress(iterator) for _ in batches]
 
     def weights(self) -> dict[str, Tensor]:
@@ -133,6 +136,15 @@ class Run:
                                 bits.setdefault(table, []).append(part.clone())
         return bits
 
+    def dense_bits(self) -> dict[str, list[Tensor]]:
+        """Copies of each dense parameter and its optimizer states: steps and moments."""
+        states = self.optimizer.state_dict()["state"]
+        return {
+            name: [parameter.detach().clone(), *(state.clone() for state in states[name].values())]
+            for name, parameter in self.model.named_parameters()
+            if TABLES not in name
+        }
+
     def size_of(self, table: str) -> tuple[int, int]:
         """Rows and columns of a group of a table."""
         feature = self.columns.sparse[table.partition("/")[2]]
@@ -158,9 +170,9 @@ def batches_of_ranks(steps: int, world_size: int, *, missing: float = 0.0) -> li
     ]
 
 
-def with_labels_of(task: int, batches: Iterable[Batch]) -> list[Batch]:
-    """The batches without the labels of the other tasks."""
-    kept = torch.arange(len(COLUMNS.labels)) == task
+def with_labels_of(task: int | None, batches: Iterable[Batch]) -> list[Batch]:
+    """The batches without the labels of the other tasks, or without any."""
+    kept = torch.arange(len(COLUMNS.labels)) == (-1 if task is None else task)
     return [dataclasses.replace(batch, labels=batch.labels.where(kept, torch.nan)) for batch in batches]
 
 

@@ -12,6 +12,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from stem_torchrec.runtime.store_path import AnyPath
+
 from common.processes import ROOT, rank_environments
 from distributed import forkserver
 from recovery.train_runs import TrainRun
@@ -24,10 +26,12 @@ LINE = [
 """Options of a run that makes 66 steps on two ranks, evaluates after 20, 40, 60 and 66 and saves every 7 steps."""
 
 
-def start(folder: Path, *options: str, ranks: int = 1, launcher: Sequence[str] | None = None) -> TrainRun:
+def start(
+    folder: AnyPath, *options: str, ranks: int = 1, launcher: Sequence[str] | None = None, cwd: Path | None = None
+) -> TrainRun:
     """Starts a run with LINE and further options, on forked ranks or, with its options, under torchrun."""
     kind = TrainRun if launcher is not None else _ForkedRun
-    return kind(folder, [*LINE, *options], ranks=ranks, launcher=launcher)
+    return kind(folder, [*LINE, *options], ranks=ranks, launcher=launcher, cwd=cwd)
 
 
 def run_script(

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -24,8 +25,11 @@ from torch import nn
 from stem_torchrec import compare
 from stem_torchrec.comparison import runs
 from stem_torchrec.comparison.comparable import count_positives, read_keys
+from stem_torchrec.comparison.comparable_sections import comparable_samples
 from stem_torchrec.comparison.diagnostics import GateWeights, information_abundance, linear_cka
 from stem_torchrec.comparison.options import read_command_line
+from stem_torchrec.comparison.report import Report
+from stem_torchrec.comparison.scored_rows import Comparison, ScoredRows
 from stem_torchrec.comparison.train_all import train_all
 from stem_torchrec.config import SyntheticConfig, TrainConfig
 from stem_torchrec.data import synthetic
@@ -177,6 +181,44 @@ def test_the_report_has_every_model_and_the_metrics_of_its_runs(compared: Path, 
     page = (compared / "report.html").read_text()
     assert 'src="data:image/png;base64,' in page
     assert not re.search(r'src="(?!data:)', page)
+
+
+def test_the_report_has_raw_and_adjusted_p_values_of_one_family(compared: Path) -> None:
+    rows = pq.read_table(compared / "differences.parquet").to_pylist()
+    family = [row for row in rows if row["p_adjusted"] is not None and row["over"] == "single_task"]
+    rivals = [row for row in rows if (row["model"], row["over"]) == ("stem", "ple")]
+    report = (compared / "report.md").read_text()
+    # Two tasks and three measures of two models over the base, and of stem over ple.
+    assert "The family has 18 comparisons, whose p-values are adjusted by Holm's method" in report
+    assert "With so few draws no p-value is below 0.095, so none stands out from 18 on its own" in report
+    assert len(family) == 12
+    for row in [*family, *rivals]:
+        assert 2 / 21 <= row["p"] <= row["p_adjusted"] <= 1
+        assert f"] p {row['p']:.2g}, {row['p_adjusted']:.2g} |" in report
+    unreported = [row for row in rows if (row["model"], row["over"]) == ("single_task", "single_task")]
+    assert unreported == []
+    # Twenty draws cannot tell anything from anything among 18.
+    assert "better than" not in report
+    assert "worse than" not in report
+
+
+def test_a_task_without_positives_has_no_comparable_samples(compared: Path, log: Path, tmp_path: Path) -> None:
+    first, second = load_schema(str(log)).labels[:2]
+    shutil.copytree(log, tmp_path / "log")
+    for file in (tmp_path / "log" / "train").glob("*.parquet"):
+        table = pq.read_table(file)
+        position = table.schema.get_field_index(second)
+        column = table.column(second)
+        zeros = pa.array(np.zeros(len(column)), column.type, mask=column.is_null().to_numpy(zero_copy_only=False))
+        pq.write_table(table.set_column(position, second, zeros), file)
+    line = ["--recipe", "tiny", "--data.path", str(tmp_path / "log"), "--seeds", "0", "--out", str(compared)]
+    request = read_command_line([*line, "--models", "stem,single_task", "--item", "item_id"])
+    comparison = Comparison(request.config, request.train, request.runs, (first, second))
+    report = Report("Comparison")
+    comparable_samples(report, ScoredRows(comparison))
+    text = "\n".join(report.parts)
+    assert text.count(f"{second} has no positives in the training log, so there is no ratio to split the rows by.") == 2
+    assert "no positives |" not in text
 
 
 def test_the_same_command_trains_only_what_is_missing(

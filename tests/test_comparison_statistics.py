@@ -1,14 +1,30 @@
 """The statistics of a comparison against plain formulas, and how a report shows them."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
 from stem_torchrec.comparison.comparable import bin_of_rows, name_bins
-from stem_torchrec.comparison.intervals import Interval, Ranking, UserCounts, auc_of, gauc_of, logloss_of, resample
+from stem_torchrec.comparison.intervals import (
+    Interval,
+    Ranking,
+    Resampled,
+    UserCounts,
+    auc_of,
+    gauc_of,
+    logloss_of,
+    resample,
+)
+from stem_torchrec.comparison.multiplicity import adjust, describe_family, draws_for
 from stem_torchrec.comparison.report import Markup, Report, dots, escape, show, spread
+
+
+def interval(low: float, *, p: float) -> Interval:
+    """A difference of 0.01, whose interval ends at 0.03."""
+    return Interval(0.01, low, 0.03, p, p, level=0.05)
 
 
 def test_a_weighted_auc_is_that_of_the_repeated_rows() -> None:
@@ -16,9 +32,11 @@ def test_a_weighted_auc_is_that_of_the_repeated_rows() -> None:
     scores = generator.integers(0, 20, 300).astype(float)  # With ties.
     positive = generator.random(300) < 0.3
     weights = generator.integers(0, 4, 300)
-    expected = roc_auc_score(np.repeat(positive, weights), np.repeat(scores, weights))
-    assert Ranking(scores, positive).auc(weights) == pytest.approx(expected, abs=1e-12)
-    assert math.isnan(Ranking(scores, positive).auc(positive.astype(int)))
+    for each in (scores, scores + generator.random(300) / 2):  # With ties and without.
+        ranking = Ranking(each, positive)
+        expected = roc_auc_score(np.repeat(positive, weights), np.repeat(each, weights))
+        assert ranking.auc(weights[ranking.order]) == pytest.approx(expected, abs=1e-12)
+        assert math.isnan(ranking.auc(ranking.positive.astype(int)))
     assert math.isnan(Ranking(np.empty(0), np.empty(0, dtype=bool)).auc(np.empty(0)))
 
 
@@ -92,6 +110,61 @@ def test_seeds_are_drawn_as_well_and_one_user_has_no_interval() -> None:
     assert single["b"].verdict == "undefined"
 
 
+def drawn_differences(*values: float) -> Resampled:
+    """A model whose difference to `base` is 0.1, and in the draws `values`."""
+    drawn = {"model": np.array(values), "base": np.zeros(len(values))}
+    return Resampled({"model": 0.1, "base": 0.0}, drawn, confidence=0.95)
+
+
+def test_a_p_value_counts_draws_beyond_zero_and_is_never_zero() -> None:
+    for values, p in (
+        ([0.1] * 9, 2 / 10),  # None of nine draws is on the other side.
+        ([0.1] * 99, 2 / 100),
+        ([0.1] * 98 + [-0.1], 4 / 100),
+        ([-0.1] * 99, 2 / 100),
+        ([0.1, -0.1] * 10, 1.0),
+        ([0.0] * 9, 1.0),
+        ([0.1] * 9 + [math.nan] * 5, 2 / 10),  # A draw without a positive has no difference.
+    ):
+        assert drawn_differences(*values).difference("model", "base").p == pytest.approx(p)
+    assert math.isnan(drawn_differences().difference("model", "base").p)
+    assert drawn_differences(*[0.1] * 38).difference("model", "base").verdict == "within noise"  # p is 2 / 39.
+    assert drawn_differences(*[0.1] * 39).difference("model", "base").verdict == "better"
+
+
+def test_verdicts_come_from_p_values_adjusted_for_the_family() -> None:
+    ps = {"a": 0.004, "b": 0.02, "c": 0.015, "none": math.nan}
+    family = {name: interval(0.001, p=p) for name, p in ps.items()}
+    family["none"] = replace(family["none"], low=math.nan, high=math.nan)
+    # Holm: the smallest times 3, the next times 2, the last as it is, and never falling.
+    holm = adjust(family, "holm")
+    assert {name: each.adjusted for name, each in holm.items()} == pytest.approx(
+        {"a": 0.012, "c": 0.03, "b": 0.03, "none": math.nan}, nan_ok=True
+    )
+    assert {name: each.p for name, each in holm.items()} == pytest.approx(ps, nan_ok=True)
+    rates = adjust(family, "benjamini_hochberg")
+    assert [rates[name].adjusted for name in ("a", "b", "c")] == pytest.approx([0.012, 0.02, 0.02])
+    many = adjust({i: interval(0.001, p=0.004) for i in range(20)}, "holm")
+    assert {each.verdict for each in many.values()} == {"within noise"}
+    assert holm["none"].verdict == "undefined"
+    assert adjust({}, "holm") == {}
+
+
+def test_a_family_says_its_size_and_when_its_draws_are_too_few() -> None:
+    family = {i: interval(0.001, p=0.01) for i in range(54)}
+    draws = draws_for(54, 0.95)
+    assert draws == 2160
+    assert 54 * 2 / (draws + 1) <= 0.05 < 54 * 2 / draws + 1e-4
+    assert (draws_for(3, 0.95), draws_for(300, 0.999)) == (1000, 20_000)
+    text = describe_family(family, "holm", draws=draws, confidence=0.95)
+    assert text == (
+        "The family has 54 comparisons, whose p-values are adjusted by Holm's method; intervals and p-values come from "
+        "2,160 draws."
+    )
+    text = describe_family(family, "holm", draws=200, confidence=0.95)
+    assert "no p-value is below 0.01, so none stands out from 54 on its own; give --resamples 2160 or more" in text
+
+
 def test_logloss_is_that_of_the_repeated_rows_and_less_is_better() -> None:
     generator = np.random.default_rng(0)
     user = generator.integers(0, 40, 300)
@@ -133,10 +206,12 @@ def test_an_edge_belongs_to_the_bin_above_it() -> None:
 def test_cells_show_how_many_seeds_count_and_whether_there_is_an_interval() -> None:
     assert spread([0.5, None, 0.7]) == "0.6000 ± 0.1414 (2 of 3)"
     assert spread([None]) == "-"
-    assert show(Interval(0.01, math.nan, math.nan)) == "+0.0100"
-    assert show(Interval(math.nan, math.nan, math.nan)) == "-"
-    inside, outside = show(Interval(0.01, -0.02, 0.03)), show(Interval(0.01, 0.005, 0.03))
-    assert (inside, outside) == ("+0.0100 [-0.0200, +0.0300]", "**+0.0100 [+0.0050, +0.0300]**")
+    assert show(replace(interval(math.nan, p=math.nan), high=math.nan)) == "+0.0100"
+    assert show(replace(interval(math.nan, p=math.nan), value=math.nan)) == "-"
+    inside, outside = show(interval(-0.02, p=0.3)), show(interval(0.005, p=0.00049))
+    assert inside == "+0.0100 [-0.0200, +0.0300] p 0.3, 0.3"
+    assert outside == "**+0.0100 [+0.0050, +0.0300]** p 0.00049, 0.00049"
+    assert show(replace(interval(0.005, p=0.02), adjusted=0.06)) == "+0.0100 [+0.0050, +0.0300] p 0.02, 0.06"
 
 
 def test_names_are_escaped_in_the_page(tmp_path) -> None:
@@ -144,7 +219,7 @@ def test_names_are_escaped_in_the_page(tmp_path) -> None:
     description = "<script>alert(1)</script> of [me](javascript:x),\n\n# mine and `__a__`"
     report.text(f"Log: {escape(description)}")
     report.table([{"a|b": "_x_ <b>", "c": Markup("**+1**")}])
-    report.plot("p", dots({"a": {"b": Interval(0.1, 0.0, 0.2)}}, ""), "a]b_: AUC")
+    report.plot("p", dots({"a": {"b": interval(0.0, p=0.1)}}, ""), "a]b_: AUC")
     report.write(tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "&lt;script&gt;alert(1)&lt;/script&gt; of [me](javascript:x), # mine and `__a__`" in page

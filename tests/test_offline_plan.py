@@ -2,30 +2,38 @@
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
-from stem_torchrec.config import Layout, SparseOptimizerName
+from stem_torchrec.config import Layout, SparseOptimizerConfig, SparseOptimizerName, TrainConfig, dump_config
 from stem_torchrec.config.serialization import to_dict
+from stem_torchrec.models.stem import STEMOptions
+from stem_torchrec.models.table import with_arch
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.sharding.plan import Plan, plan_to_json, read_plan
 from stem_torchrec.sharding.topology import Bandwidths
 
 from common.table_list import TableSpec
+from planning.advice import Candidate, advise, cheapest
 from planning.arithmetic import model_bytes, pooled_bytes, state_bytes, weight_bytes, wire
 from planning.calibrate import Priced, calibrate, fit
 from planning.config import FIGURES, PlanConfig, read_options
+from planning.plans import PlanFolder
 from planning.run import run_plan
-from planning.strategies import Planned, Strategy, build_tables, grow, list_strategies, plan_strategy, recommend
+from planning.step import Dense, dense_part, estimate_step, ids_received
+from planning.strategies import Planned, Strategy, build_tables, grow, list_strategies, plan_strategy
 from sweep.cases import TYPES, Case
 from sweep.results import CASES, SWEEP_FILE, Measurement, Outcome
 
 TABLES = [TableSpec("user", 100_000, 16), TableSpec("item", 40_000, 16), TableSpec("tags", 1_000, 16, pooling=5)]
-CONFIG = PlanConfig(out="-", nodes=2, ranks_per_node=2, tasks=2, batch_size=512)
+CONFIG = PlanConfig(out="-", nodes=(2,), ranks_per_node=2, tasks=2, batch_size=512, optimizers=("adagrad",))
+RUN = TrainConfig()
 
 
 def planned(
@@ -66,7 +74,7 @@ def test_the_planner_counts_the_state_that_is_worked_out_by_hand(optimizer: Spar
 @pytest.mark.parametrize("nodes", [1, 2, 4])
 @pytest.mark.parametrize("kind", [kind for kind in TYPES if kind != "data_parallel"])
 def test_the_planner_takes_for_the_wire_what_is_worked_out_by_hand(kind: str, nodes: int) -> None:
-    config = replace(CONFIG, nodes=nodes)
+    config = replace(CONFIG, nodes=(nodes,))
     sent = wire(kind, pooled_bytes(TABLES, batch_size=512, tasks=2), nodes=nodes, ranks_per_node=2)
     ranks = plan_of(kind, config=config).per_rank("communication")
     assert sent is not None
@@ -122,7 +130,7 @@ def test_auto_is_at_least_as_fast_as_each_type_alone() -> None:
 @pytest.mark.long
 def test_hundreds_of_ranks_and_billions_of_rows_can_be_planned() -> None:
     tables = [TableSpec("user", 10_000_000_000, 16), TableSpec("item", 200_000_000, 16)]
-    config = replace(CONFIG, nodes=64, ranks_per_node=8, tasks=8)
+    config = replace(CONFIG, nodes=(64,), ranks_per_node=8, tasks=8)
     made = planned("auto", optimizer="rowwise_adagrad", config=config, tables=tables)
     assert made.plan is not None
     assert weights(made.plan) == 9 * 10_200_000_000 * 64
@@ -138,8 +146,130 @@ def test_a_strategy_that_learns_otherwise_is_not_recommended() -> None:
     cut, whole = (planned(kind, optimizer="rowwise_adagrad") for kind in ("column_wise", "row_wise"))
     assert cut.cut_rows == 9
     assert cut.peak("estimate") < whole.peak("estimate")
-    assert recommend([cut, whole]) == whole
-    assert recommend([cut]) is None
+    advice = advise([candidate(cut), candidate(whole)])
+    assert advice is not None
+    assert (advice.best.planned, advice.runner_up) == (whole, None)
+    assert advise([candidate(cut)]) is None
+
+
+def candidate(made: Planned, **values: float) -> Candidate:
+    """A plan with the estimate of its step, in which `values` are others."""
+    step = estimate_step(made, TABLES, CONFIG, RUN, FIGURES["cuda"])
+    assert step is not None
+    return Candidate(made, replace(step, **values))
+
+
+def test_an_even_plan_with_room_comes_before_one_that_is_hardly_faster() -> None:
+    fast, even, slow = (planned(kind) for kind in ("table_wise", "row_wise", "grid_shard"))
+    parts = {"ids": 0.0, "dense": 0.0, "all_reduce": 0.0}
+    full = candidate(fast, **parts, tables=1.0, fill=0.92)
+    roomy = candidate(even, **parts, tables=1.05, fill=0.3)
+    late = candidate(slow, **parts, tables=1.2, fill=0.1)
+    advice = advise([full, roomy, late])
+    assert advice is not None
+    assert (advice.best, advice.runner_up) == (roomy, full)
+    assert advice.reason == "its step is 4.8% shorter, but its fullest rank uses 92% of the memory for tables"
+    # With room it wins, and the next one is longer.
+    advice = advise([candidate(fast, **parts, tables=1.0, fill=0.5), roomy, late])
+    assert advice is not None
+    assert (advice.best.planned, advice.runner_up) == (fast, roomy)
+    assert advice.reason == "its step is 5.0% longer"
+    # A step that is much longer is no alternative, however much room it leaves; the advice warns.
+    advice = advise([full, late])
+    assert advice is not None
+    assert advice.best == full
+    assert "92%" in advice.best.crowded
+
+
+def test_the_smallest_cluster_with_the_shortest_step_is_cheapest() -> None:
+    made = [replace(planned("row_wise"), nodes=nodes) for nodes in (2, 4, 8)]
+    parts = {"ids": 0.0, "dense": 0.0, "all_reduce": 0.0}
+    steps = [candidate(each, **parts, tables=ms) for each, ms in zip(made, (2.0, 1.005, 1.0), strict=True)]
+    advised = [advice for each in steps if (advice := advise([each]))]
+    assert cheapest(advised) == advised[1]
+    assert cheapest([]) is None
+
+
+def test_a_step_is_what_is_worked_out_by_hand() -> None:
+    bandwidths, model = FIGURES["cuda"], STEMOptions(expert_hidden=(32, 16), gate_hidden=(8,), tower_hidden=(4,))
+    run = replace(RUN, model=model)
+    config = replace(CONFIG, price=3.6, tflops=2.0)
+    made = planned("row_wise")
+    step = estimate_step(made, TABLES, config, run, bandwidths)
+    assert step is not None
+    # 8 shared experts and one for each of two tasks, on 3 features of 16 columns; gates and towers of two tasks.
+    products = 10 * (48 * 32 + 32 * 16) + 2 * (48 * 8 + 8 * 10) + 2 * (16 * 4 + 4 * 1)
+    biases = 10 * (32 + 16) + 2 * (8 + 10) + 2 * (4 + 1)
+    assert dense_part(model, tuple(TABLES), ("a", "b")) == Dense(products + biases, products)
+    assert step.dense == pytest.approx(3 * 2 * 512 * products / 2e12 * 1000)
+    assert step.all_reduce == pytest.approx(2 * 3 / 4 * 4 * (products + biases) / 50e9 * 1000)
+    # From 4 ranks of 512 rows: a quarter of the 7 ids of a row, and the lengths of 3 features, for 3 groups.
+    assert step.ids == pytest.approx(4 * 512 * 3 * (8 * 7 / 4 + 4 * 3) / 50e9 * 1000)
+    assert step.tables == made.peak("estimate")
+    assert step.ms == step.ids + step.tables + step.dense + step.all_reduce
+    assert step.samples_per_second == pytest.approx(4 * 512 / step.ms * 1000)
+    # 4 ranks at 3.6 an hour are 0.004 a second.
+    assert step.cost == pytest.approx(0.004 * 1e9 / step.samples_per_second)
+    assert step.fill == pytest.approx(max(made.plan.per_rank("memory")) / 1024 / (0.85 * 80)) if made.plan else False
+    assert estimate_step(planned("data_parallel", optimizer="lamb"), TABLES, config, run, bandwidths) is None
+
+
+def test_ids_sent_once_are_received_once_by_a_rank_with_several_tables() -> None:
+    def received(kind: str, layout: Layout = "split", **options: Any) -> float:
+        return sum(ids_received(plan_of(kind, layout), TABLES, batch_size=512, **options))
+
+    all_ids = 4 * 512 * (8 * 7 + 4 * 3)
+    assert received("table_wise") == 3 * all_ids
+    assert received("table_wise", "packed") == all_ids
+    assert received("column_wise") > received("table_wise")
+    assert received("data_parallel") == 0
+    # Every rank has a shard of every table, with lengths of its own.
+    assert received("row_wise") == 3 * received("row_wise", input_dist="once") == 3 * 4 * 512 * (8 * 7 + 4 * 4 * 3)
+
+
+def test_a_search_continues_and_may_grow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = replace(CONFIG, out=str(tmp_path), types=("table_wise",), layouts=("split",), grow_tasks=(), grow_rows=())
+    run_plan(config, TABLES, RUN)
+    [first] = (tmp_path / "plans").glob("*.json")
+    before, report = first.read_text(), (tmp_path / "report.md").read_text()
+    capsys.readouterr()
+    more = run_plan(replace(config, types=("table_wise", "row_wise"), nodes=(1, 2)), TABLES, RUN)
+    printed = capsys.readouterr().out
+    assert "4 plans, each searched for at most 60 s" in printed
+    assert re.search(r"\[3/4.*\] 2 hosts, T=2.* table_wise/split/adagrad .*\(as before\)", printed)
+    assert re.search(r"\[4/4, 00:00 left\] 2 hosts, T=2.* row_wise/split/adagrad .* ms a step", printed)
+    assert first.read_text() == before
+    assert "not finished" not in report
+    again = next(planned for planned in more.planned if (planned.nodes, planned.strategy.type) == (2, "table_wise"))
+    fresh = planned("table_wise")
+    assert again.plan is not None
+    assert fresh.plan is not None
+    assert again.plan.tables == fresh.plan.tables
+    assert plan_to_json(again.plan) == plan_to_json(fresh.plan)
+    assert "## By number of hosts" in (tmp_path / "report.md").read_text()
+    with pytest.raises(UserError, match="holds another search, where batch_size is 512 and not 256"):
+        run_plan(replace(config, batch_size=256), TABLES, RUN)
+    first.write_text("{")
+    with pytest.raises(UserError, match="is not a plan of this search"):
+        run_plan(config, TABLES, RUN)
+
+
+def test_an_interrupted_search_leaves_a_report_of_its_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(CONFIG, out=str(tmp_path), types=("table_wise", "row_wise"), layouts=("split",), grow_rows=())
+
+    def write_and_stop(folder: PlanFolder, made: Planned) -> None:
+        if made.strategy.type == "row_wise":
+            raise KeyboardInterrupt
+        write(folder, made)
+
+    write = PlanFolder.write
+    monkeypatch.setattr(PlanFolder, "write", write_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_plan(config, TABLES, RUN)
+    report = (tmp_path / "report.md").read_text()
+    assert "- not finished: 5 plans are missing; the same command continues" in report
+    assert "Take table_wise/split/adagrad: estimated" in report
+    assert [row["type"] for row in pq.read_table(tmp_path / "report.parquet").to_pylist()] == ["table_wise"]
 
 
 def test_the_files_tell_the_same_and_training_reads_the_plan(tmp_path: Path) -> None:
@@ -152,7 +282,7 @@ def test_the_files_tell_the_same_and_training_reads_the_plan(tmp_path: Path) -> 
         grow_tasks=(1, 2),
         grow_rows=(0.5, 1000),
     )
-    report = run_plan(config, TABLES)
+    report = run_plan(config, TABLES, RUN)
     rows = pq.read_table(tmp_path / "report.parquet").to_pylist()
     assert [row["fits"] for row in rows if row["part"] == "strategy"] == [p.plan is not None for p in report.planned]
     assert len(report.planned) == len(list_strategies(config)) == 16
@@ -163,13 +293,14 @@ def test_the_files_tell_the_same_and_training_reads_the_plan(tmp_path: Path) -> 
     assert "| user      | 100,000 |    16 |       6,400,000 |     6,400,000 |" in text
     assert "does not fit" in text
     assert (tmp_path / "growth.png").stat().st_size > 0
-    assert report.best is not None
-    assert report.best.plan is not None
-    strategy = report.best.strategy
+    assert report.advice is not None
+    best = report.advice.best.planned
+    assert best.plan is not None
+    strategy = best.strategy
     tables = build_tables(TABLES, strategy.layout, strategy.optimizer, ("finish", "task_2")).embedding_bag_configs()
-    pinned = read_plan(str(tmp_path / "plan.json"), tables, config.topology(config.bandwidths))
+    pinned = read_plan(str(tmp_path / "plan.json"), tables, config.topology(2, config.bandwidths))
     assert {name: p.sharding_type for name, p in pinned.items()} == {
-        table.name: table.sharding_type for table in report.best.plan.tables
+        table.name: table.sharding_type for table in best.plan.tables
     }
 
 
@@ -185,6 +316,12 @@ def test_the_files_tell_the_same_and_training_reads_the_plan(tmp_path: Path) -> 
         (["--out", "x", "--types", "rowwise"], "'rowwise', but must be one of .*did you mean 'row_wise'"),
         (["--out", "x", "--tables", "no.yaml"], "the table list no.yaml cannot be read"),
         (["--out", "x", "--node", "2"], "unknown option '--node'; did you mean '--nodes'"),
+        (["--out", "x", "--labels", "a", "a"], "--labels is a a, so two of 16 tasks would be called 'a'"),
+        (["--out", "x", "--labels", "task_3"], "would be called 'task_3'"),
+        (["--out", "x", "--labels", "a", "b", "--tasks", "1"], "--labels names 2 tasks, but --tasks is 1"),
+        (["--out", "x", "--labels", "shared"], "--labels is shared: a task cannot be called 'shared'"),
+        (["--out", "x", "--price", "0"], "--price is 0.0, but must be a number above 0"),
+        (["--out", "x", "--config", "no.yaml"], "no.yaml"),
     ],
 )
 def test_bad_options_are_answered_in_a_sentence(options: list[str], sentence: str, monkeypatch) -> None:
@@ -193,18 +330,29 @@ def test_bad_options_are_answered_in_a_sentence(options: list[str], sentence: st
         read_options(options)
 
 
-def test_tables_of_several_widths_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "tables.yaml"
-    path.write_text("- {name: a, rows: 10, dim: 16}\n- {name: b, rows: 10, dim: 8}\n")
-    with pytest.raises(UserError, match="8 and 16 columns; give one dim"):
-        read_options(["--out", "x", "--tables", str(path)])
+def test_tables_may_have_several_widths_and_the_optimizer_is_that_of_a_run(tmp_path: Path) -> None:
+    path, run = tmp_path / "tables.yaml", tmp_path / "config.yaml"
+    path.write_text("- {name: a, rows: 1000, dim: 16}\n- {name: b, rows: 3000, dim: 8}\n")
+    config, tables, train = read_options(["--out", "x", "--tables", str(path), "--tasks", "2"])
+    assert config.optimizers == (train.sparse.name,) == ("rowwise_adagrad",)
+    for layout, optimizer in (("split", "rowwise_adagrad"), ("packed", "adagrad")):
+        made = planned("row_wise", layout, optimizer, tables=tables)
+        assert made.plan is not None
+        assert weights(made.plan) == 3 * 4 * (1000 * 16 + 3000 * 8)
+    assert dense_part(train.model, tuple(tables), ("a", "b")).products > 10 * 24 * 512
+    run.write_text(dump_config(replace(RUN, sparse=SparseOptimizerConfig(name="sgd"))))
+    config, _, train = read_options(["--out", "x", "--tables", str(path), "--config", str(run)])
+    assert config.optimizers == ("sgd",)
+    run.write_text(dump_config(replace(RUN, model=with_arch(train.model, "mmoe"))))
+    with pytest.raises(UserError, match="has the model mmoe, whose tables are not those of each task and a shared one"):
+        read_options(["--out", "x", "--tables", str(path), "--config", str(run)])
 
 
 def a_sweep(
     folder: Path, true: Bandwidths, kinds: Sequence[str], *, device: str = "NVIDIA H100", nodes: int = 2
 ) -> str:
     """Results of a machine on which the planner is right with the bandwidths `true`."""
-    config = replace(CONFIG, nodes=nodes, device="cpu" if device == "cpu" else "cuda")
+    config = replace(CONFIG, nodes=(nodes,), device="cpu" if device == "cpu" else "cuda")
     (folder / CASES).mkdir(parents=True)
     sweep = {
         "tables": [to_dict(table) for table in TABLES],

@@ -142,15 +142,20 @@ def step_with_rates() -> dict[str, dict[str, Tensor]]:
     return moves
 
 
-def clip() -> dict[float | None, tuple[float, dict[str, Tensor]]]:
-    """Norm of the dense gradient of a step, and the weights after it, by the norm that clipping allows."""
+def clip() -> dict[float | None, tuple[dict[str, float], dict[str, Tensor]]]:
+    """Norms of the dense gradients of a step by owner, and the weights after it, by the norm that clipping allows."""
     outcomes = {}
     for norm in (None, 1e-3, 1e3):
         config = run_config("sgd", "data_parallel")
         run = Run.build(dataclasses.replace(config, train=dataclasses.replace(config.train, clip_norm=norm)))
         run.train(of_this_rank(batches_of_ranks(1, 1)))
-        dense = [p.grad for name, p in run.model.named_parameters() if TABLES not in name]
-        outcomes[norm] = torch.cat([gradient.flatten() for gradient in dense]).norm().item(), run.weights()
+        gradients: dict[str, list[Tensor]] = {}
+        for name, p in run.model.named_parameters():
+            if TABLES not in name:
+                [owner] = {*COLUMNS.labels, "shared"} & set(name.split("."))
+                gradients.setdefault(owner, []).append(p.grad.flatten())
+        norms = {owner: torch.cat(parts).norm().item() for owner, parts in gradients.items()}
+        outcomes[norm] = norms, run.weights()
     return outcomes
 
 
@@ -185,11 +190,13 @@ def test_group_learning_rates_move_their_tables_in_their_ratio():
         torch.testing.assert_close(moves["each"][table], expected, rtol=0, atol=1e-6)
 
 
-def test_clipping_scales_the_dense_gradient_and_leaves_the_tables_alone():
+def test_clipping_scales_the_dense_gradient_of_each_set_of_tasks_and_leaves_the_tables_alone():
     free, clipped, loose = (results()[2][norm] for norm in (None, 1e-3, 1e3))
-    assert free[0] > 1e-2
-    # PyTorch divides by the norm plus 1e-6.
-    assert clipped[0] == pytest.approx(1e-3, rel=1e-4)
+    assert set(free[0]) == {"finish", "like", "shared"}
+    assert min(free[0].values()) > 1e-2
+    for norm in clipped[0].values():
+        # PyTorch divides by the norm plus 1e-6.
+        assert norm == pytest.approx(1e-3, rel=1e-4)
     assert loose[0] == free[0]
     for name in free[1]:
         if TABLES in name:

@@ -5,11 +5,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from iopath.common.file_io import g_pathmgr
 
 from stem_torchrec.data.files import Columns
 from stem_torchrec.metrics.predictions import PredictionsFile
-from stem_torchrec.runtime.paths import move
 
 COLUMNS = Columns(sparse={}, dense=(), labels=("view", "like"), group="user")
 
@@ -34,17 +32,6 @@ def test_a_file_holds_the_rows_that_were_written(tmp_path: Path) -> None:
         expected = [None if value != value else value for value in labels[:, i].tolist()]
         assert table.column(f"label/{task}").to_pylist() == expected
         assert table.column(f"prediction/{task}").to_pylist() == logits[:, i].double().sigmoid().tolist()
-
-
-def test_a_store_that_cannot_rename_gets_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def cannot(source: str, target: str) -> None:
-        raise NotImplementedError
-
-    monkeypatch.setattr(g_pathmgr, "mv", cannot)
-    (tmp_path / "new").write_text("new")
-    (tmp_path / "old").write_text("old")
-    move(str(tmp_path / "new"), str(tmp_path / "old"))
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"old": "new"}
 
 
 def test_a_failure_leaves_no_file(tmp_path: Path) -> None:

@@ -22,14 +22,15 @@ from stem_torchrec.config import DataConfig, TrainConfig
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.process import Process
 
+from common.load import CpuTime
 from common.table_list import TableSpec
 from sweep.batches import draw_ids, draw_lengths, workload_of_tables
 from sweep.cases import TYPES, Axes, Case, list_cases
 from sweep.config import Sweep, plan_sweep, read_command_line
 from sweep.gains import format_gains, gains
-from sweep.ranks import Ending, judge
+from sweep.ranks import Ending, cores_of_others, environment_of_child, judge, no_gpu
 from sweep.report import write_report
-from sweep.results import Measurement, Outcome, ResultFolder
+from sweep.results import Measurement, Outcome, ResultFolder, TableTime
 from sweep.rows import Row, fastest, summarize
 from sweep.run import order_of_round, turns_left
 
@@ -47,11 +48,15 @@ def test_a_case_is_named_by_its_parts_in_order() -> None:
     assert case.name == "row_wise/split/once/T8/adagrad/auto/fp32"
 
 
-def test_combinations_that_make_no_sense_are_left_out_and_counted() -> None:
+def test_combinations_that_make_no_sense_are_left_out_by_name_with_the_reason() -> None:
     cases, left_out = list_cases(AXES)
     # Six types split stock, split once and packed stock, data_parallel without once, for each of 2 and 8 tasks.
     assert len(cases) == 2 * (6 * 3 + 2)
-    assert left_out == 2 * 7 * 4 - len(cases)
+    assert len(left_out) == 2 * 7 * 4 - len(cases)
+    assert not left_out.keys() & set(cases)
+    reasons = {case.name.removesuffix("/T2/adagrad/auto/fp32"): reason for case, reason in left_out.items()}
+    assert reasons["row_wise/packed/once"] == "a packed table is looked up once, so stock sends its ids once as well"
+    assert reasons["data_parallel/split/once"].startswith("every rank holds the whole table, so no ids")
     kernels = replace(AXES, kernel=("fused", "dense"), layout=("split",), input_dist=("stock",), tasks=(2,))
     served = {(case.type, case.kernel) for case in list_cases(kernels)[0]}
     assert served == {("data_parallel", "dense"), *((kind, "fused") for kind in TYPES if kind != "data_parallel")}
@@ -74,7 +79,7 @@ def test_a_pattern_takes_named_parts_from_all_there_are_and_the_rest_from_the_op
         ("row_wise/split/once/8", "'8' is not a number of tasks; write T8"),
         ("*/split/twice", "'twice' is not a known input dist"),
         ("a/b/c/d/e/f/g/h", "has 8 parts"),
-        ("*/packed/once", "none of .* combinations, such as .*, makes sense"),
+        ("*/packed/once", "none of .* combinations makes sense, such as .*: a packed table is looked up once"),
     ],
 )
 def test_a_pattern_that_names_nothing_is_refused(pattern: str, sentence: str) -> None:
@@ -91,11 +96,14 @@ def test_a_sweep_takes_options_of_training_beside_its_own(tmp_path: Path) -> Non
     tables = tmp_path / "tables.yaml"
     tables.write_text("- {name: a, rows: 100, dim: 8}\n- {name: b, rows: 10, dim: 8}")
     sweep = plan_sweep(*read_command_line(["--tables", str(tables), "--out", "x"]))
-    assert sweep.train.model.embedding_dim == 8
     assert [table.rows for table in sweep.tables] == [100, 10]
-    tables.write_text("- {name: a, rows: 100, dim: 8}\n- {name: b, rows: 10, dim: 16}")
-    with pytest.raises(UserError, match="tables of 8 and 16 columns"):
-        plan_sweep(*read_command_line(["--tables", str(tables), "--out", "x"]))
+    for labels, sentence in (("a a", "two of 2 tasks would be called 'a'"), ("task_2", "would be called 'task_2'")):
+        with pytest.raises(UserError, match=sentence):
+            plan_sweep(
+                *read_command_line(
+                    ["--tables", str(tables), "--tasks", "2", "--data.labels", *labels.split(), "--out", "x"]
+                )
+            )
     with pytest.raises(UserError, match="--out DIR"):
         read_command_line([])
 
@@ -185,13 +193,15 @@ def canned(tmp_path: Path) -> tuple[ResultFolder, Sweep]:
     folder.write(outcome(cases[1], measured(20, [1.4, 1.3 * (1 + 1e-7), 1.2, 1.1 * (1 + 1e-3)])))
     folder.write(outcome(cases[2], measured(10, [1.4, 1.3 * (1 + 1e-5), 1.2, 1.1])))
     folder.write(outcome(cases[3], None, "killed"))
-    return folder, Sweep(tuple(cases), 3, (), TrainConfig(), ("finish", "like", "share"))
+    left_out = {replace(CASE, layout="packed", input_dist="once"): "it is stock"}
+    return folder, Sweep(tuple(cases), left_out, (), TrainConfig(), ("finish", "like", "share"))
 
 
 def test_numbers_of_a_row_come_from_all_ranks() -> None:
     [row] = summarize([outcome(CASE, measured(10, LOSSES))], global_batch=1000)
     # The last rank ends the steps after 15 and 20 ms.
-    assert row.p50_ms == pytest.approx(17.5)
+    assert (row.p10_ms, row.p50_ms, row.p90_ms) == pytest.approx((15.5, 17.5, 19.5))
+    assert (row.lookup_p10_ms, row.lookup_ms, row.lookup_p90_ms) == pytest.approx((4.1, 4.5, 4.9))
     assert row.samples_per_second == pytest.approx(1000 / 0.0175)
     assert (row.ids_bytes, row.embeddings_bytes, row.gradients_bytes) == (400, 2048, 2048)
     assert (row.peak_mib, row.added_mib, row.weights_imbalance) == (530, 120, 1.5)
@@ -214,11 +224,69 @@ def test_a_case_that_learns_something_else_is_marked_and_not_advised(tmp_path: P
     report = (folder.folder / "report.md").read_text()
     assert "| grid_shard/split/stock/T2/adagrad/auto/fp32 | killed | no reason but this |" in report
     assert advice in report
-    assert "4 of 4 run, 3 combinations left out" in report
+    assert "4 of 4 run, 1 combinations left out" in report
+    assert "| table_wise/packed/once/T2/adagrad/auto/fp32 | it is stock |" in report
     table = pq.read_table(folder.folder / "report.parquet").to_pylist()
-    assert [row["status"] for row in table] == ["ok", "ok", "ok", "killed"]
+    assert [row["status"] for row in table] == ["ok", "ok", "ok", "killed", "left out"]
+    assert table[4]["reason"] == "it is stock"
     assert table[3]["p50_ms"] is None
     assert table[1]["early_gap"] == pytest.approx(1e-7, rel=1e-3)
+
+
+def test_a_case_that_ran_beside_other_work_is_marked(tmp_path: Path) -> None:
+    folder, sweep = canned(tmp_path)
+    quiet, busy = (replace(outcome(case, measured(30, LOSSES)), cores=4) for case in sweep.cases[:2])
+    folder.write(replace(quiet, others=0.3))
+    folder.write(replace(busy, others=0.6))
+    rows, _ = write_report(folder, sweep, rounds=1, global_batch=100)
+    assert [row.loaded for row in rows] == [False, True, False, False]
+    warning = "warning: other processes kept up to 0.6 cores busy, so these times are too long: `row_wise/split"
+    assert warning in (folder.folder / "report.md").read_text()
+
+
+def test_work_of_others_is_what_the_sweep_did_not_do_on_the_busiest_host() -> None:
+    def ending(rank: int, busy: float, own: float) -> Ending:
+        return Ending(rank, "ok", "", 10.0, "", busy_seconds=busy, own_seconds=own)
+
+    hosts = [ending(0, 19.0, 8.0), ending(1, 19.0, 9.0), ending(2, 20.0, 7.0), ending(3, 20.0, 8.0)]
+    assert cores_of_others(hosts, 2) == pytest.approx(0.5)
+    assert cores_of_others([ending(0, 1.0, 1.01)], 1) == 0
+    before = CpuTime.now()
+    sum(i * i for i in range(2_000_000))
+    after = CpuTime.now()
+    # What this process did counts as busy and as its own, to the ticks of the clock.
+    assert after.own - before.own > 0.02
+    assert after.busy - before.busy >= after.own - before.own - 0.05
+
+
+def test_the_slowest_tables_come_first_with_their_spread(tmp_path: Path) -> None:
+    folder, sweep = canned(tmp_path)
+    times = {"like/a": (1.0, 2.0, 3.0), "shared/a": (5.0, 6.0, 7.0)}
+    tables = tuple(TableTime(name, 1000, 8, "row_wise", "fused", (0, 1), 0.25, ms) for name, ms in times.items())
+    folder.write(outcome(sweep.cases[1], measured(20, LOSSES, by_table=tables)))
+    write_report(folder, sweep, rounds=1, global_batch=100)
+    section = (folder.folder / "report.md").read_text().partition("### By table, `row_wise/split")[2]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines()[4:6]]
+    assert lines[0] == ["shared/a", "1,000", "8", "row_wise", "fused", "0,1", "0.250", "5.20", "6.00", "6.80", "75%"]
+    assert lines[1][0] == "like/a"
+    rows = pq.read_table(folder.folder / "tables.parquet").to_pylist()
+    assert [(row["table"], row["p50_ms"]) for row in rows] == [("like/a", 2.0), ("shared/a", 6.0)]
+
+
+@pytest.mark.parametrize("gpus", ["0,1", "GPU-8f2c", "", None])
+def test_children_see_the_gpus_that_are_hidden_from_the_process_which_starts_them(
+    gpus: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if gpus is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    with no_gpu() as environment:
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+        child = environment_of_child(environment, "127.0.0.1", 1234)
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == gpus
+    line = [sys.executable, "-c", "import os; print(os.environ.get('CUDA_VISIBLE_DEVICES'))"]
+    assert subprocess.check_output(line, env=child, text=True).strip() == str(gpus)
+    assert (child["MASTER_ADDR"], child["MASTER_PORT"]) == ("127.0.0.1", "1234")
 
 
 @pytest.mark.parametrize("losses", [[math.nan] * 4, [1.4, 1.3, 1.2, 1.2]])
@@ -301,6 +369,8 @@ def launch(folder: Path, *options: str) -> subprocess.Popen:
     bin_ = Path(sys.executable).parent
     env = {name: value for name, value in os.environ.items() if name in ("HOME", "LANG", "PYTHONPATH", "TMPDIR")}
     env |= {"PATH": f"{bin_}{os.pathsep}{os.environ['PATH']}", "OMP_WAIT_POLICY": "passive", "SWEEP": str(folder)}
+    # Names no GPU, which a machine with GPUs would use; the children get it as it is.
+    env["CUDA_VISIBLE_DEVICES"] = "-1"
     cases = [f"{kind}/*/*/*/{name}" for kind, name in (("table_wise", "adagrad"), ("row_wise", "adagrad"))]
     line = ["torchrun", "--nproc-per-node", "2", "benchmarks/sharding.py", "--recipe", "tiny", "--out", str(folder)]
     line += ["--cases", *cases, "table_wise/*/*/*/lamb", "--layouts", "split", "--input-dists", "stock"]
@@ -335,6 +405,8 @@ def test_an_interrupted_sweep_resumes_and_its_advice_trains(tmp_path: Path) -> N
     wait_for(lambda: list(out.glob("cases/*.0.json")), sweep)
     [first] = out.glob("cases/*.0.json")
     wait_for(lambda: children_of(out), sweep)
+    with contextlib.suppress(FileNotFoundError):
+        assert b"CUDA_VISIBLE_DEVICES=-1\0" in Path(f"/proc/{children_of(out)[0]}/environ").read_bytes()
     sweep.send_signal(signal.SIGTERM)
     sweep.communicate(timeout=60)
     wait_for(lambda: not children_of(out))
@@ -355,6 +427,10 @@ def test_an_interrupted_sweep_resumes_and_its_advice_trains(tmp_path: Path) -> N
     # Two ranks of this size hold more than 100 MiB and less than 10 GiB.
     assert 100 < ok["peak_mib"] < 10_000
     assert min(ok["p50_ms"], ok["lookup_ms"], ok["ids_bytes"], ok["embeddings_bytes"], ok["gradients_bytes"]) > 0
+    tables = pq.read_table(out / "tables.parquet").to_pylist()
+    assert {row["case"] for row in tables} == {row["name"] for row in rows.values() if row["status"] == "ok"}
+    assert all(0 < row["p10_ms"] <= row["p50_ms"] <= row["p90_ms"] for row in tables)
+    assert "### By table" in (out / "report.md").read_text()
     assert {path.name for path in out.glob("*.png")} == {"throughput.png", "memory.png", "estimate.png"}
 
     [options] = re.findall(r"Take .*\): (--sharding\.plan .*)", text)

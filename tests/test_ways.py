@@ -14,7 +14,9 @@ from stem_torchrec.metrics.multi_task import TaskMetrics
 from stem_torchrec.models.loss import MultiTaskTrain, labels_like
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.sharding.once import OnceSharder
+from stem_torchrec.sharding.placement import Placement
 from stem_torchrec.sharding.planner import planner_constraints
+from stem_torchrec.sharding.shard import AllTypesSharder
 from stem_torchrec.tables import embedding_bag_configs, table_group
 from stem_torchrec.training.evaluation import evaluate, exposures_of, predict
 from stem_torchrec.training.loop import fit
@@ -99,6 +101,29 @@ def tables_of(model) -> dict[str, Tensor]:
             [s.tensor for s in weight.local_shards()] if hasattr(weight, "local_shards") else [weight]
         )
     }
+
+
+def plan_row_wise() -> tuple[str, str]:
+    """The sharding type of a table that must be row_wise, and the planner's error with TorchRec's own sharder."""
+    tables = embedding_bag_configs(list(COLUMNS.sparse.values()), ["finish", "like", "shared"], embedding_dim=8)
+    topology = Topology(world_size=2, local_world_size=2, compute_device="cpu")
+    constraints = planner_constraints(tables, topology=topology, placements={"shared/uid": Placement("row_wise")})
+    model = build_dlrm(tables=tables)
+    with pytest.raises(RuntimeError) as error:
+        EmbeddingShardingPlanner(topology=topology, constraints=constraints).plan(
+            model, [EmbeddingBagCollectionSharder()]
+        )
+    planner = EmbeddingShardingPlanner(topology=topology, constraints=constraints)
+    plan = planner.collective_plan(model, [AllTypesSharder()])
+    sharded, pipeline = shard_dlrm(model, plan, sharder=AllTypesSharder())
+    pipeline.progress(iter(batches_of(0)))
+    return sharded.plan.plan[EMBEDDINGS]["shared/uid"].sharding_type, str(error.value)
+
+
+def test_a_plan_that_cuts_rows_on_cpu_needs_the_sharder_of_all_types():
+    for kind, error in run_ranks(2, plan_row_wise):
+        assert kind == "row_wise"
+        assert error.startswith("No available sharding type and compute kernel combination")
 
 
 def train_both_tables() -> tuple[dict[str, list[str]], list[Tensor], list[Tensor]]:

@@ -41,6 +41,11 @@ def describe_machine() -> dict[str, str]:
     }
 
 
+def count_hosts(hosts: int) -> str:
+    """`1 host`, `2 hosts`."""
+    return f"{hosts} host{'s' * (hosts != 1)}"
+
+
 def format_hosts(hosts: int, ranks_per_host: int) -> str:
     """`2 x 8 (hosts x ranks)`."""
     return f"{hosts} x {ranks_per_host} (hosts x ranks)"

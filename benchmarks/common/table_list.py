@@ -14,7 +14,9 @@ from typing import Any
 
 from stem_torchrec.config.serialization import from_dict
 from stem_torchrec.config.yaml_text import parse_yaml
+from stem_torchrec.data.schema import SparseFeature
 from stem_torchrec.runtime.errors import UserError, reason_of
+from stem_torchrec.tables import groups_of
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,32 @@ def read_table_list(path: str | Path) -> list[TableSpec]:
     tables: list[TableSpec] = []
     for number, entry in enumerate(entries, start=1):
         tables.append(_read(entry, number, path, tables))
-    dims = sorted({table.dim for table in tables})
-    if len(dims) > 1:
-        raise UserError(f"{path} has tables of {' and '.join(map(str, dims))} columns; give one dim.")
     return tables
+
+
+def sparse_features(tables: Sequence[TableSpec]) -> list[SparseFeature]:
+    """The features as a schema has them, each of its own width."""
+    return [SparseFeature(table.name, table.rows, embedding_dim=table.dim) for table in tables]
+
+
+def name_tasks(labels: Sequence[str], tasks: int) -> tuple[str, ...]:
+    """Names for `tasks` tasks: the labels, then task_3, task_4 and so on."""
+    return (*labels, *(f"task_{i + 1}" for i in range(len(labels), tasks)))[:tasks]
+
+
+def check_labels(labels: Sequence[str], tasks: int, option: str) -> None:
+    """Raises UserError for labels that cannot name tasks, or with two tasks of one name, up to so many tasks."""
+    names = name_tasks(labels, tasks)
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(
+                f"{option} is {' '.join(labels)}, so two of {tasks} tasks would be called {name!r} (tasks without a "
+                "label are task_1, task_2, ...); give every task its own name."
+            )
+    try:
+        groups_of(names)
+    except UserError as error:
+        raise UserError(f"{option} is {' '.join(labels)}: {reason_of(error)}.") from error
 
 
 def _read(entry: Any, number: int, path: str | Path, earlier: Sequence[TableSpec]) -> TableSpec:

@@ -10,7 +10,7 @@ import torch
 from stem_torchrec.config import Arch
 from stem_torchrec.runtime.process import trains_on_gpu
 
-from contest.problem import Contestant, Precision, Problem
+from contest.problem import MALLOC, Contestant, Precision, Problem
 from contest.turns import Score, Turns, contest
 
 Case = Literal["peak", "rows", "others", "models", "variants", "ranks", "roofline", "memory"]
@@ -44,10 +44,13 @@ def contests(case: Case, rows: Sequence[int]) -> dict[str, list[Contestant]]:
     if case == "rows":
         return {case: [Contestant("ours", p, n) for p in precisions for n in (few, many)]}
     if case == "others":
-        ours = [Contestant("ours", p) for p in precisions]
-        stock = [Contestant("stock", p, keeps_memory=False) for p in precisions]
-        dense = Contestant("dense", keeps_memory=False)
-        return {f"{case}, {n:,} rows": [replace(side, rows=n) for side in (*ours, *stock, dense)] for n in rows}
+        sides = [*(Contestant(side, p) for side in ("ours", "stock") for p in precisions), Contestant("dense")]
+        # On a GPU hardly any time goes to memory of the host. All sides at once would not fit into memory.
+        return {
+            f"{case}, {n:,} rows, {MALLOC[keeps]}": [replace(side, rows=n, keeps_memory=keeps) for side in sides]
+            for n in rows
+            for keeps in ((True,) if on_gpu else (True, False))
+        }
     if case == "models":
         return {case: [Contestant("ours", "fp32", n, arch=arch) for n in (few, many) for arch in MODELS]}
     if case == "variants":

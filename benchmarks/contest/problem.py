@@ -17,6 +17,8 @@ from stem_torchrec.models.stem import STEMOptions
 
 Precision = Literal["fp32", "tf32", "bf16"]
 Pipeline = Literal["base", "sparse_dist", "prefetch"]
+MALLOC = {True: "malloc kept", False: "malloc as it is"}
+"""Whether a process keeps freed memory, in the words of the report."""
 
 _BATCHES = 16
 """Number of batches that are drawn; they are then repeated."""
@@ -110,7 +112,7 @@ class Contestant:
     one_core_each: bool = False
     """Whether each rank runs on a core of its own; else the ranks share all cores."""
     keeps_memory: bool = True
-    """Whether the process keeps freed memory, as this project does on CPU; the report names sides that differ."""
+    """Whether the process keeps freed memory, as this project does on CPU."""
     pipeline: Pipeline = "sparse_dist"
     kernel: Kernel = "auto"
     sparse: SparseOptimizerName = "rowwise_adagrad"
@@ -125,8 +127,8 @@ class Contestant:
         parts = [f"{self.side} {self.precision}" if self.side not in ("copy", "tables") else self.side]
         if self.ranks > 1 or self.one_core_each:
             parts.append(f"{self.ranks} rank{'s' * (self.ranks > 1)}{' of one core' * self.one_core_each}")
-        if self.keeps_memory != (self.side not in ("stock", "dense")):
-            parts.append("malloc kept" if self.keeps_memory else "malloc as it is")
+        if not self.keeps_memory:
+            parts.append(MALLOC[False])
         usual = Contestant(self.side)
         parts += [
             getattr(self, option)

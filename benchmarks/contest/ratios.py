@@ -1,21 +1,26 @@
 """The ratios that a report begins with, each between contestants that took turns."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from statistics import median
 
+from contest.problem import MALLOC
 from contest.turns import Score
 
 Ratio = tuple[str, str]
 """A name, and the median over the rounds with the lowest and the highest."""
 
 
-def ratios(scores: Mapping[str, Sequence[Score]]) -> list[Ratio]:
-    """The ratios of all contests that were held, by contest."""
-    result: list[Ratio] = []
+def ratios(scores: Mapping[str, Sequence[Score]]) -> list[tuple[str, str, str]]:
+    """The ratios of all contests that were held: a name, the ratio where sides keep freed memory, and where none does.
+
+    Only `others` is held both ways; the other cases have a ratio in the first column.
+    """
+    result: dict[str, dict[bool, str]] = {}
     for contest, contestants in scores.items():
-        case = contest.partition(",")[0]
-        result += _BY_CASE[case](contestants)
-    return result
+        for name, value in _BY_CASE[contest.partition(",")[0]](contestants):
+            result.setdefault(name, {})[not contest.endswith(MALLOC[False])] = value
+    return [(name, values.get(True, ""), values.get(False, "")) for name, values in result.items()]
 
 
 def ratio(slow: Score, fast: Score, factor: float = 1.0) -> str:
@@ -55,7 +60,8 @@ def _others(scores: Sequence[Score]) -> Iterator[Ratio]:
             if ours.contestant.side == "ours" and (
                 other.contestant.side == "dense" or (other.contestant.side == "stock" and _same_precision(ours, other))
             ):
-                names = f"{ours.contestant.name} over {other.contestant.name}"
+                # The contest says whether freed memory is kept.
+                names = " over ".join(replace(side.contestant, keeps_memory=True).name for side in (ours, other))
                 yield f"samples/s of {names}, {other.contestant.rows:,} rows", ratio(other, ours)
 
 

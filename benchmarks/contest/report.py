@@ -9,6 +9,8 @@ import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
+from common.load import cores, is_loaded
+from contest.problem import MALLOC
 from contest.ratios import ratios
 from contest.turns import Score
 
@@ -24,12 +26,19 @@ _HOW_TO_READ = """\
 - **G/s**: 10^9 operations per second at P50, in the matrix products with weights, forward and backward. The time
   includes everything else that a step does. For copy and tables it is 10^9 bytes per second.
 - **peak**: MiB of a rank, resident on CPU, allocated on a GPU. **faults**: page faults in a step.
-- **malloc kept**: the process keeps freed memory, which is the default of ours; **malloc as it is**: it does not, which
-  is the default of stock and dense.
+- **malloc kept**: the process keeps freed memory, which this project sets on CPU by two calls of mallopt and which any
+  program can set. The first column of ratios is with it on all sides; **malloc as it is**, the second, on none.
+- **others busy**: cores that processes outside of the contest kept busy meanwhile.
 """
 
 
-def write_report(folder: Path, head: Mapping[str, str], scores: Mapping[str, Sequence[Score]], batch_size: int) -> None:
+def write_report(
+    folder: Path,
+    head: Mapping[str, str],
+    scores: Mapping[str, Sequence[Score]],
+    batch_size: int,
+    busy: Mapping[str, float],
+) -> None:
     """Writes report.md, report.parquet and, if `others` was held, step_time.png.
 
     Args:
@@ -37,6 +46,7 @@ def write_report(folder: Path, head: Mapping[str, str], scores: Mapping[str, Seq
         head: of the report, in order.
         scores: of the contests so far, by name.
         batch_size: rows of a batch, per rank.
+        busy: cores that others kept busy during a contest, by its name.
     """
     rows = [row(contest, score, batch_size) for contest, contestants in scores.items() for score in contestants]
     table = pa.Table.from_pylist(rows)
@@ -44,7 +54,9 @@ def write_report(folder: Path, head: Mapping[str, str], scores: Mapping[str, Seq
         table.replace_schema_metadata({key: str(value) for key, value in head.items()}), folder / "report.parquet"
     )
     lines = ["# Throughput", "", *(f"- {key}: {value}" for key, value in head.items()), ""]
-    lines += [tabulate(ratios(scores), ["what", "ratio"], tablefmt="github"), "", _HOW_TO_READ]
+    if loaded := [contest for contest, others in busy.items() if is_loaded(others, cores())]:
+        lines += [f"**Warning: other processes were busy during {', '.join(loaded)}; measure again for times.**", ""]
+    lines += [tabulate(ratios(scores), ["what", *MALLOC.values()], tablefmt="github"), "", _HOW_TO_READ]
     for contest, contestants in scores.items():
         shown = [row(contest, score, batch_size) for score in contestants]
         columns = {
@@ -60,6 +72,8 @@ def write_report(folder: Path, head: Mapping[str, str], scores: Mapping[str, Seq
         }
         lines += [
             f"## {contest}",
+            "",
+            f"Others busy: {busy[contest]:.2f} of {cores()} cores.",
             "",
             tabulate(
                 [[one[key] for key in columns.values()] for one in shown],

@@ -1,14 +1,17 @@
 """The command of the contests: reads what to measure, holds the contests, and writes the report after each."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
 from stem_torchrec.config import parse_arguments
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.path_options import LocalOutput
 from stem_torchrec.runtime.process import trains_on_gpu
 
+from common.load import CpuTime, busy_with_others
 from common.machine import describe_run, memory_gib
 from common.output import make_folder
 from contest.cases import Case, contests, largest_models, possible_cases
@@ -21,13 +24,13 @@ from contest.turns import Score, Turns, contest
 class ThroughputConfig:
     """What to measure, on the reference model: D=16, 8 shared experts and 1 for each task, of [512, 512, 512]."""
 
-    out: str = ""
+    out: LocalOutput = ""
     """Folder for report.md, report.parquet and the plot."""
     cases: tuple[Case, ...] = ()
     """peak: a step beside matrix products alone; rows: many rows against few; others: plain PyTorch and TorchRec's
-    own modules, by rows; models: MMoE and PLE with tables as large; variants: pipelines, optimizers, kernels and
-    layouts; ranks: two against one; roofline: the tables beside copies; memory: the largest model that fits. By
-    default all that this machine can measure."""
+    own modules, by rows, on CPU with freed memory kept by all sides and by none; models: MMoE and PLE with tables as
+    large; variants: pipelines, optimizers, kernels and layouts; ranks: two against one; roofline: the tables beside
+    copies; memory: the largest model that fits. By default all that this machine can measure."""
     rows: tuple[int, ...] = (1_000, 100_000, 1_000_000)
     """Rows of each feature's tables, from few to many."""
     batch_size: int = 4096
@@ -75,24 +78,30 @@ def measure(config: ThroughputConfig) -> None:
     folder = make_folder(config.out)
     problem = replace(Problem(), batch_size=config.batch_size, features=config.features, tasks=config.tasks)
     turns = Turns(rounds=config.rounds, steps=config.steps, warmup=config.warmup)
-    head = describe_run("throughput.py", device=_device())
+    cases = config.cases or possible_cases()
+    ranks_impossible = not config.cases and "ranks" not in cases
+    left_out = {"left out": "ranks, as two ranks need two cores, or two GPUs"} if ranks_impossible else {}
+    head = describe_run("throughput.py", device=_device(), **left_out)
     scores: dict[str, list[Score]] = {}
+    busy: dict[str, float] = {}
 
-    def report(name: str, measured: list[Score]) -> None:
-        scores[name] = measured
-        for score in measured:
+    def hold(name: str, measure: Callable[[], list[Score]]) -> None:
+        print(f"{name}:", flush=True)
+        before = CpuTime.now()
+        scores[name] = measure()
+        after = CpuTime.now()
+        busy[name] = busy_with_others(after.at - before.at, after.busy - before.busy, after.own - before.own)
+        for score in scores[name]:
             rows = f"{score.contestant.rows:,} rows"
             print(f"  {score.contestant.name:36} {rows:16} {score.quantile(0.5):9.1f} ms", flush=True)
-        write_report(folder, head, scores, config.batch_size)
+        write_report(folder, head, scores, config.batch_size, busy)
 
-    for case in config.cases or possible_cases():
+    for case in cases:
         for name, contestants in contests(case, config.rows).items():
-            print(f"{name}:", flush=True)
-            report(name, contest(contestants, problem, turns))
+            hold(name, partial(contest, contestants, problem, turns))
         if case == "memory":
-            print(f"{case}:", flush=True)
             budget = config.memory_gib or 0.85 * _device_memory_gib()
-            report(case, largest_models(problem, config.rows, 1024 * budget))
+            hold(case, partial(largest_models, problem, config.rows, 1024 * budget))
     print(f"report: {folder / 'report.md'}")
 
 

@@ -12,7 +12,7 @@ are valid for steps like the measured ones.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,8 @@ class Calibration:
     """Estimate over measured time with the given bandwidths: minimum, median and maximum of the cases."""
     after: tuple[float, float, float]
     """The same with the fitted bandwidths."""
+    unused: Mapping[str, str]
+    """Cases of the sweep that the fit does not use, by name, with the reason."""
 
 
 @dataclass(frozen=True)
@@ -87,10 +89,17 @@ def calibrate(folder: str, bandwidths: Bandwidths, *, device: str) -> Calibratio
             f"--calibrate {folder} was measured on {' and '.join(sorted(devices))}, but this plan is for {device}; "
             f"measure on {device}, or plan with --device {min(devices)}."
         )
-    priced = []
+    priced: list[Priced] = []
+    unused = {}
     for row in summarize(outcomes, global_batch=1):
-        if row.status == "ok" and row.case.type != "data_parallel":
-            priced += _price(folder, sweep, row, outcomes, bandwidths, device)
+        if row.status != "ok":
+            unused[row.case.name] = f"{row.status}: {row.reason}"
+        elif row.case.type == "data_parallel":
+            unused[row.case.name] = "it exchanges no embeddings"
+        elif price := _price(folder, sweep, row, outcomes, bandwidths, device):
+            priced.append(price)
+        else:
+            unused[row.case.name] = "it has tables in UVM, which would need a third factor"
     if len(priced) < LEAST_CASES:
         raise UserError(
             f"--calibrate {folder} has {len(priced)} cases that can be compared (not data_parallel, not in UVM), but "
@@ -101,9 +110,8 @@ def calibrate(folder: str, bandwidths: Bandwidths, *, device: str) -> Calibratio
     changed = ("hbm" if device == "cuda" else "ddr", *links)
     factors = {name: memory if name in _MEMORY else link for name in changed}
     fitted = replace(bandwidths, **{name: getattr(bandwidths, name) / factor for name, factor in factors.items()})
-    return Calibration(
-        folder, fitted, changed, len(priced), together, _ratios(priced, 1.0, 1.0), _ratios(priced, memory, link)
-    )
+    before, after = _ratios(priced, 1.0, 1.0), _ratios(priced, memory, link)
+    return Calibration(folder, fitted, changed, len(priced), together, before, after, unused)
 
 
 def fit(priced: Sequence[Priced]) -> tuple[float, float, bool]:
@@ -154,13 +162,13 @@ def _price(
     outcomes: Sequence[Outcome],
     bandwidths: Bandwidths,
     device: str,
-) -> list[Priced]:
-    """The case as the planner prices its plan; empty for a plan with tables in UVM, which would need a third factor."""
+) -> Priced | None:
+    """The case as the planner prices its plan; None for a plan with tables in UVM."""
     [first] = [o for o in outcomes if o.case == row.case and o.round == 0]
     assert first.measurement is not None
     planned = json.loads(first.measurement.plan)["tables"]
     if any(table["compute_kernel"] != "fused" for table in planned.values()):
-        return []
+        return None
     specs = [from_dict(TableSpec, table) for table in sweep["tables"]]
     configs = [
         EmbeddingBagConfig(
@@ -195,4 +203,4 @@ def _price(
         )
         by_rank.append(plan.per_rank("estimate"))
     memory, link = max(zip(*by_rank, strict=True), key=sum)
-    return [Priced(row.lookup_ms, memory, link)]
+    return Priced(row.lookup_ms, memory, link)

@@ -1,23 +1,28 @@
 """The command line of the offline planner, and the cluster that it describes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from torchrec.distributed.planner import Topology
 
-from stem_torchrec.config import Layout, ShardingType, SparseOptimizerName, parse_arguments
+from stem_torchrec.config import Layout, Precision, ShardingType, SparseOptimizerName, TrainConfig, parse_arguments
+from stem_torchrec.models.table import groups_with_tables
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.path_options import LocalFile, LocalFolder, LocalOutput
 from stem_torchrec.sharding.topology import Bandwidths, make_topology
+from stem_torchrec.tables import SHARED
+from stem_torchrec.training.configuration import load_config
 
-from common.table_list import TableSpec, read_table_list
+from common.table_list import TableSpec, check_labels, read_table_list
 
 _DESCRIPTION = """\
 Plans sharding on paper: which strategies fit a cluster that need not exist, with memory and estimated step by rank.
 
-Bandwidths are in GB/s (10^9 bytes) for each rank. The defaults are data sheet values of an H100, which no step quite
-reaches; --calibrate DIR takes those that `benchmarks/sharding.py --tables` measured."""
+Bandwidths are in GB/s (10^9 bytes) for each rank, and --tflops in 10^12 operations a second. The defaults are data
+sheet values of an H100, which no step quite reaches; --calibrate DIR takes the bandwidths that
+`benchmarks/sharding.py --tables` measured."""
 
 FIGURES = {
     "cuda": Bandwidths(hbm=3350, ddr=300, hbm_to_ddr=64, intra_host=450, inter_host=50),
@@ -26,17 +31,30 @@ FIGURES = {
 """cuda: H100 SXM (HBM3, PCIe gen 5 x16, NVLink 4 in one direction, a 400 Gbit/s NIC for each GPU) and DDR5 of a server.
 cpu: the same DDR5, copies between processes, and a 100 Gbit/s NIC for each rank."""
 
+TFLOPS: Mapping[str, Mapping[Precision, float]] = {
+    "cuda": {"fp32": 67, "tf32": 495, "bf16": 990},
+    "cpu": {"fp32": 3, "tf32": 3, "bf16": 3},
+}
+"""Operations of matrix products in 10^12 a second: of an H100 SXM without sparsity, and of 30 cores with AVX-512."""
+
+GPU_SHARE = 0.85
+"""Share of GPU memory that the planner fills; it keeps the rest for the dense part, activations and batches."""
+
 
 @dataclass(frozen=True)
 class PlanConfig:
     """The cluster, the tables, and what to compare."""
 
-    tables: str = "benchmarks/tables/short_video.yaml"
+    tables: LocalFile = "benchmarks/tables/short_video.yaml"
     """A YAML list of features (name, rows, dim, pooling)."""
-    out: str = ""
-    """Folder for report.md, report.parquet, growth.png and plan.json."""
-    nodes: int = 1
-    """Number of hosts."""
+    out: LocalOutput = ""
+    """Folder for report.md, report.parquet, growth.png, plan.json and a file for each plan. The same command resumes
+    an interrupted search; it may have more strategies, hosts or growth."""
+    config: LocalFile | None = None
+    """config.yaml of a run, or one written by hand, whose model (experts, gates, towers), precision, input distribution
+    and optimizer of the tables are planned; by default those of train.py without options."""
+    nodes: tuple[int, ...] = (1,)
+    """Number of hosts; of several, all are planned and compared."""
     ranks_per_node: int = 8
     """Ranks of a host: one per GPU, or processes on CPU."""
     device: Literal["cuda", "cpu"] = "cuda"
@@ -55,8 +73,8 @@ class PlanConfig:
     """Sharding types; all stands for all seven, auto lets the planner choose the type of each table."""
     layouts: tuple[Layout, ...] = ("split", "packed")
     """Layouts of the tables; packed needs an optimizer that updates each element independently."""
-    optimizers: tuple[SparseOptimizerName, ...] = ("adagrad",)
-    """Optimizers of the tables; their state takes memory."""
+    optimizers: tuple[SparseOptimizerName, ...] = ()
+    """Optimizers of the tables, whose state takes memory; by default that of --config."""
     grow_tasks: tuple[int, ...] = (2, 4, 8, 16)
     """Further numbers of tasks to plan for, with the recommended layout and optimizer."""
     grow_rows: tuple[float, ...] = (0.1, 1.0, 10.0)
@@ -73,13 +91,13 @@ class PlanConfig:
     """Bandwidth between the ranks of a host, in GB/s; 450 by default, 50 on CPU."""
     inter_host: float | None = None
     """Bandwidth between hosts, in GB/s; 50 by default, 12.5 on CPU."""
-    calibrate: str | None = None
+    tflops: float | None = None
+    """Matrix products of a rank in the precision of --config, in 10^12 operations a second; by default 67 in fp32, 495
+    in tf32 and 990 in bf16, on CPU 3."""
+    price: float | None = None
+    """Price of a rank per hour, in any currency, for the cost of 10^9 samples."""
+    calibrate: LocalFolder | None = None
     """Folder of `benchmarks/sharding.py --tables`, from whose results to fit the bandwidths of memory and links."""
-
-    @property
-    def world_size(self) -> int:
-        """Number of all ranks."""
-        return self.nodes * self.ranks_per_node
 
     @property
     def bandwidths(self) -> Bandwidths:
@@ -87,10 +105,10 @@ class PlanConfig:
         given = {field.name: getattr(self, field.name) for field in fields(Bandwidths)}
         return replace(FIGURES[self.device], **{name: value for name, value in given.items() if value is not None})
 
-    def topology(self, bandwidths: Bandwidths) -> Topology:
-        """The cluster in the terms of TorchRec's planner."""
+    def topology(self, nodes: int, bandwidths: Bandwidths) -> Topology:
+        """A cluster of so many hosts in the terms of TorchRec's planner."""
         return make_topology(
-            world_size=self.world_size,
+            world_size=nodes * self.ranks_per_node,
             local_world_size=self.ranks_per_node,
             device=self.device,
             hbm_gib=self.hbm_gb if self.device == "cuda" else None,
@@ -99,29 +117,37 @@ class PlanConfig:
         )
 
 
-def name_tasks(labels: Sequence[str], tasks: int) -> tuple[str, ...]:
-    """Names for `tasks` tasks: the labels, then task_3, task_4 and so on."""
-    return (*labels, *(f"task_{i + 1}" for i in range(len(labels), tasks)))[:tasks]
-
-
-def read_options(args: Sequence[str] | None = None) -> tuple[PlanConfig, list[TableSpec]]:
-    """The options and the tables; raises UserError for values that make no sense."""
+def read_options(args: Sequence[str] | None = None) -> tuple[PlanConfig, list[TableSpec], TrainConfig]:
+    """The options, the tables, and the run that is planned; raises UserError for values that make no sense."""
     config = parse_arguments(PlanConfig(), args, description=_DESCRIPTION)
     if not config.out:
         raise UserError("say where the results go: --out DIR.")
-    for name in ("nodes", "ranks_per_node", "tasks", "batch_size"):
+    for name in ("nodes", "grow_tasks"):
+        for number in getattr(config, name):
+            _check_least(name, number, 1)
+    for name in ("ranks_per_node", "tasks", "batch_size"):
         _check_least(name, getattr(config, name), 1)
-    for tasks in config.grow_tasks:
-        _check_least("grow_tasks", tasks, 1)
-    positive = ("hbm_gb", "host_gb", "seconds", *(field.name for field in fields(Bandwidths)))
-    for name in positive:
+    for name in ("hbm_gb", "host_gb", "seconds", "tflops", "price", *(field.name for field in fields(Bandwidths))):
         _check_positive(name, getattr(config, name))
     for factor in config.grow_rows:
         _check_positive("grow_rows", factor)
-    for name in ("types", "layouts", "optimizers"):
+    for name in ("types", "layouts", "nodes"):
         if not getattr(config, name):
             raise UserError(f"--{name} is empty; leave it out for the default, --help shows the choices.")
-    return config, read_table_list(config.tables)
+    if len(config.labels) > config.tasks:
+        raise UserError(f"--labels names {len(config.labels)} tasks, but --tasks is {config.tasks}; make them agree.")
+    if config.labels:
+        check_labels(config.labels, max(config.tasks, *config.grow_tasks), "--labels")
+    train = load_config(config.config) if config.config is not None else TrainConfig()
+    arch = train.model.arch
+    if tuple(groups_with_tables(arch, ("a", "b"))) != ("a", "b", SHARED):
+        raise UserError(
+            f"--config {config.config} has the model {arch}, whose tables are not those of each task and a shared one; "
+            "give that of a stem, me_mmoe or me_ple."
+        )
+    optimizers = tuple(dict.fromkeys(config.optimizers)) or (train.sparse.name,)
+    config = replace(config, optimizers=optimizers, nodes=tuple(dict.fromkeys(config.nodes)))
+    return config, read_table_list(config.tables), train
 
 
 def _check_least(name: str, value: int, least: int) -> None:

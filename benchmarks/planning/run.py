@@ -1,85 +1,157 @@
-"""Plans every strategy, then how the recommended one grows, and writes the report."""
+"""Plans every strategy, then how the one to take grows, and writes the report after each plan."""
 
 import time
-from pathlib import Path
+from collections.abc import Sequence
 
 import pyarrow.parquet as pq
 
-from stem_torchrec.runtime.progress import log_rank0
+from stem_torchrec.config import TrainConfig
+from stem_torchrec.runtime.progress import TimeLeft, log_rank0
 from stem_torchrec.sharding.plan import plan_to_json
 from stem_torchrec.sharding.topology import Bandwidths
 
-from common.machine import command_line, describe_machine, format_hosts, git_revision
-from common.output import make_folder, write_whole
+from common.machine import command_line, count_hosts, describe_machine, git_revision
+from common.output import write_whole
 from common.table_list import TableSpec
+from planning.advice import Candidate, advise, cheapest
 from planning.calibrate import calibrate
 from planning.config import PlanConfig
-from planning.report import Report, advice, format_report, to_table
-from planning.strategies import Planned, Strategy, grow, list_strategies, plan_strategy, recommend
+from planning.plans import PLANS, PlanFolder
+from planning.report import Report, format_advice, format_report
+from planning.report_table import to_table
+from planning.step import Result, Step, estimate_step
+from planning.strategies import Planned, Strategy, grow, list_strategies, plan_strategy
 
 REPORT, TABLE, GROWTH, PLAN = "report.md", "report.parquet", "growth.png", "plan.json"
 
 
-def run_plan(config: PlanConfig, tables: list[TableSpec]) -> Report:
-    """Plans every strategy, then more tasks and rows with the best layout and optimizer, and writes the report.
+def run_plan(config: PlanConfig, tables: list[TableSpec], train: TrainConfig) -> Report:
+    """Plans every strategy on every number of hosts, then more tasks and rows with the best layout and optimizer.
 
     Args:
         config: the cluster and what to compare.
         tables: the features.
+        train: the model, for the estimate of a step.
 
-    Raises UserError if the folder cannot be written or the calibration cannot be used.
+    Raises UserError if the folder cannot be written or is of another search, or the calibration cannot be used.
     """
-    started = time.monotonic()
-    folder = make_folder(config.out)
-    bandwidths = config.bandwidths
-    calibration = calibrate(config.calibrate, bandwidths, device=config.device) if config.calibrate else None
-    if calibration is not None:
-        bandwidths = calibration.bandwidths
-    planned = []
-    for strategy in list_strategies(config):
-        planned.append(plan_strategy(strategy, tables, config, bandwidths))
-        log_rank0(format_planned(planned[-1]))
-    best = recommend(planned)
-    by_tasks, by_rows = [], []
+    search = _Search(config, tables, train)
+    for nodes in config.nodes:
+        for strategy in list_strategies(config):
+            search.results.append(search.plan(strategy, nodes=nodes))
+            search.write()
+    best = search.report().advice
     if best is not None:
         # auto, because other types fit at other sizes.
-        growing = Strategy("auto", best.strategy.layout, best.strategy.optimizer)
+        taken = best.best.planned
+        growing = Strategy("auto", taken.strategy.layout, taken.strategy.optimizer)
         for tasks in sorted(set(config.grow_tasks)):
-            by_tasks.append(plan_strategy(growing, tables, config, bandwidths, tasks=tasks))
-            log_rank0(f"T={tasks}: {format_planned(by_tasks[-1])}")
+            search.by_tasks.append(search.plan(growing, nodes=taken.nodes, tasks=tasks))
+            search.write()
         for factor in sorted(set(config.grow_rows)):
-            by_rows.append(plan_strategy(growing, grow(tables, factor), config, bandwidths))
-            log_rank0(f"{by_rows[-1].rows:,} rows: {format_planned(by_rows[-1])}")
-    head = describe(config, tables, bandwidths)
-    report = Report(config, head, tables, bandwidths, planned, best, by_tasks, by_rows, calibration)
-    write(report, folder)
-    log_rank0(f"\n{advice(report)}\n{config.out}/{REPORT} has the reasons ({time.monotonic() - started:.0f} s).")
+            search.by_rows.append(search.plan(growing, nodes=taken.nodes, factor=factor))
+            search.write()
+    report = search.finish()
+    log_rank0(f"\n{format_advice(report)}\n{config.out}/{REPORT} has the reasons ({search.seconds:.0f} s).")
     return report
 
 
-def write(report: Report, folder: Path) -> None:
-    """Writes the report, its table, the plot, and the recommended plan if there is one."""
-    # Imported late, as that takes a second.
-    from planning.plots import write_growth
+class _Search:
+    """The plans of a command, those of earlier commands in the same folder included."""
 
-    write_whole(folder / REPORT, format_report(report))
-    pq.write_table(to_table(report), folder / TABLE)
-    write_growth(report.by_tasks, report.by_rows, folder / GROWTH)
-    if report.best is not None and report.best.plan is not None:
-        write_whole(folder / PLAN, plan_to_json(report.best.plan))
-    else:
-        (folder / PLAN).unlink(missing_ok=True)
+    def __init__(self, config: PlanConfig, tables: Sequence[TableSpec], train: TrainConfig) -> None:
+        self.config, self.tables, self.train = config, tables, train
+        bandwidths = config.bandwidths
+        self.calibration = calibrate(config.calibrate, bandwidths, device=config.device) if config.calibrate else None
+        self.bandwidths = bandwidths if self.calibration is None else self.calibration.bandwidths
+        self.head = describe(config, tables, self.bandwidths)
+        self.folder = PlanFolder(config, tables, self.bandwidths, self.head)
+        self.results: list[Result] = []
+        self.by_tasks: list[Result] = []
+        self.by_rows: list[Result] = []
+        self.total = len(config.nodes) * len(list_strategies(config))
+        self.total += len(set(config.grow_tasks)) + len(set(config.grow_rows))
+        self._begin, self._left, self._made = time.monotonic(), TimeLeft(self.total), 0
+        log_rank0(
+            f"{self.total} plans, each searched for at most {config.seconds:g} s after its options are listed, "
+            f"{self.total * config.seconds / 60:.1f} min in all; {config.out}/{PLANS} keeps each, and the same command "
+            "continues"
+        )
+
+    @property
+    def seconds(self) -> float:
+        """How long this command has planned."""
+        return time.monotonic() - self._begin
+
+    @property
+    def done(self) -> int:
+        """Number of plans so far."""
+        return len(self.results) + len(self.by_tasks) + len(self.by_rows)
+
+    def plan(self, strategy: Strategy, *, nodes: int, tasks: int | None = None, factor: float = 1.0) -> Result:
+        """Plans a strategy, or reads the plan of an earlier command, and prints a line about it."""
+        tasks = self.config.tasks if tasks is None else tasks
+        tables = grow(self.tables, factor)
+        rows = sum(table.rows for table in tables)
+        planned = self.folder.read(strategy, nodes=nodes, tasks=tasks, rows=rows)
+        known = planned is not None
+        if planned is None:
+            planned = plan_strategy(strategy, tables, self.config, self.bandwidths, nodes=nodes, tasks=tasks)
+            self.folder.write(planned)
+            self._made += 1
+        else:
+            self._left = TimeLeft(self.total - self.done - 1)
+            self._made = 0
+        step = estimate_step(planned, tables, self.config, self.train, self.bandwidths)
+        place = f"[{self.done + 1}/{self.total}{self._left.after(self._made)}]"
+        size = f"{count_hosts(nodes)}, T={tasks}, {rows:,} rows"
+        log_rank0(f"{place} {size}  {format_result(planned, step)}{'  (as before)' * known}")
+        return planned, step
+
+    def report(self) -> Report:
+        """What is known so far."""
+        by_hosts = []
+        for nodes in self.config.nodes:
+            able = [Candidate(planned, step) for planned, step in self.results if step and planned.nodes == nodes]
+            by_hosts += [advice] if (advice := advise(able)) else []
+        return Report(
+            self.config, self.train, self.head, self.tables, self.bandwidths, self.results, by_hosts,
+            cheapest(by_hosts), self.by_tasks, self.by_rows, self.calibration, left=self.total - self.done,
+        )  # fmt: skip
+
+    def write(self) -> Report:
+        """Writes the report of the plans so far, its table, and the plan to take if there is one."""
+        report, folder = self.report(), self.folder.folder
+        write_whole(folder / REPORT, format_report(report))
+        pq.write_table(to_table(report), folder / TABLE)
+        if report.advice is not None and report.advice.best.planned.plan is not None:
+            write_whole(folder / PLAN, plan_to_json(report.advice.best.planned.plan))
+        else:
+            (folder / PLAN).unlink(missing_ok=True)
+        return report
+
+    def finish(self) -> Report:
+        """Writes the report of all plans, with the plot of growth."""
+        # Imported late, as that takes a second.
+        from planning.plots import write_growth
+
+        # Without a strategy that fits, nothing has grown.
+        self.total = self.done
+        by_tasks, by_rows = ([planned for planned, _ in results] for results in (self.by_tasks, self.by_rows))
+        write_growth(by_tasks, by_rows, self.folder.folder / GROWTH)
+        return self.write()
 
 
-def describe(config: PlanConfig, tables: list[TableSpec], bandwidths: Bandwidths) -> dict[str, str]:
+def describe(config: PlanConfig, tables: Sequence[TableSpec], bandwidths: Bandwidths) -> dict[str, str]:
     """The head of the report: everything that a reader needs to make the same plan again."""
     machine = describe_machine()
-    ranks = format_hosts(config.nodes, config.ranks_per_node)
     memory = f"{config.hbm_gb:g} GiB of GPU and " if config.device == "cuda" else ""
     figures = (f"{name} {value:.4g}" for name, value in vars(bandwidths).items() if value is not None)
+    hosts = " or ".join(map(str, config.nodes))
     return {
         "command": command_line("plan.py"),
-        "planned for": f"{ranks} on {config.device}, with {memory}{config.host_gb:g} GiB of host memory each",
+        "planned for": f"{hosts} x {config.ranks_per_node} (hosts x ranks) on {config.device}, with {memory}"
+        f"{config.host_gb:g} GiB of host memory each",
         "bandwidths": f"{', '.join(figures)} GB/s per rank",
         "tables": f"{len(tables)} features of {config.tables}, T = {config.tasks} tasks",
         "batch": f"{config.batch_size} rows per rank",
@@ -90,11 +162,11 @@ def describe(config: PlanConfig, tables: list[TableSpec], bandwidths: Bandwidths
     }
 
 
-def format_planned(planned: Planned) -> str:
+def format_result(planned: Planned, step: Step | None) -> str:
     """A line about a plan that has just been made."""
-    if planned.plan is None:
+    if step is None:
         return f"{planned.strategy.name}  {planned.reason}"
     spilled = f"  {planned.uvm_tables} tables in UVM" if planned.uvm_tables else ""
     device, host = (planned.peak(value) / 1024 for value in ("memory", "host_memory"))
     gib = f"{device:.1f} GiB on the GPU, {host:.1f} on the host"
-    return f"{planned.strategy.name}  {gib}  {planned.peak('estimate'):.2f} ms{spilled}  ({planned.seconds:.0f} s)"
+    return f"{planned.strategy.name}  {gib}  {step.ms:.2f} ms a step{spilled}  ({planned.seconds:.0f} s)"

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
+from torchrec.distributed.planner import Topology
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from stem_torchrec.config import Layout, SparseOptimizerConfig, SparseOptimizerName
-from stem_torchrec.data.schema import SparseFeature
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.sharding.placement import COLUMN_TYPES, FUSED_TYPES, Placement
 from stem_torchrec.sharding.plan import Plan
@@ -22,9 +22,9 @@ from stem_torchrec.sharding.topology import Bandwidths
 from stem_torchrec.tables import embedding_bag_configs, groups_of
 from stem_torchrec.training.optimizers import SPARSE_OPTIMIZERS, apply_sparse_optimizer, check_sparse_optimizer
 
-from common.table_list import TableSpec
+from common.table_list import TableSpec, name_tasks, sparse_features
 from planning.arithmetic import model_bytes, state_bytes, weight_bytes
-from planning.config import PlanConfig, name_tasks
+from planning.config import GPU_SHARE, PlanConfig
 from planning.search import bounded_proposers
 from sweep.cases import TYPES
 
@@ -53,6 +53,8 @@ class Planned:
     """The plan of a strategy, or the reason why it has none."""
 
     strategy: Strategy
+    nodes: int
+    """Number of hosts."""
     tasks: int
     rows: int
     """Rows of all features, in one group."""
@@ -102,6 +104,7 @@ def plan_strategy(
     config: PlanConfig,
     bandwidths: Bandwidths,
     *,
+    nodes: int | None = None,
     tasks: int | None = None,
 ) -> Planned:
     """Plans a strategy; a UserError of the planner becomes the reason of a result without a plan.
@@ -111,19 +114,23 @@ def plan_strategy(
         tables: the features.
         config: the cluster and the batch size.
         bandwidths: those of the cluster.
+        nodes: number of hosts; by default the first of `config`.
         tasks: number of tasks; by default that of `config`.
     """
     tasks = config.tasks if tasks is None else tasks
+    nodes = config.nodes[0] if nodes is None else nodes
     started = time.monotonic()
-    planned = Planned(strategy, tasks, sum(table.rows for table in tables), seconds=0.0)
+    planned = Planned(strategy, nodes, tasks, sum(table.rows for table in tables), seconds=0.0)
     try:
-        plan = _plan(strategy, tables, config, bandwidths, name_tasks(config.labels, tasks))
+        topology = config.topology(nodes, bandwidths)
+        plan = _plan(strategy, tables, config, topology, name_tasks(config.labels, tasks))
         return replace(planned, plan=plan, seconds=time.monotonic() - started)
     except UserError as error:
         seconds = time.monotonic() - started
         reason = str(error)
         if reason.startswith("no plan fits"):
-            reason = _why(strategy, tables, config, tasks, late=seconds >= config.seconds)
+            ranks = nodes * config.ranks_per_node
+            reason = _why(strategy, tables, config, tasks, ranks, late=seconds >= config.seconds)
         return replace(planned, reason=reason, seconds=seconds)
 
 
@@ -132,38 +139,26 @@ def grow(tables: Sequence[TableSpec], factor: float) -> list[TableSpec]:
     return [replace(table, rows=max(1, round(table.rows * factor))) for table in tables]
 
 
-def recommend(planned: Sequence[Planned]) -> Planned | None:
-    """The strategy with the shortest estimate, without those that cut rows which the optimizer needs whole.
-
-    Of equal estimates a single type is preferred to auto. Returns None if no strategy is left.
-    """
-    able = [each for each in planned if each.plan is not None and not each.cut_rows]
-    return min(able, key=lambda each: (each.peak("estimate"), each.strategy.type == "auto"), default=None)
-
-
 def build_tables(
     tables: Sequence[TableSpec], layout: Layout, optimizer: SparseOptimizerName, tasks: Sequence[str]
 ) -> EmbeddingBagCollection:
     """The tables of a run on the meta device, with their optimizer; raises UserError if the layout cannot have it."""
-    configs = embedding_bag_configs(
-        [SparseFeature(table.name, table.rows) for table in tables],
-        groups_of(tasks),
-        embedding_dim=tables[0].dim,
-        layout=layout,
-    )
+    configs = embedding_bag_configs(sparse_features(tables), groups_of(tasks), layout=layout)
     collection = EmbeddingBagCollection(tables=configs, device=torch.device("meta"))
     apply_sparse_optimizer(collection, SparseOptimizerConfig(name=optimizer))
     return collection
 
 
-def _why(strategy: Strategy, tables: Sequence[TableSpec], config: PlanConfig, tasks: int, *, late: bool) -> str:
+def _why(
+    strategy: Strategy, tables: Sequence[TableSpec], config: PlanConfig, tasks: int, ranks: int, *, late: bool
+) -> str:
     """Why no plan fits, with the numbers; the planner's own message is a long paragraph."""
     groups = tasks + 1 if strategy.layout == "packed" else 1
     largest = max(tables, key=weight_bytes)
     total = model_bytes(tables, strategy.optimizer, tasks) / GIB
     one = groups * (weight_bytes(largest) + state_bytes(largest, strategy.optimizer)) / GIB
-    gpu = f"{0.85 * config.hbm_gb:.4g} GiB of GPU and " if config.device == "cuda" else ""
-    room = f"each of {config.world_size} ranks has {gpu}{config.host_gb:.4g} GiB of host memory for them"
+    gpu = f"{GPU_SHARE * config.hbm_gb:.4g} GiB of GPU and " if config.device == "cuda" else ""
+    room = f"each of {ranks} ranks has {gpu}{config.host_gb:.4g} GiB of host memory for them"
     result = f"no plan that fits was found in {config.seconds:g} s" if late else "does not fit"
     if strategy.type == "data_parallel":
         return f"{result}: every rank would hold all {total:,.2f} GiB of tables and optimizer state; {room}."
@@ -177,7 +172,7 @@ def _plan(
     strategy: Strategy,
     tables: Sequence[TableSpec],
     config: PlanConfig,
-    bandwidths: Bandwidths,
+    topology: Topology,
     tasks: Sequence[str],
 ) -> Plan:
     check_sparse_optimizer(
@@ -194,7 +189,7 @@ def _plan(
         types = [kind for kind in FUSED_TYPES if not (per_row and kind in COLUMN_TYPES)]
     return plan_sharding(
         nn.ModuleDict({"embedding_bag_collection": collection}),
-        topology=config.topology(bandwidths),
+        topology=topology,
         batch_size=config.batch_size,
         placements=placements,
         whole_rows=per_row,

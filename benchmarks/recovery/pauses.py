@@ -14,6 +14,7 @@ from tabulate import tabulate
 
 from stem_torchrec.config import parse_known_arguments
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.path_options import LocalOutput
 
 from common.machine import describe_run
 from common.output import make_folder
@@ -31,7 +32,7 @@ command line come after them."""
 class PauseConfig:
     """What to measure; options of train.py are taken as well and override this benchmark's own for the run."""
 
-    out: str = ""
+    out: LocalOutput = ""
     """Folder for the runs, checkpoint_pause.md and checkpoint_pause.parquet."""
     ranks: int = 2
     """Ranks of the runs."""

@@ -17,6 +17,7 @@ from tabulate import tabulate
 
 from stem_torchrec.config import parse_known_arguments
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.path_options import LocalOutput
 
 from common.machine import describe_run
 from common.output import make_folder
@@ -36,7 +37,7 @@ _RESUMED = re.compile(r"[a-z ]+ after step (\d+) from ")
 class FaultsConfig:
     """What to survive; options of train.py are taken as well and override this benchmark's own for the run."""
 
-    out: str = ""
+    out: LocalOutput = ""
     """Folder for both runs, faults.md and faults.parquet."""
     kills: int = 100
     """How often to kill the run, each time one rank or all ranks."""

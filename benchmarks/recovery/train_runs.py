@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.elastic.utils.distributed import get_free_port
 
+from stem_torchrec.runtime.store_path import AnyPath
+
 from common.processes import ROOT, rank_environments
 
 
@@ -25,14 +27,21 @@ class TrainRun:
     """Starts train.py on `ranks` ranks, each a process of its own, as a launcher does.
 
     Args:
-        folder: the run folder.
+        folder: the run folder, local or in a store.
         options: of train.py.
         ranks: number of ranks.
         launcher: options of torchrun, which then is the only process and starts the ranks.
+        cwd: the working directory; by default the folder that a local run folder is in.
     """
 
     def __init__(
-        self, folder: Path, options: Sequence[str], *, ranks: int = 1, launcher: Sequence[str] | None = None
+        self,
+        folder: AnyPath,
+        options: Sequence[str],
+        *,
+        ranks: int = 1,
+        launcher: Sequence[str] | None = None,
+        cwd: Path | None = None,
     ) -> None:
         environments, program = rank_environments(ranks), [sys.executable]
         if launcher is not None:
@@ -44,8 +53,9 @@ class TrainRun:
         self.times: list[float] = []
         """time.perf_counter() at which each of `lines` came."""
         self.processes = []
+        cwd = cwd or (folder.parent if isinstance(folder, Path) else Path.cwd())
         for environment in environments:
-            self.processes.append(self._start(line, environment | {"OMP_NUM_THREADS": "1"}, folder.parent))
+            self.processes.append(self._start(line, environment | {"OMP_NUM_THREADS": "1"}, cwd))
         self.listeners = [Thread(target=self._listen, args=(process,), daemon=True) for process in self.processes]
         for listener in self.listeners:
             listener.start()

@@ -14,6 +14,7 @@ from tabulate import tabulate
 
 from stem_torchrec.config import parse_arguments
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.path_options import LocalOutput
 
 from common.machine import describe_run
 from common.output import make_folder
@@ -29,7 +30,7 @@ Case = tuple[Side, int, int]
 class MetricsConfig:
     """What to measure: one task, rows whose labels follow the logits, a fiftieth as many users as rows."""
 
-    out: str = ""
+    out: LocalOutput = ""
     """Folder for metrics.md and metrics.parquet."""
     rows: tuple[int, ...] = (1_000_000, 10_000_000, 30_000_000)
     """Rows of the evaluation set, over all ranks."""

@@ -19,6 +19,7 @@ from stem_torchrec.config import parse_known_arguments
 from stem_torchrec.data import synthetic
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.hang_detection import collective_timeout
+from stem_torchrec.runtime.path_options import LocalOutput
 from stem_torchrec.runtime.process import from_first_rank, join_process_group
 from stem_torchrec.runtime.progress import log_rank0
 
@@ -29,7 +30,7 @@ from common.machine import describe_run
 class ConflictConfig:
     """What to measure; options of compare.py and train.py are taken as well, such as --data.synthetic for the logs."""
 
-    out: str = ""
+    out: LocalOutput = ""
     """Folder for a log and a comparison of each dial, and for conflict.md, conflict.parquet and conflict.png. The same
     command resumes an interrupted one."""
     dials: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)

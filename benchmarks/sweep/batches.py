@@ -18,11 +18,11 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from stem_torchrec.config import DataConfig
 from stem_torchrec.data.files import Columns, find_row_groups, missing_labels
 from stem_torchrec.data.reader import ParquetReader
-from stem_torchrec.data.schema import SparseFeature, load_schema
+from stem_torchrec.data.schema import load_schema
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.process import Process
 
-from common.table_list import TableSpec
+from common.table_list import TableSpec, name_tasks, sparse_features
 
 _POSITIVE_RATE = 0.2
 """Share of ones among random labels."""
@@ -117,9 +117,9 @@ def workload_of_tables(
     generator = np.random.default_rng((seed, process.rank))
     labels = random_labels(batch_size, tasks, steps, seed=(seed, process.rank))
     columns = Columns(
-        sparse={table.name: SparseFeature(table.name, table.rows) for table in tables},
+        sparse={feature.name: feature for feature in sparse_features(tables)},
         dense=(),
-        labels=(*config.labels, *(f"task_{i + 1}" for i in range(len(config.labels), tasks)))[:tasks],
+        labels=name_tasks(config.labels, tasks),
         group=None,
     )
     batches = []

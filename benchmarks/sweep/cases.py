@@ -95,8 +95,8 @@ _KNOWN = {
 _NAMES = tuple(field.name for field in fields(Case))
 
 
-def list_cases(axes: Axes, patterns: Sequence[str] = ()) -> tuple[list[Case], int]:
-    """The cases to run, each once, and the number of combinations left out because they make no sense.
+def list_cases(axes: Axes, patterns: Sequence[str] = ()) -> tuple[list[Case], dict[Case, str]]:
+    """The cases to run, each once, and those that are left out because they make no sense, with the reason.
 
     Args:
         axes: the values to combine.
@@ -114,26 +114,28 @@ def list_cases(axes: Axes, patterns: Sequence[str] = ()) -> tuple[list[Case], in
     unique = sorted(dict.fromkeys(combined), key=_order)
     if wrong := [case.tasks for case in unique if case.tasks < 1]:
         raise UserError(f"a case cannot have {wrong[0]} tasks; give at least 1.")
-    cases = [case for case in unique if makes_sense(case)]
+    reasons = {case: why_left_out(case) for case in unique}
+    cases = [case for case in unique if not reasons[case]]
     if not cases:
-        raise UserError(f"none of {len(unique)} combinations, such as {unique[0].name}, makes sense; choose others.")
-    return cases, len(unique) - len(cases)
-
-
-def makes_sense(case: Case) -> bool:
-    """Whether the case differs from all simpler ones and its kernel supports its type."""
-    exchanges = case.type != "data_parallel" and (case.type, case.kernel) != ("auto", "dense")
-    return all(
-        (
-            # A packed table is looked up once, so its ids are sent once anyway.
-            not (case.layout == "packed" and case.input_dist == "once"),
-            # If every rank holds the whole table, no ids and no embeddings are sent.
-            exchanges or (case.input_dist == "stock" and case.communication == "fp32"),
-            case.kernel == "auto" or exchanges == (case.kernel != "dense"),
-            # The planner would choose data_parallel, which is a case of its own.
-            case.type != "auto" or case.kernel != "dense",
+        raise UserError(
+            f"none of {len(unique)} combinations makes sense, such as {unique[0].name}: {reasons[unique[0]]}; choose "
+            "others."
         )
-    )
+    return cases, {case: reason for case, reason in reasons.items() if reason}
+
+
+def why_left_out(case: Case) -> str:
+    """Why the case is the same as a simpler one, or its kernel does not support its type; empty for a case to run."""
+    if (case.type, case.kernel) == ("auto", "dense"):
+        return "the planner would choose data_parallel, which is a case of its own"
+    exchanges = case.type != "data_parallel"
+    if case.kernel != "auto" and exchanges != (case.kernel != "dense"):
+        return f"the kernel {case.kernel} does not support {case.type}"
+    if not exchanges and (case.input_dist != "stock" or case.communication != "fp32"):
+        return "every rank holds the whole table, so no ids and no embeddings are sent"
+    if case.layout == "packed" and case.input_dist == "once":
+        return "a packed table is looked up once, so stock sends its ids once as well"
+    return ""
 
 
 def _order(case: Case) -> tuple:

@@ -1,7 +1,7 @@
 """The command line of a sweep, and what follows from it: the cases, and the run that they vary."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from stem_torchrec.config import (
@@ -17,9 +17,10 @@ from stem_torchrec.config import (
 from stem_torchrec.data.files import Columns
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.path_options import LocalFile, LocalOutput
 from stem_torchrec.training.configuration import config_from_command_line
 
-from common.table_list import TableSpec, read_table_list
+from common.table_list import TableSpec, check_labels, read_table_list
 from sweep.cases import TYPES, Axes, Case, list_cases
 
 _DESCRIPTION = """\
@@ -33,9 +34,9 @@ python stem_torchrec/train.py --help lists them."""
 class SweepConfig:
     """What to sweep; train.py's options are taken as well."""
 
-    out: str = ""
+    out: LocalOutput = ""
     """Folder for the results. The same command resumes an interrupted sweep."""
-    tables: str | None = None
+    tables: LocalFile | None = None
     """A YAML list of tables (name, rows, dim, pooling, zipf) to measure without a log; the labels are then random."""
     cases: tuple[str, ...] = ()
     """Only these cases, by their names type/layout/input/tasks/optimizer/kernel/communication. A part that is * or
@@ -86,8 +87,8 @@ class Sweep:
     """What all ranks need to know about a sweep."""
 
     cases: tuple[Case, ...]
-    left_out: int
-    """Combinations that make no sense."""
+    left_out: Mapping[Case, str]
+    """Combinations that make no sense, with the reason."""
     tables: tuple[TableSpec, ...]
     """The table list; empty for a log."""
     train: TrainConfig
@@ -99,8 +100,9 @@ def plan_sweep(config: SweepConfig, train: TrainConfig) -> Sweep:
     """The cases and what they run on; of a log it reads only the schema."""
     tables = tuple(read_table_list(config.tables)) if config.tables else ()
     if tables:
-        train = replace(train, model=replace(train.model, embedding_dim=tables[0].dim))
         labels = train.data.labels
+        if labels:
+            check_labels(labels, max(config.tasks, default=len(labels)), "--data.labels")
     elif train.data.path is None:
         labels = train.data.labels or train.data.synthetic.tasks
     elif not train.data.path:

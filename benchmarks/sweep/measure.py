@@ -1,17 +1,14 @@
-"""Measures one case on its ranks: builds the model as training does, trains it, then times the lookups alone."""
+"""Measures one case on its ranks: builds the model as training does, trains it, then times lookups and tables alone."""
 
-import time
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+import gc
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torch import Tensor
 
-from stem_torchrec.config import check_fields
+from stem_torchrec.config import TrainConfig, check_fields
 from stem_torchrec.data.folder import data_folder
 from stem_torchrec.runtime.process import Process
 from stem_torchrec.sharding.plan import Plan, plan_to_json
@@ -23,6 +20,7 @@ from common.traffic import count_traffic
 from sweep.batches import Workload, workload_of_log, workload_of_tables
 from sweep.ranks import Job
 from sweep.results import Measurement
+from sweep.times import time_lookups, time_tables, timed
 
 _DRAIN = 2
 """Number of last steps, which are not measured because the pipeline has no next batch to prepare in them."""
@@ -33,6 +31,33 @@ def measure(job: Job, process: Process) -> Measurement:
     config = job.case.configure(job.config)
     check_fields(config)
     workload = _workload(job, process)
+    own, plan = _measure_training(job, config, workload, process)
+    # The model refers to itself; its memory goes to the tables that are measured alone.
+    gc.collect()
+    sparse = [batch.sparse_features.to(process.device) for batch in workload.batches]
+    tables = time_tables(plan, config, sparse, process) if job.by_table else []
+    ranks: list[Any] = [None] * process.world_size
+    dist.all_gather_object(ranks, own)
+    by_rank: dict[str, Any] = {name: [rank[name] for rank in ranks] for name in own}
+    by_rank["losses"] = [sum(step) / len(ranks) for step in zip(*by_rank["losses"], strict=True)]
+    types = [table.sharding_type for table in plan.tables]
+    return Measurement(
+        **by_rank,
+        weights=tuple(plan.per_rank("weights")),
+        compute=tuple(plan.per_rank("compute")),
+        communication=tuple(plan.per_rank("communication")),
+        plan=plan_to_json(plan),
+        tables=", ".join(f"{name} {types.count(name)}" for name in sorted(set(types))),
+        device=torch.cuda.get_device_name() if process.device.type == "cuda" else "cpu",
+        notes=workload.notes,
+        by_table=tuple(tables),
+    )
+
+
+def _measure_training(
+    job: Job, config: TrainConfig, workload: Workload, process: Process
+) -> tuple[dict[str, Any], Plan]:
+    """What this rank measures while it trains, and the plan; the model is gone when this returns."""
     cuda = process.device.type == "cuda"
     before = _reset_memory_peak()
     model, plan = build_sharded_model(
@@ -54,9 +79,10 @@ def measure(job: Job, process: Process) -> Measurement:
     # Restores the input distribution of the collections, which the pipeline split in two.
     pipeline.detach()
     sparse = [batch.sparse_features.to(process.device) for batch in workload.batches[: job.steps]]
+    collections = [module for _, module in sharded_collections(model)]
     own = {
         "step_ms": step_ms,
-        "lookup_ms": time_lookups(model, sparse, process.device),
+        "lookup_ms": time_lookups(collections, sparse, process.device),
         "losses": torch.stack([*losses, *measured, *last]).sum(dim=1).double().tolist(),
         "ids": traffic.ids / job.steps,
         "embeddings": traffic.embeddings / job.steps,
@@ -65,21 +91,7 @@ def measure(job: Job, process: Process) -> Measurement:
         "memory_peak": peak,
         "device_memory_peak": device_peak,
     }
-    ranks: list[Any] = [None] * process.world_size
-    dist.all_gather_object(ranks, own)
-    by_rank: dict[str, Any] = {name: [rank[name] for rank in ranks] for name in own}
-    by_rank["losses"] = [sum(step) / len(ranks) for step in zip(*by_rank["losses"], strict=True)]
-    types = [table.sharding_type for table in plan.tables]
-    return Measurement(
-        **by_rank,
-        weights=tuple(plan.per_rank("weights")),
-        compute=tuple(plan.per_rank("compute")),
-        communication=tuple(plan.per_rank("communication")),
-        plan=plan_to_json(plan),
-        tables=", ".join(f"{name} {types.count(name)}" for name in sorted(set(types))),
-        device=torch.cuda.get_device_name() if cuda else "cpu",
-        notes=workload.notes,
-    )
+    return own, plan
 
 
 def all_reduced_bytes(plan: Plan) -> float:
@@ -89,46 +101,6 @@ def all_reduced_bytes(plan: Plan) -> float:
     """
     whole = sum(table.rows * table.dim * 4 for table in plan.tables if table.sharding_type == "data_parallel")
     return whole * 2 * (plan.world_size - 1) / plan.world_size
-
-
-def timed(step: Callable[[], Any], steps: int, device: torch.device) -> tuple[list[Any], list[float]]:
-    """The results of `steps` calls and the ms of each; a GPU's own clock times it, so that no step waits for it."""
-    results = []
-    if device.type == "cuda":
-        marks = [torch.cuda.Event(enable_timing=True) for _ in range(steps + 1)]
-        marks[0].record()
-        for mark in marks[1:]:
-            results.append(step())
-            mark.record()
-        torch.cuda.synchronize()
-        return results, [start.elapsed_time(stop) for start, stop in pairwise(marks)]
-    times = [time.perf_counter()]
-    for _ in range(steps):
-        results.append(step())
-        times.append(time.perf_counter())
-    return results, [(stop - start) * 1000 for start, stop in pairwise(times)]
-
-
-def time_lookups(model: nn.Module, batches: Sequence[KeyedJaggedTensor], device: torch.device) -> list[float]:
-    """Times for each batch, in ms, what the planner estimates: lookup and exchange of embeddings, both backward too.
-
-    The ids are exchanged before the clock starts. The gradient is a constant; the fused optimizer still updates the
-    tables.
-    """
-    collections = [module for _, module in sharded_collections(model)]
-    times = []
-    for batch in batches:
-        contexts = [collection.create_context() for collection in collections]
-        inputs = [c.input_dist(context, batch).wait().wait() for c, context in zip(collections, contexts, strict=True)]
-        dist.barrier()
-
-        def step(contexts: Any = contexts, inputs: Any = inputs) -> None:
-            for collection, context, ids in zip(collections, contexts, inputs, strict=True):
-                pooled = collection.compute_and_output_dist(context, ids).wait().values()
-                pooled.backward(torch.full_like(pooled, 1e-6))
-
-        times += timed(step, 1, device)[1]
-    return times
 
 
 def _workload(job: Job, process: Process) -> Workload:

@@ -13,9 +13,9 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,9 +26,13 @@ from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.runtime.process import Process, from_first_rank
 
+from common.load import CpuTime, busy_with_others
 from common.processes import module_command, module_path
 from common.table_list import TableSpec
 from sweep.cases import Case
+
+Environment = Mapping[str, str]
+"""Environment variables of a process."""
 
 _POLL_SECONDS = 0.1
 _LAST_WORDS_SECONDS = 3.0
@@ -47,6 +51,8 @@ class Job:
     """The table list; empty for a log."""
     warmup: int
     steps: int
+    by_table: bool
+    """Whether each table is measured alone as well."""
     timeout: float
     outcome: str
     """File for `{"measurement": ...}`, or for `{"status": ..., "reason": ...}` if the child failed."""
@@ -66,53 +72,86 @@ class Ending:
     """The end of what the child printed; empty if the status is ok."""
     measurement: dict[str, Any] | None = None
     """Of all ranks, in the ending of rank 0; None in the others."""
+    busy_seconds: float = 0.0
+    """CPU seconds of all processes on this host during the case."""
+    own_seconds: float = 0.0
+    """CPU seconds of this rank and its child during the case."""
 
 
 @contextmanager
-def no_gpu() -> Iterator[None]:
-    """Hides the GPUs from this process, which would take memory of one; the children use them."""
-    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+def no_gpu() -> Iterator[Environment]:
+    """Hides the GPUs from this process, which would take memory of one; yields the environment from before.
+
+    The children need it: they measure on the GPUs that the launcher gave to this process.
+    """
+    before = dict(os.environ)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     try:
-        yield
+        yield before
     finally:
         del os.environ["CUDA_VISIBLE_DEVICES"]
-        if before is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = before
+        if "CUDA_VISIBLE_DEVICES" in before:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before["CUDA_VISIBLE_DEVICES"]
 
 
-def run_case(job: Job, process: Process) -> list[Ending]:
-    """Runs `job` in a child of every rank; returns on all ranks how each child ended, by rank."""
-    start = time.monotonic()
+def run_case(job: Job, process: Process, environment: Environment) -> list[Ending]:
+    """Runs `job` in a child of every rank; returns on all ranks how each child ended, by rank.
+
+    Args:
+        job: the same on all ranks.
+        process: this rank of the launcher.
+        environment: of the launcher, as `no_gpu` yields it.
+    """
+    start = CpuTime.now()
     store, address = _open_store(process)
     with TemporaryDirectory(prefix="sweep_") as folder:
         outcome, log = Path(folder, "outcome.json"), Path(folder, "log")
-        environment = os.environ | {
-            "MASTER_ADDR": address,
-            "MASTER_PORT": str(store.port),
-            # Makes every child a client of the store that this rank 0 opened, so that no port is guessed.
-            "TORCHELASTIC_USE_AGENT_STORE": str(True),
-            **module_path(),
-        }
         with log.open("w") as output:
             child = subprocess.Popen(
                 module_command("sweep.worker"),
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=environment,
+                env=environment_of_child(environment, address, store.port),
                 start_new_session=True,  # Killing it then also kills what it starts.
             )
         try:
             _tell(child, Job(**{**vars(job), "outcome": str(outcome)}))
-            status = _watch(child, store, start + job.timeout)
+            status = _watch(child, store, start.at + job.timeout)
         finally:
             _kill(child)
-        ending = _describe(process.rank, status, child.returncode, outcome, log, job, time.monotonic() - start)
+        end = CpuTime.now()
+        ending = _describe(process.rank, status, child.returncode, outcome, log, job, end.at - start.at)
+        ending = replace(ending, busy_seconds=end.busy - start.busy, own_seconds=end.own - start.own)
     endings: list[Any] = [None] * process.world_size
     # Rank 0 still holds the store here; it is closed after all ranks have stopped watching.
     dist.all_gather_object(endings, ending)
     return endings
+
+
+def environment_of_child(environment: Environment, address: str, port: int) -> dict[str, str]:
+    """The environment of a child: that of the launcher, GPUs included, with the store of this case to meet in."""
+    return {
+        **environment,
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+        # Makes every child a client of the store that rank 0 opened, so that no port is guessed.
+        "TORCHELASTIC_USE_AGENT_STORE": str(True),
+        **module_path(),
+    }
+
+
+def cores_of_others(endings: Sequence[Ending], ranks_per_host: int) -> float:
+    """Cores that processes outside of the sweep kept busy during a case, on the host where they did so the most."""
+    hosts = [endings[first : first + ranks_per_host] for first in range(0, len(endings), ranks_per_host)]
+    return max(
+        busy_with_others(
+            max(each.at for each in host),
+            max(each.busy_seconds for each in host),
+            sum(each.own_seconds for each in host),
+        )
+        for host in hosts
+    )
 
 
 def judge(endings: Sequence[Ending]) -> tuple[str, str]:

@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 from tabulate import tabulate
 
 from common.output import write_whole
+from sweep.by_table import TABLES, format_tables, tables_to_parquet
 from sweep.cases import Case
 from sweep.config import Sweep
-from sweep.gains import format_gains, gains
-from sweep.results import Outcome, ResultFolder
+from sweep.gains import base_of, format_gains, gains
+from sweep.results import TABLE_BATCHES, Outcome, ResultFolder
 from sweep.rows import EARLY, EARLY_TOLERANCE, TOLERANCE, Row, as_fast, fastest, summarize
 
 ADVICE_PLAN = "advice.plan.json"
@@ -22,8 +23,10 @@ REPORT = "report.md"
 TABLE = "report.parquet"
 
 _HOW_TO_READ = """\
-- **P50, P90**: ms of a training step until the last rank ends it, over all measured steps of all rounds; **spread**:
-  range of the medians of the rounds, over P50; **samples/s**: the global batch divided by P50.
+- **P10, P50, P90**: ms of a training step until the last rank ends it, over all measured steps of all rounds;
+  **spread**: range of the medians of the rounds, over P50; **samples/s**: the global batch divided by P50. **others**:
+  cores that other processes kept busy meanwhile, by the system's count of CPU time; the report warns of more than a
+  tenth of the cores.
 - **ids, embeddings, gradients**: KiB that the ranks send in a step, summed over them. For data_parallel tables the
   gradients are what a ring all-reduce would send.
 - **peak**: resident MiB of the rank that has the most; **added**: the part of it that came after the batches were in
@@ -34,6 +37,9 @@ _HOW_TO_READ = """\
   measured alone, after the ids have arrived. The planner assumes the bandwidths of a GPU cluster, or of one host's
   memory on CPU, and no time to start an operation: read the ratio as how far its order of the cases can be trusted,
   not as its error.
+- **By table**: each table alone with the placement of the plan, lookup and exchange of its embeddings, forward and
+  backward, over at most {batches} batches. Tables that are looked up together take less than the sum of these times.
+  **share** is P50 over that sum.
 - **gap**: largest relative difference of the loss from the reference's, in the first {early} steps and in all steps.
   **same** allows {early_tolerance:g} and {tolerance:g}. Plans that sum in another order were measured to differ by up
   to 1e-7 in the first steps (2e-6 with bf16 products), bf16 communication and a row-wise optimizer on cut rows by 1e-5
@@ -51,7 +57,9 @@ def write_report(folder: ResultFolder, sweep: Sweep, *, rounds: int, global_batc
     rows = summarize(outcomes, global_batch=global_batch, precision=sweep.train.train.precision)
     advice = advise(folder, rows, outcomes, sweep)
     write_whole(folder.folder / REPORT, format_report(folder.head, rows, outcomes, sweep, advice))
-    pq.write_table(to_table(rows), folder.folder / TABLE)
+    left_out = [Row(case, "left out", reason) for case, reason in sweep.left_out.items()]
+    pq.write_table(to_table([*rows, *left_out]), folder.folder / TABLE)
+    pq.write_table(tables_to_parquet(outcomes), folder.folder / TABLES)
     return rows, advice
 
 
@@ -102,11 +110,16 @@ def format_report(
         "load": f"{lowest:.1f} to {highest:.1f} running processes before a case",
         "batch": f"{config.data.batch_size} rows per rank",
         "data": _data(sweep),
-        "cases": f"{len(done)} of {len(sweep.cases)} run, {sweep.left_out} combinations left out as they make no sense",
+        "cases": f"{len(done)} of {len(sweep.cases)} run, {len(sweep.left_out)} combinations left out, see below",
     }
     notes = sorted({note for measurement in measured for note in measurement.notes})
     lines = ["# Sharding sweep", "", *(f"- {name}: {value}" for name, value in facts.items())]
     lines += [f"- note: {note}" for note in notes]
+    if loaded := [row for row in rows if row.loaded]:
+        lines += [
+            f"- warning: other processes kept up to {max(row.others for row in loaded):.1f} cores busy, so these times "
+            f"are too long: {', '.join(f'`{row.case.name}`' for row in loaded)}; measure again on a quiet machine."
+        ]
     lines += ["", f"**{advice}**", ""]
     for problem, best in fastest(rows).items():
         ran = [row for row in rows if row.case.problem == problem and row.status == "ok"]
@@ -114,14 +127,24 @@ def format_report(
         lines += [f"## {problem[0]} tasks, {problem[1]}", "", format_rows(ran), ""]
         lines += [f"Kernel {', '.join(sorted(kernels))}; communication in {', '.join(sorted(precisions))}."]
         lines += [f"Fastest that learns the same: `{best.case.name}`; its plan is {_plan_file(best.case)}.", ""]
+        first = next(o.measurement for o in outcomes if o.case == best.case and o.measurement is not None)
+        if first.by_table:
+            lines += [f"### By table, `{best.case.name}`", "", *format_tables(first.by_table)]
     if gained := gains(outcomes):
         lines += ["## Against stock and split", "", format_gains(gained), ""]
+        compared = {gain.case for gain in gained}
+        others = [row.case for row in rows if row.status == "ok" and row.case != base_of(row.case)]
+        if alone := [case.name for case in others if case not in compared]:
+            lines += [f"Without that case in the same round to compare with: {', '.join(alone)}.", ""]
     if failed := [row for row in rows if row.status != "ok"]:
         lines += ["## Not measured", ""]
         table = [[row.case.name, row.status, row.reason.replace("|", "/")] for row in failed]
         lines += [tabulate(table, ["case", "what", "why"], tablefmt="github"), ""]
+    if sweep.left_out:
+        table = [[case.name, reason] for case, reason in sweep.left_out.items()]
+        lines += ["## Left out", "", tabulate(table, ["case", "why"], tablefmt="github"), ""]
     tolerances = {"early": EARLY, "early_tolerance": EARLY_TOLERANCE[config.train.precision], "tolerance": TOLERANCE}
-    return "\n".join([*lines, "## How to read this", "", _HOW_TO_READ.format(**tolerances)])
+    return "\n".join([*lines, "## How to read this", "", _HOW_TO_READ.format(**tolerances, batches=TABLE_BATCHES)])
 
 
 def format_rows(rows: Sequence[Row]) -> str:
@@ -130,7 +153,7 @@ def format_rows(rows: Sequence[Row]) -> str:
     ordered = sorted(rows, key=lambda row: row.p50_ms)
     for name, value in _COLUMNS.items():
         cells = [value(row) for row in ordered]
-        if name in ("kernel", "comm", "spread", "GPU") and len(set(cells)) == 1:
+        if name in ("kernel", "comm", "spread", "others", "GPU") and len(set(cells)) == 1:
             continue
         columns[name] = cells
     right = [name in _COLUMNS and not columns[name][0][:1].isalpha() for name in columns]
@@ -144,10 +167,12 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
     "input": lambda row: row.case.input_dist,
     "kernel": lambda row: row.case.kernel,
     "comm": lambda row: row.case.communication,
+    "P10": lambda row: f"{row.p10_ms:.1f}",
     "P50": lambda row: f"{row.p50_ms:.1f}",
     "P90": lambda row: f"{row.p90_ms:.1f}",
     "spread": lambda row: "" if math.isnan(row.spread) else f"{row.spread:.0%}",
     "samples/s": lambda row: f"{row.samples_per_second:,.0f}",
+    "others": lambda row: "" if math.isnan(row.others) else f"{row.others:.1f}",
     "ids": lambda row: f"{row.ids_bytes / 1024:,.0f}",
     "embeddings": lambda row: f"{row.embeddings_bytes / 1024:,.0f}",
     "gradients": lambda row: f"{row.gradients_bytes / 1024:,.0f}",
@@ -182,5 +207,6 @@ def _data(sweep: Sweep) -> str:
     config = sweep.train.data
     if sweep.tables:
         rows = sum(table.rows for table in sweep.tables)
-        return f"a list of {len(sweep.tables)} tables with {rows:,} rows per group, {sweep.tables[0].dim} columns"
+        columns = " and ".join(map(str, sorted({table.dim for table in sweep.tables})))
+        return f"a list of {len(sweep.tables)} tables with {rows:,} rows per group, {columns} columns"
     return config.path or "the synthetic log"

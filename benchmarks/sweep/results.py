@@ -9,13 +9,34 @@ from typing import Any
 from stem_torchrec.config.serialization import from_dict, to_dict
 from stem_torchrec.runtime.errors import UserError
 
-from common.output import write_whole
+from common.output import record_identity, write_whole
 from sweep.cases import Case
 
 SWEEP_FILE = "sweep.json"
 CASES = "cases"
 
+TABLE_BATCHES = 10
+"""Batches that a table alone is timed with, after one that is not timed."""
+
 Numbers = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class TableTime:
+    """The time of one table alone: lookup and exchange of embeddings, forward and backward."""
+
+    name: str
+    rows: int
+    dim: int
+    type: str
+    """Sharding type."""
+    kernel: str
+    ranks: tuple[int, ...]
+    """Rank of each shard."""
+    estimate_ms: float
+    """The planner's estimate for its slowest shard."""
+    ms: Numbers
+    """Of each batch, until the last rank ended it."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +75,8 @@ class Measurement:
     """Name of the GPU, or cpu."""
     notes: tuple[str, ...] = ()
     """What a reader should know about the batches."""
+    by_table: tuple[TableTime, ...] = ()
+    """Each table alone; measured in the first round."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +95,14 @@ class Outcome:
     revision: str
     """Git revision of the code; empty outside a checkout."""
     load: float
-    """Mean number of running processes in the minute before."""
+    """Mean number of running processes in the minute before, those of earlier cases included."""
     measurement: Measurement | None = None
+    load_after: float | None = None
+    """The same in the minute that ends with the case, the processes of the case included."""
+    others: float | None = None
+    """Cores that processes outside of the sweep kept busy during the case, on the host where they did so the most."""
+    cores: int | None = None
+    """Cores of rank 0's host that the sweep may use."""
 
 
 class ResultFolder:
@@ -99,21 +128,9 @@ class ResultFolder:
 
     def _open(self, sweep: Mapping[str, Any], head: Mapping[str, Any]) -> dict[str, Any]:
         path = self.folder / SWEEP_FILE
-        wanted = json.loads(json.dumps(sweep))
-        if not path.exists():
-            if any((self.folder / CASES).iterdir()):
-                raise UserError(f"{self.folder / CASES} holds files that no sweep wrote; give another --out.")
-            write_whole(path, json.dumps({"sweep": wanted, "head": head}, indent=1))
-        try:
-            content = json.loads(path.read_text())
-            existing, kept_head = content["sweep"], content["head"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} does not describe a sweep ({error!r}); give another --out.") from error
-        if difference := _difference(existing, wanted):
-            raise UserError(
-                f"{self.folder} holds another sweep, where {difference}; give another --out, or the same command."
-            )
-        return kept_head
+        if not path.exists() and any((self.folder / CASES).iterdir()):
+            raise UserError(f"{self.folder / CASES} holds files that no sweep wrote; give another --out.")
+        return record_identity(path, sweep, head, kind="sweep")
 
     def path(self, case: Case, round_: int, suffix: str) -> Path:
         """The path of a file of one case and round, by its suffix."""
@@ -139,18 +156,3 @@ class ResultFolder:
         """All existing outcomes, in the order of the cases and rounds."""
         outcomes = (self.read(case, round_) for case in cases for round_ in range(rounds))
         return [outcome for outcome in outcomes if outcome is not None]
-
-
-def _difference(existing: Any, wanted: Any, path: str = "") -> str:
-    """The first place where two plain values differ, as in `model.embedding_dim is 16 and not 8`."""
-    if isinstance(existing, dict) and isinstance(wanted, dict):
-        for key in sorted({*existing, *wanted}):
-            if difference := _difference(existing.get(key), wanted.get(key), f"{path}.{key}" if path else key):
-                return difference
-        return ""
-    return "" if existing == wanted else f"{path} is {_short(existing)} and not {_short(wanted)}"
-
-
-def _short(value: Any) -> str:
-    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text if len(text) < 60 else f"{text[:60]}..."

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from common.load import is_loaded
 from sweep.cases import Case
 from sweep.results import Outcome
 
@@ -29,6 +30,7 @@ class Row:
     status: str
     reason: str = ""
     rounds: int = 0
+    p10_ms: float = math.nan
     p50_ms: float = math.nan
     """Median over the measured steps of all rounds; the last rank to end a step determines its time."""
     p90_ms: float = math.nan
@@ -58,6 +60,8 @@ class Row:
     """The lookup in that estimate; the rest is the exchange."""
     lookup_ms: float = math.nan
     """What estimate_ms estimates, measured alone, without the exchange of ids; a median."""
+    lookup_p10_ms: float = math.nan
+    lookup_p90_ms: float = math.nan
     estimate_over_lookup: float = math.nan
     early_gap: float = math.nan
     """Largest relative difference from the reference's loss in the first three steps."""
@@ -67,6 +71,10 @@ class Row:
     """reference, same or other."""
     tables: str = ""
     """Number of tables by type."""
+    others: float = math.nan
+    """Cores that processes outside of the sweep kept busy, in the round where they did so the most."""
+    loaded: bool = False
+    """Whether these were so many that the times are too long."""
 
 
 def summarize(outcomes: Sequence[Outcome], *, global_batch: int, precision: str = "fp32") -> list[Row]:
@@ -121,14 +129,17 @@ def _row(case: Case, outcomes: Sequence[Outcome], global_batch: int) -> Row:
     if bad := [outcome for outcome in outcomes if outcome.status != "ok"]:
         return Row(case, bad[0].status, bad[0].reason, rounds=len(measured))
     steps = [last_rank(m.step_ms) for m in measured]
-    p50, p90 = np.percentile(np.concatenate(steps), [50, 90]).tolist()
-    lookup = float(np.median(np.concatenate([last_rank(m.lookup_ms) for m in measured])))
+    p10, p50, p90 = np.percentile(np.concatenate(steps), [10, 50, 90]).tolist()
+    lookups = np.concatenate([last_rank(m.lookup_ms) for m in measured])
+    lookup_p10, lookup, lookup_p90 = np.percentile(lookups, [10, 50, 90]).tolist()
+    loads = [(o.others, o.cores) for o in outcomes if o.others is not None and o.cores is not None]
     first = measured[0]
     estimate, compute = max((a + b, a) for a, b in zip(first.compute, first.communication, strict=True))
     return Row(
         case,
         "ok",
         rounds=len(measured),
+        p10_ms=p10,
         p50_ms=p50,
         p90_ms=p90,
         spread=float(np.ptp([np.median(each) for each in steps])) / p50 if len(steps) > 1 else math.nan,
@@ -147,8 +158,12 @@ def _row(case: Case, outcomes: Sequence[Outcome], global_batch: int) -> Row:
         estimate_ms=estimate,
         compute_ms=compute,
         lookup_ms=lookup,
+        lookup_p10_ms=lookup_p10,
+        lookup_p90_ms=lookup_p90,
         estimate_over_lookup=estimate / lookup,
         tables=first.tables,
+        others=max((others for others, _ in loads), default=math.nan),
+        loaded=any(is_loaded(others, cores) for others, cores in loads),
     )
 
 

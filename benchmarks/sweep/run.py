@@ -11,10 +11,11 @@ from stem_torchrec.config.serialization import from_dict, to_dict
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
 
+from common.load import cores
 from common.machine import command_line, describe_machine, format_hosts, git_revision
 from sweep.cases import Case
 from sweep.config import Sweep, SweepConfig
-from sweep.ranks import Ending, Job, judge, run_case
+from sweep.ranks import Ending, Environment, Job, cores_of_others, judge, run_case
 from sweep.report import REPORT, TABLE, write_report
 from sweep.results import Measurement, Outcome, ResultFolder
 from sweep.rows import summarize
@@ -23,13 +24,14 @@ Turn = tuple[int, Case]
 """The number of a round, and a case to run in it."""
 
 
-def run_sweep(config: SweepConfig, sweep: Sweep, process: Process) -> None:
+def run_sweep(config: SweepConfig, sweep: Sweep, process: Process, environment: Environment) -> None:
     """Runs the cases without an outcome and writes the report; all ranks of the launcher call it.
 
     Args:
         config: the options of the sweep.
         sweep: the cases and what they run on; the same on all ranks.
         process: this rank of the launcher.
+        environment: of the launcher, for the processes that measure.
 
     Raises UserError if the folder holds another sweep or cannot be written.
     """
@@ -37,8 +39,8 @@ def run_sweep(config: SweepConfig, sweep: Sweep, process: Process) -> None:
     turns = [(round_, case) for round_ in range(config.rounds) for case in order_of_round(sweep.cases, round_)]
     done = from_first_rank(lambda: len(folder.read_all(sweep.cases, config.rounds)))
     log_rank0(
-        f"{len(sweep.cases)} cases x {config.rounds} rounds on {process.world_size} ranks; {sweep.left_out} "
-        f"combinations that make no sense are left out; already done: {done}, in {config.out}"
+        f"{len(sweep.cases)} cases x {config.rounds} rounds on {process.world_size} ranks; {len(sweep.left_out)} "
+        f"combinations that make no sense are left out, the report names each; already done: {done}, in {config.out}"
     )
     global_batch = sweep.train.data.batch_size * process.world_size
     # Only rank 0 reads the folder, which other hosts need not see.
@@ -46,10 +48,11 @@ def run_sweep(config: SweepConfig, sweep: Sweep, process: Process) -> None:
     while (turn := from_first_rank(lambda: next(left, None))) is not None:
         round_, case = turn
         started, load = time.monotonic(), os.getloadavg()[0]
-        job = Job(sweep.train, case, sweep.tables, config.warmup, config.steps, config.timeout, outcome="")
-        endings = run_case(job, process)
+        job = Job(sweep.train, case, sweep.tables, config.warmup, config.steps, round_ == 0, config.timeout, outcome="")
+        endings = run_case(job, process, environment)
         if process.is_first:
-            outcome = make_outcome(case, round_, endings, time.monotonic() - started, load)
+            others = cores_of_others(endings, process.local_world_size)
+            outcome = make_outcome(case, round_, endings, seconds=time.monotonic() - started, load=load, others=others)
             keep(folder, outcome, endings)
             write_report(folder, sweep, rounds=config.rounds, global_batch=global_batch)
             log_rank0(f"[{turns.index(turn) + 1}/{len(turns)}] {format_outcome(outcome, global_batch)}")
@@ -108,8 +111,10 @@ def turns_left(folder: ResultFolder, turns: Sequence[Turn], *, retry: bool) -> I
             failed.add(case)
 
 
-def make_outcome(case: Case, round_: int, endings: Sequence[Ending], seconds: float, load: float) -> Outcome:
-    """The outcome of a case, from how it ended on each rank."""
+def make_outcome(
+    case: Case, round_: int, endings: Sequence[Ending], *, seconds: float, load: float, others: float
+) -> Outcome:
+    """The outcome of a case that has just ended, from how it ended on each rank; see Outcome for the rest."""
     status, reason = judge(endings)
     measured = endings[0].measurement
     return Outcome(
@@ -121,6 +126,9 @@ def make_outcome(case: Case, round_: int, endings: Sequence[Ending], seconds: fl
         date=datetime.now().astimezone().isoformat(timespec="seconds"),
         revision=git_revision(),
         load=round(load, 2),
+        load_after=round(os.getloadavg()[0], 2),
+        others=round(others, 2),
+        cores=cores(),
         measurement=from_dict(Measurement, measured) if status == "ok" and measured else None,
     )
 
@@ -143,4 +151,6 @@ def format_outcome(outcome: Outcome, global_batch: int) -> str:
     result = f"{outcome.status}: {outcome.reason}"
     if outcome.status == "ok":
         result = f"{row.p50_ms:.1f} ms  {row.samples_per_second / 1000:.1f}k samples/s  {row.peak_mib:.0f} MiB"
+    if row.loaded:
+        result += f"  warning: other processes kept {row.others:.1f} of {outcome.cores} cores busy"
     return f"{outcome.case.name}  {result}  ({outcome.seconds:.0f} s)"

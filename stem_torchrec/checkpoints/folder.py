@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from iopath.common.file_io import g_pathmgr
-
 from stem_torchrec.config import ModelConfig, TrainConfig
 from stem_torchrec.config.formats import with_format, without_format
 from stem_torchrec.config.serialization import from_dict, to_dict
 from stem_torchrec.data.schema import Schema, schema_to_dict
+from stem_torchrec.runtime.file_systems import g_pathmgr
 from stem_torchrec.runtime.paths import move, remove_folder
 
 PROGRESS_FILE = "progress.json"

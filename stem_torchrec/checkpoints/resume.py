@@ -1,9 +1,5 @@
 """Where a run resumes: from the newest checkpoint of its own folder, or from one that `--resume` names."""
 
-from pathlib import Path
-
-from iopath.common.file_io import g_pathmgr
-
 from stem_torchrec.checkpoints.compatibility import check_same_run
 from stem_torchrec.checkpoints.folder import PROGRESS_FILE, Progress, checkpoint_path, complete_steps, read_progress
 from stem_torchrec.config import CheckpointConfig, ModelConfig, TrainConfig
@@ -11,10 +7,12 @@ from stem_torchrec.config.formats import FormatError
 from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.data.schema import Schema, schema_to_dict
 from stem_torchrec.runtime.errors import DamagedError, UserError, reason_of
+from stem_torchrec.runtime.file_systems import g_pathmgr
 from stem_torchrec.runtime.process import from_first_rank
+from stem_torchrec.runtime.store_path import AnyPath, path_of
 
 
-def checkpoints_folder(config: CheckpointConfig, run: Path) -> str:
+def checkpoints_folder(config: CheckpointConfig, run: AnyPath) -> str:
     """The folder of the checkpoints of the run in the folder `run`."""
     return (config.folder or str(run / "checkpoints")).rstrip("/")
 
@@ -30,7 +28,7 @@ def check_resume(config: TrainConfig, schema: Schema) -> None:
         own = None
         # Without both, the run gets a new folder, which has no name yet.
         if config.output_dir or config.checkpoint.folder:
-            own = checkpoints_folder(config.checkpoint, Path(config.output_dir or ""))
+            own = checkpoints_folder(config.checkpoint, path_of(config.output_dir or ""))
         if config.resume == "never" and own is not None and complete_steps(own):
             raise UserError(
                 f"{own} holds a run's checkpoints; give another --output-dir, or --resume auto to continue."

@@ -9,11 +9,11 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from iopath.common.file_io import g_pathmgr
 
 from stem_torchrec.checkpoints.folder import PROGRESS_FILE, Progress, checkpoint_path, prune, publish
 from stem_torchrec.checkpoints.storage import State, failure_of, failure_on_any_rank, writer_to
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.file_systems import g_pathmgr
 from stem_torchrec.runtime.hang_detection import set_activity
 from stem_torchrec.runtime.internals.pytorch import (
     ShardedTensor,

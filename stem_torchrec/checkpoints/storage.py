@@ -9,12 +9,12 @@ from typing import IO, Any, cast
 from zipfile import BadZipFile, ZipFile
 
 import torch.distributed as dist
-from iopath.common.file_io import g_pathmgr
 from torch.distributed.checkpoint import CheckpointException, FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.filesystem import FileSystemBase
 from torch.distributed.checkpoint.metadata import Metadata
 
 from stem_torchrec.runtime.errors import reason_of
+from stem_torchrec.runtime.file_systems import g_pathmgr
 from stem_torchrec.runtime.paths import move
 
 AnyPath = str | os.PathLike
@@ -97,7 +97,8 @@ class IoPathFileSystem(FileSystemBase):
 
 def writer_to(folder: str) -> FileSystemWriter:
     """A DCP writer of a checkpoint to `folder`, for `dcp.save(state, storage_writer=...)`."""
-    writer = FileSystemWriter(folder)
+    # What a store has is written. DCP would ask the system to flush all its files.
+    writer = FileSystemWriter(folder, sync_files="://" not in folder)
     writer.fs = IoPathFileSystem()  # type: ignore[assignment]
     writer.path = folder
     return writer

@@ -1,8 +1,7 @@
 """Weights on disk, by torch.distributed.checkpoint: all ranks write them, any number of ranks reads them."""
 
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch.distributed as dist
@@ -22,10 +21,12 @@ from stem_torchrec.checkpoints.storage import (
     writer_to,
 )
 from stem_torchrec.runtime.errors import DamagedError, UnwritableError, UserError, reason_of
+from stem_torchrec.runtime.paths import remove_tree
 from stem_torchrec.runtime.process import from_first_rank
+from stem_torchrec.runtime.store_path import AnyPath, StorePath
 
 
-def save_weights(model: nn.Module, folder: Path) -> None:
+def save_weights(model: nn.Module, folder: AnyPath) -> None:
     """Writes the weights of a sharded model to `folder`; a reader finds the old or the new ones, complete.
 
     All ranks call it. Raises UnwritableError if the weights cannot be written; the old ones stay.
@@ -35,37 +36,67 @@ def save_weights(model: nn.Module, folder: Path) -> None:
         save_weights(model, Path("runs/a/best"))
         # runs/a/best/.metadata, __0_0.distcp, __1_0.distcp
     """
-    new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-
-    def replace() -> None:
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-
     try:
-        from_first_rank(lambda: shutil.rmtree(new, ignore_errors=True))
-        with without_warnings():
-            dcp.save({"model": model.state_dict()}, storage_writer=writer_to(str(new)))
-        from_first_rank(replace)
+        new = from_first_rank(lambda: _unfinished(folder))
+        from_first_rank(lambda: remove_tree(new))
+        try:
+            with without_warnings():
+                dcp.save({"model": model.state_dict()}, storage_writer=writer_to(str(new)))
+            from_first_rank(lambda: _replace(folder, new))
+        except (OSError, dcp.CheckpointException):
+            from_first_rank(lambda: remove_tree(new))
+            raise
     except (OSError, dcp.CheckpointException) as error:
-        from_first_rank(lambda: shutil.rmtree(new, ignore_errors=True))
         raise UnwritableError(f"{folder} cannot be written ({failure_of(error)})") from error
 
 
-def find_weights(folder: Path) -> Path:
+def _unfinished(folder: AnyPath) -> AnyPath:
+    """Where new weights are written. A store cannot rename them, so there each get a folder of their own number."""
+    if isinstance(folder, Path):
+        return folder.with_name(folder.name + ".new")
+    newest = max((int(version.name) for version in _versions(folder)), default=0)
+    return folder / f"{newest + 1:06d}"
+
+
+def _replace(folder: AnyPath, new: AnyPath) -> None:
+    """Puts the new weights in the place of the old ones; in a store those with the largest number count."""
+    if isinstance(folder, Path):
+        assert isinstance(new, Path)
+        old = folder.with_name(folder.name + ".old")
+        remove_tree(old)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+        remove_tree(old)
+        return
+    # Where that fails, the next call removes them.
+    with suppress(OSError):
+        for version in _versions(folder):
+            if version != new:
+                remove_tree(version)
+
+
+def _versions(folder: StorePath) -> list[StorePath]:
+    """The numbered weights in a folder of a store, the newest first."""
+    versions = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+    return sorted(versions, key=lambda version: int(version.name), reverse=True)
+
+
+def find_weights(folder: AnyPath) -> AnyPath:
     """The folder of complete weights: `folder`, or its predecessor if saving was interrupted before the exchange.
+
+    In a store, the newest in `folder`.
 
     Raises UserError if neither exists.
     """
-    for candidate in (folder, folder.with_name(folder.name + ".old")):
+    versions = _versions(folder) if isinstance(folder, StorePath) else [folder.with_name(folder.name + ".old")]
+    for candidate in (folder, *versions):
         if (candidate / ".metadata").exists():
             return candidate
     raise UserError(f"{folder} holds no weights; a training run writes them at its first evaluation.")
 
 
-def load_weights(model: nn.Module, folder: Path) -> None:
+def load_weights(model: nn.Module, folder: AnyPath) -> None:
     """Reads weights that `save_weights` wrote into a sharded model, of any number of ranks, plan and layout.
 
     All ranks call it. Raises UserError if the folder has no weights, or those of another model.
@@ -90,7 +121,7 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     model.load_state_dict(state["model"])
 
 
-def load_state(state: State, folder: Path | str) -> None:
+def load_state(state: State, folder: AnyPath | str) -> None:
     """Fills the tensors in `state` from a folder of torch.distributed.checkpoint, saved in any layout and plan.
 
     All ranks call it. `LayoutLoadPlanner` tells how much memory it takes.
@@ -115,7 +146,7 @@ def load_state(state: State, folder: Path | str) -> None:
         raise DamagedError(f"{folder} cannot be read: {reason_of(reason)}") from error
 
 
-def saved_tensors(folder: Path) -> dict[str, TensorStorageMetadata]:
+def saved_tensors(folder: AnyPath) -> dict[str, TensorStorageMetadata]:
     """Sizes and types of the tensors in a folder of torch.distributed.checkpoint, by name.
 
     Each process reads .metadata for itself. Raises DamagedError if it cannot be read.

@@ -30,14 +30,21 @@ class Positives:
     counts: NDArray[np.int64]
     """Positives of the first and the second task, (K, 2)."""
 
+    @property
+    def totals(self) -> tuple[int, int]:
+        """Positives of the first and the second task in the whole log."""
+        first, second = self.counts.sum(axis=0).tolist()
+        return first, second
+
     def ratios(self, keys: Ints) -> NDArray[np.float64]:
         """For the key of each row, the ratio of its positives of the two tasks, relative to the whole log; (N,).
 
         (positives of the first / of the second) over the same ratio of the whole log, so 1 means as in the whole log,
         however rare one of the tasks is. 0 if all are of the second task, infinite if all are of the first, NaN for a
-        key without positives of either.
+        key without positives of either. Both tasks need positives, or the whole log has no ratio.
         """
-        first, second = self.counts.sum(axis=0)
+        first, second = self.totals
+        assert min(first, second) > 0, "a task without positives has no ratios"
         position = np.clip(np.searchsorted(self.keys, keys), 0, max(len(self.keys) - 1, 0))
         known = self.keys[position] == keys if len(self.keys) else np.zeros(len(keys), dtype=bool)
         a, b = np.where(known[:, None], self.counts[position], 0).T if len(self.keys) else np.zeros((2, len(keys)))

@@ -25,25 +25,32 @@ interval excluded 0 in 21 % with 3 users behind the positives, 16 % with 5, 13 %
 
 @dataclass(frozen=True)
 class Interval:
-    """A difference and its interval; low and high are NaN if there is none."""
+    """A difference with its interval and p-value; low, high and the p-values are NaN if there is no interval."""
 
     value: float
     low: float
     high: float
+    p: float
+    """Two-sided p-value of no difference, of this comparison alone."""
+    adjusted: float
+    """The p-value adjusted for the family of comparisons that it is reported in; `p` itself outside of a family."""
+    level: float
+    """The largest adjusted p-value of a difference: 1 minus the confidence."""
     lower_is_better: bool = False
 
     @property
     def verdict(self) -> str:
-        """`better` or `worse` if the interval excludes 0, `within noise` if not, `undefined` without one."""
+        """`better` or `worse` by the adjusted p-value, else `within noise`; `undefined` without an interval."""
         if np.isnan(self.value) or np.isnan(self.low):
             return "undefined"
-        low, high = (-self.high, -self.low) if self.lower_is_better else (self.low, self.high)
-        return "better" if low > 0 else "worse" if high < 0 else "within noise"
+        if self.adjusted > self.level:
+            return "within noise"
+        return "better" if (self.value < 0) == self.lower_is_better else "worse"
 
     @property
     def numbers(self) -> dict[str, float]:
-        """The difference and the ends of its interval by name, as a file stores them."""
-        return {"value": self.value, "low": self.low, "high": self.high}
+        """The difference, the ends of its interval and the p-value by name, as a file stores them."""
+        return {"value": self.value, "low": self.low, "high": self.high, "p": self.p}
 
 
 class Ranking:
@@ -64,12 +71,17 @@ class Ranking:
         self.begins = np.flatnonzero(begins)
 
     def auc(self, weights: Floats | Ints) -> float:
-        """Weighted share of (negative, positive) pairs in the right order, a tie counting half; NaN without pairs."""
+        """Weighted share of (negative, positive) pairs in the right order, a tie counting half; NaN without pairs.
+
+        Args:
+            weights: of the rows, in the order of `order`, (N,).
+        """
         if not len(self.order):
             return np.nan
-        ordered = weights[self.order].astype(np.float64)
-        positives = np.add.reduceat(np.where(self.positive, ordered, 0.0), self.begins)
-        negatives = np.add.reduceat(np.where(self.positive, 0.0, ordered), self.begins)
+        positives = weights * self.positive
+        negatives = (weights - positives).astype(np.float64)
+        if len(self.begins) < len(self.order):
+            positives, negatives = (np.add.reduceat(each, self.begins) for each in (positives, negatives))
         pairs = positives.sum() * negatives.sum()
         below = np.cumsum(negatives) - negatives
         return float((positives * (below + negatives / 2)).sum() / pairs) if pairs else np.nan
@@ -84,7 +96,8 @@ def auc_of(scores: Floats, positive: NDArray[np.bool_], user: Ints) -> Measure:
         user: the user of each row, numbered from 0, (N,).
     """
     ranking = Ranking(scores, positive)
-    return lambda draws: ranking.auc(draws[user])
+    user_by_score = user[ranking.order]
+    return lambda draws: ranking.auc(draws[user_by_score])
 
 
 def gauc_of(scores: Floats, positive: NDArray[np.bool_], user: Ints) -> Measure:
@@ -159,13 +172,23 @@ class Resampled:
     lower_is_better: bool = False
 
     def difference(self, model: str, over: str) -> Interval:
-        """`model` minus the model `over`, with the percentile interval over the draws."""
+        """`model` minus the model `over`, with the percentile interval over the draws and the p-value of the same.
+
+        The p-value is twice the share of draws on the other side of 0, with the measured rows counted as one more draw
+        (Davison and Hinkley, "Bootstrap Methods and their Application", 1997, ch. 4). So B draws give no p-value below
+        2 / (B + 1), and never 0.
+        """
         differences = self.drawn[model] - self.drawn[over]
         # A draw without a positive, for a rare task, has no AUC.
         known = differences[~np.isnan(differences)]
         tail = (1 - self.confidence) / 2
-        low, high = np.quantile(known, [tail, 1 - tail]) if len(known) else (np.nan, np.nan)
-        return Interval(self.whole[model] - self.whole[over], float(low), float(high), self.lower_is_better)
+        low, high, p = np.nan, np.nan, np.nan
+        if len(known):
+            low, high = np.quantile(known, [tail, 1 - tail]).tolist()
+            p = min(1.0, 2 * (1 + min(int((known <= 0).sum()), int((known >= 0).sum()))) / (len(known) + 1))
+        value = self.whole[model] - self.whole[over]
+        # Rounded, or the level of 95 % would be a little more than 5 %.
+        return Interval(value, low, high, p, p, round(1 - self.confidence, 12), self.lower_is_better)
 
 
 def resample(

@@ -9,6 +9,7 @@ from annotated_types import Interval
 
 from stem_torchrec.comparison.comparable import EDGES, edges_ascend
 from stem_torchrec.comparison.grid_search import Grid
+from stem_torchrec.comparison.multiplicity import Correction
 from stem_torchrec.comparison.runs import Part, Run, comparable_models, parts_of
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.command_line import parse_known_arguments
@@ -20,6 +21,7 @@ from stem_torchrec.data.schema import load_schema
 from stem_torchrec.models.build import build_model, check_task_weights
 from stem_torchrec.models.table import MODELS, groups_with_tables
 from stem_torchrec.runtime.errors import UserError, nearest
+from stem_torchrec.runtime.path_options import LocalOutput
 from stem_torchrec.sharding.placement import match_rules, parse_rules
 from stem_torchrec.tables import groups_of, table_configs
 from stem_torchrec.training.configuration import config_from_command_line
@@ -39,7 +41,7 @@ python stem_torchrec/train.py --help lists them."""
 class CompareConfig:
     """What to compare, beside the options of train.py."""
 
-    out: str = ""
+    out: LocalOutput = ""
     """Folder for the runs and the report. The same command resumes an interrupted comparison."""
     models: str = "stem,single_task,shared_bottom,mmoe,ple"
     """Models, separated by commas: those of --model.arch, `all` for all of them, and the ablations stem_reads_own,
@@ -50,8 +52,12 @@ class CompareConfig:
     """The model that the others are compared with."""
     split: str = "test"
     """The split to report on: one on which nothing was chosen, so neither train nor valid."""
-    resamples: Annotated[int, Interval(ge=1, le=10**6)] = 1000
-    """Draws of users behind each interval."""
+    resamples: Annotated[int, Interval(ge=1, le=10**6)] | None = None
+    """Draws of users behind each interval and p-value; by default as many as the number of comparisons needs, from 1000
+    to 20,000."""
+    correction: Correction = "holm"
+    """How p-values are adjusted for the number of comparisons: holm bounds the probability that any is wrong,
+    benjamini_hochberg the expected share of wrong ones among the differences that are found."""
     confidence: Annotated[float, Interval(gt=0, lt=1)] = 0.95
     """Share of the draws that an interval covers."""
     pair: str = ""

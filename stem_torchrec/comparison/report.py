@@ -95,13 +95,14 @@ def spread(values: Sequence[float | None], digits: int = 4) -> str:
 
 
 def show(interval: Interval) -> str:
-    """`+0.0123 [+0.0040, +0.0201]`, bold if the interval excludes 0; `+0.0123` without one."""
+    """`+0.0123 [+0.0040, +0.0201] p 0.002, 0.03`, raw and adjusted, bold by the latter; `+0.0123` without interval."""
     if np.isnan(interval.value):
         return "-"
     if np.isnan(interval.low):
         return f"{interval.value:+.4f}"
     text = f"{interval.value:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
-    return Markup(f"**{text}**" if interval.low > 0 or interval.high < 0 else text)
+    bold = interval.verdict in ("better", "worse")
+    return Markup(f"{f'**{text}**' if bold else text} p {interval.p:.2g}, {interval.adjusted:.2g}")
 
 
 def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

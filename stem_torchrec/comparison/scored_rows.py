@@ -19,6 +19,7 @@ from stem_torchrec.comparison.intervals import (
     logloss_of,
     resample,
 )
+from stem_torchrec.comparison.multiplicity import draws_for
 from stem_torchrec.comparison.options import CompareConfig
 from stem_torchrec.comparison.runs import Run
 from stem_torchrec.config import TrainConfig
@@ -101,6 +102,11 @@ class ScoredRows:
         grouped = {"gAUC": gauc_of} if self.columns.group else {}
         return {"AUC": auc_of, **grouped, "logloss": logloss_of}
 
+    def draws_for(self, comparisons: int) -> int:
+        """Draws of users for a family of so many comparisons: --resamples, or as many as they need."""
+        config = self.comparison.config
+        return config.resamples or draws_for(comparisons, config.confidence)
+
     def labeled(
         self, task: str, rows: NDArray[np.bool_] | None = None
     ) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.int64]]:
@@ -112,8 +118,10 @@ class ScoredRows:
         known = ~np.isnan(self.labels[task]) if rows is None else rows & ~np.isnan(self.labels[task])
         return known, self.labels[task][known] == 1, np.unique(self.users[known], return_inverse=True)[1]
 
-    def resample(self, task: str, measure: str = "AUC", rows: NDArray[np.bool_] | None = None) -> Resampled:
-        """Measures every model over the rows that have a label, of `rows` (N,) if given.
+    def resample(
+        self, task: str, measure: str = "AUC", rows: NDArray[np.bool_] | None = None, *, draws: int
+    ) -> Resampled:
+        """Measures every model over the rows that have a label, of `rows` (N,) if given, and over draws of their users.
 
         Without draws, and so without intervals, if too few users have labels of a kind; see `MIN_USERS`.
         """
@@ -126,7 +134,7 @@ class ScoredRows:
                 for model, by_seed in self.scores[task].items()
             },
             int(user.max(initial=-1)) + 1,
-            resamples=self.comparison.config.resamples if fewest >= MIN_USERS else 0,
+            resamples=draws if fewest >= MIN_USERS else 0,
             confidence=self.comparison.config.confidence,
             lower_is_better=measure == "logloss",
         )

@@ -2,28 +2,19 @@
 
 import shlex
 import sys
-from collections.abc import Mapping
-from itertools import permutations
 
 import torch
 
 from stem_torchrec.comparison.comparable_sections import comparable_samples
 from stem_torchrec.comparison.diagnostic_sections import gate_sections, table_sections
 from stem_torchrec.comparison.diagnostics import count_weights
-from stem_torchrec.comparison.intervals import MIN_USERS, Interval, Resampled
-from stem_torchrec.comparison.report import METRICS, Report, dots, escape, show, spread, write_parquet
+from stem_torchrec.comparison.intervals import MIN_USERS
+from stem_torchrec.comparison.report import Report, escape, spread, write_parquet
+from stem_torchrec.comparison.result_sections import results
 from stem_torchrec.comparison.scored_rows import Comparison, ScoredRows
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.training.optimizers import states_of_tables
 from stem_torchrec.training.watched_metric import SIGNS
-
-_PHRASES = {
-    "better": "better than",
-    "within noise": "within noise of",
-    "worse": "worse than",
-    "undefined": "without an interval against",
-}
-"""The verdicts of an interval, in the words of the report."""
 
 
 def write_report(comparison: Comparison) -> None:
@@ -54,95 +45,14 @@ def introduction(report: Report, scored: ScoredRows) -> None:
         f"    {' '.join(shlex.join(['stem_torchrec/compare.py', *sys.argv[1:]]).split())}",
         f"{len(scored.rows):,} rows of the {escape(config.split)} split, seeds "
         f"{', '.join(map(str, comparison.seeds))}. Values are the mean ± the standard deviation over the seeds. "
-        f"Differences have a {config.confidence:.0%} interval from {config.resamples} draws of {scored.unit}{seeds}; "
-        "they are bold if it excludes 0. With few seeds the interval underestimates their spread, with one seed it "
-        f"leaves it out. There is no interval where fewer than {MIN_USERS} {scored.unit} have positives, or negatives, "
-        "or for gAUC both. Each single-task model is tuned and stopped by its own task, every other model by the mean "
-        "over the tasks.",
+        f"Differences have a {config.confidence:.0%} interval from draws of {scored.unit}{seeds}, then the p-value of "
+        "no difference from the same draws, raw and adjusted for the number of comparisons in their family. They are "
+        f"bold, and better or worse, if the adjusted one is at most {1 - config.confidence:.2g}. With few seeds "
+        "intervals and p-values underestimate the spread of seeds, with one seed they leave it out. There are none "
+        f"where fewer than {MIN_USERS} {scored.unit} have positives, or negatives, or for gAUC both. Each single-task "
+        "model is tuned and stopped by its own task, every other model by the mean over the tasks.",
         *[f"Left out because a run diverged: {escape(reason)}" for reason in comparison.diverged.values()],
     )
-
-
-def results(report: Report, scored: ScoredRows) -> None:
-    """Adds the metrics of every model by task, and each model's difference to the base with its interval."""
-    comparison, base = scored.comparison, scored.comparison.config.base
-    metrics = {run: run.test_results()["metrics"] for run in comparison.runs}
-    write_parquet(
-        comparison.folder / "results.parquet",
-        [
-            {"model": run.model, "seed": run.seed, "task": task, **by_task[task]}
-            for run, by_task in metrics.items()
-            for task in scored.tasks
-        ],
-    )
-    resampled = {(task, name): scored.resample(task, name) for task in scored.tasks for name in scored.measures}
-    write_parquet(
-        comparison.folder / "differences.parquet",
-        [
-            {"task": task, "metric": name, "model": model, "over": over, **measured.difference(model, over).numbers}
-            for (task, name), measured in resampled.items()
-            for model, over in permutations(comparison.models, 2)
-        ],
-    )
-    differences = {
-        measured_by: {model: measured.difference(model, base) for model in comparison.models if model != base}
-        for measured_by, measured in resampled.items()
-    }
-    report.text("## Results")
-    for task in scored.tasks:
-        report.text(f"### {escape(task)}")
-        rows = []
-        for model in comparison.models:
-            of_seeds = [metrics[run][task] for run in comparison.runs_of(model)]
-            row = {"model": model} | {name: spread([values[name] for values in of_seeds]) for name in METRICS}
-            for name in scored.measures:
-                row[f"{name} over {base}"] = show(differences[task, name][model]) if model != base else ""
-            rows.append(row)
-        report.table(rows)
-        for name in scored.measures:
-            if differences[task, name]:
-                report.text(f"{name}: {verdict_sentence(differences[task, name], base)}")
-    by_model = {
-        model: {f"{name}, {task}": of_models[model] for (task, name), of_models in differences.items()}
-        for model in comparison.models
-        if model != base
-    }
-    if by_model:
-        caption = "differences with their intervals; more is better, except for logloss"
-        report.plot("differences", dots(by_model, f"over {base}", width=4), caption)
-    rivals(report, comparison, {f"{name}, {task}": measured for (task, name), measured in resampled.items()})
-
-
-def rivals(report: Report, comparison: Comparison, resampled: Mapping[str, Resampled]) -> None:
-    """Adds the differences of the first model to each other one, unless the first table has them already."""
-    first, *others = comparison.models
-    if first == comparison.config.base or len(others) < 2:
-        return
-    report.text(f"## Does {first} win?", f"Difference of {first} to each other model.")
-    report.table(
-        [
-            {"over": model, **{title: show(of.difference(first, model)) for title, of in resampled.items()}}
-            for model in others
-        ]
-    )
-    for title, measured in resampled.items():
-        models = by_verdict({model: measured.difference(first, model) for model in others})
-        parts = [f"{phrase} {', '.join(models[v])}" for v, phrase in _PHRASES.items() if v in models]
-        report.text(f"{escape(title)}: {first} is {'; '.join(parts)}.")
-
-
-def verdict_sentence(differences: Mapping[str, Interval], over: str) -> str:
-    """Names the models that are better than `over`, within noise of it, and worse."""
-    models = by_verdict(differences)
-    return "; ".join(f"{phrase} {over}: {', '.join(models[v])}" for v, phrase in _PHRASES.items() if v in models) + "."
-
-
-def by_verdict(differences: Mapping[str, Interval]) -> dict[str, list[str]]:
-    """The models by the verdict of their interval."""
-    models: dict[str, list[str]] = {}
-    for model, interval in differences.items():
-        models.setdefault(interval.verdict, []).append(model)
-    return models
 
 
 def settings(report: Report, comparison: Comparison) -> None:

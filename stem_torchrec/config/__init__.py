@@ -2,8 +2,8 @@
 
 A field stands in one place with its type, limits, default and help. Reading order: run.py, and the sections that it
 joins: data.py, synthetic.py, model.py, optimizers.py, sharding.py, loop.py; then command_line.py, files.py, fields.py
-(limits and error sentences), serialization.py, narrowed.py, yaml_text.py, json_text.py, formats.py (format versions
-of files). Import the names below. May import `runtime` only.
+(limits and error sentences), path_fields.py, serialization.py, narrowed.py, yaml_text.py, json_text.py, formats.py
+(format versions of files). Import the names below. May import `runtime` only.
 """
 
 from stem_torchrec.config.command_line import (

@@ -10,6 +10,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from stem_torchrec.config.fields import limits_in, limits_text
+from stem_torchrec.config.path_fields import with_paths
 from stem_torchrec.config.serialization import check_fields
 from stem_torchrec.runtime.errors import UserError, nearest
 from stem_torchrec.runtime.internals import tyro_errors
@@ -26,8 +27,8 @@ def parse_arguments(default: ConfigT, args: Sequence[str] | None = None, descrip
         description: the text of `--help` above the options.
 
     Raises:
-        UserError: an unknown name (with the nearest right one), a wrong type or choice, or a number outside of its
-            limits.
+        UserError: an unknown name (with the nearest right one), a wrong type or choice, a number outside of its
+            limits, or a path that cannot be used.
 
     Example::
 
@@ -37,6 +38,7 @@ def parse_arguments(default: ConfigT, args: Sequence[str] | None = None, descrip
         config = tyro.cli(
             type(default), default=default, args=args, description=description, registry=_help_with_limits()
         )
+    config = with_paths(config)
     check_fields(config)
     return config
 
@@ -53,6 +55,7 @@ def parse_known_arguments(
         parse_arguments(default, ["--help"], description=description)
     with _mistakes_in_one_sentence(option_names(default)):
         config, rest = tyro.cli(type(default), default=default, args=args, return_unknown_args=True, add_help=False)
+    config = with_paths(config)
     check_fields(config)
     return config, rest
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from annotated_types import Interval
 
 from stem_torchrec.config.synthetic import SyntheticConfig
+from stem_torchrec.runtime.path_options import PathOption
 
 OnBadRow = Literal["fail", "skip"]
 
@@ -14,9 +15,9 @@ OnBadRow = Literal["fail", "skip"]
 class DataConfig:
     """The log, and how rows become batches."""
 
-    path: str | None = None
-    """Folder with schema.json, train/ and valid/, local or any path that iopath opens. None makes the synthetic
-    log below data/ once and uses that; a recipe for a log of your own needs the path."""
+    path: Annotated[str, PathOption("folder", words=("",))] | None = None
+    """Folder with schema.json, train/ and valid/, local or in a store (s3://, gs://, abfs://, hdfs://). None makes the
+    synthetic log below data/ once and uses that; a recipe for a log of your own needs the path."""
     batch_size: Annotated[int, Interval(ge=1, le=2**24)] = 4096
     """Rows per rank and step; the global batch is this times the world size."""
     eval_batch_size: Annotated[int, Interval(ge=1, le=2**24)] = 8192

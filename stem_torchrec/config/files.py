@@ -1,9 +1,7 @@
 """A run's configuration as YAML, and from the command line: a recipe or a file, then `--section.field value`."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from stem_torchrec.config.command_line import parse_arguments, parse_known_arguments
@@ -22,6 +20,8 @@ from stem_torchrec.config.run import TrainConfig
 from stem_torchrec.config.serialization import from_dict, to_dict
 from stem_torchrec.config.yaml_text import parse_yaml, to_yaml
 from stem_torchrec.runtime.errors import UserError, nearest, reason_of
+from stem_torchrec.runtime.path_options import InputFile
+from stem_torchrec.runtime.store_path import path_of
 
 Recipes = Mapping[str, Callable[[], TrainConfig]]
 
@@ -53,10 +53,11 @@ def read_config(path: str, models: Models) -> TrainConfig:
     Raises UserError with the file and the field that is unknown or has a value that it does not take, or for a file in
     a newer format.
     """
-    if not os.path.isfile(path):
+    file = path_of(path)
+    if not file.is_file():
         raise UserError(f"there is no configuration {path!r}; a run writes one as config.yaml in its folder.")
     try:
-        content = parse_yaml(Path(path).read_text())
+        content = parse_yaml(file.read_text())
     # ValueError: not text, or not YAML.
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as a configuration ({reason_of(error)}).") from error
@@ -103,7 +104,7 @@ class _Start:
     """The source of the defaults, and the model."""
 
     recipe: str | None = None
-    config: str | None = None
+    config: InputFile | None = None
     model: _Model = _Model()
 
 

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from annotated_types import Interval
 
+from stem_torchrec.runtime.path_options import OutputFolder
+
 Precision = Literal["fp32", "tf32", "bf16"]
 
 _Steps = Annotated[int, Interval(ge=1, le=10**12)]
@@ -27,7 +29,8 @@ class LoopConfig:
     """Ends the run after this many evaluations without a better metric; by default never. The best
     weights are kept in any case."""
     clip_norm: Annotated[float, Interval(ge=1e-12, le=1e12)] | None = None
-    """Largest norm of the dense gradient; a larger one is scaled down."""
+    """Largest norm of the dense gradient, taken over the parameters that the same tasks train; a larger one is scaled
+    down."""
     precision: Precision = "fp32"
     """Of the matrix products of experts, gates and towers; weights stay fp32. bf16 runs under autocast, and is faster
     on GPUs and on CPUs with AMX; tf32 is for GPUs."""
@@ -53,7 +56,7 @@ class CheckpointConfig:
     """Steps between two checkpoints."""
     keep: Annotated[int, Interval(ge=1, le=10**6)] = 2
     """Checkpoints to keep, the newest; the best weights are kept in any case."""
-    folder: str | None = None
-    """Folder for checkpoints, any path that iopath opens; by default RUN/checkpoints."""
+    folder: OutputFolder | None = None
+    """Folder for checkpoints, local or in a store; by default RUN/checkpoints."""
     max_failures: Annotated[int, Interval(ge=0, le=10**6)] = 3
     """Checkpoints in a row that may fail, for a full disk or a store that does not answer, before the run ends."""

@@ -10,6 +10,7 @@ from stem_torchrec.config.loop import CheckpointConfig, LoopConfig
 from stem_torchrec.config.model import ModelConfig
 from stem_torchrec.config.optimizers import DenseOptimizerConfig, ScheduleConfig, SparseOptimizerConfig
 from stem_torchrec.config.sharding import ShardingConfig
+from stem_torchrec.runtime.path_options import OutputFolder, PathOption
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,10 @@ class TrainConfig:
     """The training loop."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """What a run keeps so that it can resume."""
-    resume: str = "auto"
+    resume: Annotated[str, PathOption("folder", words=("auto", "never"))] = "auto"
     """auto resumes from the newest checkpoint of the run folder, if it has one; never refuses a folder that holds a
     run; a path, of a checkpoint or of a folder of checkpoints, is where a run folder without a checkpoint starts."""
-    output_dir: str | None = None
+    output_dir: OutputFolder | None = None
     """The run folder: configuration, plan, metrics, TensorBoard files, best weights; by default a new one
     under runs/, named by the time."""
     seed: Annotated[int, Interval(ge=0, le=2**32 - 1)] = 0

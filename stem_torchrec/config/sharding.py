@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from annotated_types import Interval
 
+from stem_torchrec.runtime.path_options import InputFile
+
 ShardingType = Literal[
     "auto",
     "data_parallel",
@@ -28,7 +30,7 @@ class ShardingConfig:
     """How single tables are sharded, as PATTERN=TYPE[:kernel=KERNEL][:rank=R,R...][:cache=SHARE]. The pattern names
     tables as group/feature with * and ?; the first rule that fits a table holds, and the planner chooses the rest:
     `shared/*=row_wise like/user_id=table_wise:rank=1 *=auto`."""
-    plan: str | None = None
+    plan: InputFile | None = None
     """A plan.json, as a run or a benchmark writes it, to shard by exactly that."""
     type: ShardingType = "auto"
     """Sharding type of the tables without a rule; auto lets TorchRec's planner choose for each."""

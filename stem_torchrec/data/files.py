@@ -8,10 +8,10 @@ from dataclasses import dataclass, fields
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from iopath.common.file_io import g_pathmgr
 
 from stem_torchrec.data.schema import Schema, SparseFeature
 from stem_torchrec.runtime.errors import UserError, nearest, reason_of
+from stem_torchrec.runtime.file_systems import g_pathmgr
 
 
 @dataclass(frozen=True)

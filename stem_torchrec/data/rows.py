@@ -6,12 +6,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from iopath.common.file_io import g_pathmgr
 from torch import Tensor
 
 from stem_torchrec.data.checks import bad_rows, converted
 from stem_torchrec.data.files import Columns, RowGroup
 from stem_torchrec.runtime.errors import DataError, reason_of
+from stem_torchrec.runtime.file_systems import g_pathmgr
 
 BAD = "bad row"
 """The column of a row group that is read with `skip`: 0 for a good row, else 1 + the number of its reason."""

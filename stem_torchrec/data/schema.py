@@ -5,11 +5,10 @@ import posixpath
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from iopath.common.file_io import g_pathmgr
-
 from stem_torchrec.config.formats import FormatError, with_format, without_format
 from stem_torchrec.config.serialization import from_dict, to_dict
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.file_systems import g_pathmgr
 
 SCHEMA_FILE = "schema.json"
 SCHEMA_FORMAT = 1

@@ -4,10 +4,10 @@ from types import TracebackType
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from iopath.common.file_io import g_pathmgr
 from torch import Tensor
 
 from stem_torchrec.data.files import Columns
+from stem_torchrec.runtime.file_systems import g_pathmgr
 from stem_torchrec.runtime.paths import move
 
 _ROW_GROUP = 65_536

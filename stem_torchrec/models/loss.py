@@ -1,43 +1,55 @@
 """The loss around a model, in the form that TorchRec's train pipelines call."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchrec.datasets.utils import Batch
 
+from stem_torchrec.data.label_counts import CountedBatch
 from stem_torchrec.runtime.errors import UserError
 
 
 class MultiTaskTrain(nn.Module):
     """The loss of a batch: a weighted sum over the tasks of the mean binary cross entropy of the rows with a label.
 
-    The mean is over this rank's rows; data parallelism averages the gradients over the ranks. A task without a label in
-    the batch adds nothing.
+    The mean is over the rows of all ranks if the batch comes from a LabelCounter: a rank's loss is the sum over its
+    rows, divided by the labels of all ranks and multiplied by the number of ranks, because data parallelism and
+    TorchRec's tables average gradients over the ranks. Otherwise it is the mean over this rank's rows. A task without a
+    label adds nothing.
 
     Args:
         model: maps dense features (B, N) and a KeyedJaggedTensor to logits (B, T): STEM, TorchRec's DLRM, or yours.
         task_weights: T weights above 0; 1 for each task if empty.
 
     `forward` takes a batch with labels of 0, 1 or NaN (missing), of any type, (B, T), or (B,) for one task. It returns
-    the loss, and (losses (T,), logits (B, T)), detached and in fp32. It raises UserError for other shapes.
+    the loss, and (losses (T,), logits (B, T)), detached and in fp32. The mean of the losses over the ranks is the mean
+    over all rows. It raises UserError for other shapes.
     """
 
     def __init__(self, model: nn.Module, task_weights: Sequence[float] = ()) -> None:
         super().__init__()
         self.model = model
         self.task_weights = tuple(task_weights)
+        self.trained_by: Mapping[str, frozenset[int]] = {}
+        """Tasks that train a parameter, by name (`models/trained_by.py`); all tasks where the name is missing."""
 
     def forward(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         logits = self.model(batch.dense_features, batch.sparse_features).float()
-        losses = multi_task_loss(logits, labels_like(logits, batch.labels))
+        losses = multi_task_loss(logits, labels_like(logits, batch.labels), labels_per_rank(batch, logits))
         weights = losses.new_tensor(self.task_weights) if self.task_weights else torch.ones_like(losses)
         return (losses * weights).sum(), (losses.detach(), logits.detach())
 
 
-def multi_task_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def multi_task_loss(logits: Tensor, labels: Tensor, per_rank: Tensor | None = None) -> Tensor:
     """Mean binary cross entropy per task, (T,), of logits and labels (B, T); a missing label is NaN.
+
+    Args:
+        logits: of this rank's rows.
+        labels: 0, 1 or NaN.
+        per_rank: what to divide the sums by, (T,): the labels of all ranks over the number of ranks; by default the
+            labels given.
 
     Example::
 
@@ -46,7 +58,9 @@ def multi_task_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """
     known = ~labels.isnan()
     losses = binary_cross_entropy_with_logits(logits, labels.nan_to_num(), reduction="none")
-    return (losses * known).sum(dim=0) / known.sum(dim=0).clamp(min=1)
+    divisors = known.sum(dim=0) if per_rank is None else per_rank
+    # Without a label the sum is 0, whatever it is divided by.
+    return (losses * known).sum(dim=0) / torch.where(divisors > 0, divisors, 1)
 
 
 def labels_like(logits: Tensor, labels: Tensor) -> Tensor:
@@ -63,5 +77,14 @@ def labels_like(logits: Tensor, labels: Tensor) -> Tensor:
     return column.to(logits.dtype)
 
 
-# The pipeline traces a model with FX, which cannot follow a decision about shapes: this is one step to it.
+def labels_per_rank(batch: Batch, logits: Tensor) -> Tensor | None:
+    """The labels of all ranks over the number of ranks, (T,), beside the logits; None if they have not been counted."""
+    if not isinstance(batch, CountedBatch):
+        return None
+    # A copy of T numbers, for which the host does not wait.
+    return batch.labels_of_step.per_rank().to(logits.device, logits.dtype, non_blocking=True)
+
+
+# The pipeline traces a model with FX, which cannot follow a decision about shapes or types: each is one step to it.
 torch.fx.wrap("labels_like")
+torch.fx.wrap("labels_per_rank")

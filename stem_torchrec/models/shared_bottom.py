@@ -31,8 +31,8 @@ class SharedBottomOptions(BottomOptions):
 class SingleTask(MultiTaskModel):
     """A model for each task, with tables, bottom and tower of its own: logit_t = Tower_t(MLP_t(x_t)).
 
-    No loss reaches a weight of another task. Trained side by side they share the batches, the step whose weights are
-    kept, and the clipping of gradients; `compare.py` trains each alone, so that they share nothing.
+    No loss reaches a weight of another task. Trained side by side they share the batches and the step whose weights are
+    kept; `compare.py` trains each alone, so that they share nothing.
 
     Args:
         embedding_bag_collection: columns for each task and feature.

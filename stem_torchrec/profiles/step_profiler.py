@@ -1,7 +1,6 @@
 """Profiles a few steps of a run: a trace for each rank, and a summary of the phases of a step."""
 
 import os
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -13,6 +12,8 @@ from stem_torchrec.metrics.collectives import gather
 from stem_torchrec.profiles.phases import PHASES, StepTimes, step_times
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.progress import log_rank0
+from stem_torchrec.runtime.staging import Staging
+from stem_torchrec.runtime.store_path import AnyPath
 
 SUMMARY_FILE = "summary.txt"
 
@@ -61,7 +62,7 @@ class StepProfiler:
         fit(pipeline, batches, tasks=tasks, steps=100, profiler=StepProfiler(Path("profile"), device))
     """
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
+    def __init__(self, folder: AnyPath, device: torch.device) -> None:
         self.folder = folder
         self.device = device
         # Kineto prints to standard error when it starts and stops, unless the user has set a level.
@@ -93,17 +94,18 @@ class StepProfiler:
             self._write()
 
     def _write(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        rank = dist.get_rank()
-        self._profile.export_chrome_trace(str(self.folder / f"rank_{rank}.json.gz"))
+        staging, rank = Staging(self.folder), dist.get_rank()
+        staging.local.mkdir(parents=True, exist_ok=True)
+        self._profile.export_chrome_trace(str(staging.local / f"rank_{rank}.json.gz"))
         times = step_times(self._profile.events())
         spent = [[phase.host, phase.device] for phase in times.phases.values()]
         ranks = gather(torch.tensor(spent, dtype=torch.float64, device=self.device)).cpu()
         table = format_phases(host=ranks[..., 0], device=ranks[..., 1])
-        path = self.folder / SUMMARY_FILE
         if rank == 0:
-            path.write_text(_SUMMARY.format(phases=table, operations=format_operations(times)))
-        log_rank0(f"\nwhere the time of a step goes; more in {path}:\n{table}\n")
+            summary = _SUMMARY.format(phases=table, operations=format_operations(times))
+            (staging.local / SUMMARY_FILE).write_text(summary)
+        staging.close()
+        log_rank0(f"\nwhere the time of a step goes; more in {self.folder / SUMMARY_FILE}:\n{table}\n")
 
 
 def check_steps(steps: int) -> None:

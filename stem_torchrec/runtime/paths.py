@@ -1,35 +1,59 @@
-"""Writing files so that a reader finds them whole, and operations that not every file system of iopath has."""
+"""Files and folders, local or in a store: written so that a reader finds them whole, moved and removed."""
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
-from iopath.common.file_io import g_pathmgr
-
 from stem_torchrec.runtime.errors import UnwritableError, reason_of
+from stem_torchrec.runtime.file_systems import g_pathmgr
+from stem_torchrec.runtime.internals.path_handlers import handler_of
+from stem_torchrec.runtime.store_path import AnyPath, StorePath
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: AnyPath, value: Any) -> None:
     """Writes JSON; see `write_text`."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replaces a file by text at once: a reader finds the old file or the new one, whole. Raises UnwritableError."""
-    new = path.with_name(path.name + ".new")
+def write_text(path: AnyPath, text: str) -> None:
+    """Replaces a file by text at once: a reader finds the old file or the new one, whole.
+
+    A link stays, and the file that it leads to is replaced. Raises UnwritableError, also where `path` is a device, a
+    FIFO or a folder.
+    """
     try:
+        if isinstance(path, StorePath):
+            path.write_text(text)
+            return
+        file = Path(os.path.realpath(path))
+        new = file.with_name(file.name + ".new")
+        for each in (file, new):
+            _check_replaceable(each)
         new.write_text(text)
-        new.rename(path)
+        new.rename(file)
     except OSError as error:
         raise UnwritableError(f"{path} cannot be written ({reason_of(error)})") from error
 
 
-def move(source: str, target: str) -> None:
-    """Renames a file within its folder; in an object store, which cannot rename, copies it and removes the source.
+def check_writable(folder: AnyPath) -> None:
+    """Makes a folder and writes a file in it for a moment; raises OSError where that fails."""
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f".writable-{os.getpid()}"
+    probe.write_text("")
+    probe.unlink(missing_ok=True)
 
-    Raises OSError if the file cannot be moved.
+
+def move(source: str, target: str) -> None:
+    """Gives a file the name of another in its folder, which it replaces; in a store, which cannot rename, by a copy.
+
+    Raises OSError if the file cannot be moved, or `target` is not a regular file.
     """
+    if handler_of(g_pathmgr, target) is None:
+        _check_replaceable(Path(target))
+        os.replace(source, target)
+        return
     try:
         moved = g_pathmgr.mv(source, target)
     except NotImplementedError:
@@ -48,3 +72,18 @@ def remove_folder(path: str, *, first: str) -> None:
     # An object store has no empty folders: the folder ends with its last file.
     if os.path.isdir(path):
         os.rmdir(path)
+
+
+def remove_tree(folder: AnyPath) -> None:
+    """Removes a folder with all that is in it, if it exists."""
+    if isinstance(folder, Path):
+        shutil.rmtree(folder, ignore_errors=True)
+    elif folder.is_dir():
+        for path in folder.iterdir():
+            remove_tree(path)
+            path.unlink(missing_ok=True)
+
+
+def _check_replaceable(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path} is not a regular file")

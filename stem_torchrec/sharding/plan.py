@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from iopath.common.file_io import g_pathmgr
 from tabulate import tabulate
 from torchrec.distributed.planner import Topology
 from torchrec.distributed.planner.types import ShardingOption
@@ -14,6 +13,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from stem_torchrec.config.formats import with_format, without_format
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.file_systems import g_pathmgr
 from stem_torchrec.sharding.placement import FUSED_KERNELS, FUSED_TYPES, HOST_TYPES, Placement, some
 
 PLAN_FORMAT = 1

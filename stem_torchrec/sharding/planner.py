@@ -35,7 +35,7 @@ from stem_torchrec.sharding.placement import (
 )
 from stem_torchrec.sharding.plan import Plan, make_plan
 from stem_torchrec.sharding.shard import AllTypesSharder
-from stem_torchrec.tables import check_plan, is_weighted, mean_tables, table_configs, wrong_mean_types
+from stem_torchrec.tables import check_plan, mean_tables, reads_weights, table_configs, wrong_mean_types
 
 
 def plan_sharding(
@@ -71,7 +71,7 @@ def plan_sharding(
         placements=placements,
         whole_rows=whole_rows,
         pooling_factors=pooling_factors,
-        weighted=is_weighted(model),
+        weighted=reads_weights(model),
     )
     chosen = _ChosenOptions()
     planner = EmbeddingShardingPlanner(

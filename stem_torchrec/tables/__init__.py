@@ -20,11 +20,12 @@ from stem_torchrec.tables.names import (
 from stem_torchrec.tables.pooling import ROW_TYPES, check_means, check_plan, mean_tables, wrong_mean_types
 from stem_torchrec.tables.sharded import (
     LocalShard,
-    is_weighted,
     local_shards,
+    reads_weights,
     sharded_collections,
     table_configs,
     table_weights,
+    with_one_row,
 )
 from stem_torchrec.tables.tensors import TableTensor, table_of, tables_among
 
@@ -41,9 +42,9 @@ __all__ = [
     "cut_columns",
     "embedding_bag_configs",
     "groups_of",
-    "is_weighted",
     "local_shards",
     "mean_tables",
+    "reads_weights",
     "sharded_collections",
     "split_columns",
     "table_configs",
@@ -54,5 +55,6 @@ __all__ = [
     "table_of",
     "table_weights",
     "tables_among",
+    "with_one_row",
     "wrong_mean_types",
 ]

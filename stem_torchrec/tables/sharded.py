@@ -1,7 +1,9 @@
 """The tables in a model: their configurations and weights before sharding, and this rank's parts of them after."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from torch import Tensor, nn
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
@@ -10,6 +12,8 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from stem_torchrec.runtime.internals.pytorch import ShardedTensor
 from stem_torchrec.tables.tensors import table_of
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def table_configs(model: nn.Module) -> list[EmbeddingBagConfig]:
@@ -22,9 +26,22 @@ def table_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     return {table: bag.weight for collection in _collections(model) for table, bag in collection.embedding_bags.items()}
 
 
-def is_weighted(model: nn.Module) -> bool:
-    """Whether one of the EmbeddingBagCollections in `model` reads weights of ids."""
+def reads_weights(model: nn.Module) -> bool:
+    """Whether a table in `model` reads weights of ids, before it is sharded."""
     return any(collection.is_weighted() for collection in _collections(model))
+
+
+def with_one_row(model: M) -> M:
+    """A copy of a model that is not sharded, with tables of one row, which takes next to no memory."""
+    small = {
+        id(collection): EmbeddingBagCollection(
+            tables=[replace(config, num_embeddings=1) for config in collection.embedding_bag_configs()],
+            is_weighted=collection.is_weighted(),
+        )
+        for collection in _collections(model)
+    }
+    # The copy takes these for the collections that it has copied already.
+    return deepcopy(model, small)
 
 
 def _collections(model: nn.Module) -> Iterator[EmbeddingBagCollection]:

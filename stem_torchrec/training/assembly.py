@@ -15,6 +15,7 @@ from torchrec.optim.keyed import CombinedOptimizer
 from stem_torchrec.config import Precision, ShardingConfig, SparseOptimizerConfig, TrainConfig
 from stem_torchrec.data.files import Columns
 from stem_torchrec.models.build import build_model
+from stem_torchrec.models.trained_by import tasks_of_parameters
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
@@ -25,6 +26,7 @@ from stem_torchrec.sharding.shard import shard
 from stem_torchrec.sharding.sharder import make_sharder
 from stem_torchrec.sharding.topology import topology_here
 from stem_torchrec.tables import table_configs
+from stem_torchrec.training.dense_optimizer import leave_out_unlabeled
 from stem_torchrec.training.nonfinite import SkippingPipeline
 from stem_torchrec.training.optimizers import SPARSE_OPTIMIZERS, apply_sparse_optimizer, check_sparse_optimizer
 
@@ -50,6 +52,7 @@ def build_sharded_model(
     """
     torch.manual_seed(config.seed)
     model = build_model(config.model, columns)
+    model.trained_by = tasks_of_parameters(model, tasks=len(columns.labels), dense_in_features=len(columns.dense))
     tables = table_configs(model)
     topology = topology_here(process, hbm_gib=config.sharding.hbm_gb)
     placements = from_first_rank(lambda: choose_placements(config.sharding, tables, topology))
@@ -126,7 +129,9 @@ def build_pipeline(
     """
     forward = forward or autocast_forward(model, config.train.precision, process)
     kind = SkippingPipeline if config.train.skip_nonfinite else TrainPipelineSparseDist
-    return kind(model, optimizer, process.device, custom_model_fwd=forward)
+    pipeline = kind(model, optimizer, process.device, custom_model_fwd=forward)
+    leave_out_unlabeled(optimizer, pipeline, model)
+    return pipeline
 
 
 def autocast_forward(model: nn.Module, precision: Precision, process: Process) -> Callable[[Any], Any]:

@@ -1,15 +1,15 @@
 """The best weights of a run in its folder, and the metrics of the evaluation that they come from."""
 
-from pathlib import Path
-
 from torch import nn
 
 from stem_torchrec.checkpoints.saver import Failures
 from stem_torchrec.checkpoints.weights import save_weights
 from stem_torchrec.metrics.multi_task import to_json
 from stem_torchrec.runtime.errors import UnwritableError
+from stem_torchrec.runtime.paths import move
 from stem_torchrec.runtime.process import from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
+from stem_torchrec.runtime.store_path import AnyPath
 from stem_torchrec.training.early_stopping import EarlyStopping
 from stem_torchrec.training.run_folder import BEST_WEIGHTS, METRICS_FILE, best_so_far, write_metrics
 from stem_torchrec.training.watched_metric import Metrics
@@ -27,7 +27,7 @@ class BestWeights:
         max_failures: evaluations in a row whose weights may fail to be written.
     """
 
-    def __init__(self, model: nn.Module, folder: Path, stopping: EarlyStopping, *, max_failures: int) -> None:
+    def __init__(self, model: nn.Module, folder: AnyPath, stopping: EarlyStopping, *, max_failures: int) -> None:
         self.stopping = stopping
         self.failures = Failures(max_failures, "give another --output-dir")
         self.metrics: Metrics = {}
@@ -55,7 +55,7 @@ class BestWeights:
             from_first_rank(lambda: write_metrics(new, best))
             save_weights(self._model, self._folder / BEST_WEIGHTS)
             # A rename needs no room on the disk, so metrics and weights are always of the same step.
-            from_first_rank(lambda: new.replace(self._folder / METRICS_FILE))
+            from_first_rank(lambda: move(str(new), str(self._folder / METRICS_FILE)))
         except UnwritableError as error:
             failure = str(error)
             log_rank0(f"step {step}  {failure}")

@@ -108,6 +108,11 @@ class TrainingLog(Callback):
             log_rank0(f"step {step}  {self._meter.speed(values)}  {format_values(losses)}")
         return False
 
+    def on_pause(self, loop: TrainLoop) -> None:
+        """Copies the files to a run folder in a store, before the checkpoint."""
+        if self._file is not None:
+            self._file.sync()
+
     def after_evaluation(self, loop: TrainLoop, metrics: Metrics) -> None:
         """Writes the metrics; speeds count from here."""
         values = evaluation_values(metrics) | dict(self._counts())

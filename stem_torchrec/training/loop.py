@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchrec.datasets.utils import Batch
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
+from stem_torchrec.data.label_counts import LabelCounter
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.hang_detection import set_activity
 from stem_torchrec.runtime.progress import format_values, log_rank0, progress_bar
@@ -30,7 +31,7 @@ class StepOutput:
     batch: Batch
     """As the reader made it, on the host."""
     losses: Tensor
-    """(T,), detached."""
+    """(T,), detached; the mean over the ranks is the mean over all rows with a label."""
     logits: Tensor
     """(B, T), detached."""
 
@@ -173,6 +174,9 @@ def fit(
 ) -> None:
     """Trains for `steps` steps, or until early stopping: the loop alone, for a model and batches of your own.
 
+    It counts the labels of TorchRec's Batches over all ranks for the loss of a MultiTaskTrain (see `LabelCounter`).
+    Batches of other classes are left as they are.
+
     Args:
         pipeline: see TrainLoop, as for the other arguments that are not listed here.
         tasks: names of the tasks, in the order of the losses.
@@ -188,9 +192,10 @@ def fit(
     """
     log = TrainingLog(Meter(tasks), every_steps=log_every)
     best = KeepBest(keep or (lambda step, metrics: None), stopping)
+    counter = LabelCounter()
     loop = TrainLoop(
         pipeline,
-        batches,
+        lambda epoch: counter.counted(batches(epoch)),
         steps=steps,
         steps_per_epoch=steps_per_epoch,
         schedule=schedule,
@@ -200,3 +205,4 @@ def fit(
     )
     with progress_bar(steps, "step") as log.bar:
         loop.run()
+    counter.close()

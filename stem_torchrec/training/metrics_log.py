@@ -2,23 +2,25 @@
 
 import json
 import math
-import shutil
 from contextlib import suppress
 from io import FileIO
-from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
 from stem_torchrec.runtime.errors import reason_of
-from stem_torchrec.runtime.paths import write_text
+from stem_torchrec.runtime.paths import remove_tree, write_text
 from stem_torchrec.runtime.process import from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
+from stem_torchrec.runtime.staging import Staging
+from stem_torchrec.runtime.store_path import AnyPath
 
 METRICS_LOG = "metrics.jsonl"
 
 
 class MetricsLog:
     """Rank 0 writes a line of metrics.jsonl and points in TensorBoard for each call; the other ranks write nothing.
+
+    The files of a run folder in a store are copied to it where the run pauses and at its end.
 
     A full disk does not end the run: lines wait in memory until there is room, and TensorBoard's files end.
 
@@ -34,9 +36,10 @@ class MetricsLog:
         log.write(120, {"train/loss/like": 0.2314})  # {"step": 120, "train/loss/like": 0.2314}
     """
 
-    def __init__(self, folder: Path, *, after: int = 0, evaluate: bool = False) -> None:
+    def __init__(self, folder: AnyPath, *, after: int = 0, evaluate: bool = False) -> None:
         self._file: FileIO | None = None
         self._board: SummaryWriter | None = None
+        self._staging: Staging | None = None
         self._waiting = b""
 
         def is_kept(line: str) -> bool:
@@ -48,11 +51,13 @@ class MetricsLog:
         def open_files() -> None:
             path = folder / METRICS_LOG
             lines = path.read_text().splitlines() if path.exists() and after else []
-            write_text(path, "".join(f"{line}\n" for line in lines if is_kept(line)))
-            self._file = path.open("ab", buffering=0)
+            self._staging = Staging(folder)
+            local = self._staging.local
+            write_text(local / METRICS_LOG, "".join(f"{line}\n" for line in lines if is_kept(line)))
+            self._file = (local / METRICS_LOG).open("ab", buffering=0)
             if not after:
-                shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=after + 1 if after else None)
+                remove_tree(folder / "tensorboard")
+            self._board = SummaryWriter(str(local / "tensorboard"), purge_step=after + 1 if after else None)
 
         from_first_rank(open_files)
 
@@ -75,6 +80,17 @@ class MetricsLog:
             log_rank0(f"step {step}  TensorBoard's files cannot be written ({reason_of(error)}); they end at this step")
             self._board = None
 
+    def sync(self) -> None:
+        """Copies the files to a run folder in a store, so that it has the lines before a checkpoint is written."""
+        if self._staging is None:
+            return
+        try:
+            if self._board is not None:
+                self._board.flush()
+            self._staging.copy()
+        except OSError as error:
+            log_rank0(f"{METRICS_LOG} cannot be copied ({reason_of(error)}); its lines wait for the next time")
+
     def _write(self) -> None:
         while self._waiting and self._file is not None:
             self._waiting = self._waiting[self._file.write(self._waiting) :]
@@ -83,7 +99,7 @@ class MetricsLog:
         """Closes both files; lines that still wait for room on the disk are lost."""
         with suppress(OSError):
             self._write()
-        for opened in (self._file, self._board):
+        for opened in (self._file, self._board, self._staging):
             with suppress(OSError):
                 if opened is not None:
                     opened.close()

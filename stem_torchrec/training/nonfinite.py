@@ -1,7 +1,5 @@
 """Losses that are not finite: skips their batches, or writes them to a file."""
 
-from pathlib import Path
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -12,6 +10,7 @@ from torchrec.datasets.utils import Batch
 from stem_torchrec.data.files import Columns
 from stem_torchrec.runtime.internals.torchrec_hooks import BackwardPipeline
 from stem_torchrec.runtime.progress import log_rank0
+from stem_torchrec.runtime.store_path import AnyPath
 
 
 class SkippingPipeline(BackwardPipeline):
@@ -33,7 +32,7 @@ class SkippingPipeline(BackwardPipeline):
         log_rank0(f"note: the loss of a batch is not finite; the batch is skipped, {self.skipped} so far")
 
 
-def keep_batch(batch: Batch, folder: Path, columns: Columns, *, name: str) -> Path:
+def keep_batch(batch: Batch, folder: AnyPath, columns: Columns, *, name: str) -> AnyPath:
     """Writes a batch as Parquet, with features, weights and labels of each row, and returns the path.
 
     Args:
@@ -55,5 +54,6 @@ def keep_batch(batch: Batch, folder: Path, columns: Columns, *, name: str) -> Pa
         **{key: pa.array(batch.labels[:, i].numpy(), from_pandas=True) for i, key in enumerate(columns.labels)},
     }
     path = folder / f"{name}.parquet"
-    pq.write_table(pa.table(table), path)
+    with path.open("wb") as file:
+        pq.write_table(pa.table(table), file)
     return path

@@ -16,14 +16,14 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMo
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchrec.distributed import DistributedModelParallel
-from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
-from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from stem_torchrec.config import DenseOptimizerConfig, ScheduleConfig, SparseOptimizerConfig
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.internals.pytorch import apply_optimizer_in_backward
 from stem_torchrec.tables import sharded_collections, table_groups, table_of, table_weights
+from stem_torchrec.training.dense_optimizer import build_dense_optimizer, tasks_that_train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,23 +149,14 @@ def build_optimizer(
         model: sharded, with `apply_sparse_optimizer` done before.
         sparse: the optimizer of the tables; those outside the fused one get the same after backward.
         dense: the optimizer of everything else.
-        clip_norm: largest norm of the dense gradient.
+        clip_norm: largest norm of the dense gradient, of the parameters that the same tasks train.
     """
     of_tables = {id(parameter) for _, module in sharded_collections(model) for parameter in module.parameters()}
     outside = dict(in_backward_optimizer_filter(model.named_parameters()))
     tables = {name: parameter for name, parameter in outside.items() if id(parameter) in of_tables}
     others = {name: parameter for name, parameter in outside.items() if id(parameter) not in of_tables}
-    make = torch.optim.Adam if dense.name == "adam" else torch.optim.AdamW
-    arguments: dict[str, Any] = {
-        "lr": dense.learning_rate,
-        "betas": dense.betas,
-        "weight_decay": dense.weight_decay,
-        "fused": True,
-    }
-    optimizer: KeyedOptimizer = KeyedOptimizerWrapper(others, lambda parameters: make(parameters, **arguments))
-    if clip_norm is not None:
-        optimizer = GradientClippingOptimizer(optimizer, GradientClipping.NORM, max_gradient=clip_norm)
-    optimizers = [("", model.fused_optimizer), ("", optimizer)]
+    dense_optimizers = build_dense_optimizer(others, dense, clip_norm=clip_norm, trained_by=tasks_that_train(model))
+    optimizers = [model.fused_optimizer, *dense_optimizers]
     if tables:
         make_tables = SPARSE_OPTIMIZERS[sparse.name].dense
         assert make_tables is not None, "check_sparse_optimizer refuses it"
@@ -174,7 +165,7 @@ def build_optimizer(
             table = table_of(name)
             assert table is not None, f"{name} is not a table"
             groups.append({"params": [parameter], **_arguments(sparse, table, fused=False)})
-        optimizers.append(("", KeyedOptimizerWrapper(tables, lambda _: make_tables(groups))))
+        optimizers.append(KeyedOptimizerWrapper(tables, lambda _: make_tables(groups)))
     return CombinedOptimizer(optimizers)
 
 

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from threading import Event
 
 import torch.distributed as dist
@@ -23,8 +22,10 @@ from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.data.schema import schema_to_dict
 from stem_torchrec.runtime.errors import DamagedError
 from stem_torchrec.runtime.hang_detection import collective_timeout
+from stem_torchrec.runtime.paths import check_writable
 from stem_torchrec.runtime.process import from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
+from stem_torchrec.runtime.store_path import AnyPath, path_of
 from stem_torchrec.training.best_weights import BestWeights
 from stem_torchrec.training.callbacks import Callback
 from stem_torchrec.training.loop import StepOutput, TrainLoop
@@ -51,7 +52,7 @@ class RunCheckpoints(Callback):
     def __init__(
         self,
         config: TrainConfig,
-        folder: Path,
+        folder: AnyPath,
         data: RunData,
         *,
         model: nn.Module,
@@ -90,7 +91,12 @@ class RunCheckpoints(Callback):
         return TrainState(epoch_end=self._data.train.steps)
 
     def start(self, ending: Event) -> None:
-        """Begins to watch for what pauses the run: time, a signal that sets `ending`, losses that are not finite."""
+        """Begins to watch for what pauses the run: time, a signal that sets `ending`, losses that are not finite.
+
+        Raises OSError where the folder that `--checkpoint.folder` names cannot be written.
+        """
+        if self._config.checkpoint.folder is not None:
+            from_first_rank(lambda: check_writable(path_of(self.folder)))
         settings, timeout = self._config.checkpoint, collective_timeout(self._config.train.timeout)
         self._saver = CheckpointSaver(
             self.folder, keep=settings.keep, max_failures=settings.max_failures, timeout=timeout
@@ -175,7 +181,7 @@ class RunCheckpoints(Callback):
         # On another number of ranks the rest of the epoch may take another number of steps.
         return TrainState(progress.step, progress.epoch, progress.step + reader.steps, progress.evaluate)
 
-    def _keep_batch(self, step: int, batch: Batch) -> Path:
+    def _keep_batch(self, step: int, batch: Batch) -> AnyPath:
         columns, name = self._data.columns, f"step-{step:09d}-rank-{dist.get_rank()}"
         return keep_batch(batch, self._run_folder / "nonfinite", columns, name=name)
 

@@ -10,10 +10,12 @@ from torchrec.datasets.utils import Batch
 from stem_torchrec.config import DataConfig, TrainConfig
 from stem_torchrec.data.batch import Exposures
 from stem_torchrec.data.files import Columns, find_row_groups, ids_per_row, missing_labels
+from stem_torchrec.data.label_counts import LabelCounter
 from stem_torchrec.data.loader import data_loader
 from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.data.schema import Schema
 from stem_torchrec.metrics.collectives import gather
+from stem_torchrec.runtime.hang_detection import collective_timeout
 from stem_torchrec.runtime.process import Process
 from stem_torchrec.runtime.progress import log_rank0
 
@@ -37,6 +39,7 @@ class RunData:
     """The validation split; the same on each iteration."""
     device: torch.device
     _loader: DataLoader
+    _counter: LabelCounter
 
     @classmethod
     def open(cls, config: TrainConfig, path: str, schema: Schema, process: Process) -> "RunData":
@@ -46,13 +49,19 @@ class RunData:
         train = open_split(data, path, "train", schema, columns, process, training=True, seed=config.seed)
         validation = open_split(data, path, "valid", schema, columns, process)
         exposures = data_loader(validation, pin_memory=pin)
-        return cls(schema, columns, train, validation, exposures, process.device, data_loader(train, pin_memory=pin))
+        loader = data_loader(train, pin_memory=pin)
+        counter = LabelCounter(timeout=collective_timeout(config.train.timeout))
+        return cls(schema, columns, train, validation, exposures, process.device, loader, counter)
 
     def batches(self, epoch: int) -> Iterable[Batch]:
         """This rank's batches of an epoch; of the epoch in which the run resumes, those that are left."""
         if epoch != self.train.epoch:
             self.train.start_epoch(epoch)
-        return self._loader
+        return self._counter.counted(self._loader)
+
+    def close(self) -> None:
+        """Closes the connections in which labels are counted; all ranks call it."""
+        self._counter.close()
 
     @property
     def labels_missing(self) -> bool:

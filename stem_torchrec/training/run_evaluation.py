@@ -3,16 +3,15 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 from annotated_types import Interval
-from iopath.common.file_io import g_pathmgr
 from torch import Tensor, nn
 from torchrec.optim.keyed import CombinedOptimizer
 
 from stem_torchrec.checkpoints.weights import find_weights, load_weights
+from stem_torchrec.config.path_fields import with_paths
 from stem_torchrec.data.batch import Exposures
 from stem_torchrec.data.files import Columns
 from stem_torchrec.data.folder import data_folder
@@ -21,12 +20,15 @@ from stem_torchrec.data.schema import load_schema
 from stem_torchrec.metrics.multi_task import MultiTaskMetrics, TaskMetrics, format_table, to_json
 from stem_torchrec.metrics.predictions import PredictionsFile
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.path_options import InputFolder, OutputFile, OutputFolder
 from stem_torchrec.runtime.paths import write_json
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0, progress_bar
+from stem_torchrec.runtime.store_path import path_of
 from stem_torchrec.training.assembly import build_pipeline, build_sharded_model, for_weights_only
 from stem_torchrec.training.configuration import load_config
 from stem_torchrec.training.evaluation import predict
+from stem_torchrec.training.evaluation_outputs import prepare_outputs
 from stem_torchrec.training.run_data import open_split
 from stem_torchrec.training.run_folder import BEST_WEIGHTS, CONFIG_FILE
 
@@ -35,7 +37,7 @@ from stem_torchrec.training.run_folder import BEST_WEIGHTS, CONFIG_FILE
 class EvaluationData:
     """The log to evaluate on."""
 
-    path: str | None = None
+    path: InputFolder | None = None
     """Folder of the log; by default the one that the run trained on."""
     batch_size: Annotated[int, Interval(ge=1, le=2**24)] | None = None
     """Rows per rank and step; by default the run's --data.eval-batch-size."""
@@ -45,15 +47,15 @@ class EvaluationData:
 class EvaluateConfig:
     """What to evaluate."""
 
-    run: Annotated[str, tyro.conf.arg(aliases=["--run-dir"])] = ""
+    run: Annotated[InputFolder, tyro.conf.arg(aliases=["--run-dir"])] = ""
     """The run folder that training wrote. Under torchrun use --run-dir, as torchrun takes --run for its own."""
     data: EvaluationData = field(default_factory=EvaluationData)
     """The log to evaluate on."""
     split: str = "valid"
     """Folder of the log: valid, test or train."""
-    json: str | None = None
+    json: OutputFile | None = None
     """File for the metrics as JSON, `{"test": {"like": {"auc": ...}}}`."""
-    predictions: str | None = None
+    predictions: OutputFolder | None = None
     """Folder for the predictions as Parquet, one file per rank: row of the split, group, and per task label and
     prediction."""
 
@@ -75,9 +77,9 @@ def evaluate_run(
     """
     if not config.run:
         raise UserError("say which run to evaluate: --run RUN, the folder that training wrote.")
-    from_first_rank(lambda: prepare_outputs(config))
-    run = load_config(str(Path(config.run) / CONFIG_FILE))
-    weights = find_weights(Path(config.run) / BEST_WEIGHTS)
+    config = with_paths(config)
+    folder = path_of(config.run)
+    run, weights = load_config(str(folder / CONFIG_FILE)), find_weights(folder / BEST_WEIGHTS)
     trained, path = load_schema(config.run), config.data.path or data_folder(run.data)
     schema = load_schema(path)
     columns = Columns.select(trained, features=run.data.features, labels=run.data.labels)
@@ -88,6 +90,7 @@ def evaluate_run(
             "vocabularies of the training log."
         )
     reader = open_split(run.data, path, config.split, schema, columns, process, batch_size=config.data.batch_size)
+    from_first_rank(lambda: prepare_outputs(config.run, metrics=config.json, predictions=config.predictions))
     model, _ = build_sharded_model(for_weights_only(run), columns, process)
     load_weights(model, weights)
     pipeline = build_pipeline(model, CombinedOptimizer([]), run, process)
@@ -107,21 +110,5 @@ def evaluate_run(
     result = metrics.compute()
     log_rank0(f"\n{config.split} split of {path}, {reader.rows:,} rows:\n{format_table(result)}")
     if config.json and process.is_first:
-        write_json(Path(config.json), {config.split: to_json(result)})
+        write_json(path_of(config.json), {config.split: to_json(result)})
     return result
-
-
-def prepare_outputs(config: EvaluateConfig) -> None:
-    """Makes the folders that the results go to; rank 0 calls it before the work.
-
-    Raises UserError where that fails, and for a folder that holds predictions already.
-    """
-    try:
-        if config.json:
-            Path(config.json).parent.mkdir(parents=True, exist_ok=True)
-        if config.predictions:
-            g_pathmgr.mkdirs(config.predictions)
-            if any(name.endswith(".parquet") for name in g_pathmgr.ls(config.predictions)):
-                raise UserError(f"{config.predictions} holds predictions already; give another --predictions.")
-    except OSError as error:
-        raise UserError(f"the results cannot be written ({error}); give other --json and --predictions.") from error

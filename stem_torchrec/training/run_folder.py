@@ -30,6 +30,7 @@ from stem_torchrec.metrics.multi_task import TaskMetrics, from_json
 from stem_torchrec.runtime.errors import UnwritableError, UserError, reason_of
 from stem_torchrec.runtime.paths import write_json, write_text
 from stem_torchrec.runtime.process import from_first_rank
+from stem_torchrec.runtime.store_path import AnyPath, path_of
 from stem_torchrec.training.configuration import load_config
 
 CONFIG_FILE = "config.yaml"
@@ -40,15 +41,15 @@ METRICS_FORMAT = 1
 BEST_WEIGHTS = "best"
 
 
-def create_run_folder(config: TrainConfig) -> Path:
+def create_run_folder(config: TrainConfig) -> AnyPath:
     """Creates the run folder and writes config.yaml; all ranks call it and get the same folder.
 
     If the folder holds a run of the same options, the run resumes in it, unless `config.resume` is never. Raises
     UserError on all ranks where the folder holds another run, or cannot be written.
     """
 
-    def make() -> Path:
-        folder = Path(config.output_dir) if config.output_dir else _folder_of_launch()
+    def make() -> AnyPath:
+        folder = path_of(config.output_dir) if config.output_dir else _folder_of_launch()
         if any((folder / name).exists() for name in (METRICS_FILE, BEST_WEIGHTS)) and config.resume == "never":
             raise UserError(f"{folder} holds a run already; give another --output-dir, or --resume auto to resume it.")
         try:
@@ -77,22 +78,22 @@ def _folder_of_launch() -> Path:
     return before[-1] if before else Path(f"{now}-{launch}")
 
 
-def best_so_far(folder: Path) -> dict[str, TaskMetrics]:
+def best_so_far(folder: AnyPath) -> dict[str, TaskMetrics]:
     """The metrics of the best evaluation so far; all ranks call it."""
     return from_first_rank(lambda: from_json(read_metrics(folder)["valid"]))
 
 
-def finish(folder: Path) -> None:
+def finish(folder: AnyPath) -> None:
     """Marks the run as ended; rank 0 calls it."""
     write_metrics(folder / METRICS_FILE, read_metrics(folder) | {"finished": True})
 
 
-def write_metrics(path: Path, content: Mapping[str, Any]) -> None:
+def write_metrics(path: AnyPath, content: Mapping[str, Any]) -> None:
     """Writes a metrics.json: the step of the best evaluation and its metrics. Raises UnwritableError."""
     write_json(path, with_format(content, METRICS_FORMAT))
 
 
-def read_metrics(folder: Path) -> dict[str, Any]:
+def read_metrics(folder: AnyPath) -> dict[str, Any]:
     """What `write_metrics` took, from the metrics.json of a run; raises FormatError for a newer format."""
     path = folder / METRICS_FILE
     content: dict[str, Any] = without_format(json.loads(path.read_text()), METRICS_FORMAT, str(path))
@@ -106,9 +107,9 @@ def finished(config: TrainConfig) -> dict[str, TaskMetrics] | None:
     """
 
     def read() -> dict[str, TaskMetrics] | None:
-        folder = Path(config.output_dir or "")
         if config.output_dir is None or config.resume == "never":
             return None
+        folder = path_of(config.output_dir)
         if not _has_ended(folder):
             return None
         metrics = read_metrics(folder)
@@ -119,11 +120,11 @@ def finished(config: TrainConfig) -> dict[str, TaskMetrics] | None:
     return from_first_rank(read)
 
 
-def _has_ended(folder: Path) -> bool:
+def _has_ended(folder: AnyPath) -> bool:
     return (folder / METRICS_FILE).exists() and read_metrics(folder).get("finished", False)
 
 
-def write_inputs(folder: Path, schema: Schema, plan: str) -> None:
+def write_inputs(folder: AnyPath, schema: Schema, plan: str) -> None:
     """Writes schema.json and plan.json; rank 0 calls it. Raises UnwritableError."""
     write_text(folder / SCHEMA_FILE, schema_to_json(schema))
     write_text(folder / PLAN_FILE, plan)

@@ -10,6 +10,7 @@ from threading import Event
 
 from stem_torchrec.checkpoints.resume import check_resume
 from stem_torchrec.config import TrainConfig, check_fields
+from stem_torchrec.config.path_fields import with_paths
 from stem_torchrec.data.folder import data_folder
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.metrics.multi_task import format_table
@@ -114,6 +115,7 @@ class Trainer:
 
     def save(self) -> None:
         """Writes a checkpoint and waits for it; a run that resumes from it goes through the same bits as this one."""
+        self._file.sync()
         self.checkpoints.save(self.state)
 
     def run(self) -> Metrics:
@@ -138,9 +140,9 @@ class Trainer:
                 self.loop.run()
         except DivergedError:
             # It is raised on all ranks, and another model may be trained next.
-            self.checkpoints.close()
+            self._close_connections()
             raise
-        self.checkpoints.close()
+        self._close_connections()
         if not self._best.metrics:
             raise UserError(f"no weights could be written to {self.folder}; make room, or give another --output-dir.")
         from_first_rank(lambda: finish(self.folder))
@@ -150,7 +152,11 @@ class Trainer:
     def close(self) -> None:
         """Ends a run that is not taken to its end; the next one in its folder resumes from the last checkpoint."""
         self._file.close()
+        self._close_connections()
+
+    def _close_connections(self) -> None:
         self.checkpoints.close()
+        self.data.close()
 
     def _check_before_building(self) -> None:
         """Raises UserError for a metric that the log does not have, or a profile of more steps than there are."""
@@ -219,6 +225,7 @@ def with_data_folder(config: TrainConfig) -> tuple[TrainConfig, str]:
     """
     config = replace(config, model=options_of(config.model))
     check_fields(config)
+    config = with_paths(config)
     path = data_folder(config.data)
     return (config if config.data.path is None else replace(config, data=replace(config.data, path=path))), path
 

@@ -4,7 +4,6 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -15,6 +14,7 @@ from stem_torchrec.models.gated_experts import GatedExperts
 from stem_torchrec.models.layers import Gate
 from stem_torchrec.models.stem import STEM
 from stem_torchrec.runtime.errors import UserError, nearest
+from stem_torchrec.runtime.store_path import path_of
 from stem_torchrec.sharding.placement import some
 from stem_torchrec.tables import TableTensor, groups_of, table_feature, table_group, table_name
 from stem_torchrec.training.configuration import load_config
@@ -130,7 +130,7 @@ def _check_sizes(
 
 
 def _tasks_of_run(source: Source) -> Sequence[str]:
-    folder = None if isinstance(source, Mapping) else Path(source)
+    folder = None if isinstance(source, Mapping) else path_of(str(source))
     if folder is None or not (folder / CONFIG_FILE).exists():
         raise UserError(
             "only a run folder records its tasks; give those of the trained model, in the order of its logits: "

@@ -1,6 +1,5 @@
 """Converts a run to the other layout of its tables: a new run folder whose predictions are the same bits."""
 
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -13,10 +12,14 @@ from stem_torchrec.config.files import dump_config
 from stem_torchrec.data.files import Columns
 from stem_torchrec.data.schema import load_schema, save_schema
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.path_options import InputFolder, OutputFolder
+from stem_torchrec.runtime.paths import remove_tree
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
+from stem_torchrec.runtime.store_path import AnyPath, path_of
 from stem_torchrec.training.assembly import build_sharded_model, for_weights_only
 from stem_torchrec.training.configuration import load_config
+from stem_torchrec.training.evaluation_outputs import check_apart
 from stem_torchrec.training.optimizers import SPARSE_OPTIMIZERS
 from stem_torchrec.training.run_folder import BEST_WEIGHTS, CONFIG_FILE, METRICS_FILE
 
@@ -25,11 +28,11 @@ from stem_torchrec.training.run_folder import BEST_WEIGHTS, CONFIG_FILE, METRICS
 class ConvertConfig:
     """Which run to convert, and where to."""
 
-    run: Annotated[str, tyro.conf.arg(aliases=["--run-dir"])] = ""
+    run: Annotated[InputFolder, tyro.conf.arg(aliases=["--run-dir"])] = ""
     """The run folder that training wrote. Under torchrun use --run-dir, as torchrun takes --run for its own."""
     layout: Layout = "packed"
     """The layout of the new run."""
-    out: str = ""
+    out: OutputFolder = ""
     """The new run folder."""
 
 
@@ -39,11 +42,12 @@ def convert_run(config: ConvertConfig, process: Process) -> None:
     All ranks of the process group call it; the planner spreads the tables over them. Raises UserError, without making
     the new folder, if the run or its weights are missing or damaged, or the new folder exists.
     """
-    run, folder = Path(config.run), Path(config.out)
     if not config.run or not config.out:
         raise UserError(
             "--run or --out is missing; give the run to convert and the new folder: --run RUN --out NEWRUN."
         )
+    check_apart(config.out, config.run, "--out")
+    run, folder = path_of(config.run), path_of(config.out)
     trained = load_config(str(run / CONFIG_FILE))
     if trained.model.layout == config.layout:
         raise UserError(f"{run} is {config.layout} already; give the other --layout.")
@@ -58,18 +62,21 @@ def convert_run(config: ConvertConfig, process: Process) -> None:
 
         def finish() -> None:
             try:
-                (unfinished / CONFIG_FILE).write_text(dump_config(converted))
                 save_schema(schema, str(unfinished))
                 if (run / METRICS_FILE).exists():
-                    shutil.copyfile(run / METRICS_FILE, unfinished / METRICS_FILE)
-                unfinished.rename(folder)
+                    (unfinished / METRICS_FILE).write_text((run / METRICS_FILE).read_text())
+                # A run without a configuration is none, so this file is the last of a run in a store.
+                (unfinished / CONFIG_FILE).write_text(dump_config(converted))
+                if isinstance(unfinished, Path) and isinstance(folder, Path):
+                    unfinished.rename(folder)
             except OSError as error:
                 raise UserError(f"{folder} cannot be written ({error.strerror}); give another --out.") from error
 
         from_first_rank(finish)
-    finally:
+    except BaseException:
         if process.is_first:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            remove_tree(unfinished)
+        raise
     log_rank0(f"\n{folder} is {run} in the {config.layout} layout")
     for note in _notes(trained, converted):
         log_rank0(f"note: {note}")
@@ -84,11 +91,13 @@ def _in_layout(config: TrainConfig, layout: Layout) -> TrainConfig:
     )
 
 
-def _make_folder(folder: Path) -> Path:
-    """Makes the folder that is renamed to `folder` once it is complete."""
-    unfinished = folder.with_name(folder.name + ".new")
+def _make_folder(folder: AnyPath) -> AnyPath:
+    """Makes the folder that is renamed to `folder` once it is complete; in a store, which cannot rename, itself."""
     if folder.exists():
         raise UserError(f"{folder} exists already; give another --out.")
+    if not isinstance(folder, Path):
+        return folder
+    unfinished = folder.with_name(folder.name + ".new")
     try:
         unfinished.mkdir(parents=True)
     except FileExistsError:

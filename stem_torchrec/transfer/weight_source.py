@@ -19,11 +19,13 @@ from stem_torchrec.checkpoints.storage import without_warnings
 from stem_torchrec.checkpoints.weights import find_weights, load_state, saved_tensors
 from stem_torchrec.runtime.errors import UserError, nearest
 from stem_torchrec.runtime.internals.pytorch import ShardedTensor
+from stem_torchrec.runtime.path_options import PathOption, checked_path
+from stem_torchrec.runtime.store_path import AnyPath, path_of
 from stem_torchrec.sharding.placement import some
 from stem_torchrec.tables import tables_among
 from stem_torchrec.training.run_folder import BEST_WEIGHTS, CONFIG_FILE
 
-Source = str | Path | Mapping[str, Tensor]
+Source = str | AnyPath | Mapping[str, Tensor]
 """A run folder, a folder that torch.distributed.checkpoint wrote, or the `state_dict()` of a module, sharded or not."""
 
 _BLOCK_ROWS = 65_536
@@ -44,13 +46,16 @@ class WeightSource(Protocol):
 
 def open_source(source: Source) -> WeightSource:
     """Opens a source; raises UserError if it has no weights."""
-    return StateDictWeights(source) if isinstance(source, Mapping) else CheckpointWeights(Path(source).absolute())
+    if isinstance(source, Mapping):
+        return StateDictWeights(source)
+    folder = path_of(checked_path(str(source), PathOption("folder")))
+    return CheckpointWeights(folder.absolute() if isinstance(folder, Path) else folder)
 
 
 class CheckpointWeights:
     """A folder of torch.distributed.checkpoint, from which each rank reads what its shards need."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: AnyPath) -> None:
         self.folder = find_weights(folder / BEST_WEIGHTS if (folder / CONFIG_FILE).exists() else folder)
         self.name = str(self.folder)
         # By the names of the split layout, under which packed tables can be read as well.

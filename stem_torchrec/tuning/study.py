@@ -21,6 +21,7 @@ from stem_torchrec.config.command_line import parse_known_arguments
 from stem_torchrec.config.files import dump_config, what_is_trained
 from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.runtime.errors import DivergedError, UserError
+from stem_torchrec.runtime.path_options import LocalFile, LocalOutput
 from stem_torchrec.runtime.paths import write_text
 from stem_torchrec.runtime.process import Process, join_process_group
 from stem_torchrec.runtime.progress import log_rank0
@@ -47,11 +48,11 @@ python stem_torchrec/train.py --help lists them."""
 class TuneConfig:
     """How to search, beside the options of train.py."""
 
-    out: str = ""
+    out: LocalOutput = ""
     """Folder for the study, a run folder for each trial, best.yaml and trials.parquet."""
     trials: Annotated[int, Interval(ge=1, le=10**6)] = 50
     """Number of trials, over all ranks and calls, including those that end early."""
-    space: str = ""
+    space: LocalFile | None = None
     """A YAML file of options to choices ([1, 2, 4]) or ranges ({low: 1e-3, high: 5.0, log: true}); by default the
     published space: shared experts 1 to 8, task experts 1 to 4, embedding L2 1e-3 to 5, dropout 0 to 0.3."""
     keep_runs: bool = False

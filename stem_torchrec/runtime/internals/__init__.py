@@ -1,10 +1,12 @@
-"""Private and undocumented parts of torch, torchrec and tyro: no other module names any of them.
+"""Private and undocumented parts of torch, torchrec, tyro and iopath: no other module names any of them.
 
 A new version of a library that changes one breaks a file of this package and its test in tests/test_internals.py.
-Checked with torch 2.13, torchrec 1.8, fbgemm 1.8 and tyro 1.0.17; nothing here is promised by the libraries.
+Checked with torch 2.13, torchrec 1.8, fbgemm 1.8, tyro 1.0.17 and iopath 0.1.10; nothing here is promised by the
+libraries.
 
 pytorch.py: sharded tensors, copies of state dicts, optimizers in the backward pass. torchrec_hooks.py: what a sharded
 collection and a train pipeline let a subclass replace. profiler_ranges.py: names of ranges in a profile.
-tyro_errors.py: why a command line was refused. They import no other module of the project, and only the library that
-they are about, so that a command line is parsed without torch.
+tyro_errors.py: why a command line was refused. path_handlers.py: which file system iopath has for a path. They import
+no other module of the project, and only the library that they are about, so that a command line is parsed without
+torch.
 """

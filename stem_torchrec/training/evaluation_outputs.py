@@ -1,0 +1,86 @@
+"""Where an evaluation's results go: checked before the work, so that they replace nothing but earlier results."""
+
+import json
+import os
+from collections.abc import Sequence
+
+from stem_torchrec.data.schema import SCHEMA_FILE
+from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.paths import check_writable
+from stem_torchrec.runtime.store_path import AnyPath, path_of
+from stem_torchrec.training.run_folder import BEST_WEIGHTS, CONFIG_FILE, METRICS_FILE, PLAN_FILE
+
+_OF_A_RUN = (
+    *(CONFIG_FILE, SCHEMA_FILE, PLAN_FILE, METRICS_FILE, f"{METRICS_FILE}.best", "metrics.jsonl"),
+    *(BEST_WEIGHTS, f"{BEST_WEIGHTS}.new", f"{BEST_WEIGHTS}.old"),
+    *("checkpoints", "tensorboard", "profile", "nonfinite"),
+)
+"""What a run has in its folder."""
+_LONGEST_JSON = 2**20
+"""Bytes of the metrics of an evaluation, at most."""
+
+
+def prepare_outputs(run: str, *, metrics: str | None, predictions: str | None) -> None:
+    """Makes the folders that the results go to; rank 0 calls it before the work.
+
+    Args:
+        run: the run folder.
+        metrics: `--json`.
+        predictions: `--predictions`.
+
+    Raises UserError for a file or folder of the run itself, a folder that holds something, and a file that holds
+    something other than such metrics; OSError where the results cannot be written.
+    """
+    for option, path in (("--json", metrics), ("--predictions", predictions)):
+        if path is not None:
+            check_apart(path, run, option)
+    if predictions is not None:
+        _prepare_folder(path_of(predictions))
+    if metrics is not None:
+        _prepare_file(path_of(metrics))
+
+
+def check_apart(path: str, run: str, option: str) -> None:
+    """Raises UserError, which names the option, if `path` is the run folder or in one of its files and folders."""
+    real = _real(path)
+    own = [_real(f"{run}/{name}") for name in _OF_A_RUN]
+    if real == _real(run) or any(f"{real}/".startswith(f"{each}/") for each in own):
+        raise UserError(f"{option} {path} is a part of the run {run} itself; give another.")
+
+
+def _real(path: str) -> str:
+    return path if "://" in path else os.path.realpath(path)
+
+
+def _prepare_folder(folder: AnyPath) -> None:
+    files: Sequence[AnyPath] = list(folder.iterdir()) if folder.is_dir() else []
+    # An evaluation that was interrupted leaves files with the suffix .new.
+    unfinished = [file for file in files if file.name.startswith("part-") and file.name.endswith(".parquet.new")]
+    if len(unfinished) < len(files):
+        holds = "predictions already" if any(file.name.endswith(".parquet") for file in files) else "other files"
+        raise UserError(f"{folder} holds {holds}; give another --predictions.")
+    for file in unfinished:
+        file.unlink()
+    check_writable(folder)
+
+
+def _prepare_file(file: AnyPath) -> None:
+    if file.is_dir():
+        raise UserError(f"--json {file} is a folder; give a file.")
+    if file.exists() and not _holds_metrics(file):
+        raise UserError(f"--json {file} exists, and does not hold the metrics of an evaluation; give another.")
+    check_writable(file.parent)
+
+
+def _holds_metrics(file: AnyPath) -> bool:
+    """Whether a file is empty or holds the metrics of each task by split, as `{"test": {"like": {"auc": 0.8}}}`."""
+    with file.open("rb") as opened:
+        text = opened.read(_LONGEST_JSON + 1)
+    try:
+        splits = json.loads(text or b"{}") if len(text) <= _LONGEST_JSON else None
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(splits, dict) and all(
+        isinstance(tasks, dict) and all(isinstance(task, dict) and "auc" in task for task in tasks.values())
+        for tasks in splits.values()
+    )

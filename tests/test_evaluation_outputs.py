@@ -1,0 +1,102 @@
+"""The results of an evaluation replace nothing but earlier results."""
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from stem_torchrec.runtime.errors import UnwritableError, UserError
+from stem_torchrec.runtime.paths import move, write_json, write_text
+from stem_torchrec.training.evaluation_outputs import prepare_outputs
+
+METRICS = {"test": {"like": {"auc": 0.8, "gauc": None}}}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    run = tmp_path / "runs" / "a"
+    (run / "best").mkdir(parents=True)
+    (run / "config.yaml").write_text("seed: 0\n")
+    (run / "metrics.json").write_text(json.dumps({"step": 2, "valid": METRICS["test"], "format": 1}))
+    (run / "metrics.jsonl").touch()
+    return run
+
+
+def refusal(run: Path, *, metrics: str | None = None, predictions: str | None = None) -> str:
+    before = sorted(run.rglob("*"))
+    with pytest.raises(UserError) as error:
+        prepare_outputs(str(run), metrics=metrics, predictions=predictions)
+    assert sorted(run.rglob("*")) == before
+    return str(error.value)
+
+
+def test_no_file_of_the_run_is_replaced(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link, away = run.parent / "link", run.parent / "away"
+    link.symlink_to(run)
+    away.mkdir()
+    (run / "checkpoints").symlink_to(away)
+    monkeypatch.chdir(run)
+    names = ("config.yaml", "metrics.json", "metrics.jsonl", "plan.json", "best", "best/.metadata", "best.old/a", "")
+    for name in names:
+        for folder in (str(run), str(link), f"{run}/../{run.name}", "."):
+            for option in ("metrics", "predictions"):
+                message = refusal(run, **{option: f"{folder}/{name}"})
+                assert message.endswith(f"is a part of the run {run} itself; give another.")
+    for path in (away / "step-000000001", run / "checkpoints" / "x"):
+        assert "is a part of the run" in refusal(run, predictions=str(path))
+    prepare_outputs(str(run), metrics=str(run / "test.json"), predictions=str(run / "predictions"))
+
+
+def test_only_metrics_of_an_evaluation_are_replaced(run: Path, tmp_path: Path) -> None:
+    log = tmp_path / "schema.json"
+    contents = ('{"labels": ["a"]}', "[]", "null", "seed: 0", '{"test": {"like": 0.8}}', "\xff", "[" * 10_000)
+    for content in contents:
+        log.write_text(content, encoding="latin-1")
+        assert refusal(run, metrics=str(log)).endswith("does not hold the metrics of an evaluation; give another.")
+    log.write_text(json.dumps(METRICS) + " " * 2**20)
+    assert "does not hold the metrics" in refusal(run, metrics=str(log))
+    assert "does not hold the metrics" in refusal(
+        run, metrics=str(run.parent / "a" / ".." / "a" / ".." / ".." / log.name)
+    )
+    for content in (json.dumps(METRICS), ""):
+        log.write_text(content)
+        prepare_outputs(str(run), metrics=str(log), predictions=None)
+
+
+def test_predictions_go_to_a_folder_of_their_own(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "predictions"
+    prepare_outputs(str(run), metrics=None, predictions=str(folder))
+    assert not list(folder.iterdir())
+    # An evaluation on more ranks was interrupted.
+    (folder / "part-00003.parquet.new").touch()
+    prepare_outputs(str(run), metrics=None, predictions=str(folder))
+    assert not list(folder.iterdir())
+    (folder / "notes").touch()
+    assert refusal(run, predictions=str(folder)) == f"{folder} holds other files; give another --predictions."
+    (folder / "part-00000.parquet").touch()
+    assert "holds predictions already" in refusal(run, predictions=str(folder))
+    assert "is a folder; give a file" in refusal(run, metrics=str(folder), predictions=str(tmp_path / "new"))
+
+
+def test_only_regular_files_are_replaced(tmp_path: Path) -> None:
+    fifo, folder, device, link = (tmp_path / name for name in ("fifo", "folder", "device", "link"))
+    os.mkfifo(fifo)
+    folder.mkdir()
+    device.symlink_to("/dev/null")
+    (tmp_path / "new").write_text("new")
+    for path in (fifo, folder, device):
+        with pytest.raises(UnwritableError, match="is not a regular file"):
+            write_text(path, "text")
+        with pytest.raises(OSError, match="is not a regular file"):
+            move(str(tmp_path / "new"), str(path))
+    assert stat.S_ISFIFO(fifo.stat().st_mode)
+    # What is written beside the file before it gets its name must not go through a FIFO either.
+    os.mkfifo(tmp_path / "file.new")
+    with pytest.raises(UnwritableError, match="is not a regular file"):
+        write_text(tmp_path / "file", "text")
+    link.symlink_to(tmp_path / "results.json")
+    write_json(link, METRICS)
+    assert link.is_symlink()
+    assert json.loads((tmp_path / "results.json").read_text()) == METRICS
