@@ -8,6 +8,7 @@ into tests/fuzz/past/, whose inputs run with every `make test`.
 
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -115,6 +116,8 @@ def summary(config: FuzzConfig, examples: list[dict[str, Any]], seconds: float) 
         "",
         "Exit statuses: " + ", ".join(f"{s}: {n}" for s, n in sorted(Counter(e["status"] for e in examples).items())),
     ]
+    slowest = max(examples, key=lambda example: example["seconds"])["case"]
+    lines += ["", f"The slowest example: {slowest['command']} {shlex.join(slowest['args'])[:500]}"]
     for i, (fault, example) in enumerate(faults(examples)):
         lines += ["", f"## Fault {i:03}", "", fault, "", "```", example["output"].strip()[-1500:], "```"]
     return "\n".join(lines) + "\n"

@@ -76,8 +76,8 @@ def option(draw: st.DrawFn) -> list[str]:
     name = draw(st.sampled_from(sorted(OPTIONS)))
     if name in PATHS:
         values = [draw(st.sampled_from(PLACES) | words)]
-    elif draw(st.booleans()) and OPTIONS[name]:
-        values = [draw(st.sampled_from(OPTIONS[name]))]
+    elif draw(st.integers(0, 2)):
+        values = [draw(st.sampled_from(OPTIONS[name] or ["1", "2", "0.5"]))]
     else:
         values = draw(st.lists(words | texts, max_size=3))
     match draw(st.sampled_from(["plain"] * 6 + ["equals", "cut", "upper", "twice", "typo"])):
