@@ -11,11 +11,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from stem_torchrec.runtime.command import run_main
 
-from recovery.soak import read_command_line, soak
-
 
 def main() -> None:
     """Runs the soak that the command line describes."""
+    # Imported late, as that takes seconds, in which a signal should end the command as well.
+    from recovery.soak import read_command_line, soak
+
     soak(*read_command_line(description=__doc__))
 
 

@@ -13,12 +13,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from stem_torchrec.runtime.command import run_main
 
-from planning.config import read_options
-from planning.run import run_plan
-
 
 def main() -> None:
     """Plans what the command line describes."""
+    # Imported late, as that takes seconds, in which a signal should end the command as well.
+    from planning.config import read_options
+    from planning.run import run_plan
+
     # TorchRec logs a warning for every proposal that does not fit.
     logging.disable(logging.WARNING)
     run_plan(*read_options())

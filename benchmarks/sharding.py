@@ -11,15 +11,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from stem_torchrec.runtime.command import run_main
-from stem_torchrec.runtime.process import from_first_rank, join_process_group
-
-from sweep.config import plan_sweep, read_command_line
-from sweep.ranks import no_gpu
-from sweep.run import run_sweep
 
 
 def main() -> None:
     """Sweeps on the ranks of the launcher."""
+    # Imported late, as that takes seconds, in which a signal should end the command as well.
+    from stem_torchrec.runtime.process import from_first_rank, join_process_group
+
+    from sweep.config import plan_sweep, read_command_line
+    from sweep.ranks import no_gpu
+    from sweep.run import run_sweep
+
     config, train = read_command_line()
     # Rank 0 waits for a whole case, and the other ranks wait while it writes the report.
     with no_gpu() as environment, join_process_group(timeout=2 * config.timeout + 600) as process:

@@ -11,11 +11,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from stem_torchrec.runtime.command import run_main
 
-from contest.run import measure, read_command_line
-
 
 def main() -> None:
     """Holds the contests that the command line asks for."""
+    # Imported late, as that takes seconds, in which a signal should end the command as well.
+    from contest.run import measure, read_command_line
+
     measure(read_command_line(description=__doc__))
 
 

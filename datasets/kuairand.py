@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tyro
+from annotated_types import Interval
 from kuairand_csv import FEEDBACK, KEY, USER_COLUMNS, VIDEO_COLUMNS, drop_repeats, read_log, read_users, read_videos
 from kuairand_exposures import LABELS, UNKNOWN, read_exposures, replace_training_part
 from kuairand_features import build_vocabulary, encode, exposure_values
@@ -29,6 +30,7 @@ from stem_torchrec.data.schema import SCHEMA_FILE, LabelCounts, Schema, SparseFe
 from stem_torchrec.runtime.command import run_main
 from stem_torchrec.runtime.errors import UserError, nearest
 from stem_torchrec.runtime.path_options import PathOption
+from stem_torchrec.runtime.whole_file import naming_file
 
 # Columns known only after the exposure. date and hourmin are the time at which the row was logged, after the play: of
 # the rows shown at minute 40 to 49, those logged in the next hour have 43 % long views and the others 29 %.
@@ -42,6 +44,10 @@ SPLITS = ("train", "valid", "test")
 ROW_GROUP_SIZE = 65_536
 
 
+Day = Annotated[int, Interval(ge=10_000_101, le=99_991_231)]
+"""A day as yyyymmdd."""
+
+
 @dataclass(frozen=True)
 class Options:
     """What to read, how to split it and where to write."""
@@ -50,15 +56,15 @@ class Options:
     """Folder with the CSV files of KuaiRand-Pure, or the folder above it, which contains `data/`."""
     out: Annotated[Path, PathOption("folder", writes=True, local=True)]
     """Folder to write; it appears once it is complete."""
-    train_until: int = 20220503
+    train_until: Day = 20220503
     """Last day of the training part, as yyyymmdd."""
-    valid_until: int = 20220505
+    valid_until: Day = 20220505
     """Last day of the validation part; later days are the test part."""
     labels: str = "long_view,is_like"
     """Feedback columns to predict, separated by commas."""
     features: str | None = None
     """Features to write, separated by commas; by default all."""
-    min_count: int = 2
+    min_count: Annotated[int, Interval(ge=1, le=10**9)] = 2
     """A value that occurs fewer times in the training part gets id 0, like an unseen one."""
     reconstructed: Annotated[Path, PathOption("file", local=True)] | None = None
     """Parquet file of earlier exposures, rebuilt from sequences of users: user_id, video_id, pos_in_history and the
@@ -83,7 +89,10 @@ def write_log(options: Options) -> str:
 
     options.out.parent.mkdir(parents=True, exist_ok=True)
     # The log gets its name in one step, once every file is complete.
-    with TemporaryDirectory(dir=options.out.parent, prefix=f".{options.out.name}.") as scratch:
+    with (
+        naming_file(options.out),
+        TemporaryDirectory(dir=options.out.parent, prefix=f".{options.out.name}.") as scratch,
+    ):
         folder = Path(scratch, "new")
         (folder / "vocabulary").mkdir(parents=True)
         columns, sizes, unseen = {}, [], []

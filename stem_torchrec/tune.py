@@ -5,12 +5,18 @@ torchrun --nproc-per-node 2 stem_torchrec/tune.py --data.path DIR --trials 50 --
 """
 
 from stem_torchrec.runtime.command import run_main
-from stem_torchrec.tuning.study import read_command_line, tune
 
 
 def main() -> None:
     """The command `stem-tune`."""
-    run_main(lambda: tune(*read_command_line()), every_rank_speaks=True)
+
+    def run() -> None:
+        # Imported late, as that takes seconds, in which a signal should end the command as well.
+        from stem_torchrec.tuning.study import read_command_line, tune
+
+        tune(*read_command_line())
+
+    run_main(run, every_rank_speaks=True)
 
 
 if __name__ == "__main__":

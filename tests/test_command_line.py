@@ -48,6 +48,12 @@ def test_lists_and_dictionaries_are_written_with_spaces() -> None:
         (["--seed"], "--seed got no value"),
         (["--recipe"], "--recipe got no value"),
         (["stray"], "unknown option 'stray'"),
+        (["--recipe="], "there is no recipe '', only synthetic"),
+        (["--config", ""], "''"),
+        (["--seed", "9" * 5000], "--seed: a number with too many digits"),
+        (["--train.timeout", "nan"], "--train.timeout is nan, but must be from 1 to 1e+06."),
+        (["--sparse.eps", "inf"], "--sparse.eps is inf, but must be from 0 to 1000."),
+        (["--model.task-weights", "nan", "1"], "--model.task-weights is nan, but must be above 0 and at most 1e+06."),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_status_2(
@@ -59,6 +65,17 @@ def test_a_mistake_is_one_sentence_and_exit_status_2(
     error = capsys.readouterr().err
     assert sentence in error
     assert error.count("\n") == 1
+
+
+def test_an_option_that_is_given_twice_is_noted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["train.py", "--seed", "1", "--seed=2", "--train.profile", "--train.no-profile"])
+    assert config_from_command_line().seed == 2
+    assert capsys.readouterr().out.splitlines() == [
+        "note: --seed is given 2 times; the last one counts",
+        "note: --train.profile is given 2 times; the last one counts",
+    ]
 
 
 def test_help_shows_every_field_with_its_documentation_and_default(capsys: pytest.CaptureFixture[str]) -> None:

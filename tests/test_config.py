@@ -25,7 +25,6 @@ from stem_torchrec.config.fields import limits_in
 from stem_torchrec.config.files import config_from_dict
 from stem_torchrec.config.narrowed import narrowed
 from stem_torchrec.config.serialization import from_dict, to_dict
-from stem_torchrec.config.yaml_text import parse_yaml, to_yaml
 from stem_torchrec.models.stem import STEMOptions
 from stem_torchrec.models.table import MODELS, all_options
 from stem_torchrec.runtime.errors import UserError
@@ -179,10 +178,10 @@ def test_a_configuration_made_in_python_is_checked_before_it_is_used() -> None:
     ("text", "sentence"),
     [
         ("data: {batch_size: true}", "data.batch_size is True, but must be a whole number from 1 to 16777216."),
-        ("seed: yes", "seed is True, but must be a whole number from 0 to 4294967295."),
+        ("seed: yes", "seed is 'yes', but must be a whole number from 0 to 4294967295."),
         (f"seed: {10**400}", "but must be from 0 to 4294967295."),
         (f"dense: {{learning_rate: {10**400}}}", "but must be from 0 to 1e+06."),
-        (f"seed: {'9' * 5000}", "Exceeds the limit (4300 digits)"),
+        (f"seed: {'9' * 5000}", "line 1: 999999999999...9999999999999 is no number, or has too many digits"),
         ("data: {batch_size: 1.0}", "data.batch_size is 1.0, but must be a whole number from 1 to 16777216."),
         ("dense: {learning_rate: true}", "dense.learning_rate is True, but must be a number from 0 to 1e+06."),
         ("dense: {learning_rate: '1'}", "dense.learning_rate is '1', but must be a number from 0 to 1e+06."),
@@ -196,9 +195,9 @@ def test_a_configuration_made_in_python_is_checked_before_it_is_used() -> None:
         ("", "the content is None, but must be a mapping of fields."),
         ("model: 1", "model is 1, but must be a mapping of fields."),
         ("[]", "the content is [], but must be a mapping of fields."),
-        ("a: &a [*a]", "contains itself"),
-        ("? [1]\n: 2", "unhashable key"),
-        ("2026-11-26: 1", "has a key that is not text"),
+        ("a: &a [*a]", "*a stands inside of what it stands for"),
+        ("? [1]\n: 2", "a key that is not text"),
+        ("26: 1", "a key that is not text"),
         ("a: [", "cannot be read as a configuration"),
     ],
 )
@@ -218,22 +217,6 @@ def test_a_file_holds_whole_numbers_and_powers_of_ten_where_floats_belong(tmp_pa
     assert config.dense.learning_rate == 1.0
     assert type(config.dense.learning_rate) is float
     assert config.sparse == SparseOptimizerConfig(learning_rate=0.15, eps=1e-6)
-
-
-def test_yaml_that_is_nested_deeply_or_full_of_aliases_is_refused() -> None:
-    laughs = ["a: &a [1, 1, 1]"] + [
-        f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
-    ]
-    nested = "[" * 3000 + "]" * 3000
-    for text, limit in ((nested, "deeper than 32 levels"), ("\n".join(laughs), "more than 20 aliases")):
-        with pytest.raises(ValueError, match=limit):
-            parse_yaml(text)
-    assert parse_yaml("a: &a {x: 1}\nb: {<<: *a, y: 2}")["b"] == {"x": 1, "y": 2}
-
-
-def test_text_that_looks_like_a_number_stays_text() -> None:
-    values = {"labels": ["1e5", "1e-6", "12", "1.5e3", "yes", "2026-11-26", "null", "~"], "eps": 1e-8}
-    assert parse_yaml(to_yaml(values)) == values
 
 
 @pytest.mark.parametrize("recipe", list(RECIPES))

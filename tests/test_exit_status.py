@@ -1,8 +1,12 @@
-"""How a command ends: the table of docs/errors.md, and the status and sentence of each kind of error."""
+"""How a command ends: the table of docs/errors.md, and the status and sentence of each kind of error and signal."""
 
 import errno
 import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -23,12 +27,18 @@ def test_the_page_lists_every_exit_status() -> None:
 @pytest.mark.parametrize(
     ("error", "status", "sentence"),
     [
-        (UserError("--x is 0, but must be 1."), ExitStatus.INPUT, "--x is 0, but must be 1."),
-        (LostRankError("rank 1 is lost."), ExitStatus.LOST_RANK, "rank 1 is lost."),
-        (UnwritableError("f cannot be written."), ExitStatus.UNWRITABLE, "f cannot be written."),
-        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/x/y"), ExitStatus.UNWRITABLE, "/x/y cannot be read or"),
-        (OSError("the store answers 503"), ExitStatus.UNWRITABLE, "the store answers 503"),
-        (FileNotFoundError(errno.ENOENT, "No such file or directory", "/x/y"), ExitStatus.INPUT, "/x/y cannot be used"),
+        (UserError("--x is 0, but must be 1."), ExitStatus.INPUT, "--x is 0, but must be 1.\n"),
+        (LostRankError("rank 1 is lost."), ExitStatus.LOST_RANK, "rank 1 is lost.\n"),
+        (UnwritableError("f cannot be written."), ExitStatus.UNWRITABLE, "f cannot be written.\n"),
+        (OSError(errno.ENOSPC, "No space left", "/x/y"), ExitStatus.UNWRITABLE, "/x/y cannot be read or written (No"),
+        (OSError("the store\nanswers 503"), ExitStatus.UNWRITABLE, "a file cannot be read or written (answers 503)"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/x/y"), ExitStatus.INPUT, "/x/y cannot be used (No such"),
+        (
+            MemoryError("Unable to allocate 8 PiB\nfor"),
+            ExitStatus.INPUT,
+            "the memory does not suffice (Unable to",
+        ),
+        (RuntimeError("DefaultCPUAllocator: can't allocate"), ExitStatus.INPUT, "the memory does not suffice (Default"),
     ],
 )
 def test_an_error_becomes_one_sentence_and_its_status(
@@ -41,8 +51,30 @@ def test_an_error_becomes_one_sentence_and_its_status(
         run_main(main)
     assert exit_.value.code == status
     printed = capsys.readouterr().err
-    assert printed.startswith(f"error: {sentence}") or sentence in printed
+    assert printed.startswith(f"error: {sentence}")
     assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("cause", "status"),
+    [
+        (OSError(errno.ENOSPC, "No space left"), ExitStatus.UNWRITABLE),
+        (UnwritableError("f cannot be written"), ExitStatus.UNWRITABLE),
+        (PermissionError(errno.EACCES, "Permission denied"), ExitStatus.INPUT),
+        (OSError("Corrupt snappy compressed data."), ExitStatus.INPUT),
+        (ValueError("not JSON"), ExitStatus.INPUT),
+    ],
+)
+def test_a_sentence_about_a_full_disk_has_its_status(
+    cause: Exception, status: ExitStatus, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> None:
+        raise UserError("the folder cannot be written; give another.") from cause
+
+    with pytest.raises(SystemExit) as exit_:
+        run_main(main)
+    assert exit_.value.code == status
+    assert capsys.readouterr().err == "error: the folder cannot be written; give another.\n"
 
 
 def test_an_interrupted_run_asks_to_be_resumed() -> None:
@@ -52,3 +84,76 @@ def test_an_interrupted_run_asks_to_be_resumed() -> None:
     with pytest.raises(SystemExit) as exit_:
         run_main(main)
     assert exit_.value.code == ExitStatus.RESUME
+
+
+def command(body: str, *flags: str) -> list[str]:
+    """A command line whose `main` has this body."""
+    indented = body.replace("\n", "\n    ")
+    code = f"import sys, time\nfrom stem_torchrec.runtime.command import run_main\ndef main():\n    {indented}"
+    return [sys.executable, *flags, "-c", f"{code}\nrun_main(main)"]
+
+
+WAITS = "try:\n    print('begun', flush=True)\n    time.sleep(60)\nfinally:\n    print('cleaned', flush=True)\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("cleaning", ["", "    raise RuntimeError('cannot clean')"])
+def test_a_signal_ends_a_command_with_one_line_after_it_has_cleaned_up(number: signal.Signals, cleaning: str) -> None:
+    with subprocess.Popen(
+        command(WAITS + cleaning), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(number)
+        output, error = process.communicate(timeout=20)
+    assert process.returncode == 128 + number
+    assert output == "cleaned\n"
+    assert error == f"error: stopped by {number.name} before it was complete.\n"
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    # As under nohup.
+    line = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", *command(WAITS)]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.3)
+        assert process.poll() is None
+        process.terminate()
+        process.communicate(timeout=20)
+    assert process.returncode == 128 + signal.SIGTERM
+
+
+PRINTS = "for i in range(100_000):\n    print('line', i)\nprint('complete', file=sys.stderr)"
+
+
+@pytest.mark.parametrize("flags", [(), ("-u",)])
+def test_a_command_whose_output_nobody_reads_continues(flags: tuple[str, ...]) -> None:
+    with subprocess.Popen(
+        command(PRINTS, *flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "line 0\n"
+        process.stdout.close()
+        assert process.stderr.read() == "complete\n"
+    assert process.returncode == ExitStatus.OK
+
+
+@pytest.mark.parametrize(("redirection", "status"), [(">&-", 0), (">&- 2>&- <&-", 0), (">/dev/full", 74)])
+def test_a_command_without_an_output_completes_its_work(redirection: str, status: int, tmp_path: Path) -> None:
+    # The first file that is opened gets the lowest free descriptor, which libraries take for standard output.
+    body = f"open({str(tmp_path / 'file')!r}, 'w').write('whole')\n{PRINTS}"
+    line = ["sh", "-c", f'"$@" {redirection}', "sh", *command(body)]
+    process = subprocess.run(line, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert process.returncode == status
+    assert (tmp_path / "file").read_text() == "whole"
+    lost = "error: standard output cannot be written (No space left on device).\n"
+    assert process.stderr.removeprefix("complete\n") == (lost if status else "")
+
+
+def test_text_that_the_terminal_cannot_show_is_escaped() -> None:
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    process = subprocess.run(command(r"print('\u7279 \udcff')"), env=environment, capture_output=True, check=True)
+    assert process.stdout == b"\\u7279 \\udcff\n"

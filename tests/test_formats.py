@@ -18,7 +18,7 @@ from stem_torchrec.config import TrainConfig, dump_config, what_is_trained
 from stem_torchrec.config.files import CONFIG_FORMAT
 from stem_torchrec.data.schema import load_schema, save_schema
 from stem_torchrec.runtime.errors import UserError
-from stem_torchrec.sharding.plan import read_plan
+from stem_torchrec.sharding.plan_file import read_plan
 from stem_torchrec.training.configuration import config_from_command_line, load_config
 from stem_torchrec.training.run_evaluation import EvaluateConfig, EvaluationData, evaluate_run
 from stem_torchrec.training.run_folder import best_so_far, finished

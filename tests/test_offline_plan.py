@@ -16,7 +16,8 @@ from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.models.stem import STEMOptions
 from stem_torchrec.models.table import with_arch
 from stem_torchrec.runtime.errors import UserError
-from stem_torchrec.sharding.plan import Plan, plan_to_json, read_plan
+from stem_torchrec.sharding.plan import Plan
+from stem_torchrec.sharding.plan_file import plan_to_json, read_plan
 from stem_torchrec.sharding.topology import Bandwidths
 
 from common.table_list import TableSpec
@@ -164,7 +165,7 @@ def test_an_even_plan_with_room_comes_before_one_that_is_hardly_faster() -> None
     parts = {"ids": 0.0, "dense": 0.0, "all_reduce": 0.0}
     full = candidate(fast, **parts, tables=1.0, fill=0.92)
     roomy = candidate(even, **parts, tables=1.05, fill=0.3)
-    late = candidate(slow, **parts, tables=1.2, fill=0.1)
+    late = candidate(slow, **parts, tables=1.3, fill=0.1)
     advice = advise([full, roomy, late])
     assert advice is not None
     assert (advice.best, advice.runner_up) == (roomy, full)
@@ -174,11 +175,12 @@ def test_an_even_plan_with_room_comes_before_one_that_is_hardly_faster() -> None
     assert advice is not None
     assert (advice.best.planned, advice.runner_up) == (fast, roomy)
     assert advice.reason == "its step is 5.0% longer"
-    # A step that is much longer is no alternative, however much room it leaves; the advice warns.
-    advice = advise([full, late])
+    # A step that is much longer is not worth the room; the advice warns, and names the plan with room.
+    advice = advise([full, candidate(even, **parts, tables=1.01, fill=0.95), late])
     assert advice is not None
-    assert advice.best == full
+    assert (advice.best, advice.runner_up) == (full, late)
     assert "92%" in advice.best.crowded
+    assert advice.reason == "its step is 30.0% longer, but it leaves room"
 
 
 def test_the_smallest_cluster_with_the_shortest_step_is_cheapest() -> None:
@@ -188,6 +190,11 @@ def test_the_smallest_cluster_with_the_shortest_step_is_cheapest() -> None:
     advised = [advice for each in steps if (advice := advise([each]))]
     assert cheapest(advised) == advised[1]
     assert cheapest([]) is None
+    # The shortest step is of a cluster without room.
+    crowded = advise([candidate(made[0], **parts, tables=0.9, fill=0.99)])
+    assert crowded is not None
+    assert cheapest([crowded, *advised[1:]]) == advised[1]
+    assert cheapest([crowded]) == crowded
 
 
 def test_a_step_is_what_is_worked_out_by_hand() -> None:
@@ -308,11 +315,11 @@ def test_the_files_tell_the_same_and_training_reads_the_plan(tmp_path: Path) -> 
     ("options", "sentence"),
     [
         ([], "say where the results go: --out DIR"),
-        (["--out", "x", "--nodes", "0"], "--nodes is 0, but must be at least 1"),
-        (["--out", "x", "--hbm-gb", "-1"], "--hbm-gb is -1.0, but must be a number above 0"),
-        (["--out", "x", "--inter-host", "0"], "--inter-host is 0.0, but must be a number above 0"),
-        (["--out", "x", "--grow-tasks", "2", "0"], "--grow-tasks is 0, but must be at least 1"),
-        (["--out", "x", "--grow-rows", "nan"], "--grow-rows is nan, but must be a number above 0"),
+        (["--out", "x", "--nodes", "0"], "--nodes is 0, but must be from 1 to 100000"),
+        (["--out", "x", "--hbm-gb", "-1"], "--hbm-gb is -1.0, but must be from 0.001 to 1e.06"),
+        (["--out", "x", "--inter-host", "0"], "--inter-host is 0.0, but must be from 1e-06 to 1e.09"),
+        (["--out", "x", "--grow-tasks", "2", "0"], "--grow-tasks is 0, but must be from 1 to 1000"),
+        (["--out", "x", "--grow-rows", "nan"], "--grow-rows is nan, but must be above 0 and at most 1e.06"),
         (["--out", "x", "--types", "rowwise"], "'rowwise', but must be one of .*did you mean 'row_wise'"),
         (["--out", "x", "--tables", "no.yaml"], "the table list no.yaml cannot be read"),
         (["--out", "x", "--node", "2"], "unknown option '--node'; did you mean '--nodes'"),
@@ -320,7 +327,7 @@ def test_the_files_tell_the_same_and_training_reads_the_plan(tmp_path: Path) -> 
         (["--out", "x", "--labels", "task_3"], "would be called 'task_3'"),
         (["--out", "x", "--labels", "a", "b", "--tasks", "1"], "--labels names 2 tasks, but --tasks is 1"),
         (["--out", "x", "--labels", "shared"], "--labels is shared: a task cannot be called 'shared'"),
-        (["--out", "x", "--price", "0"], "--price is 0.0, but must be a number above 0"),
+        (["--out", "x", "--price", "0"], "--price is 0.0, but must be above 0 and at most 1e"),
         (["--out", "x", "--config", "no.yaml"], "no.yaml"),
     ],
 )

@@ -14,8 +14,8 @@ from stem_torchrec.config import DataConfig, TrainConfig, parse_arguments
 from stem_torchrec.config.path_fields import with_paths
 from stem_torchrec.data.folder import data_folder
 from stem_torchrec.runtime.errors import UserError
-from stem_torchrec.runtime.file_systems import STORES, StoreHandler, g_pathmgr
-from stem_torchrec.runtime.internals.path_handlers import handler_of
+from stem_torchrec.runtime.file_systems import STORES, g_pathmgr
+from stem_torchrec.runtime.internals.path_handlers import StoreHandler, handler_of
 from stem_torchrec.runtime.path_options import PathOption, checked_path
 from stem_torchrec.training.configuration import config_from_command_line
 from stem_torchrec.training.run_evaluation import EvaluateConfig

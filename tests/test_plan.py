@@ -12,7 +12,8 @@ from stem_torchrec.models.build import build_model
 from stem_torchrec.models.loss import MultiTaskTrain
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.sharding.placement import COLUMN_TYPES, FUSED_TYPES, HOST_TYPES
-from stem_torchrec.sharding.plan import Plan, format_plan, imbalance, plan_to_json
+from stem_torchrec.sharding.plan import Plan, format_plan, imbalance
+from stem_torchrec.sharding.plan_file import plan_to_json
 from stem_torchrec.sharding.planner import plan_sharding
 from stem_torchrec.sharding.topology import make_topology
 from stem_torchrec.tables import table_configs
@@ -190,7 +191,7 @@ def test_a_plan_file_gives_the_same_plan_again(plan_file: Path):
 
 def edited(path: Path, table: str, **values) -> str:
     content = json.loads(path.read_text())
-    content["tables"][table] |= values
+    content["tables"].setdefault(table, {}).update(values)
     path.write_text(json.dumps(content))
     return str(path)
 
@@ -211,10 +212,42 @@ def test_a_plan_file_that_does_not_fit_says_which_tables_and_why(plan_file: Path
 def test_a_file_that_is_not_a_plan_is_refused(plan_file: Path, tmp_path: Path):
     assert "cannot be read" in refused(plan=str(tmp_path / "none.json"))
     (tmp_path / "empty.json").write_text("{}")
-    assert "is not a plan" in refused(plan=str(tmp_path / "empty.json"))
-    assert "is not a plan" in refused(plan=edited(plan_file, "like/uid", sharding_type="diagonal"))
+    assert "cannot be read as a plan (world_size is missing)" in refused(plan=str(tmp_path / "empty.json"))
     plan_file.write_text("{")
-    assert "cannot be read" in refused(plan=str(plan_file))
+    assert "line 1 column 1" in refused(plan=str(plan_file))
+
+
+@pytest.mark.parametrize(
+    ("table", "values", "reason"),
+    [
+        ("like/uid", {"sharding_type": "diagonal"}, "tables[like/uid].sharding_type is 'diagonal', but must be 'data_"),
+        ("like/uid", {"compute_kernel": None}, "tables[like/uid].compute_kernel is None, but must be 'dense', 'fused'"),
+        ("like/uid", {"ranks": "0"}, "tables[like/uid].ranks is '0', but must be a list of numbers from 0 to"),
+        ("like/uid", {"ranks": {"0": 1}}, "tables[like/uid].ranks is {'0': 1}, but must be a list of numbers"),
+        ("like/uid", {"ranks": ["0", "1"]}, "tables[like/uid].ranks[0] is '0', but must be a whole number from 0 to"),
+        ("like/uid", {"ranks": [0.9, 1]}, "tables[like/uid].ranks[0] is 0.9, but must be a whole number from 0 to"),
+        ("like/uid", {"ranks": [True, 1]}, "tables[like/uid].ranks[0] is True, but must be a whole number from 0 to"),
+        ("like/uid", {"ranks": [-1, 1]}, "tables[like/uid].ranks[0] is -1, but must be from 0 to"),
+        ("like/uid", {"ranks": [0, 16]}, "like/uid is to be on rank 16, but this run has the ranks 0 to 15"),
+        ("like/uid", {"ranks": []}, "does not fit: like/uid has no ranks"),
+        ("shared/uid", {"rows": True}, "tables[shared/uid].rows is True, but must be a whole number from 1 to"),
+        ("shared/uid", {"cache_load_factor": 0}, "tables[shared/uid].cache_load_factor is 0, but must be above 0 and"),
+        ("shared/uid", {"rank": [0]}, "there is no field 'tables[shared/uid].rank'; did you mean 'ranks'?"),
+        ("like/tags", {"ranks": [8, 8, 9, 10, 11, 12, 13, 14]}, "on all ranks of a host in their order"),
+        ("finish/uid", {"ranks": [1, 0, *range(2, 16)]}, "on all ranks of a host in their order"),
+        ("finish/item", {}, "tables[finish/item].rows is missing"),
+    ],
+)
+def test_a_plan_file_with_a_wrong_value_is_refused_with_its_place(
+    plan_file: Path, table: str, values: dict, reason: str
+):
+    assert reason in refused(plan=edited(plan_file, table, **values))
+
+
+@pytest.mark.parametrize("rank", ["NaN", "Infinity", "1e400", "9" * 5000])
+def test_a_rank_that_is_no_number_of_json_is_refused(plan_file: Path, rank: str):
+    plan_file.write_text(plan_file.read_text().replace('"ranks": [9, 2]', f'"ranks": [{rank}, 2]'))
+    assert "cannot be read as a plan (" in refused(plan=str(plan_file))
 
 
 def test_the_printed_plan_shows_every_table_its_estimate_and_how_even_the_ranks_are():

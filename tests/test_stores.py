@@ -78,13 +78,13 @@ def test_a_run_in_a_store_that_is_killed_ends_as_one_that_was_not(store: s3fs.S3
     assert statuses == [0, 0], output
     run = StorePath(f"{URL}/killed")
     for moment, ranks in (("step 10  ", (0, 1)), ("step 28  paused", (0, 1)), ("step 60  ", (1,))):
-        part = start(run, ranks=2, cwd=log.parent)
+        part = start(run, "--train.profile", ranks=2, cwd=log.parent)
         part.wait_for(moment)
         part.send(signal.SIGKILL, *ranks)
         for process in part.processes:
             process.kill()
         part.end()
-    statuses, output = start(run, ranks=2, cwd=log.parent).end()
+    statuses, output = start(run, "--train.profile", ranks=2, cwd=log.parent).end()
     assert statuses == [0, 0], output
     assert re.search(r"resuming after step \d+ from s3://", output)
     copy = download(store, str(run), log.parent / "killed_copy")
@@ -93,6 +93,8 @@ def test_a_run_in_a_store_that_is_killed_ends_as_one_that_was_not(store: s3fs.S3
     (copy / "best").rmdir()
     (copy / "newest").rename(copy / "best")
     assert differences(copy, whole) == []
+    names = {path.name for path in (copy / "profile").iterdir()}
+    assert names == {"summary.txt", "rank_0.json.gz", "rank_1.json.gz"}
 
 
 @pytest.mark.long

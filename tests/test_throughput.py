@@ -108,8 +108,8 @@ def test_a_run_measures_every_side(tmp_path: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--out", "x", "--steps", "0"], "--steps is 0, but must be at least 1."),
-        (["--out", "x", "--rows", "0"], "--rows is [0], but must be numbers of at least 1, from few to many."),
+        (["--out", "x", "--steps", "0"], "--steps is 0, but must be from 1 to 1000000."),
+        (["--out", "x", "--rows", "0"], "--rows is 0, but must be from 1 to 2147483647."),
         ([], "say where the results go: --out DIR."),
     ],
 )

@@ -139,7 +139,7 @@ def test_a_finished_run_is_not_overwritten(
         (["--sparse.name", "adam", "--sharding.kernel", "dense"], "labels are missing in this log"),
         (["--seed", "-1"], "--seed is -1, but must be from 0"),
         (["--data.labels", "finish", "lik"], "the log has no label 'lik', only finish, like; did you mean 'like'?"),
-        (["--output-dir", "/proc/nowhere/run"], "the run folder /proc/nowhere/run cannot be written"),
+        (["--output-dir", "/proc/nowhere/run"], "--output-dir /proc/nowhere/run is in a folder of the system"),
         (["--train.metric", "acc"], "--train.metric is 'acc'"),
     ],
 )

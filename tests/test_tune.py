@@ -169,7 +169,7 @@ def test_a_folder_that_cannot_be_written_is_refused(
 ) -> None:
     (tmp_path / "file").touch()
     error = refusal(monkeypatch, capsys, *line(log, tmp_path / "file", 1))
-    assert error.startswith(f"error: {tmp_path / 'file'} cannot be written (")
+    assert error.startswith(f"error: --out {tmp_path / 'file'} is not a folder; give a folder.")
 
 
 def test_trials_evaluate_four_times_an_epoch_and_write_no_checkpoints(

@@ -6,11 +6,12 @@
 An entry is a feature: STEM has a table of it for every task and a shared one.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Interval
 
 from stem_torchrec.config.serialization import from_dict
 from stem_torchrec.config.yaml_text import parse_yaml
@@ -25,13 +26,13 @@ class TableSpec:
 
     name: str
     """Name of the feature. It becomes part of the tables' names, group/feature, so it contains none of . @ / +"""
-    rows: int
+    rows: Annotated[int, Interval(ge=1, le=2**63 - 1)]
     """Rows of each of its tables: the number of different ids."""
-    dim: int
+    dim: Annotated[int, Interval(ge=4, le=2**20)]
     """Columns of each of its tables."""
-    pooling: float = 1.0
+    pooling: Annotated[float, Interval(gt=0, le=1e6)] = 1.0
     """Mean number of ids per row of a batch; sum pooling adds their embeddings."""
-    zipf: float = 1.05
+    zipf: Annotated[float, Interval(ge=0, le=100)] = 1.05
     """How uneven the ids are: the k-th most frequent one has a share in proportion to k ** -zipf, so 0 is even."""
 
 
@@ -89,14 +90,8 @@ def _read(entry: Any, number: int, path: str | Path, earlier: Sequence[TableSpec
         raise UserError(f"{place}: {reason_of(error)}; {hint}.") from error
     if not table.name or any(sign in table.name for sign in ".@/+"):
         raise UserError(f"{place}: the name is {table.name!r}, but must be a name without . @ / and +; rename it.")
-    if table.rows < 1:
-        raise UserError(f"{place}: rows is {table.rows}, but must be a whole number of at least 1.")
-    if table.dim < 4 or table.dim % 4:
+    if table.dim % 4:
         raise UserError(f"{place}: dim is {table.dim}, but must be a multiple of 4, as FBGEMM needs.")
-    if not 0 < table.pooling < math.inf:
-        raise UserError(f"{place}: pooling is {table.pooling}, but must be a mean number of ids above 0.")
-    if not 0 <= table.zipf < math.inf:
-        raise UserError(f"{place}: zipf is {table.zipf}, but must be an exponent of 0 (even) or more.")
     for other, twin in enumerate(earlier, start=1):
         if twin.name == table.name:
             raise UserError(f"{place}: entry {other} already has this name; give every feature its own.")

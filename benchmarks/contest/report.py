@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from common.load import cores, is_loaded
+from common.output import write_figure, write_table, write_whole
 from contest.problem import MALLOC
 from contest.ratios import ratios
 from contest.turns import Score
@@ -50,9 +50,8 @@ def write_report(
     """
     rows = [row(contest, score, batch_size) for contest, contestants in scores.items() for score in contestants]
     table = pa.Table.from_pylist(rows)
-    pq.write_table(
-        table.replace_schema_metadata({key: str(value) for key, value in head.items()}), folder / "report.parquet"
-    )
+    table = table.replace_schema_metadata({key: str(value) for key, value in head.items()})
+    write_table(folder / "report.parquet", table)
     lines = ["# Throughput", "", *(f"- {key}: {value}" for key, value in head.items()), ""]
     if loaded := [contest for contest, others in busy.items() if is_loaded(others, cores())]:
         lines += [f"**Warning: other processes were busy during {', '.join(loaded)}; measure again for times.**", ""]
@@ -88,9 +87,9 @@ def write_report(
         score for contest, contestants in scores.items() if contest.startswith("others") for score in contestants
     ]
     if by_rows:
-        plot(by_rows).savefig(folder / "step_time.png", dpi=120)
+        write_figure(folder / "step_time.png", plot(by_rows))
         lines += ["![step time by rows](step_time.png)", ""]
-    (folder / "report.md").write_text("\n".join(lines))
+    write_whole(folder / "report.md", "\n".join(lines))
 
 
 def row(contest: str, score: Score, batch_size: int) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Annotated
 
 import torch
+from annotated_types import Interval
 
 from stem_torchrec.config import parse_arguments
 from stem_torchrec.runtime.errors import UserError
@@ -19,6 +21,9 @@ from contest.problem import Problem
 from contest.report import write_report
 from contest.turns import Score, Turns, contest
 
+Rounds = Annotated[int, Interval(ge=1, le=10**6)]
+"""How often something runs."""
+
 
 @dataclass(frozen=True)
 class ThroughputConfig:
@@ -31,21 +36,21 @@ class ThroughputConfig:
     own modules, by rows, on CPU with freed memory kept by all sides and by none; models: MMoE and PLE with tables as
     large; variants: pipelines, optimizers, kernels and layouts; ranks: two against one; roofline: the tables beside
     copies; memory: the largest model that fits. By default all that this machine can measure."""
-    rows: tuple[int, ...] = (1_000, 100_000, 1_000_000)
+    rows: tuple[Annotated[int, Interval(ge=1, le=2**31 - 1)], ...] = (1_000, 100_000, 1_000_000)
     """Rows of each feature's tables, from few to many."""
-    batch_size: int = 4096
+    batch_size: Annotated[int, Interval(ge=1, le=2**24)] = 4096
     """Rows of a batch, per rank."""
-    features: int = 8
+    features: Annotated[int, Interval(ge=1, le=10_000)] = 8
     """Number of sparse features, each with a table for every task and a shared one."""
-    tasks: int = 2
+    tasks: Annotated[int, Interval(ge=1, le=1000)] = 2
     """Number of tasks."""
-    rounds: int = 6
+    rounds: Rounds = 6
     """How often each side takes its turn."""
-    steps: int = 4
+    steps: Rounds = 4
     """Steps in a turn."""
-    warmup: int = 4
+    warmup: Rounds = 4
     """Steps before the first turn."""
-    memory_gib: float = 0.0
+    memory_gib: Annotated[float, Interval(ge=0, le=1e6)] = 0.0
     """Memory for the largest model, in GiB; by default 85 % of this machine's, or of its first GPU's."""
 
 
@@ -59,15 +64,10 @@ def read_command_line(args: Sequence[str] | None = None, *, description: str | N
     config = parse_arguments(ThroughputConfig(), args, description=description or "")
     if not config.out:
         raise UserError("say where the results go: --out DIR.")
-    for name in ("batch_size", "features", "tasks", "rounds", "steps", "warmup"):
-        if getattr(config, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(config, name)}, but must be at least 1.")
-    if not config.rows or min(config.rows) < 1 or list(config.rows) != sorted(set(config.rows)):
-        raise UserError(f"--rows is {list(config.rows)}, but must be numbers of at least 1, from few to many.")
+    if not config.rows or list(config.rows) != sorted(set(config.rows)):
+        raise UserError(f"--rows is {list(config.rows)}, but must be numbers from few to many.")
     if len(config.rows) < 2 and {"rows", "memory"} & set(config.cases):
         raise UserError(f"--rows is {list(config.rows)}, but the cases rows and memory need two numbers.")
-    if config.memory_gib < 0:
-        raise UserError(f"--memory-gib is {config.memory_gib}, but must be above 0, or 0 for this machine's.")
     if set(config.cases) - set(possible_cases()):
         raise UserError("two ranks need two cores, or two GPUs; leave `ranks` out of --cases.")
     return config

@@ -133,6 +133,7 @@ def _running(contestant: Contestant, problem: Problem) -> Iterator[list["subproc
                 stdout=subprocess.PIPE,
                 text=True,
                 env=environment | module_path(),
+                start_new_session=True,  # Ctrl-C is for this process, which ends them.
             )
             processes.append(process)
             print(json.dumps(to_dict(job)), file=_pipe(process.stdin), flush=True)

@@ -8,8 +8,8 @@ from stem_torchrec.sharding.plan import imbalance
 from planning.step import Step
 from planning.strategies import Planned
 
-CLOSE = 1.1
-"""Steps of up to so many times the shortest are taken as equally long, as the estimate is no more exact than that."""
+CLOSE = 1.25
+"""Room is worth a step of up to so many times the shortest; the estimate is no more exact than that."""
 FULL = 0.8
 """A rank that is fuller leaves too little room for larger tables or batches."""
 UNEVEN, HALF_FULL = 1.5, 0.4
@@ -52,22 +52,44 @@ class Advice:
 def advise(candidates: Sequence[Candidate]) -> Advice | None:
     """The strategy to take among those of one number of hosts, and the runner-up; None if no plan can be taken.
 
-    Of the strategies whose step is within 10 % of the shortest, those without a crowded rank come first, then the
-    shorter step, then a single type before auto. Strategies that cut rows which the optimizer needs whole are left out.
+    Of the strategies whose step is up to 25 % longer than the shortest, those without a crowded rank come first, then
+    the shorter step, then a single type before auto. Strategies that cut rows which the optimizer needs whole are left
+    out. If a rank of the best is crowded, the runner-up is the best one with room.
     """
     able = [each for each in candidates if not each.planned.cut_rows]
     if not able:
         return None
-    shortest = min(each.step.ms for each in able)
+    best, *others = _ranked(able)
+    # A mix that is the same as a single type is no alternative.
+    others = [each for each in others if _tables(each) != _tables(best)]
+    with_room = [each for each in others if best.crowded and not each.crowded]
+    runner_up = next(iter(with_room or others), None)
+    return Advice(best, runner_up, _reason(best, runner_up) if runner_up else "")
+
+
+def cheapest(advised: Sequence[Advice]) -> Advice | None:
+    """The number of hosts to take: the one with the fewest rank hours per sample, which has the shortest step.
+
+    Room counts as in `advise`; of steps that are equal within 1 % it is the smallest. None if no plan fits.
+    """
+    by_best = {id(each.best): each for each in advised}
+    ranked = _ranked([each.best for each in advised])
+    equal = [
+        each
+        for each in ranked
+        if each.step.ms <= 1.01 * ranked[0].step.ms and bool(each.crowded) == bool(ranked[0].crowded)
+    ]
+    return by_best[id(min(equal, key=lambda each: each.planned.nodes))] if equal else None
+
+
+def _ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
+    shortest = min((each.step.ms for each in candidates), default=0.0)
 
     def rank(each: Candidate) -> tuple:
         late = each.step.ms > CLOSE * shortest
         return late, not late and bool(each.crowded), each.step.ms, each.planned.strategy.type == "auto"
 
-    best, *others = sorted(able, key=rank)
-    # A mix that is the same as a single type is no alternative.
-    runner_up = next((each for each in others if _tables(each) != _tables(best)), None)
-    return Advice(best, runner_up, _reason(best, runner_up) if runner_up else "")
+    return sorted(candidates, key=rank)
 
 
 def _reason(best: Candidate, second: Candidate) -> str:
@@ -75,20 +97,9 @@ def _reason(best: Candidate, second: Candidate) -> str:
     if difference < 0:
         return f"its step is {-difference:.1%} shorter, but {second.crowded}"
     reason = f"its step is {difference:.1%} longer" if difference > 5e-4 else "its step is as long"
+    if best.crowded and not second.crowded:
+        return f"{reason}, but it leaves room"
     return f"{reason}, and {second.crowded}" if second.crowded else reason
-
-
-def cheapest(advised: Sequence[Advice]) -> Advice | None:
-    """The number of hosts that takes the fewest rank hours per sample, which has the shortest step; None if none fits.
-
-    Of equal ones, within 1 %, it is the smallest.
-    """
-    if not advised:
-        return None
-    shortest = min(each.best.step.ms for each in advised)
-    return min(
-        (each for each in advised if each.best.step.ms <= 1.01 * shortest), key=lambda each: each.best.planned.nodes
-    )
 
 
 def _tables(candidate: Candidate) -> object:

@@ -26,7 +26,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from stem_torchrec.config.serialization import from_dict
 from stem_torchrec.runtime.errors import UserError, reason_of
 from stem_torchrec.sharding.placement import Placement
-from stem_torchrec.sharding.plan import read_plan
+from stem_torchrec.sharding.plan_file import read_plan
 from stem_torchrec.sharding.planner import plan_sharding
 from stem_torchrec.sharding.sharder import make_sharder
 from stem_torchrec.sharding.topology import Bandwidths, make_topology

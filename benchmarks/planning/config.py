@@ -1,10 +1,10 @@
 """The command line of the offline planner, and the cluster that it describes."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Interval
 from torchrec.distributed.planner import Topology
 
 from stem_torchrec.config import Layout, Precision, ShardingType, SparseOptimizerName, TrainConfig, parse_arguments
@@ -41,6 +41,11 @@ GPU_SHARE = 0.85
 """Share of GPU memory that the planner fills; it keeps the rest for the dense part, activations and batches."""
 
 
+_Gib = Annotated[float, Interval(ge=1e-3, le=1e6)]
+_Tasks = Annotated[int, Interval(ge=1, le=1000)]
+_Bandwidth = Annotated[float, Interval(ge=1e-6, le=1e9)]
+
+
 @dataclass(frozen=True)
 class PlanConfig:
     """The cluster, the tables, and what to compare."""
@@ -53,21 +58,21 @@ class PlanConfig:
     config: LocalFile | None = None
     """config.yaml of a run, or one written by hand, whose model (experts, gates, towers), precision, input distribution
     and optimizer of the tables are planned; by default those of train.py without options."""
-    nodes: tuple[int, ...] = (1,)
+    nodes: tuple[Annotated[int, Interval(ge=1, le=100_000)], ...] = (1,)
     """Number of hosts; of several, all are planned and compared."""
-    ranks_per_node: int = 8
+    ranks_per_node: Annotated[int, Interval(ge=1, le=1024)] = 8
     """Ranks of a host: one per GPU, or processes on CPU."""
     device: Literal["cuda", "cpu"] = "cuda"
     """Device of the tables; planning itself needs no GPU."""
-    hbm_gb: float = 80.0
+    hbm_gb: _Gib = 80.0
     """GPU memory of a rank, in GiB. The planner keeps 15 % of it free for the rest of the model."""
-    host_gb: float = 200.0
+    host_gb: _Gib = 200.0
     """Host memory for the tables of a rank, in GiB; on CUDA, tables that do not fit the GPU spill to it (UVM)."""
-    tasks: int = 8
+    tasks: _Tasks = 8
     """Number of tasks; every feature has a table for each task and a shared one."""
     labels: tuple[str, ...] = ()
     """Names of the first tasks, used in the names of the tables in plan.json; the others are task_1, task_2, ..."""
-    batch_size: int = 4096
+    batch_size: Annotated[int, Interval(ge=1, le=2**24)] = 4096
     """Rows per rank and step."""
     types: tuple[Literal["all", ShardingType], ...] = ("auto", "all")
     """Sharding types; all stands for all seven, auto lets the planner choose the type of each table."""
@@ -75,26 +80,26 @@ class PlanConfig:
     """Layouts of the tables; packed needs an optimizer that updates each element independently."""
     optimizers: tuple[SparseOptimizerName, ...] = ()
     """Optimizers of the tables, whose state takes memory; by default that of --config."""
-    grow_tasks: tuple[int, ...] = (2, 4, 8, 16)
+    grow_tasks: tuple[_Tasks, ...] = (2, 4, 8, 16)
     """Further numbers of tasks to plan for, with the recommended layout and optimizer."""
-    grow_rows: tuple[float, ...] = (0.1, 1.0, 10.0)
+    grow_rows: tuple[Annotated[float, Interval(gt=0, le=1e6)], ...] = (0.1, 1.0, 10.0)
     """Factors on the rows of all tables to plan for, with the recommended layout and optimizer."""
-    seconds: float = 60.0
+    seconds: Annotated[float, Interval(gt=0, le=1e6)] = 60.0
     """Seconds to search for each plan; the best one so far is then taken."""
-    hbm: float | None = None
+    hbm: _Bandwidth | None = None
     """Bandwidth of GPU memory, in GB/s; 3350 by default."""
-    ddr: float | None = None
+    ddr: _Bandwidth | None = None
     """Bandwidth of host memory for tables on CPU, in GB/s; 300 by default."""
-    hbm_to_ddr: float | None = None
+    hbm_to_ddr: _Bandwidth | None = None
     """Bandwidth between GPU and host memory, in GB/s; 64 by default."""
-    intra_host: float | None = None
+    intra_host: _Bandwidth | None = None
     """Bandwidth between the ranks of a host, in GB/s; 450 by default, 50 on CPU."""
-    inter_host: float | None = None
+    inter_host: _Bandwidth | None = None
     """Bandwidth between hosts, in GB/s; 50 by default, 12.5 on CPU."""
-    tflops: float | None = None
+    tflops: Annotated[float, Interval(gt=0, le=1e9)] | None = None
     """Matrix products of a rank in the precision of --config, in 10^12 operations a second; by default 67 in fp32, 495
     in tf32 and 990 in bf16, on CPU 3."""
-    price: float | None = None
+    price: Annotated[float, Interval(gt=0, le=1e12)] | None = None
     """Price of a rank per hour, in any currency, for the cost of 10^9 samples."""
     calibrate: LocalFolder | None = None
     """Folder of `benchmarks/sharding.py --tables`, from whose results to fit the bandwidths of memory and links."""
@@ -122,15 +127,6 @@ def read_options(args: Sequence[str] | None = None) -> tuple[PlanConfig, list[Ta
     config = parse_arguments(PlanConfig(), args, description=_DESCRIPTION)
     if not config.out:
         raise UserError("say where the results go: --out DIR.")
-    for name in ("nodes", "grow_tasks"):
-        for number in getattr(config, name):
-            _check_least(name, number, 1)
-    for name in ("ranks_per_node", "tasks", "batch_size"):
-        _check_least(name, getattr(config, name), 1)
-    for name in ("hbm_gb", "host_gb", "seconds", "tflops", "price", *(field.name for field in fields(Bandwidths))):
-        _check_positive(name, getattr(config, name))
-    for factor in config.grow_rows:
-        _check_positive("grow_rows", factor)
     for name in ("types", "layouts", "nodes"):
         if not getattr(config, name):
             raise UserError(f"--{name} is empty; leave it out for the default, --help shows the choices.")
@@ -148,17 +144,3 @@ def read_options(args: Sequence[str] | None = None) -> tuple[PlanConfig, list[Ta
     optimizers = tuple(dict.fromkeys(config.optimizers)) or (train.sparse.name,)
     config = replace(config, optimizers=optimizers, nodes=tuple(dict.fromkeys(config.nodes)))
     return config, read_table_list(config.tables), train
-
-
-def _check_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise UserError(f"{_flag(name)} is {value}, but must be at least {least}.")
-
-
-def _check_positive(name: str, value: float | None) -> None:
-    if value is not None and not 0 < value < math.inf:
-        raise UserError(f"{_flag(name)} is {value}, but must be a number above 0.")
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

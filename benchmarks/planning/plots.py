@@ -6,6 +6,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from common.output import write_figure
 from planning.strategies import Planned
 
 
@@ -17,7 +18,7 @@ def write_growth(by_tasks: Sequence[Planned], by_rows: Sequence[Planned], path: 
     _draw(axes[:, 1], by_rows, "rows", "rows of all features in one group, in billions")
     axes[0, 0].set_ylabel("GiB of the fullest rank")
     axes[1, 0].set_ylabel("planner's estimate, ms")
-    figure.savefig(path, dpi=120)
+    write_figure(path, figure)
 
 
 def _draw(column: Sequence[Axes], planned: Sequence[Planned], size: str, label: str) -> None:

@@ -34,9 +34,10 @@ _HOW_TO_READ = """\
   its first byte. Trust its order of the strategies, not its milliseconds.
 - **samples/s**: rows of all ranks over the step. **cost**: of 10^9 samples, ranks times hours times `--price`.
 - **imbalance** is the busiest rank over the mean; 1 is even.
-- **Advice**: steps up to {close:.0%} of the shortest count as equal. Of these, strategies come last whose fullest rank
+- **Advice**: of the strategies whose step is up to {close:g} times the shortest, those come last whose fullest rank
   uses more than {full:.0%} of its memory, or more than {half:.0%} of it and {uneven:g} times the mean of the ranks; of
-  the others the shortest step wins. Of several numbers of hosts it takes the one with the fewest rank hours per sample.
+  the others the shortest step wins. Numbers of hosts are compared in the same way: the shortest step takes the fewest
+  rank hours per sample.
 - **auto** mixes types. It is searched along TorchRec's greedy path, for each type alone, for those that cut no columns
   and for all, at a bounded number of places, and for at most {seconds:g} s per plan.
 - Bandwidths from a data sheet give a step that is too short; `--calibrate` takes measured ones.

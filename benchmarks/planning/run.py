@@ -3,15 +3,13 @@
 import time
 from collections.abc import Sequence
 
-import pyarrow.parquet as pq
-
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.runtime.progress import TimeLeft, log_rank0
-from stem_torchrec.sharding.plan import plan_to_json
+from stem_torchrec.sharding.plan_file import plan_to_json
 from stem_torchrec.sharding.topology import Bandwidths
 
 from common.machine import command_line, count_hosts, describe_machine, git_revision
-from common.output import write_whole
+from common.output import write_table, write_whole
 from common.table_list import TableSpec
 from planning.advice import Candidate, advise, cheapest
 from planning.calibrate import calibrate
@@ -123,7 +121,7 @@ class _Search:
         """Writes the report of the plans so far, its table, and the plan to take if there is one."""
         report, folder = self.report(), self.folder.folder
         write_whole(folder / REPORT, format_report(report))
-        pq.write_table(to_table(report), folder / TABLE)
+        write_table(folder / TABLE, to_table(report))
         if report.advice is not None and report.advice.best.planned.plan is not None:
             write_whole(folder / PLAN, plan_to_json(report.advice.best.planned.plan))
         else:

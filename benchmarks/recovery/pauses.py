@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+from annotated_types import Interval
 from tabulate import tabulate
 
 from stem_torchrec.config import parse_known_arguments
@@ -17,7 +17,7 @@ from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.path_options import LocalOutput
 
 from common.machine import describe_run
-from common.output import make_folder
+from common.output import make_folder, write_table, write_whole
 from recovery.train_runs import TrainRun
 
 LINE = [
@@ -34,13 +34,13 @@ class PauseConfig:
 
     out: LocalOutput = ""
     """Folder for the runs, checkpoint_pause.md and checkpoint_pause.parquet."""
-    ranks: int = 2
+    ranks: Annotated[int, Interval(ge=1, le=1024)] = 2
     """Ranks of the runs."""
-    steps: int = 6000
+    steps: Annotated[int, Interval(ge=100, le=10**9)] = 6000
     """Steps of a run; the first tenth is warm-up."""
-    minutes: float = 1.0
+    minutes: Annotated[float, Interval(gt=0, le=1e6)] = 1.0
     """Minutes between two checkpoints."""
-    rounds: int = 3
+    rounds: Annotated[int, Interval(ge=1, le=10**6)] = 3
     """How often each side runs; the two take turns."""
 
 
@@ -56,8 +56,6 @@ def read_command_line(
     config, rest = parse_known_arguments(PauseConfig(), args, description=description or "")
     if not config.out:
         raise UserError("say where the results go: --out DIR.")
-    if config.ranks < 1 or config.rounds < 1 or config.steps < 100 or config.minutes <= 0:
-        raise UserError("--ranks and --rounds must be at least 1, --steps at least 100, and --minutes above 0.")
     return config, rest
 
 
@@ -77,7 +75,7 @@ def measure_pauses(config: PauseConfig, options: Sequence[str]) -> None:
             line = [*LINE, "--train.max-steps", str(config.steps), "--checkpoint.minutes", str(minutes), *options]
             rows.append({"round": turn, "minutes": minutes, **measure(folder / "run", line, config)})
             print(rows[-1], flush=True)
-    pq.write_table(pa.Table.from_pylist(rows), folder / "checkpoint_pause.parquet")
+    write_table(folder / "checkpoint_pause.parquet", pa.Table.from_pylist(rows))
     write(folder, config, rows)
 
 
@@ -121,5 +119,5 @@ def write(folder: Path, config: PauseConfig, rows: Sequence[dict[str, Any]]) -> 
         f"Median: {median(shares):+.2%} of time in all, with a checkpoint every {config.minutes * 60:g} seconds.",
         "",
     ]
-    (folder / "checkpoint_pause.md").write_text("\n".join(text))
+    write_whole(folder / "checkpoint_pause.md", "\n".join(text))
     print(f"report: {folder / 'checkpoint_pause.md'}")

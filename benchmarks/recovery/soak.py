@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+from annotated_types import Interval
 from tabulate import tabulate
 
 from stem_torchrec.config import parse_known_arguments
@@ -20,7 +20,7 @@ from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.path_options import LocalOutput
 
 from common.machine import describe_run
-from common.output import make_folder
+from common.output import make_folder, write_table, write_whole
 from recovery.train_runs import TrainRun, differences
 
 LINE = [
@@ -39,13 +39,13 @@ class FaultsConfig:
 
     out: LocalOutput = ""
     """Folder for both runs, faults.md and faults.parquet."""
-    kills: int = 100
+    kills: Annotated[int, Interval(ge=1, le=10**6)] = 100
     """How often to kill the run, each time one rank or all ranks."""
-    ranks: int = 2
+    ranks: Annotated[int, Interval(ge=1, le=1024)] = 2
     """Ranks of the run."""
-    seconds: float = 6.0
+    seconds: Annotated[float, Interval(gt=0, le=1e6)] = 6.0
     """A kill comes at a random moment within this many seconds after the first step of a life, or after its start."""
-    seed: int = 0
+    seed: Annotated[int, Interval(ge=0, le=2**63 - 1)] = 0
     """Seed of the moments and victims."""
 
 
@@ -61,8 +61,6 @@ def read_command_line(
     config, rest = parse_known_arguments(FaultsConfig(), args, description=description or "")
     if not config.out:
         raise UserError("say where the results go: --out DIR.")
-    if config.kills < 1 or config.ranks < 1 or config.seconds <= 0:
-        raise UserError("--kills and --ranks must be at least 1, and --seconds above 0.")
     return config, rest
 
 
@@ -85,8 +83,8 @@ def soak(config: FaultsConfig, options: Sequence[str]) -> None:
     begin, dice = time.perf_counter(), random.Random(config.seed)
     lives: list[dict[str, Any]] = []
     while not lives or not lives[-1]["ended"]:
-        run = TrainRun(folder / "killed", line, ranks=config.ranks)
-        lives.append(live(run, config, dice, kill=len(lives) < config.kills))
+        with TrainRun(folder / "killed", line, ranks=config.ranks) as run:
+            lives.append(live(run, config, dice, kill=len(lives) < config.kills))
         print(f"life {len(lives)}: {json.dumps(lives[-1])}", flush=True)
     write(folder, lives, seconds_alone=seconds_alone, seconds_killed=time.perf_counter() - begin)
 
@@ -152,7 +150,7 @@ def write(folder: Path, lives: Sequence[dict[str, Any]], *, seconds_alone: float
     faults = sum(not life["ended"] for life in lives)
     moments = Counter(life["moment"] for life in lives if not life["ended"])
     differing = differences(folder / "killed", folder / "whole")
-    pq.write_table(pa.Table.from_pylist([dict(life) for life in lives]), folder / "faults.parquet")
+    write_table(folder / "faults.parquet", pa.Table.from_pylist([dict(life) for life in lives]))
     steps = json.loads((folder / "whole/metrics.jsonl").read_text().splitlines()[-1])["step"]
     rows = [
         ("steps of the run", f"{steps:,}"),
@@ -174,6 +172,6 @@ def write(folder: Path, lives: Sequence[dict[str, Any]], *, seconds_alone: float
     )
     text = ["# Faults", "", *(f"- {name}: {value}" for name, value in describe_run("faults.py").items()), ""]
     text += [tabulate(rows, tablefmt="github"), "", note, *(f"- differs: {name}" for name in differing[:50]), ""]
-    (folder / "faults.md").write_text("\n".join(text))
+    write_whole(folder / "faults.md", "\n".join(text))
     print(tabulate(rows))
     print(f"report: {folder / 'faults.md'}")

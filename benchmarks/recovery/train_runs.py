@@ -8,6 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -97,15 +98,23 @@ class TrainRun:
 
         Kills them if a process does not end within `seconds`, and raises subprocess.TimeoutExpired.
         """
-        try:
+        with self:
             statuses = [process.wait(seconds) for process in self.processes]
-        finally:
-            for process in self.processes:
-                if process.poll() is None:
-                    process.kill()
+        return statuses, "".join(self.lines)
+
+    def __enter__(self) -> "TrainRun":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Kills what still runs, with the processes that it started; it would outlive a benchmark that is stopped."""
+        for process in self.processes:
+            if process.poll() is None:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.kill()
+                process.wait(60)
         for listener in self.listeners:
             listener.join()
-        return statuses, "".join(self.lines)
 
 
 def differences(run: Path, whole: Path) -> list[str]:

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+from annotated_types import Interval
 from tabulate import tabulate
 
 from stem_torchrec.config import parse_arguments
@@ -17,7 +17,7 @@ from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.path_options import LocalOutput
 
 from common.machine import describe_run
-from common.output import make_folder
+from common.output import make_folder, write_table, write_whole
 from common.processes import module_command, module_path, rank_environments
 
 Side = Literal["ours", "sklearn", "torchmetrics"]
@@ -32,11 +32,11 @@ class MetricsConfig:
 
     out: LocalOutput = ""
     """Folder for metrics.md and metrics.parquet."""
-    rows: tuple[int, ...] = (1_000_000, 10_000_000, 30_000_000)
+    rows: tuple[Annotated[int, Interval(ge=1, le=10**12)], ...] = (1_000_000, 10_000_000, 30_000_000)
     """Rows of the evaluation set, over all ranks."""
-    ranks: tuple[int, ...] = (1, 2)
+    ranks: tuple[Annotated[int, Interval(ge=1, le=1024)], ...] = (1, 2)
     """Numbers of ranks for ours; the other sides have one."""
-    rounds: int = 3
+    rounds: Annotated[int, Interval(ge=1, le=10**6)] = 3
     """How often each case runs, in new processes each time, one case after the other."""
 
 
@@ -50,8 +50,8 @@ def read_command_line(args: Sequence[str] | None = None, *, description: str | N
     config = parse_arguments(MetricsConfig(), args, description=description or "")
     if not config.out:
         raise UserError("say where the results go: --out DIR.")
-    if min(*config.rows, *config.ranks, config.rounds, 1) < 1:
-        raise UserError("--rows, --ranks and --rounds must be at least 1.")
+    if not config.rows or not config.ranks:
+        raise UserError("--rows or --ranks is empty; leave it out for the default.")
     return config
 
 
@@ -73,11 +73,16 @@ def measure(config: MetricsConfig) -> None:
 def run_case(side: Side, ranks: int, rows: int) -> dict[str, Any]:
     """Runs a case once; returns for each number its maximum over the ranks."""
     command = module_command("studies.metrics_worker", json.dumps([side, rows]))
-    processes = [
-        subprocess.Popen(command, env=environment | module_path(), stdout=subprocess.PIPE, text=True)
-        for environment in rank_environments(ranks)
-    ]
-    answers = [process.communicate()[0] for process in processes]
+    processes: list[subprocess.Popen[str]] = []
+    try:
+        for environment in rank_environments(ranks):
+            # In sessions of their own, as Ctrl-C is for this process, which ends them.
+            options: dict[str, Any] = {"stdout": subprocess.PIPE, "text": True, "start_new_session": True}
+            processes.append(subprocess.Popen(command, env=environment | module_path(), **options))
+        answers = [process.communicate()[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     if any(process.returncode for process in processes):
         raise UserError(f"{side} with {rows:,} rows on {ranks} ranks failed; its error is above.")
     parsed = [json.loads(answer.splitlines()[-1]) for answer in answers]
@@ -92,7 +97,7 @@ def write(folder: Path, config: MetricsConfig, runs: Mapping[Case, Sequence[Mapp
         raw += [{"side": side, "ranks": ranks, "rows": rows, **run} for run in of_case]
         seconds, peak = (median(run[name] for run in of_case) for name in ("seconds", "peak_mib"))
         lines.append([side, ranks, rows, seconds, rows / seconds / 1e6, peak, of_case[0]["auc"]])
-    pq.write_table(pa.Table.from_pylist(raw), folder / "metrics.parquet")
+    write_table(folder / "metrics.parquet", pa.Table.from_pylist(raw))
     names = ["", "ranks", "rows", "seconds", "million rows/s", "MiB per rank", "AUC"]
     table = tabulate(lines, names, tablefmt="github", intfmt=",", floatfmt=("", "", "", ".1f", ".2f", ",.0f", ".12f"))
     note = (
@@ -100,5 +105,5 @@ def write(folder: Path, config: MetricsConfig, runs: Mapping[Case, Sequence[Mapp
         f"Medians of {config.rounds} runs, each in new processes; MiB are those added after the imports."
     )
     text = ["# Exact metrics", "", *(f"- {name}: {value}" for name, value in head.items()), "", table, "", note, ""]
-    (folder / "metrics.md").write_text("\n".join(text))
+    write_whole(folder / "metrics.md", "\n".join(text))
     print(f"report: {folder / 'metrics.md'}")

@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from annotated_types import Interval
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
@@ -24,6 +25,7 @@ from stem_torchrec.runtime.process import from_first_rank, join_process_group
 from stem_torchrec.runtime.progress import log_rank0
 
 from common.machine import describe_run
+from common.output import write_figure, write_table, write_whole
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class ConflictConfig:
     out: LocalOutput = ""
     """Folder for a log and a comparison of each dial, and for conflict.md, conflict.parquet and conflict.png. The same
     command resumes an interrupted one."""
-    dials: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    dials: tuple[Annotated[float, Interval(ge=0, le=1)], ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     """How much the tasks' effects differ, from 0 (they agree) to 1 (they have nothing in common)."""
     models: str = "stem,single_task,shared_bottom,omoe,mmoe,ple"
     """Models to compare, as for compare.py."""
@@ -57,8 +59,8 @@ def read_command_line(
     config, rest = parse_known_arguments(ConflictConfig(), args, description=description or "")
     if not config.out:
         raise UserError("say where the results go: --out DIR.")
-    if not config.dials or min(config.dials) < 0 or max(config.dials) > 1:
-        raise UserError(f"--dials is {list(config.dials)}, but must be numbers from 0 to 1.")
+    if not config.dials:
+        raise UserError("--dials is empty; leave it out for the default.")
     names = [name.strip() for name in config.models.split(",")]
     if "stem" not in names or not set(names) & set(SHARED):
         raise UserError(f"--models is {config.models!r}, but needs stem and one of {', '.join(SHARED)}.")
@@ -104,7 +106,7 @@ def write(folder: Path, rows: Sequence[Mapping[str, Any]], diverged: Set[str]) -
 
     Raises UserError if that leaves no margin to show.
     """
-    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), folder / "conflict.parquet")
+    write_table(folder / "conflict.parquet", pa.Table.from_pylist([dict(row) for row in rows]))
     models = [model for model in dict.fromkeys(row["model"] for row in rows) if model not in diverged]
     if "stem" not in models or not set(models) & set(SHARED):
         raise UserError(
@@ -128,8 +130,8 @@ def write(folder: Path, rows: Sequence[Mapping[str, Any]], diverged: Set[str]) -
     if diverged:
         note += f" Left out because they diverged: {', '.join(sorted(diverged))}."
     text = ["# Conflict", "", *(f"- {name}: {value}" for name, value in head.items()), "", note, "", table, ""]
-    (folder / "conflict.md").write_text("\n".join([*text, "![margins by conflict](conflict.png)", ""]))
-    plot(rows, models, dials).savefig(folder / "conflict.png", dpi=120)
+    write_whole(folder / "conflict.md", "\n".join([*text, "![margins by conflict](conflict.png)", ""]))
+    write_figure(folder / "conflict.png", plot(rows, models, dials))
     print(f"report: {folder / 'conflict.md'}")
 
 

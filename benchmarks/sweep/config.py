@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Interval
 
 from stem_torchrec.config import (
     Communication,
@@ -47,7 +49,7 @@ class SweepConfig:
     """Layouts of the tables; packed needs --optimizers adagrad or sgd."""
     input_dists: tuple[InputDist, ...] = ("stock", "once")
     """How ids are sent to the ranks of the tables."""
-    tasks: tuple[int, ...] = ()
+    tasks: tuple[Annotated[int, Interval(ge=1, le=1000)], ...] = ()
     """Numbers of tasks; by default as many as the log has labels, and 2 for a table list. If there are more tasks than
     labels in the log, the further tasks get random labels."""
     optimizers: tuple[SparseOptimizerName, ...] = ()
@@ -56,13 +58,13 @@ class SweepConfig:
     """Compute kernels."""
     communications: tuple[Communication, ...] = ("fp32",)
     """Precisions in which embeddings and their gradients are sent."""
-    steps: int = 20
+    steps: Annotated[int, Interval(ge=1, le=10**6)] = 20
     """Measured steps of a case."""
-    warmup: int = 5
+    warmup: Annotated[int, Interval(ge=1, le=10**6)] = 5
     """Steps before the measured ones."""
-    rounds: int = 1
+    rounds: Annotated[int, Interval(ge=1, le=10**6)] = 1
     """How often each case runs; the order changes each time, against drift of the machine. All steps count."""
-    timeout: float = 300.0
+    timeout: Annotated[float, Interval(ge=1, le=1e6)] = 300.0
     """Seconds after which a case that has not ended is stopped."""
     retry: bool = False
     """Runs the cases again that failed so far."""
@@ -74,9 +76,6 @@ def read_command_line(args: Sequence[str] | None = None) -> tuple[SweepConfig, T
     train = config_from_command_line(rest)
     if not config.out:
         raise UserError("say where the results go: --out DIR.")
-    for name, least in (("steps", 1), ("warmup", 1), ("rounds", 1), ("timeout", 1)):
-        if not getattr(config, name) >= least:
-            raise UserError(f"--{name} is {getattr(config, name)}, but must be at least {least}.")
     if train.sharding.plan is not None:
         raise UserError("--sharding.plan pins every table, so there is nothing to sweep; leave it out.")
     return config, train

@@ -11,7 +11,8 @@ from torch import Tensor
 from stem_torchrec.config import TrainConfig, check_fields
 from stem_torchrec.data.folder import data_folder
 from stem_torchrec.runtime.process import Process
-from stem_torchrec.sharding.plan import Plan, plan_to_json
+from stem_torchrec.sharding.plan import Plan
+from stem_torchrec.sharding.plan_file import plan_to_json
 from stem_torchrec.tables import sharded_collections
 from stem_torchrec.training.assembly import build_pipeline, build_sharded_model
 from stem_torchrec.training.optimizers import build_optimizer

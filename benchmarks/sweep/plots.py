@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from common.output import write_figure
 from sweep.cases import TYPES
 from sweep.rows import Row
 
@@ -24,7 +25,7 @@ def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
         "estimate.png": _scatter(ran),
     }
     for name, figure in figures.items():
-        figure.savefig(folder / name, dpi=120)
+        write_figure(folder / name, figure)
     return [folder / name for name in figures]
 
 

@@ -7,10 +7,9 @@ from dataclasses import fields
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from tabulate import tabulate
 
-from common.output import write_whole
+from common.output import write_table, write_whole
 from sweep.by_table import TABLES, format_tables, tables_to_parquet
 from sweep.cases import Case
 from sweep.config import Sweep
@@ -58,8 +57,8 @@ def write_report(folder: ResultFolder, sweep: Sweep, *, rounds: int, global_batc
     advice = advise(folder, rows, outcomes, sweep)
     write_whole(folder.folder / REPORT, format_report(folder.head, rows, outcomes, sweep, advice))
     left_out = [Row(case, "left out", reason) for case, reason in sweep.left_out.items()]
-    pq.write_table(to_table([*rows, *left_out]), folder.folder / TABLE)
-    pq.write_table(tables_to_parquet(outcomes), folder.folder / TABLES)
+    write_table(folder.folder / TABLE, to_table([*rows, *left_out]))
+    write_table(folder.folder / TABLES, tables_to_parquet(outcomes))
     return rows, advice
 
 

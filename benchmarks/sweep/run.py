@@ -13,6 +13,7 @@ from stem_torchrec.runtime.progress import log_rank0
 
 from common.load import cores
 from common.machine import command_line, describe_machine, format_hosts, git_revision
+from common.output import write_whole
 from sweep.cases import Case
 from sweep.config import Sweep, SweepConfig
 from sweep.ranks import Ending, Environment, Job, cores_of_others, judge, run_case
@@ -137,10 +138,10 @@ def keep(folder: ResultFolder, outcome: Outcome, endings: Sequence[Ending]) -> N
     """Writes the outcome, and beside it the plan, or for a failed case what its ranks printed."""
     folder.path(outcome.case, outcome.round, ".log").unlink(missing_ok=True)
     if outcome.measurement is not None:
-        folder.path(outcome.case, outcome.round, ".plan.json").write_text(outcome.measurement.plan)
+        write_whole(folder.path(outcome.case, outcome.round, ".plan.json"), outcome.measurement.plan)
     else:
         logs = [f"rank {ending.rank}, {ending.status}:\n{ending.log}\n" for ending in endings if ending.log]
-        folder.path(outcome.case, outcome.round, ".log").write_text("\n".join(logs))
+        write_whole(folder.path(outcome.case, outcome.round, ".log"), "\n".join(logs))
     # Last, as a case with an outcome counts as done.
     folder.write(outcome)
 

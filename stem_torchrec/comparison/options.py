@@ -1,5 +1,6 @@
 """The options of a comparison, checked before anything is trained, and the record of them in its folder."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -136,7 +137,7 @@ def _models(config: CompareConfig) -> list[str]:
 
 def _seeds(text: str) -> list[int]:
     named = _split(text)
-    seeds = {int(seed) for seed in named if seed.isascii() and seed.isdigit() and int(seed) < 2**32}
+    seeds = {int(seed) for seed in named if re.fullmatch("[0-9]{1,10}", seed) and int(seed) < 2**32}
     if not named or len(seeds) < len(named):
         raise UserError(f"--seeds is {text!r}, but must be different whole numbers below 2^32, such as 0,1,2.")
     return [int(seed) for seed in named]

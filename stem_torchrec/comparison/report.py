@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from tabulate import tabulate
 
 from stem_torchrec.comparison.intervals import Interval
+from stem_torchrec.runtime.whole_file import whole_file
 
 METRICS = ("auc", "gauc", "logloss", "ne", "pcoc")
 
@@ -55,14 +56,17 @@ class Report:
         text = "\n\n".join(self.parts) + "\n"
         encoded = {}
         for name, figure in self.plots.items():
-            figure.savefig(folder / f"{name}.png", dpi=110)
+            with whole_file(folder / f"{name}.png") as new:
+                figure.savefig(new, dpi=110)
             encoded[name] = base64.b64encode((folder / f"{name}.png").read_bytes()).decode()
-        (folder / "report.md").write_text(text)
+        with whole_file(folder / "report.md") as new:
+            new.write_text(text)
         body = markdown.markdown(text, extensions=["tables"])
         body = re.sub(r'src="([\w-]+)\.png"', lambda m: f'src="data:image/png;base64,{encoded[m[1]]}"', body)
         title = self.parts[0].removeprefix("# ")
         head = f'<meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
-        (folder / "report.html").write_text(f"<!doctype html><html><head>{head}</head><body>{body}</body></html>\n")
+        with whole_file(folder / "report.html") as new:
+            new.write_text(f"<!doctype html><html><head>{head}</head><body>{body}</body></html>\n")
 
 
 class Markup(str):
@@ -107,7 +111,8 @@ def show(interval: Interval) -> str:
 
 def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes rows of Python values as a Parquet file."""
-    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), path)
+    with whole_file(path) as new:
+        pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), new)
 
 
 def dots(values: Mapping[str, Mapping[str, Interval]], label: str, *, width: float = 3.2) -> Figure:

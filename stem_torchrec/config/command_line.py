@@ -1,6 +1,9 @@
 """Command lines from dataclasses, by tyro; every mistake becomes one sentence."""
 
+import os
+import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
@@ -34,6 +37,7 @@ def parse_arguments(default: ConfigT, args: Sequence[str] | None = None, descrip
 
         config = parse_arguments(tiny(), ["--model.embedding-dim", "32"])
     """
+    args = _own_arguments() if args is None else args
     with _mistakes_in_one_sentence(option_names(default)):
         config = tyro.cli(
             type(default), default=default, args=args, description=description, registry=_help_with_limits()
@@ -50,7 +54,7 @@ def parse_known_arguments(
 
     With a description, `--help` prints it and the options; without one, `--help` is returned with the unknown options.
     """
-    args = sys.argv[1:] if args is None else list(args)
+    args = _own_arguments() if args is None else list(args)
     if description is not None and {"-h", "--help"} & set(args):
         parse_arguments(default, ["--help"], description=description)
     with _mistakes_in_one_sentence(option_names(default)):
@@ -58,6 +62,15 @@ def parse_known_arguments(
     config = with_paths(config)
     check_fields(config)
     return config, rest
+
+
+def _own_arguments() -> list[str]:
+    """The command line of this process; prints a note for an option that it has twice, as the last one counts."""
+    names = [re.sub(r"(^--|\.)no-", r"\1", arg.partition("=")[0].replace("_", "-")) for arg in sys.argv[1:]]
+    for name, times in Counter(name for name in names if name.startswith("--")).items():
+        if times > 1 and os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"note: {name} is given {times} times; the last one counts")
+    return sys.argv[1:]
 
 
 def _help_with_limits() -> ConstructorRegistry:
@@ -114,6 +127,8 @@ def _sentence(event: tyro_errors.ParseErrorEvent, options: Sequence[str]) -> str
             return f"{argument.display_name()} got no value or too few; --help shows what it takes."
         case tyro_errors.InstantiationFailure(argument=argument, message=message):
             place = f"{argument.display_name()}: " if argument else ""
+            if "Exceeds the limit" in message:
+                message = "a number with too many digits"
             return f"{place}{message}; --help shows what it takes."
         case tyro_errors.MissingArgs(missing_arguments=missing):
             return f"missing {', '.join(arg.arg.display_name() for arg in missing)}; --help shows what it takes."

@@ -123,13 +123,13 @@ def config_from_arguments(
     an option that only other models have.
     """
     start, rest = parse_known_arguments(_Start(), args)
-    if start.recipe and start.config:
+    if start.recipe is not None and start.config is not None:
         raise UserError("give --recipe or --config, not both; options change single fields of either.")
-    recipe = start.recipe or "synthetic"
+    recipe = "synthetic" if start.recipe is None else start.recipe
     if recipe not in recipes:
         known = ", ".join(recipes)
         raise UserError(f"there is no recipe {recipe!r}, only {known}{nearest(recipe, list(recipes))}")
-    default = read_config(start.config, models) if start.config else recipes[recipe]()
+    default = recipes[recipe]() if start.config is None else read_config(start.config, models)
     if start.model.arch is not None:
         kind = options_class(models, start.model.arch)
         default = replace(default, model=with_options_of(default.model, kind))

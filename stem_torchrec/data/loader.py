@@ -11,6 +11,7 @@ from torchrec.datasets.utils import Batch
 
 from stem_torchrec.data.batch import Exposures
 from stem_torchrec.data.reader import ParquetReader
+from stem_torchrec.runtime.signals import ENDING_SIGNALS
 
 
 def data_loader(reader: ParquetReader, *, pin_memory: bool = False) -> DataLoader:
@@ -31,11 +32,11 @@ def data_loader(reader: ParquetReader, *, pin_memory: bool = False) -> DataLoade
 
 
 def _leave_signals_to_the_rank(worker: int) -> None:
-    """Makes a worker ignore SIGTERM and SIGINT.
+    """Makes a worker ignore the signals that ask a command to end.
 
-    A launcher sends SIGTERM to these processes as well, and a terminal Ctrl-C, but the last checkpoint needs them.
+    A launcher and a terminal send them to these processes as well, but the last checkpoint needs them.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in ENDING_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

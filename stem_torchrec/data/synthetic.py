@@ -21,7 +21,9 @@ from stem_torchrec.config import SyntheticConfig
 from stem_torchrec.config.serialization import from_dict, to_dict
 from stem_torchrec.data.schema import SCHEMA_FILE, LabelCounts, Schema, SparseFeature, Split, save_schema
 from stem_torchrec.data.synthetic_world import GROUP_COLUMN, MISSING, Floats, World
+from stem_torchrec.data.task_names import check_task_names
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.whole_file import naming_file
 
 # Rows per row group. Each chunk has a random generator of its own, so one is in memory at a time.
 CHUNK_ROWS = 65_536
@@ -56,7 +58,7 @@ def generate(config: SyntheticConfig, folder: str, overwrite: bool = False) -> S
         if not (out / SCHEMA_FILE).is_file():
             raise UserError(f"{folder} holds no {SCHEMA_FILE}, so it is not a log to overwrite; name another.")
     out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as unfinished:
+    with naming_file(out), TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as unfinished:
         log = Path(unfinished) / "log"
         schema = _write_log(world, log)
         if overwrite and out.is_dir():
@@ -137,8 +139,7 @@ def _auc(scores: Floats, labels: NDArray[np.int8]) -> float:
 def _validate(config: SyntheticConfig) -> None:
     """Raises UserError for the first value outside of its limits, and for lists that do not fit the tasks."""
     from_dict(SyntheticConfig, to_dict(config))
-    if not config.tasks:
-        raise UserError("tasks is empty, but a log needs at least one label.")
+    check_task_names(config.tasks)
     for name in ("positive_rate", "missing"):
         values = getattr(config, name)
         if len(values) != len(config.tasks):

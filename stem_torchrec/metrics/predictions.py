@@ -1,5 +1,6 @@
 """Predictions as Parquet files, one for each rank, written batch by batch."""
 
+from contextlib import suppress
 from types import TracebackType
 
 import pyarrow as pa
@@ -9,6 +10,7 @@ from torch import Tensor
 from stem_torchrec.data.files import Columns
 from stem_torchrec.runtime.file_systems import g_pathmgr
 from stem_torchrec.runtime.paths import move
+from stem_torchrec.runtime.whole_file import naming_file
 
 _ROW_GROUP = 65_536
 
@@ -53,7 +55,8 @@ class PredictionsFile:
             table[f"prediction/{task}"] = predictions[:, i].numpy()
         self._pending.append(pa.table(table))
         if sum(each.num_rows for each in self._pending) >= _ROW_GROUP:
-            self._flush()
+            with naming_file(self._path):
+                self._flush()
 
     def _flush(self) -> None:
         table = pa.concat_tables(self._pending)
@@ -67,12 +70,21 @@ class PredictionsFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is None and self._pending:
-            self._flush()
-        if self._writer is not None:
-            self._writer.close()
-        self._file.close()
-        if error is None:
+        try:
+            if error is None:
+                self._complete()
+        finally:
+            if g_pathmgr.exists(self._unfinished):
+                # What closing could not write is of no use.
+                with suppress(OSError):
+                    self._file.close()
+                g_pathmgr.rm(self._unfinished)
+
+    def _complete(self) -> None:
+        with naming_file(self._path):
+            if self._pending:
+                self._flush()
+            if self._writer is not None:
+                self._writer.close()
+            self._file.close()
             move(self._unfinished, self._path)
-        else:
-            g_pathmgr.rm(self._unfinished)

@@ -1,12 +1,16 @@
-"""How every command ends: one sentence and an exit status for each kind of error."""
+"""How every command ends: one sentence and an exit status, for each kind of error and signal."""
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable
 
 from stem_torchrec.runtime.errors import DataError, Interrupted, LostRankError, UnwritableError, UserError
-from stem_torchrec.runtime.exit_status import ExitStatus
+from stem_torchrec.runtime.exit_status import ExitStatus, killed_by
+from stem_torchrec.runtime.memory import is_out_of_memory
+from stem_torchrec.runtime.signals import Stopped, stopping_on_signals
+from stem_torchrec.runtime.standard_streams import keep_streams
 
 _WRONG_PATH = {
     errno.EACCES,
@@ -26,42 +30,79 @@ def run_main(main: Callable[[], None], *, every_rank_speaks: bool = False) -> No
     """Calls `main` and ends the process with an exit status for what it raises.
 
     A UserError becomes one sentence on standard error and status 2, a LostRankError one sentence and status 3,
-    an UnwritableError one sentence and status 74, Interrupted status 75. An OSError that nothing below has explained
-    becomes a sentence as well, with status 2 for a wrong path and 74 for a disk or store that fails.
+    an UnwritableError one sentence and status 74, Interrupted status 75, a signal one sentence and 128 + its number.
+    An OSError that nothing below has explained becomes a sentence as well, with status 2 for a wrong path and 74 for a
+    disk or store that fails, as does a lack of memory, with status 2.
 
     All ranks of a host raise the same error for a wrong configuration, so only the first one prints it. A DataError is
-    raised by the one rank that read the row, and that rank prints it, as it does an OSError.
+    raised by the one rank that read the row, and that rank prints it, as it does an OSError. If nobody reads what the
+    command prints any more, it continues; text that a full disk swallows ends an otherwise complete one with status 74.
 
     Args:
-        main: the command.
+        main: the command. What takes seconds to import, it imports itself: signals are handled from here on.
         every_rank_speaks: every rank prints its error, for ranks that do different things.
     """
+    output = keep_streams()
+    status, sentence = _outcome(main, every_rank_speaks=every_rank_speaks)
+    sys.stdout.flush()
+    if status == ExitStatus.OK and output is not None and output.failure is not None:
+        status, sentence = ExitStatus.UNWRITABLE, f"standard output cannot be written ({_reason(output.failure)})."
+    if sentence:
+        print(f"error: {sentence}", file=sys.stderr)
+    if status:
+        sys.exit(status)
+
+
+def _outcome(main: Callable[[], None], *, every_rank_speaks: bool) -> tuple[int, str]:
+    """The exit status, and the sentence that this rank prints."""
+    is_first = every_rank_speaks or os.environ.get("LOCAL_RANK", "0") == "0"
     try:
-        main()
+        with stopping_on_signals():
+            main()
     except Interrupted:
-        sys.exit(ExitStatus.RESUME)
+        return ExitStatus.RESUME, ""
+    except Stopped as error:
+        return killed_by(error.number), f"{error} before it was complete." if is_first else ""
     except LostRankError as error:
-        _end(ExitStatus.LOST_RANK, str(error))
+        return ExitStatus.LOST_RANK, str(error)
     except UserError as error:
         # The error of a reader process comes wrapped in its traceback; the sentence follows the last name.
         sentence = str(error).rsplit("DataError: ", 1)[-1].strip()
-        speaks = every_rank_speaks or isinstance(error, DataError) or os.environ.get("LOCAL_RANK", "0") == "0"
-        status = ExitStatus.UNWRITABLE if isinstance(error, UnwritableError) else ExitStatus.INPUT
-        _end(status, sentence if speaks else None)
+        status = ExitStatus.UNWRITABLE if _comes_from_storage(error) else ExitStatus.INPUT
+        return status, sentence if is_first or isinstance(error, DataError) else ""
     except OSError as error:
-        _end(ExitStatus.INPUT if error.errno in _WRONG_PATH else ExitStatus.UNWRITABLE, _sentence(error))
+        path = error.filename2 or error.filename or "a file"
+        if not _comes_from_storage(error):
+            return ExitStatus.INPUT, f"{path} cannot be used ({_reason(error)}); give another path."
+        return (
+            ExitStatus.UNWRITABLE,
+            f"{path} cannot be read or written ({_reason(error)}); make room, or give a path on another disk.",
+        )
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return ExitStatus.INPUT, f"the memory does not suffice ({lines[0][:300].rstrip('.')}); give smaller sizes."
+    except SystemExit as exit_:
+        # --help ends so.
+        if exit_.code:
+            raise
+    return ExitStatus.OK, ""
 
 
-def _sentence(error: OSError) -> str:
-    """Names the file, if the system does, and the reason."""
-    reason = " ".join((error.strerror or str(error) or type(error).__name__).split()).rstrip(".")
-    path = error.filename2 or error.filename
-    if error.errno in _WRONG_PATH:
-        return f"{path or 'a file'} cannot be used ({reason}); give another path."
-    return f"{path or 'a file'} cannot be read or written ({reason}); make room, or give a path on another disk."
+def _comes_from_storage(error: BaseException) -> bool:
+    """Whether a disk or store fails, and not what the user wrote; also where a UserError has explained it."""
+    if isinstance(error, UnwritableError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno not in _WRONG_PATH
+    cause = error.__cause__
+    if isinstance(cause, OSError) and cause.errno is None:
+        return False  # Of a damaged file, by Arrow.
+    return cause is not None and _comes_from_storage(cause)
 
 
-def _end(status: ExitStatus, sentence: str | None) -> None:
-    if sentence is not None:
-        print(f"error: {sentence}", file=sys.stderr)
-    sys.exit(status)
+def _reason(error: OSError) -> str:
+    # Arrow's message ends with the system's, and that of a reader process, behind its traceback, as well.
+    lines = re.sub(r".*Detail: \[errno \d+\] ", "", error.strerror or str(error)).strip().splitlines()
+    return lines[-1].rstrip(".") if lines else type(error).__name__

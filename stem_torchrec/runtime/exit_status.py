@@ -15,3 +15,13 @@ class ExitStatus(IntEnum):
     """A disk is full, or a file system or store refuses to write (EX_IOERR of sysexits.h)."""
     RESUME = 75
     """The run was asked to end; the same command resumes it (EX_TEMPFAIL of sysexits.h)."""
+
+
+def killed_by(number: int) -> int:
+    """The status of a command that a signal ends.
+
+    Example::
+
+        killed_by(signal.SIGTERM)  # 143
+    """
+    return 128 + number

@@ -16,11 +16,12 @@ from typing import Any, cast
 
 import fsspec
 from fsspec import AbstractFileSystem
-from iopath.common.file_io import PathHandler, g_pathmgr
+from iopath.common.file_io import g_pathmgr
 
 from stem_torchrec.runtime.errors import UserError, reason_of
+from stem_torchrec.runtime.internals.path_handlers import StoreHandler
 
-__all__ = ["STORES", "StoreFile", "StoreHandler", "check_package", "g_pathmgr"]
+__all__ = ["STORES", "StoreFile", "check_package", "g_pathmgr"]
 
 STORES: Mapping[str, tuple[str, str]] = {
     "s3": ("s3fs", "s3"),
@@ -46,53 +47,45 @@ def check_package(path: str) -> None:
         raise UserError(f"{path} needs {package}, which is not installed; run: pip install 'stem_torchrec[{extra}]'")
 
 
-class StoreHandler(PathHandler):
-    """Opens the paths of one scheme through fsspec.
+class FsspecOperations:
+    """The operations of stores, through fsspec.
 
-    Stores have no folders: one begins with its first file and ends with its last, and none can be renamed. An error of
-    a store, whatever its library calls it, is raised as OSError with the path.
+    Nobody makes folders: they come with their files, and s3fs would try to create the bucket. An error of a store,
+    whatever its library calls it, is raised as OSError with the path.
     """
 
-    def __init__(self, scheme: str) -> None:
-        super().__init__()
-        self._scheme = scheme
-
-    def _get_supported_prefixes(self) -> list[str]:
-        return [f"{self._scheme}://"]
-
-    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> Any:
-        self._check_kwargs(kwargs)
+    def open(self, path: str, mode: str) -> Any:
+        """Opens a file; see StoreFile."""
         with _file_system(path) as (store, key):
             block = {"block_size": _READ_BLOCK} if "r" in mode else {}
             file = StoreFile(store.open(key, mode.replace("t", "").replace("b", "") + "b", **block), path)
         return file if "b" in mode else _StoreText(file, encoding="utf-8")
 
-    def _exists(self, path: str, **kwargs: Any) -> bool:
-        return _type_of(path) is not None
+    def type_of(self, path: str) -> str | None:
+        """`file` or `directory`; None for what does not exist."""
+        try:
+            # fsspec's own questions, such as isfile, answer no where a store fails.
+            with _file_system(path) as (store, key):
+                return str(store.info(key)["type"])
+        except FileNotFoundError:
+            return None
 
-    def _isfile(self, path: str, **kwargs: Any) -> bool:
-        return _type_of(path) == "file"
-
-    def _isdir(self, path: str, **kwargs: Any) -> bool:
-        return _type_of(path) == "directory"
-
-    def _ls(self, path: str, **kwargs: Any) -> list[str]:
+    def names_in(self, path: str) -> list[str]:
+        """The names of the files and folders in a folder."""
         with _file_system(path) as (store, key):
             names = {name.rstrip("/") for name in store.ls(key, detail=False)}
             # Some programs mark a folder by an empty file of its name.
             return sorted(name.rpartition("/")[2] for name in names - {key.rstrip("/")})
 
-    def _mkdirs(self, path: str, **kwargs: Any) -> None:
-        """Does nothing: folders come with their files, and s3fs would try to create the bucket."""
-
-    def _rm(self, path: str, **kwargs: Any) -> None:
+    def remove(self, path: str) -> None:
+        """Removes a file."""
         with _file_system(path) as (store, key):
             store.rm_file(key)
 
-    def _copy(self, src_path: str, dst_path: str, overwrite: bool = False, **kwargs: Any) -> bool:
-        with _file_system(src_path) as (store, key), _file_system(dst_path) as (_, target):
-            store.cp_file(key, target)
-        return True
+    def copy(self, source: str, target: str) -> None:
+        """Copies a file over another."""
+        with _file_system(source) as (store, key), _file_system(target) as (_, target_key):
+            store.cp_file(key, target_key)
 
 
 @contextmanager
@@ -105,15 +98,6 @@ def _file_system(path: str) -> Iterator[tuple[AbstractFileSystem, str]]:
     with errors_of_store(path):
         # Listings that were kept would be those from before another process wrote.
         yield fsspec.url_to_fs(path, use_listings_cache=False)
-
-
-def _type_of(path: str) -> str | None:
-    """`file` or `directory`; None for what does not exist. fsspec's own questions answer no where a store fails."""
-    try:
-        with _file_system(path) as (store, key):
-            return str(store.info(key)["type"])
-    except FileNotFoundError:
-        return None
 
 
 @contextmanager
@@ -193,4 +177,4 @@ def _with_path(call: Callable[..., Any], path: str) -> Callable[..., Any]:
 logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 for _scheme in STORES:
     with suppress(KeyError):
-        g_pathmgr.register_handler(StoreHandler(_scheme), allow_override=False)
+        g_pathmgr.register_handler(StoreHandler(f"{_scheme}://", FsspecOperations()), allow_override=False)

@@ -35,3 +35,13 @@ def host_memory(root: Path = Path("/")) -> int:
     limits += cgroup_values("memory.limit_in_bytes", controller="memory", root=root)
     installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([installed, *(int(limit) for limit in limits if limit != "max")])
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation has failed: by Python, NumPy or Arrow, or by torch on CPU or GPU."""
+    # torch's own class for GPUs has no name that can be imported without torch, and on CPU it raises a RuntimeError.
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+    )

@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 from urllib.parse import unquote
 
 from stem_torchrec.runtime.errors import UserError, nearest
-from stem_torchrec.runtime.file_systems import STORES, StoreHandler, check_package, g_pathmgr
-from stem_torchrec.runtime.internals.path_handlers import handler_of
+from stem_torchrec.runtime.file_systems import STORES, check_package, g_pathmgr
+from stem_torchrec.runtime.internals.path_handlers import StoreHandler, handler_of
 
 
 @dataclass(frozen=True)

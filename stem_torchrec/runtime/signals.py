@@ -1,32 +1,122 @@
-"""SIGTERM and Ctrl-C: the first ends a run after a checkpoint, a second Ctrl-C ends it at once."""
+"""Signals that end a command: a run writes a checkpoint first, anything else cleans up and stops.
+
+SIGTERM, SIGHUP and Ctrl-C (SIGINT) do the same. One that was ignored when the process started, as SIGHUP is under nohup
+and SIGINT in the background of a script, stays ignored.
+"""
 
 import os
 import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from threading import Event
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from threading import Event, Thread
 from types import FrameType
+
+from stem_torchrec.runtime.exit_status import killed_by
+
+ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+"""Signals that ask a process to end."""
+_GRACE = 10.0
+"""Seconds in which the main thread stops; one that waits for other ranks in C++ code does not see a signal."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asks the process to stop; libraries treat it as Ctrl-C.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+
+@contextmanager
+def stopping_on_signals() -> Iterator[None]:
+    """Raises Stopped in the main thread at the first signal, until the end of the block; a second one exits at once."""
+    stopping = Event()
+    numbers: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stopping.is_set():
+            os._exit(killed_by(number))
+        stopping.set()
+        numbers.append(number)
+        raise Stopped(number)
+
+    def notice(number: int) -> None:
+        # Not while a run has the signals: it takes its time for a checkpoint.
+        if signal.getsignal(number) is handle and not stopping.wait(_GRACE):
+            _print(f"error: {Stopped(number)} while it waited for other ranks.")
+            os._exit(killed_by(number))
+
+    with _handling(handle, notice):
+        try:
+            yield
+        except Exception as error:
+            # What was under way may fail otherwise once it is interrupted.
+            if numbers:
+                raise Stopped(numbers[0]) from error
+            raise
 
 
 @contextmanager
 def ending_on_signals() -> Iterator[Event]:
-    """Returns an event that SIGTERM or SIGINT sets until the end of the block; only the main thread may enter it."""
+    """Returns an event that a signal sets until the end of the block; a second Ctrl-C exits at once."""
     ending = Event()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and ending.is_set():
-            os._exit(128 + number)
         if not ending.is_set() and os.environ.get("LOCAL_RANK", "0") == "0":
-            name = signal.Signals(number).name
             again = "; again ends it at once" if number == signal.SIGINT else ""
-            # Not by print, which the signal may have interrupted.
-            os.write(sys.stderr.fileno(), f"{name}: writing a checkpoint, then ending{again}\n".encode())
+            _print(f"{signal.Signals(number).name}: writing a checkpoint, then ending{again}")
         ending.set()
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    interrupts = 0
+
+    def notice(number: int) -> None:
+        nonlocal interrupts
+        interrupts += number == signal.SIGINT
+        if interrupts == 2:
+            os._exit(killed_by(number))
+
+    with _handling(handle, notice):
         yield ending
+
+
+def _print(line: str) -> None:
+    # Not by print, which the signal may have interrupted.
+    with suppress(OSError):
+        os.write(2, f"{line}\n".encode())
+
+
+@contextmanager
+def _handling(handle: Callable[[int, FrameType | None], None], notice: Callable[[int], None]) -> Iterator[None]:
+    """Handles the ending signals until the end of the block; only the main thread may enter it.
+
+    Args:
+        handle: called in the main thread, as soon as that runs Python code.
+        notice: called in another thread with the number of every signal, even while the main thread waits in C++.
+    """
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+
+    def watch() -> None:
+        with receiver:
+            while number := receiver.recv(1):
+                notice(number[0])
+
+    Thread(target=watch, name="signals", daemon=True).start()
+    wakeup_before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+    handlers_before = {
+        number: signal.signal(number, handle)
+        for number in ENDING_SIGNALS
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
+    try:
+        yield
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers_before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup_before)
+        sender.close()

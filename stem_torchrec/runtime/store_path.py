@@ -27,7 +27,7 @@ class StorePath:
         return f"StorePath({self._url!r})"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, StorePath) and self._url == other._url
+        return isinstance(other, StorePath) and str(self) == str(other)
 
     def __hash__(self) -> int:
         return hash(self._url)

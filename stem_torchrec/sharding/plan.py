@@ -1,9 +1,7 @@
-"""A plan: each rank's part of each table, with the planner's estimates; to text, to JSON and back."""
+"""A plan: each rank's part of each table, with the planner's estimates, and as text."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tabulate import tabulate
 from torchrec.distributed.planner import Topology
@@ -11,13 +9,6 @@ from torchrec.distributed.planner.types import ShardingOption
 from torchrec.distributed.types import ShardingPlan
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
-from stem_torchrec.config.formats import with_format, without_format
-from stem_torchrec.runtime.errors import UserError
-from stem_torchrec.runtime.file_systems import g_pathmgr
-from stem_torchrec.sharding.placement import FUSED_KERNELS, FUSED_TYPES, HOST_TYPES, Placement, some
-
-PLAN_FORMAT = 1
-"""Format version of plan.json."""
 _MIB = 2**20
 
 
@@ -157,82 +148,6 @@ def imbalance(values: Sequence[float]) -> float:
     """The load of the most loaded rank divided by the mean load; 1 is even."""
     mean = sum(values) / len(values)
     return max(values) / mean if mean else 1.0
-
-
-def plan_to_json(plan: Plan) -> str:
-    """The plan as JSON, which `read_plan` takes: for each table its size, type, kernel and the rank of each shard."""
-    tables = {
-        table.name: {
-            "rows": table.rows,
-            "dim": table.dim,
-            "sharding_type": table.sharding_type,
-            "compute_kernel": table.kernel,
-            **({} if table.cache_load_factor is None else {"cache_load_factor": table.cache_load_factor}),
-            "ranks": table.ranks,
-        }
-        for table in plan.tables
-    }
-    ranks = {"world_size": plan.world_size, "local_world_size": plan.local_world_size}
-    head = json.dumps(with_format(ranks, PLAN_FORMAT))[1:-1]
-    lines = ",\n".join(f"    {json.dumps(name)}: {json.dumps(entry)}" for name, entry in tables.items())
-    return f'{{\n  {head},\n  "tables": {{\n{lines}\n  }}\n}}\n'
-
-
-def read_plan(path: str, tables: Sequence[EmbeddingBagConfig], topology: Topology) -> dict[str, Placement]:
-    """The placements of a plan file for exactly these tables and ranks.
-
-    Raises UserError that names the tables that do not fit and the reasons, or for a file in a newer format.
-    """
-    try:
-        with g_pathmgr.open(path, "r") as file:
-            content = json.load(file)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"--sharding.plan {path} cannot be read as a plan ({error}); a run writes plan.json."
-        ) from error
-    content = without_format(content, PLAN_FORMAT, f"--sharding.plan {path}")
-    try:
-        world_size, local = content["world_size"], content["local_world_size"]
-        planned = {name: (entry["rows"], entry["dim"], _placement(entry)) for name, entry in content["tables"].items()}
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"--sharding.plan {path} is not a plan ({error!r}); a run writes one as plan.json.") from error
-    problems = _problems(planned, {t.name: (t.num_embeddings, t.embedding_dim) for t in tables})
-    if world_size != topology.world_size:
-        problems.insert(0, f"it is for {world_size} ranks, and this run has {topology.world_size}")
-    elif local != topology.local_world_size:
-        by_host = [name for name, (*_, p) in planned.items() if p.sharding_type in (*HOST_TYPES, "table_column_wise")]
-        if by_host:
-            problems.insert(
-                0, f"{some(by_host)} need {local} ranks per host, and this run has {topology.local_world_size}"
-            )
-    if problems:
-        raise UserError(f"--sharding.plan {path} does not fit: {'; '.join(problems)}.")
-    return {name: placement for name, (*_, placement) in planned.items()}
-
-
-def _problems(planned: Mapping[str, tuple[int, int, Placement]], sizes: Mapping[str, tuple[int, int]]) -> list[str]:
-    problems = []
-    if missing := [name for name in sizes if name not in planned]:
-        problems.append(f"it has no {some(missing)}")
-    if unknown := [name for name in planned if name not in sizes]:
-        problems.append(f"this model has no {some(unknown)}")
-    for name, (rows, dim, _) in planned.items():
-        if name in sizes and sizes[name] != (rows, dim):
-            problems.append(
-                f"{name} is {rows} x {dim} in the plan and {sizes[name][0]} x {sizes[name][1]} in this model"
-            )
-    if len(problems) > 6:
-        problems[6:] = [f"and {len(problems) - 6} tables more"]
-    return problems
-
-
-def _placement(entry: Mapping[str, Any]) -> Placement:
-    kind, kernel = entry["sharding_type"], entry["compute_kernel"]
-    if kind not in ("data_parallel", *FUSED_TYPES) or kernel not in ("dense", *FUSED_KERNELS):
-        raise ValueError(f"{kind} with the kernel {kernel}")
-    everywhere = kind in ("row_wise", "data_parallel")
-    cache = entry.get("cache_load_factor")
-    return Placement(kind, kernel, () if everywhere else tuple(int(rank) for rank in entry["ranks"]), cache)
 
 
 def _format_ranks(table: PlannedTable, world_size: int) -> str:

@@ -9,27 +9,19 @@ from typing import Any
 from torch import nn
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
-from torchrec.distributed.planner.partitioners import GreedyPerfPartitioner
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
-from torchrec.distributed.planner.types import (
-    Partitioner,
-    PlannerError,
-    PlannerErrorType,
-    Proposer,
-    ShardingOption,
-    Stats,
-)
+from torchrec.distributed.planner.types import PlannerError, Proposer, ShardingOption, Stats
 from torchrec.distributed.types import CacheParams
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from stem_torchrec.runtime.errors import UserError, reason_of
 from stem_torchrec.runtime.process import from_first_rank
+from stem_torchrec.sharding.partitioner import RankPartitioner
 from stem_torchrec.sharding.placement import (
     AUTO,
     COLUMN_TYPES,
     FUSED_KERNELS,
     FUSED_TYPES,
-    HOST_TYPES,
     Placement,
     check_placements,
 )
@@ -143,35 +135,6 @@ def planner_constraints(
     return constraints
 
 
-class RankPartitioner(Partitioner):
-    """Puts tables on the ranks of their placements, and the others around them with TorchRec's greedy partitioner.
-
-    Args:
-        placements: by table; the greedy partitioner places those without ranks.
-    """
-
-    def __init__(self, placements: Mapping[str, Placement]) -> None:
-        self._ranks = {table: placement.ranks for table, placement in placements.items() if placement.ranks}
-
-    def partition(self, proposal: list[ShardingOption], storage_constraint: Topology) -> list[ShardingOption]:
-        """The proposal with a rank for every shard; raises PlannerError if it does not fit."""
-        devices = storage_constraint.devices
-        before = [(device.storage, device.perf) for device in devices]
-        free = []
-        try:
-            for option in proposal:
-                if option.name in self._ranks:
-                    _put(option, self._ranks[option.name], storage_constraint)
-                else:
-                    free.append(option)
-            GreedyPerfPartitioner().partition(free, storage_constraint)
-        finally:
-            # The planner passes the same topology with every proposal.
-            for device, (storage, perf) in zip(devices, before, strict=True):
-                device.storage, device.perf = storage, perf
-        return proposal
-
-
 class _ChosenOptions(Stats):
     """Keeps the options that the planner chose, with its estimates."""
 
@@ -219,32 +182,3 @@ def _column_width(config: EmbeddingBagConfig, placement: Placement, topology: To
     max_shards = topology.world_size // local if kind == "grid_shard" else topology.world_size
     max_shards = local if kind == "table_column_wise" else max_shards
     return min((w for w in range(4, dim, 4) if dim % w == 0 and w * max_shards >= dim), default=dim)
-
-
-def _put(option: ShardingOption, ranks: Sequence[int], topology: Topology) -> None:
-    """Gives the shards their ranks, and takes the shards' memory and time from those ranks."""
-    for shard, rank in zip(option.shards, _expand(option, ranks, topology.local_world_size), strict=True):
-        device = topology.devices[rank]
-        if not shard.storage.fits_in(device.storage):
-            message = f"{option.name} does not fit on rank {rank}, where its rule or plan puts it"
-            raise PlannerError(message, PlannerErrorType.INSUFFICIENT_STORAGE)
-        shard.rank = rank
-        device.storage -= shard.storage
-        device.perf += shard.perf
-
-
-def _expand(option: ShardingOption, ranks: Sequence[int], local_world_size: int) -> Sequence[int]:
-    """A rank for each shard; for a type that cuts rows over a host, one rank may stand for all ranks of its host."""
-    if option.sharding_type in HOST_TYPES and len(ranks) * local_world_size == option.num_shards:
-        starts = [rank - rank % local_world_size for rank in ranks]
-        ranks = [start + local for start in starts for local in range(local_world_size)]
-    if len(ranks) != option.num_shards:
-        raise UserError(
-            f"{option.name} as {option.sharding_type} has {option.num_shards} shards, but {len(ranks)} ranks are named."
-        )
-    hosts = {rank // local_world_size for rank in ranks}
-    if option.sharding_type in ("table_row_wise", "table_column_wise") and len(hosts) > 1:
-        raise UserError(
-            f"{option.name} as {option.sharding_type} stays on one host, but its ranks are on {len(hosts)}."
-        )
-    return ranks

@@ -8,22 +8,13 @@ A table's name lists its groups in the order of its columns, so the name alone s
 
 from collections.abc import Sequence
 
-from torch import nn
-
+from stem_torchrec.data.task_names import SHARED, check_task_names
 from stem_torchrec.runtime.errors import UserError
-
-SHARED = "shared"
-"""The group whose tables and experts every task reads and trains."""
 
 
 def groups_of(tasks: Sequence[str]) -> tuple[str, ...]:
     """The tasks, then the shared group; raises UserError for a label that cannot name a group."""
-    for task in tasks:
-        # Groups name submodules, and a ModuleDict refuses the names of its own attributes.
-        if task in ("", SHARED) or set(task) & set("./+") or hasattr(nn.ModuleDict(), task):
-            raise UserError(f"a task cannot be called {task!r}; rename the label column.")
-    if not tasks or len(set(tasks)) < len(tasks):
-        raise UserError(f"the tasks must be one or more different labels, not {list(tasks)}.")
+    check_task_names(tasks)
     return (*tasks, SHARED)
 
 

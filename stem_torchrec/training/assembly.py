@@ -20,7 +20,8 @@ from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.sharding.placement import COLUMN_TYPES, Placement, check_placements, match_rules, parse_rules, some
-from stem_torchrec.sharding.plan import Plan, format_plan, read_plan
+from stem_torchrec.sharding.plan import Plan, format_plan
+from stem_torchrec.sharding.plan_file import read_plan
 from stem_torchrec.sharding.planner import plan_sharding
 from stem_torchrec.sharding.shard import shard
 from stem_torchrec.sharding.sharder import make_sharder

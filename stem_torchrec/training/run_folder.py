@@ -20,11 +20,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.files import dump_config, what_is_trained
 from stem_torchrec.config.formats import with_format, without_format
+from stem_torchrec.config.yaml_text import parse_yaml, to_yaml
 from stem_torchrec.data.schema import SCHEMA_FILE, Schema, schema_to_json
 from stem_torchrec.metrics.multi_task import TaskMetrics, from_json
 from stem_torchrec.runtime.errors import UnwritableError, UserError, reason_of
@@ -149,11 +148,11 @@ def write_or_check(
 
     Raises UserError with the refusal, or where the folder cannot be written.
     """
-    text = yaml.safe_dump(dict(contents), sort_keys=False)
+    text = to_yaml(dict(contents))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with lock or nullcontext():
-            if file.exists() and file.read_text() != text and begun:
+            if begun and file.exists() and parse_yaml(file.read_text()) != parse_yaml(text):
                 raise UserError(refusal)
             write_text(file, text)
     except (OSError, UnwritableError) as error:

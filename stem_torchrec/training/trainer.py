@@ -20,13 +20,14 @@ from stem_torchrec.runtime.errors import DivergedError, UserError
 from stem_torchrec.runtime.hang_detection import heartbeat
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0, progress_bar
-from stem_torchrec.sharding.plan import plan_to_json
+from stem_torchrec.sharding.plan_file import plan_to_json
 from stem_torchrec.training.assembly import autocast_forward, build_pipeline, build_sharded_model
 from stem_torchrec.training.best_weights import BestWeights
 from stem_torchrec.training.callbacks import Callback, KeepBest, ProfileSteps, TrainingLog
 from stem_torchrec.training.early_stopping import EarlyStopping
 from stem_torchrec.training.evaluation import evaluate, with_batches_aside
 from stem_torchrec.training.loop import StepOutput, TrainLoop
+from stem_torchrec.training.memory_needs import check_memory
 from stem_torchrec.training.meter import Meter
 from stem_torchrec.training.metrics_log import MetricsLog
 from stem_torchrec.training.optimizers import build_optimizer, build_schedule
@@ -159,11 +160,12 @@ class Trainer:
         self.data.close()
 
     def _check_before_building(self) -> None:
-        """Raises UserError for a metric that the log does not have, or a profile of more steps than there are."""
+        """Raises UserError for a metric that the log does not have, too long a profile, or too little memory."""
         train, columns = self.config.train, self.data.columns
         if train.profile:
             check_steps(min(each for each in (self.data.train.steps, train.max_steps, train.eval_every) if each))
         self._watched = WatchedMetric(train.metric, columns.labels, has_groups=columns.group is not None)
+        from_first_rank(lambda: check_memory(self.config, columns, self.process, rows=self.data.train.rows))
 
     def _make_callbacks(self, ending: Event) -> None:
         """Makes the parts of the run that its loop calls, and restores them from a checkpoint."""

@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Interval
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.command_line import option_names
 from stem_torchrec.config.model import check_owned
-from stem_torchrec.config.serialization import to_dict
+from stem_torchrec.config.serialization import from_dict, to_dict
 from stem_torchrec.config.yaml_text import parse_yaml
 from stem_torchrec.data.files import Columns, find_row_groups
 from stem_torchrec.data.folder import data_folder
@@ -160,9 +161,32 @@ def _distribution(option: str, values: Any, base: TrainConfig) -> BaseDistributi
     if kinds != {int} and kinds != {float}:
         raise UserError(f"{option} is {values!r}, but only numbers have a range; give a list.")
     try:
-        return (IntDistribution if kinds == {int} else FloatDistribution)(**{**values, **ends})
-    except (TypeError, ValueError) as error:
+        if kinds == {int}:
+            return IntDistribution(**vars(from_dict(_IntRange, {**values, **ends})))
+        return FloatDistribution(**vars(from_dict(_FloatRange, {**values, **ends})))
+    # By Optuna, for ends that do not fit each other.
+    except ValueError as error:
         raise UserError(f"{option} is {values!r}, which is not a range: {reason_of(error)}.") from error
+
+
+@dataclass(frozen=True)
+class _IntRange:
+    """What a range of whole numbers has."""
+
+    low: int
+    high: int
+    step: Annotated[int, Interval(ge=1, le=10**12)] = 1
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class _FloatRange:
+    """What a range of other numbers has."""
+
+    low: float
+    high: float
+    step: Annotated[float, Interval(gt=0, le=1e12)] | None = None
+    log: bool = False
 
 
 def _typed(option: str, value: Any, base: TrainConfig) -> Any:

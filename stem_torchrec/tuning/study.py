@@ -25,6 +25,7 @@ from stem_torchrec.runtime.path_options import LocalFile, LocalOutput
 from stem_torchrec.runtime.paths import write_text
 from stem_torchrec.runtime.process import Process, join_process_group
 from stem_torchrec.runtime.progress import log_rank0
+from stem_torchrec.runtime.whole_file import naming_file, whole_file
 from stem_torchrec.training.configuration import config_from_command_line
 from stem_torchrec.training.run_folder import write_or_check
 from stem_torchrec.training.trainer import train
@@ -150,7 +151,7 @@ def run_trial(trial: Trial, search: Search, *, folder: Path, process: Process) -
         if trial.should_prune():
             raise optuna.TrialPruned
 
-    with (folder / "log.txt").open("w") as log, redirect_stdout(log):
+    with naming_file(folder / "log.txt"), (folder / "log.txt").open("w") as log, redirect_stdout(log):
         try:
             train(config, process, watch=watch)
         except DivergedError as error:
@@ -189,7 +190,8 @@ def write_results(study: optuna.Study, config: TuneConfig, search: Search) -> No
             | {option: t.params.get(option) for option in options}
             for t in trials
         ]
-        pq.write_table(pa.Table.from_pylist(rows), folder / "trials.parquet")
+        with whole_file(folder / "trials.parquet") as new:
+            pq.write_table(pa.Table.from_pylist(rows), new)
         write_text(folder / "best.yaml", dump_config(search.trial_config(best.params)))
         for trial in trials if not config.keep_runs else ():
             if trial.state in _ENDED and trial.number != best.number:

@@ -6,7 +6,7 @@ libraries.
 
 pytorch.py: sharded tensors, copies of state dicts, optimizers in the backward pass. torchrec_hooks.py: what a sharded
 collection and a train pipeline let a subclass replace. profiler_ranges.py: names of ranges in a profile.
-tyro_errors.py: why a command line was refused. path_handlers.py: which file system iopath has for a path. They import
+tyro_errors.py: why a command line was refused. path_handlers.py: iopath's handlers of paths. They import
 no other module of the project, and only the library that they are about, so that a command line is parsed without
 torch.
 """

@@ -1,0 +1,36 @@
+"""Local files that appear when they are complete, and errors that name them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def naming_file(path: str | Path) -> Iterator[None]:
+    """Adds the name of a file to an OSError that has none, as those of open files and of Arrow."""
+    try:
+        yield
+    except OSError as error:
+        # One without a number has a message of its own.
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """The path to write instead of `path`, which replaces it at the end of the block, or is removed by an error.
+
+    Example::
+
+        with whole_file(folder / "report.parquet") as new:
+            pq.write_table(table, new)
+    """
+    # The suffix stays, as writers of figures tell the format by it.
+    new = path.with_name(f".new.{path.name}")
+    try:
+        with naming_file(path):
+            yield new
+            new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
