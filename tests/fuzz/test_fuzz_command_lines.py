@@ -42,8 +42,8 @@ PLACES += (
 )
 
 
-UNBOUNDED = ("--train.epochs", "--data.num-workers")
-"""Options whose largest value is a training without end, or a thousand processes."""
+UNBOUNDED = ("--train.epochs", "--data.num-workers", "--model.num-layers")
+"""Options whose largest value is a training of hours, or a thousand processes."""
 
 
 def choices_of(option: str, annotation: Any) -> list[str]:
