@@ -9,7 +9,6 @@ produced. datasets/README.md documents the split and the files.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import numpy as np
@@ -26,11 +25,11 @@ from tqdm import tqdm
 
 from stem_torchrec.config.command_line import parse_arguments
 from stem_torchrec.data.files import items
-from stem_torchrec.data.schema import SCHEMA_FILE, LabelCounts, Schema, SparseFeature, Split, save_schema
+from stem_torchrec.data.new_log import SPLITS, VOCABULARY, check_out, new_log
+from stem_torchrec.data.schema import LabelCounts, Schema, SparseFeature, Split, save_schema
 from stem_torchrec.runtime.command import run_main
 from stem_torchrec.runtime.errors import UserError, nearest
 from stem_torchrec.runtime.path_options import PathOption
-from stem_torchrec.runtime.whole_file import naming_file
 
 # Columns known only after the exposure. date and hourmin are the time at which the row was logged, after the play: of
 # the rows shown at minute 40 to 49, those logged in the next hour have 43 % long views and the others 29 %.
@@ -40,7 +39,6 @@ FORBIDDEN = (*FEEDBACK, "play_time_ms", "profile_stay_time", "comment_stay_time"
 EXPOSURE_FEATURES = ("user_id", "video_id", "tab", "hour", "duration_bucket", "video_age_bucket")
 FEATURES = (*EXPOSURE_FEATURES, *(name for name in VIDEO_COLUMNS if name != "upload_dt"), *USER_COLUMNS)
 
-SPLITS = ("train", "valid", "test")
 ROW_GROUP_SIZE = 65_536
 
 
@@ -70,7 +68,9 @@ class Options:
     """Parquet file of earlier exposures, rebuilt from sequences of users: user_id, video_id, pos_in_history and the
     labels. They replace the log's days as the training part; the log then has no tab, hour and video_age_bucket."""
     overwrite: bool = False
-    """Replaces an existing log in `out`."""
+    """Replaces an existing log in `out`, and nothing but a log."""
+    take_over: bool = False
+    """Takes `out` from another process that makes the same log."""
 
 
 def main() -> None:
@@ -83,22 +83,16 @@ def write_log(options: Options) -> str:
     known = FEATURES if options.reconstructed is None else tuple(name for name in FEATURES if name not in UNKNOWN)
     labels = split_names(options.labels, "--labels", FEEDBACK if options.reconstructed is None else LABELS)
     features = known if options.features is None else split_names(options.features, "--features", known)
-    check_out(options.out, options.overwrite)
+    check_out(options.out, overwrite=options.overwrite)
     log, rows, values, description = read_values(options, labels)
     train, valid = slice(rows["train"]), slice(rows["train"], rows["train"] + rows["valid"])
 
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    # The log gets its name in one step, once every file is complete.
-    with (
-        naming_file(options.out),
-        TemporaryDirectory(dir=options.out.parent, prefix=f".{options.out.name}.") as scratch,
-    ):
-        folder = Path(scratch, "new")
-        (folder / "vocabulary").mkdir(parents=True)
+    with new_log(options.out, overwrite=options.overwrite, take_over=options.take_over) as folder:
+        (folder / VOCABULARY).mkdir(parents=True)
         columns, sizes, unseen = {}, [], []
         for name in tqdm(features, desc="features", disable=None):
             vocabulary = build_vocabulary(values[name][train], options.min_count)
-            pq.write_table(vocabulary, folder / "vocabulary" / f"{name}.parquet")
+            pq.write_table(vocabulary, folder / VOCABULARY / f"{name}.parquet")
             columns[name] = encode(values[name], vocabulary)
             sizes.append(SparseFeature(name, vocabulary.num_rows + 1))
             unseen.append(pc.mean(pc.equal(items(columns[name][valid]), 0)).as_py())
@@ -108,9 +102,6 @@ def write_log(options: Options) -> str:
         splits = write_splits(pa.table(columns), rows, labels, folder)
         schema = Schema(tuple(sizes), labels, splits, group="group_user_id", description=description)
         save_schema(schema, str(folder))
-        if options.out.exists():
-            options.out.rename(Path(scratch, "old"))
-        folder.rename(options.out)
     return summary(schema, unseen)
 
 
@@ -126,18 +117,6 @@ def split_names(text: str, option: str, offered: tuple[str, ...]) -> tuple[str, 
             hint = nearest(name, offered) or f"; choose from {', '.join(offered)}."
             raise UserError(f"{option} names {name!r}, which is not among its columns{hint}")
     return names
-
-
-def check_out(out: Path, overwrite: bool) -> None:
-    """Raises UserError if `out` is a log that may not be replaced, or a folder of other files."""
-    if not out.exists():
-        return
-    content = {path.name for path in out.iterdir()} if out.is_dir() else {out.name}
-    is_log = SCHEMA_FILE in content and content <= {*SPLITS, "vocabulary", SCHEMA_FILE}
-    if content and not is_log:
-        raise UserError(f"--out {out} has files that do not belong to a log; give another folder.")
-    if content and not overwrite:
-        raise UserError(f"--out {out} has a log already; --overwrite replaces it.")
 
 
 def read_values(

@@ -23,14 +23,16 @@ class Options(SyntheticConfig):
     out: LocalOutput
     """Folder to write; it appears once it is complete."""
     overwrite: bool = False
-    """Replaces an existing log in `out`."""
+    """Replaces an existing log in `out`, and nothing but a log."""
+    take_over: bool = False
+    """Takes `out` from another process that makes the same log."""
 
 
 def main() -> None:
     """Writes the log that the command line describes and prints its sizes."""
     options = parse_arguments(Options(out=tyro.MISSING), description=__doc__ or "")
     config = SyntheticConfig(**{field.name: getattr(options, field.name) for field in fields(SyntheticConfig)})
-    print(summary(generate(config, options.out, options.overwrite)))
+    print(summary(generate(config, options.out, options.overwrite, take_over=options.take_over)))
 
 
 def summary(schema: Schema) -> str:

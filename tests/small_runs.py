@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import multiprocessing
 import os
 import runpy
 import subprocess
@@ -35,7 +36,13 @@ def start(
 
 
 def run_script(
-    script: str, *options: str | Path, ranks: int = 1, status: int = 0, cwd: Path = ROOT, seconds: float = 120
+    script: str,
+    *options: str | Path,
+    ranks: int = 1,
+    status: int = 0,
+    cwd: Path = ROOT,
+    seconds: float = 120,
+    environments: Sequence[dict[str, str]] | None = None,
 ) -> str:
     """Runs a script of the repository on forked ranks; returns what they print.
 
@@ -46,9 +53,12 @@ def run_script(
         status: the exit status that each rank must have.
         cwd: the working directory.
         seconds: the time that the ranks may take.
+        environments: the environment of each rank, by default as torchrun sets it.
     """
     line = [str(word) for word in (ROOT / script, *options)]
-    processes = [_Forked(line, environment, cwd) for environment in rank_environments(ranks)]
+    environments = environments or rank_environments(ranks)
+    ranks = len(environments)
+    processes = [_Forked(line, environment, cwd) for environment in environments]
     with ThreadPoolExecutor(ranks) as readers:
         texts = readers.map(_Forked.read, processes)
         statuses = [process.wait(seconds) for process in processes]
@@ -100,6 +110,7 @@ class _Forked:
 
 def _run_script(output: Connection, line: Sequence[str], environment: dict[str, str], cwd: Path) -> None:
     os.setsid()
+    multiprocessing.set_start_method("fork", force=True)  # As in a process that a shell starts, not the forkserver.
     gc.freeze()  # A collection at the end would visit, and so copy, all that the imports have made.
     for stream in (1, 2):
         os.dup2(output.fileno(), stream)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from stem_torchrec.runtime.errors import UnwritableError, UserError
+from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.paths import move, write_json, write_text
 from stem_torchrec.training.evaluation_outputs import prepare_outputs
 
@@ -27,7 +28,7 @@ def run(tmp_path: Path) -> Path:
 def refusal(run: Path, *, metrics: str | None = None, predictions: str | None = None) -> str:
     before = sorted(run.rglob("*"))
     with pytest.raises(UserError) as error:
-        prepare_outputs(str(run), metrics=metrics, predictions=predictions)
+        prepare_outputs(str(run), FolderLock(), metrics=metrics, predictions=predictions)
     assert sorted(run.rglob("*")) == before
     return str(error.value)
 
@@ -46,7 +47,7 @@ def test_no_file_of_the_run_is_replaced(run: Path, monkeypatch: pytest.MonkeyPat
                 assert message.endswith(f"is a part of the run {run} itself; give another.")
     for path in (away / "step-000000001", run / "checkpoints" / "x"):
         assert "is a part of the run" in refusal(run, predictions=str(path))
-    prepare_outputs(str(run), metrics=str(run / "test.json"), predictions=str(run / "predictions"))
+    prepare_outputs(str(run), FolderLock(), metrics=str(run / "test.json"), predictions=str(run / "predictions"))
 
 
 def test_only_metrics_of_an_evaluation_are_replaced(run: Path, tmp_path: Path) -> None:
@@ -62,16 +63,16 @@ def test_only_metrics_of_an_evaluation_are_replaced(run: Path, tmp_path: Path) -
     )
     for content in (json.dumps(METRICS), ""):
         log.write_text(content)
-        prepare_outputs(str(run), metrics=str(log), predictions=None)
+        prepare_outputs(str(run), FolderLock(), metrics=str(log), predictions=None)
 
 
 def test_predictions_go_to_a_folder_of_their_own(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "predictions"
-    prepare_outputs(str(run), metrics=None, predictions=str(folder))
+    prepare_outputs(str(run), FolderLock(), metrics=None, predictions=str(folder))
     assert not list(folder.iterdir())
     # An evaluation on more ranks was interrupted.
     (folder / "part-00003.parquet.new").touch()
-    prepare_outputs(str(run), metrics=None, predictions=str(folder))
+    prepare_outputs(str(run), FolderLock(), metrics=None, predictions=str(folder))
     assert not list(folder.iterdir())
     (folder / "notes").touch()
     assert refusal(run, predictions=str(folder)) == f"{folder} holds other files; give another --predictions."

@@ -21,7 +21,8 @@ from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.sharding.plan_file import read_plan
 from stem_torchrec.training.configuration import config_from_command_line, load_config
 from stem_torchrec.training.run_evaluation import EvaluateConfig, EvaluationData, evaluate_run
-from stem_torchrec.training.run_folder import best_so_far, finished
+from stem_torchrec.training.run_folder import read_metrics
+from stem_torchrec.training.run_start import finished
 from stem_torchrec.training.trainer import train
 
 from distributed import run_ranks
@@ -65,7 +66,7 @@ def test_a_stored_run_evaluates_to_its_metrics_and_resumes_from_its_checkpoint(n
     steps = [line["step"] for line in lines if "valid/like/auc" in line]
     assert min(steps) > STEPS[name]
     assert max(steps) == 18
-    assert complete_steps(str(folder / name / "checkpoints")) == [16]
+    assert complete_steps(str(folder / name / "checkpoints")) == [18]
     ended = json.loads((folder / name / "metrics.json").read_text())
     assert ended["format"] == 1
     assert ended["finished"]
@@ -82,7 +83,7 @@ def test_the_files_of_a_stored_run_are_read(name: str) -> None:
     progress = read_progress(checkpoint_path(str(STORED / name / "checkpoints"), STEPS[name]))
     assert progress.step == STEPS[name]
     assert progress.config["data"]["features"] == ["item_id", "tags"]
-    assert set(best_so_far(STORED / name)) == {"finish", "like"}
+    assert set(read_metrics(STORED / name).valid) == {"finish", "like"}
     assert set(placements(STORED / name / "plan.json")) == set(TABLES)
 
 
@@ -114,7 +115,7 @@ def resumed_run(folder: Path) -> None:
         ("schema.json", lambda folder: load_schema(str(folder))),
         ("plan.json", lambda folder: placements(folder / "plan.json")),
         ("metrics.json", finished_run),
-        ("metrics.json", best_so_far),
+        ("metrics.json", read_metrics),
         ("checkpoints/step-000000004/progress.json", resumed_run),
     ],
 )

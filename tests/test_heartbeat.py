@@ -1,6 +1,8 @@
 """A rank that hangs or has stopped is named."""
 
+import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -119,3 +121,41 @@ def test_a_rank_that_loses_another_ends_with_a_sentence(tmp_path: Path) -> None:
     assert statuses == [-signal.SIGKILL, ExitStatus.LOST_RANK]
     assert "error: rank 1 has lost another rank while it was " in output
     assert "Traceback" not in output
+
+
+def workers_of(pid: int) -> list[int]:
+    """Process ids of the children of a process."""
+    children = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    return [int(child) for child in " ".join(children).split()]
+
+
+def wait_until_ended(pids: list[int]) -> None:
+    """Fails if one of the processes still runs after 10 s; one that nobody has waited for is a zombie, Z."""
+    deadline = time.monotonic() + 10
+    for pid in pids:
+        stat = Path(f"/proc/{pid}/stat")
+        while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
+            assert time.monotonic() < deadline, f"process {pid} still runs"
+            time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("number", "sentence"),
+    [
+        (signal.SIGKILL, "error: a reader process (--data.num-workers) was lost (DataLoader worker (pid "),
+        pytest.param(signal.SIGSTOP, "error: rank 0 hangs: for ", marks=pytest.mark.long),
+    ],
+)
+def test_a_single_rank_that_waits_for_a_worker_in_vain_ends_with_a_sentence(
+    tmp_path: Path, number: signal.Signals, sentence: str
+) -> None:
+    run = start(tmp_path / "run", "--train.epochs", "500", "--train.timeout", "8", "--data.num-workers", "1")
+    run.wait_for("step 5  ")
+    workers = workers_of(run.processes[0].pid)
+    for worker in workers:
+        os.kill(worker, number)
+    statuses, output = run.end(60)
+    assert statuses == [ExitStatus.LOST_RANK]
+    assert sentence in output
+    assert "Traceback" not in output
+    wait_until_ended(workers)

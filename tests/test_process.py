@@ -10,7 +10,9 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from stem_torchrec.runtime.process import from_first_rank, name_start
+from stem_torchrec.runtime.errors import LostRankError
+from stem_torchrec.runtime.process import from_first_rank
+from stem_torchrec.runtime.rendezvous import name_start
 
 from distributed import run_ranks
 
@@ -78,7 +80,7 @@ def test_each_start_has_its_own_name_whatever_the_store_holds_of_others() -> Non
 
 
 def test_a_start_that_lacks_a_rank_names_it() -> None:
-    with pytest.raises(dist.DistStoreError, match=r"ranks \[1\] did not come"):
+    with pytest.raises(LostRankError, match=r"ranks \[1\] of 2 did not come"):
         name_start(dist.HashStore(), 0, 2, timeout=0.1)
 
 

@@ -5,6 +5,7 @@ import multiprocessing
 import re
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -15,6 +16,8 @@ from stem_torchrec.checkpoints.folder import complete_steps
 from stem_torchrec.checkpoints.weights import find_weights
 from stem_torchrec.runtime.errors import UnwritableError, UserError
 from stem_torchrec.runtime.file_systems import g_pathmgr
+from stem_torchrec.runtime.folder_lock import FolderLock
+from stem_torchrec.runtime.owner_file import this_process, write_owner
 from stem_torchrec.runtime.paths import check_writable, move, remove_tree, write_text
 from stem_torchrec.runtime.store_path import StorePath, path_of
 
@@ -44,6 +47,21 @@ def log(store: s3fs.S3FileSystem, tmp_path_factory: pytest.TempPathFactory) -> P
     run_script("datasets/synthetic.py", "--out", log, *sizes)
     store.put(str(log), f"{BUCKET}/log", recursive=True)
     return log
+
+
+def test_a_folder_of_a_store_has_one_owner(store: s3fs.S3FileSystem) -> None:
+    lock = FolderLock()
+    lock.take(f"{URL}/owned", other="--output-dir")
+    other = replace(this_process("its token"), host="host-b", machine="b")
+    write_owner(f"{URL}/owned", other)
+    with pytest.raises(UserError, match="it was taken over by process"):
+        lock.confirm()
+    lock.release()
+    with pytest.raises(UserError, match=f"{URL}/owned is in use by process .* on host-b"):
+        FolderLock().take(f"{URL}/owned", other="--output-dir")
+    with FolderLock(take_over=True) as lock:
+        lock.take(f"{URL}/owned", other="--output-dir")
+    assert not store.exists(f"{BUCKET}/owned/.owner.json")
 
 
 def test_a_run_in_a_store_is_the_run_on_disk(store: s3fs.S3FileSystem, log: Path) -> None:

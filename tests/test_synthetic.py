@@ -1,9 +1,11 @@
 """data/synthetic.py: a log follows its settings, and its best reachable AUC is right."""
 
 import multiprocessing
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,9 @@ from stem_torchrec.data.schema import load_schema
 from stem_torchrec.data.synthetic import CHUNK_ROWS, ensure, generate
 from stem_torchrec.data.synthetic_world import MISSING, World
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.owner_file import OWNER_FILE
+
+from owners import owned_by_another_process
 
 ROOT = Path(__file__).parents[1]
 SMALL = SyntheticConfig(train_rows=3000, valid_rows=2000, test_rows=1000, users=50, items=40)
@@ -184,9 +189,56 @@ def test_only_a_log_is_overwritten_and_only_with_overwrite(tmp_path: Path) -> No
         generate(SMALL, str(tmp_path / "log"))
     generate(replace(SMALL, users=7), str(tmp_path / "log"), overwrite=True)
     assert load_schema(str(tmp_path / "log")).sparse_features[0].num_embeddings == 7
-    (tmp_path / "log/schema.json").unlink()
-    with pytest.raises(UserError, match="not a log to overwrite"):
-        generate(SMALL, str(tmp_path / "log"), overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda log: (log / "schema.json").unlink(),
+        lambda log: (log / "schema.json").write_text("{}"),
+        lambda log: (log / "config.yaml").touch(),
+        lambda log: (log / "best").mkdir(),
+        lambda log: (log / "train/notes.txt").touch(),
+        lambda log: (log / "train/day=1").mkdir(),
+        lambda log: (log / "vocabulary").touch(),
+        lambda log: (log / "valid").rename(log.with_name("v")) and (log / "valid").symlink_to(log.with_name("v")),
+    ],
+)
+def test_nothing_but_a_log_is_overwritten(change: Callable[[Path], object], tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    generate(SMALL, str(log))
+    change(log)
+    before = sorted(log.rglob("*"))
+    with pytest.raises(UserError, match=f"--out {log} is not replaced, as .*; give another"):
+        generate(SMALL, str(log), overwrite=True)
+    assert sorted(log.rglob("*")) == before
+
+
+def test_neither_the_working_folder_nor_home_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "log"
+    generate(SMALL, str(log))
+    monkeypatch.chdir(log / "train")
+    for folder in (".", "..", str(tmp_path)):
+        with pytest.raises(UserError, match="which is more than a log; give a folder of its own"):
+            generate(SMALL, folder, overwrite=True)
+    monkeypatch.chdir("/")
+    monkeypatch.setenv("HOME", str(log))
+    with pytest.raises(UserError, match="more than a log"):
+        generate(SMALL, str(log), overwrite=True)
+
+
+def test_a_log_that_another_process_makes_is_left_to_it(tmp_path: Path) -> None:
+    unfinished = tmp_path / ".log.new"
+    (unfinished / "new/train").mkdir(parents=True)
+    owned_by_another_process(unfinished)
+    with pytest.raises(UserError, match=f"{unfinished} is in use by process {os.getppid()} "):
+        generate(SMALL, str(tmp_path / "log"))
+    assert (unfinished / "new/train").is_dir()
+    # Of a process that was killed it is removed.
+    (unfinished / OWNER_FILE).unlink()
+    generate(SMALL, str(tmp_path / "log"))
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
 
 
 def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

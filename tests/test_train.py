@@ -12,8 +12,9 @@ from sklearn.metrics import roc_auc_score
 from torch.distributed.elastic.utils.distributed import get_free_port
 
 from stem_torchrec import evaluate
+from stem_torchrec.config import dump_config
 from stem_torchrec.train import main
-from stem_torchrec.training.configuration import load_config
+from stem_torchrec.training.configuration import config_from_command_line, load_config
 
 from small_runs import ROOT, run_script
 
@@ -48,7 +49,9 @@ def finished(log: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "two-ranks"
     (folder / "tensorboard").mkdir(parents=True)
     (folder / "tensorboard" / EARLIER_CHART).touch()
-    output = run_script(TRAIN, *TINY, "--data.path", log, "--output-dir", folder, "--train.eval-every", "3", ranks=2)
+    options = [*TINY, "--data.path", str(log), "--train.eval-every", "3"]
+    (folder / "config.yaml").write_text(dump_config(config_from_command_line(options)))
+    output = run_script(TRAIN, *options, "--output-dir", folder, ranks=2)
     assert "gAUC" in output.splitlines()[-4]
     return folder
 
@@ -125,7 +128,7 @@ def test_a_finished_run_is_not_overwritten(
         with pytest.raises(SystemExit, match=r"^2$"):
             main()
         error = capfd.readouterr().err
-        assert f"{finished} holds a run" in error
+        assert f"{finished} holds a run" in error or f"{finished} is of another run" in error
         assert fix in error
     assert {file: (finished / file).read_text() for file in before} == before
 

@@ -1,12 +1,10 @@
 """A run that is taken step by step, and what callbacks see of it."""
 
 import ast
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch.distributed as dist
 from torch import Tensor
 
 from stem_torchrec.config import CheckpointConfig, LoopConfig, TrainConfig
@@ -40,24 +38,12 @@ def config_in(folder: Path) -> TrainConfig:
     )
 
 
-def serve_store() -> dist.Store | None:
-    """A store for the heartbeat of the ranks, as a launcher serves one; it lives as long as what is returned."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) if dist.get_rank() == 0 else None
-    port = [store.port if store else 0]
-    dist.broadcast_object_list(port)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port[0])}
-    return store
-
-
 def all_at_once(folder: Path) -> None:
-    store = serve_store()
     train(config_in(folder), this_process())
-    del store
 
 
 def step_by_step(folder: Path) -> tuple[list[int], list[bool]]:
     """Evaluates and saves where `run` would not; returns the steps, and whether the pipeline was empty, at each."""
-    store = serve_store()
     trainer = Trainer(config_in(folder), this_process())
     steps, empty = [], []
     for stop in (5, 10, 20):
@@ -70,20 +56,17 @@ def step_by_step(folder: Path) -> tuple[list[int], list[bool]]:
         if trainer.state.evaluate:
             trainer.evaluate()
     trainer.run()
-    del store
     return steps, empty
 
 
 def in_two_parts(folder: Path) -> None:
     """Ten steps by hand, saved; then another Trainer resumes."""
-    store = serve_store()
     trainer = Trainer(config_in(folder), this_process())
     while trainer.state.step < 10:
         trainer.train_step()
     trainer.save()
     trainer.close()
     train(config_in(folder), this_process())
-    del store
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +135,7 @@ class Recorder(Callback):
 
 
 def hooks_of(folder: Path) -> tuple[list[str], str]:
-    config, store = config_in(folder), serve_store()
+    config = config_in(folder)
     recorder = Recorder()
     trainer = Trainer(replace(config, train=replace(config.train, eval_every=8)), this_process(), callbacks=[recorder])
     trainer.run()
@@ -162,7 +145,6 @@ def hooks_of(folder: Path) -> tuple[list[str], str]:
     with pytest.raises(UserError) as error:
         trainer.train_step()
     trainer.close()
-    del store
     return recorder.calls, str(error.value)
 
 

@@ -11,15 +11,18 @@ from matplotlib.figure import Figure
 
 from stem_torchrec.config.json_text import parse_json
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.whole_file import naming_file, whole_file
 
 _PROBE_BYTES = 4096
+_LOCK = FolderLock(take_over=None)
+"""Of the folders that this process writes results to."""
 
 
 def make_folder(out: str) -> Path:
-    """Makes the folder of the results, before they are measured.
+    """Makes the folder of the results, before they are measured; this process owns it until it ends.
 
-    Raises UserError for a folder that holds a run or a log, and OSError where files cannot be written to it.
+    Raises UserError for a folder that holds a run or a log, or is in use, and OSError where files cannot be written.
     """
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -28,6 +31,7 @@ def make_folder(out: str) -> Path:
     probe = folder / ".writable"
     try:
         with naming_file(folder):
+            _LOCK.take(out, other="--out")
             # A full disk has room for an empty file.
             probe.write_bytes(bytes(_PROBE_BYTES))
     finally:
@@ -78,6 +82,7 @@ def _short(value: Any) -> str:
 
 def write_whole(path: Path, text: str) -> None:
     """Writes text; a reader gets either the old file or the complete new one."""
+    _LOCK.confirm()
     with whole_file(path) as new:
         new.write_text(text)
 

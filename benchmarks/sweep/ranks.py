@@ -25,6 +25,7 @@ import torch.distributed as dist
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.runtime.process import Process, from_first_rank
+from stem_torchrec.runtime.rendezvous import serve_store
 
 from common.load import CpuTime, busy_with_others
 from common.processes import module_command, module_path
@@ -170,7 +171,7 @@ def _open_store(process: Process) -> tuple[dist.TCPStore, str]:
     local = process.world_size == process.local_world_size
     own = "127.0.0.1" if local else _own_address(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
     if process.is_first:
-        store = dist.TCPStore(own, 0, is_master=True, wait_for_workers=False)
+        store = serve_store(own)
     address, port = from_first_rank(lambda: (own, store.port))
     return store if process.is_first else dist.TCPStore(address, port, is_master=False), address
 

@@ -9,7 +9,7 @@ from typing import Any
 from stem_torchrec.config.serialization import from_dict, to_dict
 from stem_torchrec.runtime.errors import UserError
 
-from common.output import record_identity, write_whole
+from common.output import make_folder, record_identity, write_whole
 from sweep.cases import Case
 
 SWEEP_FILE = "sweep.json"
@@ -119,7 +119,7 @@ class ResultFolder:
     def __init__(self, folder: Path, sweep: Mapping[str, Any], head: Mapping[str, Any]) -> None:
         self.folder = folder
         try:
-            (folder / CASES).mkdir(parents=True, exist_ok=True)
+            (make_folder(str(folder)) / CASES).mkdir(parents=True, exist_ok=True)
             self.head = self._open(sweep, head)
         except OSError as error:
             raise UserError(

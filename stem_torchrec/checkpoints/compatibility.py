@@ -1,4 +1,4 @@
-"""Whether a run can resume from a checkpoint: it needs the same model, table optimizer, log and order of rows."""
+"""Whether a run is the one of a checkpoint or run folder: the same model, table optimizer, log and order of rows."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -32,15 +32,31 @@ def check_same_run(
     old, new = (
         {**_fields(config, _SAME), **_fields(schema, _SAME_IN_SCHEMA, "schema.")} for config, schema in (saved, current)
     )
+    _refuse_differences(f"{path} is of another run", old, new, free=_FREE)
+
+
+def check_same_options(path: str, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Raises UserError, which names all differing options, where a run would replace one of other options.
+
+    Args:
+        path: of the run, for the message.
+        saved: its configuration, as plain values.
+        current: that of this run.
+    """
+    old, new = (_fields(config, tuple(config)) for config in (saved, current))
+    _refuse_differences(f"{path} holds a run of other options, which this one would replace", old, new)
+
+
+def _refuse_differences(
+    problem: str, old: Mapping[str, Any], new: Mapping[str, Any], *, free: tuple[str, ...] = ()
+) -> None:
     differing = [
         f"{name} was {old.get(name)} and is {new.get(name)}"
         for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and name not in _FREE
+        if old.get(name) != new.get(name) and name not in free
     ]
     if differing:
-        raise UserError(
-            f"{path} is of another run: {'; '.join(differing)}; give another --output-dir, or the same options."
-        )
+        raise UserError(f"{problem}: {'; '.join(differing)}; give another --output-dir, or the same options.")
 
 
 def _fields(values: Mapping[str, Any], names: tuple[str, ...], prefix: str = "") -> dict[str, Any]:

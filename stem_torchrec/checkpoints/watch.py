@@ -26,6 +26,7 @@ class RunWatch:
         ending: set when the run is to end.
         keep_batch: writes a batch whose loss is not finite to a file, given the step and the batch, and returns the
             path. Without it such losses do not end the run.
+        lost: whether another process has taken the run's folder over; then `save`, which raises an error, is called.
         timeout: seconds that ranks wait for each other.
     """
 
@@ -36,9 +37,11 @@ class RunWatch:
         seconds: float | None,
         ending: Event,
         keep_batch: Callable[[int, Batch], object] | None,
+        lost: Callable[[], bool],
         timeout: float,
     ) -> None:
         self._save, self._seconds, self._ending, self._keep_batch = save, seconds, ending, keep_batch
+        self._lost = lost
         self._agreement = Agreement([_SAVE, _END, _NONFINITE], timeout=timeout)
         self._requests: set[str] = set()
         self._last_save = time.monotonic()
@@ -103,7 +106,8 @@ class RunWatch:
 
     def _requests_of_rank(self) -> list[str]:
         requests = [_END] if self._ending.is_set() else []
-        if self._seconds is not None and time.monotonic() - self._last_save >= self._seconds:
+        is_due = self._seconds is not None and time.monotonic() - self._last_save >= self._seconds
+        if is_due or self._lost():
             requests.append(_SAVE)
         return [*requests, _NONFINITE] if self._nonfinite is not None else requests
 

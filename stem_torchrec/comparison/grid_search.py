@@ -1,7 +1,6 @@
 """The settings of each model before it is compared: the best cell of a small grid, by the validation split alone."""
 
 import gc
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from stem_torchrec.comparison.runs import Part, train_part
+from stem_torchrec.comparison.runs import Part, read_results, train_part
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.metrics.multi_task import to_json
 from stem_torchrec.runtime.errors import DivergedError, UserError
@@ -69,7 +68,7 @@ class Grid:
         file = self.run_folder(part, cell) / SCORE_FILE
         if not file.exists():
             return None
-        score: float | None = json.loads(file.read_text())["score"]
+        score: float | None = read_results(file, {"score"})["score"]
         return -math.inf if score is None else score
 
     def untried(self, parts: Sequence[Part]) -> list[tuple[Part, Cell]]:
@@ -130,7 +129,7 @@ def _train_cell(
     try:
         metrics = train_part(config, process, ending=ending)
         score = WatchedMetric(config.train.metric, list(metrics)).score(metrics)
-        result = {"score": score, "valid": to_json(metrics)}
+        result = {"score": None if math.isnan(score) else score, "valid": to_json(metrics)}
     except DivergedError as error:
         log_rank0(f"{part.name}, {cell.name}: {error}")
     gc.collect()

@@ -173,10 +173,17 @@ def resolve_log(request: Request) -> Request:
         raise UserError(f"--item is {config.item!r}, but the sparse features are {', '.join(columns.sparse)}.")
     # Read as a group, the item must be one integer in each row; an error names the file where it is not.
     read = replace(columns, group=config.item or columns.group)
-    log = {split: fingerprint(find_row_groups(path, split, schema, read)) for split in ("train", "valid", config.split)}
+    row_groups = {split: find_row_groups(path, split, schema, read) for split in ("train", "valid", config.split)}
+    log = {split: fingerprint(of_split) for split, of_split in row_groups.items()}
     WatchedMetric(train.train.metric, columns.labels, has_groups=columns.group is not None)
     resolved = replace(request, train=train, pair=(pair[0], pair[1]) if len(pair) == 2 else None, log=log)
     _check_models(resolved, columns)
+    for part in (part for parts in resolved.parts().values() for part in parts):
+        try:
+            metric = part.configure(train).train.metric
+            WatchedMetric.of_split(metric, replace(columns, labels=part.labels), row_groups["valid"])
+        except UserError as error:
+            raise UserError(f"{part.name}: {error}") from error
     return resolved
 
 

@@ -1,10 +1,9 @@
 """The runs of a comparison: each model with each seed, trained and tested; an interrupted run resumes."""
 
 import gc
-import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,16 +18,17 @@ from stem_torchrec.checkpoints.resume import checkpoints_folder
 from stem_torchrec.comparison.diagnostics import GateWeights
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.files import what_is_trained
+from stem_torchrec.config.json_text import parse_json
 from stem_torchrec.metrics.multi_task import to_json
 from stem_torchrec.models.table import MODELS, groups_with_tables, with_arch
-from stem_torchrec.runtime.errors import DamagedError, DivergedError
+from stem_torchrec.runtime.errors import DamagedError, DivergedError, UserError, reason_of
 from stem_torchrec.runtime.paths import write_json
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.training.configuration import load_config
-from stem_torchrec.training.metrics_log import METRICS_LOG
+from stem_torchrec.training.metrics_log import read_metrics_log
 from stem_torchrec.training.run_evaluation import EvaluateConfig, evaluate_run
-from stem_torchrec.training.run_folder import CONFIG_FILE
+from stem_torchrec.training.run_folder import CONFIG_FILE, METRICS_LOG
 from stem_torchrec.training.trainer import train
 from stem_torchrec.training.watched_metric import Metrics
 
@@ -111,8 +111,7 @@ class Run:
 
     def test_results(self) -> dict[str, Any]:
         """Metrics by task, gates, samples_per_second and the folders of the parts; or `diverged` and why."""
-        results: dict[str, Any] = json.loads((self.folder / TEST_FILE).read_text())
-        return results
+        return read_results(self.folder / TEST_FILE, {"parts", "metrics", "gates", "samples_per_second"}, {"diverged"})
 
     def folders(self) -> list[Path]:
         """The run folders of the parts."""
@@ -125,6 +124,19 @@ class Run:
             table = pq.read_table(folder / PREDICTIONS).sort_by("row")
             columns |= {name: table.column(name).to_numpy() for name in table.column_names}
         return columns
+
+
+def read_results(file: Path, *names: Set[str]) -> dict[str, Any]:
+    """What `write_json` wrote for a run that is done, with one of these sets of names; raises UserError if damaged."""
+    try:
+        results = parse_json(file.read_bytes())
+        if not isinstance(results, dict) or not any(needed <= results.keys() for needed in names):
+            raise ValueError(f"it lacks {' or '.join(', '.join(sorted(needed)) for needed in names)}")
+    except ValueError as error:
+        raise UserError(
+            f"{file} is damaged ({reason_of(error)}); delete it, and the same command makes it again."
+        ) from error
+    return results
 
 
 def train_part(config: TrainConfig, process: Process, *, ending: Event | None = None) -> Metrics:
@@ -196,6 +208,6 @@ def _remove(*folders: Path | str) -> None:
 
 def samples_per_second(folder: Path) -> float | None:
     """Median over a run's log, since the first readings include the warm-up; None for a log without readings."""
-    lines = [json.loads(line) for line in (folder / METRICS_LOG).read_text().splitlines()]
+    lines = read_metrics_log(folder / METRICS_LOG)
     speeds = [line["train/samples_per_second"] for line in lines if "train/samples_per_second" in line]
     return median(speeds) if speeds else None

@@ -9,6 +9,7 @@ from stem_torchrec.comparison.runs import Part, train_and_test
 from stem_torchrec.comparison.scored_rows import Comparison
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import TimeLeft, log_rank0, progress_bar
 
@@ -21,16 +22,22 @@ def train_all(request: Request, process: Process, *, ending: Event | None = None
         process: this rank.
         ending: when it is set on some rank, the run under way writes a checkpoint and Interrupted is raised.
 
-    Raises UserError if the request does not fit the log, the folder holds another comparison, or a run of the base
-    diverged.
+    Raises UserError if the request does not fit the log, the folder is in use or holds another comparison, or a run of
+    the base diverged.
     """
     request = resolve_log(request)
+    with FolderLock(take_over=request.train.take_over) as lock:
+        from_first_rank(lambda: lock.take(request.config.out, other="--out"))
+        return _train_in_folder(request, process, lock, ending=ending)
+
+
+def _train_in_folder(request: Request, process: Process, lock: FolderLock, *, ending: Event | None) -> Comparison:
     from_first_rank(lambda: record_options(request, process.world_size))
     grid, parts = request.grid, [part for parts in request.parts().values() for part in parts]
     configs: Mapping[Part, TrainConfig] = dict.fromkeys(parts, request.train)
     if grid is not None:
         configs = search_grid(grid, parts, config=request.train, process=process, ending=ending)
-    _train_runs(request, configs, process, ending=ending)
+    _train_runs(request, configs, process, lock, ending=ending)
     diverged = from_first_rank(
         lambda: {run.model: reason for run in request.runs if (reason := run.test_results().get("diverged"))}
     )
@@ -51,7 +58,7 @@ def train_all(request: Request, process: Process, *, ending: Event | None = None
 
 
 def _train_runs(
-    request: Request, configs: Mapping[Part, TrainConfig], process: Process, *, ending: Event | None
+    request: Request, configs: Mapping[Part, TrainConfig], process: Process, lock: FolderLock, *, ending: Event | None
 ) -> None:
     # Rank 0 decides what is left to do: a shared file system may show the other ranks fewer files.
     missing = from_first_rank(lambda: [run for run in request.runs if not run.done])
@@ -63,6 +70,7 @@ def _train_runs(
         for number, run in enumerate(missing):
             name = f"{run.model}, seed {run.seed}, in {run.folder}"
             log_rank0(f"\nrun {number + 1} of {len(missing)}{left.after(number)}: {name}")
+            from_first_rank(lock.confirm)
             of_run = {part: configs[part] for part in parts[run.model]}
             train_and_test(run, of_run, split=request.config.split, process=process, ending=ending)
             bar.update()

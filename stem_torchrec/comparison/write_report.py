@@ -13,12 +13,23 @@ from stem_torchrec.comparison.report import Report, escape, spread, write_parque
 from stem_torchrec.comparison.result_sections import results
 from stem_torchrec.comparison.scored_rows import Comparison, ScoredRows
 from stem_torchrec.data.schema import load_schema
+from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.training.optimizers import states_of_tables
 from stem_torchrec.training.watched_metric import SIGNS
 
 
 def write_report(comparison: Comparison) -> None:
-    """Writes report.md, report.html and the numbers as Parquet; one process calls it, outside of any process group."""
+    """Writes report.md, report.html and the numbers as Parquet; one process calls it, outside of any process group.
+
+    Raises UserError if another process owns the folder.
+    """
+    with FolderLock(take_over=comparison.train.take_over) as lock:
+        lock.take(str(comparison.folder), other="--out")
+        _write_sections(comparison)
+    print(f"\nreport: {comparison.folder / 'report.md'}, and report.html with its plots inside")
+
+
+def _write_sections(comparison: Comparison) -> None:
     scored = ScoredRows(comparison)
     report = Report("Comparison of models")
     introduction(report, scored)
@@ -31,7 +42,6 @@ def write_report(comparison: Comparison) -> None:
     gate_sections(report, comparison)
     table_sections(report, comparison)
     report.write(comparison.folder)
-    print(f"\nreport: {comparison.folder / 'report.md'}, and report.html with its plots inside")
 
 
 def introduction(report: Report, scored: ScoredRows) -> None:

@@ -32,7 +32,7 @@ CONFIG_FORMAT = 1
 def dump_config(config: TrainConfig) -> str:
     """The configuration as YAML that starts another run: without the run's folders and what it was resumed from."""
     checkpoint = replace(config.checkpoint, folder=None)
-    started_anew = replace(config, checkpoint=checkpoint, resume="auto", output_dir=None)
+    started_anew = replace(config, checkpoint=checkpoint, resume="auto", output_dir=None, take_over=False)
     return to_yaml(with_format(to_dict(started_anew), CONFIG_FORMAT))
 
 
@@ -40,7 +40,7 @@ def what_is_trained(config: TrainConfig) -> TrainConfig:
     """The configuration with the defaults of all fields that do not change what a run learns, to tell runs apart."""
     default = LoopConfig()
     loop = replace(config.train, timeout=default.timeout, log_every=default.log_every, profile=default.profile)
-    return replace(config, train=loop, checkpoint=CheckpointConfig(), resume="auto", output_dir=None)
+    return replace(config, train=loop, checkpoint=CheckpointConfig(), resume="auto", output_dir=None, take_over=False)
 
 
 def read_config(path: str, models: Models) -> TrainConfig:

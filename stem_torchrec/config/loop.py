@@ -43,7 +43,7 @@ class LoopConfig:
     """Records five early steps on every rank and writes RUN/profile: summary.txt, which lists where the time of a
     step goes, and a trace for each rank. The speed logged meanwhile counts the recording."""
     timeout: Annotated[float, Interval(ge=1, le=1e6)] = 600.0
-    """Seconds a rank waits for the others before the run fails."""
+    """Seconds without progress of a rank after which the run fails; the only rank counts as well."""
 
 
 @dataclass(frozen=True)

@@ -39,5 +39,8 @@ class TrainConfig:
     output_dir: OutputFolder | None = None
     """The run folder: configuration, plan, metrics, TensorBoard files, best weights; by default a new one
     under runs/, named by the time."""
+    take_over: bool = False
+    """Takes the run folder, and --checkpoint.folder, from another process that owns it, which then ends. Without it a
+    run in a folder that is in use is refused. A killed run needs it only on another machine, for five minutes."""
     seed: Annotated[int, Interval(ge=0, le=2**32 - 1)] = 0
     """Seed of initial weights, order of rows and dropout."""

@@ -5,11 +5,8 @@ them. The facts of schema.json hold it.
 """
 
 import math
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,26 +16,27 @@ from tqdm import tqdm
 
 from stem_torchrec.config import SyntheticConfig
 from stem_torchrec.config.serialization import from_dict, to_dict
+from stem_torchrec.data.new_log import new_log
 from stem_torchrec.data.schema import SCHEMA_FILE, LabelCounts, Schema, SparseFeature, Split, save_schema
 from stem_torchrec.data.synthetic_world import GROUP_COLUMN, MISSING, Floats, World
 from stem_torchrec.data.task_names import check_task_names
 from stem_torchrec.runtime.errors import UserError
-from stem_torchrec.runtime.whole_file import naming_file
 
 # Rows per row group. Each chunk has a random generator of its own, so one is in memory at a time.
 CHUNK_ROWS = 65_536
 
 
-def generate(config: SyntheticConfig, folder: str, overwrite: bool = False) -> Schema:
+def generate(config: SyntheticConfig, folder: str, overwrite: bool = False, *, take_over: bool = False) -> Schema:
     """Writes `{train,valid,test}/part-00000.parquet` and `schema.json`; the folder appears when it is complete.
 
     Args:
         config: sizes and dials.
         folder: a local folder that is absent or empty.
         overwrite: whether to replace a log in the folder.
+        take_over: takes the folder from another process that makes the same log.
 
     Raises:
-        UserError: a value of `config` makes no sense, or `folder` holds something.
+        UserError: a value of `config` makes no sense, `folder` holds something else, or another process makes it.
 
     Example::
 
@@ -51,20 +49,8 @@ def generate(config: SyntheticConfig, folder: str, overwrite: bool = False) -> S
     columns = world.columns.names
     if len(set(columns)) < len(columns):
         raise UserError(f"the columns would be {', '.join(columns)}; rename the task that repeats one.")
-    out = Path(folder).absolute()
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        if not overwrite:
-            raise UserError(f"{folder} is not an empty folder; name another or pass --overwrite.")
-        if not (out / SCHEMA_FILE).is_file():
-            raise UserError(f"{folder} holds no {SCHEMA_FILE}, so it is not a log to overwrite; name another.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with naming_file(out), TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as unfinished:
-        log = Path(unfinished) / "log"
-        schema = _write_log(world, log)
-        if overwrite and out.is_dir():
-            shutil.rmtree(out)
-        os.rename(log, out)
-    return schema
+    with new_log(Path(folder).absolute(), overwrite=overwrite, take_over=take_over) as log:
+        return _write_log(world, log)
 
 
 def ensure(config: SyntheticConfig, folder: str) -> None:

@@ -232,9 +232,9 @@ def _format(value: float) -> str:
 
 
 def to_json(metrics: dict[str, TaskMetrics]) -> dict[str, dict[str, float | int | None]]:
-    """Returns numbers by task and metric, None (null in JSON) for an undefined metric."""
+    """Returns numbers by task and metric, None (null in JSON) for one that is undefined or infinite."""
     return {
-        task: {name: None if math.isnan(value) else value for name, value in asdict(result).items()}
+        task: {name: value if math.isfinite(value) else None for name, value in asdict(result).items()}
         for task, result in metrics.items()
     }
 

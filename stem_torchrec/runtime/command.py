@@ -6,8 +6,17 @@ import re
 import sys
 from collections.abc import Callable
 
-from stem_torchrec.runtime.errors import DataError, Interrupted, LostRankError, UnwritableError, UserError
+from stem_torchrec.runtime.errors import (
+    DataError,
+    Interrupted,
+    LaunchError,
+    LostRankError,
+    UnwritableError,
+    UserError,
+    reason_of,
+)
 from stem_torchrec.runtime.exit_status import ExitStatus, killed_by
+from stem_torchrec.runtime.launch_environment import is_first_on_host
 from stem_torchrec.runtime.memory import is_out_of_memory
 from stem_torchrec.runtime.signals import Stopped, stopping_on_signals
 from stem_torchrec.runtime.standard_streams import keep_streams
@@ -25,18 +34,22 @@ _WRONG_PATH = {
 }
 """Errors of the system that another path mends; the others, such as a full disk, come from what is below the path."""
 
+_TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
+
 
 def run_main(main: Callable[[], None], *, every_rank_speaks: bool = False) -> None:
     """Calls `main` and ends the process with an exit status for what it raises.
 
     A UserError becomes one sentence on standard error and status 2, a LostRankError one sentence and status 3,
-    an UnwritableError one sentence and status 74, Interrupted status 75, a signal one sentence and 128 + its number.
-    An OSError that nothing below has explained becomes a sentence as well, with status 2 for a wrong path and 74 for a
-    disk or store that fails, as does a lack of memory, with status 2.
+    an UnwritableError one sentence and status 74, Interrupted status 75, a signal one sentence and 128 + its number. A
+    reader process that was killed counts as a lost rank. An OSError that nothing below has explained becomes a sentence
+    as well, with status 2 for a wrong path or too few files and 74 for a disk or store that fails, as does a lack of
+    memory, with status 2.
 
     All ranks of a host raise the same error for a wrong configuration, so only the first one prints it. A DataError is
-    raised by the one rank that read the row, and that rank prints it, as it does an OSError. If nobody reads what the
-    command prints any more, it continues; text that a full disk swallows ends an otherwise complete one with status 74.
+    raised by the one rank that read the row, and that rank prints it, as it does a LaunchError and an OSError. If
+    nobody reads what the command prints any more, it continues; text that a full disk swallows ends an otherwise
+    complete one with status 74.
 
     Args:
         main: the command. What takes seconds to import, it imports itself: signals are handled from here on.
@@ -55,7 +68,7 @@ def run_main(main: Callable[[], None], *, every_rank_speaks: bool = False) -> No
 
 def _outcome(main: Callable[[], None], *, every_rank_speaks: bool) -> tuple[int, str]:
     """The exit status, and the sentence that this rank prints."""
-    is_first = every_rank_speaks or os.environ.get("LOCAL_RANK", "0") == "0"
+    is_first = every_rank_speaks or is_first_on_host(os.environ)
     try:
         with stopping_on_signals():
             main()
@@ -69,16 +82,27 @@ def _outcome(main: Callable[[], None], *, every_rank_speaks: bool) -> tuple[int,
         # The error of a reader process comes wrapped in its traceback; the sentence follows the last name.
         sentence = str(error).rsplit("DataError: ", 1)[-1].strip()
         status = ExitStatus.UNWRITABLE if _comes_from_storage(error) else ExitStatus.INPUT
-        return status, sentence if is_first or isinstance(error, DataError) else ""
+        return status, sentence if is_first or isinstance(error, DataError | LaunchError) else ""
     except OSError as error:
         path = error.filename2 or error.filename or "a file"
+        if error.errno in _TOO_MANY_FILES:
+            return ExitStatus.INPUT, f"{path} cannot be opened ({_reason(error)}); allow more files with ulimit -n."
         if not _comes_from_storage(error):
             return ExitStatus.INPUT, f"{path} cannot be used ({_reason(error)}); give another path."
-        return (
-            ExitStatus.UNWRITABLE,
-            f"{path} cannot be read or written ({_reason(error)}); make room, or give a path on another disk.",
+        fix = (
+            "check the store and your credentials"
+            if "://" in str(path)
+            else "make room, or give a path on another disk"
         )
+        return ExitStatus.UNWRITABLE, f"{path} cannot be read or written ({_reason(error)}); {fix}."
     except (MemoryError, RuntimeError) as error:
+        if str(error).startswith("DataLoader worker"):
+            # torch raises it wherever the main thread is.
+            return (
+                ExitStatus.LOST_RANK,
+                f"a reader process (--data.num-workers) was lost ({reason_of(error)[:200]}), perhaps because memory "
+                "ran out; the same command resumes from the last checkpoint.",
+            )
         if not is_out_of_memory(error):
             raise
         lines = str(error).strip().splitlines() or [type(error).__name__]

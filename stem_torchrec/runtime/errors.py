@@ -31,6 +31,10 @@ class DataError(UserError):
     """A row, column or file breaks the schema, or a disk is full; raised only on the rank that reads or writes it."""
 
 
+class LaunchError(UserError):
+    """The variables of a launcher do not fit this process or each other; raised only on the rank that has them."""
+
+
 class Interrupted(Exception):
     """The run was asked to end; a checkpoint holds all that it has done."""
 

@@ -19,7 +19,8 @@ import torch.distributed as dist
 from stem_torchrec.runtime.errors import LostRankError, reason_of
 from stem_torchrec.runtime.exit_status import ExitStatus
 from stem_torchrec.runtime.hang_verdict import ALL_RANKS_END, HANGS_AFTER, Beat, Watcher, report_interval
-from stem_torchrec.runtime.process import Process, store_of_launcher
+from stem_torchrec.runtime.internals.pytorch import clone_default_store
+from stem_torchrec.runtime.process import Process
 
 _GRACE = 30.0
 """Seconds that collectives wait beyond the verdict, so that its sentence is printed before their errors."""
@@ -69,14 +70,11 @@ def heartbeat(process: Process, *, timeout: float) -> Iterator[None]:
     """Watches the ranks until the end of the block; ends this process with status 3 if one hangs or has stopped.
 
     Args:
-        process: this rank; a single rank is not watched.
+        process: this rank; a single one is watched as well, as its reader processes may hang.
         timeout: seconds without a sign of life after which a rank counts as stopped.
 
     Raises LostRankError if a collective fails because another rank has ended.
     """
-    if process.world_size == 1:
-        yield
-        return
     threads = _Heartbeat(process, timeout)
     threads.start()
     try:
@@ -98,6 +96,7 @@ class _Heartbeat:
     def __init__(self, process: Process, timeout: float) -> None:
         self._process, self._timeout = process, timeout
         self._interval = report_interval(timeout)
+        self._store = clone_default_store()
         self._done, self._reports = Event(), 0
         self._threads = [
             Thread(target=work, name="heartbeat", daemon=True) for work in (self._report, self._watch_the_store)
@@ -115,8 +114,7 @@ class _Heartbeat:
 
     def _report(self) -> None:
         process = self._process
-        # A connection of its own: the process group's store serves the main thread.
-        store = store_of_launcher(process.start, timeout=self._timeout)
+        store = self._store
         watched = range(process.world_size) if process.is_first else [0]
         watcher = Watcher(self._timeout, sees_all_ranks=process.is_first)
         now, last = 0.0, time.monotonic()

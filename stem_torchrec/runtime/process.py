@@ -1,23 +1,25 @@
-"""This process as one of the ranks: process group, device, threads, memory."""
+"""This process as one of the ranks: it joins them, on its device."""
 
 import gc
 import logging
 import os
-import time
-import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.errors import LostRankError, UserError, reason_of
 from stem_torchrec.runtime.internals.pytorch import TRACER_LOGGER
+from stem_torchrec.runtime.launch_environment import LOOPBACK, Ranks, read_master, read_ranks
 from stem_torchrec.runtime.memory import keep_freed_memory
+from stem_torchrec.runtime.rendezvous import choose_interface, connect_to_store, join_timeout, name_start, serve_store
+from stem_torchrec.runtime.threads import set_threads, share_cores
 from stem_torchrec.runtime.versions import fbgemm_has_cuda
 
 T = TypeVar("T")
@@ -25,7 +27,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Process:
-    """This process among the ranks, from the environment that torchrun sets; rank 0 of 1 without torchrun.
+    """This process among the ranks that a launcher started; rank 0 of 1 without a launcher.
 
     Example::
 
@@ -37,8 +39,6 @@ class Process:
     world_size: int
     local_world_size: int
     device: torch.device
-    start: str = ""
-    """Prefix of the keys of this start of the ranks in torchrun's store; empty if torchrun keeps no store."""
 
     @property
     def is_first(self) -> bool:
@@ -48,51 +48,43 @@ class Process:
 
 @contextmanager
 def join_process_group(*, timeout: float = 600.0, alone: bool = False) -> Iterator[Process]:
-    """Joins the ranks that torchrun started, on the GPU of the local rank or on CPU, and leaves them at the end.
+    """Joins the ranks that torchrun, srun or mpirun started, on the GPU of the local rank or on CPU; leaves at the end.
 
     Args:
         timeout: seconds a rank waits for the others in a collective.
         alone: each process becomes rank 0 of 1, with its share of the host's cores.
 
-    Raises UserError if two ranks would share a GPU.
+    Raises LaunchError if the launcher's variables do not fit each other, LostRankError if ranks do not come in time,
+    and UserError if two ranks would share a GPU.
     """
     _quiet_libraries()
     keep_freed_memory()
-    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}.items():
-        os.environ.setdefault(name, str(value))
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    if alone:
-        rank, world_size = 0, 1
-    local_rank, local_world_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    device = torch.device("cpu")
-    if trains_on_gpu():
-        if local_world_size > torch.cuda.device_count():
-            raise UserError(
-                f"{local_world_size} ranks on this host would share {torch.cuda.device_count()} GPUs; start one rank "
-                "per GPU (-j NODESxGPUS), or hide the GPUs with CUDA_VISIBLE_DEVICES= to train on CPU."
-            )
-        device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
-    # torchrun sets one thread per rank by default, which leaves cores idle.
-    if os.environ.get("OMP_NUM_THREADS", "1") == "1":
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
-    start = ""
-    store: dist.Store | None = None
-    if alone or "MASTER_ADDR" not in os.environ:
-        store = dist.HashStore()
-    elif _launcher_keeps_store():
-        shared = store_of_launcher("", timeout=timeout)
-        start = name_start(shared, rank, world_size, timeout=timeout)
-        store = dist.PrefixStore(start, shared)
-    dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        rank=rank,
-        world_size=world_size,
-        store=store,
-        timeout=timedelta(seconds=timeout),
-    )
+    environ = dict(os.environ)
+    ranks = read_ranks(environ)
+    for name in ("rank", "world_size", "local_rank", "local_world_size"):
+        os.environ[name.upper()] = str(getattr(ranks, name))  # TorchRec reads them.
+    device = _device_of(ranks)
+    store: dist.Store
+    if alone or ranks.world_size == 1:
+        rank, world_size, store = 0, 1, dist.HashStore()
+        set_threads(len(os.sched_getaffinity(0)) // ranks.local_world_size, local_world_size=ranks.local_world_size)
+    else:
+        rank, world_size, store = ranks.rank, ranks.world_size, _meet(environ, ranks, timeout=timeout)
+        share_cores(store, rank, world_size, local_world_size=ranks.local_world_size)
+    choose_interface(on_one_host=world_size == 1 or ranks.on_one_host)
+    store.set_timeout(timedelta(seconds=timeout))
     try:
-        yield Process(rank, world_size, 1 if alone else local_world_size, device, start)
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            rank=rank,
+            world_size=world_size,
+            store=store,
+            timeout=timedelta(seconds=timeout),
+        )
+    except RuntimeError as error:
+        raise LostRankError(f"rank {rank} cannot connect to the other ranks ({reason_of(error)[:200]}).") from error
+    try:
+        yield Process(rank, world_size, 1 if alone else ranks.local_world_size, device)
     finally:
         dist.destroy_process_group()
         # Gloo's threads live as long as anything refers to a group, and sharded modules do so in cycles. One that
@@ -100,56 +92,41 @@ def join_process_group(*, timeout: float = 600.0, alone: bool = False) -> Iterat
         gc.collect()
 
 
-def _launcher_keeps_store() -> bool:
-    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+def _device_of(ranks: Ranks) -> torch.device:
+    if not trains_on_gpu():
+        return torch.device("cpu")
+    if ranks.local_world_size > torch.cuda.device_count():
+        raise UserError(
+            f"{ranks.local_world_size} ranks on this host would share {torch.cuda.device_count()} GPUs; start one rank "
+            "per GPU (-j NODESxGPUS), or hide the GPUs with CUDA_VISIBLE_DEVICES= to train on CPU."
+        )
+    device = torch.device("cuda", ranks.local_rank)
+    torch.cuda.set_device(device)
+    return device
 
 
-def store_of_launcher(start: str, *, timeout: float) -> dist.Store:
-    """Connects to the store through which ranks find each other; torchrun or rank 0 serves it.
+def _meet(environ: Mapping[str, str], ranks: Ranks, *, timeout: float) -> dist.Store:
+    """A store of this start of the ranks, which torchrun serves, or else rank 0."""
+    host, port = read_master(environ, ranks)
+    os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}  # For another process group of this process.
+    store: dist.Store
+    if environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # torchrun ends all ranks if one is lost, so slow ones have time.
+        wait = join_timeout(environ, default=timeout)
+        store = connect_to_store(host, port, timeout=wait)
+    else:
+        wait = join_timeout(environ, default=60)
+        host = LOOPBACK if ranks.on_one_host else host
+        served = _serve_for_life(host if ranks.on_one_host else "", port) if ranks.rank == 0 else None
+        # Another job may have the same port.
+        store = dist.PrefixStore(ranks.job, served or connect_to_store(host, port, timeout=wait))
+    return dist.PrefixStore(name_start(store, ranks.rank, ranks.world_size, timeout=wait), store)
 
-    Args:
-        start: prefix of the keys, for one start of the ranks.
-        timeout: seconds that reading a key waits until it is set.
-    """
-    store = dist.TCPStore(
-        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=timeout)
-    )
-    return dist.PrefixStore(start, store) if start else store
 
-
-def name_start(store: dist.Store, rank: int, world_size: int, *, timeout: float) -> str:
-    """A name for this start of the ranks, the same on all ranks and different from those of earlier starts.
-
-    torchrun keeps one store for all starts, which still holds the addresses of ranks that have died, and each host
-    counts its restarts for itself. So rank 0 sends its name to every rank that it finds in the store, until each rank
-    of this start has confirmed it.
-
-    Args:
-        store: shared by all starts.
-        rank: of this process.
-        world_size: number of ranks of this start.
-        timeout: seconds that rank 0 waits for the others.
-
-    Raises dist.DistStoreError, which names the ranks, if some do not come in time.
-    """
-    token = uuid.uuid4().hex
-    store.set(f"hello/{rank}", token)
-    if rank:
-        name = store.get(f"name/{token}").decode()
-        store.set(f"confirmed/{name}/{rank}", "")
-        return name
-    missing, deadline = set(range(1, world_size)), time.monotonic() + timeout
-    while missing:
-        for other in sorted(missing):
-            if store.check([f"hello/{other}"]):
-                # Perhaps of a rank that has died; the one that takes its place says hello later.
-                store.set(f"name/{store.get(f'hello/{other}').decode()}", token)
-            if store.check([f"confirmed/{token}/{other}"]):
-                missing.remove(other)
-        if time.monotonic() > deadline:
-            raise dist.DistStoreError(f"ranks {sorted(missing)} did not come within {timeout:.0f} s")
-        time.sleep(0.02)
-    return token
+@cache
+def _serve_for_life(host: str, port: int) -> dist.TCPStore:
+    """As long as something refers to a process group its store lives, so the next group could not have the port."""
+    return serve_store(host, port)
 
 
 def trains_on_gpu() -> bool:

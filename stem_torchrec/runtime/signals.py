@@ -13,6 +13,7 @@ from threading import Event, Thread
 from types import FrameType
 
 from stem_torchrec.runtime.exit_status import killed_by
+from stem_torchrec.runtime.launch_environment import is_first_on_host
 
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 """Signals that ask a process to end."""
@@ -67,7 +68,7 @@ def ending_on_signals() -> Iterator[Event]:
     ending = Event()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if not ending.is_set() and os.environ.get("LOCAL_RANK", "0") == "0":
+        if not ending.is_set() and is_first_on_host(os.environ):
             again = "; again ends it at once" if number == signal.SIGINT else ""
             _print(f"{signal.Signals(number).name}: writing a checkpoint, then ending{again}")
         ending.set()

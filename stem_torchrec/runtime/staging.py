@@ -35,10 +35,11 @@ class Staging:
                     target.write(content)
                 self._sizes[name] = len(content)
 
-    def close(self) -> None:
-        """Copies what is left and removes the local folder of a store's; raises OSError."""
+    def close(self, *, copy: bool = True) -> None:
+        """Copies what is left unless `copy` is false, and removes the local folder of a store's; raises OSError."""
         try:
-            self.copy()
+            if copy:
+                self.copy()
         finally:
             if self._store is not None:
                 shutil.rmtree(self.local, ignore_errors=True)

@@ -1,17 +1,20 @@
 """The best weights of a run in its folder, and the metrics of the evaluation that they come from."""
 
+import math
+
 from torch import nn
 
 from stem_torchrec.checkpoints.saver import Failures
 from stem_torchrec.checkpoints.weights import save_weights
-from stem_torchrec.metrics.multi_task import to_json
-from stem_torchrec.runtime.errors import UnwritableError
+from stem_torchrec.metrics.multi_task import from_json, to_json
+from stem_torchrec.runtime.errors import DamagedError, UnwritableError
+from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.paths import move
 from stem_torchrec.runtime.process import from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.runtime.store_path import AnyPath
 from stem_torchrec.training.early_stopping import EarlyStopping
-from stem_torchrec.training.run_folder import BEST_WEIGHTS, METRICS_FILE, best_so_far, write_metrics
+from stem_torchrec.training.run_folder import BEST_WEIGHTS, METRICS_FILE, StoredMetrics, read_metrics, write_metrics
 from stem_torchrec.training.watched_metric import Metrics
 
 
@@ -23,26 +26,54 @@ class BestWeights:
     Args:
         model: sharded.
         folder: the run folder.
+        lock: owns the folder.
         stopping: decides which evaluation is the best.
         max_failures: evaluations in a row whose weights may fail to be written.
     """
 
-    def __init__(self, model: nn.Module, folder: AnyPath, stopping: EarlyStopping, *, max_failures: int) -> None:
+    def __init__(
+        self, model: nn.Module, folder: AnyPath, lock: FolderLock, stopping: EarlyStopping, *, max_failures: int
+    ) -> None:
         self.stopping = stopping
         self.failures = Failures(max_failures, "give another --output-dir")
         self.metrics: Metrics = {}
         """The evaluation whose weights are on disk; empty before the first."""
-        self._model, self._folder = model, folder
+        self._model, self._folder, self._lock = model, folder, lock
 
-    def restore(self, best: float | None, waited: int) -> None:
-        """Restores the best score and the number of evaluations since, if the best weights are in this folder."""
-        if best is None:
-            return
-        if not from_first_rank(lambda: (self._folder / METRICS_FILE).exists()):
+    def restore(self, best: float | None, waited: int, *, step: int) -> None:
+        """Restores what a checkpoint knows of the best evaluation, if its weights are in this folder.
+
+        Args:
+            best: its score, None before the first evaluation and where no score was defined.
+            waited: evaluations since.
+            step: of the checkpoint.
+
+        Raises DamagedError for metrics that are not of this run.
+        """
+
+        def read() -> StoredMetrics | None:
+            return read_metrics(self._folder) if (self._folder / METRICS_FILE).exists() else None
+
+        stored, tasks = from_first_rank(read), self.stopping.metric.tasks
+        if stored is None and best is not None:
             log_rank0("note: the best weights so far are in another run folder; the next evaluation counts as the best")
+        # Without a score, the metrics may be of a step that the run makes again.
+        if stored is None or (best is None and stored.step > step):
             return
+        if set(stored.valid) != set(tasks):
+            raise DamagedError(
+                f"{self._folder / METRICS_FILE} has metrics of {', '.join(stored.valid)}, not of {', '.join(tasks)}; "
+                "delete it to evaluate again."
+            )
         self.stopping.best, self.stopping.waited = best, waited
-        self.metrics = best_so_far(self._folder)
+        self.metrics = from_json(stored.valid)
+
+    def keep_unscored(self, step: int) -> None:
+        """Writes the weights before an evaluation; if that fails, the evaluation may still keep them."""
+        try:
+            self._save()
+        except UnwritableError as error:
+            log_rank0(f"step {step}  {error}")
 
     def keep(self, step: int, metrics: Metrics) -> None:
         """Writes the weights and their metrics; if that fails, the earlier ones stay the best.
@@ -51,9 +82,8 @@ class BestWeights:
         """
         failure, new = None, self._folder / f"{METRICS_FILE}.best"
         try:
-            best = {"step": step, "valid": to_json(metrics)}
-            from_first_rank(lambda: write_metrics(new, best))
-            save_weights(self._model, self._folder / BEST_WEIGHTS)
+            from_first_rank(lambda: write_metrics(new, StoredMetrics(step, to_json(metrics))))
+            self._save()
             # A rename needs no room on the disk, so metrics and weights are always of the same step.
             from_first_rank(lambda: move(str(new), str(self._folder / METRICS_FILE)))
         except UnwritableError as error:
@@ -63,4 +93,9 @@ class BestWeights:
         if failure is None:
             self.metrics = metrics
         else:
-            self.stopping.best = self.stopping.metric.score(self.metrics) if self.metrics else None
+            score = self.stopping.metric.score(self.metrics) if self.metrics else math.nan
+            self.stopping.best = None if math.isnan(score) else score
+
+    def _save(self) -> None:
+        from_first_rank(self._lock.confirm)
+        save_weights(self._model, self._folder / BEST_WEIGHTS)

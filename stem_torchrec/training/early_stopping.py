@@ -1,7 +1,9 @@
 """Which evaluation is the best so far, and when to stop waiting for a better one."""
 
+import math
 from dataclasses import dataclass
 
+from stem_torchrec.runtime.errors import DivergedError
 from stem_torchrec.training.watched_metric import Metrics, WatchedMetric
 
 
@@ -20,8 +22,16 @@ class EarlyStopping:
     waited: int = 0
 
     def better(self, metrics: Metrics) -> bool:
-        """Whether `metrics` are the best so far; see `WatchedMetric.defined_score` for what it raises."""
-        score = self.metric.defined_score(metrics)
+        """Whether `metrics` are the best so far; where the metric is undefined, whether none before was defined.
+
+        So the weights of a training are kept whatever its validation split lacks. Raises DivergedError for predictions
+        that are not numbers.
+        """
+        if any(task.rows and math.isnan(task.logloss) for task in metrics.values()):
+            raise DivergedError("the model's predictions are not numbers any more; lower the learning rates.")
+        score = self.metric.score(metrics)
+        if math.isnan(score):
+            return self.best is None
         if self.best is None or score > self.best:
             self.best, self.waited = score, 0
             return True

@@ -2,40 +2,37 @@
 
 import json
 import os
-from collections.abc import Sequence
 
-from stem_torchrec.data.schema import SCHEMA_FILE
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.folder_lock import FolderLock
+from stem_torchrec.runtime.owner_file import OWNER_FILE
 from stem_torchrec.runtime.paths import check_writable
 from stem_torchrec.runtime.store_path import AnyPath, path_of
-from stem_torchrec.training.run_folder import BEST_WEIGHTS, CONFIG_FILE, METRICS_FILE, PLAN_FILE
+from stem_torchrec.training.run_folder import RUN_FILES
 
-_OF_A_RUN = (
-    *(CONFIG_FILE, SCHEMA_FILE, PLAN_FILE, METRICS_FILE, f"{METRICS_FILE}.best", "metrics.jsonl"),
-    *(BEST_WEIGHTS, f"{BEST_WEIGHTS}.new", f"{BEST_WEIGHTS}.old"),
-    *("checkpoints", "tensorboard", "profile", "nonfinite"),
-)
-"""What a run has in its folder."""
 _LONGEST_JSON = 2**20
 """Bytes of the metrics of an evaluation, at most."""
 
 
-def prepare_outputs(run: str, *, metrics: str | None, predictions: str | None) -> None:
+def prepare_outputs(run: str, lock: FolderLock, *, metrics: str | None, predictions: str | None) -> None:
     """Makes the folders that the results go to; rank 0 calls it before the work.
 
     Args:
         run: the run folder.
+        lock: takes the folder of the predictions.
         metrics: `--json`.
         predictions: `--predictions`.
 
-    Raises UserError for a file or folder of the run itself, a folder that holds something, and a file that holds
-    something other than such metrics; OSError where the results cannot be written.
+    Raises UserError for a file or folder of the run itself, a folder that is in use or holds something, and a file that
+    holds something other than such metrics; OSError where the results cannot be written.
     """
     for option, path in (("--json", metrics), ("--predictions", predictions)):
         if path is not None:
             check_apart(path, run, option)
     if predictions is not None:
+        lock.check(predictions, other="--predictions")
         _prepare_folder(path_of(predictions))
+        lock.take(predictions, other="--predictions")
     if metrics is not None:
         _prepare_file(path_of(metrics))
 
@@ -43,7 +40,7 @@ def prepare_outputs(run: str, *, metrics: str | None, predictions: str | None) -
 def check_apart(path: str, run: str, option: str) -> None:
     """Raises UserError, which names the option, if `path` is the run folder or in one of its files and folders."""
     real = _real(path)
-    own = [_real(f"{run}/{name}") for name in _OF_A_RUN]
+    own = [_real(f"{run}/{name}") for name in RUN_FILES]
     if real == _real(run) or any(f"{real}/".startswith(f"{each}/") for each in own):
         raise UserError(f"{option} {path} is a part of the run {run} itself; give another.")
 
@@ -53,7 +50,7 @@ def _real(path: str) -> str:
 
 
 def _prepare_folder(folder: AnyPath) -> None:
-    files: Sequence[AnyPath] = list(folder.iterdir()) if folder.is_dir() else []
+    files = [file for file in folder.iterdir() if not file.name.startswith(OWNER_FILE)] if folder.is_dir() else []
     # An evaluation that was interrupted leaves files with the suffix .new.
     unfinished = [file for file in files if file.name.startswith("part-") and file.name.endswith(".parquet.new")]
     if len(unfinished) < len(files):
@@ -61,7 +58,6 @@ def _prepare_folder(folder: AnyPath) -> None:
         raise UserError(f"{folder} holds {holds}; give another --predictions.")
     for file in unfinished:
         file.unlink()
-    check_writable(folder)
 
 
 def _prepare_file(file: AnyPath) -> None:

@@ -25,10 +25,8 @@ class Meter:
 
     def restart(self) -> None:
         """Starts anew, with no steps."""
-        self.steps = 0
-        self.rows = 0
         self.sum: Tensor | None = None
-        self.start = time.perf_counter()
+        self.start_clock()
 
     def add(self, losses: Tensor, *, rows: int) -> None:
         """Adds a step with its losses (T,); the mean leaves out a step whose losses are not finite."""
@@ -59,7 +57,9 @@ class Meter:
         }
 
     def start_clock(self) -> None:
-        """Counts time from now on, for the steps that have been added before as well."""
+        """Measures speed from now on, without the steps that have been added before; their losses count."""
+        self.steps = 0
+        self.rows = 0
         self.start = time.perf_counter()
 
     def pause(self, seconds: float) -> None:
@@ -72,8 +72,9 @@ class Meter:
         return torch.cat([sums, sums.new_tensor([self.rows, self.steps])])
 
     def restore(self, state: Tensor) -> None:
-        """Takes the steps that `state` returned."""
-        self.sum, self.rows, self.steps = state[:-2].clone(), int(state[-2]), int(state[-1])
+        """Takes the losses of the steps that `state` returned; how long these steps took is not known any more."""
+        self.sum = state[:-2].clone()
+        self.start_clock()
 
     @staticmethod
     def speed(values: dict[str, float | int | None]) -> str:

@@ -1,20 +1,51 @@
 """The numbers of a run by step: metrics.jsonl and TensorBoard's files."""
 
 import json
-import math
 from contextlib import suppress
 from io import FileIO
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from stem_torchrec.runtime.errors import reason_of
+from stem_torchrec.config.json_text import parse_json
+from stem_torchrec.runtime.errors import DamagedError, reason_of
+from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.paths import remove_tree, write_text
 from stem_torchrec.runtime.process import from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.runtime.staging import Staging
 from stem_torchrec.runtime.store_path import AnyPath
+from stem_torchrec.training.run_folder import METRICS_LOG
 
-METRICS_LOG = "metrics.jsonl"
+
+def read_metrics_log(path: AnyPath) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line that a kill has cut off is left out.
+
+    Raises DamagedError with the number of a line that is not what a run writes.
+    """
+    values: list[dict[str, Any]] = []
+    with path.open("rb") as file:
+        lines = file.read().splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        try:
+            content = parse_json(line)
+            if not isinstance(content, dict) or type(content.get("step")) is not int:
+                raise ValueError("it has no whole number as its step")
+            if name := next((name for name, value in content.items() if not _is_metric(value)), None):
+                raise ValueError(f"{name} is {content[name]!r}, which is no number")
+        except ValueError as error:
+            if not line.endswith(b"\n"):
+                break
+            raise DamagedError(
+                f"{path}, line {number}, is damaged ({reason_of(error)}); repair or delete the line, and the same "
+                "command resumes."
+            ) from error
+        values.append(content)
+    return values
+
+
+def _is_metric(value: Any) -> bool:
+    return value is None or type(value) in (int, float)
 
 
 class MetricsLog:
@@ -26,34 +57,36 @@ class MetricsLog:
 
     Args:
         folder: the run folder.
+        lock: owns the folder; nothing is written once another process has taken it over.
         after: the step after which the run resumes; lines and points of later steps are deleted.
         evaluate: whether the evaluation after that step is still due.
 
-    All ranks construct it. Raises UnwritableError on all ranks where the files cannot be opened.
+    All ranks construct it. Raises UnwritableError on all ranks where the files cannot be opened, DamagedError where a
+    line of the earlier run is damaged.
 
     Example::
 
         log.write(120, {"train/loss/like": 0.2314})  # {"step": 120, "train/loss/like": 0.2314}
     """
 
-    def __init__(self, folder: AnyPath, *, after: int = 0, evaluate: bool = False) -> None:
+    def __init__(self, folder: AnyPath, lock: FolderLock, *, after: int = 0, evaluate: bool = False) -> None:
+        self._lock = lock
         self._file: FileIO | None = None
         self._board: SummaryWriter | None = None
         self._staging: Staging | None = None
         self._waiting = b""
 
-        def is_kept(line: str) -> bool:
-            # The last line may be cut off.
-            values = json.loads(line) if line.endswith("}") else {"step": math.inf}
+        def is_kept(values: dict[str, Any]) -> bool:
             evaluation = any(name.startswith("valid/") for name in values)
             return values["step"] < after + (not (evaluate and evaluation))
 
         def open_files() -> None:
             path = folder / METRICS_LOG
-            lines = path.read_text().splitlines() if path.exists() and after else []
+            lines = read_metrics_log(path) if path.exists() and after else []
             self._staging = Staging(folder)
             local = self._staging.local
-            write_text(local / METRICS_LOG, "".join(f"{line}\n" for line in lines if is_kept(line)))
+            text = "".join(f"{json.dumps(line)}\n" for line in lines if is_kept(line))
+            write_text(local / METRICS_LOG, text)
             self._file = (local / METRICS_LOG).open("ab", buffering=0)
             if not after:
                 remove_tree(folder / "tensorboard")
@@ -63,7 +96,7 @@ class MetricsLog:
 
     def write(self, step: int, values: dict[str, float | int | None]) -> None:
         """Writes `{"step": step, **values}`; names like `valid/like/auc` become TensorBoard charts."""
-        if self._file is None:
+        if self._file is None or self._lock.lost:
             return
         lines_wait = bool(self._waiting)
         self._waiting += (json.dumps({"step": step, **values}) + "\n").encode()
@@ -82,7 +115,7 @@ class MetricsLog:
 
     def sync(self) -> None:
         """Copies the files to a run folder in a store, so that it has the lines before a checkpoint is written."""
-        if self._staging is None:
+        if self._staging is None or self._lock.lost:
             return
         try:
             if self._board is not None:
@@ -99,7 +132,10 @@ class MetricsLog:
         """Closes both files; lines that still wait for room on the disk are lost."""
         with suppress(OSError):
             self._write()
-        for opened in (self._file, self._board, self._staging):
+        for opened in (self._file, self._board):
             with suppress(OSError):
                 if opened is not None:
                     opened.close()
+        with suppress(OSError):
+            if self._staging is not None:
+                self._staging.close(copy=not self._lock.lost)

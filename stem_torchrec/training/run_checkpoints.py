@@ -21,6 +21,7 @@ from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.data.schema import schema_to_dict
 from stem_torchrec.runtime.errors import DamagedError
+from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.hang_detection import collective_timeout
 from stem_torchrec.runtime.paths import check_writable
 from stem_torchrec.runtime.process import from_first_rank
@@ -41,6 +42,7 @@ class RunCheckpoints(Callback):
     Args:
         config: of the run.
         folder: of the run.
+        lock: owns the folder, and that of the checkpoints.
         data: of the run.
         model: sharded.
         optimizer: of the model.
@@ -53,6 +55,7 @@ class RunCheckpoints(Callback):
         self,
         config: TrainConfig,
         folder: AnyPath,
+        lock: FolderLock,
         data: RunData,
         *,
         model: nn.Module,
@@ -63,7 +66,7 @@ class RunCheckpoints(Callback):
     ) -> None:
         self.folder = checkpoints_folder(config.checkpoint, folder)
         self.every = config.checkpoint.steps
-        self._config, self._run_folder, self._data = config, folder, data
+        self._config, self._run_folder, self._lock, self._data = config, folder, lock, data
         self._config_fields = to_dict(config)
         self._schema_fields = {**schema_to_dict(data.schema), "row_groups": data.train.fingerprint}
         self._model, self._optimizer, self._pipeline = model, optimizer, pipeline
@@ -106,6 +109,7 @@ class RunCheckpoints(Callback):
             seconds=None if settings.minutes is None else 60 * settings.minutes,
             ending=ending,
             keep_batch=None if self._config.train.skip_nonfinite else self._keep_batch,
+            lost=lambda: self._lock.lost,
             timeout=timeout,
         )
 
@@ -133,6 +137,18 @@ class RunCheckpoints(Callback):
         # The caller may have changed the weights since the checkpoint that the run resumed from.
         self._saved_step = None
         self._save(state, wait=True)
+
+    def save_before_evaluation(self, state: TrainState, *, last: bool) -> None:
+        """Saves before the first and the last evaluation of a run, which may meet rows or files that end it.
+
+        A run without checkpoints only keeps its weights, before the first evaluation.
+        """
+        first, settings = not self._best.metrics, self._config.checkpoint
+        if settings.minutes is None and settings.steps is None:
+            if first:
+                self._best.keep_unscored(state.step)
+        elif first or last:
+            self._save(state, wait=True)
 
     def counts(self) -> Mapping[str, int]:
         """Batches skipped since the run began, and writes that failed since this process started."""
@@ -172,7 +188,7 @@ class RunCheckpoints(Callback):
         reader.start_epoch(progress.epoch, progress.left, batch_size=progress.config["data"]["batch_size"])
         if path == checkpoint_path(self.folder, progress.step):
             self._saved_step = progress.step
-        self._best.restore(progress.best, progress.waited)
+        self._best.restore(progress.best, progress.waited, step=progress.step)
         if isinstance(self._pipeline, SkippingPipeline):
             self._pipeline.skipped = progress.skipped_batches
         if losses is not None:
@@ -187,6 +203,7 @@ class RunCheckpoints(Callback):
 
     def _save(self, state: TrainState, *, wait: bool) -> None:
         assert self._saver is not None, "start() comes first"
+        from_first_rank(self._lock.confirm)
         if state.step == self._saved_step:
             # Writing the same again would put the checkpoint at risk.
             log_rank0(f"step {state.step}  the checkpoint of this step is written already")
@@ -207,4 +224,6 @@ class RunCheckpoints(Callback):
         )
         losses = self._meter.state()
         seconds = self._saver.save(training_state(self._model, self._optimizer, losses), progress, wait=wait)
+        if wait and not self._saver.failures.in_a_row:
+            self._saved_step = state.step
         log_rank0(f"step {state.step}  paused {seconds:.2f} s for a checkpoint")

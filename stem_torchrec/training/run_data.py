@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch.utils.data import DataLoader
 from torchrec.datasets.utils import Batch
 
 from stem_torchrec.config import DataConfig, TrainConfig
@@ -38,7 +37,7 @@ class RunData:
     exposures: Iterable[Exposures]
     """The validation split; the same on each iteration."""
     device: torch.device
-    _loader: DataLoader
+    _loader: Iterable[Batch]
     _counter: LabelCounter
 
     @classmethod

@@ -20,6 +20,8 @@ from stem_torchrec.data.schema import load_schema
 from stem_torchrec.metrics.multi_task import MultiTaskMetrics, TaskMetrics, format_table, to_json
 from stem_torchrec.metrics.predictions import PredictionsFile
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.folder_lock import FolderLock
+from stem_torchrec.runtime.hang_detection import heartbeat
 from stem_torchrec.runtime.path_options import InputFolder, OutputFile, OutputFolder
 from stem_torchrec.runtime.paths import write_json
 from stem_torchrec.runtime.process import Process, from_first_rank
@@ -58,6 +60,8 @@ class EvaluateConfig:
     predictions: OutputFolder | None = None
     """Folder for the predictions as Parquet, one file per rank: row of the split, group, and per task label and
     prediction."""
+    take_over: bool = False
+    """Takes --predictions from another process that owns the folder."""
 
 
 def evaluate_run(
@@ -90,14 +94,16 @@ def evaluate_run(
             "vocabularies of the training log."
         )
     reader = open_split(run.data, path, config.split, schema, columns, process, batch_size=config.data.batch_size)
-    from_first_rank(lambda: prepare_outputs(config.run, metrics=config.json, predictions=config.predictions))
+    lock = FolderLock(take_over=config.take_over)
+    from_first_rank(lambda: prepare_outputs(config.run, lock, metrics=config.json, predictions=config.predictions))
     model, _ = build_sharded_model(for_weights_only(run), columns, process)
     load_weights(model, weights)
     pipeline = build_pipeline(model, CombinedOptimizer([]), run, process)
 
     metrics = MultiTaskMetrics(columns.labels, process.device)
     file = PredictionsFile(config.predictions, columns, rank=process.rank) if config.predictions else nullcontext()
-    with progress_bar(reader.steps, "step") as bar, watch(model), file as predictions:
+    watched = heartbeat(process, timeout=run.train.timeout)
+    with lock, progress_bar(reader.steps, "step") as bar, watched, watch(model), file as predictions:
 
         def consume(item: Exposures, logits: Tensor, labels: Tensor) -> None:
             bar.update()
@@ -107,6 +113,7 @@ def evaluate_run(
 
         exposures = data_loader(reader, pin_memory=process.device.type == "cuda")
         predict(pipeline, model, exposures, consume)
+        from_first_rank(lock.confirm)
     result = metrics.compute()
     log_rank0(f"\n{config.split} split of {path}, {reader.rows:,} rows:\n{format_table(result)}")
     if config.json and process.is_first:

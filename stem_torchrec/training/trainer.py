@@ -5,18 +5,15 @@ The one place that knows the order build -> optimizer in backward -> plan -> sha
 
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import replace
 from threading import Event
 
 from stem_torchrec.checkpoints.resume import check_resume
-from stem_torchrec.config import TrainConfig, check_fields
-from stem_torchrec.config.path_fields import with_paths
-from stem_torchrec.data.folder import data_folder
+from stem_torchrec.config import TrainConfig
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.metrics.multi_task import format_table
-from stem_torchrec.models.table import options_of
 from stem_torchrec.profiles.step_profiler import StepProfiler, check_steps
 from stem_torchrec.runtime.errors import DivergedError, UserError
+from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.hang_detection import heartbeat
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0, progress_bar
@@ -33,7 +30,8 @@ from stem_torchrec.training.metrics_log import MetricsLog
 from stem_torchrec.training.optimizers import build_optimizer, build_schedule
 from stem_torchrec.training.run_checkpoints import RunCheckpoints
 from stem_torchrec.training.run_data import RunData
-from stem_torchrec.training.run_folder import create_run_folder, finish, finished, write_inputs
+from stem_torchrec.training.run_folder import finish, write_inputs
+from stem_torchrec.training.run_start import check_run_folder, finished, open_run_folder, with_data_folder
 from stem_torchrec.training.state import TrainState
 from stem_torchrec.training.watched_metric import Metrics, WatchedMetric
 
@@ -74,7 +72,8 @@ class Trainer:
     ) -> None:
         config, path = with_data_folder(config)
         self.config, self.process, self._watch = config, process, watch
-        schema = load_schema(path)
+        schema, self._lock = load_schema(path), FolderLock(take_over=config.take_over)
+        check_run_folder(config, schema, self._lock)
         check_resume(config, schema)
         self.data = RunData.open(config, path, schema, process)
         self._check_before_building()
@@ -90,7 +89,7 @@ class Trainer:
         )
         self._forward = autocast_forward(self.model, config.train.precision, process)
         self.pipeline = build_pipeline(self.model, self.optimizer, config, process, forward=self._forward)
-        self.folder = create_run_folder(config)
+        self.folder = open_run_folder(config, schema, self._lock)
         from_first_rank(lambda: write_inputs(self.folder, schema, plan_to_json(plan)))
         steps_per_epoch = self.data.train.steps
         log_rank0(
@@ -141,12 +140,13 @@ class Trainer:
                 self.loop.run()
         except DivergedError:
             # It is raised on all ranks, and another model may be trained next.
-            self._close_connections()
+            self.close()
             raise
         self._close_connections()
         if not self._best.metrics:
             raise UserError(f"no weights could be written to {self.folder}; make room, or give another --output-dir.")
-        from_first_rank(lambda: finish(self.folder))
+        from_first_rank(lambda: finish(self.folder, self._lock))
+        self._lock.release()
         log_rank0(f"\nbest evaluation of the validation split, in {self.folder}:\n{format_table(self._best.metrics)}")
         return self._best.metrics
 
@@ -154,6 +154,7 @@ class Trainer:
         """Ends a run that is not taken to its end; the next one in its folder resumes from the last checkpoint."""
         self._file.close()
         self._close_connections()
+        self._lock.release()
 
     def _close_connections(self) -> None:
         self.checkpoints.close()
@@ -164,7 +165,7 @@ class Trainer:
         train, columns = self.config.train, self.data.columns
         if train.profile:
             check_steps(min(each for each in (self.data.train.steps, train.max_steps, train.eval_every) if each))
-        self._watched = WatchedMetric(train.metric, columns.labels, has_groups=columns.group is not None)
+        self._watched = WatchedMetric.of_split(train.metric, columns, self.data.validation.row_groups)
         from_first_rank(lambda: check_memory(self.config, columns, self.process, rows=self.data.train.rows))
 
     def _make_callbacks(self, ending: Event) -> None:
@@ -172,14 +173,16 @@ class Trainer:
         config = self.config
         stopping = EarlyStopping(self._watched, config.train.patience)
         self._meter = meter = Meter(self.data.columns.labels)
-        self._best = BestWeights(self.model, self.folder, stopping, max_failures=config.checkpoint.max_failures)
+        self._best = BestWeights(
+            self.model, self.folder, self._lock, stopping, max_failures=config.checkpoint.max_failures
+        )
         self.checkpoints = RunCheckpoints(
-            config, self.folder, self.data,
+            config, self.folder, self._lock, self.data,
             model=self.model, optimizer=self.optimizer, pipeline=self.pipeline, best=self._best, meter=meter,
         )  # fmt: skip
         self._start = self.checkpoints.restore()
         self.checkpoints.start(ending)
-        self._file = MetricsLog(self.folder, after=self._start.step, evaluate=self._start.evaluate)
+        self._file = MetricsLog(self.folder, self._lock, after=self._start.step, evaluate=self._start.evaluate)
         self._log = TrainingLog(meter, every_steps=config.train.log_every, file=self._file, counts=self._counts)
         self._keep_best = KeepBest(self._best.keep, stopping)
 
@@ -203,6 +206,7 @@ class Trainer:
     def _validate(self) -> Metrics:
         """Exact metrics of the validation split, between two steps."""
         self.checkpoints.watch.check_finite()
+        self.checkpoints.save_before_evaluation(self.state, last=self.state.step == self.loop.steps)
         self.data.validation.start_epoch(0)
         device, forward = self.process.device, self._forward
         empty = self.loop.pipeline_is_empty
@@ -218,18 +222,6 @@ class Trainer:
 
     def _counts(self) -> dict[str, int]:
         return {**self.data.skipped_rows(), **self.checkpoints.counts()}
-
-
-def with_data_folder(config: TrainConfig) -> tuple[TrainConfig, str]:
-    """The configuration with an absolute path of its log, and that path; makes the synthetic log if it has no path.
-
-    Raises UserError for a field with a value that it does not take, and for a recipe without a log.
-    """
-    config = replace(config, model=options_of(config.model))
-    check_fields(config)
-    config = with_paths(config)
-    path = data_folder(config.data)
-    return (config if config.data.path is None else replace(config, data=replace(config.data, path=path))), path
 
 
 def train(

@@ -1,17 +1,19 @@
 """The validation metric that a run is judged by: `auc`, the mean over its tasks, or one task's, as `auc/like`."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from stem_torchrec.data.files import Columns, RowGroup
+from stem_torchrec.data.label_kinds import has_mixed_group, label_kinds
 from stem_torchrec.metrics.multi_task import TaskMetrics
-from stem_torchrec.runtime.errors import DivergedError, UserError, nearest
+from stem_torchrec.runtime.errors import UserError, nearest
 
 Metrics = dict[str, TaskMetrics]
 """An evaluation: the metrics of each task by its name."""
 
 SIGNS = {"auc": 1, "gauc": 1, "logloss": -1, "ne": -1}
 """The metrics that can be watched, with -1 where lower is better."""
+_NO_LABEL = "no label"
 
 
 @dataclass(frozen=True)
@@ -45,20 +47,45 @@ class WatchedMetric:
         if metric == "gauc" and not self.has_groups:
             raise UserError(f"--train.metric is {self.name!r}, but schema.json names no group column; choose auc.")
 
+    @classmethod
+    def of_split(cls, name: str, columns: Columns, row_groups: Sequence[RowGroup]) -> "WatchedMetric":
+        """The metric of a run that is judged by a split; reads labels only where the footers do not tell.
+
+        Raises UserError also for a task whose labels leave the metric undefined, so that no training ends without one.
+        """
+        watched = cls(name, columns.labels, has_groups=columns.group is not None)
+        problems = {
+            task: problem for task in watched._judged if (problem := watched._problem(task, columns, row_groups))
+        }
+        for task, problem in problems.items():
+            fine = [each for each in columns.labels if each not in problems]
+            fixes = [f"leave it out, as in --data.labels {' '.join(fine)}"] if fine else []
+            fixes += ["choose another --train.metric, such as logloss"] if problem != _NO_LABEL else []
+            raise UserError(
+                f"--train.metric is {name!r}, but the validation split has {problem} for task {task!r}, which leaves "
+                f"it undefined; {', or '.join([*fixes, 'give a log that has more'])}."
+            )
+        return watched
+
+    @property
+    def _judged(self) -> Sequence[str]:
+        """The tasks that the score is the mean of."""
+        task = self.name.partition("/")[2]
+        return [task] if task else self.tasks
+
+    def _problem(self, task: str, columns: Columns, row_groups: Sequence[RowGroup]) -> str | None:
+        """What leaves the metric of a task undefined, or None."""
+        metric, kinds = self.name.partition("/")[0], label_kinds(row_groups, task)
+        if not kinds:
+            return _NO_LABEL
+        if metric != "logloss" and len(kinds) == 1:
+            return f"only labels that are {kinds.pop()}"
+        if metric == "gauc" and columns.group is not None and not has_mixed_group(row_groups, task, columns.group):
+            return f"no {columns.group} with labels of both kinds"
+        return None
+
     def score(self, metrics: Metrics) -> float:
         """The metric, higher is better: its mean over the tasks, negative where lower is better; NaN if undefined."""
-        metric, _, task = self.name.partition("/")
-        values = [getattr(metrics[t], metric) for t in ([task] if task else self.tasks)]
+        metric = self.name.partition("/")[0]
+        values = [getattr(metrics[task], metric) for task in self._judged]
         return SIGNS[metric] * sum(values) / len(values)
-
-    def defined_score(self, metrics: Metrics) -> float:
-        """The score; raises DivergedError for predictions that are not numbers, UserError where it is undefined."""
-        value = self.score(metrics)
-        if math.isnan(value):
-            if any(task.rows and math.isnan(task.logloss) for task in metrics.values()):
-                raise DivergedError("the model's predictions are not numbers any more; lower the learning rates.")
-            raise UserError(
-                f"--train.metric is {self.name!r}, but the validation split leaves it undefined: a task lacks labels "
-                "of both kinds."
-            )
-        return value

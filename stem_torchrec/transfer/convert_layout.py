@@ -12,6 +12,8 @@ from stem_torchrec.config.files import dump_config
 from stem_torchrec.data.files import Columns
 from stem_torchrec.data.schema import load_schema, save_schema
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.folder_lock import FolderLock
+from stem_torchrec.runtime.owner_file import read_owner
 from stem_torchrec.runtime.path_options import InputFolder, OutputFolder
 from stem_torchrec.runtime.paths import remove_tree
 from stem_torchrec.runtime.process import Process, from_first_rank
@@ -34,6 +36,8 @@ class ConvertConfig:
     """The layout of the new run."""
     out: OutputFolder = ""
     """The new run folder."""
+    take_over: bool = False
+    """Takes the new folder from another conversion that runs."""
 
 
 def convert_run(config: ConvertConfig, process: Process) -> None:
@@ -54,19 +58,22 @@ def convert_run(config: ConvertConfig, process: Process) -> None:
     weights, schema = find_weights(run / BEST_WEIGHTS), load_schema(str(run))
     columns = Columns.select(schema, features=trained.data.features, labels=trained.data.labels)
     converted = _in_layout(trained, config.layout)
-    unfinished = from_first_rank(lambda: _make_folder(folder))
+    lock = FolderLock(take_over=config.take_over)
+    unfinished = from_first_rank(lambda: _make_folder(folder, lock))
     try:
         model, _ = build_sharded_model(for_weights_only(converted), columns, process)
         load_weights(model, weights)
         save_weights(model, unfinished / BEST_WEIGHTS)
 
         def finish() -> None:
+            lock.confirm()
             try:
                 save_schema(schema, str(unfinished))
                 if (run / METRICS_FILE).exists():
                     (unfinished / METRICS_FILE).write_text((run / METRICS_FILE).read_text())
                 # A run without a configuration is none, so this file is the last of a run in a store.
                 (unfinished / CONFIG_FILE).write_text(dump_config(converted))
+                lock.release()
                 if isinstance(unfinished, Path) and isinstance(folder, Path):
                     unfinished.rename(folder)
             except OSError as error:
@@ -74,7 +81,7 @@ def convert_run(config: ConvertConfig, process: Process) -> None:
 
         from_first_rank(finish)
     except BaseException:
-        if process.is_first:
+        if process.is_first and not lock.lost:
             remove_tree(unfinished)
         raise
     log_rank0(f"\n{folder} is {run} in the {config.layout} layout")
@@ -91,19 +98,20 @@ def _in_layout(config: TrainConfig, layout: Layout) -> TrainConfig:
     )
 
 
-def _make_folder(folder: AnyPath) -> AnyPath:
-    """Makes the folder that is renamed to `folder` once it is complete; in a store, which cannot rename, itself."""
-    if folder.exists():
-        raise UserError(f"{folder} exists already; give another --out.")
-    if not isinstance(folder, Path):
-        return folder
-    unfinished = folder.with_name(folder.name + ".new")
+def _make_folder(folder: AnyPath, lock: FolderLock) -> AnyPath:
+    """Takes the folder that is renamed to `folder` once it is complete; in a store, which cannot rename, itself.
+
+    What a conversion that was killed has left is removed.
+    """
+    unfinished = folder.with_name(folder.name + ".new") if isinstance(folder, Path) else folder
+    lock.check(str(unfinished), other="--out")
+    if read_owner(str(unfinished)) is not None:
+        remove_tree(unfinished)
+    for each in (folder, unfinished):
+        if each.exists():
+            raise UserError(f"{each} exists already; give another --out, or delete it.")
     try:
-        unfinished.mkdir(parents=True)
-    except FileExistsError:
-        raise UserError(
-            f"{unfinished} exists, from a conversion that was interrupted or still runs; delete it."
-        ) from None
+        lock.take(str(unfinished), other="--out")
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}); give another --out.") from error
     return unfinished

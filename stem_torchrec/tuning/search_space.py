@@ -37,7 +37,10 @@ SPACE: Mapping[str, Any] = {
 is 1e-6 to 5e-3, on whole tables in every step; `model.embedding_l2` is divided by the rows of a batch, so its values
 are about 1000 times as large."""
 
-_FIXED = ("checkpoint", "data.labels", "data.path", "data.synthetic", "output_dir", "resume", "train.metric")
+_FIXED = (
+    *("checkpoint", "data.labels", "data.path", "data.synthetic"),
+    *("output_dir", "resume", "take_over", "train.metric"),
+)
 """Options and sections that are the same for all trials: what they are compared by, and where they are kept."""
 
 
@@ -73,8 +76,7 @@ def resolve_log(search: Search) -> Search:
     for config in [with_choices(base, {"data.features": choice}) for choice in choices] or [base]:
         columns = Columns.select(schema, features=config.data.features, labels=config.data.labels)
         rows = sum(row_group.rows for row_group in find_row_groups(path, "train", schema, columns))
-        find_row_groups(path, "valid", schema, columns)
-        WatchedMetric(base.train.metric, columns.labels, has_groups=columns.group is not None)
+        WatchedMetric.of_split(base.train.metric, columns, find_row_groups(path, "valid", schema, columns))
     return replace(search, base=base, train_rows=rows)
 
 

@@ -1,6 +1,7 @@
 """A study: trials of a search, each trained by one rank, and the best setting of them all."""
 
 import math
+import os
 import shutil
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -21,6 +22,8 @@ from stem_torchrec.config.command_line import parse_known_arguments
 from stem_torchrec.config.files import dump_config, what_is_trained
 from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.runtime.errors import DivergedError, UserError
+from stem_torchrec.runtime.folder_lock import FolderLock
+from stem_torchrec.runtime.owner_file import launch_id
 from stem_torchrec.runtime.path_options import LocalFile, LocalOutput
 from stem_torchrec.runtime.paths import write_text
 from stem_torchrec.runtime.process import Process, join_process_group
@@ -95,27 +98,40 @@ def record_options(folder: Path, search: Search) -> None:
 def tune(config: TuneConfig, search: Search) -> None:
     """Runs trials, each on this rank alone, until all ranks together have made `config.trials`.
 
-    Raises UserError if the search does not fit its log or its folder, a trial cannot be trained, or none finishes.
+    Raises UserError if the search does not fit its log or its folder, another one runs in the folder, a trial cannot be
+    trained, or none finishes.
     """
     folder = Path(config.out)
     search = resolve_log(search)
-    record_options(folder, search)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        storage=JournalStorage(JournalFileBackend(str(folder / "study.log"))),
-        study_name="tune",
-        direction="maximize",
-        load_if_exists=True,
-        sampler=optuna.samplers.TPESampler(),
-        pruner=optuna.pruners.MedianPruner(),
-    )
-    # Trials under way on other ranks are not counted, as they may never end: each rank may make one too many.
-    while len(study.get_trials(states=_ENDED, deepcopy=False)) < config.trials:
-        # A process group for each trial, as a trial that ends early leaves connections open.
-        with join_process_group(alone=True) as process:
-            trial = make_trial(study, search, folder=folder, process=process)
-        print(progress_line(trial, study, config.trials), flush=True)
-    write_results(study, config, search)
+    with FolderLock(take_over=search.base.take_over) as lock:
+        _own(lock, config.out)
+        record_options(folder, search)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = optuna.create_study(
+            storage=JournalStorage(JournalFileBackend(str(folder / "study.log"))),
+            study_name="tune",
+            direction="maximize",
+            load_if_exists=True,
+            sampler=optuna.samplers.TPESampler(),
+            pruner=optuna.pruners.MedianPruner(),
+        )
+        # Trials under way on other ranks are not counted, as they may never end: each rank may make one too many.
+        while len(study.get_trials(states=_ENDED, deepcopy=False)) < config.trials:
+            lock.confirm()
+            # A process group for each trial, as a trial that ends early leaves connections open.
+            with join_process_group(alone=True) as process:
+                trial = make_trial(study, search, folder=folder, process=process)
+            print(progress_line(trial, study, config.trials), flush=True)
+        lock.confirm()
+        write_results(study, config, search)
+
+
+def _own(lock: FolderLock, folder: str) -> None:
+    """Rank 0 takes the folder; the others, which form no process group with it, see that no other launch has it."""
+    if os.environ.get("RANK", "0") == "0":
+        lock.take(folder, other="--out")
+    elif launch_id():
+        lock.check(folder, other="--out", allow_launch=True)
 
 
 def make_trial(study: optuna.Study, search: Search, *, folder: Path, process: Process) -> FrozenTrial:

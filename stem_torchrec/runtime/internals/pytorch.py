@@ -3,9 +3,11 @@
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torch.distributed._shard.sharding_spec import EnumerableShardingSpec, ShardMetadata
 from torch.distributed._state_dict_utils import _copy_state_dict, _create_cpu_state_dict
+from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.optim import _apply_optimizer_in_backward as apply_optimizer_in_backward
 
 __all__ = [
@@ -15,6 +17,7 @@ __all__ = [
     "ShardMetadata",
     "ShardedTensor",
     "apply_optimizer_in_backward",
+    "clone_default_store",
     "copy_state_dict",
     "empty_like_sharded",
     "empty_state_dict_on_host",
@@ -22,6 +25,12 @@ __all__ = [
 
 TRACER_LOGGER = "torch.fx._symbolic_trace"
 """The logger that warns when a traced model is traced once more."""
+
+
+def clone_default_store() -> dist.Store:
+    """The store of the default process group, over a connection of its own, which another thread may use."""
+    store: Any = _get_default_store()  # torch's type stubs lack `clone`.
+    return store.clone()
 
 
 def empty_like_sharded(tensor: ShardedTensor) -> ShardedTensor:

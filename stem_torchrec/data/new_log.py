@@ -1,0 +1,84 @@
+"""The folder of a log that is being made: it appears under its name when it is complete, in the place of a log only."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from stem_torchrec.data.schema import SCHEMA_FILE, load_schema
+from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.folder_lock import FolderLock
+from stem_torchrec.runtime.whole_file import naming_file
+
+SPLITS = ("train", "valid", "test")
+VOCABULARY = "vocabulary"
+"""Folder of the values behind the ids."""
+
+
+@contextmanager
+def new_log(out: Path, *, overwrite: bool, take_over: bool = False) -> Iterator[Path]:
+    """A path at which to make the folder of a log; it is renamed to `out` when the block has ended.
+
+    One process at a time makes a log. What a killed one leaves in `.NAME.new` beside it, the next one removes.
+
+    Args:
+        out: absent or empty, or a log to replace.
+        overwrite: whether to replace a log.
+        take_over: takes the folder from another process that makes the same log.
+
+    Raises UserError as `check_out` does, and where another process makes the same log.
+    """
+    check_out(out, overwrite=overwrite)
+    unfinished = out.with_name(f".{out.name}.new")
+    new, old = unfinished / "new", unfinished / "old"
+    with naming_file(out), FolderLock(take_over=take_over) as lock:
+        lock.take(str(unfinished), other="--out")
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)
+        try:
+            yield new
+            lock.confirm()
+            # Other files may have come meanwhile.
+            check_out(out, overwrite=overwrite)
+            if out.exists():
+                out.rename(old)
+            new.rename(out)
+        finally:
+            with suppress(UserError):
+                lock.confirm()
+                shutil.rmtree(unfinished)
+
+
+def check_out(out: Path, *, overwrite: bool) -> None:
+    """Raises UserError unless `out` is absent or empty, or with `overwrite` holds a log and nothing else."""
+    around = {place for own in (Path.home(), Path.cwd()) for place in (own, *own.parents)}
+    if out.resolve() in around:
+        raise UserError(f"--out {out} is {out.resolve()}, which is more than a log; give a folder of its own.")
+    if not out.is_dir():
+        if out.is_symlink() or out.exists():
+            raise UserError(f"--out {out} is not a folder; give another.")
+        return
+    content = {path.name: path for path in out.iterdir()}
+    if not content:
+        return
+    foreign = [f"{out / name}" for name, path in sorted(content.items()) if not _is_of_log(path)]
+    if foreign:
+        raise UserError(f"--out {out} is not replaced, as {foreign[0]} does not belong to a log; give another folder.")
+    if SCHEMA_FILE not in content:
+        raise UserError(f"--out {out} is not replaced, as it has no {SCHEMA_FILE} and may be no log; give another.")
+    if not overwrite:
+        raise UserError(f"--out {out} has a log already; --overwrite replaces it.")
+
+
+def _is_of_log(path: Path) -> bool:
+    """Whether it is what a script in datasets/ writes: schema.json, or a folder of Parquet files."""
+    if path.is_symlink():
+        return False
+    if path.name == SCHEMA_FILE:
+        with suppress(UserError):
+            return path.is_file() and bool(load_schema(str(path.parent)))
+    return (
+        path.is_dir()
+        and path.name in (*SPLITS, VOCABULARY)
+        and all(file.suffix == ".parquet" and file.is_file() and not file.is_symlink() for file in path.iterdir())
+    )

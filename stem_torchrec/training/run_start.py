@@ -1,0 +1,144 @@
+"""Which folders a run gets, and whether it may use them: one run at a time, and no run replaces another."""
+
+import hashlib
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+
+from stem_torchrec.checkpoints.compatibility import check_same_options, check_same_run
+from stem_torchrec.checkpoints.folder import complete_steps
+from stem_torchrec.checkpoints.resume import checkpoints_folder
+from stem_torchrec.config import TrainConfig, check_fields
+from stem_torchrec.config.files import dump_config, what_is_trained
+from stem_torchrec.config.path_fields import with_paths
+from stem_torchrec.config.serialization import to_dict
+from stem_torchrec.data.folder import data_folder
+from stem_torchrec.data.schema import SCHEMA_FILE, Schema, load_schema, schema_to_dict
+from stem_torchrec.metrics.multi_task import TaskMetrics, from_json
+from stem_torchrec.models.table import options_of
+from stem_torchrec.runtime.errors import DamagedError, UnwritableError, UserError, reason_of
+from stem_torchrec.runtime.folder_lock import FolderLock
+from stem_torchrec.runtime.owner_file import launch_id
+from stem_torchrec.runtime.paths import write_text
+from stem_torchrec.runtime.process import from_first_rank
+from stem_torchrec.runtime.store_path import AnyPath, path_of
+from stem_torchrec.training.configuration import load_config
+from stem_torchrec.training.run_folder import CONFIG_FILE, RUN_FILES, has_ended, read_metrics
+
+
+def with_data_folder(config: TrainConfig) -> tuple[TrainConfig, str]:
+    """The configuration with an absolute path of its log, and that path; makes the synthetic log if it has no path.
+
+    Raises UserError for a field with a value that it does not take, and for a recipe without a log.
+    """
+    config = replace(config, model=options_of(config.model))
+    check_fields(config)
+    config = with_paths(config)
+    path = data_folder(config.data)
+    return (config if config.data.path is None else replace(config, data=replace(config.data, path=path))), path
+
+
+def check_run_folder(config: TrainConfig, schema: Schema, lock: FolderLock) -> None:
+    """Raises UserError on all ranks if the run may not use its folders; before anything is built or written."""
+
+    def check() -> None:
+        for option, folder in _named_folders(config).items():
+            lock.check(folder, other=option)
+        if config.output_dir is not None:
+            _check_same_run(path_of(config.output_dir), config, schema)
+
+    from_first_rank(check)
+
+
+def open_run_folder(config: TrainConfig, schema: Schema, lock: FolderLock) -> AnyPath:
+    """Takes the folders of a run for all ranks, and writes config.yaml; all ranks get the same run folder.
+
+    If the folder holds a run of the same options, the run resumes in it, unless `config.resume` is never. Raises
+    UserError on all ranks where a folder is in use, holds another run, or cannot be written.
+    """
+
+    def make() -> AnyPath:
+        folder = path_of(config.output_dir) if config.output_dir else _new_folder(config, schema)
+        try:
+            for option, each in {**_named_folders(config), "--output-dir": str(folder)}.items():
+                lock.take(each, other=option)
+            # Another run may have used the folder since the check.
+            _check_same_run(folder, config, schema)
+            write_text(folder / CONFIG_FILE, dump_config(config))
+        except (OSError, UnwritableError) as error:
+            raise UserError(f"the run folder {folder} cannot be written ({reason_of(error)}); give another.") from error
+        return folder
+
+    return from_first_rank(make)
+
+
+def finished(config: TrainConfig) -> dict[str, TaskMetrics] | None:
+    """The metrics of the best evaluation, if the run folder holds a run of these options that has ended; else None.
+
+    All ranks call it. Raises UserError where the folder holds a run of other options that has ended.
+    """
+
+    def read() -> dict[str, TaskMetrics] | None:
+        if config.output_dir is None or config.resume == "never":
+            return None
+        folder = path_of(config.output_dir)
+        if not has_ended(folder):
+            return None
+        _check_same_options(folder, config)
+        return from_json(read_metrics(folder).valid)
+
+    return from_first_rank(read)
+
+
+def _named_folders(config: TrainConfig) -> dict[str, str]:
+    """The folders that options name, by option."""
+    folders = {"--output-dir": config.output_dir, "--checkpoint.folder": config.checkpoint.folder}
+    return {option: folder for option, folder in folders.items() if folder}
+
+
+def _check_same_run(folder: AnyPath, config: TrainConfig, schema: Schema) -> None:
+    """Raises UserError if this run would replace another one, whatever that one has written so far.
+
+    A run that has no checkpoint yet starts again from the beginning, and only with the same options.
+    """
+    written = [name for name in RUN_FILES if (folder / name).exists()]
+    if not written:
+        return
+    if config.resume == "never":
+        raise UserError(f"{folder} holds a run already; give another --output-dir, or --resume auto to resume it.")
+    if CONFIG_FILE not in written:
+        raise DamagedError(
+            f"{folder} holds {written[0]} but no {CONFIG_FILE}, so it is no run to resume; give another --output-dir."
+        )
+    saved = load_config(str(folder / CONFIG_FILE))
+    own_schema = load_schema(str(folder)) if SCHEMA_FILE in written else schema
+    check_same_run(str(folder), (to_dict(saved), schema_to_dict(own_schema)), (to_dict(config), schema_to_dict(schema)))
+    if not complete_steps(checkpoints_folder(config.checkpoint, folder)):
+        _check_same_options(folder, config)
+
+
+def _check_same_options(folder: AnyPath, config: TrainConfig) -> None:
+    saved = load_config(str(folder / CONFIG_FILE))
+    check_same_options(str(folder), to_dict(what_is_trained(saved)), to_dict(what_is_trained(config)))
+
+
+def _new_folder(config: TrainConfig, schema: Schema) -> Path:
+    """A new folder below runs/, named by the time; the same folder again where a launcher restarts its ranks."""
+    launch = launch_id() and hashlib.sha256(launch_id().encode()).hexdigest()[:8]
+    for before in sorted(Path("runs").glob(f"*-{launch}"), reverse=True) if launch else ():
+        with suppress(UserError):
+            _check_same_run(before, config, schema)
+            if not has_ended(before):
+                return before
+    now = f"runs/{datetime.now():%Y%m%d-%H%M%S}"
+    for number in count(1):
+        folder = Path("-".join([now, *([str(number)] if number > 1 else []), *([launch] if launch else [])]))
+        try:
+            # Of runs that start in the same second, each makes a folder of its own.
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        break
+    return folder
