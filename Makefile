@@ -6,7 +6,7 @@ DEVICE ?= cpu
 RUN := . .venv/bin/activate &&
 INSTALLED := .venv/.installed-$(DEVICE)
 
-.PHONY: install train bench quick test test-long lint types layers clean
+.PHONY: install train bench quick test test-long fuzz lint types layers clean
 
 install: $(INSTALLED)
 
@@ -41,6 +41,11 @@ test: $(INSTALLED)
 # All tests, 45 minutes: full matrices, soaks, long commands of the pages, second stacks.
 test-long: $(INSTALLED)
 	$(RUN) pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
+# Mistaken inputs to every command: 10,000 take about an hour on 2 cores. FUZZ="--minutes 5 --seed 1 --out DIR" for others.
+FUZZ ?= --examples 10000 --out runs/fuzz
+fuzz: $(INSTALLED)
+	$(RUN) PYTHONPATH=.:tests:benchmarks python -m fuzz.campaign $(FUZZ)
 
 lint: $(INSTALLED)
 	$(RUN) ruff check . && ruff format --check .

@@ -4,6 +4,9 @@ import ast
 import contextlib
 import dataclasses
 import io
+import itertools
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -12,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints
 from torchrec.modules.embedding_configs import PoolingType
 
 import stem_torchrec
@@ -27,6 +31,7 @@ from stem_torchrec.tables import (
     SparseArch,
     TableTensor,
     build_collection,
+    check_plan,
     embedding_bag_configs,
     table_configs,
     table_of,
@@ -154,35 +159,49 @@ class Foreign(nn.Module):
         return self.tables(features).values()
 
 
-def refuse_means() -> tuple[dict[str, str], set[str]]:
-    """What sharding a mean of TorchRec's own says, and the types that the planner may choose for it."""
-    messages, topology = {}, topology_here(this_process())
-    for weighted, kind in ((False, "grid_shard"), (True, "row_wise"), (False, "row_wise"), (True, "table_wise")):
+MEANS = [(False, "grid_shard"), (True, "row_wise"), (False, "row_wise"), (True, "table_wise")]
+
+
+def outcome_of(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except UserError as error:
+        return str(error)
+    return "accepted"
+
+
+def refuse_means() -> tuple[dict[str, str], list[set[str]]]:
+    """What planning, sharding and checking answer to a mean of TorchRec's own, and the types that may be planned."""
+    outcomes, topology, cpu = {}, topology_here(this_process()), torch.device("cpu")
+    for weighted, kind in MEANS:
+        constraints = {"t_a": ParameterConstraints(sharding_types=[kind])}
+        planner = EmbeddingShardingPlanner(topology=topology, batch_size=4, constraints=constraints)
         for input_dist in ("stock", "once"):
             model, sharder = Foreign(weighted=weighted), make_sharder(input_dist=input_dist)
-            plan = plan_sharding(
-                model, topology=topology, batch_size=4, placements={"t_a": Placement(kind)}, sharder=sharder
-            )
-            case = f"{'weighted ' if weighted else ''}{kind} {input_dist}"
-            try:
-                DistributedModelParallel(model, device=torch.device("cpu"), plan=plan.sharding_plan, sharders=[sharder])
-                messages[case] = "sharded"
-            except UserError as error:
-                messages[case] = str(error)
-    constraints = planner_constraints(table_configs(Foreign(weighted=False)), topology=topology)
-    return messages, set(constraints["t_a"].sharding_types or ())
+            placements, plan = {"t_a": Placement(kind)}, planner.collective_plan(model, [sharder])
+            calls = {
+                "plan": partial(plan_sharding, model, topology=topology, batch_size=4, placements=placements),
+                "check": partial(check_plan, model, plan),
+                "shard": partial(DistributedModelParallel, model, device=cpu, plan=plan, sharders=[sharder]),
+            }
+            case = f"{'weighted ' if weighted else ''}{kind}"
+            outcomes |= {f"{case} {input_dist} {name}": outcome_of(call) for name, call in calls.items()}
+    planned = [
+        planner_constraints(table_configs(Foreign(weighted=w)), topology=topology, weighted=w) for w in (False, True)
+    ]
+    return outcomes, [set(constraints["t_a"].sharding_types or ()) for constraints in planned]
 
 
 def test_a_mean_that_torchrec_gets_wrong_is_refused_and_not_planned():
-    for messages, planned in run_ranks(2, refuse_means):
-        for input_dist in ("stock", "once"):
-            assert messages.pop(f"grid_shard {input_dist}").startswith(
+    for outcomes, (planned, planned_weighted) in run_ranks(2, refuse_means):
+        for input_dist, where in itertools.product(("stock", "once"), ("plan", "check", "shard")):
+            assert outcomes.pop(f"grid_shard {input_dist} {where}").startswith(
                 "the table 't_a' pools by the mean, which TorchRec gets wrong under grid_shard; choose another"
             )
-            message = messages.pop(f"weighted row_wise {input_dist}")
+            message = outcomes.pop(f"weighted row_wise {input_dist} {where}")
             assert "'t_a' pools weighted ids by the mean, which TorchRec gets wrong under row_wise" in message
-        assert set(messages.values()) == {"sharded"}
-        assert "row_wise" in planned
+        assert set(outcomes.values()) == {"accepted"}
+        assert planned - planned_weighted == {"row_wise", "table_row_wise"}
         assert "grid_shard" not in planned
 
 

@@ -11,10 +11,12 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from stem_torchrec.models.layers import MLP, l2_penalty, linear
 from stem_torchrec.runtime.errors import UserError
-from stem_torchrec.tables import SparseArch
+from stem_torchrec.tables import SparseArch, check_same_columns, groups_of
 
-# The pipeline traces a model with FX, which cannot look into an autograd function: in this file it is one step to FX.
+# The pipeline traces a model with FX, which cannot look into an autograd function or follow a decision about shapes: in
+# this file each of these is one step to FX.
 torch.fx.wrap("l2_penalty")
+torch.fx.wrap("check_dense")
 
 
 class InputOptions(TypedDict, total=False):
@@ -42,6 +44,9 @@ class MultiTaskModel(nn.Module):
         dense_out_features: width to which each group projects them on its own.
         embedding_dropout: share of the arch's input dropped in training.
         embedding_l2: weight of half the squared norm of the pooled embeddings of the rows that train them, over B.
+
+    Raises UserError for tasks that cannot name a group, a group without tables or without a feature that another has,
+    and in `forward` for a batch that does not have the model's dense features, or see SparseArch.
     """
 
     def __init__(
@@ -56,8 +61,11 @@ class MultiTaskModel(nn.Module):
         embedding_l2: float = 0.0,
     ) -> None:
         super().__init__()
+        groups_of(tasks)  # Refuses tasks that cannot name a group, whichever groups the model has.
         self.tasks = tuple(tasks)
         self.sparse_arch = SparseArch(embedding_bag_collection, groups)
+        check_same_columns(self.sparse_arch.columns)
+        self.dense_in_features = dense_in_features
         self.dense_arch = nn.ModuleDict(
             {g: linear(dense_in_features, dense_out_features) for g in groups if dense_in_features > 0}
         )
@@ -75,6 +83,7 @@ class MultiTaskModel(nn.Module):
         """`{group: (B, in_features)} -> {task: (B, H)}`, from the groups' inputs to the towers'."""
 
     def forward(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
+        check_dense(dense_features, sparse_features, self.dense_in_features)
         x = self.sparse_arch(sparse_features)
         if self.embedding_l2 > 0:
             x = {g: l2_penalty(x[g], self.embedding_l2) for g in x}
@@ -86,6 +95,17 @@ class MultiTaskModel(nn.Module):
     def logits(self, towers: Tensor) -> Tensor:
         """The logits (B, T) from the towers' outputs (B, T), which they are unless the tasks depend on each other."""
         return towers
+
+
+def check_dense(dense_features: Tensor | None, sparse_features: KeyedJaggedTensor, width: int) -> None:
+    """Raises UserError unless the dense features are (B, width) for B rows of ids; a model without any takes None."""
+    shape = None if dense_features is None else tuple(dense_features.shape)
+    if (width == 0 and (shape is None or shape[1:] == (0,))) or shape == (sparse_features.stride(), width):
+        return
+    raise UserError(
+        f"the dense features of the batch are {'None' if shape is None else f'of shape {shape}'}, but a model with "
+        f"dense_in_features={width} needs {(sparse_features.stride(), width)} for these ids."
+    )
 
 
 def at_least_one(**sizes: int) -> None:

@@ -55,7 +55,7 @@ class STEM(MultiTaskModel):
         inputs: dense features and dropout of the input, see MultiTaskModel. Each group projects the dense features
             on its own, so that isolation holds.
 
-    Raises UserError for a size below 1.
+    Raises UserError for a size below 1, and for tables or batches that do not fit the tasks; see MultiTaskModel.
 
     Example::
 

@@ -27,7 +27,7 @@ from stem_torchrec.sharding.placement import (
 )
 from stem_torchrec.sharding.plan import Plan, make_plan
 from stem_torchrec.sharding.shard import AllTypesSharder
-from stem_torchrec.tables import mean_tables, table_configs
+from stem_torchrec.tables import check_plan, mean_tables, reads_weights, table_configs, wrong_mean_types
 
 
 def plan_sharding(
@@ -53,12 +53,17 @@ def plan_sharding(
         pooling_factors: mean number of ids per row, by feature; 1 where not given.
         proposers: how the planner searches; by default as TorchRec does, which takes minutes on a hundred ranks.
 
-    Raises UserError on all ranks if no plan fits.
+    Raises UserError on all ranks if no plan fits, or a placement makes TorchRec pool a table by a wrong mean.
     """
     tables = table_configs(model)
     placements = dict(placements or {})
     constraints = planner_constraints(
-        tables, topology=topology, placements=placements, whole_rows=whole_rows, pooling_factors=pooling_factors
+        tables,
+        topology=topology,
+        placements=placements,
+        whole_rows=whole_rows,
+        pooling_factors=pooling_factors,
+        weighted=reads_weights(model),
     )
     chosen = _ChosenOptions()
     planner = EmbeddingShardingPlanner(
@@ -75,8 +80,8 @@ def plan_sharding(
         try:
             sharding_plan = planner.plan(model, [sharder or AllTypesSharder()])
         except PlannerError as error:
-            reason = reason_of(error)
-            raise UserError(f"no plan fits {topology.world_size} ranks: {reason}") from error
+            raise UserError(f"no plan fits {topology.world_size} ranks: {reason_of(error)}") from error
+        check_plan(model, sharding_plan)
         return make_plan(sharding_plan, chosen.options, tables, topology)
 
     return from_first_rank(plan)
@@ -89,11 +94,12 @@ def planner_constraints(
     placements: Mapping[str, Placement] | None = None,
     whole_rows: bool = False,
     pooling_factors: Mapping[str, float] | None = None,
+    weighted: bool = False,
 ) -> dict[str, ParameterConstraints]:
     """Constraints that keep TorchRec's planner to the placements; ranks need RankPartitioner as well.
 
     A table without a placement gets any type but data_parallel, which takes it out of the fused optimizer; on one rank
-    it is table_wise. A table that TorchRec itself pools by the mean does not get grid_shard, where its mean is wrong.
+    it is table_wise. A table that TorchRec itself pools by the mean gets no type under which its mean is wrong.
     On CUDA the planner moves tables that do not fit into GPU memory to the host (UVM).
 
     Args:
@@ -103,12 +109,14 @@ def planner_constraints(
         whole_rows: whether to avoid types that cut columns, for an optimizer that couples the elements of a row: each
             column shard would be a row of its own, and learning would depend on the plan.
         pooling_factors: mean number of ids per row, by feature; 1 where not given.
+        weighted: whether the collections weight ids.
 
     Raises UserError for placements that the device, the ranks or the tables do not have.
     """
     placements = placements or {}
     check_placements(placements, device=topology.compute_device, world_size=topology.world_size)
     constraints = {}
+    columns, wrong_means = COLUMN_TYPES if whole_rows else (), wrong_mean_types(weighted)
     means = mean_tables(tables)
     for config in tables:
         placement = placements.get(config.name, AUTO)
@@ -117,7 +125,7 @@ def planner_constraints(
             sharding_types=_types(
                 placement,
                 topology.world_size,
-                avoid=(COLUMN_TYPES if whole_rows else ()) + (("grid_shard",) if config.name in means else ()),
+                avoid=(*columns, *(wrong_means if config.name in means else ())),
             ),
             compute_kernels=_kernels(placement, topology.compute_device),
             min_partition=_column_width(config, placement, topology),

@@ -1,11 +1,12 @@
 """The tables: what a table is, the collection that holds them, their names, and this rank's parts of them.
 
-Reading order: names.py (`group/feature`, layouts), pooling.py (sums and means), collection.py (building and looking
-up), tensors.py (names in state dicts), sharded.py (walking the tables of a model). No other package knows how TorchRec
-names the tensors of tables, or looks for its collections. Import the names below. May import `data`, `config` and
-`runtime`.
+Reading order: names.py (`group/feature`, layouts), pooling.py (sums and means), checks.py (tables for models, batches
+for tables), collection.py (building and looking up), tensors.py (names in state dicts), sharded.py (walking the tables
+of a model). No other package knows how TorchRec names the tensors of tables, or looks for its collections. Import the
+names below. May import `data`, `config` and `runtime`.
 """
 
+from stem_torchrec.tables.checks import check_same_columns
 from stem_torchrec.tables.collection import SparseArch, build_collection, cut_columns, embedding_bag_configs
 from stem_torchrec.tables.names import (
     SHARED,
@@ -16,7 +17,7 @@ from stem_torchrec.tables.names import (
     table_groups,
     table_name,
 )
-from stem_torchrec.tables.pooling import ROW_TYPES, check_means, mean_tables
+from stem_torchrec.tables.pooling import ROW_TYPES, check_means, check_plan, mean_tables, wrong_mean_types
 from stem_torchrec.tables.sharded import (
     LocalShard,
     local_shards,
@@ -36,6 +37,8 @@ __all__ = [
     "TableTensor",
     "build_collection",
     "check_means",
+    "check_plan",
+    "check_same_columns",
     "cut_columns",
     "embedding_bag_configs",
     "groups_of",
@@ -53,4 +56,5 @@ __all__ = [
     "table_weights",
     "tables_among",
     "with_one_row",
+    "wrong_mean_types",
 ]

@@ -12,7 +12,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from stem_torchrec.config import Layout
 from stem_torchrec.data.schema import SparseFeature
 from stem_torchrec.runtime.errors import UserError
-from stem_torchrec.tables.names import split_columns, table_group, table_name
+from stem_torchrec.tables.checks import check_features, check_groups, check_ids
+from stem_torchrec.tables.names import split_columns, table_group, table_groups, table_name
 from stem_torchrec.tables.pooling import mean_tables, sums_to_means, with_sums
 
 
@@ -82,14 +83,15 @@ class SparseArch(nn.Module):
     """Looks up every feature for all groups: for each task, and for the shared one.
 
     B is the batch size, F the number of features and D the embedding dimension; features may differ in D. If a table
-    pools by the mean, its collection adds up and this module divides the sums: see pooling.py. The weights of ids count
-    only if the collection is weighted, as everywhere in TorchRec.
+    pools by the mean, its collection adds up and this module divides the sums: see pooling.py.
 
     Args:
         embedding_bag_collection: the tables of all groups in any layout, named as `embedding_bag_configs` names them.
         groups: the groups to return.
 
-    Raises UserError for a table whose columns do not divide among the groups in its name.
+    Raises UserError for a group without tables, a table whose columns do not divide among the groups in its name, and
+    for a batch that lacks a feature, or has weights if and only if the collection is not weighted. Before sharding it
+    also names an id outside a table, on CPU; a sharded lookup reads row 0 for it and logs an error, as FBGEMM does.
 
     Example::
 
@@ -104,26 +106,44 @@ class SparseArch(nn.Module):
         self.embedding_bag_collection = with_sums(embedding_bag_collection)
         self.groups = tuple(groups)
         self.cuts: dict[str, list[str]] = {}
+        self.columns: dict[str, list[tuple[str, int]]] = {group: [] for group in groups}
+        """For each group, its features and their widths, in the order of its columns."""
+        self.num_embeddings: dict[str, int] = {}
+        """Rows of each feature's smallest table."""
+        self.is_weighted = embedding_bag_collection.is_weighted()
         keys: dict[str, list[str]] = {group: [] for group in groups}
-        columns: dict[str, list[tuple[str | None, int]]] = {group: [] for group in groups}
+        divisors: dict[str, list[tuple[str | None, int]]] = {group: [] for group in groups}
         configs = embedding_bag_collection.embedding_bag_configs()
+        check_groups(groups, list(dict.fromkeys(group for config in configs for group in table_groups(config.name))))
         means = mean_tables(configs)
         for config, names in zip(configs, get_embedding_names_by_table(configs), strict=True):
             tables = split_columns(config.name, config.embedding_dim)
             self.cuts |= {name: [f"{table}:{name}" for table in tables] for name in names}
+            for feature in config.feature_names:
+                rows = self.num_embeddings.get(feature, config.num_embeddings)
+                self.num_embeddings[feature] = min(rows, config.num_embeddings)
             for table, columns_of_group in tables.items():
                 group = table_group(table)
                 if group in keys:
                     keys[group] += [f"{table}:{name}" for name in names]
+                    self.columns[group] += [(feature, len(columns_of_group)) for feature in config.feature_names]
                     divide_by = config.feature_names if config.name in means else [None] * len(names)
-                    columns[group] += [(feature, len(columns_of_group)) for feature in divide_by]
+                    divisors[group] += [(feature, len(columns_of_group)) for feature in divide_by]
         self.keys = list(keys.values())
-        self.out_features = {group: sum(width for _, width in columns[group]) for group in groups}
-        self.means = {g: runs for g, runs in columns.items() if any(feature is not None for feature, _ in runs)}
+        self.out_features = {group: sum(width for _, width in self.columns[group]) for group in groups}
+        self.means = {g: runs for g, runs in divisors.items() if any(feature is not None for feature, _ in runs)}
         """For each group that has means, the feature to divide by of each run of columns, and its width."""
 
     def forward(self, features: KeyedJaggedTensor) -> dict[str, Tensor]:
-        pooled = cut_columns(self.embedding_bag_collection(features), self.cuts)
+        check_features(features, self.num_embeddings, self.is_weighted)
+        try:
+            pooled = cut_columns(self.embedding_bag_collection(features), self.cuts)
+        except IndexError:
+            # Before sharding, TorchRec cannot look up a batch without rows.
+            pooled = cut_columns(look_up_no_rows(self.embedding_bag_collection, features), self.cuts)
+        except RuntimeError:
+            check_ids(features, self.num_embeddings)
+            raise
         by_group = KeyedTensor.regroup([pooled], self.keys)
         x = {group: by_group[i] for i, group in enumerate(self.groups)}
         return x | {group: sums_to_means(x[group], features, columns) for group, columns in self.means.items()}
@@ -138,6 +158,17 @@ def cut_columns(pooled: KeyedTensor, cuts: dict[str, list[str]]) -> KeyedTensor:
     return KeyedTensor(keys, lengths, pooled.values())
 
 
+def look_up_no_rows(collection: EmbeddingBagCollection, features: KeyedJaggedTensor) -> KeyedTensor:
+    """The embeddings of a batch of 0 rows; raises IndexError for a batch that has rows."""
+    if features.stride() > 0:
+        raise IndexError("the batch has rows")
+    keys, weights = features.keys(), features.weights_or_none()
+    row = KeyedJaggedTensor(keys, features.values(), weights, lengths=features.lengths().new_zeros(len(keys)))
+    pooled = collection(row)
+    return KeyedTensor(pooled.keys(), pooled.length_per_key(), pooled.values()[:0])
+
+
 # The pipeline traces a model with FX, which cannot follow a loop over keys: to FX each of these is one step.
+torch.fx.wrap("check_features")
 torch.fx.wrap("cut_columns")
 torch.fx.wrap("sums_to_means")

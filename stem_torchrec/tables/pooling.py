@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torchrec.distributed.types import ShardingPlan
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -66,21 +67,39 @@ def sums_to_means(sums: Tensor, features: KeyedJaggedTensor, columns: Sequence[t
             "features of different batch sizes cannot be pooled by the mean; give all the same batch size."
         )
     keys = features.keys()
-    lengths = features.lengths().view(len(keys), -1).clamp(min=1)
+    lengths = features.lengths().view(len(keys), features.stride()).clamp(min=1)
     ones = torch.ones_like(lengths[0])
     divisors = [ones if feature is None else lengths[keys.index(feature)] for feature, _ in columns]
     widths = [width for _, width in columns]
     return sums / torch.cat([d[:, None].expand(-1, w) for d, w in zip(divisors, widths, strict=True)], dim=1)
 
 
+def wrong_mean_types(is_weighted: bool) -> tuple[str, ...]:
+    """The sharding types under which TorchRec 1.8 pools by another mean than the one that is defined above."""
+    return ROW_TYPES if is_weighted else ("grid_shard",)
+
+
+def check_plan(model: nn.Module, plan: ShardingPlan) -> None:
+    """Raises UserError for tables whose mean TorchRec gets wrong under the plan, which its own sharder does not check.
+
+    Args:
+        model: before it is sharded.
+        plan: as TorchRec's planner makes it for `model`.
+    """
+    for path, params in plan.plan.items():
+        module = model.get_submodule(path)
+        if isinstance(module, EmbeddingBagCollection):
+            check_means(module, {table: sharding.sharding_type for table, sharding in params.items()})
+
+
 def check_means(collection: EmbeddingBagCollection, sharding_types: Mapping[str, str]) -> None:
-    """Raises UserError for tables that TorchRec 1.8 would pool by another mean than the one that is defined above.
+    """Raises UserError for tables that TorchRec would pool by a wrong mean.
 
     Args:
         collection: the tables, before they are sharded.
         sharding_types: by table.
     """
-    wrong = ROW_TYPES if collection.is_weighted() else ("grid_shard",)
+    wrong = wrong_mean_types(collection.is_weighted())
     for table in mean_tables(collection.embedding_bag_configs()):
         if sharding_types.get(table) in wrong:
             raise UserError(
