@@ -85,7 +85,9 @@ def forkserver() -> ForkServerContext:
     A fork of this process would copy its thread pools in an unusable state.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["stem_torchrec.train", "sklearn.metrics"])
+    # Not the commands, which import what they need when they run.
+    preloaded = ["stem_torchrec.training.trainer", "stem_torchrec.training.run_evaluation", "sklearn.metrics"]
+    context.set_forkserver_preload(preloaded)
     return context
 
 
