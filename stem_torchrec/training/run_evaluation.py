@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torchrec.optim.keyed import CombinedOptimizer
 
 from stem_torchrec.checkpoints.weights import find_weights, load_weights
+from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.path_fields import with_paths
 from stem_torchrec.data.batch import Exposures
 from stem_torchrec.data.files import Columns
 from stem_torchrec.data.folder import data_folder
 from stem_torchrec.data.loader import data_loader
-from stem_torchrec.data.schema import load_schema
+from stem_torchrec.data.schema import Schema, load_schema
 from stem_torchrec.metrics.multi_task import MultiTaskMetrics, TaskMetrics, format_table, to_json
 from stem_torchrec.metrics.predictions import PredictionsFile
 from stem_torchrec.runtime.errors import UserError
@@ -84,15 +85,9 @@ def evaluate_run(
     config = with_paths(config)
     folder = path_of(config.run)
     run, weights = load_config(str(folder / CONFIG_FILE)), find_weights(folder / BEST_WEIGHTS)
-    trained, path = load_schema(config.run), config.data.path or data_folder(run.data)
+    path = config.data.path or data_folder(run.data)
     schema = load_schema(path)
-    columns = Columns.select(trained, features=run.data.features, labels=run.data.labels)
-    present = Columns.select(schema, features=tuple(columns.sparse), labels=columns.labels)
-    if differences := present.differences(columns):
-        raise UserError(
-            f"{path} is not a log like that of {config.run}: {', '.join(differences)}; convert it with the "
-            "vocabularies of the training log."
-        )
+    columns = _columns_of(config.run, run, path, schema)
     reader = open_split(run.data, path, config.split, schema, columns, process, batch_size=config.data.batch_size)
     lock = FolderLock(take_over=config.take_over)
     from_first_rank(lambda: prepare_outputs(config.run, lock, metrics=config.json, predictions=config.predictions))
@@ -120,3 +115,15 @@ def evaluate_run(
     if config.json and process.is_first:
         write_json(path_of(config.json), {config.split: to_json(result)})
     return result
+
+
+def _columns_of(folder: str, run: TrainConfig, path: str, schema: Schema) -> Columns:
+    """The columns that the run in `folder` was trained on; raises UserError where the log in `path` has others."""
+    columns = Columns.select(load_schema(folder), features=run.data.features, labels=run.data.labels)
+    present = Columns.select(schema, features=tuple(columns.sparse), labels=columns.labels)
+    if differences := present.differences(columns):
+        raise UserError(
+            f"{path} is not a log like that of {folder}: {', '.join(differences)}; convert it with the vocabularies of "
+            "the training log."
+        )
+    return columns
