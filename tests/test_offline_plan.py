@@ -237,7 +237,7 @@ def test_ids_sent_once_are_received_once_by_a_rank_with_several_tables() -> None
 def test_a_search_continues_and_may_grow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = replace(CONFIG, out=str(tmp_path), types=("table_wise",), layouts=("split",), grow_tasks=(), grow_rows=())
     run_plan(config, TABLES, RUN)
-    [first] = (tmp_path / "plans").glob("*.json")
+    [first] = (tmp_path / "plans").glob("[!.]*.json")
     before, report = first.read_text(), (tmp_path / "report.md").read_text()
     capsys.readouterr()
     more = run_plan(replace(config, types=("table_wise", "row_wise"), nodes=(1, 2)), TABLES, RUN)

@@ -140,7 +140,7 @@ def _read(folder: str) -> tuple[dict[str, Any], list[Outcome]]:
     path = Path(folder)
     try:
         sweep = json.loads((path / SWEEP_FILE).read_text())["sweep"]
-        files = sorted(file for file in (path / CASES).glob("*.json") if not file.name.endswith(".plan.json"))
+        files = sorted(file for file in (path / CASES).glob("[!.]*.json") if not file.name.endswith(".plan.json"))
         outcomes = [from_dict(Outcome, json.loads(file.read_text())) for file in files]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
