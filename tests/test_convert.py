@@ -123,7 +123,7 @@ def test_the_command_prints_what_the_new_run_does_not_take_over(converted: Conve
         ),
         ("no run", "there is no configuration 'nowhere/config.yaml'; a run writes one as config.yaml in its folder."),
         ("the same", "packed is packed already; give the other --layout."),
-        ("out exists", "packed exists already; give another --out."),
+        ("out exists", "packed exists already; give another --out, or delete it."),
         ("no weights", "cut off/best holds no weights; a training run writes them at its first evaluation."),
         ("damaged", "damaged/best cannot be read: [Errno 2] No such file or directory: 'damaged/best/__0_0.distcp'"),
         ("half of .metadata", "halved/best cannot be read: pickle data was truncated"),
@@ -144,4 +144,6 @@ def test_the_command_converts_and_answers_a_mistake_in_one_sentence(
     assert (tmp_path / "packed" / "best" / ".metadata").exists()
     with pytest.raises(SystemExit, match=r"^2$"):
         convert.main()
-    assert capsys.readouterr().err == f"error: {tmp_path / 'packed'} exists already; give another --out.\n"
+    assert (
+        capsys.readouterr().err == f"error: {tmp_path / 'packed'} exists already; give another --out, or delete it.\n"
+    )

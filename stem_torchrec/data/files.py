@@ -54,7 +54,7 @@ class Columns:
             labels=tuple(labels or schema.labels),
             group=schema.group,
         )
-        selected._check_roles()
+        selected.check_roles()
         return selected
 
     def differences(self, other: "Columns") -> list[str]:
@@ -72,7 +72,7 @@ class Columns:
         pairs += [("dense_features", self.dense, other.dense), ("group", self.group, other.group)]
         return [f"{name} is {value!r}, not {expected!r}" for name, value, expected in pairs if value != expected]
 
-    def _check_roles(self) -> None:
+    def check_roles(self) -> None:
         """Raises UserError for a column that serves in two ways, of which one excludes the other."""
         roles = {
             "a label": self.labels,

@@ -56,7 +56,7 @@ class WatchedMetric:
         """
         watched = cls(name, columns.labels, has_groups=columns.group is not None)
         problems = {
-            task: problem for task in watched._judged if (problem := watched._problem(task, columns, row_groups))
+            task: problem for task in watched.judged_tasks if (problem := watched.problem_of(task, columns, row_groups))
         }
         for task, problem in problems.items():
             fine = [each for each in columns.labels if each not in problems]
@@ -69,12 +69,12 @@ class WatchedMetric:
         return watched
 
     @property
-    def _judged(self) -> Sequence[str]:
+    def judged_tasks(self) -> Sequence[str]:
         """The tasks that the score is the mean of."""
         task = self.name.partition("/")[2]
         return [task] if task else self.tasks
 
-    def _problem(self, task: str, columns: Columns, row_groups: Sequence[RowGroup]) -> str | None:
+    def problem_of(self, task: str, columns: Columns, row_groups: Sequence[RowGroup]) -> str | None:
         """What leaves the metric of a task undefined, or None."""
         metric, kinds = self.name.partition("/")[0], label_kinds(row_groups, task)
         if not kinds:
@@ -88,5 +88,5 @@ class WatchedMetric:
     def score(self, metrics: Metrics) -> float:
         """The metric, higher is better: its mean over the tasks, negative where lower is better; NaN if undefined."""
         metric = self.name.partition("/")[0]
-        values = [getattr(metrics[task], metric) for task in self._judged]
+        values = [getattr(metrics[task], metric) for task in self.judged_tasks]
         return SIGNS[metric] * sum(values) / len(values)
