@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,8 +29,6 @@ EXAMPLES = {
 """Examples of each target in `make test`; a campaign shares its number out in the same proportion."""
 LIMIT = 120.0
 """Seconds after which an example hangs; a slow one takes 3 s on an idle machine."""
-OPEN = ("run_folder.py", "multi_task.py", "metrics_log.py", "process.py:join_process_group", "topology_here", "rows: ")
-"""Parts of faults that are known and not repaired yet, which `make test` lets pass and a campaign reports."""
 CAMPAIGN = os.environ.get("FUZZ_OUT")
 """Folder for the record of a campaign, in which a failing example does not end its target."""
 
@@ -97,11 +95,6 @@ def bench() -> Bench:
     return made
 
 
-def not_open(wrong: Iterable[str]) -> list[str]:
-    """The faults that are not known yet."""
-    return [fault for fault in wrong if not any(part in fault for part in OPEN)]
-
-
 @functools.cache
 def _first_example(name: str) -> float:
     """When the first example of a target ran."""
@@ -115,8 +108,7 @@ def check(name: str, case: Case) -> None:
         return
     answer, wrong = bench().run(case)
     if CAMPAIGN is None:
-        new = not_open(wrong)
-        assert not new, f"{'; '.join(new)}\n{answer.output[-3000:]}\n{case.to_json()}"
+        assert not wrong, f"{'; '.join(wrong)}\n{answer.output[-3000:]}\n{case.to_json()}"
         return
     record = {"target": name, "status": answer.status, "seconds": answer.seconds, "problems": wrong}
     record |= {"case": json.loads(case.to_json()), "output": answer.output[-3000:] if wrong else ""}
