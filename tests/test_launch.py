@@ -40,11 +40,17 @@ def open_mpi(rank: int, folder: Path) -> dict[str, str]:
     }
 
 
+def environment_with(launcher: dict[str, str]) -> dict[str, str]:
+    """This process's environment with a launcher's variables, and without those that a process group sets."""
+    of_torchrun = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return {name: value for name, value in os.environ.items() if name not in of_torchrun} | launcher
+
+
 @pytest.mark.parametrize("launcher", [slurm, open_mpi])
 def test_srun_and_mpirun_start_ranks_of_one_run(
     tmp_path: Path, launcher: Callable[[int, Path], dict[str, str]]
 ) -> None:
-    environments = [os.environ | launcher(rank, tmp_path) for rank in range(2)]
+    environments = [environment_with(launcher(rank, tmp_path)) for rank in range(2)]
     options = ["--recipe", "tiny", "--train.max-steps", "1", "--output-dir", tmp_path / "run"]
     output = run_script("stem_torchrec/train.py", *options, environments=environments)
     assert "16 steps of 2 x 256 an epoch" in output
@@ -52,7 +58,7 @@ def test_srun_and_mpirun_start_ranks_of_one_run(
 
 
 def test_a_wrong_variable_is_named_by_the_rank_that_has_it() -> None:
-    environment = os.environ | slurm(1, Path()) | {"SLURM_LOCALID": "9"}
+    environment = environment_with(slurm(1, Path()) | {"SLURM_LOCALID": "9"})
     output = run_script("stem_torchrec/train.py", "--recipe", "tiny", status=2, environments=[environment])
     assert output.startswith("error: SLURM_LOCALID is '9', but must be a whole number from 0 to 1, as ")
 
