@@ -1,5 +1,6 @@
 """A path option means what it says, or is refused by name before anything starts; it is never taken literally."""
 
+import importlib.util
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -96,13 +97,19 @@ def test_a_scheme_without_a_file_system_is_refused_by_name(monkeypatch: pytest.M
     )
 
 
+@pytest.mark.parametrize(
+    ("url", "package"), [("gs://bucket", "gcsfs"), ("abfs://box@account.dfs.core.windows.net/a", "adlfs")]
+)
+def test_urls_of_stores_that_no_other_test_opens_are_taken_with_their_package(url: str, package: str) -> None:
+    if importlib.util.find_spec(package) is not None:
+        assert checked_path(url, FOLDER) == url
+    else:
+        assert f"needs {package}, which is not installed; run: pip install 'stem_torchrec[" in refusal(url)
+
+
 def test_urls_of_stores_and_files_are_taken() -> None:
     assert checked_path("s3://bucket/a/", FOLDER) == "s3://bucket/a"
     assert checked_path("S3://bucket/a", OUTPUT) == "s3://bucket/a"
-    assert checked_path("gs://bucket", FOLDER) == "gs://bucket"
-    assert (
-        checked_path("abfs://box@account.dfs.core.windows.net/a", FILE) == "abfs://box@account.dfs.core.windows.net/a"
-    )
     assert checked_path("hdfs:///a", FOLDER) == "hdfs:///a"
     for url in ("file:///no/such folder", "file://localhost/no/such%20folder", "file:/no/such%20folder"):
         assert checked_path(url, FOLDER) == "/no/such folder"

@@ -102,7 +102,7 @@ def _rows(folder: Path, column: str) -> Iterator[Any]:
     """The values of a column in all files below a folder but those that Spark or macOS hide."""
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
-        if path.is_file() and path.suffix == ".parquet" and not hidden:
+        if path.is_file() and path.suffix.lower() == ".parquet" and not hidden:
             with pq.ParquetFile(path) as file:
                 yield from (
                     file.read([column])[column].to_pylist()
