@@ -10,6 +10,7 @@ from pathlib import Path
 from stem_torchrec.runtime.errors import UserError, reason_of
 from stem_torchrec.runtime.file_systems import g_pathmgr
 from stem_torchrec.runtime.launch_environment import slurm_step
+from stem_torchrec.runtime.whole_file import naming_file
 
 OWNER_FILE = ".owner.json"
 RENEWED_EVERY = 60.0
@@ -141,8 +142,12 @@ def write_owner(folder: str, owner: Owner) -> None:
             file.write(text)
     else:
         new = Path(f"{path}.{owner.token}")
-        new.write_text(text)
-        new.replace(path)
+        with naming_file(path):
+            try:
+                new.write_text(text)
+                new.replace(path)
+            finally:
+                new.unlink(missing_ok=True)
 
 
 def remove_owner(folder: str) -> None:
