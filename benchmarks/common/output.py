@@ -1,7 +1,8 @@
 """Result files of a benchmark: the folder, and files that are never seen half written."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from matplotlib.figure import Figure
 from stem_torchrec.config.json_text import parse_json
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.folder_lock import FolderLock
-from stem_torchrec.runtime.whole_file import naming_file, whole_file
+from stem_torchrec.runtime.paths import check_writable
+from stem_torchrec.runtime.whole_file import whole_file
 
-_PROBE_BYTES = 4096
 _LOCK = FolderLock(take_over=None)
 """Of the folders that this process writes results to."""
 
@@ -28,14 +29,8 @@ def make_folder(out: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "schema.json").exists():
         raise UserError(f"--out {out} holds a run or a log; give another folder.")
-    probe = folder / ".writable"
-    try:
-        with naming_file(folder):
-            _LOCK.take(out, other="--out")
-            # A full disk has room for an empty file.
-            probe.write_bytes(bytes(_PROBE_BYTES))
-    finally:
-        probe.unlink(missing_ok=True)
+    _LOCK.take(out, other="--out")
+    check_writable(folder)
     return folder
 
 
@@ -82,18 +77,25 @@ def _short(value: Any) -> str:
 
 def write_whole(path: Path, text: str) -> None:
     """Writes text; a reader gets either the old file or the complete new one."""
-    _LOCK.confirm()
-    with whole_file(path) as new:
+    with _result_file(path) as new:
         new.write_text(text)
 
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Writes a Parquet file, as `write_whole` does."""
-    with whole_file(path) as new:
+    with _result_file(path) as new:
         pq.write_table(table, new)
 
 
 def write_figure(path: Path, figure: Figure) -> None:
     """Writes a plot, as `write_whole` does."""
-    with whole_file(path) as new:
+    with _result_file(path) as new:
         figure.savefig(new, dpi=120)
+
+
+@contextmanager
+def _result_file(path: Path) -> Iterator[Path]:
+    """What to write instead of `path`, see `whole_file`; raises UserError if another process took a folder over."""
+    _LOCK.confirm()
+    with whole_file(path) as new:
+        yield new

@@ -7,8 +7,7 @@ from annotated_types import Interval
 
 from stem_torchrec.runtime.path_options import InputFile
 
-ShardingType = Literal[
-    "auto",
+PlacedType = Literal[
     "data_parallel",
     "table_wise",
     "row_wise",
@@ -17,6 +16,8 @@ ShardingType = Literal[
     "table_row_wise",
     "grid_shard",
 ]
+"""What a plan says of a table."""
+ShardingType = Literal["auto", PlacedType]
 Kernel = Literal["auto", "fused", "dense", "fused_uvm", "fused_uvm_caching"]
 InputDist = Literal["stock", "once"]
 Communication = Literal["fp32", "fp16", "bf16"]

@@ -10,6 +10,9 @@ from stem_torchrec.runtime.errors import UnwritableError, reason_of
 from stem_torchrec.runtime.file_systems import g_pathmgr
 from stem_torchrec.runtime.internals.path_handlers import handler_of
 from stem_torchrec.runtime.store_path import AnyPath, StorePath
+from stem_torchrec.runtime.whole_file import naming_file
+
+_PROBE_BYTES = 4096
 
 
 def write_json(path: AnyPath, value: Any) -> None:
@@ -38,11 +41,15 @@ def write_text(path: AnyPath, text: str) -> None:
 
 
 def check_writable(folder: AnyPath) -> None:
-    """Makes a folder and writes a file in it for a moment; raises OSError where that fails."""
+    """Makes a folder and writes a file in it for a moment; raises OSError, which names the folder, where that fails."""
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / f".writable-{os.getpid()}"
-    probe.write_text("")
-    probe.unlink(missing_ok=True)
+    with naming_file(str(folder)):
+        try:
+            # A full disk has room for an empty file.
+            probe.write_text(" " * _PROBE_BYTES)
+        finally:
+            probe.unlink(missing_ok=True)
 
 
 def move(source: str, target: str) -> None:

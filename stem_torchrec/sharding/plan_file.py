@@ -12,6 +12,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from stem_torchrec.config.formats import FormatError, with_format, without_format
 from stem_torchrec.config.json_text import parse_json
 from stem_torchrec.config.serialization import from_dict
+from stem_torchrec.config.sharding import PlacedType
 from stem_torchrec.runtime.errors import UserError, reason_of
 from stem_torchrec.runtime.file_systems import g_pathmgr
 from stem_torchrec.sharding.placement import HOST_TYPES, Placement, some
@@ -31,15 +32,7 @@ class _StoredTable:
 
     rows: _Count
     dim: _Count
-    sharding_type: Literal[
-        "data_parallel",
-        "table_wise",
-        "row_wise",
-        "column_wise",
-        "table_column_wise",
-        "table_row_wise",
-        "grid_shard",
-    ]
+    sharding_type: PlacedType
     compute_kernel: Literal["dense", "fused", "fused_uvm_caching", "fused_uvm"]
     ranks: tuple[_Rank, ...] = ()
     """Rank of each shard; of no meaning for the types that lie on all ranks."""

@@ -86,7 +86,7 @@ def finished(config: TrainConfig) -> dict[str, TaskMetrics] | None:
         folder = path_of(config.output_dir)
         if not has_ended(folder):
             return None
-        _check_same_options(folder, config)
+        _check_same_options(folder, load_config(str(folder / CONFIG_FILE)), config)
         return from_json(read_metrics(folder).valid)
 
     return from_first_rank(read)
@@ -116,11 +116,10 @@ def _check_same_run(folder: AnyPath, config: TrainConfig, schema: Schema) -> Non
     own_schema = load_schema(str(folder)) if SCHEMA_FILE in written else schema
     check_same_run(str(folder), (to_dict(saved), schema_to_dict(own_schema)), (to_dict(config), schema_to_dict(schema)))
     if not complete_steps(checkpoints_folder(config.checkpoint, folder)):
-        _check_same_options(folder, config)
+        _check_same_options(folder, saved, config)
 
 
-def _check_same_options(folder: AnyPath, config: TrainConfig) -> None:
-    saved = load_config(str(folder / CONFIG_FILE))
+def _check_same_options(folder: AnyPath, saved: TrainConfig, config: TrainConfig) -> None:
     check_same_options(str(folder), to_dict(what_is_trained(saved)), to_dict(what_is_trained(config)))
 
 
