@@ -39,6 +39,7 @@ def build_sharded_model(
     *,
     labels_missing: bool = False,
     ids_per_row: Mapping[str, float] | None = None,
+    trains: bool = True,
 ) -> tuple[DistributedModelParallel, Plan]:
     """The model with its loss, sharded over the ranks, and the plan.
 
@@ -48,12 +49,14 @@ def build_sharded_model(
         process: this rank.
         labels_missing: whether the log has rows without a label for some task.
         ids_per_row: mean number of ids in a row by feature, for the planner's estimates; 1 where not given.
+        trains: whether the model is trained; finding which tasks train a parameter takes seconds in a wide model.
 
     Raises UserError where the sparse optimizer does not serve the tables, or no plan fits; see `plan_sharding`.
     """
     torch.manual_seed(config.seed)
     model = build_model(config.model, columns)
-    model.trained_by = tasks_of_parameters(model, tasks=len(columns.labels), dense_in_features=len(columns.dense))
+    if trains:
+        model.trained_by = tasks_of_parameters(model, tasks=len(columns.labels), dense_in_features=len(columns.dense))
     tables = table_configs(model)
     topology = topology_here(process, hbm_gib=config.sharding.hbm_gb)
     placements = from_first_rank(lambda: choose_placements(config.sharding, tables, topology))

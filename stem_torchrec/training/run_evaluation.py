@@ -91,7 +91,7 @@ def evaluate_run(
     reader = open_split(run.data, path, config.split, schema, columns, process, batch_size=config.data.batch_size)
     lock = FolderLock(take_over=config.take_over)
     from_first_rank(lambda: prepare_outputs(config.run, lock, metrics=config.json, predictions=config.predictions))
-    model, _ = build_sharded_model(for_weights_only(run), columns, process)
+    model, _ = build_sharded_model(for_weights_only(run), columns, process, trains=False)
     load_weights(model, weights)
     pipeline = build_pipeline(model, CombinedOptimizer([]), run, process)
 

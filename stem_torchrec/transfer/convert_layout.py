@@ -61,7 +61,7 @@ def convert_run(config: ConvertConfig, process: Process) -> None:
     lock = FolderLock(take_over=config.take_over)
     unfinished = from_first_rank(lambda: _make_folder(folder, lock))
     try:
-        model, _ = build_sharded_model(for_weights_only(converted), columns, process)
+        model, _ = build_sharded_model(for_weights_only(converted), columns, process, trains=False)
         load_weights(model, weights)
         save_weights(model, unfinished / BEST_WEIGHTS)
 
