@@ -1,6 +1,7 @@
 """The numbers of a run on disk: damage is one sentence, and a resumed run goes on with them."""
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -79,16 +80,33 @@ def test_another_damaged_line_is_named(line: bytes, tmp_path: Path) -> None:
 def readings_after_a_resume() -> dict[str, Any]:
     before, resumed = Meter(["like"]), Meter(["like"])
     for _ in range(5):
-        before.add(torch.tensor([1.0]), rows=1_000_000)
+        before.add(torch.tensor([1.0]), labels=torch.tensor([2]), rows=1_000_000)
     resumed.restore(before.state())
     resumed.start_clock()
     time.sleep(0.2)
-    resumed.add(torch.tensor([4.0]), rows=100)
+    resumed.add(torch.tensor([4.0]), labels=torch.tensor([5]), rows=100)
     return resumed.read()
 
 
 def test_speed_counts_from_the_resume_and_losses_from_before(tmp_path: Path) -> None:
     (values,) = run_ranks(1, readings_after_a_resume)
-    assert values["train/loss/like"] == pytest.approx(1.5)
+    assert values["train/loss/like"] == pytest.approx((5 * 2 * 1.0 + 5 * 4.0) / 15)
     assert values["train/samples_per_second"] <= 100 / 0.2
     assert values["train/step_ms"] >= 200
+
+
+def readings_without_labels() -> dict[str, Any]:
+    meter = Meter(["finish", "like", "share"])
+    for losses, labels in (
+        ([0.5, 0.0, 0.0], [4, 0, 0]),
+        ([1.0, 2.0, 0.0], [4, 1, 0]),
+        ([math.nan, 2.0, 0.0], [4, 1, 0]),
+    ):
+        meter.add(torch.tensor(losses), labels=torch.tensor(labels), rows=4)
+    return meter.read()
+
+
+def test_a_step_without_labels_of_a_task_does_not_count_for_its_loss() -> None:
+    (values,) = run_ranks(1, readings_without_labels)
+    losses = [values[f"train/loss/{task}"] for task in ("finish", "like", "share")]
+    assert losses == [pytest.approx(0.75), pytest.approx(2.0), None]

@@ -1,5 +1,6 @@
 """Joining and leaving the process group, the name of a start, and errors of rank 0."""
 
+import errno
 import json
 import platform
 import subprocess
@@ -10,7 +11,9 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from stem_torchrec.runtime.errors import LostRankError
+from stem_torchrec.runtime.command import run_main
+from stem_torchrec.runtime.errors import LostRankError, UserError
+from stem_torchrec.runtime.exit_status import ExitStatus
 from stem_torchrec.runtime.process import from_first_rank
 from stem_torchrec.runtime.rendezvous import name_start
 
@@ -97,3 +100,18 @@ def fail_on_first_rank() -> str:
 
 def test_whatever_fails_on_the_first_rank_fails_on_all() -> None:
     assert run_ranks(2, fail_on_first_rank) == ["KeyError: 'x'"] * 2
+
+
+def status_of_a_full_disk() -> int:
+    def write() -> None:
+        raise UserError("runs/a.json cannot be written.") from OSError(errno.ENOSPC, "No space left on device")
+
+    try:
+        run_main(lambda: from_first_rank(write))
+    except SystemExit as exit_:
+        return int(exit_.code or 0)
+    return 0
+
+
+def test_a_disk_that_is_full_for_the_first_rank_has_its_status_on_all() -> None:
+    assert run_ranks(2, status_of_a_full_disk) == [ExitStatus.UNWRITABLE] * 2

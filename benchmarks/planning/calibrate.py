@@ -11,7 +11,6 @@ term includes what an operation costs before its first byte, so small tables and
 are valid for steps like the measured ones.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
+from stem_torchrec.config.json_text import parse_json
 from stem_torchrec.config.serialization import from_dict
 from stem_torchrec.runtime.errors import UserError, reason_of
 from stem_torchrec.sharding.placement import Placement
@@ -139,9 +139,9 @@ def _ratios(priced: Sequence[Priced], memory: float, link: float) -> tuple[float
 def _read(folder: str) -> tuple[dict[str, Any], list[Outcome]]:
     path = Path(folder)
     try:
-        sweep = json.loads((path / SWEEP_FILE).read_text())["sweep"]
+        sweep = parse_json((path / SWEEP_FILE).read_text())["sweep"]
         files = sorted(file for file in (path / CASES).glob("[!.]*.json") if not file.name.endswith(".plan.json"))
-        outcomes = [from_dict(Outcome, json.loads(file.read_text())) for file in files]
+        outcomes = [from_dict(Outcome, parse_json(file.read_text())) for file in files]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"--calibrate {folder} holds no results of benchmarks/sharding.py ({reason_of(error)}); give "
@@ -166,7 +166,7 @@ def _price(
     """The case as the planner prices its plan; None for a plan with tables in UVM."""
     [first] = [o for o in outcomes if o.case == row.case and o.round == 0]
     assert first.measurement is not None
-    planned = json.loads(first.measurement.plan)["tables"]
+    planned = parse_json(first.measurement.plan)["tables"]
     if any(table["compute_kernel"] != "fused" for table in planned.values()):
         return None
     specs = [from_dict(TableSpec, table) for table in sweep["tables"]]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stem_torchrec.config.json_text import parse_json
 from stem_torchrec.config.serialization import from_dict, to_dict
 from stem_torchrec.runtime.errors import UserError
 
@@ -142,7 +143,7 @@ class ResultFolder:
         if not path.exists():
             return None
         try:
-            return from_dict(Outcome, json.loads(path.read_text()))
+            return from_dict(Outcome, parse_json(path.read_text()))
         except ValueError as error:
             raise UserError(
                 f"{path} is not a result of this sweep ({error}); delete it to measure the case again."

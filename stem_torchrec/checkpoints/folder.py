@@ -11,6 +11,7 @@ from typing import Any
 
 from stem_torchrec.config import ModelConfig, TrainConfig
 from stem_torchrec.config.formats import with_format, without_format
+from stem_torchrec.config.json_text import parse_json
 from stem_torchrec.config.serialization import from_dict, to_dict
 from stem_torchrec.data.footers import LAYOUT
 from stem_torchrec.data.schema import Schema, schema_to_dict
@@ -91,7 +92,7 @@ def read_progress(path: str, model: type[ModelConfig] = ModelConfig) -> Progress
     changed since.
     """
     with g_pathmgr.open(f"{path}/{PROGRESS_FILE}", "r") as file:
-        content = json.loads(file.read())
+        content = parse_json(file.read())
     # Before the checksum, which a newer program may compute differently.
     fields = without_format(content, PROGRESS_FORMAT, f"{path}/{PROGRESS_FILE}")
     checksum = content.pop(_CHECKSUM, None)

@@ -64,7 +64,7 @@ class CheckpointSaver:
     Example::
 
         saver = CheckpointSaver("runs/a/checkpoints", keep=2)
-        saver.save(training_state(model, optimizer, losses), progress)  # step-000000100/ is written meanwhile
+        saver.save(training_state(model, optimizer, meter), progress)  # step-000000100/ is written meanwhile
         saver.close()
     """
 

@@ -10,26 +10,26 @@ from stem_torchrec.checkpoints.storage import State, without_warnings
 from stem_torchrec.checkpoints.weights import damage_on_any_rank, load_state, read_metadata
 
 
-def training_state(model: nn.Module, optimizer: CombinedOptimizer, losses: torch.Tensor) -> State:
+def training_state(model: nn.Module, optimizer: CombinedOptimizer, meter: torch.Tensor) -> State:
     """This rank's tensors by name, not copied; call it after the optimizer's first step, which creates its states.
 
     Args:
         model: sharded.
         optimizer: of the model.
-        losses: state of this rank's meter, shape (T + 3,) for T tasks.
+        meter: state of this rank's meter, shape (2T + 2,) for T tasks.
 
     Example::
 
-        training_state(model, optimizer, losses)
+        training_state(model, optimizer, meter)
         # {"model": {"...embedding_bags.like/uid.weight": ShardedTensor, ...},
         #  "optimizer": {"...embedding_bags.like/uid.weight": {"like/uid.momentum1": ShardedTensor}, ...},
-        #  "rank": {"0": {"losses": Tensor, "cpu": Tensor}}}
+        #  "rank": {"0": {"meter": Tensor, "cpu": Tensor}}}
     """
     return {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict()["state"],
         # By rank, as each rank has its own.
-        "rank": {str(dist.get_rank()): {"losses": losses, **_random_states()}},
+        "rank": {str(dist.get_rank()): {"meter": meter, **_random_states()}},
     }
 
 
@@ -38,7 +38,8 @@ def restore_state(
 ) -> torch.Tensor | None:
     """Reads a saved `training_state` into a model of any layout and plan; all ranks call it before the first step.
 
-    Returns the state of this rank's meter, shape (T + 3,), or None on another number of ranks.
+    Returns the state of this rank's meter, shape (2T + 2,), or None on another number of ranks, and of a
+    checkpoint by an earlier version, which kept other sums.
 
     Args:
         model: sharded.
@@ -54,12 +55,16 @@ def restore_state(
         # Creates the states to read into, by a step; its effect on the weights ends when those are read.
         optimizer.init_state(set())
         optimizer.zero_grad()
-        losses = torch.zeros(tasks + 3, dtype=torch.float64)
-        state, states = training_state(model, optimizer, losses), optimizer.state_dict()
+        meter = torch.zeros(2 * tasks + 2, dtype=torch.float64)
+        state, states = training_state(model, optimizer, meter), optimizer.state_dict()
         state["optimizer"] = states["state"]
         if not same_ranks:
             del state["rank"]
-        recut = take_out(state, read_metadata(path))
+        metadata = read_metadata(path)
+        has_meter = f"rank.{dist.get_rank()}.meter" in metadata.state_dict_metadata
+        if same_ranks and not has_meter:
+            del state["rank"][str(dist.get_rank())]["meter"]
+        recut = take_out(state, metadata)
         load_state(state, path)
         with damage_on_any_rank(path):
             read(recut, state, path)
@@ -72,7 +77,7 @@ def restore_state(
         torch.manual_seed(step * dist.get_world_size() + dist.get_rank())
         return None
     _set_random_states(state["rank"][str(dist.get_rank())])
-    return losses
+    return meter if has_meter else None
 
 
 def _random_states() -> dict[str, torch.Tensor]:

@@ -29,8 +29,7 @@ class StepLabels:
     """
 
     def __init__(self, labels: Tensor, group: dist.ProcessGroup | None) -> None:
-        columns = labels[:, None] if labels.dim() == 1 else labels
-        self._counts = columns.isnan().logical_not().sum(dim=0).cpu()
+        self._counts = _count(labels).cpu()
         self._ranks = 1 if group is None else group.size()
         self._work = None if group is None else dist.all_reduce(self._counts, group=group, async_op=True)
 
@@ -102,6 +101,19 @@ class LabelCounter:
         if self._group is not None:
             dist.destroy_process_group(self._group)
         self._group = self._last = None
+
+
+def labels_of_step(batch: Batch) -> Tensor:
+    """What the sums of a step's losses have been divided by, (T,): see `StepLabels.per_rank`.
+
+    Of a batch that does not come from a LabelCounter, the labels of this rank, (T,).
+    """
+    return batch.labels_of_step.per_rank() if isinstance(batch, CountedBatch) else _count(batch.labels)
+
+
+def _count(labels: Tensor) -> Tensor:
+    columns = labels[:, None] if labels.dim() == 1 else labels
+    return columns.isnan().logical_not().sum(dim=0)
 
 
 def _counted(batch: Batch, labels_of_step: StepLabels) -> CountedBatch:

@@ -53,6 +53,18 @@ def reason_of(error: BaseException) -> str:
     return " ".join(str(error).split()).rstrip(".")
 
 
+def system_cause(error: BaseException) -> OSError | None:
+    """The error of the system that another error was raised from, directly or by way of others.
+
+    Example::
+
+        # raise UserError("a.json cannot be written ...") from OSError(28, "No space left on device")
+        system_cause(error)  # OSError(28, "No space left on device")
+    """
+    cause = error.__cause__
+    return cause if cause is None or isinstance(cause, OSError) else system_cause(cause)
+
+
 def nearest(name: str, names: Sequence[str]) -> str:
     """Returns `; did you mean 'x'?` for the most similar of `names`, or an empty string if none is similar.
 

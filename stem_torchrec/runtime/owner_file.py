@@ -126,7 +126,7 @@ def read_owner(folder: str) -> Owner | None:
         datetime.fromisoformat(owner.renewed)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path} names no owner ({reason_of(error)}); delete it if no process writes to {folder}."
         ) from error

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from stem_torchrec.runtime.errors import LostRankError, UserError, reason_of
+from stem_torchrec.runtime.errors import LostRankError, UserError, reason_of, system_cause
 from stem_torchrec.runtime.internals.pytorch import TRACER_LOGGER
 from stem_torchrec.runtime.launch_environment import LOOPBACK, Ranks, read_master, read_ranks
 from stem_torchrec.runtime.memory import keep_freed_memory
@@ -144,20 +144,23 @@ def from_first_rank(make: Callable[[], T]) -> T:
         make: its result must pickle. A UserError or OSError is raised as it is, any other as RuntimeError with its
             name and message.
     """
-    outcome: list[Any] = [None]
+    outcome: list[Any] = [None, None]
     if not dist.is_initialized() or dist.get_rank() == 0:
         try:
-            outcome = [make()]
+            outcome[0] = make()
         except (UserError, OSError) as error:
-            outcome = [error]
+            # The cause, for the exit status, is not pickled with its error.
+            outcome = [error, system_cause(error)]
         except Exception as error:
             # Not every error can be pickled.
-            outcome = [RuntimeError(f"{type(error).__name__}: {error}").with_traceback(error.__traceback__)]
+            outcome[0] = RuntimeError(f"{type(error).__name__}: {error}").with_traceback(error.__traceback__)
     if dist.is_initialized():
         dist.broadcast_object_list(outcome)
-    if isinstance(outcome[0], Exception):
-        raise outcome[0]
-    return outcome[0]
+    result, cause = outcome
+    if isinstance(result, Exception):
+        result.__cause__ = result.__cause__ or cause
+        raise result
+    return result
 
 
 def _quiet_libraries() -> None:

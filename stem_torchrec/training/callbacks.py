@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from stem_torchrec.data.label_counts import labels_of_step
 from stem_torchrec.metrics.multi_task import to_json
 from stem_torchrec.profiles.step_profiler import StepProfiler
 from stem_torchrec.runtime.progress import format_values, log_rank0
@@ -99,7 +100,7 @@ class TrainingLog(Callback):
         step = loop.state.step
         if self.bar is not None:
             self.bar.update()
-        self._meter.add(output.losses, rows=len(output.logits))
+        self._meter.add(output.losses, labels=labels_of_step(output.batch), rows=len(output.logits))
         if step % self._every_steps == 0 or step == loop.steps:
             values = self._meter.read()
             if self._file is not None:

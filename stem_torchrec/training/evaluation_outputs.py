@@ -1,8 +1,8 @@
 """Where an evaluation's results go: checked before the work, so that they replace nothing but earlier results."""
 
-import json
 import os
 
+from stem_torchrec.config.json_text import parse_json
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.owner_file import OWNER_FILE
@@ -73,8 +73,8 @@ def _holds_metrics(file: AnyPath) -> bool:
     with file.open("rb") as opened:
         text = opened.read(_LONGEST_JSON + 1)
     try:
-        splits = json.loads(text or b"{}") if len(text) <= _LONGEST_JSON else None
-    except (ValueError, RecursionError):
+        splits = parse_json(text or b"{}") if len(text) <= _LONGEST_JSON else None
+    except ValueError:
         return False
     return isinstance(splits, dict) and all(
         isinstance(tasks, dict) and all(isinstance(task, dict) and "auc" in task for task in tasks.values())

@@ -11,7 +11,7 @@ from stem_torchrec.runtime.errors import UserError
 
 
 class Meter:
-    """Mean losses over steps and ranks, and speed, since the last reading.
+    """Mean losses over the labels of all steps and ranks, and speed, since the last reading.
 
     Args:
         tasks: names of the tasks.
@@ -28,30 +28,34 @@ class Meter:
         self.sum: Tensor | None = None
         self.start_clock()
 
-    def add(self, losses: Tensor, *, rows: int) -> None:
-        """Adds a step with its losses (T,); the mean leaves out a step whose losses are not finite."""
+    def add(self, losses: Tensor, *, labels: Tensor, rows: int) -> None:
+        """Adds a step; the means leave out one whose losses are not finite.
+
+        Args:
+            losses: (T,), each a sum over this rank's labels divided by `labels`.
+            labels: (T,), as `labels_of_step` counts them.
+            rows: of this rank's batch.
+        """
         if len(losses) != len(self.tasks):
             raise UserError(f"the model has {len(losses)} losses, but the tasks are {list(self.tasks)}; name each.")
-        finite = torch.isfinite(losses).all()
-        added = torch.where(finite, torch.cat([losses, losses.new_ones(1)]).double(), 0.0)
+        labels = labels.to(losses.device, torch.float64, non_blocking=True)
+        added = torch.where(torch.isfinite(losses).all(), torch.cat([losses * labels, labels]), 0.0)
         self.sum = added if self.sum is None else self.sum.to(added.device) + added
         self.rows += rows
         self.steps += 1
 
     def read(self) -> dict[str, float | int | None]:
-        """Values by name, as `train/loss/like`; all ranks call it."""
+        """Values by name, as `train/loss/like`, which is None without a label; all ranks call it."""
         assert self.sum is not None
         total = torch.cat([self.sum, self.sum.new_tensor([self.rows])])
         dist.all_reduce(total)
         # .tolist() waits for the device, so only every log_every steps.
-        *sums, counted, rows = total.tolist()
-        seconds, steps = time.perf_counter() - self.start, self.steps
+        *sums, rows = total.tolist()
+        seconds, steps, count = time.perf_counter() - self.start, self.steps, len(self.tasks)
         self.restart()
+        losses = zip(self.tasks, sums[:count], sums[count:], strict=True)
         return {
-            **{
-                f"train/loss/{t}": value / counted if counted else None
-                for t, value in zip(self.tasks, sums, strict=True)
-            },
+            **{f"train/loss/{task}": value / labels if labels else None for task, value, labels in losses},
             "train/step_ms": seconds / steps * 1000,
             "train/samples_per_second": rows / seconds,
         }
@@ -67,8 +71,8 @@ class Meter:
         self.start += seconds
 
     def state(self) -> Tensor:
-        """The steps since the last reading as a tensor (T + 3,): sums of the losses, finite steps, rows, steps."""
-        sums = torch.zeros(len(self.tasks) + 1, dtype=torch.float64) if self.sum is None else self.sum.cpu()
+        """The steps since the last reading as a tensor (2T + 2,): sums of the losses, labels, rows, steps."""
+        sums = torch.zeros(2 * len(self.tasks), dtype=torch.float64) if self.sum is None else self.sum.cpu()
         return torch.cat([sums, sums.new_tensor([self.rows, self.steps])])
 
     def restore(self, state: Tensor) -> None:

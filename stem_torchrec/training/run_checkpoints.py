@@ -179,7 +179,7 @@ class RunCheckpoints(Callback):
                 f"note: an earlier version wrote {path}, without the values of the log's rows; only their files and "
                 "row groups are compared"
             )
-        losses = restore_state(
+        meter = restore_state(
             self._model,
             self._optimizer,
             path,
@@ -194,8 +194,8 @@ class RunCheckpoints(Callback):
         self._best.restore(progress.best, progress.waited, step=progress.step)
         if isinstance(self._pipeline, SkippingPipeline):
             self._pipeline.skipped = progress.skipped_batches
-        if losses is not None:
-            self._meter.restore(losses)
+        if meter is not None:
+            self._meter.restore(meter)
         log_rank0(f"resuming after step {progress.step} from {path}")
         # On another number of ranks the rest of the epoch may take another number of steps.
         return TrainState(progress.step, progress.epoch, progress.step + reader.steps, progress.evaluate)
@@ -226,8 +226,8 @@ class RunCheckpoints(Callback):
             skipped_batches=self._skipped_batches,
             contents=self._data.contents,
         )
-        losses = self._meter.state()
-        seconds = self._saver.save(training_state(self._model, self._optimizer, losses), progress, wait=wait)
+        state_now = training_state(self._model, self._optimizer, self._meter.state())
+        seconds = self._saver.save(state_now, progress, wait=wait)
         if wait and not self._saver.failures.in_a_row:
             self._saved_step = state.step
         log_rank0(f"step {state.step}  paused {seconds:.2f} s for a checkpoint")
