@@ -58,7 +58,11 @@ class Workspace:
                 target = self.folder / edit["to"]
                 _remove(target)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                (shutil.copytree if path.is_dir() else shutil.copy)(path, target)
+                if path.is_dir():
+                    # An earlier edit may have put a link to its own folder there.
+                    shutil.copytree(path, target, symlinks=True)
+                else:
+                    shutil.copy(path, target)
             case "delete" if path.exists():
                 _remove(path)
             case "folder":
