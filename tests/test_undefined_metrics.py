@@ -56,6 +56,14 @@ def test_labels_that_leave_a_metric_undefined_are_one_sentence(tmp_path: Path, s
         watched(tmp_path, metric, like, write_statistics=statistics)
 
 
+@pytest.mark.parametrize("statistics", [True, False])
+def test_ratings_are_no_labels(tmp_path: Path, statistics: bool) -> None:
+    for like, value in (([1, 5, None] * 3, 5), ([-1] * 9, -1), ([0, 2, 2] * 3, 2)):
+        expected = f"the validation split has {value} as a label of task 'like', but labels must be 0, 1 or null; write"
+        with pytest.raises(UserError, match=expected):
+            watched(tmp_path, "auc", like, write_statistics=statistics)
+
+
 def metrics(auc: float, logloss: float = 0.5) -> dict[str, TaskMetrics]:
     return {"like": TaskMetrics(auc, NAN, logloss, NAN, NAN, rows=9, positives=0, gauc_groups=0, gauc_rows=0)}
 

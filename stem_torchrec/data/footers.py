@@ -41,7 +41,7 @@ def contents(row_groups: Sequence[RowGroup]) -> dict[str, str]:
         #  "range of 'tags'": "...", "lengths of 'tags'": "..."}
     """
     facts: defaultdict[str, list[Any]] = defaultdict(list)
-    for column, chunk in _chunks(row_groups):
+    for column, chunk in column_chunks(row_groups):
         for entry, value in _facts(chunk, column):
             facts[entry].append(value)
     layout = [(row_group.name, row_group.index, row_group.rows) for row_group in row_groups]
@@ -52,7 +52,7 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
 
 
-def _chunks(
+def column_chunks(
     row_groups: Sequence[RowGroup], names: Container[str] | None = None
 ) -> Iterator[tuple[pa.Field, pq.ColumnChunkMetaData]]:
     """The columns of each row group, or those of the given names; without those that a file holds as several."""
@@ -111,7 +111,7 @@ def null_counts(row_groups: Sequence[RowGroup], names: Sequence[str]) -> dict[st
         null_counts(row_groups, ["finish", "like"])  # {"finish": 0, "like": 17}
     """
     counts: dict[str, int | None] = dict.fromkeys(names, 0)
-    for column, chunk in _chunks(row_groups, names):
+    for column, chunk in column_chunks(row_groups, names):
         statistics, before = chunk.statistics, counts[column.name]
         known = before is not None and statistics is not None and statistics.has_null_count
         counts[column.name] = before + statistics.null_count if known else None
@@ -143,7 +143,7 @@ def check_counts(folder: str, row_groups: Sequence[RowGroup], split: Split, labe
 def ids_per_row(row_groups: Sequence[RowGroup], features: Iterable[str]) -> dict[str, float]:
     """Mean number of ids in a row by feature, by the files' footers, where an empty list counts as one id."""
     ids = dict.fromkeys(features, 0)
-    for column, chunk in _chunks(row_groups, ids):
+    for column, chunk in column_chunks(row_groups, ids):
         ids[column.name] += chunk.num_values
     rows = sum(row_group.rows for row_group in row_groups)
     return {name: number / rows for name, number in ids.items()}

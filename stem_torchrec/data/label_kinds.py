@@ -6,25 +6,27 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from stem_torchrec.data.footers import column_chunks
 from stem_torchrec.data.listing import RowGroup
 from stem_torchrec.runtime.errors import UserError, reason_of
 from stem_torchrec.runtime.file_systems import g_pathmgr
 
 
-def label_kinds(row_groups: Sequence[RowGroup], label: str) -> set[int]:
-    """The labels of a task that occur: 0, 1, both or none; reads no further once both have occurred.
+def label_kinds(row_groups: Sequence[RowGroup], label: str) -> set[float]:
+    """The different labels of a task, without nulls; reads no further once 0 and 1 have occurred.
+
+    A number that is neither breaks the schema; whoever reads the row reports it.
 
     Example::
 
         label_kinds(row_groups, "like")  # {0}: nobody liked anything, so no order of the rows is better than another
     """
-    kinds: set[int] = set()
+    kinds: set[float] = set()
     for row_group in row_groups:
         in_footer = _kinds_in_footer(row_group, label)
         values = pc.unique(_read(row_group, label)).to_pylist() if in_footer is None else in_footer
-        # What is neither 0 nor 1 breaks the schema; whoever reads the row reports it.
-        kinds |= {kind for kind in (0, 1) if kind in values}
-        if len(kinds) == 2:
+        kinds |= {float(value) for value in values if value is not None}
+        if kinds >= {0, 1}:
             break
     return kinds
 
@@ -45,9 +47,8 @@ def has_mixed_group(row_groups: Sequence[RowGroup], label: str, group: str) -> b
 
 def _kinds_in_footer(row_group: RowGroup, label: str) -> set[float] | None:
     """The least and the greatest label of a row group, or none where all are null; None where the footer lacks them."""
-    chunks = row_group.metadata.row_group(row_group.index)
-    (position,) = (i for i in range(chunks.num_columns) if chunks.column(i).path_in_schema == label)
-    statistics = chunks.column(position).statistics
+    ((_, chunk),) = column_chunks([row_group], {label})
+    statistics = chunk.statistics
     if statistics is None:
         return None
     if statistics.has_min_max:

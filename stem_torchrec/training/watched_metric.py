@@ -75,12 +75,18 @@ class WatchedMetric:
         return [task] if task else self.tasks
 
     def problem_of(self, task: str, columns: Columns, row_groups: Sequence[RowGroup]) -> str | None:
-        """What leaves the metric of a task undefined, or None."""
-        metric, kinds = self.name.partition("/")[0], label_kinds(row_groups, task)
+        """What leaves the metric of a task undefined, or None; raises UserError for labels that are no labels."""
+        metric, found = self.name.partition("/")[0], label_kinds(row_groups, task)
+        kinds, wrong = found & {0, 1}, found - {0, 1}
+        if wrong and len(kinds) < 2:
+            raise UserError(
+                f"the validation split has {wrong.pop():g} as a label of task {task!r}, but labels must be 0, 1 or "
+                "null; write them so, or leave the task out with --data.labels."
+            )
         if not kinds:
             return _NO_LABEL
         if metric != "logloss" and len(kinds) == 1:
-            return f"only labels that are {kinds.pop()}"
+            return f"only labels that are {kinds.pop():g}"
         if metric == "gauc" and columns.group is not None and not has_mixed_group(row_groups, task, columns.group):
             return f"no {columns.group} with labels of both kinds"
         return None
