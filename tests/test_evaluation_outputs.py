@@ -1,5 +1,6 @@
 """The results of an evaluation replace nothing but earlier results."""
 
+import errno
 import json
 import os
 import stat
@@ -94,10 +95,27 @@ def test_only_regular_files_are_replaced(tmp_path: Path) -> None:
             move(str(tmp_path / "new"), str(path))
     assert stat.S_ISFIFO(fifo.stat().st_mode)
     # What is written beside the file before it gets its name must not go through a FIFO either.
-    os.mkfifo(tmp_path / "file.new")
+    os.mkfifo(tmp_path / ".new.file")
     with pytest.raises(UnwritableError, match="is not a regular file"):
         write_text(tmp_path / "file", "text")
     link.symlink_to(tmp_path / "results.json")
     write_json(link, METRICS)
     assert link.is_symlink()
     assert json.loads((tmp_path / "results.json").read_text()) == METRICS
+
+
+def test_a_disk_that_is_full_keeps_the_old_file_and_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "results.json"
+    write_text(file, "old")
+
+    def write_half(path: Path, text: str) -> int:
+        path.write_bytes(text.encode()[:2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", write_half)
+    with pytest.raises(UnwritableError, match=r"results.json cannot be written .*No space left"):
+        write_text(file, "newer")
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+    assert file.read_text() == "old"

@@ -11,9 +11,11 @@ from torch.profiler import ProfilerActivity, profile, schedule
 from stem_torchrec.metrics.collectives import gather
 from stem_torchrec.profiles.phases import PHASES, StepTimes, step_times
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.paths import write_text
 from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.runtime.staging import Staging
 from stem_torchrec.runtime.store_path import AnyPath
+from stem_torchrec.runtime.whole_file import whole_file
 
 SUMMARY_FILE = "summary.txt"
 
@@ -96,14 +98,15 @@ class StepProfiler:
     def _write(self) -> None:
         staging, rank = Staging(self.folder), dist.get_rank()
         staging.local.mkdir(parents=True, exist_ok=True)
-        self._profile.export_chrome_trace(str(staging.local / f"rank_{rank}.json.gz"))
+        with whole_file(staging.local / f"rank_{rank}.json.gz") as trace:
+            self._profile.export_chrome_trace(str(trace))
         times = step_times(self._profile.events())
         spent = [[phase.host, phase.device] for phase in times.phases.values()]
         ranks = gather(torch.tensor(spent, dtype=torch.float64, device=self.device)).cpu()
         table = format_phases(host=ranks[..., 0], device=ranks[..., 1])
         if rank == 0:
             summary = _SUMMARY.format(phases=table, operations=format_operations(times))
-            (staging.local / SUMMARY_FILE).write_text(summary)
+            write_text(staging.local / SUMMARY_FILE, summary)
         staging.close()
         log_rank0(f"\nwhere the time of a step goes; more in {self.folder / SUMMARY_FILE}:\n{table}\n")
 

@@ -50,7 +50,7 @@ _KNOWN = ("s3", "gs", "abfs", "hdfs")
 _SYSTEM_FOLDERS = ("/dev", "/proc", "/sys")
 _SHARED_MEMORY = ("/dev/shm",)
 _LONGEST_SUFFIX = 16
-"""Bytes that names beside a path add to its own, as `.new` does."""
+"""Bytes that names beside a path add to its own, as `.new.` does."""
 _LONGEST_FILE = 100
 """Bytes that the names in a folder add to its path, as `/checkpoints/step-000000120/__0_0.distcp` does."""
 

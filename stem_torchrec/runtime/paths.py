@@ -10,7 +10,7 @@ from stem_torchrec.runtime.errors import UnwritableError, reason_of
 from stem_torchrec.runtime.file_systems import g_pathmgr
 from stem_torchrec.runtime.internals.path_handlers import handler_of
 from stem_torchrec.runtime.store_path import AnyPath, StorePath
-from stem_torchrec.runtime.whole_file import naming_file
+from stem_torchrec.runtime.whole_file import check_replaceable, naming_file, whole_file
 
 _PROBE_BYTES = 4096
 
@@ -30,12 +30,8 @@ def write_text(path: AnyPath, text: str) -> None:
         if isinstance(path, StorePath):
             path.write_text(text)
             return
-        file = Path(os.path.realpath(path))
-        new = file.with_name(file.name + ".new")
-        for each in (file, new):
-            _check_replaceable(each)
-        new.write_text(text)
-        new.rename(file)
+        with whole_file(Path(os.path.realpath(path))) as new:
+            new.write_text(text)
     except OSError as error:
         raise UnwritableError(f"{path} cannot be written ({reason_of(error)})") from error
 
@@ -58,7 +54,7 @@ def move(source: str, target: str) -> None:
     Raises OSError if the file cannot be moved, or `target` is not a regular file.
     """
     if handler_of(g_pathmgr, target) is None:
-        _check_replaceable(Path(target))
+        check_replaceable(Path(target))
         os.replace(source, target)
         return
     try:
@@ -89,8 +85,3 @@ def remove_tree(folder: AnyPath) -> None:
         for path in folder.iterdir():
             remove_tree(path)
             path.unlink(missing_ok=True)
-
-
-def _check_replaceable(path: Path) -> None:
-    if path.exists() and not path.is_file():
-        raise FileExistsError(f"{path} is not a regular file")

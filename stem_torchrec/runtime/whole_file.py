@@ -21,6 +21,8 @@ def naming_file(path: str | Path) -> Iterator[None]:
 def whole_file(path: Path) -> Iterator[Path]:
     """The path to write instead of `path`, which replaces it at the end of the block, or is removed by an error.
 
+    Raises FileExistsError where either is a device, a FIFO or a folder.
+
     Example::
 
         with whole_file(folder / "report.parquet") as new:
@@ -28,9 +30,17 @@ def whole_file(path: Path) -> Iterator[Path]:
     """
     # The suffix stays, as writers of figures tell the format by it.
     new = path.with_name(f".new.{path.name}")
+    for each in (path, new):
+        check_replaceable(each)
     try:
         with naming_file(path):
             yield new
             new.replace(path)
     finally:
         new.unlink(missing_ok=True)
+
+
+def check_replaceable(path: Path) -> None:
+    """Raises FileExistsError for what exists and is not a regular file."""
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path} is not a regular file")
