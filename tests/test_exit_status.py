@@ -4,15 +4,17 @@ import errno
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from stem_torchrec.runtime.command import run_main
-from stem_torchrec.runtime.errors import Interrupted, LostRankError, UnwritableError, UserError
+from stem_torchrec.runtime.errors import Interrupted, LaunchError, LostRankError, UnwritableError, UserError
 from stem_torchrec.runtime.exit_status import ExitStatus
 
 PAGE = Path(__file__).parent.parent / "docs/errors.md"
@@ -157,3 +159,29 @@ def test_text_that_the_terminal_cannot_show_is_escaped() -> None:
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     process = subprocess.run(command(r"print('\u7279 \udcff')"), env=environment, capture_output=True, check=True)
     assert process.stdout == b"\\u7279 \\udcff\n"
+
+
+@pytest.mark.parametrize("error", [LaunchError, UserError])
+def test_only_a_disk_or_store_that_fails_is_unwritable(error: type[UserError]) -> None:
+    """A host that no one knows and a low `ulimit -n` are errors of the system as well, and the user's to change."""
+    causes = {LaunchError: socket.gaierror(socket.EAI_NONAME, "not known"), UserError: OSError(errno.EMFILE, "files")}
+
+    def main() -> None:
+        raise error("it cannot start.") from causes[error]
+
+    with pytest.raises(SystemExit) as exit_:
+        run_main(main)
+    assert exit_.value.code == ExitStatus.INPUT
+
+
+def test_a_thread_of_a_library_that_a_full_disk_ends_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def write() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def main() -> None:
+        thread = threading.Thread(target=write)
+        thread.start()
+        thread.join()
+
+    run_main(main)
+    assert capsys.readouterr().err == "note: a thread in the background has ended (No space left on device)\n"

@@ -12,7 +12,7 @@ import torch.distributed.checkpoint as dcp
 
 from stem_torchrec.checkpoints.folder import PROGRESS_FILE, Progress, checkpoint_path, prune, publish
 from stem_torchrec.checkpoints.storage import State, failure_of, failure_on_any_rank, writer_to
-from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.errors import UnwritableError, UserError
 from stem_torchrec.runtime.file_systems import g_pathmgr
 from stem_torchrec.runtime.hang_detection import set_activity
 from stem_torchrec.runtime.internals.pytorch import (
@@ -39,11 +39,11 @@ class Failures:
     """Writes that failed since the last one that did not."""
 
     def add(self, failure: str | None) -> None:
-        """Counts a write that failed, in words, or one that did not, None; raises UserError above the limit."""
+        """Counts a write that failed, in words, or one that did not, None; raises UnwritableError above the limit."""
         self.total += failure is not None
         self.in_a_row = 0 if failure is None else self.in_a_row + 1
         if self.in_a_row > self.limit:
-            raise UserError(
+            raise UnwritableError(
                 f"{failure}, and so {self.in_a_row} times in a row; make room there or {self.alternative}, "
                 "and start again."
             )
@@ -87,7 +87,7 @@ class CheckpointSaver:
             progress: of the run at this step.
             wait: whether to wait until the checkpoint is written.
 
-        Raises UserError if too many checkpoints in a row could not be written.
+        Raises UnwritableError if too many checkpoints in a row could not be written.
         """
         begin = time.perf_counter()
         set_activity("waiting for the previous checkpoint to be written")
@@ -103,7 +103,7 @@ class CheckpointSaver:
         return time.perf_counter() - begin
 
     def wait(self) -> None:
-        """Waits for the checkpoint that is being written; raises UserError if too many in a row could not be."""
+        """Waits for the checkpoint that is being written; raises UnwritableError if too many in a row could not be."""
         if self._writing is not None:
             try:
                 failure, self._writing = self._writing.result(), None

@@ -4,7 +4,9 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from stem_torchrec.runtime.errors import (
     DataError,
@@ -70,7 +72,7 @@ def _outcome(main: Callable[[], None], *, every_rank_speaks: bool) -> tuple[int,
     """The exit status, and the sentence that this rank prints."""
     is_first = every_rank_speaks or is_first_on_host(os.environ)
     try:
-        with stopping_on_signals():
+        with stopping_on_signals(), _threads_end_in_one_line():
             main()
     except Interrupted:
         return ExitStatus.RESUME, ""
@@ -114,12 +116,32 @@ def _outcome(main: Callable[[], None], *, every_rank_speaks: bool) -> tuple[int,
     return ExitStatus.OK, ""
 
 
+@contextmanager
+def _threads_end_in_one_line() -> Iterator[None]:
+    """Prints one line for a thread of a library that a disk or store stops; who needs the thread gets the error too."""
+    before = threading.excepthook
+
+    def print_line(ended: threading.ExceptHookArgs) -> None:
+        if isinstance(ended.exc_value, OSError):
+            print(f"note: a thread in the background has ended ({_reason(ended.exc_value)})", file=sys.stderr)
+        else:
+            before(ended)
+
+    threading.excepthook = print_line
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
 def _comes_from_storage(error: BaseException) -> bool:
     """Whether a disk or store fails, and not what the user wrote; also where a UserError has explained it."""
     if isinstance(error, UnwritableError):
         return True
+    if isinstance(error, LaunchError):
+        return False
     if isinstance(error, OSError):
-        return error.errno not in _WRONG_PATH
+        return error.errno not in _WRONG_PATH | _TOO_MANY_FILES
     cause = error.__cause__
     if isinstance(cause, OSError) and cause.errno is None:
         return False  # Of a damaged file, by Arrow.

@@ -19,6 +19,8 @@ class StandardStream(io.FileIO):
 
     failure: OSError | None = None
     """Why text was lost, such as a full disk; None if only the reader has gone."""
+    replaced: io.TextIOBase | None = None
+    """The stream in whose place this one stands."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(descriptor, "w", closefd=False)
@@ -52,11 +54,12 @@ def keep_streams() -> StandardStream | None:
 
 
 def _keep(name: str, descriptor: int) -> StandardStream | None:
-    # Python has no stream where the descriptor was closed when it started.
     stream = getattr(sys, name)
-    if stream is not getattr(sys, f"__{name}__"):
+    if not _writes_to(stream, descriptor):
         return None
     raw = StandardStream(descriptor)
+    # It would close the descriptor if nobody had it any more.
+    raw.replaced = stream
     unbuffered = stream is not None and stream.write_through
     text = io.TextIOWrapper(
         # python -u and PYTHONUNBUFFERED write at once.
@@ -69,6 +72,16 @@ def _keep(name: str, descriptor: int) -> StandardStream | None:
     )
     setattr(sys, name, text)
     return raw
+
+
+def _writes_to(stream: io.TextIOBase | None, descriptor: int) -> bool:
+    if stream is None:
+        # Python makes none where the descriptor was closed when it started.
+        return True
+    try:
+        return stream.fileno() == descriptor
+    except (OSError, ValueError):
+        return False
 
 
 def _open_to_nowhere(descriptor: int) -> None:

@@ -78,7 +78,7 @@ class BestWeights:
     def keep(self, step: int, metrics: Metrics) -> None:
         """Writes the weights and their metrics; if that fails, the earlier ones stay the best.
 
-        Raises UserError where it fails more than `max_failures` times in a row.
+        Raises UnwritableError where it fails more than `max_failures` times in a row.
         """
         failure, new = None, self._folder / f"{METRICS_FILE}.best"
         try:

@@ -12,7 +12,7 @@ from stem_torchrec.config import TrainConfig
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.metrics.multi_task import format_table
 from stem_torchrec.profiles.step_profiler import StepProfiler, check_steps
-from stem_torchrec.runtime.errors import DivergedError, UserError
+from stem_torchrec.runtime.errors import DivergedError, UnwritableError
 from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.hang_detection import heartbeat
 from stem_torchrec.runtime.process import Process, from_first_rank
@@ -121,8 +121,8 @@ class Trainer:
     def run(self) -> Metrics:
         """Makes the steps that are left; returns the metrics of the best evaluation.
 
-        Raises DivergedError for losses that are not finite, Interrupted where the run is asked to end, UserError where
-        no weights could be written.
+        Raises DivergedError for losses that are not finite, Interrupted where the run is asked to end, UnwritableError
+        where no weights could be written.
         """
         device, timeout = self.process.device, self.config.train.timeout
         profiler = StepProfiler(self.folder / "profile", device) if self.config.train.profile else None
@@ -144,7 +144,9 @@ class Trainer:
             raise
         self._close_connections()
         if not self._best.metrics:
-            raise UserError(f"no weights could be written to {self.folder}; make room, or give another --output-dir.")
+            raise UnwritableError(
+                f"no weights could be written to {self.folder}; make room, or give another --output-dir."
+            )
         from_first_rank(lambda: finish(self.folder, self._lock))
         self._lock.release()
         log_rank0(f"\nbest evaluation of the validation split, in {self.folder}:\n{format_table(self._best.metrics)}")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import optuna
 import pyarrow as pa
@@ -109,7 +109,7 @@ def tune(config: TuneConfig, search: Search) -> None:
         record_options(folder, search)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(str(folder / "study.log"))),
+            storage=JournalStorage(_Journal(folder / "study.log")),
             study_name="tune",
             direction="maximize",
             load_if_exists=True,
@@ -133,6 +133,23 @@ def _own(lock: FolderLock, folder: str) -> None:
         lock.take(folder, other="--out")
     elif launch_id():
         lock.check(folder, other="--out", allow_launch=True)
+
+
+class _Journal(JournalFileBackend):
+    """The file of a study's trials; an error of the disk names it and leaves no half line, which would damage it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self.path = path
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Appends a line for each; raises OSError."""
+        try:
+            with naming_file(self.path):
+                super().append_logs(logs)
+        except OSError:
+            os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
+            raise
 
 
 def make_trial(study: optuna.Study, search: Search, *, folder: Path, process: Process) -> FrozenTrial:

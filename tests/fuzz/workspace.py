@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -87,7 +88,7 @@ class Workspace:
         after = self.files()
         outputs = [value for name in OUTPUTS if (value := case.option(name)) is not None]
         outputs += ["whole", "parts"] if case.command == "resume" else []
-        allowed = [os.path.normpath(value) for value in (*DEFAULT_OUTPUTS, *outputs)]
+        allowed = [os.path.normpath(re.sub("^~(?=/|$)", "home", value)) for value in (*DEFAULT_OUTPUTS, *outputs)]
         return [
             name
             for name in sorted(before.keys() | after.keys())
