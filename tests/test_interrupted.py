@@ -1,5 +1,6 @@
 """Commands that a signal or a full disk ends: one line, their status, and nothing half written or left running."""
 
+import json
 import os
 import resource
 import signal
@@ -18,6 +19,7 @@ from stem_torchrec.metrics.predictions import PredictionsFile
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.exit_status import ExitStatus
 from stem_torchrec.runtime.whole_file import whole_file
+from stem_torchrec.tuning.study import StudyFile
 
 from common.output import make_folder, write_table
 from common.processes import ROOT
@@ -110,6 +112,47 @@ def test_a_report_on_a_full_disk_leaves_the_earlier_one(tmp_path: Path, small_fi
         new.write_bytes(bytes(2 * LIMIT))
     assert [path.name for path in tmp_path.iterdir()] == ["report.parquet"]
     assert file.read_bytes() == before
+
+
+def test_the_file_of_a_study_on_a_full_disk_keeps_whole_lines(tmp_path: Path, small_files: None) -> None:
+    file, line = tmp_path / "study.log", {"op_code": 0, "text": "x" * 1000}
+    study = StudyFile(file)
+
+    def fill() -> None:
+        for _ in range(LIMIT // 1000 + 1):
+            study.append_logs([line])
+
+    with pytest.raises(OSError, match=r"study\.log"):
+        fill()
+    assert LIMIT - 1100 < file.stat().st_size < LIMIT
+    kept = list(study.read_logs(0))
+    assert kept == [line] * len(kept)
+
+
+TRAIN = ("--recipe", "tiny", "--data.path", DATA / "log", "--data.batch-size", "4", "--model.expert-hidden", "64", "64")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("stem_torchrec/train.py", *TRAIN, "--output-dir", "out"),
+        ("stem_torchrec/train.py", *TRAIN, "--output-dir", "out", "--train.profile", "--train.epochs", "6"),
+        ("stem_torchrec/tune.py", *TRAIN, "--trials", "2", "--out", "out"),
+        ("stem_torchrec/compare.py", *TRAIN, "--models", "stem,single_task", "--seeds", "0", "--out", "out"),
+        ("stem_torchrec/convert.py", "--run", DATA / "run_format_1", "--out", "out"),
+    ],
+)
+def test_a_command_that_a_full_disk_has_ended_goes_on_when_there_is_room(line: tuple[str, ...], tmp_path: Path) -> None:
+    with start(*line, cwd=tmp_path, preexec_fn=limit_files) as process:
+        _, error = process.communicate(timeout=120)
+    assert process.returncode == ExitStatus.UNWRITABLE, error
+    assert next(line for line in error.splitlines() if not line.startswith("note: ")).startswith("error: ")
+    assert "Traceback" not in error
+    with start(*line, cwd=tmp_path) as process:
+        _, error = process.communicate(timeout=120)
+    assert process.returncode == ExitStatus.OK, error
+    assert not [path for path in (tmp_path / "out").rglob("*") if ".new" in path.name or path.name == ".owner.json"]
 
 
 def test_a_benchmark_refuses_the_folder_of_a_log_before_it_measures(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def tune(config: TuneConfig, search: Search) -> None:
         record_options(folder, search)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(
-            storage=JournalStorage(_Journal(folder / "study.log")),
+            storage=JournalStorage(StudyFile(folder / "study.log")),
             study_name="tune",
             direction="maximize",
             load_if_exists=True,
@@ -135,7 +135,7 @@ def _own(lock: FolderLock, folder: str) -> None:
         lock.check(folder, other="--out", allow_launch=True)
 
 
-class _Journal(JournalFileBackend):
+class StudyFile(JournalFileBackend):
     """The file of a study's trials; an error of the disk names it and leaves no half line, which would damage it."""
 
     def __init__(self, path: Path) -> None:
