@@ -137,7 +137,7 @@ def test_a_store_that_refuses_for_a_time_does_not_end_a_training(server: S3Serve
     assert statuses == [0], output
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["count/failed_checkpoints"] > 0
-    assert 66 in complete_steps(f"{URL}/checkpoints")
+    assert lines[-1]["step"] in complete_steps(f"{URL}/checkpoints")
 
 
 def test_a_file_appears_whole_or_not_at_all(store: s3fs.S3FileSystem) -> None:

@@ -62,7 +62,8 @@ def _trained(case: Case, answer: Answer, folder: Path) -> Iterator[str]:
     metrics = json.loads((run / "metrics.json").read_text(), parse_constant=lambda name: _NotFinite)["valid"]
     for task, values in metrics.items():
         for name, value in values.items():
-            if value is _NotFinite or (value is None and name not in UNDEFINED):
+            # Of no rows, as where all have been skipped, no metric is defined.
+            if value is _NotFinite or (value is None and name not in UNDEFINED and values["rows"]):
                 yield f"metric: {name} of a task is not finite"
             elif value is not None and not math.isfinite(value):
                 yield f"metric: {name} of a task is {value}"
