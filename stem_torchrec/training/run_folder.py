@@ -97,6 +97,13 @@ def write_inputs(folder: AnyPath, schema: Schema, plan: str) -> None:
     write_text(folder / PLAN_FILE, plan)
 
 
+def _purpose(file: Path) -> Any:
+    try:
+        return parse_yaml(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({reason_of(error)}); give another --out.") from error
+
+
 def write_or_check(
     file: Path,
     contents: Mapping[str, Any],
@@ -114,13 +121,13 @@ def write_or_check(
         begun: whether the folder holds any run yet.
         lock: held meanwhile, where several processes call this at once.
 
-    Raises UserError with the refusal, or where the folder cannot be written.
+    Raises UserError with the refusal, or where the file is damaged or the folder cannot be written.
     """
     text = to_yaml(dict(contents))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with lock or nullcontext():
-            if begun and file.exists() and parse_yaml(file.read_text()) != parse_yaml(text):
+            if begun and file.exists() and _purpose(file) != parse_yaml(text):
                 raise UserError(refusal)
             write_text(file, text)
     except (OSError, UnwritableError) as error:

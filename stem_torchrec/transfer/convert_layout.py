@@ -23,7 +23,7 @@ from stem_torchrec.training.assembly import build_sharded_model, for_weights_onl
 from stem_torchrec.training.configuration import load_config
 from stem_torchrec.training.evaluation_outputs import check_apart
 from stem_torchrec.training.optimizers import SPARSE_OPTIMIZERS
-from stem_torchrec.training.run_folder import BEST_WEIGHTS, CONFIG_FILE, METRICS_FILE
+from stem_torchrec.training.run_folder import BEST_WEIGHTS, CONFIG_FILE, METRICS_FILE, read_metrics, write_metrics
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ def convert_run(config: ConvertConfig, process: Process) -> None:
     if trained.model.layout == config.layout:
         raise UserError(f"{run} is {config.layout} already; give the other --layout.")
     weights, schema = find_weights(run / BEST_WEIGHTS), load_schema(str(run))
+    metrics = read_metrics(run) if (run / METRICS_FILE).exists() else None
     columns = Columns.select(schema, features=trained.data.features, labels=trained.data.labels)
     converted = _in_layout(trained, config.layout)
     lock = FolderLock(take_over=config.take_over)
@@ -69,8 +70,8 @@ def convert_run(config: ConvertConfig, process: Process) -> None:
             lock.confirm()
             try:
                 save_schema(schema, str(unfinished))
-                if (run / METRICS_FILE).exists():
-                    (unfinished / METRICS_FILE).write_text((run / METRICS_FILE).read_text())
+                if metrics is not None:
+                    write_metrics(unfinished / METRICS_FILE, metrics)
                 # A run without a configuration is none, so this file is the last of a run in a store.
                 (unfinished / CONFIG_FILE).write_text(dump_config(converted))
                 lock.release()
