@@ -71,8 +71,11 @@ class Bench:
                     workspace.edit(edit)
             before = workspace.files()
             answer = self.run_here(case)
-            wrong = list(problems(case, answer, self.work))
-            wrong += [f"changed: {name} outside of the output" for name in workspace.changed(before, case)]
+            try:
+                wrong = list(problems(case, answer, self.work))
+                wrong += [f"changed: {name} outside of the output" for name in workspace.changed(before, case)]
+            except (OSError, ValueError, LookupError, TypeError) as error:
+                wrong = [f"results that cannot be read: {type(error).__name__}"]
         finally:
             workspace.remove()
         return answer, wrong
