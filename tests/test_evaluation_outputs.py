@@ -10,8 +10,8 @@ import pytest
 
 from stem_torchrec.runtime.errors import UnwritableError, UserError
 from stem_torchrec.runtime.folder_lock import FolderLock
-from stem_torchrec.runtime.paths import move, write_json, write_text
-from stem_torchrec.training.evaluation_outputs import prepare_outputs
+from stem_torchrec.runtime.paths import move, write_text
+from stem_torchrec.training.evaluation_outputs import prepare_outputs, write_results
 
 METRICS = {"test": {"like": {"auc": 0.8, "gauc": None}}}
 
@@ -99,8 +99,12 @@ def test_only_regular_files_are_replaced(tmp_path: Path) -> None:
     with pytest.raises(UnwritableError, match="is not a regular file"):
         write_text(tmp_path / "file", "text")
     link.symlink_to(tmp_path / "results.json")
-    write_json(link, METRICS)
+    write_results(str(link), METRICS)
     assert link.is_symlink()
+    assert json.loads((tmp_path / "results.json").read_text()) == METRICS
+    # In a folder of its own a command follows no link: it may lead to another of its files.
+    write_text(link, "text")
+    assert not link.is_symlink()
     assert json.loads((tmp_path / "results.json").read_text()) == METRICS
 
 

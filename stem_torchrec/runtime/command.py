@@ -20,7 +20,7 @@ from stem_torchrec.runtime.errors import (
 from stem_torchrec.runtime.exit_status import ExitStatus, killed_by
 from stem_torchrec.runtime.launch_environment import is_first_on_host
 from stem_torchrec.runtime.memory import is_out_of_memory
-from stem_torchrec.runtime.signals import Stopped, stopping_on_signals
+from stem_torchrec.runtime.signals import Stopped, exit_on_signals, stopping_on_signals
 from stem_torchrec.runtime.standard_streams import keep_streams
 
 _WRONG_PATH = {
@@ -59,6 +59,8 @@ def run_main(main: Callable[[], None], *, every_rank_speaks: bool = False) -> No
     """
     output = keep_streams()
     status, sentence = _outcome(main, every_rank_speaks=every_rank_speaks)
+    if output is not None:
+        exit_on_signals()
     sys.stdout.flush()
     if status == ExitStatus.OK and output is not None and output.failure is not None:
         status, sentence = ExitStatus.UNWRITABLE, f"standard output cannot be written ({_reason(output.failure)})."

@@ -23,14 +23,14 @@ def write_json(path: AnyPath, value: Any) -> None:
 def write_text(path: AnyPath, text: str) -> None:
     """Replaces a file by text at once: a reader finds the old file or the new one, whole.
 
-    A link stays, and the file that it leads to is replaced. Raises UnwritableError, also where `path` is a device, a
-    FIFO or a folder.
+    A link is replaced as well, and the file that it leads to stays. Raises UnwritableError, also where `path` is a
+    device, a FIFO or a folder.
     """
     try:
         if isinstance(path, StorePath):
             path.write_text(text)
             return
-        with whole_file(Path(os.path.realpath(path))) as new:
+        with whole_file(path) as new:
             new.write_text(text)
     except OSError as error:
         raise UnwritableError(f"{path} cannot be written ({reason_of(error)})") from error

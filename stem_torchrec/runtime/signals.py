@@ -62,6 +62,17 @@ def stopping_on_signals() -> Iterator[None]:
             raise
 
 
+def exit_on_signals() -> None:
+    """A signal from now on ends the process at once, without a word: it has done its work, and is on its way out."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        os._exit(killed_by(number))
+
+    for number in ENDING_SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handle)
+
+
 @contextmanager
 def ending_on_signals() -> Iterator[Event]:
     """Returns an event that a signal sets until the end of the block; a second Ctrl-C exits at once."""

@@ -1,12 +1,15 @@
 """Where an evaluation's results go: checked before the work, so that they replace nothing but earlier results."""
 
 import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from stem_torchrec.config.json_text import parse_json
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.owner_file import OWNER_FILE
-from stem_torchrec.runtime.paths import check_writable
+from stem_torchrec.runtime.paths import check_writable, write_json
 from stem_torchrec.runtime.store_path import AnyPath, path_of
 from stem_torchrec.training.run_folder import RUN_FILES
 
@@ -80,3 +83,12 @@ def _holds_metrics(file: AnyPath) -> bool:
         isinstance(tasks, dict) and all(isinstance(task, dict) and "auc" in task for task in tasks.values())
         for tasks in splits.values()
     )
+
+
+def write_results(file: str, splits: Mapping[str, Any]) -> None:
+    """Writes the metrics of each task by split as JSON; a link stays, and the file that it leads to is replaced.
+
+    Raises UnwritableError.
+    """
+    path = path_of(file)
+    write_json(path.resolve() if isinstance(path, Path) else path, splits)

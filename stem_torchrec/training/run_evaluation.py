@@ -24,14 +24,13 @@ from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.hang_detection import heartbeat
 from stem_torchrec.runtime.path_options import InputFolder, OutputFile, OutputFolder
-from stem_torchrec.runtime.paths import write_json
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0, progress_bar
 from stem_torchrec.runtime.store_path import path_of
 from stem_torchrec.training.assembly import build_pipeline, build_sharded_model, for_weights_only
 from stem_torchrec.training.configuration import load_config
 from stem_torchrec.training.evaluation import predict
-from stem_torchrec.training.evaluation_outputs import prepare_outputs
+from stem_torchrec.training.evaluation_outputs import prepare_outputs, write_results
 from stem_torchrec.training.run_data import note_other_counts, open_split
 from stem_torchrec.training.run_folder import BEST_WEIGHTS, CONFIG_FILE
 
@@ -113,7 +112,7 @@ def evaluate_run(
     log_rank0(f"\n{config.split} split of {path}, {reader.rows:,} rows:\n{format_table(result)}")
     note_other_counts(schema, config.split, result)
     if config.json and process.is_first:
-        write_json(path_of(config.json), {config.split: to_json(result)})
+        write_results(config.json, {config.split: to_json(result)})
     return result
 
 
