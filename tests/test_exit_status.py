@@ -15,7 +15,7 @@ import pytest
 
 from stem_torchrec.runtime.command import run_main
 from stem_torchrec.runtime.errors import Interrupted, LaunchError, LostRankError, UnwritableError, UserError
-from stem_torchrec.runtime.exit_status import ExitStatus
+from stem_torchrec.runtime.exit_status import ExitStatus, killed_by
 
 PAGE = Path(__file__).parent.parent / "docs/errors.md"
 
@@ -185,3 +185,19 @@ def test_a_thread_of_a_library_that_a_full_disk_ends_is_one_line(capsys: pytest.
 
     run_main(main)
     assert capsys.readouterr().err == "note: a thread in the background has ended (No space left on device)\n"
+
+
+def test_a_signal_in_a_finalizer_is_not_lost(capsys: pytest.CaptureFixture[str]) -> None:
+    class Slow:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)
+
+    def main() -> None:
+        Slow()
+        time.sleep(10)
+
+    with pytest.raises(SystemExit) as exit_:
+        run_main(main)
+    assert exit_.value.code == killed_by(signal.SIGTERM)
+    assert capsys.readouterr().err == "error: stopped by SIGTERM before it was complete.\n"

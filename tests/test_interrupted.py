@@ -184,7 +184,9 @@ def test_a_signal_ends_a_command_and_what_it_started(
                 break  # It was faster.
             os.killpg(process.pid, number)
             _, error = process.communicate(timeout=60)
-        if process.returncode == 0:
+        # It was done. An interpreter that is on its way out ends by the signal, which a shell shows as 128 + number.
+        if not error:
+            assert process.returncode in (0, -number, 128 + number)
             break
         assert process.returncode == 128 + number
         assert error.splitlines()[-1] == f"error: stopped by {number.name} before it was complete."

@@ -7,9 +7,10 @@ and SIGINT in the background of a script, stays ignored.
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from threading import Event, Thread
+from threading import Event, Thread, Timer
 from types import FrameType
 
 from stem_torchrec.runtime.exit_status import killed_by
@@ -19,6 +20,8 @@ ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 """Signals that ask a process to end."""
 _GRACE = 10.0
 """Seconds in which the main thread stops; one that waits for other ranks in C++ code does not see a signal."""
+_SOON = 0.05
+"""Seconds after which a signal that came in a finalizer comes again."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -52,7 +55,11 @@ def stopping_on_signals() -> Iterator[None]:
             _print(f"error: {Stopped(number)} while it waited for other ranks.")
             os._exit(killed_by(number))
 
-    with _handling(handle, notice):
+    def raise_again(stopped: Stopped) -> None:
+        stopping.clear()
+        Timer(_SOON, os.kill, (os.getpid(), stopped.number)).start()
+
+    with _handling(handle, notice), _where_python_drops_it(raise_again):
         try:
             yield
         except Exception as error:
@@ -94,6 +101,24 @@ def ending_on_signals() -> Iterator[Event]:
 
     with _handling(handle, notice):
         yield ending
+
+
+@contextmanager
+def _where_python_drops_it(call: Callable[[Stopped], None]) -> Iterator[None]:
+    """Calls `call` with each Stopped that was raised in the finalizer of an object, where Python drops exceptions."""
+    before = sys.unraisablehook
+
+    def handle(dropped: "sys.UnraisableHookArgs") -> None:
+        if isinstance(dropped.exc_value, Stopped):
+            call(dropped.exc_value)
+        else:
+            before(dropped)
+
+    sys.unraisablehook = handle
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _print(line: str) -> None:
