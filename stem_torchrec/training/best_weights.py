@@ -7,7 +7,7 @@ from torch import nn
 from stem_torchrec.checkpoints.saver import Failures
 from stem_torchrec.checkpoints.weights import save_weights
 from stem_torchrec.metrics.multi_task import from_json, to_json
-from stem_torchrec.runtime.errors import DamagedError, UnwritableError
+from stem_torchrec.runtime.errors import UnwritableError
 from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.paths import move
 from stem_torchrec.runtime.process import from_first_rank
@@ -52,19 +52,15 @@ class BestWeights:
         """
 
         def read() -> StoredMetrics | None:
-            return read_metrics(self._folder) if (self._folder / METRICS_FILE).exists() else None
+            is_there = (self._folder / METRICS_FILE).exists()
+            return read_metrics(self._folder, self.stopping.metric.tasks) if is_there else None
 
-        stored, tasks = from_first_rank(read), self.stopping.metric.tasks
+        stored = from_first_rank(read)
         if stored is None and best is not None:
             log_rank0("note: the best weights so far are in another run folder; the next evaluation counts as the best")
         # Without a score, the metrics may be of a step that the run makes again.
         if stored is None or (best is None and stored.step > step):
             return
-        if set(stored.valid) != set(tasks):
-            raise DamagedError(
-                f"{self._folder / METRICS_FILE} has metrics of {', '.join(stored.valid)}, not of {', '.join(tasks)}; "
-                "delete it to evaluate again."
-            )
         self.stopping.best, self.stopping.waited = best, waited
         self.metrics = from_json(stored.valid)
 

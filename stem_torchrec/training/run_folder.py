@@ -11,7 +11,7 @@ profile/         where the time of a step goes, with --train.profile
 nonfinite/       a batch whose loss is not finite
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -71,8 +71,12 @@ def write_metrics(path: AnyPath, metrics: StoredMetrics) -> None:
     write_json(path, with_format(to_dict(metrics), METRICS_FORMAT))
 
 
-def read_metrics(folder: AnyPath) -> StoredMetrics:
+def read_metrics(folder: AnyPath, tasks: Collection[str] = ()) -> StoredMetrics:
     """What `write_metrics` took, from the metrics.json of a run.
+
+    Args:
+        folder: the run folder.
+        tasks: that the run has, if the caller knows them.
 
     Raises DamagedError for a file that is not whole or has been changed, FormatError for a newer format.
     """
@@ -88,6 +92,10 @@ def read_metrics(folder: AnyPath) -> StoredMetrics:
             f"{path} is damaged ({reason_of(error)}); delete it, and the same command resumes from the last checkpoint "
             "or starts again."
         ) from error
+    if tasks and set(metrics.valid) != set(tasks):
+        raise DamagedError(
+            f"{path} has metrics of {', '.join(metrics.valid)}, not of {', '.join(tasks)}; delete it to evaluate again."
+        )
     return metrics
 
 

@@ -56,8 +56,8 @@ def convert_run(config: ConvertConfig, process: Process) -> None:
     if trained.model.layout == config.layout:
         raise UserError(f"{run} is {config.layout} already; give the other --layout.")
     weights, schema = find_weights(run / BEST_WEIGHTS), load_schema(str(run))
-    metrics = read_metrics(run) if (run / METRICS_FILE).exists() else None
     columns = Columns.select(schema, features=trained.data.features, labels=trained.data.labels)
+    metrics = read_metrics(run, columns.labels) if (run / METRICS_FILE).exists() else None
     converted = _in_layout(trained, config.layout)
     lock = FolderLock(take_over=config.take_over)
     unfinished = from_first_rank(lambda: _make_folder(folder, lock))
