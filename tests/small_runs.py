@@ -39,7 +39,7 @@ def run_script(
     script: str,
     *options: str | Path,
     ranks: int = 1,
-    status: int = 0,
+    status: int | Sequence[int] = 0,
     cwd: Path = ROOT,
     seconds: float = 120,
     environments: Sequence[dict[str, str]] | None = None,
@@ -50,7 +50,7 @@ def run_script(
         script: its path from the root of the repository.
         *options: of the script.
         ranks: number of ranks.
-        status: the exit status that each rank must have.
+        status: the exit status that all ranks must have, or that of each.
         cwd: the working directory.
         seconds: the time that the ranks may take.
         environments: the environment of each rank, by default as torchrun sets it.
@@ -63,7 +63,7 @@ def run_script(
         texts = readers.map(_Forked.read, processes)
         statuses = [process.wait(seconds) for process in processes]
         text = "".join(texts)
-    assert statuses == [status] * ranks, text
+    assert statuses == ([status] * ranks if isinstance(status, int) else status), text
     return text
 
 

@@ -3,16 +3,24 @@
 import errno
 import json
 import os
+import re
+import shutil
 import stat
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from stem_torchrec.runtime.errors import UnwritableError, UserError
+from stem_torchrec.runtime.exit_status import ExitStatus
 from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.paths import move, write_text
 from stem_torchrec.training.evaluation_outputs import prepare_outputs, write_results
 
+from small_runs import run_script
+
+DATA = Path(__file__).parent / "data"
 METRICS = {"test": {"like": {"auc": 0.8, "gauc": None}}}
 
 
@@ -123,3 +131,20 @@ def test_a_disk_that_is_full_keeps_the_old_file_and_nothing_half_written(
         write_text(file, "newer")
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
     assert file.read_text() == "old"
+
+
+def test_an_evaluation_that_one_rank_cannot_continue_writes_no_results(tmp_path: Path) -> None:
+    shutil.copytree(DATA / "log", tmp_path / "log")
+    (file,) = (tmp_path / "log/test").glob("*.parquet")
+    table = pq.read_table(file)
+    ids = [*table["item_id"].to_pylist()[:-1], 10**6]
+    pq.write_table(
+        table.set_column(table.schema.get_field_index("item_id"), "item_id", pa.array(ids)), file, row_group_size=16
+    )
+    outputs = ("--json", "out.json", "--predictions", "out")
+    line = ("--run", DATA / "run_format_1", "--data.path", "log", "--split", "test", *outputs)
+    output = run_script("stem_torchrec/evaluate.py", *line, ranks=2, status=[ExitStatus.LOST_RANK, 2], cwd=tmp_path)
+    assert re.search(r"error: .*/test/.*, row \d+, column 'item_id': 1000000 is not an id in", output)
+    assert "rank 0 has lost another rank while it was evaluating" in output
+    assert not (tmp_path / "out.json").exists()
+    assert not list((tmp_path / "out").iterdir())
