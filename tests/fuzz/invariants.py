@@ -68,7 +68,8 @@ def _trained(case: Case, answer: Answer, folder: Path) -> Iterator[str]:
             elif value is not None and not math.isfinite(value):
                 yield f"metric: {name} of a task is {value}"
         yield from _matches_files(case, task, values, folder)
-    if case.option("--output-dir") == "paused" and not any(e["path"].startswith(("log", "run/")) for e in case.edits):
+    edited = {edit.get(key, "") for edit in case.edits for key in ("path", "to")}
+    if case.option("--output-dir") == "paused" and not any(path.startswith(("log", "run/")) for path in edited):
         whole = json.loads((folder / "run/metrics.json").read_text())["valid"]
         if metrics != whole:
             yield "resume: the metrics differ from those of the uninterrupted run"
