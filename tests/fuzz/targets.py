@@ -37,7 +37,7 @@ def target(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Settings of a target: the same examples each time, except in a campaign."""
     in_all = int(os.environ.get("FUZZ_EXAMPLES", sum(EXAMPLES.values())))
     return settings(
-        max_examples=max(1, EXAMPLES[name] * in_all // sum(EXAMPLES.values())),
+        max_examples=-(-EXAMPLES[name] * in_all // sum(EXAMPLES.values())),
         derandomize=not CAMPAIGN,
         database=None,
         deadline=None,
