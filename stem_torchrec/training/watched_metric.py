@@ -76,8 +76,8 @@ class WatchedMetric:
 
     def problem_of(self, task: str, columns: Columns, row_groups: Sequence[RowGroup]) -> str | None:
         """What leaves the metric of a task undefined, or None; raises UserError for labels that are no labels."""
-        metric, found = self.name.partition("/")[0], label_kinds(row_groups, task)
-        kinds, wrong = found & {0, 1}, found - {0, 1}
+        metric, labels = self.name.partition("/")[0], label_kinds(row_groups, task)
+        kinds, wrong = labels & {0, 1}, labels - {0, 1}
         if wrong and len(kinds) < 2:
             raise UserError(
                 f"the validation split has {wrong.pop():g} as a label of task {task!r}, but labels must be 0, 1 or "
