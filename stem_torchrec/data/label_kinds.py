@@ -22,8 +22,8 @@ def label_kinds(row_groups: Sequence[RowGroup], label: str) -> set[float]:
         label_kinds(row_groups, "like")  # {0}: nobody liked anything, so no order of the rows is better than another
     """
     kinds: set[float] = set()
-    for row_group in row_groups:
-        in_footer = _kinds_in_footer(row_group, label)
+    for row_group, (_, chunk) in zip(row_groups, column_chunks(row_groups, {label}), strict=True):
+        in_footer = _kinds_in_footer(chunk)
         values = pc.unique(_read(row_group, label)).to_pylist() if in_footer is None else in_footer
         kinds |= {float(value) for value in values if value is not None}
         if kinds >= {0, 1}:
@@ -45,16 +45,15 @@ def has_mixed_group(row_groups: Sequence[RowGroup], label: str, group: str) -> b
     return False
 
 
-def _kinds_in_footer(row_group: RowGroup, label: str) -> set[float] | None:
+def _kinds_in_footer(chunk: pq.ColumnChunkMetaData) -> set[float] | None:
     """The least and the greatest label of a row group, or none where all are null; None where the footer lacks them."""
-    ((_, chunk),) = column_chunks([row_group], {label})
     statistics = chunk.statistics
     if statistics is None:
         return None
     if statistics.has_min_max:
         least, greatest = float(statistics.min), float(statistics.max)
         return {least, greatest} if {least, greatest} <= {0, 1} else None
-    return set() if statistics.has_null_count and statistics.null_count == row_group.rows else None
+    return set() if statistics.has_null_count and statistics.null_count == chunk.num_values else None
 
 
 def _read(row_group: RowGroup, column: str) -> pa.ChunkedArray:

@@ -5,8 +5,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from stem_torchrec.runtime.errors import (
     DataError,
@@ -20,7 +19,7 @@ from stem_torchrec.runtime.errors import (
 from stem_torchrec.runtime.exit_status import ExitStatus, killed_by
 from stem_torchrec.runtime.launch_environment import is_first_on_host
 from stem_torchrec.runtime.memory import is_out_of_memory
-from stem_torchrec.runtime.signals import Stopped, exit_on_signals, stopping_on_signals
+from stem_torchrec.runtime.signals import Stopped, exit_on_signals, hook_for, stopping_on_signals
 from stem_torchrec.runtime.standard_streams import keep_streams
 
 _WRONG_PATH = {
@@ -74,7 +73,7 @@ def _outcome(main: Callable[[], None], *, every_rank_speaks: bool) -> tuple[int,
     """The exit status, and the sentence that this rank prints."""
     is_first = every_rank_speaks or is_first_on_host(os.environ)
     try:
-        with stopping_on_signals(), _threads_end_in_one_line():
+        with stopping_on_signals(), hook_for(OSError, threading, "excepthook", _thread_has_ended):
             main()
     except Interrupted:
         return ExitStatus.RESUME, ""
@@ -118,22 +117,9 @@ def _outcome(main: Callable[[], None], *, every_rank_speaks: bool) -> tuple[int,
     return ExitStatus.OK, ""
 
 
-@contextmanager
-def _threads_end_in_one_line() -> Iterator[None]:
+def _thread_has_ended(error: OSError) -> None:
     """Prints one line for a thread of a library that a disk or store stops; who needs the thread gets the error too."""
-    before = threading.excepthook
-
-    def print_line(ended: threading.ExceptHookArgs) -> None:
-        if isinstance(ended.exc_value, OSError):
-            print(f"note: a thread in the background has ended ({_reason(ended.exc_value)})", file=sys.stderr)
-        else:
-            before(ended)
-
-    threading.excepthook = print_line
-    try:
-        yield
-    finally:
-        threading.excepthook = before
+    print(f"note: a thread in the background has ended ({_reason(error)})", file=sys.stderr)
 
 
 def _comes_from_storage(error: BaseException) -> bool:

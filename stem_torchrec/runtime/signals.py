@@ -11,10 +11,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from threading import Event, Thread, Timer
-from types import FrameType
+from types import FrameType, ModuleType
+from typing import Any, TypeVar
 
 from stem_torchrec.runtime.exit_status import killed_by
 from stem_torchrec.runtime.launch_environment import is_first_on_host
+
+ErrorT = TypeVar("ErrorT", bound=BaseException)
 
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 """Signals that ask a process to end."""
@@ -56,10 +59,11 @@ def stopping_on_signals() -> Iterator[None]:
             os._exit(killed_by(number))
 
     def raise_again(stopped: Stopped) -> None:
+        # It was raised in the finalizer of an object, where Python drops exceptions.
         stopping.clear()
         Timer(_SOON, os.kill, (os.getpid(), stopped.number)).start()
 
-    with _handling(handle, notice), _where_python_drops_it(raise_again):
+    with _handling(handle, notice), hook_for(Stopped, sys, "unraisablehook", raise_again):
         try:
             yield
         except Exception as error:
@@ -104,21 +108,27 @@ def ending_on_signals() -> Iterator[Event]:
 
 
 @contextmanager
-def _where_python_drops_it(call: Callable[[Stopped], None]) -> Iterator[None]:
-    """Calls `call` with each Stopped that was raised in the finalizer of an object, where Python drops exceptions."""
-    before = sys.unraisablehook
+def hook_for(kind: type[ErrorT], module: ModuleType, name: str, handle: Callable[[ErrorT], None]) -> Iterator[None]:
+    """Python calls `handle` with errors of a kind instead of the hook that a module has by a name, until the end.
 
-    def handle(dropped: "sys.UnraisableHookArgs") -> None:
-        if isinstance(dropped.exc_value, Stopped):
-            call(dropped.exc_value)
+    Example::
+
+        with hook_for(OSError, threading, "excepthook", print):  # of threads that an error has ended
+            ...
+    """
+    before = getattr(module, name)
+
+    def hook(raised: Any) -> None:
+        if isinstance(raised.exc_value, kind):
+            handle(raised.exc_value)
         else:
-            before(dropped)
+            before(raised)
 
-    sys.unraisablehook = handle
+    setattr(module, name, hook)
     try:
         yield
     finally:
-        sys.unraisablehook = before
+        setattr(module, name, before)
 
 
 def _print(line: str) -> None:
