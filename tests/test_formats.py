@@ -21,7 +21,7 @@ from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.sharding.plan_file import read_plan
 from stem_torchrec.training.configuration import config_from_command_line, load_config
 from stem_torchrec.training.run_evaluation import EvaluateConfig, EvaluationData, evaluate_run
-from stem_torchrec.training.run_folder import read_metrics
+from stem_torchrec.training.run_folder import METRICS_FORMAT, read_metrics
 from stem_torchrec.training.run_start import finished
 from stem_torchrec.training.trainer import train
 
@@ -68,8 +68,9 @@ def test_a_stored_run_evaluates_to_its_metrics_and_resumes_from_its_checkpoint(n
     assert max(steps) == 18
     assert complete_steps(str(folder / name / "checkpoints")) == [18]
     ended = json.loads((folder / name / "metrics.json").read_text())
-    assert ended["format"] == 1
+    assert ended["format"] == METRICS_FORMAT
     assert ended["finished"]
+    assert set(ended["rows"]) == {"train", "valid"}
     assert load_config(str(folder / name / "config.yaml")).seed == 3
 
 
@@ -122,9 +123,9 @@ def resumed_run(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("version", "problem"),
     [
-        ("2", "has the format 2, but this stem_torchrec reads formats up to 1; install a newer stem_torchrec"),
-        ("true", "has the format True, but must have a whole number from 1 to 1"),
-        ("0", "has the format 0, but must have a whole number from 1 to 1"),
+        ("9", "has the format 9, but this stem_torchrec reads formats up to {newest}; install a newer stem_torchrec"),
+        ("true", "has the format True, but must have a whole number from 1 to {newest}"),
+        ("0", "has the format 0, but must have a whole number from 1 to {newest}"),
     ],
 )
 def test_a_file_of_a_newer_format_is_one_sentence(
@@ -137,7 +138,8 @@ def test_a_file_of_a_newer_format_is_one_sentence(
     path.write_text(text)
     with pytest.raises(UserError) as error:
         read(folder / "run_format_1")
-    assert f"{path} {problem}" in str(error.value)
+    newest = METRICS_FORMAT if file == "metrics.json" else 1
+    assert f"{path} {problem.format(newest=newest)}" in str(error.value)
     assert str(error.value).count(str(path)) == 1
     assert "\n" not in str(error.value)
 

@@ -14,7 +14,6 @@ are valid for steps like the measured ones.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ from stem_torchrec.config.json_text import parse_json
 from stem_torchrec.config.serialization import from_dict
 from stem_torchrec.runtime.errors import UserError, reason_of
 from stem_torchrec.sharding.placement import Placement
-from stem_torchrec.sharding.plan_file import read_plan
+from stem_torchrec.sharding.plan_file import read_plan, tables_of_plan
 from stem_torchrec.sharding.planner import plan_sharding
 from stem_torchrec.sharding.sharder import make_sharder
 from stem_torchrec.sharding.topology import Bandwidths, make_topology
@@ -61,6 +60,16 @@ class Calibration:
     """The same with the fitted bandwidths."""
     unused: Mapping[str, str]
     """Cases of the sweep that the fit does not use, by name, with the reason."""
+
+
+@dataclass(frozen=True)
+class _Sweep:
+    """What sweep.json tells of how the cases were measured."""
+
+    ranks: int
+    ranks_per_host: int
+    batch_size: int
+    tables: tuple[TableSpec, ...]
 
 
 @dataclass(frozen=True)
@@ -106,7 +115,7 @@ def calibrate(folder: str, bandwidths: Bandwidths, *, device: str) -> Calibratio
             f"needs {LEAST_CASES}; measure more types."
         )
     memory, link, together = fit(priced)
-    links = _LINKS if sweep["ranks"] > sweep["ranks_per_host"] else _LINKS[:1]
+    links = _LINKS if sweep.ranks > sweep.ranks_per_host else _LINKS[:1]
     changed = ("hbm" if device == "cuda" else "ddr", *links)
     factors = {name: memory if name in _MEMORY else link for name in changed}
     fitted = replace(bandwidths, **{name: getattr(bandwidths, name) / factor for name, factor in factors.items()})
@@ -136,10 +145,12 @@ def _ratios(priced: Sequence[Priced], memory: float, link: float) -> tuple[float
     return min(ratios), float(np.median(ratios)), max(ratios)
 
 
-def _read(folder: str) -> tuple[dict[str, Any], list[Outcome]]:
+def _read(folder: str) -> tuple[_Sweep, list[Outcome]]:
     path = Path(folder)
     try:
-        sweep = parse_json((path / SWEEP_FILE).read_text())["sweep"]
+        content = parse_json((path / SWEEP_FILE).read_text())["sweep"]
+        known = {name: content[name] for name in ("ranks", "ranks_per_host", "tables")}
+        sweep = from_dict(_Sweep, known | {"batch_size": content["data"]["batch_size"]})
         files = sorted(file for file in (path / CASES).glob("[!.]*.json") if not file.name.endswith(".plan.json"))
         outcomes = [from_dict(Outcome, parse_json(file.read_text())) for file in files]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -147,7 +158,7 @@ def _read(folder: str) -> tuple[dict[str, Any], list[Outcome]]:
             f"--calibrate {folder} holds no results of benchmarks/sharding.py ({reason_of(error)}); give "
             "the folder that its --out named."
         ) from error
-    if not sweep["tables"]:
+    if not sweep.tables:
         raise UserError(
             f"--calibrate {folder} was measured on a log, so the number of ids per row is unknown; measure a list of "
             "tables with benchmarks/sharding.py --tables."
@@ -157,7 +168,7 @@ def _read(folder: str) -> tuple[dict[str, Any], list[Outcome]]:
 
 def _price(
     folder: str,
-    sweep: dict[str, Any],
+    sweep: _Sweep,
     row: Row,
     outcomes: Sequence[Outcome],
     bandwidths: Bandwidths,
@@ -166,15 +177,14 @@ def _price(
     """The case as the planner prices its plan; None for a plan with tables in UVM."""
     [first] = [o for o in outcomes if o.case == row.case and o.round == 0]
     assert first.measurement is not None
-    planned = parse_json(first.measurement.plan)["tables"]
-    if any(table["compute_kernel"] != "fused" for table in planned.values()):
+    planned = tables_of_plan(first.measurement.plan)
+    if any(table.compute_kernel != "fused" for table in planned.values()):
         return None
-    specs = [from_dict(TableSpec, table) for table in sweep["tables"]]
     configs = [
         EmbeddingBagConfig(
             name=name,
-            num_embeddings=table["rows"],
-            embedding_dim=table["dim"],
+            num_embeddings=table.rows,
+            embedding_dim=table.dim,
             feature_names=[name.partition("/")[2]],
         )
         for name, table in planned.items()
@@ -184,8 +194,8 @@ def _price(
     by_rank = []
     for priced in (_MEMORY, _LINKS):
         topology = make_topology(
-            world_size=sweep["ranks"],
-            local_world_size=sweep["ranks_per_host"],
+            world_size=sweep.ranks,
+            local_world_size=sweep.ranks_per_host,
             device=device,
             hbm_gib=2**20 if device == "cuda" else None,
             ddr_gib=2**20,
@@ -196,10 +206,10 @@ def _price(
         plan = plan_sharding(
             nn.ModuleDict({"embedding_bag_collection": collection}),
             topology=topology,
-            batch_size=sweep["data"]["batch_size"],
+            batch_size=sweep.batch_size,
             placements=placements,
             sharder=make_sharder(communication=row.case.communication),
-            pooling_factors={spec.name: spec.pooling for spec in specs},
+            pooling_factors={spec.name: spec.pooling for spec in sweep.tables},
         )
         by_rank.append(plan.per_rank("estimate"))
     memory, link = max(zip(*by_rank, strict=True), key=sum)

@@ -25,7 +25,7 @@ from stem_torchrec.runtime.process import from_first_rank, join_process_group
 from stem_torchrec.runtime.progress import log_rank0
 
 from common.machine import describe_run
-from common.output import write_figure, write_table, write_whole
+from common.output import make_folder, write_figure, write_table, write_whole
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ def measure(config: ConflictConfig, rest: Sequence[str]) -> None:
 
     Raises UserError for wrong further options, and if so many models diverge that there is no margin to show.
     """
-    folder = Path(config.out)
+    with join_process_group() as process:
+        folder = from_first_rank(partial(make_folder, config.out))
     rows: list[dict[str, Any]] = []
     diverged: set[str] = set()
     for dial in config.dials:

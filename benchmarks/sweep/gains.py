@@ -4,13 +4,14 @@ The cases of a round run within minutes of each other, so drift of the machine h
 The spread of the ratios over the rounds is the noise that is left.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from tabulate import tabulate
+
+from stem_torchrec.sharding.plan_file import tables_of_plan
 
 from sweep.cases import Case
 from sweep.results import Measurement, Outcome
@@ -62,8 +63,8 @@ def copies_of_ids(plan: str) -> float:
     Args:
         plan: a plan of the split layout, as `plan_to_json` writes it.
     """
-    tables = json.loads(plan)["tables"]
-    received = [(name.partition("/")[2], rank) for name, table in tables.items() for rank in table["ranks"]]
+    tables = tables_of_plan(plan)
+    received = [(name.partition("/")[2], rank) for name, table in tables.items() for rank in table.ranks]
     return len(received) / len(set(received))
 
 

@@ -1,6 +1,6 @@
 """Whether a run is the one of a checkpoint or run folder: the same model, table optimizer, log and order of rows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stem_torchrec.runtime.errors import UserError
@@ -76,12 +76,21 @@ def check_same_rows(path: str, saved: Rows, current: Rows) -> None:
     for split, contents in saved.items():
         differing = [entry for entry, value in contents.items() if current[split].get(entry, value) != value]
         if differing:
-            more = f" and {len(differing) - _NAMED} more" if len(differing) > _NAMED else ""
             raise UserError(
                 f"{split}/ of the log does not hold the rows that {path} was made of (not the same: "
-                f"{', '.join(differing[:_NAMED])}{more}); give the log as it was, or another --output-dir for a new "
-                "day's, see docs/resume.md."
+                f"{_some(differing)}); give the log as it was, or another --output-dir for a new day's, see "
+                "docs/resume.md."
             )
+
+
+def entries_left_out(saved: Rows, current: Rows) -> str:
+    """The first of the entries, and how many more, that the log's files told before and do not tell now; or nothing."""
+    entries = [entry for split, contents in saved.items() for entry in contents if entry not in current[split]]
+    return _some(list(dict.fromkeys(entries)))
+
+
+def _some(entries: Sequence[str]) -> str:
+    return ", ".join(entries[:_NAMED]) + (f" and {len(entries) - _NAMED} more" if len(entries) > _NAMED else "")
 
 
 def _fields(values: Mapping[str, Any], names: tuple[str, ...], prefix: str = "") -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import gc
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from threading import Event
@@ -46,6 +46,16 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class _Score:
+    """What SCORE_FILE holds."""
+
+    score: float | None
+    """None if the run diverged."""
+    valid: dict[str, dict[str, float | int | None]] = field(default_factory=dict)
+    """Metrics of the best evaluation, as `to_json` returns them."""
+
+
+@dataclass(frozen=True)
 class Grid:
     """The cells that every part tries, with one seed."""
 
@@ -68,7 +78,7 @@ class Grid:
         file = self.run_folder(part, cell) / SCORE_FILE
         if not file.exists():
             return None
-        score: float | None = read_results(file, {"score"})["score"]
+        score: float | None = read_results(file, _Score)["score"]
         return -math.inf if score is None else score
 
     def untried(self, parts: Sequence[Part]) -> list[tuple[Part, Cell]]:

@@ -3,8 +3,8 @@
 import gc
 import math
 import shutil
-from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -19,6 +19,7 @@ from stem_torchrec.comparison.diagnostics import GateWeights
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.files import what_is_trained
 from stem_torchrec.config.json_text import parse_json
+from stem_torchrec.config.serialization import from_dict
 from stem_torchrec.metrics.multi_task import to_json
 from stem_torchrec.models.table import MODELS, groups_with_tables, with_arch
 from stem_torchrec.runtime.errors import DamagedError, DivergedError, UserError, reason_of
@@ -96,6 +97,27 @@ def parts_of(model: str, labels: Sequence[str]) -> list[Part]:
 
 
 @dataclass(frozen=True)
+class _Tested:
+    """What TEST_FILE holds."""
+
+    parts: tuple[str, ...]
+    """Folders of the parts."""
+    metrics: dict[str, dict[str, float | int | None]]
+    """As `to_json` returns them."""
+    gates: dict[str, dict[str, dict[str, float]]]
+    """As `GateWeights.mean` returns them."""
+    samples_per_second: float | None
+
+
+@dataclass(frozen=True)
+class _Diverged:
+    """What TEST_FILE holds of a run that diverged."""
+
+    diverged: str
+    """Which part, and why."""
+
+
+@dataclass(frozen=True)
 class Run:
     """One model with one seed."""
 
@@ -110,8 +132,8 @@ class Run:
         return (self.folder / TEST_FILE).exists()
 
     def test_results(self) -> dict[str, Any]:
-        """Metrics by task, gates, samples_per_second and the folders of the parts; or `diverged` and why."""
-        return read_results(self.folder / TEST_FILE, {"parts", "metrics", "gates", "samples_per_second"}, {"diverged"})
+        """The fields of a _Tested, or `diverged` and why."""
+        return read_results(self.folder / TEST_FILE, _Tested, _Diverged)
 
     def folders(self) -> list[Path]:
         """The run folders of the parts."""
@@ -126,12 +148,15 @@ class Run:
         return columns
 
 
-def read_results(file: Path, *names: Set[str]) -> dict[str, Any]:
-    """What `write_json` wrote for a run that is done, with one of these sets of names; raises UserError if damaged."""
+def read_results(file: Path, kind: type, *others: type) -> dict[str, Any]:
+    """What `write_json` wrote for a run that is done: the fields of one of these dataclasses, told apart by the first.
+
+    Raises UserError if the file is damaged.
+    """
     try:
         results = parse_json(file.read_bytes())
-        if not isinstance(results, dict) or not any(needed <= results.keys() for needed in names):
-            raise ValueError(f"it lacks {' or '.join(', '.join(sorted(needed)) for needed in names)}")
+        kinds = [each for each in others if isinstance(results, dict) and fields(each)[0].name in results]
+        from_dict((kinds or [kind])[0], results)
     except ValueError as error:
         raise UserError(
             f"{file} is damaged ({reason_of(error)}); delete it, and the same command makes it again."

@@ -61,7 +61,8 @@ class StepProfiler:
 
     Example::
 
-        fit(pipeline, batches, tasks=tasks, steps=100, profiler=StepProfiler(Path("profile"), device))
+        with StepProfiler(Path("profile"), device) as profiler:
+            fit(pipeline, batches, tasks=tasks, steps=100, callbacks=[ProfileSteps(profiler)])
     """
 
     def __init__(self, folder: AnyPath, device: torch.device) -> None:

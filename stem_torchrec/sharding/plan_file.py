@@ -27,7 +27,7 @@ _Rank = Annotated[int, Interval(ge=0, le=2**31 - 1)]
 
 
 @dataclass(frozen=True)
-class _StoredTable:
+class StoredTable:
     """How a table is sharded."""
 
     rows: _Count
@@ -51,7 +51,7 @@ class _StoredPlan:
 
     world_size: _Count
     local_world_size: _Count
-    tables: dict[str, _StoredTable]
+    tables: dict[str, StoredTable]
 
 
 def plan_to_json(plan: Plan) -> str:
@@ -88,18 +88,26 @@ def read_plan(path: str, tables: Sequence[EmbeddingBagConfig], topology: Topolog
     return {name: table.placement for name, table in plan.tables.items()}
 
 
+def tables_of_plan(text: str) -> Mapping[str, StoredTable]:
+    """The tables of a plan by name; raises UserError for text that `plan_to_json` did not return."""
+    return _parse(text, "the plan").tables
+
+
 def _read(path: str) -> _StoredPlan:
     option = f"--sharding.plan {path}"
     try:
         with g_pathmgr.open(path, "rb") as file:
-            content = parse_json(file.read())
-        return from_dict(_StoredPlan, without_format(content, PLAN_FORMAT, option))
+            return _parse(file.read(), option)
     except FormatError:
         raise
     # ValueError: not JSON, or a wrong field.
     except (OSError, ValueError) as error:
         reason = reason_of(error)
         raise UserError(f"{option} cannot be read as a plan ({reason}); a run writes one as plan.json.") from error
+
+
+def _parse(text: str | bytes, what: str) -> _StoredPlan:
+    return from_dict(_StoredPlan, without_format(parse_json(text), PLAN_FORMAT, what))
 
 
 def _problems(plan: _StoredPlan, sizes: Mapping[str, tuple[int, int]], topology: Topology) -> list[str]:

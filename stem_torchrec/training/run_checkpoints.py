@@ -11,7 +11,7 @@ from torchrec.datasets.utils import Batch
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.optim.keyed import CombinedOptimizer
 
-from stem_torchrec.checkpoints.compatibility import check_same_rows, check_same_run
+from stem_torchrec.checkpoints.compatibility import check_same_rows, check_same_run, entries_left_out
 from stem_torchrec.checkpoints.folder import Progress, checkpoint_path
 from stem_torchrec.checkpoints.resume import candidates, checkpoints_folder, progress_of
 from stem_torchrec.checkpoints.saver import CheckpointSaver
@@ -179,6 +179,8 @@ class RunCheckpoints(Callback):
                 f"note: an earlier version wrote {path}, without the values of the log's rows; only their files and "
                 "row groups are compared"
             )
+        if left_out := entries_left_out(progress.rows, self._data.contents):
+            log_rank0(f"note: the files of the log do not tell {left_out} any more; only the rest is compared")
         meter = restore_state(
             self._model,
             self._optimizer,

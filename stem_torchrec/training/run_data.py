@@ -1,14 +1,12 @@
 """The log of a run as this rank reads it: its columns, and a reader for each split."""
 
 from collections.abc import Iterable, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torchrec.datasets.utils import Batch
 
-from stem_torchrec.checkpoints.resume import check_resume
 from stem_torchrec.config import DataConfig, TrainConfig
 from stem_torchrec.data.batch import Exposures
 from stem_torchrec.data.files import Columns, find_row_groups
@@ -16,7 +14,7 @@ from stem_torchrec.data.footers import contents, ids_per_row, missing_labels
 from stem_torchrec.data.label_counts import LabelCounter
 from stem_torchrec.data.loader import data_loader
 from stem_torchrec.data.reader import ParquetReader
-from stem_torchrec.data.schema import Schema, load_schema
+from stem_torchrec.data.schema import Schema
 from stem_torchrec.metrics.collectives import gather
 from stem_torchrec.metrics.multi_task import TaskMetrics
 from stem_torchrec.runtime.hang_detection import collective_timeout
@@ -139,16 +137,6 @@ def open_split(
         seed=seed,
         max_bad_share=data.skipped_share,
     )
-
-
-def check_same_log(config: TrainConfig, path: str, process: Process) -> None:
-    """Raises UserError if a run that has ended was trained on other rows than its log has, as on those of another day.
-
-    All ranks call it. Without a checkpoint of the run nothing is known about its rows.
-    """
-    schema = load_schema(path)
-    with closing(RunData.open(config, path, schema, process)) as data:
-        check_resume(config, schema, data.contents)
 
 
 def note_other_counts(schema: Schema, split: str, metrics: Mapping[str, TaskMetrics]) -> None:

@@ -13,10 +13,11 @@ nonfinite/       a batch whose loss is not finite
 
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from stem_torchrec.checkpoints.compatibility import Rows
 from stem_torchrec.config.formats import FormatError, with_format, without_format
 from stem_torchrec.config.json_text import parse_json
 from stem_torchrec.config.serialization import from_dict, to_dict
@@ -31,7 +32,7 @@ from stem_torchrec.runtime.store_path import AnyPath
 CONFIG_FILE = "config.yaml"
 PLAN_FILE = "plan.json"
 METRICS_FILE = "metrics.json"
-METRICS_FORMAT = 1
+METRICS_FORMAT = 2
 """Format version of metrics.json."""
 METRICS_LOG = "metrics.jsonl"
 BEST_WEIGHTS = "best"
@@ -53,12 +54,15 @@ class StoredMetrics:
     """Its metrics, as `to_json` returns them."""
     finished: bool = False
     """Whether the run has ended."""
+    rows: dict[str, dict[str, str]] = field(default_factory=dict)
+    """`data.footers.contents` of the splits of a run that has ended; earlier versions did not write it."""
 
 
-def finish(folder: AnyPath, lock: FolderLock) -> None:
-    """Marks the run as ended; rank 0 calls it. Raises UserError if `lock` has lost the folder."""
+def finish(folder: AnyPath, lock: FolderLock, rows: Rows) -> None:
+    """Marks the run as ended, on these rows; rank 0 calls it. Raises UserError if `lock` has lost the folder."""
     lock.confirm()
-    write_metrics(folder / METRICS_FILE, replace(read_metrics(folder), finished=True))
+    of_log = {split: dict(contents) for split, contents in rows.items()}
+    write_metrics(folder / METRICS_FILE, replace(read_metrics(folder), finished=True, rows=of_log))
 
 
 def has_ended(folder: AnyPath) -> bool:

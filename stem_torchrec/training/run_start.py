@@ -1,15 +1,15 @@
 """Which folders a run gets, and whether it may use them: one run at a time, and no run replaces another."""
 
 import hashlib
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import datetime
 from itertools import count
 from pathlib import Path
 
-from stem_torchrec.checkpoints.compatibility import check_same_options, check_same_run
+from stem_torchrec.checkpoints.compatibility import check_same_options, check_same_rows, check_same_run
 from stem_torchrec.checkpoints.folder import complete_steps
-from stem_torchrec.checkpoints.resume import checkpoints_folder
+from stem_torchrec.checkpoints.resume import check_resume, checkpoints_folder
 from stem_torchrec.config import TrainConfig, check_fields
 from stem_torchrec.config.files import dump_config, what_is_trained
 from stem_torchrec.config.path_fields import with_paths
@@ -23,9 +23,10 @@ from stem_torchrec.runtime.errors import DamagedError, UnwritableError, UserErro
 from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.owner_file import launch_id
 from stem_torchrec.runtime.paths import write_text
-from stem_torchrec.runtime.process import from_first_rank
+from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.store_path import AnyPath, path_of
 from stem_torchrec.training.configuration import load_config
+from stem_torchrec.training.run_data import RunData
 from stem_torchrec.training.run_folder import CONFIG_FILE, RUN_FILES, has_ended, read_metrics
 
 
@@ -92,6 +93,18 @@ def finished(config: TrainConfig) -> dict[str, TaskMetrics] | None:
         return from_json(read_metrics(folder, tasks).valid)
 
     return from_first_rank(read)
+
+
+def check_same_log(config: TrainConfig, path: str, process: Process) -> None:
+    """Raises UserError if a run that has ended was trained on other rows than its log has, as on those of another day.
+
+    All ranks call it. Of a run of an earlier version only its checkpoints tell the rows.
+    """
+    schema, folder = load_schema(path), path_of(config.output_dir or "")
+    with closing(RunData.open(config, path, schema, process)) as data:
+        check_resume(config, schema, data.contents)
+        rows = data.contents
+        from_first_rank(lambda: check_same_rows(str(folder), read_metrics(folder).rows, rows))
 
 
 def _named_folders(config: TrainConfig) -> dict[str, str]:

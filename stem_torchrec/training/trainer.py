@@ -29,9 +29,15 @@ from stem_torchrec.training.meter import Meter
 from stem_torchrec.training.metrics_log import MetricsLog
 from stem_torchrec.training.optimizers import build_optimizer, build_schedule
 from stem_torchrec.training.run_checkpoints import RunCheckpoints
-from stem_torchrec.training.run_data import RunData, check_same_log, note_other_counts
+from stem_torchrec.training.run_data import RunData, note_other_counts
 from stem_torchrec.training.run_folder import finish, write_inputs
-from stem_torchrec.training.run_start import check_run_folder, finished, open_run_folder, with_data_folder
+from stem_torchrec.training.run_start import (
+    check_run_folder,
+    check_same_log,
+    finished,
+    open_run_folder,
+    with_data_folder,
+)
 from stem_torchrec.training.state import TrainState
 from stem_torchrec.training.watched_metric import Metrics, WatchedMetric
 
@@ -147,7 +153,7 @@ class Trainer:
             raise UnwritableError(
                 f"no weights could be written to {self.folder}; make room, or give another --output-dir."
             )
-        from_first_rank(lambda: finish(self.folder, self._lock))
+        from_first_rank(lambda: finish(self.folder, self._lock, self.data.contents))
         self._lock.release()
         log_rank0(f"\nbest evaluation of the validation split, in {self.folder}:\n{format_table(self._best.metrics)}")
         note_other_counts(self.data.schema, "valid", self._best.metrics)

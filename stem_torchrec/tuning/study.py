@@ -23,6 +23,7 @@ from stem_torchrec.config.files import dump_config, what_is_trained
 from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.runtime.errors import DivergedError, UserError
 from stem_torchrec.runtime.folder_lock import FolderLock
+from stem_torchrec.runtime.launch_environment import read_ranks
 from stem_torchrec.runtime.owner_file import launch_id
 from stem_torchrec.runtime.path_options import LocalFile, LocalOutput
 from stem_torchrec.runtime.paths import write_text
@@ -129,7 +130,7 @@ def tune(config: TuneConfig, search: Search) -> None:
 
 def _own(lock: FolderLock, folder: str) -> None:
     """Rank 0 takes the folder; the others, which form no process group with it, see that no other launch has it."""
-    if os.environ.get("RANK", "0") == "0":
+    if read_ranks(os.environ).rank == 0:
         lock.take(folder, other="--out")
     elif launch_id():
         lock.check(folder, other="--out", allow_launch=True)
