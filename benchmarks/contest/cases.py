@@ -70,15 +70,14 @@ def _variants(rows: int, on_gpu: bool) -> list[Contestant]:
         adagrad = replace(usual, sparse="adagrad")
         return [usual, replace(usual, pipeline="base"), adagrad, replace(adagrad, layout="packed")]
     usual = Contestant("ours", "bf16", rows)
-    adagrad, caching = replace(usual, sparse="adagrad"), replace(usual, kernel="fused_uvm_caching")
+    adagrad = replace(usual, sparse="adagrad")
     return [
         usual,
         replace(usual, pipeline="base"),
         replace(usual, sparse="adam"),
         adagrad,
         replace(adagrad, layout="packed"),
-        caching,
-        replace(caching, pipeline="prefetch"),
+        replace(usual, kernel="fused_uvm_caching"),
     ]
 
 

@@ -1,5 +1,6 @@
 """From a configuration to a sharded model and its pipeline."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -53,6 +54,8 @@ def build_sharded_model(
 
     Raises UserError where the sparse optimizer does not serve the tables, or no plan fits; see `plan_sharding`.
     """
+    if config.train.deterministic:
+        _make_deterministic()
     torch.manual_seed(config.seed)
     model = build_model(config.model, columns)
     if trains:
@@ -90,6 +93,12 @@ def build_sharded_model(
     # From here on ranks draw different numbers, for dropout.
     torch.manual_seed(config.seed + process.rank)
     return sharded, plan
+
+
+def _make_deterministic() -> None:
+    """Lets torch and FBGEMM add in one order on GPUs, and warn where they cannot; before the first operation there."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it.
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def for_weights_only(config: TrainConfig) -> TrainConfig:
