@@ -356,22 +356,29 @@ def test_tables_may_have_several_widths_and_the_optimizer_is_that_of_a_run(tmp_p
 
 
 def a_sweep(
-    folder: Path, true: Bandwidths, kinds: Sequence[str], *, device: str = "NVIDIA H100", nodes: int = 2
+    folder: Path,
+    true: Bandwidths,
+    kinds: Sequence[str],
+    *,
+    device: str = "NVIDIA H100",
+    nodes: int = 2,
+    ranks_per_host: int = 2,
 ) -> str:
     """Results of a machine on which the planner is right with the bandwidths `true`."""
-    config = replace(CONFIG, nodes=(nodes,), device="cpu" if device == "cpu" else "cuda")
+    kind = "cpu" if device == "cpu" else "cuda"
+    config = replace(CONFIG, nodes=(nodes,), ranks_per_node=ranks_per_host, device=kind)
     (folder / CASES).mkdir(parents=True)
     sweep = {
         "tables": [to_dict(table) for table in TABLES],
         "data": {"batch_size": 512},
-        "ranks": 2 * nodes,
-        "ranks_per_host": 2,
+        "ranks": ranks_per_host * nodes,
+        "ranks_per_host": ranks_per_host,
     }
     (folder / SWEEP_FILE).write_text(json.dumps({"sweep": sweep, "head": {}}))
     for kind in kinds:
         plan = plan_of(kind, config=config, bandwidths=true)
         case = Case(kind, "split", "stock", 2, "adagrad", "auto", "fp32")
-        ranks = 2 * nodes
+        ranks = ranks_per_host * nodes
         one = (1.0,) * ranks
         numbers = dict.fromkeys(("ids", "embeddings", "gradients", "memory_before", "memory_peak", "weights"), one)
         measurement = Measurement(
@@ -416,6 +423,17 @@ def test_calibration_recovers_the_bandwidths_of_the_machine(tmp_path: Path, devi
         # The busiest rank may be another one before and after.
         assert getattr(fitted.bandwidths, name) == pytest.approx(wanted[name], rel=0.05)
     assert fitted.before[1] < 0.5
+    assert fitted.after == pytest.approx((1, 1, 1), rel=0.05)
+
+
+def test_a_sweep_on_one_rank_tells_the_bandwidth_of_its_memory_and_nothing_of_links(tmp_path: Path) -> None:
+    given = FIGURES["cuda"]
+    true = replace(given, hbm=given.hbm / 4)
+    kinds = ["table_wise", "row_wise", "grid_shard"]
+    fitted = calibrate(a_sweep(tmp_path / "sweep", true, kinds, nodes=1, ranks_per_host=1), given, device="cuda")
+    assert fitted.changed == ("hbm",)
+    assert not fitted.together
+    assert fitted.bandwidths == replace(given, hbm=pytest.approx(given.hbm / 4, rel=0.05))
     assert fitted.after == pytest.approx((1, 1, 1), rel=0.05)
 
 

@@ -115,12 +115,12 @@ def calibrate(folder: str, bandwidths: Bandwidths, *, device: str) -> Calibratio
             f"needs {LEAST_CASES}; measure more types."
         )
     memory, link, together = fit(priced)
-    links = _LINKS if sweep.ranks > sweep.ranks_per_host else _LINKS[:1]
+    links = _LINKS if sweep.ranks > sweep.ranks_per_host else _LINKS[: min(1, sweep.ranks - 1)]
     changed = ("hbm" if device == "cuda" else "ddr", *links)
     factors = {name: memory if name in _MEMORY else link for name in changed}
     fitted = replace(bandwidths, **{name: getattr(bandwidths, name) / factor for name, factor in factors.items()})
     before, after = _ratios(priced, 1.0, 1.0), _ratios(priced, memory, link)
-    return Calibration(folder, fitted, changed, len(priced), together, before, after, unused)
+    return Calibration(folder, fitted, changed, len(priced), together and bool(links), before, after, unused)
 
 
 def fit(priced: Sequence[Priced]) -> tuple[float, float, bool]:
