@@ -51,7 +51,7 @@ cuda)
     ;;
 cpu)
     export CUDA_VISIBLE_DEVICES="" STEM_GPU_TESTS_ON_CPU=1
-    tests=(-n 2 --dist worksteal)
+    tests=(-n auto --dist worksteal)
     peak=(--rows 100 --batch-size 32 --rounds 1 --steps 1 --warmup 1)
     contest=(--cases others "${peak[@]}")
     tables=small.yaml
