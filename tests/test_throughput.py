@@ -13,20 +13,21 @@ from stem_torchrec.data.schema import SparseFeature
 from stem_torchrec.models.build import build_model
 from stem_torchrec.models.stem import STEM, STEMOptions
 from stem_torchrec.runtime.errors import UserError
-from stem_torchrec.runtime.process import join_process_group
+from stem_torchrec.runtime.process import Process, join_process_group
 from stem_torchrec.sharding.topology import make_topology
 from stem_torchrec.tables import embedding_bag_configs
 
 from contest.limits import plan_of_torchrec
 from contest.plain import PlainSTEM
-from contest.problem import Contestant, Problem
+from contest.problem import Contestant, Problem, Side
 from contest.ratios import ratios
-from contest.report import Held, write_report
+from contest.report import Result, write_report
 from contest.run import measure, read_command_line
 from contest.seats import seats
 from contest.shares import share_of_bandwidth, share_of_peak
 from contest.sides import compile_dense_part
 from contest.turns import Failure, Score, Turns, contest
+from contest.worker import take_turn
 
 SMALL = STEMOptions(
     embedding_dim=4,
@@ -187,8 +188,8 @@ def test_a_ratio_is_left_out_if_one_side_has_failed() -> None:
 def test_batch_sizes_have_ratios_of_their_own(tmp_path: Path) -> None:
     ours, dense = Contestant("ours"), Contestant("dense")
     scores = [score(replace(side, batch_size=size), ms) for side, ms in ((ours, 10), (dense, 30)) for size in (32, 64)]
-    held = Held(scores, [Failure(replace(ours, rows=7), "no | reason", is_error=True)], busy=0.0)
-    write_report(tmp_path, {"machine": "a test"}, {"others, 1,000 rows, malloc kept": held}, Problem())
+    result = Result(scores, [Failure(replace(ours, rows=7), "no | reason", is_error=True)], busy=0.0)
+    write_report(tmp_path, {"machine": "a test"}, {"others, 1,000 rows, malloc kept": result}, Problem())
     report = (tmp_path / "report.md").read_text()
     for size in (32, 64):
         table = report.partition(f"Batches of {size} rows:\n")[2]
@@ -260,3 +261,30 @@ def test_only_layers_and_towers_are_compiled(monkeypatch: pytest.MonkeyPatch) ->
     compile_dense_part(model, "CUDA graphs")
     assert [part for part, _ in compiled] == [*model.layers, *model.towers.values()]
     assert {mode for _, mode in compiled} == {"reduce-overhead"}
+
+
+def test_a_turn_on_a_gpu_waits_once_and_gives_back_the_memory_of_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            calls.append("mark")
+
+        def elapsed_time(self, stop: "Event") -> float:
+            return 3.0
+
+    def step() -> torch.Tensor:
+        calls.append("step")
+        return torch.tensor(float(calls.count("step")))
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: calls.append("wait"))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append("give back"))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 2**21)
+    answer = take_turn(Side(step, work=5), 2, Process(0, 1, 1, torch.device("cuda", 0)))
+    # The first step is not timed.
+    assert calls == ["step", "mark", "step", "mark", "step", "mark", "wait", "give back"]
+    assert (answer.step_ms, answer.losses, answer.peak_mib, answer.work) == ((3.0, 3.0), (1.0, 2.0, 3.0), 2.0, 5)

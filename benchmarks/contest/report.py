@@ -39,8 +39,8 @@ _HOW_TO_READ = """\
 
 
 @dataclass(frozen=True)
-class Held:
-    """A contest that was held."""
+class Result:
+    """A contest that was result."""
 
     scores: Sequence[Score]
     failures: Sequence[Failure]
@@ -48,7 +48,7 @@ class Held:
     """Cores that others kept busy meanwhile."""
 
 
-def write_report(folder: Path, head: Mapping[str, str], contests: Mapping[str, Held], problem: Problem) -> None:
+def write_report(folder: Path, head: Mapping[str, str], contests: Mapping[str, Result], problem: Problem) -> None:
     """Writes report.md, report.parquet and, if `others` was held, step_time.png.
 
     Args:
@@ -57,37 +57,37 @@ def write_report(folder: Path, head: Mapping[str, str], contests: Mapping[str, H
         contests: those so far, by name.
         problem: what was trained; contestants have the sizes of their tables and batches.
     """
-    scores = [score for held in contests.values() for score in held.scores]
+    scores = [score for result in contests.values() for score in result.scores]
     if scores:
-        rows = [row(name, score, scores, problem) for name, held in contests.items() for score in held.scores]
+        rows = [row(name, score, scores, problem) for name, result in contests.items() for score in result.scores]
         table = pa.Table.from_pylist(rows)
         write_table(
             folder / "report.parquet", table.replace_schema_metadata({key: str(value) for key, value in head.items()})
         )
     lines = ["# Throughput", "", *(f"- {key}: {value}" for key, value in head.items()), ""]
-    if loaded := [name for name, held in contests.items() if is_loaded(held.busy, cores())]:
+    if loaded := [name for name, result in contests.items() if is_loaded(result.busy, cores())]:
         lines += [f"**Warning: other processes were busy during {', '.join(loaded)}; measure again for times.**", ""]
     lines += [*_ratio_tables(contests), _HOW_TO_READ]
-    for name, held in contests.items():
-        lines += [f"## {name}", "", f"Others busy: {held.busy:.2f} of {cores()} cores.", ""]
-        lines += [format_scores([row(name, score, scores, problem) for score in held.scores]), ""]
-    if failures := [(name, failure) for name, held in contests.items() for failure in held.failures]:
+    for name, result in contests.items():
+        lines += [f"## {name}", "", f"Others busy: {result.busy:.2f} of {cores()} cores.", ""]
+        lines += [format_scores([row(name, score, scores, problem) for score in result.scores]), ""]
+    if failures := [(name, failure) for name, result in contests.items() for failure in result.failures]:
         lines += ["## Not measured", "", format_failures(failures), ""]
-    by_rows = [score for name, held in contests.items() if name.startswith("others") for score in held.scores]
+    by_rows = [score for name, result in contests.items() if name.startswith("others") for score in result.scores]
     if by_rows:
         write_figure(folder / "step_time.png", plot(by_rows))
         lines += ["![step time by rows](step_time.png)", ""]
     write_whole(folder / "report.md", "\n".join(lines))
 
 
-def _ratio_tables(contests: Mapping[str, Held]) -> list[str]:
+def _ratio_tables(contests: Mapping[str, Result]) -> list[str]:
     """The ratios, in a table for each batch size."""
-    sizes = dict.fromkeys(score.contestant.batch_size for held in contests.values() for score in held.scores)
+    sizes = dict.fromkeys(score.contestant.batch_size for result in contests.values() for score in result.scores)
     lines = []
     for size in sizes:
         same = {
-            name: [score for score in held.scores if score.contestant.batch_size == size]
-            for name, held in contests.items()
+            name: [score for score in result.scores if score.contestant.batch_size == size]
+            for name, result in contests.items()
         }
         lines += [f"Batches of {size:,} rows:", ""] if len(sizes) > 1 else []
         lines += [tabulate(ratios(same), ["what", *MALLOC.values()], tablefmt="github"), ""]

@@ -18,7 +18,7 @@ from common.machine import describe_run, memory_gib
 from common.output import make_folder
 from contest.cases import Case, contests, largest_models, possible_cases
 from contest.problem import Contestant, Problem
-from contest.report import Held, write_report
+from contest.report import Result, write_report
 from contest.seats import seats
 from contest.turns import Failure, Score, Turns, contest
 
@@ -91,7 +91,7 @@ def measure(config: ThroughputConfig) -> None:
     turns = Turns(rounds=config.rounds, steps=config.steps, warmup=config.warmup)
     cases = config.cases or possible_cases()
     head = describe_run("throughput.py", device=_device(), **_left_out(config))
-    held: dict[str, Held] = {}
+    results: dict[str, Result] = {}
 
     def hold(name: str, measure: Callable[[], tuple[list[Score], list[Failure]]]) -> None:
         print(f"{name}:", flush=True)
@@ -99,9 +99,9 @@ def measure(config: ThroughputConfig) -> None:
         scores, failures = measure()
         after = CpuTime.now()
         busy = busy_with_others(after.at - before.at, after.busy - before.busy, after.own - before.own)
-        held[name] = Held(scores, failures, busy)
-        print("\n".join(_lines(held[name])), flush=True)
-        write_report(folder, head, held, problem)
+        results[name] = Result(scores, failures, busy)
+        print("\n".join(_lines(results[name])), flush=True)
+        write_report(folder, head, results, problem)
 
     for case in cases:
         for name, contestants in contests(case, config.rows, config.batch_size).items():
@@ -110,7 +110,7 @@ def measure(config: ThroughputConfig) -> None:
             budget = _memory_budget(config.memory_gib)
             hold(case, partial(largest_models, problem, config.rows, 1024 * budget))
     print(f"report: {folder / 'report.md'}")
-    if failed := [f for each in held.values() for f in each.failures if f.is_error]:
+    if failed := [f for each in results.values() for f in each.failures if f.is_error]:
         raise UserError(
             f"{len(failed)} contestants failed, such as {failed[0].contestant.name} with "
             f"{failed[0].contestant.rows:,} rows: {failed[0].reason}"
@@ -126,12 +126,12 @@ def _contest(contestants: Sequence[Contestant], problem: Problem, turns: Turns) 
     return scores, [*failures, *left_out]
 
 
-def _lines(held: Held) -> list[str]:
+def _lines(result: Result) -> list[str]:
     """A line for each contestant."""
-    scores = [(score.contestant, f"{score.quantile(0.5):9.2f} ms") for score in held.scores]
+    scores = [(score.contestant, f"{score.quantile(0.5):9.2f} ms") for score in result.scores]
     return [
-        f"  {each.name:36} {f'{each.rows:,} rows':16} batch {each.batch_size:<9,} {result}"
-        for each, result in [*scores, *((failure.contestant, failure.reason) for failure in held.failures)]
+        f"  {each.name:36} {f'{each.rows:,} rows':16} batch {each.batch_size:<9,} {text}"
+        for each, text in [*scores, *((failure.contestant, failure.reason) for failure in result.failures)]
     ]
 
 

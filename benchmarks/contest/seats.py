@@ -40,8 +40,12 @@ def seats(contestants: Sequence[Contestant], problem: Problem, free: float) -> t
 
 
 def _stays(contestant: Contestant, problem: Problem) -> float:
-    if contestant.side not in ("ours", "stock", "dense", "tables"):
-        return _CONTEXT + problem.batch_size * _hidden(problem) * 4
+    if contestant.side == "products":
+        # Input, output and the gradient of the input of every layer.
+        columns = sum(number * (2 * wide + out) for number, wide, out in problem.layers())
+        return _CONTEXT + problem.batch_size * columns * (2 if contestant.precision == "bf16" else 4)
+    if contestant.side in ("gemm", "copy"):
+        return _CONTEXT + _GIB + problem.batch_size * _hidden(problem) * 4
     # Adam of plain PyTorch has two moments for each weight; an optimizer of ours at most so many.
     row_wise = contestant.side != "dense" and contestant.sparse == "rowwise_adagrad"
     return _CONTEXT + problem.weight_bytes() * (1 + 1 / problem.model.embedding_dim if row_wise else 3)
