@@ -57,7 +57,7 @@ cpu)
     tables=small.yaml
     sweep=(--types table_wise --data.batch-size 256 --steps 2 --warmup 1)
     planner=(--batch-size 256)
-    declare -A limit=([tests]=900 [contest]=600 [peak]=600 [sweep]=600 [planner]=300)
+    declare -A limit=([tests]=1200 [contest]=1200 [peak]=1200 [sweep]=1200 [planner]=600)
     ;;
 *) refuse "DEVICE is '$DEVICE', but must be cuda or cpu." ;;
 esac
