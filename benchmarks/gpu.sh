@@ -23,7 +23,8 @@ done
 # The planner is calibrated by the sweep.
 [[ " ${wanted[*]} " != *" planner "* || " ${wanted[*]} " == *" sweep "* ]] || wanted+=(sweep)
 
-python=${PYTHON:-python3}
+python=$(command -v "${PYTHON:-python3}") || refuse "there is no ${PYTHON:-python3}; PYTHON names the interpreter."
+python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python")  # Not realpath, which leads out of a virtual environment.
 root=$(dirname "$(dirname "$(realpath "$0")")")
 export PYTHONPATH="$root/benchmarks:$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 DEVICE=${DEVICE:-cuda}

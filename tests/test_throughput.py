@@ -221,6 +221,11 @@ def test_a_gpu_seats_the_first_contestants_that_fit_it_together() -> None:
     assert [failure.contestant.side for failure in left_out] == ["dense", "ours"]
     assert not any(failure.is_error for failure in left_out)
     assert re.fullmatch(r"\d+ GiB with the others .*, but 79 GiB are free on the GPU", left_out[0].reason)
+    # What benchmarks/gpu.sh asks for: all of `peak`, and pairs in bf16 with 10M rows.
+    limits = [Contestant(side, p) for p in ("fp32", "tf32", "bf16") for side in ("gemm", "products", "ours")]
+    for asked in (limits, [replace(side, rows=10_000_000) for side in sides[:2]]):
+        both = [replace(side, batch_size=size) for side in asked for size in (4096, 65_536)]
+        assert seats(both, Problem(), 78 * 2**30) == (both, [])
     alone, _ = seats(sides[:1], Problem(), 14 * 2**30)
     assert alone == []
 

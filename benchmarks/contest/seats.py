@@ -40,12 +40,15 @@ def seats(contestants: Sequence[Contestant], problem: Problem, free: float) -> t
 
 
 def _stays(contestant: Contestant, problem: Problem) -> float:
+    size = 2 if contestant.precision == "bf16" else 4
     if contestant.side == "products":
         # Input, output and the gradient of the input of every layer.
         columns = sum(number * (2 * wide + out) for number, wide, out in problem.layers())
-        return _CONTEXT + problem.batch_size * columns * (2 if contestant.precision == "bf16" else 4)
+        return _CONTEXT + size * problem.batch_size * columns
     if contestant.side in ("gemm", "copy"):
-        return _CONTEXT + _GIB + problem.batch_size * _hidden(problem) * 4
+        # Input and output of the experts, or three square matrices of 8192.
+        experts = 2 * problem.model.num_shared_experts * problem.model.expert_hidden[-1]
+        return _CONTEXT + size * max(problem.batch_size * experts, 3 * 8192**2)
     # Adam of plain PyTorch has two moments for each weight; an optimizer of ours at most so many.
     row_wise = contestant.side != "dense" and contestant.sparse == "rowwise_adagrad"
     return _CONTEXT + problem.weight_bytes() * (1 + 1 / problem.model.embedding_dim if row_wise else 3)
