@@ -6,6 +6,7 @@ import math
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,15 +21,16 @@ import torch
 
 from stem_torchrec.config import DataConfig, TrainConfig
 from stem_torchrec.runtime.errors import UserError
-from stem_torchrec.runtime.process import Process
+from stem_torchrec.runtime.process import Process, join_process_group
 
 from common.load import CpuTime
 from common.table_list import TableSpec
+from sweep import ranks
 from sweep.batches import draw_ids, draw_lengths, workload_of_tables
 from sweep.cases import TYPES, Axes, Case, list_cases
 from sweep.config import Sweep, plan_sweep, read_command_line
 from sweep.gains import format_gains, gains
-from sweep.ranks import Ending, cores_of_others, environment_of_child, judge, no_gpu
+from sweep.ranks import Ending, Environment, Job, cores_of_others, environment_of_child, judge, no_gpu, run_case
 from sweep.report import write_report
 from sweep.results import Measurement, Outcome, ResultFolder, TableTime
 from sweep.rows import Row, fastest, summarize
@@ -287,6 +289,23 @@ def test_children_see_the_gpus_that_are_hidden_from_the_process_which_starts_the
     line = [sys.executable, "-c", "import os; print(os.environ.get('CUDA_VISIBLE_DEVICES'))"]
     assert subprocess.check_output(line, env=child, text=True).strip() == str(gpus)
     assert (child["MASTER_ADDR"], child["MASTER_PORT"]) == ("127.0.0.1", "1234")
+
+
+def test_the_store_of_a_case_on_one_host_does_not_listen_on_other_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    answering = []
+
+    def look(environment: Environment, address: str, port: int) -> dict[str, str]:
+        for host in ("127.0.0.1", "127.0.0.2"):
+            with contextlib.suppress(ConnectionRefusedError), socket.create_connection((host, port)):
+                answering.append(host)
+        return {"PYTHONHOME": "/no/such/folder"}  # With which the child ends at once.
+
+    monkeypatch.setattr(ranks, "environment_of_child", look)
+    job = Job(TrainConfig(), CASE, (), warmup=0, steps=1, by_table=False, timeout=60, outcome="")
+    with join_process_group() as process:
+        [ending] = run_case(job, process, {})
+    assert ending.status == "failed"
+    assert answering == ["127.0.0.1"]
 
 
 @pytest.mark.parametrize("losses", [[math.nan] * 4, [1.4, 1.3, 1.2, 1.2]])
