@@ -325,9 +325,10 @@ def test_cases_of_other_tasks_and_optimizers_are_not_compared() -> None:
 
 
 def test_a_case_is_set_against_stock_and_split_of_its_type_round_by_round() -> None:
-    plan = json.dumps(
-        {"tables": {"like/a": {"ranks": [0, 1]}, "shared/a": {"ranks": [0, 1]}, "like/b": {"ranks": [1]}}}
-    )
+    table = {"rows": 9, "dim": 4, "sharding_type": "table_wise", "compute_kernel": "fused"}
+    ranks = {"like/a": [0, 1], "shared/a": [0, 1], "like/b": [1]}
+    tables = {name: {**table, "ranks": each} for name, each in ranks.items()}
+    plan = json.dumps({"world_size": 2, "local_world_size": 2, "tables": tables})
     once, packed = replace(CASE, input_dist="once"), replace(CASE, layout="packed")
     outcomes = [
         *(outcome(CASE, measured(ms, LOSSES, plan=plan), round_=i) for i, ms in enumerate((20, 30, 40))),
