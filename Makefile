@@ -38,7 +38,7 @@ quick: $(INSTALLED)
 test: $(INSTALLED)
 	$(RUN) pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not long"
 
-# All tests, 45 minutes: full matrices, soaks, long commands of the pages, second stacks.
+# All tests, 36 minutes: full matrices, soaks, long commands of the pages, second stacks.
 test-long: $(INSTALLED)
 	$(RUN) pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
