@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import math
+from contextlib import redirect_stdout
+from io import StringIO
 
 import pytest
 import torch
@@ -201,3 +203,25 @@ def test_clipping_scales_the_dense_gradient_of_each_set_of_tasks_and_leaves_the_
     for name in free[1]:
         if TABLES in name:
             assert torch.equal(free[1][name], clipped[1][name])
+
+
+def notes_of_cut_tables() -> list[list[str]]:
+    """The notes that building a model prints, by optimizer and sharding type."""
+    notes = []
+    for case in (("rowwise_adagrad", "column_wise"), ("rowwise_adagrad", "row_wise"), ("adagrad", "column_wise")):
+        with redirect_stdout(StringIO()) as out:
+            Run.build(config_of(*case))
+        notes.append([line for line in out.getvalue().splitlines() if line.startswith("note:")])
+    return notes
+
+
+def test_a_note_tells_that_tables_cut_by_columns_learn_differently_with_a_number_per_row():
+    first, other = run_ranks(2, notes_of_cut_tables)
+    [[note], *nothing] = first
+    assert note.startswith("note: rowwise_adagrad keeps a number per row and column shard, so ")
+    assert "finish/" in note
+    assert note.endswith(" learn differently")
+    assert nothing == [[], []]
+    assert other == [[], [], []]
+    # On one rank the tables of column_wise stay whole.
+    assert run_ranks(1, notes_of_cut_tables) == [[[], [], []]]

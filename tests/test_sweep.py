@@ -6,6 +6,7 @@ import math
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,15 +22,16 @@ import torch
 from stem_torchrec.config import DataConfig, Kernel, TrainConfig
 from stem_torchrec.config.serialization import from_dict, to_dict
 from stem_torchrec.runtime.errors import UserError
-from stem_torchrec.runtime.process import Process
+from stem_torchrec.runtime.process import Process, join_process_group
 
 from common.load import CpuTime
 from common.table_list import TableSpec
+from sweep import ranks
 from sweep.batches import draw_ids, draw_lengths, workload_of_tables
 from sweep.cases import TYPES, Axes, Case, list_cases
 from sweep.config import Sweep, plan_sweep, read_command_line
 from sweep.gains import format_gains, gains
-from sweep.ranks import Ending, cores_of_others, environment_of_child, judge, no_gpu
+from sweep.ranks import Ending, Environment, Job, cores_of_others, environment_of_child, judge, no_gpu, run_case
 from sweep.report import write_report
 from sweep.results import Measurement, Outcome, ResultFolder, TableTime
 from sweep.rows import Row, fastest, summarize
@@ -308,6 +310,23 @@ def test_children_see_the_gpus_that_are_hidden_from_the_process_which_starts_the
     assert (child["MASTER_ADDR"], child["MASTER_PORT"]) == ("127.0.0.1", "1234")
 
 
+def test_the_store_of_a_case_on_one_host_does_not_listen_on_other_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    answering = []
+
+    def look(environment: Environment, address: str, port: int) -> dict[str, str]:
+        for host in ("127.0.0.1", "127.0.0.2"):
+            with contextlib.suppress(ConnectionRefusedError), socket.create_connection((host, port)):
+                answering.append(host)
+        return {"PYTHONHOME": "/no/such/folder"}  # With which the child ends at once.
+
+    monkeypatch.setattr(ranks, "environment_of_child", look)
+    job = Job(TrainConfig(), CASE, (), warmup=0, steps=1, by_table=False, timeout=60, outcome="")
+    with join_process_group() as process:
+        [ending] = run_case(job, process, {})
+    assert ending.status == "failed"
+    assert answering == ["127.0.0.1"]
+
+
 @pytest.mark.parametrize("losses", [[math.nan] * 4, [1.4, 1.3, 1.2, 1.2]])
 def test_losses_that_are_no_numbers_or_run_apart_later_are_marked(losses: list[float]) -> None:
     other = replace(CASE, type="row_wise")
@@ -325,9 +344,9 @@ def test_cases_of_other_tasks_and_optimizers_are_not_compared() -> None:
 
 
 def test_a_case_is_set_against_stock_and_split_of_its_type_round_by_round() -> None:
-    stored = {"rows": 2, "dim": 4, "sharding_type": "row_wise", "compute_kernel": "fused"}
+    table = {"rows": 9, "dim": 4, "sharding_type": "table_wise", "compute_kernel": "fused"}
     ranks = {"like/a": [0, 1], "shared/a": [0, 1], "like/b": [1]}
-    tables = {name: stored | {"ranks": of_table} for name, of_table in ranks.items()}
+    tables = {name: {**table, "ranks": each} for name, each in ranks.items()}
     plan = json.dumps({"world_size": 2, "local_world_size": 2, "tables": tables})
     once, packed = replace(CASE, input_dist="once"), replace(CASE, layout="packed")
     outcomes = [

@@ -20,7 +20,7 @@ from stem_torchrec.models.trained_by import tasks_of_parameters
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
-from stem_torchrec.sharding.placement import COLUMN_TYPES, Placement, check_placements, match_rules, parse_rules, some
+from stem_torchrec.sharding.placement import Placement, check_placements, match_rules, parse_rules, some
 from stem_torchrec.sharding.plan import Plan, format_plan
 from stem_torchrec.sharding.plan_file import read_plan
 from stem_torchrec.sharding.planner import plan_sharding
@@ -84,7 +84,7 @@ def build_sharded_model(
         pooling_factors=ids_per_row,
     )
     log_rank0(format_plan(plan))
-    cut = [table.name for table in plan.tables if table.sharding_type in COLUMN_TYPES]
+    cut = [table.name for table in plan.tables if any(shard.columns < table.dim for shard in table.shards)]
     if per_row and cut:
         log_rank0(
             f"note: {config.sparse.name} keeps a number per row and column shard, so {some(cut)} learn differently"
