@@ -5,6 +5,7 @@ fbgemm-gpu, and are skipped without them. With STEM_GPU_TESTS_ON_CPU=1 they run 
 optimizers and precisions that a CPU has and with smaller batches. That tests only the tests.
 """
 
+import dataclasses
 import math
 from itertools import product
 
@@ -108,6 +109,19 @@ def test_decay_moves_every_row_that_is_looked_up_also_without_a_label(kernel: st
         assert torch.equal(rows_that_differ(after[name], before[name]), ids), name
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_batch_whose_loss_is_not_finite_is_skipped_and_changes_nothing(kernel: str):
+    config = run_config(kernel, "adagrad")
+    run = Run.build(dataclasses.replace(config, train=dataclasses.replace(config.train, skip_nonfinite=True)))
+    run.train(batches(3))
+    tables, dense = run.table_bits(), run.dense_bits()
+    bad = random_batch(3)
+    bad.dense_features[2, 0] = torch.inf
+    run.train([bad])
+    assert run.pipeline.skipped == 1
+    assert changed_tables(run.table_bits(), tables) == changed_tables(run.dense_bits(), dense) == set()
+
+
 @pytest.mark.parametrize("sharding_type", FUSED_TYPES)
 @pytest.mark.parametrize("kernel", FUSED)
 def test_once_learns_the_same_bits_as_stock(kernel: str, sharding_type: str):
@@ -124,7 +138,7 @@ def test_once_learns_the_same_bits_as_stock(kernel: str, sharding_type: str):
 # A dimension of a CUDA grid has at most 65,535 blocks, and a gate multiplies matrices for each row.
 @pytest.mark.parametrize("rows", [12, 10_000 if ON_CPU else 140_000])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"] if ON_CPU else ["fp32", "tf32", "bf16"])
-def test_small_and_large_batches_give_logits_near_the_formula_in_every_precision(precision: str, rows: int):
+def test_batches_of_all_sizes_give_logits_near_the_formula_in_every_precision(precision: str, rows: int):
     config = run_config("fused", "adagrad", precision=precision)
     run = Run.build(config)
     batch = random_batch(1, rows=rows)

@@ -221,6 +221,11 @@ def test_an_evaluation_gives_the_predictions_of_one_on_cpu(
         assert values.auc == pytest.approx(expected[task].auc, abs=1e-5)
 
 
+def test_a_profiled_run_trains_to_the_same_bits(log: str, whole: Path, gpu_process: Process, tmp_path: Path):
+    train(tiny_run(log, tmp_path / "plain"), gpu_process)
+    assert differences(tmp_path / "plain", whole) == []
+
+
 def test_the_summary_of_a_profile_has_the_times_of_the_gpu(whole: Path):
     lines = [line.split() for line in (whole / "profile/summary.txt").read_text().splitlines()]
     names = next(line for line in lines if line[:1] == ["phase"])
