@@ -26,6 +26,16 @@ done
 python=$(command -v "${PYTHON:-python3}") || refuse "there is no ${PYTHON:-python3}; PYTHON names the interpreter."
 python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python")  # Not realpath, which leads out of a virtual environment.
 root=$(dirname "$(dirname "$(realpath "$0")")")
+# What a run, the tests and the benchmarks import beside torch, fbgemm and torchrec.
+needed=(numpy pyarrow pydantic annotated_types tyro ruamel.yaml fsspec filelock iopath tensordict torchmetrics pyre_extensions)
+needed+=(tqdm tabulate hostlist tensorboard matplotlib pytest xdist)
+missing=$("$python" - "${needed[@]}" <<'END'
+import sys
+from importlib.util import find_spec
+print(*(name for name in sys.argv[1:] if not all(map(find_spec, (name.partition(".")[0], name)))))
+END
+)
+[ -z "$missing" ] || refuse "this python has no ${missing// /, }; docs/gpu.md lists what the machine needs."
 export PYTHONPATH="$root/benchmarks:$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 DEVICE=${DEVICE:-cuda}
 

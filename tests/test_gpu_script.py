@@ -48,9 +48,22 @@ def test_what_cannot_be_measured_is_refused_in_a_sentence(
     assert not out.exists()
 
 
+def test_packages_that_are_missing_are_named(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')  # Without what is installed.
+    python.chmod(0o755)
+    result = gpu_sh(str(tmp_path / "out"), PYTHON=str(python))
+    assert (result.returncode, result.stdout) == (2, "")
+    assert re.fullmatch(
+        r"error: this python has no numpy, pyarrow, pydantic, .*, xdist; docs/gpu.md lists what the machine needs.\n",
+        result.stderr,
+    )
+    assert not (tmp_path / "out").exists()
+
+
 def test_one_section_runs_by_itself(tmp_path: Path) -> None:
     # pytest reads the variables: of all GPU tests it runs one, which takes a second, in one process.
-    options = {"PYTEST_ADDOPTS": "-k 'small_and_large and fp32-12'", "PYTEST_XDIST_AUTO_NUM_WORKERS": "1"}
+    options = {"PYTEST_ADDOPTS": "-k 'batches_of_all_sizes and fp32-12'", "PYTEST_XDIST_AUTO_NUM_WORKERS": "1"}
     result = gpu_sh(str(tmp_path), "tests", DEVICE="cpu", **options)
     assert result.returncode == 0, result.stdout + result.stderr + (tmp_path / LOG).read_text()
     assert "\n1 passed.\n" in (tmp_path / REPORT).read_text()
@@ -60,7 +73,7 @@ def test_one_section_runs_by_itself(tmp_path: Path) -> None:
 def test_every_section_runs_even_if_those_before_have_failed(tmp_path: Path) -> None:
     python, out = tmp_path / "python", tmp_path / "out"
     python.write_text(
-        f'#!/bin/bash\ncase $* in *studies.gpu_report*) exec {sys.executable} "$@" ;; esac\necho no: $*\nexit 3\n'
+        f'#!/bin/bash\ncase $* in *gpu_report* | "- "*) exec {sys.executable} "$@" ;; esac\necho no: $*\nexit 3\n'
     )
     python.chmod(0o755)
     result = gpu_sh(str(out), DEVICE="cpu", PYTHON=str(python))
