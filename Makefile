@@ -46,11 +46,11 @@ test: $(INSTALLED)
 test-stack: $(INSTALLED)
 	$(RUN) pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "stack and not long"
 
-# All tests, 45 minutes: full matrices, soaks, long commands of the pages.
+# All tests, 36 minutes: full matrices, soaks, long commands of the pages.
 test-long: $(INSTALLED)
 	$(RUN) pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
-# Mistaken inputs to every command: 10,000 take half an hour on 2 cores. FUZZ="--minutes 5 --seed 1 --out DIR" for others.
+# Mistaken inputs to the commands: 10,000 take half an hour on 2 cores. FUZZ="--minutes 5 --seed 1 --out DIR" for others.
 FUZZ ?= --examples 10000 --out runs/fuzz
 fuzz: $(INSTALLED)
 	$(RUN) PYTHONPATH=.:tests:benchmarks python -m fuzz.campaign $(FUZZ)

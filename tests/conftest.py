@@ -4,6 +4,7 @@ A machine with a GPU may have other versions than the pinned ones, and lack pack
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,15 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(Path(item.path).name, len(order)))
+
+
+@pytest.fixture(scope="module")
+def gpu_process() -> Iterator[object]:
+    """This process, in a process group of its own on a GPU, for the tests of a file; skips them without a GPU."""
+    from gpu_runs import one_process, what_is_missing
+
+    missing = what_is_missing()
+    if missing:
+        pytest.skip(missing)
+    with one_process() as process:
+        yield process

@@ -1,10 +1,14 @@
 """Small runs on one GPU, or on the CPU to test the tests."""
 
 import dataclasses
+import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from itertools import product
+from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -12,10 +16,13 @@ import torch
 from torch import Tensor
 from torchrec.datasets.utils import Batch
 
+from stem_torchrec.checkpoints.weights import load_state, saved_tensors
 from stem_torchrec.config import ShardingConfig, TrainConfig
+from stem_torchrec.runtime.errors import Interrupted
 from stem_torchrec.runtime.process import Process, join_process_group
 from stem_torchrec.runtime.versions import fbgemm_has_cuda
 from stem_torchrec.sharding.placement import FUSED_KERNELS
+from stem_torchrec.training.trainer import Trainer, train
 
 from reference import COLUMNS, TABLES, random_batch
 from runs import MODEL, Run, batches_of_ranks, config_of
@@ -55,6 +62,52 @@ def one_process() -> Iterator[Process]:
             yield process
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("highest")
+
+
+CallOnCPU = Callable[..., Any]
+"""Calls its first argument with the others and with the process that it is called in."""
+
+
+@contextmanager
+def another_process_on_cpu() -> Iterator[CallOnCPU]:
+    """Calls functions in a process that sees no GPU, as `function(*arguments, process)`, and returns their results."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("CUDA_VISIBLE_DEVICES", "")
+        executor = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+        executor.submit(os.getpid).result(timeout=60)
+    with executor:
+        yield lambda *call: executor.submit(_alone_on_cpu, *call).result(timeout=300)
+
+
+def _alone_on_cpu(function: Callable[..., Any], *arguments: Any) -> Any:
+    with join_process_group(alone=True) as process:
+        assert process.device.type == "cpu"
+        return function(*arguments, process)
+
+
+def train_until_evaluation(config: TrainConfig, process: Process) -> None:
+    """Makes the steps before the first evaluation, and leaves a checkpoint."""
+    ending = Event()
+    with pytest.raises(Interrupted):
+        train(config, process, watch=lambda metrics: ending.set(), ending=ending)
+
+
+def resume_and_save(config: TrainConfig, process: Process) -> None:
+    """Trains a run that resumes, to its end, and saves what it has read before it trains."""
+    trainer = Trainer(config, process)
+    trainer.save()
+    trainer.run()
+
+
+def tensors_of(checkpoint: Path) -> dict[str, Tensor]:
+    """The weights and optimizer states in a checkpoint by name."""
+    state = {
+        name: torch.empty(tensor.size, dtype=tensor.properties.dtype)
+        for name, tensor in saved_tensors(checkpoint).items()
+        if name.startswith(("model.", "optimizer."))
+    }
+    load_state(state, checkpoint)
+    return state
 
 
 def run_config(
@@ -124,7 +177,7 @@ def assert_close(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> Non
 
 
 def two_runs(rows: int) -> tuple[Run, Run, int]:
-    """Two runs of five steps on the same batches, and the largest number of ids that a batch has of one row."""
+    """Two runs of five steps on the same batches, and how often a batch has one id at most."""
     steps = [random_batch(step, rows=rows) for step in range(5)]
     runs = [Run.build(run_config("fused", "adagrad", eps=EPS)) for _ in range(2)]
     for run in runs:

@@ -195,7 +195,7 @@ def _update(
     config: TrainConfig, rate: float, step: int, table: Tensor, updated: Tensor, first: Tensor, second: Tensor
 ) -> None:
     """`updated` (N, 1) is 1 for the rows that the optimizer updates and 0 for the others."""
-    grad, eps = table.grad, config.sparse.eps
+    grad, eps, decay = table.grad, config.sparse.eps, config.sparse.weight_decay
     match config.sparse.name:
         case "sgd":
             table -= rate * grad
@@ -203,12 +203,19 @@ def _update(
             second += grad**2
             table -= rate * grad / (second.sqrt() + eps)
         case "rowwise_adagrad":
+            grad = grad + updated * decay * table
             second += (grad**2).mean(dim=1, keepdim=True)
             table -= rate * grad / (second.sqrt() + eps)
-        case "adam":
+        case "adam" | "lamb" | "partial_rowwise_adam" as name:
             beta1, beta2 = config.sparse.betas
+            square = grad**2
+            if name == "partial_rowwise_adam":
+                square = square.mean(dim=1, keepdim=True).expand_as(square)
             first.lerp_(grad, updated * (1 - beta1))
-            second.lerp_(grad**2, updated * (1 - beta2))
-            table -= updated * rate * (first / (1 - beta1**step)) / ((second / (1 - beta2**step)).sqrt() + eps)
+            second.lerp_(square, updated * (1 - beta2))
+            move = (first / (1 - beta1**step)) / ((second / (1 - beta2**step)).sqrt() + eps) + decay * table
+            if name == "lamb":
+                move = move * table.norm(dim=1, keepdim=True) / move.norm(dim=1, keepdim=True)
+            table -= rate * move.where(updated.bool(), 0)
         case name:
             raise AssertionError(name)

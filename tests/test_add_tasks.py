@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 from torch import Tensor
 from torchrec.datasets.utils import Batch
 
@@ -136,6 +137,15 @@ def grow_all(folder: Path, cases: list[Case]) -> dict[Case, Grown]:
     return {case: grow(folder / case[0], MODELS[case[0]], *case[1:]) for case in cases}
 
 
+def caches_emptied(folder: Path) -> int:
+    """How often `add_tasks` emptied the cache of the fused kernel, which has none on CPU."""
+    run, calls = Run.build(config_of("adagrad", "row_wise", model=MODELS["2 layers"]), columns_of(ORDERS[0])), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SplitTableBatchedEmbeddingBagsCodegen, "reset_cache_states", lambda self: calls.append(self))
+        add_tasks(run.model, folder / "2 layers")
+    return len(calls)
+
+
 def grow_by_option(folder: Path) -> dict[str, Grown]:
     """From other sources and with other options."""
     name, order = "2 layers", ORDERS[1]
@@ -177,7 +187,7 @@ def refusals(folder: Path) -> dict[str, str]:
 
 
 def two_ranks(one: Path, two: Path, cases: list[Case]):
-    return save_trained(two), grow_all(one, cases), grow_by_option(one), refusals(one)
+    return save_trained(two), grow_all(one, cases), grow_by_option(one), refusals(one), caches_emptied(one)
 
 
 @pytest.fixture(
@@ -186,14 +196,15 @@ def two_ranks(one: Path, two: Path, cases: list[Case]):
 def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     [saved_by_one] = run_ranks(1, save_trained, one)
-    [(saved_by_two, of_one, by_option, messages), _] = run_ranks(2, two_ranks, one, two, request.param)
+    [(saved_by_two, of_one, by_option, messages, emptied), _] = run_ranks(2, two_ranks, one, two, request.param)
     [of_two] = run_ranks(1, grow_all, two, request.param)
     grown = {
         **{("2 ranks", *case): (saved_by_one[case[0]], g) for case, g in of_one.items()},
         **{("1 rank", *case): (saved_by_two[case[0]], g) for case, g in of_two.items()},
     }
     assert len(grown) == 2 * len(request.param)
-    return {"grown": grown, "options": by_option, "trained": saved_by_one["2 layers"], "messages": messages}
+    trained = saved_by_one["2 layers"]
+    return {"grown": grown, "options": by_option, "trained": trained, "messages": messages, "emptied": emptied}
 
 
 def gate_rows(name: str, tasks: tuple[str, ...], model: STEMOptions) -> tuple[list[int], list[int]] | None:
@@ -280,6 +291,10 @@ def test_tables_of_a_new_task_start_from_those_of_a_group_on_request(results):
     for feature in COLUMNS.sparse:
         table = start[f"{TABLES}.share/{feature}.weight"]
         assert torch.equal(table, results["trained"][0][f"{TABLES}.shared/{feature}.weight"])
+
+
+def test_the_caches_of_tables_in_host_memory_are_emptied(results):
+    assert results["emptied"] == 1
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ from stem_torchrec.data import synthetic
 from stem_torchrec.data.files import Columns, find_row_groups
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.models.gated_experts import GatedExperts
-from stem_torchrec.runtime.errors import DivergedError
+from stem_torchrec.runtime.errors import DivergedError, UserError
 from stem_torchrec.runtime.exit_status import ExitStatus
 from stem_torchrec.training.configuration import load_config
 
@@ -294,6 +294,35 @@ def test_a_model_that_diverges_is_left_out_and_the_base_may_not(
         "error: mmoe, seed 0: the loss is nan; the other models cannot be compared with --base mmoe"
         in capsys.readouterr().err
     )
+
+
+def test_results_of_a_run_that_ended_or_diverged_are_read(tmp_path: Path) -> None:
+    metrics = {"like": {"auc": 0.7, "gauc": None, "rows": 3}}
+    tested = {"parts": ["."], "metrics": metrics, "gates": {"layer": {"a": {"shared": 0.5}}}}
+    run = runs.Run("stem", 0, tmp_path)
+    for results in ({**tested, "samples_per_second": 9.5}, {**tested, "samples_per_second": None}, {"diverged": "why"}):
+        (tmp_path / runs.TEST_FILE).write_text(json.dumps(results))
+        assert run.test_results() == results
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"parts": 3, "metrics": {}, "gates": {}, "samples_per_second": null}', "parts is 3, but must be a list"),
+        ('{"parts": ["."], "metrics": {}, "gates": {}}', "samples_per_second is missing"),
+        ("{}", "parts is missing"),
+        ("[]", "the content is [], but must be a mapping of fields"),
+        ('{"diverged": 1}', "diverged is 1, but must be text"),
+        ('{"diverged": "why", "parts": ["."]}', "there is no field 'parts'"),
+        ('{"parts": ["."], "metr', "not whole JSON: EOF while parsing a string at line 1 column 22"),
+    ],
+)
+def test_damaged_results_of_a_run_are_one_sentence_with_the_file(tmp_path: Path, text: str, reason: str) -> None:
+    file = tmp_path / runs.TEST_FILE
+    file.write_text(text)
+    with pytest.raises(UserError) as error:
+        runs.Run("stem", 0, tmp_path).test_results()
+    assert str(error.value) == f"{file} is damaged ({reason}); delete it, and the same command makes it again."
 
 
 def train_as_rank(line: list[str]) -> str:

@@ -1,3 +1,6 @@
+"""What STEM gains as tasks disagree: a log and a comparison for each dial, and where they may be written."""
+
+import os
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -6,6 +9,7 @@ import pytest
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.runtime.errors import UserError
 
+from owners import owned_by_another_process
 from studies.task_conflict import measure, read_command_line, write
 
 
@@ -37,3 +41,18 @@ def test_a_model_that_diverged_at_one_dial_is_left_out_at_all(tmp_path: Path) ->
     assert "| mmoe |" not in report
     with pytest.raises(UserError, match="mmoe, ple diverged, so there is no margin to show"):
         write(tmp_path, rows, {"mmoe", "ple"})
+
+
+@pytest.mark.parametrize("taken", ["by a log", "by another process"])
+def test_a_folder_that_is_taken_is_refused_before_a_log_is_drawn(tmp_path: Path, taken: str) -> None:
+    if taken == "by a log":
+        (tmp_path / "schema.json").write_text("{}")
+        sentence = f"--out {tmp_path} holds a run or a log; give another folder."
+    else:
+        owned_by_another_process(tmp_path)
+        sentence = f"{tmp_path} is in use by process {os.getppid()} on "
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError) as error:
+        measure(*read_command_line(["--recipe", "tiny", "--dials", "0", "--out", str(tmp_path)]))
+    assert str(error.value).startswith(sentence)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

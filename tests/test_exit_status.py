@@ -1,5 +1,6 @@
 """How a command ends: the table of docs/errors.md, and the status and sentence of each kind of error and signal."""
 
+import ast
 import errno
 import os
 import re
@@ -17,7 +18,8 @@ from stem_torchrec.runtime.command import run_main
 from stem_torchrec.runtime.errors import Interrupted, LaunchError, LostRankError, UnwritableError, UserError
 from stem_torchrec.runtime.exit_status import ExitStatus, killed_by
 
-PAGE = Path(__file__).parent.parent / "docs/errors.md"
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs/errors.md"
 
 
 def test_the_page_lists_every_exit_status() -> None:
@@ -201,3 +203,35 @@ def test_a_signal_in_a_finalizer_is_not_lost(capsys: pytest.CaptureFixture[str])
         run_main(main)
     assert exit_.value.code == killed_by(signal.SIGTERM)
     assert capsys.readouterr().err == "error: stopped by SIGTERM before it was complete.\n"
+
+
+SCRIPTS = sorted(path for room in ("stem_torchrec", "datasets", "benchmarks") for path in (ROOT / room).glob("*.py"))
+
+
+def called_functions(statements: list[ast.stmt]) -> set[str]:
+    """Names of the functions that the statements call directly."""
+    nodes = [node for statement in statements for node in ast.walk(statement) if isinstance(node, ast.Call)]
+    return {node.func.id for node in nodes if isinstance(node.func, ast.Name)}
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_script_ends_by_the_table(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    functions = {node.name: node.body for node in tree.body if isinstance(node, ast.FunctionDef)}
+    blocks = [node for node in tree.body if isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)]
+    # Those of stem_torchrec call main(), which pip installs as a command, and main calls run_main.
+    for block in blocks:
+        called = called_functions(block.body)
+        assert "run_main" in called.union(*(called_functions(functions[name]) for name in called & functions.keys()))
+    # What is beside the scripts of datasets/ and benchmarks/ without such a block is imported by them.
+    is_command = path.parent.name in ("stem_torchrec", "benchmarks") and path.stem != "__init__"
+    assert blocks or not is_command
+
+
+@pytest.mark.parametrize("script", [None, "no_such_script.py", "launch"])
+def test_the_launcher_of_scripts_refuses_what_is_no_script(script: str | None) -> None:
+    line = [sys.executable, "launch/run.py", *([script, "--help"] if script else [])]
+    process = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == ExitStatus.INPUT
+    first = repr(script) if script else "nothing"
+    assert process.stderr == f"error: the first argument must be a script of this repository, not {first}.\n"

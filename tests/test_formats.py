@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torchrec.distributed.planner import Topology
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
@@ -18,6 +19,7 @@ from stem_torchrec.config import TrainConfig, dump_config, what_is_trained
 from stem_torchrec.config.files import CONFIG_FORMAT
 from stem_torchrec.data.schema import load_schema, save_schema
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.process import Process
 from stem_torchrec.sharding.plan_file import read_plan
 from stem_torchrec.training.configuration import config_from_command_line, load_config
 from stem_torchrec.training.run_evaluation import EvaluateConfig, EvaluationData, evaluate_run
@@ -101,7 +103,7 @@ def placements(path: Path) -> dict[str, Any]:
 
 
 def finished_run(folder: Path) -> object:
-    return finished(TrainConfig(output_dir=str(folder)))
+    return finished(TrainConfig(output_dir=str(folder)), "", Process(0, 1, 1, torch.device("cpu")))
 
 
 def resumed_run(folder: Path) -> None:

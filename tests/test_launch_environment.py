@@ -1,9 +1,16 @@
 """Ranks and where they meet, from what torchrun, SLURM 22.05, Open MPI 5 and MPICH 5 set."""
 
+import os
+import socket
+
 import pytest
 
-from stem_torchrec.runtime.errors import LaunchError
+from stem_torchrec.runtime.errors import LaunchError, LostRankError
 from stem_torchrec.runtime.launch_environment import Ranks, is_first_on_host, read_master, read_ranks
+from stem_torchrec.runtime.process import join_process_group
+from stem_torchrec.runtime.rendezvous import join_timeout
+
+from distributed import run_ranks
 
 TORCH = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 MEETING = {"MASTER_ADDR": "host", "MASTER_PORT": "29500"}
@@ -134,3 +141,33 @@ def test_jobs_meet_at_different_ports() -> None:
 def test_a_place_to_meet_that_is_missing_is_named(environ: dict[str, str], sentence: str) -> None:
     with pytest.raises(LaunchError, match=sentence):
         read_master(environ, read_ranks(environ))
+
+
+@pytest.mark.parametrize("value", ["a minute", "nan", "-1", "0", "", "0.5", "1e3", "1000000", "\u0661"])
+def test_a_time_to_join_that_is_no_number_of_seconds_is_named(value: str) -> None:
+    sentence = f"^STEM_JOIN_TIMEOUT is '{value}', but must be a whole number of seconds from 1 to 999999.$"
+    with pytest.raises(LaunchError, match=sentence):
+        join_timeout({"STEM_JOIN_TIMEOUT": value}, default=60)
+
+
+def errors_of_joining(times: tuple[str, ...]) -> list[str]:
+    """Why rank 1 does not join by STEM_JOIN_TIMEOUT where rank 0 has not started."""
+    errors = []
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(unused.getsockname()[1])}
+        for seconds in times:
+            os.environ.update(TORCH | meeting | {"STEM_JOIN_TIMEOUT": seconds})
+            with pytest.raises((LaunchError, LostRankError)) as error, join_process_group():
+                pass
+            errors.append(str(error.value))
+    return errors
+
+
+def test_ranks_wait_for_each_other_as_long_as_the_user_says() -> None:
+    assert join_timeout({"STEM_JOIN_TIMEOUT": "300"}, default=60) == 300
+    assert join_timeout({}, default=60) == 60
+    ((waited, refused),) = run_ranks(1, errors_of_joining, ("1", "-1"))
+    assert waited.startswith("no store of the ranks answers at 127.0.0.1 port ")
+    assert " within 1 s (" in waited
+    assert refused.startswith("STEM_JOIN_TIMEOUT is '-1', but must be")

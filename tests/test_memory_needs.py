@@ -1,6 +1,7 @@
 """A run that cannot fit into memory is refused before anything is built."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,10 +11,14 @@ from stem_torchrec.data.files import Columns
 from stem_torchrec.models.stem import STEMOptions
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.process import Process
+from stem_torchrec.training import trainer
 from stem_torchrec.training.memory_needs import check_memory
 from stem_torchrec.training.recipes import tiny
+from stem_torchrec.training.trainer import Trainer
 
+from distributed import run_ranks
 from reference import sparse_features
+from runs import this_process
 
 
 def columns(**features: int) -> Columns:
@@ -55,3 +60,22 @@ def test_the_sizes_are_those_of_the_model() -> None:
         check_memory(config, columns(uid=10**9), process(), rows=128)
     # Three tables of a billion rows, and rowwise Adagrad's number for each row.
     assert f"{3 * 10**9 * (16_384 + 1) * 4 / 2**30:,.1f} GiB for 3 tables" in str(error.value)
+
+
+def error_before_building(folder: Path) -> str:
+    """Why a Trainer is refused; fails where it builds the model."""
+    log = str(Path(__file__).parent / "data/log")
+    model = STEMOptions(num_shared_experts=64, expert_hidden=(65536, 65536))
+    config = replace(tiny(), data=DataConfig(path=log, batch_size=32), model=model, output_dir=str(folder))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "build_sharded_model", lambda *args, **options: pytest.fail("the model is built"))
+        with pytest.raises(UserError) as error:
+            Trainer(config, this_process())
+    return str(error.value)
+
+
+def test_a_trainer_that_cannot_fit_is_refused_before_its_model_is_built(tmp_path: Path) -> None:
+    for error in run_ranks(2, error_before_building, tmp_path / "run"):
+        assert error.startswith("this run needs at least ")
+        assert "GiB for 2 x the dense part with gradients and moments" in error
+    assert not (tmp_path / "run").exists()

@@ -17,15 +17,16 @@ from stem_torchrec.models.stem import STEMOptions
 from stem_torchrec.models.table import with_arch
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.sharding.plan import Plan
-from stem_torchrec.sharding.plan_file import plan_to_json, read_plan
+from stem_torchrec.sharding.plan_file import plan_to_json, read_plan, tables_of_plan
 from stem_torchrec.sharding.topology import Bandwidths
 
-from common.table_list import TableSpec
-from planning.advice import Candidate, advise, cheapest
+from common.table_list import TableSpec, read_table_list
+from planning.advice import HALF_FULL, UNEVEN, Candidate, advise, cheapest
 from planning.arithmetic import model_bytes, pooled_bytes, state_bytes, weight_bytes, wire
 from planning.calibrate import Priced, calibrate, fit
 from planning.config import FIGURES, PlanConfig, read_options
 from planning.plans import PlanFolder
+from planning.report import Report, format_advice
 from planning.run import run_plan
 from planning.step import Dense, dense_part, estimate_step, ids_received
 from planning.strategies import Planned, Strategy, build_tables, grow, list_strategies, plan_strategy
@@ -181,6 +182,42 @@ def test_an_even_plan_with_room_comes_before_one_that_is_hardly_faster() -> None
     assert (advice.best, advice.runner_up) == (full, late)
     assert "92%" in advice.best.crowded
     assert advice.reason == "its step is 30.0% longer, but it leaves room"
+
+
+def test_a_plan_that_is_uneven_while_half_full_comes_after_an_even_one() -> None:
+    # Two groups of one table lie on two of four ranks.
+    uneven = planned("table_wise", tables=TABLES[:1], config=replace(CONFIG, tasks=1))
+    parts = {"ids": 0.0, "dense": 0.0, "all_reduce": 0.0}
+    roomy = candidate(planned("row_wise"), **parts, tables=1.1, fill=0.3)
+    for fill, crowded in ((HALF_FULL - 0.01, False), (HALF_FULL + 0.01, True)):
+        fast = candidate(uneven, **parts, tables=1.0, fill=fill)
+        assert fast.imbalance == 2 > UNEVEN > roomy.imbalance
+        advice = advise([fast, roomy])
+        assert advice is not None
+        assert (advice.best, advice.runner_up) == ((roomy, fast) if crowded else (fast, roomy))
+    assert advice.reason == "its step is 9.1% shorter, but its fullest rank has 2.0 times the mean of the ranks"
+
+
+def test_the_advice_names_the_runner_up_with_what_is_against_it_and_the_cost_for_a_price() -> None:
+    parts = {"ids": 0.0, "dense": 0.0, "all_reduce": 0.0}
+    best = candidate(planned("row_wise"), **parts, tables=1.1, fill=0.3, samples_per_second=1_861_818.2, cost=1234.56)
+    full = candidate(planned("table_wise"), **parts, tables=1.0, fill=0.92, samples_per_second=2_048_000.0)
+    advice = advise([best, full])
+    report = Report(CONFIG, RUN, {}, TABLES, FIGURES["cuda"], [], [], advice, [], [], None)
+    assert format_advice(report) == (
+        "Take row_wise/split/adagrad: estimated 1.10 ms a step, 1,861,818 samples/s, its fullest rank 30% full, "
+        "imbalance 1.00, 1,235 for 10^9 samples (row_wise 9): --sharding.plan -/plan.json --model.layout split "
+        "--sparse.name adagrad. Runner-up: table_wise/split/adagrad, estimated 1.00 ms a step, 2,048,000 samples/s, "
+        "its fullest rank 92% full, imbalance 1.33; its step is 9.1% shorter, but its fullest rank uses 92% of the "
+        "memory for tables."
+    )
+    free = advise([replace(best, step=replace(best.step, cost=None))])
+    text = format_advice(replace(report, advice=free))
+    assert "10^9" not in text
+    assert "Runner-up" not in text
+    warned = format_advice(replace(report, config=replace(CONFIG, nodes=(1, 2)), advice=advise([full])))
+    assert warned.startswith("Take table_wise/split/adagrad on 2 hosts: estimated 1.00 ms")
+    assert warned.endswith("Beware: its fullest rank uses 92% of the memory for tables.")
 
 
 def test_the_smallest_cluster_with_the_shortest_step_is_cheapest() -> None:
@@ -356,22 +393,29 @@ def test_tables_may_have_several_widths_and_the_optimizer_is_that_of_a_run(tmp_p
 
 
 def a_sweep(
-    folder: Path, true: Bandwidths, kinds: Sequence[str], *, device: str = "NVIDIA H100", nodes: int = 2
+    folder: Path,
+    true: Bandwidths,
+    kinds: Sequence[str],
+    *,
+    device: str = "NVIDIA H100",
+    nodes: int = 2,
+    ranks_per_host: int = 2,
 ) -> str:
     """Results of a machine on which the planner is right with the bandwidths `true`."""
-    config = replace(CONFIG, nodes=(nodes,), device="cpu" if device == "cpu" else "cuda")
+    kind = "cpu" if device == "cpu" else "cuda"
+    config = replace(CONFIG, nodes=(nodes,), ranks_per_node=ranks_per_host, device=kind)
     (folder / CASES).mkdir(parents=True)
     sweep = {
         "tables": [to_dict(table) for table in TABLES],
         "data": {"batch_size": 512},
-        "ranks": 2 * nodes,
-        "ranks_per_host": 2,
+        "ranks": ranks_per_host * nodes,
+        "ranks_per_host": ranks_per_host,
     }
     (folder / SWEEP_FILE).write_text(json.dumps({"sweep": sweep, "head": {}}))
     for kind in kinds:
         plan = plan_of(kind, config=config, bandwidths=true)
         case = Case(kind, "split", "stock", 2, "adagrad", "auto", "fp32")
-        ranks = 2 * nodes
+        ranks = ranks_per_host * nodes
         one = (1.0,) * ranks
         numbers = dict.fromkeys(("ids", "embeddings", "gradients", "memory_before", "memory_peak", "weights"), one)
         measurement = Measurement(
@@ -419,6 +463,17 @@ def test_calibration_recovers_the_bandwidths_of_the_machine(tmp_path: Path, devi
     assert fitted.after == pytest.approx((1, 1, 1), rel=0.05)
 
 
+def test_a_sweep_on_one_rank_tells_the_bandwidth_of_its_memory_and_nothing_of_links(tmp_path: Path) -> None:
+    given = FIGURES["cuda"]
+    true = replace(given, hbm=given.hbm / 4)
+    kinds = ["table_wise", "row_wise", "grid_shard"]
+    fitted = calibrate(a_sweep(tmp_path / "sweep", true, kinds, nodes=1, ranks_per_host=1), given, device="cuda")
+    assert fitted.changed == ("hbm",)
+    assert not fitted.together
+    assert fitted.bandwidths == replace(given, hbm=pytest.approx(given.hbm / 4, rel=0.05))
+    assert fitted.after == pytest.approx((1, 1, 1), rel=0.05)
+
+
 def test_factors_that_cannot_be_told_apart_become_one() -> None:
     assert fit([Priced(ms, 1.0, 1.0) for ms in (2.0, 4.0, 8.0)])[2]
     # Would need a negative time of links.
@@ -435,6 +490,102 @@ def test_results_that_say_nothing_of_the_device_are_refused(tmp_path: Path) -> N
         calibrate(folder, FIGURES["cuda"], device="cuda")
     with pytest.raises(UserError, match="holds no results of benchmarks"):
         calibrate(str(tmp_path), FIGURES["cuda"], device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda content: {"sweep": {}}, "holds no results of benchmarks/sharding.py ('ranks'); give"),
+        (
+            lambda content: {"sweep": {**content["sweep"], "ranks": "2"}},
+            "holds no results of benchmarks/sharding.py (ranks is '2', but must be a whole number); give",
+        ),
+    ],
+)
+def test_a_damaged_sweep_is_refused_with_its_folder(tmp_path: Path, damage: Any, reason: str) -> None:
+    folder = a_sweep(tmp_path / "sweep", FIGURES["cuda"], ["table_wise", "row_wise", "grid_shard"])
+    file = Path(folder) / SWEEP_FILE
+    file.write_text(json.dumps(damage(json.loads(file.read_text()))))
+    with pytest.raises(UserError) as error:
+        calibrate(folder, FIGURES["cuda"], device="cuda")
+    assert str(error.value).startswith(f"--calibrate {folder} {reason}")
+
+
+@pytest.mark.parametrize("plan", ["{", "{}", '"x"'])
+def test_a_damaged_plan_of_a_sweep_is_refused_with_its_folder(tmp_path: Path, plan: str) -> None:
+    folder = a_sweep(tmp_path / "sweep", FIGURES["cuda"], ["table_wise", "row_wise", "grid_shard"])
+    file = next((Path(folder) / CASES).glob("*.0.json"))
+    outcome = json.loads(file.read_text())
+    outcome["measurement"]["plan"] = plan
+    file.write_text(json.dumps(outcome))
+    with pytest.raises(UserError, match=re.escape(folder)):
+        calibrate(folder, FIGURES["cuda"], device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "problem"),
+    [
+        ("measurement", None, "is ok, but was not measured"),
+        ("step_ms", [[]], "has times that are missing or not above 0"),
+        ("lookup_ms", [[0.0]], "has times that are missing or not above 0"),
+    ],
+)
+def test_an_outcome_that_no_sweep_writes_is_refused(tmp_path: Path, field: str, value: Any, problem: str) -> None:
+    folder = a_sweep(tmp_path / "sweep", FIGURES["cuda"], ["table_wise", "row_wise", "grid_shard"])
+    file = next((Path(folder) / CASES).glob("*.0.json"))
+    outcome = json.loads(file.read_text())
+    if field == "measurement":
+        outcome[field] = value
+    else:
+        outcome["measurement"][field] = value
+    file.write_text(json.dumps(outcome))
+    with pytest.raises(UserError, match=problem):
+        calibrate(folder, FIGURES["cuda"], device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{}", "world_size is missing"),
+        ('"x"', "the content is 'x', but must be a mapping of fields"),
+        ("x", "not whole JSON"),
+    ],
+)
+def test_text_that_is_no_plan_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        tables_of_plan(text)
+
+
+@pytest.mark.parametrize(
+    ("entry", "sentence"),
+    [
+        ("{name: b, rows: true, dim: 8}", "entry 2 ('b'): rows is True, but must be a whole number from 1 to "),
+        ("{name: a, rows: 9, dim: 8}", "entry 2 ('a'): entry 1 already has this name; give every feature its own."),
+        ("{name: b, rows: 9, dim: 6}", "entry 2 ('b'): dim is 6, but must be a multiple of 4, as FBGEMM needs."),
+        ("{name: b, rows: 9, dim: 8, pool: 3}", "entry 2 ('b'): there is no field 'pool'; did you mean 'pooling'?"),
+        ("{name: b.c, rows: 9, dim: 8}", "entry 2 ('b.c'): the name is 'b.c', but must be a name without . @ / and"),
+        ("{rows: 9, dim: 8}", "entry 2: name is missing; "),
+        ("9", "entry 2: the content is 9, but must be a mapping of fields; "),
+        ("{name: b, rows: 9, rows: 9, dim: 8}", "cannot be read (line 2: the key 'rows' stands twice); "),
+    ],
+)
+def test_a_wrong_entry_of_a_table_list_is_one_sentence(tmp_path: Path, entry: str, sentence: str) -> None:
+    file = tmp_path / "tables.yaml"
+    file.write_text(f"- {{name: a, rows: 8, dim: 8}}\n- {entry}\n")
+    with pytest.raises(UserError) as error:
+        read_table_list(file)
+    message = str(error.value)
+    assert message.removeprefix("the table list ").startswith(str(file))
+    assert sentence in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("text", ["[]", "", "{name: a, rows: 8, dim: 8}"])
+def test_a_table_list_without_entries_is_one_sentence(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "tables.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=f"^the table list {file} is not a list with an entry per feature; write .*"):
+        read_table_list(file)
 
 
 def test_the_columns_of_the_tables_are_those_of_a_run() -> None:

@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import math
+from contextlib import redirect_stdout
+from io import StringIO
 
 import pytest
 import torch
@@ -42,7 +44,7 @@ def test_optimizers_without_moments_and_decay_run_everywhere(name: str):
 
 def test_moments_run_fused_on_cuda_and_outside_backward_as_adam():
     for name in ("adam", "lamb", "partial_rowwise_adam"):
-        check(name, device=CUDA)
+        check(name, device=CUDA, weight_decay=0.1 if name == "lamb" else 0.0)
         with pytest.raises(UserError, match=rf"FBGEMM does not fuse {name} on CPU; choose sgd, adagrad"):
             check(name)
     check("adam", dense_kernel=True)
@@ -65,14 +67,22 @@ def test_decay_is_refused_where_it_would_be_ignored_or_reach_every_row():
             check(name, dense_kernel=True, weight_decay=0.1)
 
 
+def test_lamb_without_decay_would_divide_by_the_length_of_a_step_that_is_zero():
+    with pytest.raises(
+        UserError, match=r"^--sparse.weight-decay is 0, but must be above 0 for lamb, or FBGEMM divides"
+    ):
+        check("lamb", device=CUDA)
+
+
 def test_an_optimizer_that_moves_rows_without_a_label_needs_an_option():
-    for name in ("adam", "lamb", "partial_rowwise_adam"):
+    for name in ("adam", "partial_rowwise_adam"):
         with pytest.raises(UserError, match=rf"the moments of {name} would .* --sparse.update-unlabeled-rows"):
             check(name, device=CUDA, labels_missing=True)
         check(name, device=CUDA, labels_missing=True, update_unlabeled_rows=True)
-    with pytest.raises(UserError, match=r"--sparse.weight-decay 0.1 would .* --sparse.update-unlabeled-rows"):
-        check("rowwise_adagrad", device=CUDA, labels_missing=True, weight_decay=0.1)
-    check("rowwise_adagrad", device=CUDA, labels_missing=True, weight_decay=0.1, update_unlabeled_rows=True)
+    for name in ("rowwise_adagrad", "lamb"):
+        with pytest.raises(UserError, match=r"--sparse.weight-decay 0.1 would .* --sparse.update-unlabeled-rows"):
+            check(name, device=CUDA, labels_missing=True, weight_decay=0.1)
+        check(name, device=CUDA, labels_missing=True, weight_decay=0.1, update_unlabeled_rows=True)
     with pytest.raises(UserError, match=r"--sparse\.eps is 0"):
         check("adagrad", eps=0)
 
@@ -203,3 +213,25 @@ def test_clipping_scales_the_dense_gradient_of_each_set_of_tasks_and_leaves_the_
     for name in free[1]:
         if TABLES in name:
             assert torch.equal(free[1][name], clipped[1][name])
+
+
+def notes_of_cut_tables() -> list[list[str]]:
+    """The notes that building a model prints, by optimizer and sharding type."""
+    notes = []
+    for case in (("rowwise_adagrad", "column_wise"), ("rowwise_adagrad", "row_wise"), ("adagrad", "column_wise")):
+        with redirect_stdout(StringIO()) as out:
+            Run.build(config_of(*case))
+        notes.append([line for line in out.getvalue().splitlines() if line.startswith("note:")])
+    return notes
+
+
+def test_a_note_tells_that_tables_cut_by_columns_learn_differently_with_a_number_per_row():
+    first, other = run_ranks(2, notes_of_cut_tables)
+    [[note], *nothing] = first
+    assert note.startswith("note: rowwise_adagrad keeps a number per row and column shard, so ")
+    assert "finish/" in note
+    assert note.endswith(" learn differently")
+    assert nothing == [[], []]
+    assert other == [[], [], []]
+    # On one rank the tables of column_wise stay whole.
+    assert run_ranks(1, notes_of_cut_tables) == [[[], [], []]]

@@ -1,5 +1,6 @@
 """A path option means what it says, or is refused by name before anything starts; it is never taken literally."""
 
+import importlib
 import importlib.util
 import os
 import socket
@@ -24,12 +25,16 @@ from stem_torchrec.transfer.convert_layout import ConvertConfig
 from stem_torchrec.tuning import study
 
 from contest.run import ThroughputConfig
-from planning.config import PlanConfig
+from kuairand_files import kuairand
+from planning.config import read_options
 from recovery.pauses import PauseConfig
 from recovery.soak import FaultsConfig
 from studies.exact_metrics import MetricsConfig
 from studies.task_conflict import ConflictConfig
 from sweep.config import SweepConfig
+
+# datasets/ is no package; kuairand_files puts it on the path.
+synthetic = importlib.import_module("synthetic")
 
 FILE, FOLDER = PathOption("file"), PathOption("folder")
 OUTPUT, OUTPUT_FILE = PathOption("folder", writes=True), PathOption("file", writes=True)
@@ -51,7 +56,7 @@ def convert(args: Sequence[str]) -> Any:
     return parse_arguments(ConvertConfig(), args)
 
 
-def benchmark(config: Any) -> Callable[[Sequence[str]], Any]:
+def options_of(config: Any) -> Callable[[Sequence[str]], Any]:
     return lambda args: parse_arguments(config, args)
 
 
@@ -67,10 +72,12 @@ def benchmark(config: Any) -> Callable[[Sequence[str]], Any]:
         (convert, "--run --out"),
         (comparison.read_command_line, "--out --data.path --config"),
         (study.read_command_line, "--out --space --data.path --config"),
-        (benchmark(PlanConfig()), "--out --tables --calibrate"),
-        (benchmark(SweepConfig()), "--out --tables"),
-        *((benchmark(each()), "--out") for each in (ThroughputConfig, FaultsConfig, PauseConfig)),
-        *((benchmark(each()), "--out") for each in (MetricsConfig, ConflictConfig)),
+        (read_options, "--out --tables --calibrate --config"),
+        (options_of(SweepConfig()), "--out --tables"),
+        *((options_of(each()), "--out") for each in (ThroughputConfig, FaultsConfig, PauseConfig)),
+        *((options_of(each()), "--out") for each in (MetricsConfig, ConflictConfig)),
+        (options_of(kuairand.Options(Path("raw"), Path("out"))), "--raw --out --reconstructed"),
+        (options_of(synthetic.Options(out="out")), "--out"),
     ],
 )
 def test_every_path_option_of_every_command_is_checked(parse: Callable[[Sequence[str]], Any], names: str) -> None:

@@ -1,6 +1,7 @@
 """Rules and plan files, and the plans that the planner makes with them, offline."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,23 @@ def test_a_plan_that_does_not_fit_is_one_sentence():
     assert "shared/uid does not fit on rank 1" in refused(
         "shared/uid=table_wise:kernel=fused:rank=1", model=big, ranks=ranks
     )
+
+
+def test_a_table_is_at_most_as_wide_as_the_kernels_of_a_gpu_on_each_rank():
+    """Beyond 1024 columns some of FBGEMM's kernels return zeros (torchrec#3673)."""
+    columns = Columns(sparse=sparse_features(uid=1000), **OTHERS)
+    # Three groups of 344 columns side by side.
+    wide = build_model(replace(MODEL, embedding_dim=344, layout="packed"), columns)
+    here, there = (topology(2, local=2, device=device) for device in ("cuda", "cpu"))
+    assert refused("*=table_wise", model=wide, ranks=here) == (
+        "the table finish+like+shared/uid has 1032 columns on a rank, but FBGEMM looks up at most 1024 on GPUs; choose "
+        "a smaller --model.embedding-dim, --model.layout split, or column_wise sharding."
+    )
+    assert types(plan("*=table_wise", model=wide, ranks=there)) == {"table_wise"}
+    [cut] = plan("*=column_wise", model=wide, ranks=here).tables
+    assert [shard.columns for shard in cut.shards] == [516, 516]
+    split = build_model(replace(MODEL, embedding_dim=344), columns)
+    assert types(plan("*=table_wise", model=split, ranks=here)) == {"table_wise"}
 
 
 def test_a_cache_load_factor_reaches_the_plan():

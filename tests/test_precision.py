@@ -1,12 +1,21 @@
-"""--train.precision on CPU: what it refuses, notes and computes in."""
+"""--train.precision and --train.deterministic on CPU: what they refuse, note, compute in and set."""
+
+import dataclasses
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from stem_torchrec.models.layers import Experts
+from stem_torchrec.models.loss import MultiTaskTrain
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.process import Process
 from stem_torchrec.training.assembly import autocast_forward
+
+from distributed import run_ranks
+from runs import Run, config_of
 
 CPU = Process(rank=0, world_size=1, local_world_size=1, device=torch.device("cpu"))
 
@@ -26,3 +35,53 @@ def test_bf16_on_a_cpu_without_units_for_it_gets_a_note(
     assert forward(torch.zeros(1, 2)).dtype == torch.bfloat16
     assert autocast_forward(nn.Linear(2, 2), "fp32", CPU)(torch.zeros(1, 2)).dtype == torch.float32
     assert capsys.readouterr().out == ""
+
+
+class Conversions(TorchDispatchMode):
+    """Keeps the shapes of the tensors that are converted to another type or device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.ops.aten._to_copy.default:
+            self.shapes.append(tuple(args[0].shape))
+        return function(*args, **(kwargs or {}))
+
+
+def test_bf16_converts_the_input_of_all_experts_once() -> None:
+    torch.manual_seed(0)
+    experts, x = Experts(8, 24, [16, 4]), torch.randn(5, 24)
+    expected = experts(x)
+    with torch.autocast("cpu", torch.bfloat16), Conversions() as conversions:
+        result = experts(x)
+    weights = [(8, 24, 16), (8, 1, 16), (8, 16, 4), (8, 1, 4)]
+    # Not as (8, 5, 24), for each of the experts.
+    assert [shape for shape in conversions.shapes if shape not in weights] == [(5, 24)]
+    assert result.dtype == torch.bfloat16
+    # Each factor and each sum of two layers is off by up to 2^-9.
+    torch.testing.assert_close(result.float(), expected, rtol=0, atol=6 * 2**-9 * expected.max().item())
+    with Conversions() as conversions:
+        assert torch.equal(experts(x), expected)
+    assert conversions.shapes == []
+
+
+def test_task_weights_go_to_the_device_with_the_model_and_into_no_checkpoint() -> None:
+    train = MultiTaskTrain(nn.Linear(2, 2), (1.0, 0.5))
+    assert train.task_weights is not None
+    assert train.to("meta").task_weights.device.type == "meta"
+    assert set(train.state_dict()) == {"model.weight", "model.bias"}
+    assert MultiTaskTrain(nn.Linear(2, 2)).task_weights is None
+
+
+def deterministic_after_build(asked: bool) -> tuple[bool, bool]:
+    """Whether torch chooses deterministic algorithms, and only warns where it has none."""
+    config = config_of("sgd", "row_wise")
+    Run.build(dataclasses.replace(config, train=dataclasses.replace(config.train, deterministic=asked)))
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_deterministic_lets_torch_choose_such_algorithms_and_warn_where_it_has_none(asked: bool) -> None:
+    assert run_ranks(1, deterministic_after_build, asked) == [(asked, asked)]

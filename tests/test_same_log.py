@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -16,8 +17,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from stem_torchrec.checkpoints.compatibility import check_same_rows
+from stem_torchrec.checkpoints.compatibility import check_same_rows, entries_left_out
 from stem_torchrec.checkpoints.folder import checkpoint_path, complete_steps, read_progress
+from stem_torchrec.config import CheckpointConfig
 from stem_torchrec.data.footers import LAYOUT, contents, fingerprint
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.training.configuration import load_config
@@ -27,6 +29,7 @@ from distributed import run_ranks
 from logs import log_table, reader_of, write_split
 from runs import this_process
 
+DATA = Path(__file__).parent / "data"
 LAYOUT_OF_FILES = [[20] * 3, [40, 3]]
 ROWS = 103
 
@@ -129,8 +132,18 @@ def test_one_hash_stands_for_all_contents(tmp_path: Path) -> None:
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-def resume_on_logs(folder: Path) -> tuple[str, list[str]]:
-    """What the stored run prints, and its errors on logs of other rows once it has made a checkpoint of its own."""
+def test_what_the_files_do_not_tell_any_more_is_named_once_and_up_to_three() -> None:
+    saved = {"train": dict.fromkeys("abcd", "1"), "valid": dict.fromkeys("be", "1")}
+    assert entries_left_out(saved, {"train": {}, "valid": {}}) == "a, b, c and 2 more"
+    assert entries_left_out(saved, {"train": {"d": "1", "a": "2"}, "valid": {}}) == "b, c, e"
+    assert entries_left_out(saved, saved) == ""
+    # What only the log tells now is no loss.
+    assert entries_left_out({"train": {}}, saved) == ""
+
+
+def resume_on_logs(folder: Path) -> tuple[str, list[str], str]:
+    """What the stored run prints, its errors on logs of other rows once it has made a checkpoint of its own, and what
+    it prints where the log's files have no statistics."""
     run, log, process = folder / "run_format_1", folder / "log", this_process()
     config = load_config(str(run / "config.yaml"))
     config = replace(config, data=replace(config.data, path=str(log)), output_dir=str(run))
@@ -156,19 +169,79 @@ def resume_on_logs(folder: Path) -> tuple[str, list[str]]:
         assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
         file.write_bytes(whole)
     pq.write_table(pq.read_table(file), file, compression="zstd")
-    Trainer(config, process).close()
-    return out.getvalue(), errors
+    with redirect_stdout(out):
+        Trainer(config, process).close()
+    pq.write_table(pq.read_table(file), file, write_statistics=False)
+    with redirect_stdout(StringIO()) as later:
+        Trainer(config, process).close()
+    return out.getvalue(), errors, later.getvalue()
 
 
-def test_a_run_of_an_earlier_version_resumes_with_a_note_and_then_refuses_another_log(tmp_path: Path) -> None:
-    shutil.copytree(Path(__file__).parent / "data", tmp_path, dirs_exist_ok=True)
-    metrics = tmp_path / "run_format_1/metrics.json"
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[str], str]:
+    """The folder, and what `resume_on_logs` returns."""
+    folder = tmp_path_factory.mktemp("resumed")
+    shutil.copytree(DATA, folder, dirs_exist_ok=True)
+    metrics = folder / "run_format_1/metrics.json"
     metrics.write_text(json.dumps(json.loads(metrics.read_text()) | {"finished": False}))
-    ((printed, errors),) = run_ranks(1, resume_on_logs, tmp_path)
+    (result,) = run_ranks(1, resume_on_logs, folder)
+    return folder, *result
+
+
+def test_a_run_of_an_earlier_version_resumes_with_a_note_and_then_refuses_another_log(
+    resumed: tuple[Path, str, list[str], str],
+) -> None:
+    folder, printed, errors, _ = resumed
     assert printed.count("note: an earlier version wrote") == 1
     others = [("train", "dense_0")] * 2 + [("valid", "group_user_id")] * 2
     for error, (split, name) in zip(errors, others, strict=True):
         assert error.startswith(
-            f"{split}/ of the log does not hold the rows that {tmp_path}/run_format_1/checkpoints/step-"
+            f"{split}/ of the log does not hold the rows that {folder}/run_format_1/checkpoints/step-"
         )
         assert f"(not the same: range of '{name}'); give the log as it was, or another --output-dir" in error
+
+
+def test_a_run_resumes_on_files_without_statistics_with_a_note(resumed: tuple[Path, str, list[str], str]) -> None:
+    _, before, _, printed = resumed
+    note = (
+        r"note: the files of the log do not tell ([^,]+, ){2}[^,]+ and \d+ more any more; only the rest is compared\n"
+    )
+    assert len(re.findall(note, printed)) == 1
+    assert printed.count("resuming after step 10 from ") == 1
+    assert "any more" not in before
+
+
+def train_again_on_other_rows(folder: Path) -> list[str]:
+    """What a run without checkpoints that has ended prints, and its errors on logs of other rows."""
+    log, process = folder / "log", this_process()
+    config = load_config(str(folder / "run_format_1/config.yaml"))
+    config = replace(
+        config,
+        data=replace(config.data, path=str(log)),
+        train=replace(config.train, max_steps=1),
+        checkpoint=CheckpointConfig(minutes=None, steps=None),
+        output_dir=str(folder / "run"),
+    )
+    train(config, process)
+    assert not complete_steps(str(folder / "run/checkpoints"))
+    with redirect_stdout(StringIO()) as out:
+        train(config, process)
+    texts = [out.getvalue()]
+    for split, name in (("train", "dense_0"), ("valid", "group_user_id")):
+        (file,) = (log / split).iterdir()
+        whole = file.read_bytes()
+        pq.write_table(with_column(pq.read_table(file), name, lambda values: pc.add(values, 1)), file)
+        with pytest.raises(UserError) as error:
+            train(config, process)
+        texts.append(str(error.value))
+        file.write_bytes(whole)
+    return texts
+
+
+def test_a_run_that_has_ended_without_checkpoints_is_not_that_of_another_log(tmp_path: Path) -> None:
+    shutil.copytree(DATA, tmp_path, dirs_exist_ok=True)
+    ((printed, *errors),) = run_ranks(1, train_again_on_other_rows, tmp_path)
+    assert f"the run in {tmp_path}/run has ended already" in printed
+    for error, (split, name) in zip(errors, [("train", "dense_0"), ("valid", "group_user_id")], strict=True):
+        assert error.startswith(f"{split}/ of the log does not hold the rows that {tmp_path}/run was made of ")
+        assert f"(not the same: range of '{name}')" in error

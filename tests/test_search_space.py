@@ -26,6 +26,7 @@ from logs import SCHEMA, log_table, write_split
         ("model.dropout: [x]", "model.dropout is 'x', but must be a number from 0 to 0.999."),
         ("model.expert_hidden: [64]", "model.expert_hidden is 64, but must be a list of numbers from 1 to 65536."),
         ("model.dropout: {low: 0.3, high: 0.1}", "model.dropout is {'low': 0.3, 'high': 0.1}, which is not a range: "),
+        ("model.num_layers: {low: 3, high: 1}", "model.num_layers is {'low': 3, 'high': 1}, which is not a range: "),
         ("model.dropout: {low: 0, high: 0.1, log: 1}", "which is not a range: log is 1, but must be true or false."),
         ("model.num_layers: {low: 1, high: 3, step: 0}", "which is not a range: step is 0, but must be from 1 to"),
         ("model.num_layers: {low: 1, high: 3, setp: 2}", "there is no field 'setp'; did you mean 'step'?"),
@@ -42,12 +43,16 @@ def test_a_wrong_option_is_one_sentence(space: str, sentence: str, tmp_path: Pat
         read_space(str(file), tiny())
     assert str(error.value).startswith(f"{file}: ")
     assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("space", "sentence"),
     [
         (b"- 1", "is not a mapping of options to choices"),
+        (b"seed: [1]\nseed: [2]", "cannot be read (line 2: the key 'seed' stands twice)"),
+        (b"model.num_layers: {low: 1, high: 3, low: 2}", "cannot be read (line 1: the key 'low' stands twice)"),
+        (b"model.dropout: " + b"[" * 300 + b"]" * 300, "cannot be read (line 1: nested deeper than 32 levels; "),
         (b"\xff\xfe", "cannot be read ("),
     ],
 )
@@ -56,6 +61,7 @@ def test_a_file_that_is_not_a_space_is_one_sentence(space: bytes, sentence: str,
     with pytest.raises(UserError) as error:
         read_space(str(tmp_path / "space.yaml"), tiny())
     assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_the_published_space_fits_the_configuration() -> None:

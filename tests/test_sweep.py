@@ -6,6 +6,7 @@ import math
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,17 +19,19 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from stem_torchrec.config import DataConfig, TrainConfig
+from stem_torchrec.config import DataConfig, Kernel, TrainConfig
+from stem_torchrec.config.serialization import from_dict, to_dict
 from stem_torchrec.runtime.errors import UserError
-from stem_torchrec.runtime.process import Process
+from stem_torchrec.runtime.process import Process, join_process_group
 
 from common.load import CpuTime
 from common.table_list import TableSpec
+from sweep import ranks
 from sweep.batches import draw_ids, draw_lengths, workload_of_tables
 from sweep.cases import TYPES, Axes, Case, list_cases
 from sweep.config import Sweep, plan_sweep, read_command_line
 from sweep.gains import format_gains, gains
-from sweep.ranks import Ending, cores_of_others, environment_of_child, judge, no_gpu
+from sweep.ranks import Ending, Environment, Job, cores_of_others, environment_of_child, judge, no_gpu, run_case
 from sweep.report import write_report
 from sweep.results import Measurement, Outcome, ResultFolder, TableTime
 from sweep.rows import Row, fastest, summarize
@@ -72,13 +75,31 @@ def test_a_pattern_takes_named_parts_from_all_there_are_and_the_rest_from_the_op
     assert len(names("table_wise", "table_wise/split")) == len(names("table_wise"))
 
 
+def test_shares_of_a_cache_are_cases_of_the_one_kernel_that_has_one() -> None:
+    kernels: tuple[Kernel, ...] = ("fused", "fused_uvm_caching")
+    axes = Axes(("table_wise",), ("split",), ("stock",), (2,), ("adagrad",), kernels, ("fp32",), cache=(0.1, 0.5))
+    cases, left_out = list_cases(axes)
+    base = "table_wise/split/stock/T2/adagrad"
+    caching = f"{base}/fused_uvm_caching/fp32"
+    assert [case.name for case in cases] == [f"{base}/fused/fp32", f"{caching}/cache0.1", f"{caching}/cache0.5"]
+    assert left_out == {}
+    assert cases[1].configure(TrainConfig()).sharding.rules == ("*=table_wise:kernel=fused_uvm_caching:cache=0.1",)
+    assert cases[0].configure(TrainConfig()).sharding.rules == ()
+    assert names("*/split/stock/T2/*/fused_uvm_caching/*/cache0.25", axes=axes) == [f"{caching}/cache0.25"]
+    assert from_dict(Case, to_dict(cases[1])) == cases[1]
+    # Results of earlier sweeps have no share.
+    assert from_dict(Case, {name: value for name, value in to_dict(CASE).items() if name != "cache"}) == CASE
+
+
 @pytest.mark.parametrize(
     ("pattern", "sentence"),
     [
+        ("*/*/*/*/*/*/*/0.1", "'0.1' is not a share of the rows above 0 and up to 1; write cache0.1"),
+        ("*/*/*/*/*/*/*/cache2", "'cache2' is not a share of the rows above 0 and up to 1"),
         ("rowwise", "'rowwise' is not a known type.*did you mean 'row_wise'"),
         ("row_wise/split/once/8", "'8' is not a number of tasks; write T8"),
         ("*/split/twice", "'twice' is not a known input dist"),
-        ("a/b/c/d/e/f/g/h", "has 8 parts"),
+        ("a/b/c/d/e/f/g/h/i", "has 9 parts"),
         ("*/packed/once", "none of .* combinations makes sense, such as .*: a packed table is looked up once"),
     ],
 )
@@ -289,6 +310,23 @@ def test_children_see_the_gpus_that_are_hidden_from_the_process_which_starts_the
     assert (child["MASTER_ADDR"], child["MASTER_PORT"]) == ("127.0.0.1", "1234")
 
 
+def test_the_store_of_a_case_on_one_host_does_not_listen_on_other_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    answering = []
+
+    def look(environment: Environment, address: str, port: int) -> dict[str, str]:
+        for host in ("127.0.0.1", "127.0.0.2"):
+            with contextlib.suppress(ConnectionRefusedError), socket.create_connection((host, port)):
+                answering.append(host)
+        return {"PYTHONHOME": "/no/such/folder"}  # With which the child ends at once.
+
+    monkeypatch.setattr(ranks, "environment_of_child", look)
+    job = Job(TrainConfig(), CASE, (), warmup=0, steps=1, by_table=False, timeout=60, outcome="")
+    with join_process_group() as process:
+        [ending] = run_case(job, process, {})
+    assert ending.status == "failed"
+    assert answering == ["127.0.0.1"]
+
+
 @pytest.mark.parametrize("losses", [[math.nan] * 4, [1.4, 1.3, 1.2, 1.2]])
 def test_losses_that_are_no_numbers_or_run_apart_later_are_marked(losses: list[float]) -> None:
     other = replace(CASE, type="row_wise")
@@ -306,9 +344,10 @@ def test_cases_of_other_tasks_and_optimizers_are_not_compared() -> None:
 
 
 def test_a_case_is_set_against_stock_and_split_of_its_type_round_by_round() -> None:
-    plan = json.dumps(
-        {"tables": {"like/a": {"ranks": [0, 1]}, "shared/a": {"ranks": [0, 1]}, "like/b": {"ranks": [1]}}}
-    )
+    table = {"rows": 9, "dim": 4, "sharding_type": "table_wise", "compute_kernel": "fused"}
+    ranks = {"like/a": [0, 1], "shared/a": [0, 1], "like/b": [1]}
+    tables = {name: {**table, "ranks": each} for name, each in ranks.items()}
+    plan = json.dumps({"world_size": 2, "local_world_size": 2, "tables": tables})
     once, packed = replace(CASE, input_dist="once"), replace(CASE, layout="packed")
     outcomes = [
         *(outcome(CASE, measured(ms, LOSSES, plan=plan), round_=i) for i, ms in enumerate((20, 30, 40))),

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -180,6 +181,18 @@ def test_bad_values_are_one_sentence(tmp_path: Path, wrong: dict[str, Any]) -> N
     with pytest.raises(UserError, match=next(iter(wrong)).rstrip("s")) as error:
         generate(replace(SMALL, **wrong), str(tmp_path / "log"))
     assert re.fullmatch(r"[^\n]+\.", str(error.value))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("task", ["shared", "a/b", "a+b", ""])
+def test_a_name_that_training_refuses_is_refused_before_anything_is_written(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = str(ROOT / "datasets/synthetic.py")
+    monkeypatch.setattr(sys, "argv", [script, "--out", str(tmp_path / "log"), "--tasks", task, "like"])
+    with pytest.raises(SystemExit, match=r"^2$"):
+        runpy.run_path(script, run_name="__main__")
+    assert capsys.readouterr().err == f"error: a task cannot be called {task!r}; rename the label column.\n"
     assert not list(tmp_path.iterdir())
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -16,6 +17,8 @@ from stem_torchrec.training.recipes import tiny
 from stem_torchrec.tune import main
 
 from distributed import forkserver
+from owners import owned_by_another_process
+from test_launch import environment_with, open_mpi
 
 SPACE_FILE = """\
 sparse.learning_rate: {low: 1e-2, high: 1e-1, log: true}
@@ -38,9 +41,14 @@ def line(log: Path, out: Path, trials: int, *, space: str = SPACE_FILE, steps: s
     return [*run, "--trials", str(trials), "--space", str(file), "--out", str(out)]
 
 
-def run_as_rank(rank: int, output: Path, *args: str) -> None:
+def torchrun(rank: int, folder: Path) -> dict[str, str]:
+    return {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
+
+
+def run_as_rank(environment: dict[str, str], output: Path, *args: str) -> None:
     """Runs the command as one of two ranks; trials form no process group over ranks, so no launcher is needed."""
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
+    os.environ.clear()
+    os.environ |= environment
     sys.argv = ["tune.py", *args]
     with output.open("w") as file, contextlib.redirect_stdout(file):
         main()
@@ -79,10 +87,15 @@ def test_a_search_resumes_and_writes_the_best_setting(
     assert [folder.name for folder in (out / "trials").iterdir()] == [f"{best['trial']:04d}"]
 
 
-def test_ranks_share_the_trials(log: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("launcher", [torchrun, pytest.param(open_mpi, marks=pytest.mark.long)])
+def test_ranks_share_the_trials(log: Path, tmp_path: Path, launcher: Callable[[int, Path], dict[str, str]]) -> None:
     out = tmp_path / "study"
     args = [*line(log, out, 3, steps="2"), "--keep-runs"]
-    ranks = [forkserver().Process(target=run_as_rank, args=(i, tmp_path / f"{i}.txt", *args)) for i in (0, 1)]
+    environments = [environment_with(launcher(i, tmp_path)) for i in (0, 1)]
+    ranks = [
+        forkserver().Process(target=run_as_rank, args=(environment, tmp_path / f"{i}.txt", *args))
+        for i, environment in enumerate(environments)
+    ]
     for rank in ranks:
         rank.start()
     for rank in ranks:
@@ -93,6 +106,21 @@ def test_ranks_share_the_trials(log: Path, tmp_path: Path) -> None:
     assert 3 <= sum(row["state"] in ("COMPLETE", "PRUNED") for row in rows) <= 4
     assert len(list((out / "trials").iterdir())) == len(rows)
     assert all((tmp_path / f"{i}.txt").read_text().count("trial ") for i in (0, 1))
+
+
+@pytest.mark.parametrize("launcher", [torchrun, open_mpi])
+@pytest.mark.parametrize(("rank", "sentence"), [(0, "is in use by process"), (1, "holds a search with other options")])
+def test_only_rank_0_takes_the_folder(
+    launcher: Callable[[int, Path], dict[str, str]], rank: int, sentence: str, log: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    out = tmp_path / "study"
+    owned_by_another_process(out)
+    (out / "study.yaml").write_text("log: {}")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    monkeypatch.setattr(os, "environ", environment_with(launcher(rank, tmp_path)))
+    assert sentence in refusal(monkeypatch, capsys, *line(log, out, 1))
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.suffix != ".lock"} == before
 
 
 @pytest.mark.long

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 from torch import Tensor
 from torchrec.distributed.sharding_plan import (
     column_wise,
@@ -203,6 +204,21 @@ def test_a_placement_keeps_the_kernel_and_its_cache():
     both = ShardingPlan({"a": plan.plan["ebc"], "b": plan.plan["ebc"]})
     with pytest.raises(UserError, match="the plan has a table 't_uid' in 2 modules"):
         placements_like(both, {"a": "t_uid"})
+
+
+def caches_emptied(kind: str) -> int:
+    """How often a warm start emptied the cache of a fused kernel, which has none on CPU."""
+    run, calls = Run.build(config_of("sgd", kind)), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SplitTableBatchedEmbeddingBagsCodegen, "reset_cache_states", lambda self: calls.append(self))
+        warm_start(run.model, build_dlrm().state_dict(), FILLED)
+    return len(calls)
+
+
+def test_a_warm_start_empties_the_caches_of_tables_in_host_memory():
+    assert run_ranks(1, caches_emptied, "row_wise") == [1]
+    # They are in no fused kernel.
+    assert run_ranks(1, caches_emptied, "data_parallel") == [0]
 
 
 def test_a_model_without_memory_is_refused():

@@ -12,6 +12,8 @@ from pathlib import Path
 from stem_torchrec.runtime.memory import host_memory
 
 _PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "stem_torchrec")
+_STARTED = datetime.now().astimezone()
+"""When this process did; some reports are written hours later."""
 
 
 def describe_run(script: str, **more: str) -> dict[str, str]:
@@ -35,7 +37,7 @@ def describe_machine() -> dict[str, str]:
         "machine": f"{_processor()}, {len(os.sched_getaffinity(0))} cores, {memory_gib():.0f} GiB",
         "system": f"{platform.system()} {platform.release().partition('-')[0]}",
         "versions": f"Python {platform.python_version()}, {', '.join(_versions())}",
-        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "started": _STARTED.isoformat(timespec="seconds"),
         "threads": f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', '')} "
         f"OMP_WAIT_POLICY={os.environ.get('OMP_WAIT_POLICY', '')}",
     }

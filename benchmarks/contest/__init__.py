@@ -2,6 +2,6 @@
 
 In reading order: problem.py is what they train; sides.py builds those that train, with plain.py for the plain ones, and
 limits.py measures what the machine allows; turns.py holds a contest between processes, each of which is worker.py;
-cases.py lists who competes; ratios.py and report.py write down the results; run.py is the command. It may import
-stem_torchrec and common.
+cases.py lists who competes, and seats.py who fits onto a GPU at once; ratios.py, shares.py and report.py write down the
+results; run.py is the command. It may import stem_torchrec and common.
 """

@@ -2,18 +2,24 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection
 from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+from torchrec.distributed.types import ShardingPlan
 
 from stem_torchrec.config import SparseOptimizerConfig
 from stem_torchrec.runtime.process import Process
-from stem_torchrec.tables import embedding_bag_configs, groups_of
+from stem_torchrec.sharding.topology import topology_here
+from stem_torchrec.tables import embedding_bag_configs, groups_of, table_configs
 from stem_torchrec.training.optimizers import apply_sparse_optimizer
 
-from contest.problem import Contestant, Problem, Side
+from contest.problem import BATCHES, Contestant, Problem, Side
 
 _COPIED = 256 * 2**20
 """Bytes of the tensor that `copy` copies; it is larger than the caches."""
@@ -27,15 +33,17 @@ def gemm(problem: Problem, contestant: Contestant, process: Process) -> Side:
     width, experts = problem.model.expert_hidden[-1], problem.model.num_shared_experts
     rows = problem.batch_size
     shapes = [(1, rows, width, width), (experts, rows, width, width), (1, 4096, 4096, 4096)]
+    if process.device.type == "cuda":
+        shapes.append((1, 8192, 8192, 8192))  # Its tensor cores are busier with a larger one.
     sides = [_repeated(shape, problem.gemm_flops(), contestant, process) for shape in shapes]
 
     def rate(side: Side) -> float:
         start = time.perf_counter()
-        wait(side.step, process)
+        _wait(side, process)
         return side.work / (time.perf_counter() - start)
 
     for side in sides:
-        wait(side.step, process)
+        _wait(side, process)
     return max(sides, key=rate)
 
 
@@ -65,22 +73,39 @@ def copy(problem: Problem, contestant: Contestant, process: Process) -> Side:
 
 
 def tables(problem: Problem, contestant: Contestant, process: Process) -> Side:
-    """The tables alone: lookup, and backward with the fused optimizer, on one rank."""
+    """The tables alone: lookup of ids that are on the device, and backward with the fused optimizer, on one rank."""
     features = list(problem.columns.sparse.values())
     configs = embedding_bag_configs(
         features, groups_of(problem.columns.labels), embedding_dim=problem.model.embedding_dim
     )
     collection = EmbeddingBagCollection(tables=configs, device=torch.device("meta"))
     apply_sparse_optimizer(collection, SparseOptimizerConfig())
-    model = DistributedModelParallel(collection, device=process.device)
+    model = DistributedModelParallel(
+        collection, device=process.device, plan=plan_of_torchrec(collection, topology_here(process))
+    )
     batches = problem.batches(process.rank)
+    ids = cycle([next(batches).sparse_features.to(process.device) for _ in range(BATCHES)])
     width = sum(config.embedding_dim for config in configs)
     gradient = torch.ones(problem.batch_size, width, device=process.device)
 
     def step() -> None:
-        model(next(batches).sparse_features.to(process.device)).values().backward(gradient)
+        model(next(ids)).values().backward(gradient)
 
     return Side(step, problem.table_bytes())
+
+
+def plan_of_torchrec(model: nn.Module, topology: Topology) -> ShardingPlan | None:
+    """TorchRec's own plan, on a GPU without the kernels whose tables are in managed memory; None, its default, on CPU.
+
+    All ranks call it. On a GPU that is too small for the tables the planner raises PlannerError.
+    """
+    if topology.compute_device != "cuda":
+        return None
+    constraints = {
+        config.name: ParameterConstraints(compute_kernels=["fused", "dense"]) for config in table_configs(model)
+    }
+    planner = EmbeddingShardingPlanner(topology=topology, constraints=constraints)
+    return planner.collective_plan(model, [EmbeddingBagCollectionSharder()], dist.group.WORLD)
 
 
 LIMITS: Mapping[str, Build] = {"gemm": gemm, "products": products, "copy": copy, "tables": tables}
@@ -116,9 +141,8 @@ def _dtype(contestant: Contestant) -> torch.dtype:
     return torch.bfloat16 if contestant.precision == "bf16" else torch.float32
 
 
-def wait(step: Callable[[], Tensor | None], process: Process) -> Tensor | None:
-    """Makes a step and waits until the device has finished it; returns the loss, if there is one."""
-    loss = step()
+def _wait(side: Side, process: Process) -> None:
+    """Makes a step and waits until the device has finished it."""
+    side.step()
     if process.device.type == "cuda":
         torch.cuda.synchronize()
-    return loss

@@ -16,11 +16,15 @@ from stem_torchrec.data.schema import SparseFeature
 from stem_torchrec.models.stem import STEMOptions
 
 Precision = Literal["fp32", "tf32", "bf16"]
-Pipeline = Literal["base", "sparse_dist", "prefetch"]
+Pipeline = Literal["base", "sparse_dist"]
+"""TorchRec's prefetch pipeline is not among them: without CacheParams(prefetch_pipeline=True) TorchRec logs that it can
+cause wrong results, and https://github.com/meta-pytorch/torchrec/pull/4191 describes a race in 1.6 to 1.8."""
+DensePart = Literal["eager", "compiled", "CUDA graphs"]
+"""How the layers and towers of ours run: as they are, under torch.compile, or under it with CUDA graphs."""
 MALLOC = {True: "malloc kept", False: "malloc as it is"}
 """Whether a process keeps freed memory, in the words of the report."""
 
-_BATCHES = 16
+BATCHES = 16
 """Number of batches that are drawn; they are then repeated."""
 
 
@@ -49,12 +53,17 @@ class Problem:
             group=None,
         )
 
-    def with_rows(self, rows: int) -> "Problem":
-        """The same problem with tables of `rows` rows."""
-        return replace(self, rows=rows)
+    def of(self, contestant: "Contestant") -> "Problem":
+        """The same problem with tables and batches of the sizes that a contestant trains."""
+        return replace(self, rows=contestant.rows, batch_size=contestant.batch_size)
 
-    def batches(self, rank: int) -> Iterator[Batch]:
-        """Yields batches without end; each rank has its own."""
+    def batches(self, rank: int, *, pinned: bool = False) -> Iterator[Batch]:
+        """Yields batches without end; each rank has its own.
+
+        Args:
+            rank: whose batches.
+            pinned: whether they are in pinned memory, from which a GPU copies while the host goes on.
+        """
         generator = torch.Generator().manual_seed(rank)
         ids = self.features * self.batch_size
         drawn = [
@@ -67,9 +76,9 @@ class Problem:
                 ),
                 labels=torch.randint(2, (self.batch_size, self.tasks), generator=generator).float(),
             )
-            for _ in range(_BATCHES)
+            for _ in range(BATCHES)
         ]
-        return cycle(drawn)
+        return cycle([batch.pin_memory() for batch in drawn] if pinned else drawn)
 
     def layers(self) -> list[tuple[int, int, int]]:
         """The layers of the dense part: how many equal ones read the same input, its width, and that of the output."""
@@ -87,6 +96,10 @@ class Problem:
         ReLUs, mixtures, lookups and optimizers are not counted, so their time lowers the share of the peak.
         """
         return 3 * 2 * self.batch_size * sum(number * wide * out for number, wide, out in self.layers())
+
+    def weight_bytes(self) -> int:
+        """Bytes of all tables' weights."""
+        return 4 * self.rows * self.features * (self.tasks + 1) * self.model.embedding_dim
 
     def table_bytes(self) -> int:
         """Bytes that a step has to move to and from memory for the tables, if it touches each number once.
@@ -107,6 +120,8 @@ class Contestant:
     precision: Precision = "fp32"
     rows: int = 1000
     """Rows of each feature's tables."""
+    batch_size: int = 4096
+    """Rows of a batch, per rank."""
     ranks: int = 1
     """Number of processes."""
     one_core_each: bool = False
@@ -114,9 +129,11 @@ class Contestant:
     keeps_memory: bool = True
     """Whether the process keeps freed memory, as this project does on CPU."""
     pipeline: Pipeline = "sparse_dist"
-    kernel: Kernel = "auto"
+    kernel: Kernel = "fused"
+    """Not auto: on a GPU the planner would then move tables that do not fit into managed memory, and not refuse."""
     sparse: SparseOptimizerName = "rowwise_adagrad"
     layout: Layout = "split"
+    dense_part: DensePart = "eager"
     arch: str = "stem"
     """Model of ours. If it has only shared tables, their rows are as long as those of all groups of STEM together,
     so that its tables are as large."""
@@ -132,7 +149,7 @@ class Contestant:
         usual = Contestant(self.side)
         parts += [
             getattr(self, option)
-            for option in ("pipeline", "kernel", "sparse", "layout", "arch")
+            for option in ("pipeline", "kernel", "sparse", "layout", "dense_part", "arch")
             if getattr(self, option) != getattr(usual, option)
         ]
         return ", ".join(parts)
@@ -143,6 +160,6 @@ class Side:
     """A contestant that has been built, on one rank."""
 
     step: Callable[[], Tensor | None]
-    """Makes a step; returns the summed loss, of shape (), or None for a limit of the machine."""
+    """Makes a step without waiting for the device; returns the summed loss, of shape (), or None for a limit."""
     work: int
     """What a step takes: operations in matrix products, or bytes to and from memory (copy, tables)."""

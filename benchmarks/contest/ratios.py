@@ -1,10 +1,13 @@
-"""The ratios that a report begins with, each between contestants that took turns."""
+"""The ratios that a report begins with, each between contestants that took turns on batches of one size.
+
+A ratio is left out if one of the two has failed.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 
-from contest.problem import MALLOC
+from contest.problem import MALLOC, Contestant
 from contest.turns import Score
 
 Ratio = tuple[str, str]
@@ -37,13 +40,17 @@ def _share(score: Score, limit: Score) -> str:
 def _peak(scores: Sequence[Score]) -> Iterator[Ratio]:
     for precision in dict.fromkeys(score.contestant.precision for score in scores):
         same = {s.contestant.side: s for s in reversed(scores) if s.contestant.precision == precision}
-        yield f"{precision} step as a share of the GEMM peak", _share(same["ours"], same["gemm"])
-        yield f"{precision} products of the step alone as a share of it", _share(same["products"], same["gemm"])
-        yield f"{precision} step as a share of its products alone", _share(same["ours"], same["products"])
+        for name, side, limit in (
+            ("step as a share of the GEMM peak", "ours", "gemm"),
+            ("products of the step alone as a share of it", "products", "gemm"),
+            ("step as a share of its products alone", "ours", "products"),
+        ):
+            if side in same and limit in same:
+                yield f"{precision} {name}", _share(same[side], same[limit])
     for score in scores:
-        kept = next(s for s in scores if s.contestant.side == "ours" and _same_precision(s, score))
-        if not score.contestant.keeps_memory:
-            yield f"{kept.contestant.name} over {score.contestant.name}", ratio(score, kept)
+        for kept in scores:
+            if kept.contestant == replace(score.contestant, keeps_memory=True) != score.contestant:
+                yield f"{kept.contestant.name} over {score.contestant.name}", ratio(score, kept)
 
 
 def _rows(scores: Sequence[Score]) -> Iterator[Ratio]:
@@ -77,28 +84,38 @@ def _models(scores: Sequence[Score]) -> Iterator[Ratio]:
 
 
 def _variants(scores: Sequence[Score]) -> Iterator[Ratio]:
-    usual, *variants = scores
-    for score in variants:
-        yield f"samples/s of {score.contestant.name} over {usual.contestant.name}", ratio(usual, score)
+    for usual in scores:
+        for score in scores:
+            if _with_defaults(usual) and not _with_defaults(score):
+                yield f"samples/s of {score.contestant.name} over {usual.contestant.name}", ratio(usual, score)
+
+
+def _with_defaults(score: Score) -> bool:
+    """Whether the contestant has no option but its precision and sizes."""
+    usual = Contestant("ours")
+    options = ("pipeline", "kernel", "sparse", "layout", "dense_part")
+    return all(getattr(score.contestant, option) == getattr(usual, option) for option in options)
 
 
 def _ranks(scores: Sequence[Score]) -> Iterator[Ratio]:
     for many in scores:
-        one = next(s for s in scores if s.contestant.ranks == 1 and _same_precision(s, many))
-        if many.contestant.ranks > 1:
+        one = next((s for s in scores if s.contestant.ranks == 1 and _same_precision(s, many)), None)
+        if one is not None and many.contestant.ranks > 1:
             names = f"{many.contestant.name} over {one.contestant.name}"
             yield f"samples/s of {names}", ratio(one, many, many.contestant.ranks)
 
 
 def _roofline(scores: Sequence[Score]) -> Iterator[Ratio]:
-    limit, *tables = scores
-    for score in tables:
-        yield f"tables of {score.contestant.rows:,} rows as a share of memory bandwidth", _share(score, limit)
+    for limit in scores:
+        for score in scores:
+            if (limit.contestant.side, score.contestant.side) == ("copy", "tables"):
+                yield f"tables of {score.contestant.rows:,} rows as a share of memory bandwidth", _share(score, limit)
 
 
 def _memory(scores: Sequence[Score]) -> Iterator[Ratio]:
     largest = {score.contestant.side: score.contestant.rows for score in scores}
-    yield "rows of the largest model, ours over dense", f"{largest['ours'] / largest['dense']:.2f}"
+    if {"ours", "dense"} <= largest.keys():
+        yield "rows of the largest model, ours over dense", f"{largest['ours'] / largest['dense']:.2f}"
 
 
 def _same_precision(a: Score, b: Score) -> bool:
@@ -111,6 +128,7 @@ _BY_CASE = {
     "others": _others,
     "models": _models,
     "variants": _variants,
+    "compiled": _variants,
     "ranks": _ranks,
     "roofline": _roofline,
     "memory": _memory,

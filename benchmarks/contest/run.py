@@ -17,9 +17,10 @@ from common.load import CpuTime, busy_with_others
 from common.machine import describe_run, memory_gib
 from common.output import make_folder
 from contest.cases import Case, contests, largest_models, possible_cases
-from contest.problem import Problem
-from contest.report import write_report
-from contest.turns import Score, Turns, contest
+from contest.problem import Contestant, Problem
+from contest.report import Result, write_report
+from contest.seats import seats
+from contest.turns import Failure, Score, Turns, contest
 
 Rounds = Annotated[int, Interval(ge=1, le=10**6)]
 """How often something runs."""
@@ -34,12 +35,13 @@ class ThroughputConfig:
     cases: tuple[Case, ...] = ()
     """peak: a step beside matrix products alone; rows: many rows against few; others: plain PyTorch and TorchRec's
     own modules, by rows, on CPU with freed memory kept by all sides and by none; models: MMoE and PLE with tables as
-    large; variants: pipelines, optimizers, kernels and layouts; ranks: two against one; roofline: the tables beside
+    large; variants: pipelines, optimizers, kernels and layouts; compiled: the
+    dense part under torch.compile and with CUDA graphs, on a GPU; ranks: two against one; roofline: the tables beside
     copies; memory: the largest model that fits. By default all that this machine can measure."""
     rows: tuple[Annotated[int, Interval(ge=1, le=2**31 - 1)], ...] = (1_000, 100_000, 1_000_000)
     """Rows of each feature's tables, from few to many."""
-    batch_size: Annotated[int, Interval(ge=1, le=2**24)] = 4096
-    """Rows of a batch, per rank."""
+    batch_size: tuple[Annotated[int, Interval(ge=1, le=2**24)], ...] = (4096,)
+    """Rows of a batch, per rank; of several, all take turns in the same contests."""
     features: Annotated[int, Interval(ge=1, le=10_000)] = 8
     """Number of sparse features, each with a table for every task and a shared one."""
     tasks: Annotated[int, Interval(ge=1, le=1000)] = 2
@@ -51,7 +53,7 @@ class ThroughputConfig:
     warmup: Rounds = 4
     """Steps before the first turn."""
     memory_gib: Annotated[float, Interval(ge=0, le=1e6)] = 0.0
-    """Memory for the largest model, in GiB; by default 85 % of this machine's, or of its first GPU's."""
+    """Memory for the largest model, in GiB; by default 85 % of this machine's, or of what its first GPU has free."""
 
 
 def read_command_line(args: Sequence[str] | None = None, *, description: str | None = None) -> ThroughputConfig:
@@ -68,41 +70,76 @@ def read_command_line(args: Sequence[str] | None = None, *, description: str | N
         raise UserError(f"--rows is {list(config.rows)}, but must be numbers from few to many.")
     if len(config.rows) < 2 and {"rows", "memory"} & set(config.cases):
         raise UserError(f"--rows is {list(config.rows)}, but the cases rows and memory need two numbers.")
-    if set(config.cases) - set(possible_cases()):
+    if not config.batch_size:
+        raise UserError("--batch-size is empty; leave it out for the default, 4096.")
+    impossible = set(config.cases) - set(possible_cases())
+    if "ranks" in impossible:
         raise UserError("two ranks need two cores, or two GPUs; leave `ranks` out of --cases.")
+    if impossible:
+        raise UserError("`compiled` is measured on a GPU; leave it out of --cases.")
     return config
 
 
 def measure(config: ThroughputConfig) -> None:
-    """Holds the contests of all cases, and writes the report after each; raises UserError if a contestant fails."""
+    """Holds the contests of all cases, and writes the report after each.
+
+    A contestant that fails leaves its contest, and the report says why. In the end that raises UserError, unless its
+    dense part was compiled.
+    """
     folder = make_folder(config.out)
-    problem = replace(Problem(), batch_size=config.batch_size, features=config.features, tasks=config.tasks)
+    problem = replace(Problem(), batch_size=config.batch_size[0], features=config.features, tasks=config.tasks)
     turns = Turns(rounds=config.rounds, steps=config.steps, warmup=config.warmup)
     cases = config.cases or possible_cases()
-    ranks_impossible = not config.cases and "ranks" not in cases
-    left_out = {"left out": "ranks, as two ranks need two cores, or two GPUs"} if ranks_impossible else {}
-    head = describe_run("throughput.py", device=_device(), **left_out)
-    scores: dict[str, list[Score]] = {}
-    busy: dict[str, float] = {}
+    head = describe_run("throughput.py", device=_device(), **_left_out(config))
+    results: dict[str, Result] = {}
 
-    def hold(name: str, measure: Callable[[], list[Score]]) -> None:
+    def hold(name: str, measure: Callable[[], tuple[list[Score], list[Failure]]]) -> None:
         print(f"{name}:", flush=True)
         before = CpuTime.now()
-        scores[name] = measure()
+        scores, failures = measure()
         after = CpuTime.now()
-        busy[name] = busy_with_others(after.at - before.at, after.busy - before.busy, after.own - before.own)
-        for score in scores[name]:
-            rows = f"{score.contestant.rows:,} rows"
-            print(f"  {score.contestant.name:36} {rows:16} {score.quantile(0.5):9.1f} ms", flush=True)
-        write_report(folder, head, scores, config.batch_size, busy)
+        busy = busy_with_others(after.at - before.at, after.busy - before.busy, after.own - before.own)
+        results[name] = Result(scores, failures, busy)
+        print("\n".join(_lines(results[name])), flush=True)
+        write_report(folder, head, results, problem)
 
     for case in cases:
-        for name, contestants in contests(case, config.rows).items():
-            hold(name, partial(contest, contestants, problem, turns))
+        for name, contestants in contests(case, config.rows, config.batch_size).items():
+            hold(name, partial(_contest, contestants, problem, turns))
         if case == "memory":
-            budget = config.memory_gib or 0.85 * _device_memory_gib()
+            budget = _memory_budget(config.memory_gib)
             hold(case, partial(largest_models, problem, config.rows, 1024 * budget))
     print(f"report: {folder / 'report.md'}")
+    if failed := [f for each in results.values() for f in each.failures if f.is_error]:
+        raise UserError(
+            f"{len(failed)} contestants failed, such as {failed[0].contestant.name} with "
+            f"{failed[0].contestant.rows:,} rows: {failed[0].reason}"
+        )
+
+
+def _contest(contestants: Sequence[Contestant], problem: Problem, turns: Turns) -> tuple[list[Score], list[Failure]]:
+    """A contest, on a GPU of those that fit there together."""
+    left_out: list[Failure] = []
+    if trains_on_gpu():
+        contestants, left_out = seats(contestants, problem, torch.cuda.mem_get_info()[0])
+    scores, failures = contest(contestants, problem, turns)
+    return scores, [*failures, *left_out]
+
+
+def _lines(result: Result) -> list[str]:
+    """A line for each contestant."""
+    scores = [(score.contestant, f"{score.quantile(0.5):9.2f} ms") for score in result.scores]
+    return [
+        f"  {each.name:36} {f'{each.rows:,} rows':16} batch {each.batch_size:<9,} {text}"
+        for each, text in [*scores, *((failure.contestant, failure.reason) for failure in result.failures)]
+    ]
+
+
+def _left_out(config: ThroughputConfig) -> dict[str, str]:
+    """A line for the head of the report about cases that were not asked for by name and cannot be measured."""
+    if config.cases or "ranks" in possible_cases():
+        return {}
+    return {"left out": "ranks, as two ranks need two cores, or two GPUs"}
 
 
 def _device() -> str:
@@ -113,5 +150,9 @@ def _device() -> str:
     return f"CPU, {torch.backends.cpu.get_cpu_capability()}, {'with' if amx else 'without'} AMX for bf16"
 
 
-def _device_memory_gib() -> float:
-    return torch.cuda.get_device_properties(0).total_memory / 2**30 if trains_on_gpu() else memory_gib()
+def _memory_budget(wanted: float) -> float:
+    """GiB for the largest model; raises UserError for more than a GPU has free."""
+    free = torch.cuda.mem_get_info(0)[0] / 2**30 if trains_on_gpu() else memory_gib()
+    if trains_on_gpu() and wanted > free:
+        raise UserError(f"--memory-gib is {wanted:g}, but the GPU has {free:.1f} GiB free; give less.")
+    return wanted or 0.85 * free

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from statistics import median
 from typing import IO
@@ -12,7 +12,6 @@ from typing import IO
 import numpy as np
 
 from stem_torchrec.config.serialization import from_dict, to_dict
-from stem_torchrec.runtime.errors import UserError
 
 from common.processes import module_command, module_path, rank_environments
 from contest.problem import Contestant, Problem
@@ -33,15 +32,27 @@ class Answer:
     """What a rank has measured since the last answer."""
 
     step_ms: tuple[float, ...]
-    """Time of each step, until the device has finished it."""
+    """Time of each step by the device's clock."""
     losses: tuple[float, ...]
-    """Loss of each step; empty for the limits of the machine."""
+    """Loss of each step, those that are not timed included; empty for the limits of the machine."""
     work: int
     """What a step takes; see Side.work."""
     peak_mib: float
     """Peak of memory so far: of the GPU on CUDA, else of the process."""
     page_faults: int
     """Page faults in these steps."""
+    failure: str = ""
+    """Why the rank could not make its steps; the rest is then empty."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A contestant that left its contest, or did not enter it."""
+
+    contestant: Contestant
+    reason: str
+    is_error: bool
+    """Whether the command fails in the end."""
 
 
 @dataclass(frozen=True)
@@ -81,36 +92,48 @@ class Score:
         return [median(times) for times in self.step_ms]
 
 
-def contest(contestants: Sequence[Contestant], problem: Problem, turns: Turns) -> list[Score]:
-    """Builds all contestants and warms them up, then lets them make steps in turn; returns their scores in order.
+def contest(contestants: Sequence[Contestant], problem: Problem, turns: Turns) -> tuple[list[Score], list[Failure]]:
+    """Builds all contestants and warms them up, then lets them make steps in turn.
 
-    Raises UserError if the process of a contestant fails.
+    Returns the scores in order, and the contestants whose processes failed, without whom the contest went on.
     """
+    failures: dict[int, Failure] = {}
+    answers: list[list[list[Answer]]] = [[] for _ in contestants]
     with ExitStack() as stack:
         groups = [stack.enter_context(_running(contestant, problem)) for contestant in contestants]
-        warm = [ask(group, contestant, turns.warmup) for group, contestant in zip(groups, contestants, strict=True)]
-        answers: list[list[list[Answer]]] = [[] for _ in groups]
-        for turn in range(turns.rounds):
-            # Every other round runs backward, so that no contestant always follows the same one.
-            for i in list(range(len(groups)))[:: 1 if turn % 2 == 0 else -1]:
-                answers[i].append(ask(groups[i], contestants[i], turns.steps))
-    return [
+        for turn in range(-1, turns.rounds):
+            # Turn -1 is the warm-up. Every other one runs backward, so that no contestant always follows the same one.
+            for i in list(range(len(groups)))[:: -1 if turn > 0 and turn % 2 else 1]:
+                if i in failures:
+                    continue
+                answered = ask(groups[i], turns.warmup if turn < 0 else turns.steps)
+                if reason := next((answer.failure for answer in answered if answer.failure), ""):
+                    # Whether the dense part can be compiled is a question that a contest may answer with no.
+                    failures[i] = Failure(contestants[i], reason, is_error=contestants[i].dense_part == "eager")
+                answers[i].append(answered)
+    scores = [
         _score(contestant, first, measured, turns)
-        for contestant, first, measured in zip(contestants, warm, answers, strict=True)
+        for i, (contestant, (first, *measured)) in enumerate(zip(contestants, answers, strict=True))
+        if i not in failures
     ]
+    return scores, list(failures.values())
 
 
-def ask(ranks: Sequence["subprocess.Popen[str]"], contestant: Contestant, steps: int) -> list[Answer]:
+def ask(ranks: Sequence["subprocess.Popen[str]"], steps: int) -> list[Answer]:
     """Lets all ranks of a contestant make `steps` steps at the same time; returns their answers by rank."""
     for rank in ranks:
-        print(steps, file=_pipe(rank.stdin), flush=True)
-    answers = []
-    for rank in ranks:
-        line = _pipe(rank.stdout).readline()
-        if not line:
-            raise UserError(f"{contestant.name} with {contestant.rows:,} rows ended early; its error is above.")
-        answers.append(from_dict(Answer, json.loads(line)))
-    return answers
+        with suppress(BrokenPipeError):  # It has ended, and its last line says why.
+            print(steps, file=_pipe(rank.stdin), flush=True)
+    return [_read_answer(_pipe(rank.stdout).readline()) for rank in ranks]
+
+
+def failed(reason: str) -> Answer:
+    """The answer of a rank that could not make its steps."""
+    return Answer((), (), work=0, peak_mib=0.0, page_faults=0, failure=reason)
+
+
+def _read_answer(line: str) -> Answer:
+    return from_dict(Answer, json.loads(line)) if line else failed("its process ended early; its error is above.")
 
 
 def _pipe(pipe: IO[str] | None) -> IO[str]:
@@ -126,7 +149,7 @@ def _running(contestant: Contestant, problem: Problem) -> Iterator[list["subproc
     try:
         for rank, environment in enumerate(rank_environments(contestant.ranks)):
             rank_cores = (cores[rank % len(cores)],) if contestant.one_core_each else tuple(cores)
-            job = Job(contestant, problem.with_rows(contestant.rows), rank_cores)
+            job = Job(contestant, problem.of(contestant), rank_cores)
             process = subprocess.Popen(
                 module_command("contest.worker"),
                 stdin=subprocess.PIPE,

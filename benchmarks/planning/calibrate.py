@@ -115,12 +115,12 @@ def calibrate(folder: str, bandwidths: Bandwidths, *, device: str) -> Calibratio
             f"needs {LEAST_CASES}; measure more types."
         )
     memory, link, together = fit(priced)
-    links = _LINKS if sweep.ranks > sweep.ranks_per_host else _LINKS[:1]
+    links = _LINKS if sweep.ranks > sweep.ranks_per_host else _LINKS[: min(1, sweep.ranks - 1)]
     changed = ("hbm" if device == "cuda" else "ddr", *links)
     factors = {name: memory if name in _MEMORY else link for name in changed}
     fitted = replace(bandwidths, **{name: getattr(bandwidths, name) / factor for name, factor in factors.items()})
     before, after = _ratios(priced, 1.0, 1.0), _ratios(priced, memory, link)
-    return Calibration(folder, fitted, changed, len(priced), together, before, after, unused)
+    return Calibration(folder, fitted, changed, len(priced), together and bool(links), before, after, unused)
 
 
 def fit(priced: Sequence[Priced]) -> tuple[float, float, bool]:
@@ -153,6 +153,8 @@ def _read(folder: str) -> tuple[_Sweep, list[Outcome]]:
         sweep = from_dict(_Sweep, known | {"batch_size": content["data"]["batch_size"]})
         files = sorted(file for file in (path / CASES).glob("[!.]*.json") if not file.name.endswith(".plan.json"))
         outcomes = [from_dict(Outcome, parse_json(file.read_text())) for file in files]
+        for outcome in outcomes:
+            _check(outcome)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"--calibrate {folder} holds no results of benchmarks/sharding.py ({reason_of(error)}); give "
@@ -166,6 +168,18 @@ def _read(folder: str) -> tuple[_Sweep, list[Outcome]]:
     return sweep, outcomes
 
 
+def _check(outcome: Outcome) -> None:
+    """Raises ValueError for an outcome that no sweep writes."""
+    if outcome.status != "ok":
+        return
+    if outcome.measurement is None:
+        raise ValueError(f"{outcome.case.name} is ok, but was not measured")
+    tables_of_plan(outcome.measurement.plan)
+    times = (*outcome.measurement.step_ms, *outcome.measurement.lookup_ms)
+    if not times or not all(each and min(each) > 0 for each in times):
+        raise ValueError(f"{outcome.case.name} has times that are missing or not above 0")
+
+
 def _price(
     folder: str,
     sweep: _Sweep,
@@ -175,7 +189,7 @@ def _price(
     device: str,
 ) -> Priced | None:
     """The case as the planner prices its plan; None for a plan with tables in UVM."""
-    [first] = [o for o in outcomes if o.case == row.case and o.round == 0]
+    first = min((o for o in outcomes if o.case == row.case and o.measurement), key=lambda outcome: outcome.round)
     assert first.measurement is not None
     planned = tables_of_plan(first.measurement.plan)
     if any(table.compute_kernel != "fused" for table in planned.values()):
@@ -189,7 +203,7 @@ def _price(
         )
         for name, table in planned.items()
     ]
-    file = Path(folder) / CASES / f"{row.case.name.replace('/', '.')}.0.plan.json"
+    file = Path(folder) / CASES / f"{row.case.name.replace('/', '.')}.{first.round}.plan.json"
     free = {field.name: _FREE for field in fields(Bandwidths)}
     by_rank = []
     for priced in (_MEMORY, _LINKS):

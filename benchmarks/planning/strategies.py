@@ -175,15 +175,17 @@ def _plan(
     topology: Topology,
     tasks: Sequence[str],
 ) -> Plan:
+    optimizer = SPARSE_OPTIMIZERS[strategy.optimizer]
     check_sparse_optimizer(
-        SparseOptimizerConfig(name=strategy.optimizer),
+        # A decay changes no memory and no estimate.
+        SparseOptimizerConfig(name=strategy.optimizer, weight_decay=0.01 if optimizer.needs_decay else 0.0),
         device=torch.device(config.device),
         dense_kernel=strategy.type == "data_parallel",
         labels_missing=False,
     )
     collection = build_tables(tables, strategy.layout, strategy.optimizer, tasks)
     placements = {table.name: Placement(strategy.type) for table in collection.embedding_bag_configs()}
-    per_row = SPARSE_OPTIMIZERS[strategy.optimizer].per_row
+    per_row = optimizer.per_row
     types = [strategy.type]
     if strategy.type == "auto":
         types = [kind for kind in FUSED_TYPES if not (per_row and kind in COLUMN_TYPES)]

@@ -1,5 +1,5 @@
 """Benchmarks of one or two files each.
 
 exact_metrics.py is benchmarks/metrics.py, and metrics_worker.py the process of one of its ranks; task_conflict.py is
-benchmarks/conflict.py. It may import stem_torchrec and common.
+benchmarks/conflict.py; gpu_report.py writes the report of benchmarks/gpu.sh. It may import stem_torchrec and common.
 """

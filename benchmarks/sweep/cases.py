@@ -2,6 +2,8 @@
 
 type      layout  input   tasks  optimizer  kernel  communication
 row_wise / split / once  /  T8  /  adagrad /  auto  /  fp32
+
+A case of fused_uvm_caching may have a further part, the share of the rows that it keeps on the GPU: .../fp32/cache0.1
 """
 
 from collections.abc import Sequence
@@ -44,11 +46,14 @@ class Case:
     optimizer: SparseOptimizerName
     kernel: Kernel
     communication: Communication
+    cache: float | None = None
+    """Share of the rows that fused_uvm_caching keeps on the GPU; TorchRec's 0.2 if None."""
 
     @property
     def name(self) -> str:
         """`row_wise/split/once/T8/adagrad/auto/fp32`."""
-        return "/".join(_write(getattr(self, field.name)) for field in fields(self))
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return "/".join(_write(name, value) for name, value in parts.items() if value is not None)
 
     @property
     def problem(self) -> tuple[int, str]:
@@ -57,6 +62,8 @@ class Case:
 
     def configure(self, config: TrainConfig) -> TrainConfig:
         """`config` with the options of this case; the batches choose the labels."""
+        # Only a rule names a cache.
+        cached = (f"*={self.type}:kernel={self.kernel}:cache={self.cache}",) if self.cache is not None else ()
         return replace(
             config,
             model=replace(config.model, layout=self.layout),
@@ -67,6 +74,7 @@ class Case:
                 kernel=self.kernel,
                 input_dist=self.input_dist,
                 communication=self.communication,
+                rules=(*config.sharding.rules, *cached),
             ),
         )
 
@@ -82,6 +90,8 @@ class Axes:
     optimizer: tuple[SparseOptimizerName, ...]
     kernel: tuple[Kernel, ...]
     communication: tuple[Communication, ...]
+    cache: tuple[float | None, ...] = (None,)
+    """For the cases that have a cache."""
 
 
 _KNOWN = {
@@ -93,6 +103,7 @@ _KNOWN = {
     "communication": get_args(Communication),
 }
 _NAMES = tuple(field.name for field in fields(Case))
+_CACHING = "fused_uvm_caching"
 
 
 def list_cases(axes: Axes, patterns: Sequence[str] = ()) -> tuple[list[Case], dict[Case, str]]:
@@ -147,6 +158,7 @@ def _order(case: Case) -> tuple:
         _KNOWN["layout"].index(case.layout),
         _KNOWN["input_dist"].index(case.input_dist),
         _KNOWN["kernel"].index(case.kernel),
+        case.cache or 0.0,
     )
 
 
@@ -163,6 +175,8 @@ def _values(name: str, part: str, pattern: str) -> tuple:
         if not (part.startswith("T") and part[1:].isdecimal()):
             raise UserError(f"--cases {pattern!r}: {part!r} is not a number of tasks; write T8, or * for all --tasks.")
         return (int(part[1:]),)
+    if name == "cache":
+        return (_cache(part, pattern),)
     values = tuple(value for value in _KNOWN[name] if fnmatchcase(value, part))
     if not values:
         known = ", ".join(_KNOWN[name])
@@ -173,9 +187,23 @@ def _values(name: str, part: str, pattern: str) -> tuple:
     return values
 
 
+def _cache(part: str, pattern: str) -> float:
+    try:
+        share = float(part.removeprefix("cache"))
+    except ValueError:
+        share = -1.0
+    if not (part.startswith("cache") and 0 < share <= 1):
+        raise UserError(
+            f"--cases {pattern!r}: {part!r} is not a share of the rows above 0 and up to 1; write cache0.1, or * for "
+            "all --caches."
+        )
+    return share
+
+
 def _combine(axes: Axes) -> list[Case]:
-    return [Case(*values) for values in product(*(getattr(axes, name) for name in _NAMES))]
+    cases = [Case(*values) for values in product(*(getattr(axes, name) for name in _NAMES))]
+    return [case if case.kernel == _CACHING else replace(case, cache=None) for case in cases]
 
 
-def _write(value: str | int) -> str:
-    return f"T{value}" if isinstance(value, int) else value
+def _write(name: str, value: str | float) -> str:
+    return {"tasks": "T", "cache": "cache"}.get(name, "") + str(value)

@@ -41,8 +41,8 @@ class SweepConfig:
     tables: LocalFile | None = None
     """A YAML list of tables (name, rows, dim, pooling, zipf) to measure without a log; the labels are then random."""
     cases: tuple[str, ...] = ()
-    """Only these cases, by their names type/layout/input/tasks/optimizer/kernel/communication. A part that is * or
-    missing at the end stands for all values of the options below: `table_wise/split/once/T8 *_row_wise`."""
+    """Only these cases, by their names type/layout/input/tasks/optimizer/kernel/communication/cache. A part that is *
+    or missing at the end stands for all values of the options below: `table_wise/split/once/T8 *_row_wise`."""
     types: tuple[Literal["all", ShardingType], ...] = ("all",)
     """Sharding types; all stands for all seven, auto for what TorchRec's planner chooses."""
     layouts: tuple[Layout, ...] = ("split", "packed")
@@ -56,6 +56,8 @@ class SweepConfig:
     """Optimizers of the tables; by default --sparse.name."""
     kernels: tuple[Kernel, ...] = ("auto",)
     """Compute kernels."""
+    caches: tuple[Annotated[float, Interval(gt=0, le=1)], ...] = ()
+    """Shares of the rows that fused_uvm_caching keeps on the GPU; TorchRec's 0.2 by default."""
     communications: tuple[Communication, ...] = ("fp32",)
     """Precisions in which embeddings and their gradients are sent."""
     steps: Annotated[int, Interval(ge=1, le=10**6)] = 20
@@ -117,6 +119,7 @@ def plan_sweep(config: SweepConfig, train: TrainConfig) -> Sweep:
         optimizer=config.optimizers or (train.sparse.name,),
         kernel=config.kernels,
         communication=config.communications,
+        cache=config.caches or (None,),
     )
     cases, left_out = list_cases(axes, config.cases)
     return Sweep(tuple(cases), left_out, tables, train, tuple(labels))

@@ -17,11 +17,12 @@ from stem_torchrec.tables import sharded_collections
 from stem_torchrec.training.assembly import build_pipeline, build_sharded_model
 from stem_torchrec.training.optimizers import build_optimizer
 
+from common.timing import timed
 from common.traffic import count_traffic
 from sweep.batches import Workload, workload_of_log, workload_of_tables
 from sweep.ranks import Job
 from sweep.results import Measurement
-from sweep.times import time_lookups, time_tables, timed
+from sweep.times import time_lookups, time_tables
 
 _DRAIN = 2
 """Number of last steps, which are not measured because the pipeline has no next batch to prepare in them."""

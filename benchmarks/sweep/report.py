@@ -152,7 +152,7 @@ def format_rows(rows: Sequence[Row]) -> str:
     ordered = sorted(rows, key=lambda row: row.p50_ms)
     for name, value in _COLUMNS.items():
         cells = [value(row) for row in ordered]
-        if name in ("kernel", "comm", "spread", "others", "GPU") and len(set(cells)) == 1:
+        if name in ("kernel", "cache", "comm", "spread", "others", "GPU") and len(set(cells)) == 1:
             continue
         columns[name] = cells
     right = [name in _COLUMNS and not columns[name][0][:1].isalpha() for name in columns]
@@ -165,6 +165,7 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
     "layout": lambda row: row.case.layout,
     "input": lambda row: row.case.input_dist,
     "kernel": lambda row: row.case.kernel,
+    "cache": lambda row: "" if row.case.cache is None else f"{row.case.cache:.0%}",
     "comm": lambda row: row.case.communication,
     "P10": lambda row: f"{row.p10_ms:.1f}",
     "P50": lambda row: f"{row.p50_ms:.1f}",

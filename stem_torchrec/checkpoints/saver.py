@@ -5,6 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -22,6 +23,7 @@ from stem_torchrec.runtime.internals.pytorch import (
     empty_state_dict_on_host,
 )
 from stem_torchrec.runtime.paths import remove_folder
+from stem_torchrec.runtime.process import trains_on_gpu
 from stem_torchrec.runtime.progress import log_rank0
 
 
@@ -73,7 +75,9 @@ class CheckpointSaver:
         self.failures = Failures(max_failures, "give another --checkpoint.folder")
         self._copy: State | None = None
         self._writing: Future[str | None] | None = None
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        # A thread begins on GPU 0, where its first operation would take some hundred MiB for each rank.
+        on_own_gpu = partial(torch.cuda.set_device, torch.cuda.current_device()) if trains_on_gpu() else None
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint", initializer=on_own_gpu)
         # A group for the threads: training uses the default group at the same time.
         self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
 
@@ -153,7 +157,9 @@ class CheckpointSaver:
 
 
 def host_memory_for(state: State) -> State:
-    """Tensors on the CPU of the shapes and the sharding of those in `state`, pinned if this host has a GPU.
+    """Tensors on the CPU of the shapes and the sharding of those in `state`, pinned if ranks train on GPUs.
+
+    torch rounds each pinned tensor up to a power of two bytes, so they may take up to twice the size of the state.
 
     Example::
 
@@ -169,7 +175,7 @@ def host_memory_for(state: State) -> State:
             # torch's function below takes memory for a shard's whole storage, which holds all tables of a rank.
             memory[name] = empty_like_sharded(value)
         else:
-            memory |= empty_state_dict_on_host({name: value}, pin_memory=torch.cuda.is_available())
+            memory |= empty_state_dict_on_host({name: value}, pin_memory=trains_on_gpu())
     return memory
 
 

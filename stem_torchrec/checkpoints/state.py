@@ -8,6 +8,7 @@ from torchrec.optim.keyed import CombinedOptimizer
 from stem_torchrec.checkpoints.rowwise import read, take_out
 from stem_torchrec.checkpoints.storage import State, without_warnings
 from stem_torchrec.checkpoints.weights import damage_on_any_rank, load_state, read_metadata
+from stem_torchrec.runtime.process import trains_on_gpu
 
 
 def training_state(model: nn.Module, optimizer: CombinedOptimizer, meter: torch.Tensor) -> State:
@@ -47,7 +48,8 @@ def restore_state(
         path: of the checkpoint.
         step: number of steps made before it was saved.
         tasks: number of tasks, T.
-        same_ranks: whether it was saved on as many ranks; if not, random numbers start anew.
+        same_ranks: whether it was saved on as many ranks; if not, random numbers start anew, as those of a GPU do
+            after a checkpoint on CPU.
 
     Raises UserError if a tensor is missing or does not fit, and DamagedError if the checkpoint cannot be read.
     """
@@ -58,12 +60,14 @@ def restore_state(
         meter = torch.zeros(2 * tasks + 2, dtype=torch.float64)
         state, states = training_state(model, optimizer, meter), optimizer.state_dict()
         state["optimizer"] = states["state"]
-        if not same_ranks:
-            del state["rank"]
+        of_rank = state.pop("rank")[rank := str(dist.get_rank())]
         metadata = read_metadata(path)
-        has_meter = f"rank.{dist.get_rank()}.meter" in metadata.state_dict_metadata
-        if same_ranks and not has_meter:
-            del state["rank"][str(dist.get_rank())]["meter"]
+        # A checkpoint by a run on CPU has no random state of a GPU, one by an earlier version has another meter.
+        for name in {"cuda", "meter"} & of_rank.keys():
+            if f"rank.{rank}.{name}" not in metadata.state_dict_metadata:
+                del of_rank[name]
+        if same_ranks:
+            state["rank"] = {rank: of_rank}
         recut = take_out(state, metadata)
         load_state(state, path)
         with damage_on_any_rank(path):
@@ -73,21 +77,16 @@ def restore_state(
         optimizer.load_state_dict(optimizer.state_dict())
     # FBGEMM keeps its own count of steps, by which it corrects the bias of moments.
     optimizer.set_optimizer_step(step)
+    # Where random numbers are not restored, they start anew, on GPUs as well.
+    torch.manual_seed(step * dist.get_world_size() + dist.get_rank())
     if not same_ranks:
-        torch.manual_seed(step * dist.get_world_size() + dist.get_rank())
         return None
-    _set_random_states(state["rank"][str(dist.get_rank())])
-    return meter if has_meter else None
+    torch.set_rng_state(of_rank["cpu"])
+    if "cuda" in of_rank:
+        torch.cuda.set_rng_state(of_rank["cuda"])
+    return of_rank.get("meter")
 
 
 def _random_states() -> dict[str, torch.Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def _set_random_states(states: dict[str, torch.Tensor]) -> None:
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"])
+    on_gpu = {"cuda": torch.cuda.get_rng_state()} if trains_on_gpu() else {}
+    return {"cpu": torch.get_rng_state(), **on_gpu}

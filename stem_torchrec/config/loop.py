@@ -34,6 +34,9 @@ class LoopConfig:
     precision: Precision = "fp32"
     """Of the matrix products of experts, gates and towers; weights stay fp32. bf16 runs under autocast, and is faster
     on GPUs and on CPUs with AMX; tf32 is for GPUs."""
+    deterministic: bool = False
+    """On GPUs, adds up a row's gradients in one order, so that a run that is resumed ends with the same bits also where
+    a batch has an id more than 1024 times. It takes longer; on CPU a run is deterministic in any case."""
     skip_nonfinite: bool = False
     """Skips and counts batches whose loss is not finite, without touching any table. Otherwise such a loss ends the
     run, with the batch kept in RUN/nonfinite. Skipping makes the host wait for the loss of each step."""

@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+# The pipeline traces a model with FX, which cannot follow a decision about devices: to FX it is one step.
+torch.fx.wrap("to_autocast")
+
 
 class MLP(nn.Sequential):
     """Linear layers with ReLU between them: `(B, in_features) -> (B, out_features)`.
@@ -78,7 +81,13 @@ class Experts(nn.Sequential):
         self.num_experts = num_experts
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.expand(self.num_experts, -1, -1))
+        return super().forward(to_autocast(x).expand(self.num_experts, -1, -1))
+
+
+def to_autocast(x: Tensor) -> Tensor:
+    """`x` in the type of matrix products; autocast itself would convert each copy of an expanded tensor."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 class BatchedLinear(nn.Module):

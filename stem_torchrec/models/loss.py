@@ -28,18 +28,21 @@ class MultiTaskTrain(nn.Module):
     over all rows. It raises UserError for other shapes.
     """
 
+    task_weights: Tensor | None
+
     def __init__(self, model: nn.Module, task_weights: Sequence[float] = ()) -> None:
         super().__init__()
         self.model = model
-        self.task_weights = tuple(task_weights)
+        weights = torch.tensor(task_weights, dtype=torch.float32) if task_weights else None
+        self.register_buffer("task_weights", weights, persistent=False)
         self.trained_by: Mapping[str, frozenset[int]] = {}
         """Tasks that train a parameter, by name (`models/trained_by.py`); all tasks where the name is missing."""
 
     def forward(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         logits = self.model(batch.dense_features, batch.sparse_features).float()
         losses = multi_task_loss(logits, labels_like(logits, batch.labels), labels_per_rank(batch, logits))
-        weights = losses.new_tensor(self.task_weights) if self.task_weights else torch.ones_like(losses)
-        return (losses * weights).sum(), (losses.detach(), logits.detach())
+        total = losses.sum() if self.task_weights is None else (losses * self.task_weights).sum()
+        return total, (losses.detach(), logits.detach())
 
 
 def multi_task_loss(logits: Tensor, labels: Tensor, per_rank: Tensor | None = None) -> Tensor:

@@ -90,7 +90,12 @@ def read_plan(path: str, tables: Sequence[EmbeddingBagConfig], topology: Topolog
 
 def tables_of_plan(text: str) -> Mapping[str, StoredTable]:
     """The tables of a plan by name; raises UserError for text that `plan_to_json` did not return."""
-    return _parse(text, "the plan").tables
+    try:
+        return _parse(text, "the plan").tables
+    except FormatError:
+        raise
+    except ValueError as error:
+        raise UserError(f"the plan cannot be read ({reason_of(error)}).") from error
 
 
 def _read(path: str) -> _StoredPlan:

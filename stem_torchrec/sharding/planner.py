@@ -11,7 +11,7 @@ from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError, Proposer, ShardingOption, Stats
-from torchrec.distributed.types import CacheParams
+from torchrec.distributed.types import CacheParams, ShardingPlan
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from stem_torchrec.runtime.errors import UserError, reason_of
@@ -28,6 +28,9 @@ from stem_torchrec.sharding.placement import (
 from stem_torchrec.sharding.plan import Plan, make_plan
 from stem_torchrec.sharding.shard import AllTypesSharder
 from stem_torchrec.tables import check_plan, mean_tables, reads_weights, table_configs, wrong_mean_types
+
+_MOST_COLUMNS = 1024
+"""Columns of a shard in the kernels of all versions of FBGEMM."""
 
 
 def plan_sharding(
@@ -82,6 +85,8 @@ def plan_sharding(
         except PlannerError as error:
             raise UserError(f"no plan fits {topology.world_size} ranks: {reason_of(error)}") from error
         check_plan(model, sharding_plan)
+        if topology.compute_device == "cuda":
+            _check_widths(sharding_plan)
         return make_plan(sharding_plan, chosen.options, tables, topology)
 
     return from_first_rank(plan)
@@ -133,6 +138,22 @@ def planner_constraints(
             cache_params=None if cache is None else CacheParams(load_factor=cache),
         )
     return constraints
+
+
+def _check_widths(plan: ShardingPlan) -> None:
+    """Raises UserError for a shard of more columns than FBGEMM's CUDA kernels look up; beyond, some return zeros.
+
+    Source: https://github.com/meta-pytorch/torchrec/issues/3673
+    """
+    for module in plan.plan.values():
+        for table, sharding in module.items():
+            shards = sharding.sharding_spec.shards if sharding.sharding_spec is not None else ()
+            width = max((shard.shard_sizes[1] for shard in shards), default=0)
+            if width > _MOST_COLUMNS:
+                raise UserError(
+                    f"the table {table} has {width} columns on a rank, but FBGEMM looks up at most {_MOST_COLUMNS} on "
+                    "GPUs; choose a smaller --model.embedding-dim, --model.layout split, or column_wise sharding."
+                )
 
 
 class _ChosenOptions(Stats):

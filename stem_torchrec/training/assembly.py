@@ -1,5 +1,6 @@
 """From a configuration to a sharded model and its pipeline."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,7 @@ from stem_torchrec.models.trained_by import tasks_of_parameters
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
-from stem_torchrec.sharding.placement import COLUMN_TYPES, Placement, check_placements, match_rules, parse_rules, some
+from stem_torchrec.sharding.placement import Placement, check_placements, match_rules, parse_rules, some
 from stem_torchrec.sharding.plan import Plan, format_plan
 from stem_torchrec.sharding.plan_file import read_plan
 from stem_torchrec.sharding.planner import plan_sharding
@@ -53,6 +54,8 @@ def build_sharded_model(
 
     Raises UserError where the sparse optimizer does not serve the tables, or no plan fits; see `plan_sharding`.
     """
+    if config.train.deterministic:
+        _make_deterministic()
     torch.manual_seed(config.seed)
     model = build_model(config.model, columns)
     if trains:
@@ -81,7 +84,7 @@ def build_sharded_model(
         pooling_factors=ids_per_row,
     )
     log_rank0(format_plan(plan))
-    cut = [table.name for table in plan.tables if table.sharding_type in COLUMN_TYPES]
+    cut = [table.name for table in plan.tables if any(shard.columns < table.dim for shard in table.shards)]
     if per_row and cut:
         log_rank0(
             f"note: {config.sparse.name} keeps a number per row and column shard, so {some(cut)} learn differently"
@@ -90,6 +93,12 @@ def build_sharded_model(
     # From here on ranks draw different numbers, for dropout.
     torch.manual_seed(config.seed + process.rank)
     return sharded, plan
+
+
+def _make_deterministic() -> None:
+    """Lets torch and FBGEMM add in one order on GPUs, and warn where they cannot; before the first operation there."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it.
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def for_weights_only(config: TrainConfig) -> TrainConfig:

@@ -42,6 +42,8 @@ class SparseOptimizer:
     """What each of its states holds a number for."""
     has_decay: bool = True
     """Whether FBGEMM decays with it on CUDA."""
+    needs_decay: bool = False
+    """Whether it divides by the length of a row's step, which without a decay is 0 in a row without a gradient."""
     per_row: bool = False
     """Whether one number couples the elements of a row: an accumulator that is kept for each row, or the norm of the
     row's step (LAMB). A column shard is a row of its own; the tasks in a packed row would reach into each other."""
@@ -63,7 +65,8 @@ SPARSE_OPTIMIZERS: Mapping[str, SparseOptimizer] = {
         fused=trec_optim.Adam, dense=torch.optim.Adam, on_cpu=False, has_moments=True, states=("element", "element")
     ),
     "lamb": SparseOptimizer(
-        fused=trec_optim.LAMB, dense=None, on_cpu=False, has_moments=True, per_row=True, states=("element", "element")
+        fused=trec_optim.LAMB, dense=None, on_cpu=False, has_moments=True, per_row=True, needs_decay=True,
+        states=("element", "element"),
     ),
     "partial_rowwise_adam": SparseOptimizer(
         fused=trec_optim.PartialRowWiseAdam, dense=None, on_cpu=False, has_moments=True, per_row=True,
@@ -107,6 +110,11 @@ def check_sparse_optimizer(
         )
     if config.eps <= 0 and name != "sgd":
         raise UserError(f"--sparse.eps is {config.eps}, but must be above 0, or rows without a gradient divide 0 by 0.")
+    if optimizer.needs_decay and not decay:
+        raise UserError(
+            f"--sparse.weight-decay is 0, but must be above 0 for {name}, or FBGEMM divides 0 by 0 in rows without a "
+            "gradient, and loses them."
+        )
     if labels_missing and (optimizer.has_moments or decay) and not config.update_unlabeled_rows:
         what = f"--sparse.weight-decay {decay}" if decay else f"the moments of {name}"
         raise UserError(

@@ -76,10 +76,11 @@ def open_run_folder(config: TrainConfig, schema: Schema, lock: FolderLock) -> An
     return from_first_rank(make)
 
 
-def finished(config: TrainConfig) -> dict[str, TaskMetrics] | None:
+def finished(config: TrainConfig, path: str, process: Process) -> dict[str, TaskMetrics] | None:
     """The metrics of the best evaluation, if the run folder holds a run of these options that has ended; else None.
 
-    All ranks call it. Raises UserError where the folder holds a run of other options that has ended.
+    All ranks call it. Raises UserError where the folder holds a run of other options, or one that was trained on other
+    rows than the log in `path` has, as on those of another day.
     """
 
     def read() -> dict[str, TaskMetrics] | None:
@@ -92,14 +93,14 @@ def finished(config: TrainConfig) -> dict[str, TaskMetrics] | None:
         tasks = Columns.select(load_schema(str(folder)), labels=config.data.labels).labels
         return from_json(read_metrics(folder, tasks).valid)
 
-    return from_first_rank(read)
+    metrics = from_first_rank(read)
+    if metrics is not None:
+        _check_same_log(config, path, process)
+    return metrics
 
 
-def check_same_log(config: TrainConfig, path: str, process: Process) -> None:
-    """Raises UserError if a run that has ended was trained on other rows than its log has, as on those of another day.
-
-    All ranks call it. Of a run of an earlier version only its checkpoints tell the rows.
-    """
+def _check_same_log(config: TrainConfig, path: str, process: Process) -> None:
+    # Of a run of an earlier version only its checkpoints tell the rows.
     schema, folder = load_schema(path), path_of(config.output_dir or "")
     with closing(RunData.open(config, path, schema, process)) as data:
         check_resume(config, schema, data.contents)

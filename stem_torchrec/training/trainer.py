@@ -31,13 +31,7 @@ from stem_torchrec.training.optimizers import build_optimizer, build_schedule
 from stem_torchrec.training.run_checkpoints import RunCheckpoints
 from stem_torchrec.training.run_data import RunData, note_other_counts
 from stem_torchrec.training.run_folder import finish, write_inputs
-from stem_torchrec.training.run_start import (
-    check_run_folder,
-    check_same_log,
-    finished,
-    open_run_folder,
-    with_data_folder,
-)
+from stem_torchrec.training.run_start import check_run_folder, finished, open_run_folder, with_data_folder
 from stem_torchrec.training.state import TrainState
 from stem_torchrec.training.watched_metric import Metrics, WatchedMetric
 
@@ -245,9 +239,8 @@ def train(
     A run that has ended already is not trained again.
     """
     resolved, path = with_data_folder(config)
-    done = finished(resolved)
+    done = finished(resolved, path, process)
     if done is not None:
-        check_same_log(resolved, path, process)
         log_rank0(f"the run in {config.output_dir} has ended already; its best evaluation:\n{format_table(done)}")
         return done
     return Trainer(config, process, watch=watch, ending=ending).run()

@@ -19,7 +19,7 @@ from stem_torchrec.sharding.placement import some
 from stem_torchrec.tables import TableTensor, groups_of, table_feature, table_group, table_name
 from stem_torchrec.training.configuration import load_config
 from stem_torchrec.training.run_folder import CONFIG_FILE
-from stem_torchrec.transfer.weight_source import Source, match_tables, open_source, size_of, weights_by_name
+from stem_torchrec.transfer.weight_source import Source, match_tables, open_source, read_into, size_of, weights_by_name
 
 CLOSED = -1e4
 """A gate's bias at which the softmax gives an expert the weight 0, exactly."""
@@ -94,7 +94,7 @@ def add_tasks(
                 trained_tensor = replace(tensor, table=table_name(tables_from, table_feature(tensor.table)))
                 target, name = prefix + tensor.name, source_prefix + trained_tensor.name
                 targets.append(match_tables(weight_source, weights, table=target, source_table=name))
-    weight_source.read(targets)
+    read_into(model, weight_source, targets)
     for name, trained_rows in grown.items():
         stem_weights[name].fill_(gate_bias if name.endswith("bias") else 0.0)
         stem_weights[name][gates[name]] = trained_rows

@@ -8,7 +8,7 @@ from torchrec.distributed.types import EmbeddingModuleShardingPlan, ParameterSha
 from stem_torchrec.runtime.errors import UserError, nearest
 from stem_torchrec.runtime.internals.pytorch import EnumerableShardingSpec, ShardMetadata
 from stem_torchrec.sharding.placement import Placement, some
-from stem_torchrec.transfer.weight_source import Source, match_tables, open_source, weights_by_name
+from stem_torchrec.transfer.weight_source import Source, match_tables, open_source, read_into, weights_by_name
 
 
 def warm_start(model: nn.Module, source: Source, tables: Mapping[str, str]) -> None:
@@ -28,12 +28,11 @@ def warm_start(model: nn.Module, source: Source, tables: Mapping[str, str]) -> N
         warm_start(model, "dlrm/checkpoint", {"shared/uid": "t_uid", "like/uid": "t_uid"})
     """
     weight_source, weights = open_source(source), weights_by_name(model)
-    weight_source.read(
-        [
-            match_tables(weight_source, weights, table=table, source_table=source_table)
-            for table, source_table in tables.items()
-        ]
-    )
+    targets = [
+        match_tables(weight_source, weights, table=table, source_table=source_table)
+        for table, source_table in tables.items()
+    ]
+    read_into(model, weight_source, targets)
 
 
 def placements_like(plan: ShardingPlan, tables: Mapping[str, str]) -> dict[str, Placement]:

@@ -19,10 +19,11 @@ from stem_torchrec.checkpoints.storage import without_warnings
 from stem_torchrec.checkpoints.weights import find_weights, load_state, saved_tensors
 from stem_torchrec.runtime.errors import UserError, nearest
 from stem_torchrec.runtime.internals.pytorch import ShardedTensor
+from stem_torchrec.runtime.internals.torchrec_hooks import forget_cached_rows
 from stem_torchrec.runtime.path_options import PathOption, checked_path
 from stem_torchrec.runtime.store_path import AnyPath, path_of
 from stem_torchrec.sharding.placement import some
-from stem_torchrec.tables import tables_among
+from stem_torchrec.tables import sharded_collections, tables_among
 from stem_torchrec.training.run_folder import BEST_WEIGHTS, CONFIG_FILE
 
 Source = str | AnyPath | Mapping[str, Tensor]
@@ -145,6 +146,13 @@ def weights_by_name(model: nn.Module) -> dict[str, Tensor]:
         if any(piece.is_meta for _, piece in local_pieces(weight)):
             raise UserError(f"{name} has no memory yet; shard the model first.")
     return weights
+
+
+def read_into(model: nn.Module, source: WeightSource, targets: Sequence[tuple[str, Tensor]]) -> None:
+    """Fills weights of `model`, which `weights_by_name` returned, from the source; all ranks call it."""
+    source.read(targets)
+    for _, collection in sharded_collections(model):
+        forget_cached_rows(collection)
 
 
 def match_tables(

@@ -28,9 +28,11 @@ from stem_torchrec.runtime.errors import UserError
 
 from common.machine import describe_machine, git_revision
 from common.output import make_folder, write_whole
+from fuzz.server import ROOT
 from fuzz.targets import EXAMPLES
 
-TESTS = Path(__file__).parent
+TESTS = sorted(path for path in Path(__file__).parent.glob("test_*.py") if "\n@target(" in path.read_text())
+"""The files that have a target; the others test past inputs and the fuzzer itself."""
 FAULTS = ("traceback", "hang", "status")
 """Faults that have a column of their own; the others are broken invariants."""
 
@@ -58,30 +60,40 @@ def run_campaign(config: FuzzConfig) -> int:
     folder, start = make_folder(config.out), time.monotonic()
     records = folder / "records"
     records.mkdir(exist_ok=True)
+    run_examples(config, records.resolve())
+    examples = [json.loads(line) for file in sorted(records.glob("*.jsonl")) for line in file.read_text().splitlines()]
+    for file in records.glob("*.jsonl"):
+        file.unlink()
+    records.rmdir()
+    write_report(folder, config, examples, seconds=time.monotonic() - start)
+    return sum(bool(example["problems"]) for example in examples)
+
+
+def run_examples(config: FuzzConfig, records: Path) -> None:
+    """Runs the targets in so many processes at once, each with a seed of its own, which write into `records`."""
     environment = {
         **os.environ,
-        "FUZZ_OUT": str(records.resolve()),
+        "FUZZ_OUT": str(records),
         "FUZZ_EXAMPLES": str(-(-config.examples // config.processes)),
         **({} if config.minutes is None else {"FUZZ_SECONDS": str(60 * config.minutes)}),
     }
-    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS), "-k", "not past"]
+    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, TESTS)]
     running = [
         subprocess.Popen(
-            [*pytest, f"--hypothesis-seed={config.seed * config.processes + i}"], env=environment, cwd=TESTS.parents[1]
+            [*pytest, f"--hypothesis-seed={config.seed * config.processes + i}"], env=environment, cwd=ROOT
         )
         for i in range(config.processes)
     ]
     failed = [process.wait() for process in running]
     if any(failed):
         raise UserError(f"pytest ended with the statuses {failed}; its output above has the reason.")
-    examples = [json.loads(line) for file in sorted(records.glob("*.jsonl")) for line in file.read_text().splitlines()]
-    for file in records.glob("*.jsonl"):
-        file.unlink()
-    records.rmdir()
-    write_whole(folder / "fuzz.md", summary(config, examples, time.monotonic() - start))
+
+
+def write_report(folder: Path, config: FuzzConfig, examples: list[dict[str, Any]], *, seconds: float) -> None:
+    """Writes fuzz.md, and a file for each fault."""
+    write_whole(folder / "fuzz.md", summary(config, examples, seconds))
     for i, (_, example) in enumerate(faults(examples)):
         write_whole(folder / f"fault-{i:03}.json", json.dumps(example["case"], indent=1) + "\n")
-    return sum(bool(example["problems"]) for example in examples)
 
 
 def faults(examples: Iterable[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
@@ -96,7 +108,8 @@ def faults(examples: Iterable[dict[str, Any]]) -> list[tuple[str, dict[str, Any]
 
 def summary(config: FuzzConfig, examples: list[dict[str, Any]], seconds: float) -> str:
     """The report as Markdown."""
-    command = f"python -m fuzz.campaign --examples {config.examples} --seed {config.seed} --out {config.out}"
+    minutes = "" if config.minutes is None else f" --minutes {config.minutes:g}"
+    command = f"python -m fuzz.campaign --examples {config.examples}{minutes} --seed {config.seed} --out {config.out}"
     head = {"command": command, **describe_machine(), "revision": git_revision(), "took": f"{seconds / 60:.0f} minutes"}
     lines = ["# Fuzzing", "", *(f"- {name}: {value}" for name, value in head.items()), ""]
     rows = [_row(name, [e for e in examples if e["target"] == name]) for name in EXAMPLES]

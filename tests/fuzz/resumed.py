@@ -5,6 +5,7 @@ resume leave STEPS OPTION...     the whole run in run/, and the interrupted one 
 """
 
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -41,14 +42,16 @@ def train_whole(config: TrainConfig, process: Process) -> dict[str, Tensor]:
     return weights(trainer)
 
 
-def train_until(steps: int, config: TrainConfig, process: Process) -> None:
-    """Trains until the run is asked to end after some steps, or has ended by then."""
+def train_until(steps: int, config: TrainConfig, process: Process) -> bool:
+    """Trains until the run is asked to end after some steps; returns False if it has ended by then."""
     ending = Event()
     trainer = Trainer(config, process, callbacks=[EndAfter(steps, ending)], ending=ending)
     try:
         trainer.run()
     except Interrupted:
         trainer.close()
+        return True
+    return False
 
 
 def weights(trainer: Trainer) -> dict[str, Tensor]:
@@ -62,6 +65,25 @@ def weights(trainer: Trainer) -> dict[str, Tensor]:
     }
 
 
+def differences(expected: Mapping[str, Tensor], resumed: Mapping[str, Tensor], whole: Path, parts: Path) -> list[str]:
+    """The weights and files that a resumed run does not share with the whole one, bit for bit.
+
+    Args:
+        expected: the weights of the whole run.
+        resumed: those of the resumed run.
+        whole: the folder of the whole run.
+        parts: that of the resumed run.
+    """
+    different = [
+        name
+        for name in sorted({*expected, *resumed})
+        if not (name in expected and name in resumed and torch.equal(expected[name], resumed[name]))
+    ]
+    if (whole / "metrics.json").read_text() != (parts / "metrics.json").read_text():
+        different.append("metrics.json")
+    return different
+
+
 def main() -> None:
     """Runs what the command line asks for; ends with status 1 if the runs differ."""
 
@@ -71,13 +93,13 @@ def main() -> None:
         whole, parts = ("run", "paused") if what == "leave" else ("whole", "parts")
         with join_process_group(timeout=20) as process:
             expected = train_whole(replace(config, output_dir=whole), process)
-            train_until(int(steps), replace(config, output_dir=parts), process)
-            if what == "leave" or not list(Path(parts).glob("checkpoints/step-*")):
+            interrupted = train_until(int(steps), replace(config, output_dir=parts), process)
+            if what == "leave" or not interrupted:
                 return
+            if not list(Path(parts).glob("checkpoints/step-*")):
+                sys.exit("the interrupted run has no checkpoint")
             resumed = train_whole(replace(config, output_dir=parts), process)
-        differing = [name for name, weight in expected.items() if not torch.equal(weight, resumed[name])]
-        if Path(whole, "metrics.json").read_text() != Path(parts, "metrics.json").read_text():
-            differing.append("metrics.json")
+        differing = differences(expected, resumed, Path(whole), Path(parts))
         if differing:
             print("the resumed run differs in", differing, file=sys.stderr)
             sys.exit(1)

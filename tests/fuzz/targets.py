@@ -13,6 +13,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, Phase, settings
 
 from fuzz.case import RUN, Case
+from fuzz.changes import Snapshot, wrong_changes
 from fuzz.invariants import problems
 from fuzz.server import Answer, Server
 from fuzz.workspace import Workspace
@@ -69,11 +70,12 @@ class Bench:
                 # An earlier edit may have put a file where this one needs a folder.
                 with suppress(OSError):
                     workspace.edit(edit)
-            before = workspace.files()
+            before = Snapshot.of(self.work)
             answer = self.run_here(case)
             try:
                 wrong = list(problems(case, answer, self.work))
-                wrong += [f"changed: {name} outside of the output" for name in workspace.changed(before, case)]
+                changes = wrong_changes(case, before, Snapshot.of(self.work))
+                wrong += [f"changed: {name}, which is not the command's" for name in changes]
             except (OSError, ValueError, LookupError, TypeError) as error:
                 wrong = [f"results that cannot be read: {type(error).__name__}"]
         finally:

@@ -37,4 +37,4 @@ def test_a_file_changed_outside_of_the_output_is_noticed() -> None:
     edits = [{"do": "delete", "path": "run"}, {"do": "delete", "path": "paused"}]
     answer, wrong = bench().run(Case("resume", ["leave", "1", *train().args], edits))
     assert answer.status == 0
-    assert "changed: run/metrics.json outside of the output" in wrong
+    assert "changed: run/metrics.json, which is not the command's" in wrong

@@ -6,15 +6,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuzz.case import RUN, TRAIN, Case, train
+from fuzz.case import PLAN, RUN, TRAIN, Case, train
 from fuzz.targets import bench, check, target
 from fuzz.values import changed, damaged
 
 TUNE = ("tune", "--trials", "1", "--out", "out", "--space", "file.yaml", *TRAIN)
-PLAN = ("plan", "--tables", "file.yaml", "--nodes", "1", "--ranks-per-node", "2", "--tasks", "1", "--seconds", "1")
-PLAN += ("--types", "table_wise", "--layouts", "split", "--grow-tasks", "1", "--grow-rows", "1", "--out", "out")
 SPACE = "dense.learning_rate: {low: 0.001, high: 0.01, log: true}\nmodel.num_shared_experts: [1, 2]\n"
-TABLES = "- {name: uid, rows: 100, dim: 8}\n- {name: tags, rows: 50, dim: 8, pooling: 3, zipf: 1.2}\n"
 CONFIG = ("--config", "file.yaml", "--data.path", "log", "--output-dir", "out", "--train.max-steps", "2")
 PAUSED = ("train", *RUN, "--output-dir", "paused")
 FILES = {
@@ -22,7 +19,7 @@ FILES = {
     "schema.json": ("log/schema.json", "log/schema.json", ("train", *train().args)),
     "plan.json": ("run/plan.json", "file.json", ("train", *train("--sharding.plan", "file.json").args)),
     "space": (SPACE, "file.yaml", TUNE),
-    "tables": (TABLES, "file.yaml", PLAN),
+    "tables": ("tables.yaml", "file.yaml", ("plan", "--tables", "file.yaml", *PLAN)),
     "metrics.json": ("run/metrics.json", "run/metrics.json", ("train", *RUN, "--output-dir", "run")),
     "metrics.jsonl": ("paused/metrics.jsonl", "paused/metrics.jsonl", PAUSED),
     "progress.json": ("paused/checkpoints/*/progress.json", None, PAUSED),
@@ -38,7 +35,7 @@ def structured_files(draw: st.DrawFn) -> Case:
     kind = draw(st.sampled_from(sorted(FILES)))
     source, path, (command, *args) = FILES[kind]
     text = source
-    if source not in (SPACE, TABLES):
+    if source != SPACE:
         [file] = bench().template.glob(source)
         text, path = file.read_text(), path or str(file.relative_to(bench().template))
     assert path is not None

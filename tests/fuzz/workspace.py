@@ -2,39 +2,38 @@
 
 import json
 import os
-import re
 import shutil
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fuzz.case import Case, Edit
+from fuzz.case import Edit
 from fuzz.logs import SCHEMA, write_parquet
+from kuairand_files import write_raw
 
-OUTPUTS = ("--output-dir", "--out", "--json", "--predictions", "--checkpoint.folder")
-"""Options that name what a command writes."""
-DEFAULT_OUTPUTS = ("runs", "data", "plan", "home/.cache", "tmp")
-"""What commands may write without such an option, and the caches of libraries."""
+TABLES = "- {name: uid, rows: 100, dim: 8}\n- {name: tags, rows: 50, dim: 8, pooling: 3, zipf: 1.2}\n"
+"""The list of tables.yaml."""
 
 
 def write_log(folder: Path) -> None:
-    """A log of 96 rows in two files, with labels that nothing predicts."""
-    for path, rows, seed in (("train/a.parquet", 64, 1), ("train/b.parquet", 32, 2), ("valid/a.parquet", 64, 3)):
-        write_parquet(folder / path, {"rows": rows, "seed": seed})
+    """A log of 96 training rows in two files, and two other splits, with labels that nothing predicts."""
+    for seed, (path, rows) in enumerate({"train/a": 64, "train/b": 32, "valid/a": 64, "test/a": 64}.items(), start=1):
+        write_parquet(folder / f"{path}.parquet", {"rows": rows, "seed": seed})
     (folder / "schema.json").write_text(json.dumps(SCHEMA, indent=1))
 
 
 class Workspace:
-    """A folder with log/, run/ (trained to its end) and paused/ (interrupted after two of its three steps).
+    """A folder with log/, run/ (trained to its end), paused/ (interrupted), raw/ (KuaiRand in small) and tables.yaml.
 
     Args:
         folder: to be made, as a copy of `template` or with a log only.
-        template: the folder of another workspace.
+        template: the folder of another workspace; without it, the runs are left to the caller.
     """
 
     def __init__(self, folder: Path, template: Path | None = None) -> None:
         self.folder = folder
         if template is None:
             write_log(folder / "log")
+            write_raw(folder / "raw")
+            (folder / "tables.yaml").write_text(TABLES)
             for name in ("home", "tmp"):
                 (folder / name).mkdir()
         else:
@@ -73,28 +72,6 @@ class Workspace:
                 _remove(path)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.symlink_to(edit["to"])
-
-    def files(self) -> dict[str, tuple[int, int, int]]:
-        """Size, time of change and inode of every file."""
-        return {
-            str(path.relative_to(self.folder)): (stat.st_size, stat.st_mtime_ns, stat.st_ino)
-            for path in self.folder.rglob("*")
-            if not path.is_dir()
-            for stat in [path.lstat()]
-        }
-
-    def changed(self, before: Mapping[str, Sequence[int]], case: Case) -> list[str]:
-        """The files that are new, gone or other than before, outside of what the case may write."""
-        after = self.files()
-        outputs = [value for name in OUTPUTS if (value := case.option(name)) is not None]
-        outputs += ["whole", "parts"] if case.command == "resume" else []
-        allowed = [os.path.normpath(re.sub("^~(?=/|$)", "home", value)) for value in (*DEFAULT_OUTPUTS, *outputs)]
-        return [
-            name
-            for name in sorted(before.keys() | after.keys())
-            if before.get(name) != after.get(name)
-            and not any(name == path or name.startswith(f"{path}/") or path == "." for path in allowed)
-        ]
 
     def remove(self) -> None:
         """Deletes the folder."""

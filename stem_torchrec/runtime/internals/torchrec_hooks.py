@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.distributed.types import ShardingEnv
@@ -54,6 +55,17 @@ class InputDistCollection(ShardedEmbeddingBagCollection):
             super()._create_input_dist(input_feature_names)
         finally:
             self._embedding_shardings = stock
+
+
+def forget_cached_rows(collection: ShardedEmbeddingBagCollection) -> None:
+    """Empties the caches on the GPU of tables in UVM: they would hide what is written into the tables directly.
+
+    Rows that have been trained since the last `state_dict()`, which writes them back, are lost.
+    """
+    for lookup in collection._lookups:
+        while isinstance(lookup, DistributedDataParallel):
+            lookup = lookup.module
+        lookup.purge()
 
 
 def group_of(sharding: Any) -> dist.ProcessGroup:
