@@ -5,6 +5,7 @@ A machine with a GPU may have no package registry: it has what is listed, and no
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,21 +24,21 @@ PACKAGES = """
     numpy pyarrow tabulate psutil ruamel hostlist
     pydantic pydantic_core annotated_types typing_inspection
     tyro dacite docstring_parser typeguard
-    tensorboard tensorboard_data_server absl google grpc markdown werkzeug
-    statsmodels patsy scipy pandas dateutil pytz six tzdata
-    matplotlib mpl_toolkits contourpy cycler fontTools kiwisolver PIL pylab pyparsing
+    tensorboard tensorboard_data_server absl google grpc werkzeug
+    matplotlib mpl_toolkits contourpy cycler dateutil fontTools kiwisolver PIL pylab pyparsing six
 """
-"""Top-level packages, on one line with the library that needs them."""
+"""Top-level packages, on one line with the library that needs them; docs/gpu.md names those that we import."""
 
 BENCHMARKS = ("common", "contest", "planning", "sweep")
-SCRIPTS = ("plan.py", "sharding.py", "throughput.py")
+PLACES = ("stem_torchrec", *(f"benchmarks/{name}" for name in BENCHMARKS))
+SCRIPTS = ("plan.py", "sharding.py", "throughput.py", "studies/gpu_report.py")
 
 # A package that is hidden in this way is missing for whoever imports it, as on a machine that does not have it.
 HIDE = f"""
 import sys
 from importlib.machinery import PathFinder
 
-LISTED = set({PACKAGES!r}.split()) | {{"stem_torchrec", *{BENCHMARKS!r}}}
+LISTED = set({PACKAGES!r}.split()) | {{"stem_torchrec", "studies", *{BENCHMARKS!r}}}
 
 class ListedOnly(PathFinder):
     @classmethod
@@ -65,6 +66,7 @@ run("evaluate.py", "--run", "run")
 for package in {BENCHMARKS}:
     for module in pkgutil.walk_packages(importlib.import_module(package).__path__, package + "."):
         importlib.import_module(module.name)
+importlib.import_module("studies.gpu_report")
 """
 
 
@@ -92,13 +94,20 @@ def test_users_see_no_warning_of_a_library(result: subprocess.CompletedProcess[s
     assert "warn" not in (result.stdout + result.stderr).lower()
 
 
-@pytest.mark.parametrize("place", ["stem_torchrec", *(f"benchmarks/{name}" for name in (*BENCHMARKS, *SCRIPTS))])
+@pytest.mark.parametrize("place", [*PLACES, *(f"benchmarks/{name}" for name in SCRIPTS)])
 def test_no_function_imports_an_unlisted_package_later(place: str) -> None:
-    # Only a search needs optuna.
-    files = [path for path in python_files(ROOT / place) if "tuning" not in path.parts]
-    listed = {*PACKAGES.split(), "stem_torchrec", *BENCHMARKS, *sys.stdlib_module_names}
+    # Only a search needs optuna, and only a comparison needs statsmodels and markdown.
+    files = [path for path in python_files(ROOT / place) if not {"comparison", "tuning"} & {*path.parts}]
+    listed = {*PACKAGES.split(), "stem_torchrec", "studies", *BENCHMARKS, *sys.stdlib_module_names}
     assert files
     assert [(str(path), name) for path in files for name in imported(path) if name not in listed] == []
+
+
+def test_the_page_on_gpus_names_the_packages_that_are_imported() -> None:
+    names = {name for place in PLACES for path in python_files(ROOT / place) for name in imported(path)}
+    ours = {"stem_torchrec", "studies", *BENCHMARKS, *sys.stdlib_module_names}
+    written = (ROOT / "docs/gpu.md").read_text().lower().replace("-", "_").replace("python_hostlist", "hostlist")
+    assert sorted(name for name in names - ours if not re.search(rf"\b{name}\b", written)) == []
 
 
 def python_files(path: Path) -> list[Path]:
