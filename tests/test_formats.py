@@ -146,6 +146,25 @@ def test_a_file_of_a_newer_format_is_one_sentence(
     assert "\n" not in str(error.value)
 
 
+def test_the_checkpoints_of_another_run_are_taken_for_the_same_options_only(folder: Path) -> None:
+    run = folder / "run_format_1"
+    checkpoints = str(run / "checkpoints")
+    config, schema, rows = load_config(str(run / "config.yaml")), load_schema(str(run)), {"train": {}}
+    moved = replace(config, output_dir=str(folder / "new"), checkpoint=replace(config.checkpoint, folder=checkpoints))
+    check_resume(moved, schema, rows)
+    other = replace(moved, dense=replace(moved.dense, learning_rate=0.5))
+    with pytest.raises(UserError) as error:
+        check_resume(other, schema, rows)
+    assert str(error.value) == (
+        f"{checkpoint_path(checkpoints, STEPS['run_format_1'])} holds a run of other options, which this one would "
+        f"replace: dense.learning_rate was {config.dense.learning_rate} and is 0.5; give another --checkpoint.folder, "
+        "or the same options."
+    )
+    # The run itself may go on with another learning rate.
+    own = read_progress(checkpoint_path(checkpoints, STEPS["run_format_1"])).config["output_dir"]
+    check_resume(replace(other, output_dir=own), schema, rows)
+
+
 def test_a_written_configuration_has_a_format_and_a_configuration_has_none() -> None:
     assert dump_config(TrainConfig()).startswith(f"format: {CONFIG_FORMAT}\n")
     with pytest.raises(UserError, match="unknown option '--format'"):

@@ -184,6 +184,22 @@ def test_places_where_nothing_is_written(tmp_path: Path, monkeypatch: pytest.Mon
     assert "is in a folder of the system" in refusal("runs/a", OUTPUT)
 
 
+def test_nothing_is_written_among_the_rows_of_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("log", "run"):
+        Path(name, "train/day=1").mkdir(parents=True)
+        Path(name, "train/day=1/part-0.parquet").touch()
+        Path(name, "schema.json").touch()
+    Path("run/config.yaml").touch()
+    Path("link").symlink_to("log/train")
+    for name in ("log/train/new", "log/train", "log/train/day=1/a.json", "link/new"):
+        for option in (OUTPUT, OUTPUT_FILE):
+            if not (option is OUTPUT_FILE and Path(name).is_dir()):
+                assert f"{name} is in train/ of the log {tmp_path}/log; give a path" in refusal(name, option)
+    for name in ("run/train/new", "log/new", "other/train/new"):
+        assert checked_path(name, OUTPUT) == name
+
+
 def test_names_that_are_too_long_or_cannot_be_printed() -> None:
     for name in ("x" * 300, "x" * 250, "y/" * 2100, "y/" * 2000 + "z"):
         message = refusal(name, OUTPUT)

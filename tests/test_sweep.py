@@ -127,6 +127,9 @@ def test_a_sweep_takes_options_of_training_beside_its_own(tmp_path: Path) -> Non
             )
     with pytest.raises(UserError, match="--out DIR"):
         read_command_line([])
+    for option in ("--types", "--layouts", "--input-dists", "--kernels", "--communications"):
+        with pytest.raises(UserError, match=f"{option} is empty; leave it out for the default"):
+            read_command_line(["--out", "x", option])
 
 
 @pytest.mark.parametrize("zipf", [0.0, 0.7, 1.0, 1.3])

@@ -78,6 +78,9 @@ def read_command_line(args: Sequence[str] | None = None) -> tuple[SweepConfig, T
     train = config_from_command_line(rest)
     if not config.out:
         raise UserError("say where the results go: --out DIR.")
+    for option in ("types", "layouts", "input_dists", "kernels", "communications"):
+        if not getattr(config, option):
+            raise UserError(f"--{option.replace('_', '-')} is empty; leave it out for the default.")
     if train.sharding.plan is not None:
         raise UserError("--sharding.plan pins every table, so there is nothing to sweep; leave it out.")
     return config, train

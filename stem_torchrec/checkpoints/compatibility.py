@@ -39,20 +39,28 @@ def check_same_run(
     _refuse_differences(f"{path} is of another run", old, new, free=_FREE)
 
 
-def check_same_options(path: str, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+def check_same_options(
+    path: str, saved: Mapping[str, Any], current: Mapping[str, Any], *, other: str = "--output-dir"
+) -> None:
     """Raises UserError, which names all differing options, where a run would replace one of other options.
 
     Args:
         path: of the run, for the message.
         saved: its configuration, as plain values.
         current: that of this run.
+        other: the option with which this run gets another path.
     """
     old, new = (_fields(config, tuple(config)) for config in (saved, current))
-    _refuse_differences(f"{path} holds a run of other options, which this one would replace", old, new)
+    _refuse_differences(f"{path} holds a run of other options, which this one would replace", old, new, other=other)
 
 
 def _refuse_differences(
-    problem: str, old: Mapping[str, Any], new: Mapping[str, Any], *, free: tuple[str, ...] = ()
+    problem: str,
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    *,
+    free: tuple[str, ...] = (),
+    other: str = "--output-dir",
 ) -> None:
     differing = [
         f"{name} was {old.get(name)} and is {new.get(name)}"
@@ -60,7 +68,7 @@ def _refuse_differences(
         if old.get(name) != new.get(name) and name not in free
     ]
     if differing:
-        raise UserError(f"{problem}: {'; '.join(differing)}; give another --output-dir, or the same options.")
+        raise UserError(f"{problem}: {'; '.join(differing)}; give another {other}, or the same options.")
 
 
 def check_same_rows(path: str, saved: Rows, current: Rows) -> None:

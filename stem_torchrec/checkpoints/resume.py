@@ -1,10 +1,12 @@
 """Where a run resumes: from the newest checkpoint of its own folder, or from one that `--resume` names."""
 
-from stem_torchrec.checkpoints.compatibility import Rows, check_same_rows, check_same_run
+from stem_torchrec.checkpoints.compatibility import Rows, check_same_options, check_same_rows, check_same_run
 from stem_torchrec.checkpoints.folder import PROGRESS_FILE, Progress, checkpoint_path, complete_steps, read_progress
 from stem_torchrec.config import CheckpointConfig, ModelConfig, TrainConfig
+from stem_torchrec.config.files import what_is_trained
 from stem_torchrec.config.formats import FormatError
-from stem_torchrec.config.serialization import to_dict
+from stem_torchrec.config.narrowed import kind_of
+from stem_torchrec.config.serialization import from_dict, to_dict
 from stem_torchrec.data.schema import Schema, schema_to_dict
 from stem_torchrec.runtime.errors import DamagedError, UserError, reason_of
 from stem_torchrec.runtime.file_systems import g_pathmgr
@@ -45,9 +47,19 @@ def check_resume(config: TrainConfig, schema: Schema, rows: Rows) -> None:
                 continue
             check_same_run(path, (progress.config, progress.schema), (to_dict(config), schema_to_dict(schema)))
             check_same_rows(path, progress.rows, rows)
+            if config.checkpoint.folder and path.startswith(f"{own}/"):
+                _check_same_owner(path, progress, config)
             return
 
     from_first_rank(check)
+
+
+def _check_same_owner(path: str, progress: Progress, config: TrainConfig) -> None:
+    """Raises UserError for a checkpoint in `--checkpoint.folder` by another run, with other options."""
+    saved: TrainConfig = from_dict(kind_of(config), dict(progress.config))
+    if path_of(saved.output_dir or "") != path_of(config.output_dir or ""):
+        before, now = (to_dict(what_is_trained(each)) for each in (saved, config))
+        check_same_options(path, before, now, other="--checkpoint.folder")
 
 
 def candidates(resume: str, folder: str | None) -> list[str]:

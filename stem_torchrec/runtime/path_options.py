@@ -8,6 +8,7 @@ import re
 import stat
 import unicodedata
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import unquote
 
@@ -161,6 +162,16 @@ def _check_place(text: str, path: str, option: PathOption) -> None:
         raise UserError(f"{text} ends as a folder does; give a file.")
     if option.kind == "folder" and any(_is_below(os.getcwd(), (place,)) for place in places):
         raise UserError(f"{text} is the folder that you are in, or holds it; give a folder of its own.")
+    for place in map(Path, places):
+        for folder in (place, *place.parents):
+            if _is_split(folder):
+                raise UserError(f"{text} is in {folder.name}/ of the log {folder.parent}; give a path outside of it.")
+
+
+def _is_split(folder: Path) -> bool:
+    """Whether a folder holds the rows of a log, beside its schema.json; that of a run is beside a config.yaml."""
+    is_log = (folder.parent / "schema.json").is_file() and not (folder.parent / "config.yaml").exists()
+    return is_log and any(folder.rglob("*.parquet"))
 
 
 def _is_below(path: str, folders: tuple[str, ...]) -> bool:
