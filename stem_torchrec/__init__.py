@@ -6,6 +6,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from stem_torchrec.runtime.internals.needless_warnings import silence_needless_warnings
 from stem_torchrec.runtime.versions import check_versions
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ __all__ = [
 ]
 
 check_versions()
+silence_needless_warnings()
 
 
 def __getattr__(name: str) -> Any:

@@ -24,6 +24,8 @@ from distributed import run_ranks
 from reference import TABLES
 from runs import Run, batches_of_ranks, config_of, of_this_rank, progress_after
 
+pytestmark = pytest.mark.stack
+
 
 class Store(PathHandler):
     """Serves `store://...` from a folder, as an object store does: it cannot rename, and may be full."""

@@ -5,6 +5,8 @@ import importlib
 import inspect
 import logging
 import pkgutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,8 @@ from stem_torchrec.tables import sharded_collections
 from distributed import run_ranks
 from reference import TABLES
 from runs import Run, batches_of_ranks, config_of, of_this_rank
+
+pytestmark = pytest.mark.stack
 
 ROWS = {"uid": 5000, "tags": 7}
 SEAM = "stem_torchrec.runtime.internals"
@@ -206,7 +210,8 @@ def names_in_profile() -> set[str]:
     """Names of all events of three steps."""
     run = Run.build(config_of("adagrad", "table_wise"))
     batches = iter(of_this_rank(batches_of_ranks(7, 2)))
-    with profile(activities=[ProfilerActivity.CPU], schedule=schedule(wait=1, warmup=1, active=3)) as profiler:
+    cycle = schedule(wait=1, warmup=1, active=3)
+    with profile(activities=[ProfilerActivity.CPU], schedule=cycle, acc_events=True) as profiler:
         for _ in range(5):
             run.pipeline.progress(batches)
             profiler.step()
@@ -286,6 +291,27 @@ def test_the_tracer_warns_by_the_logger_that_is_silenced() -> None:
         v for v in vars(importlib.import_module(pytorch.TRACER_LOGGER)).values() if isinstance(v, logging.Logger)
     ]
     assert [logger.name for logger in loggers] == [pytorch.TRACER_LOGGER]
+
+
+def test_needless_warnings_are_silenced_and_others_are_not() -> None:
+    code = """
+import logging, warnings
+import stem_torchrec
+def warn(text, module="torchrec.distributed.types"):
+    warnings.warn_explicit(text, UserWarning, "types.py", 1, module)
+logging.warning("_fbgemm_torch_compat_table has no entry for 1.6.0 of FBGEMM")
+logging.warning("FBGEMM_GPU version is 1.5.0")
+warn("`_get_pg_default_device` will be deprecated, it")
+warn("Multiple backends are registered with this ProcessGroup.")
+warn("another warning")
+warn("Multiple backends are registered with this ProcessGroup.", "torch.distributed")
+"""
+    result = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True)
+    assert [line for line in result.stderr.splitlines() if line[0] != " "] == [
+        "WARNING:root:FBGEMM_GPU version is 1.5.0",
+        "types.py:1: UserWarning: another warning",
+        "types.py:1: UserWarning: Multiple backends are registered with this ProcessGroup.",
+    ]
 
 
 def test_an_optimizer_in_the_backward_pass_updates_and_is_found_by_torchrec() -> None:

@@ -18,6 +18,8 @@ from distributed import run_ranks
 from reference import COLUMNS, TABLES
 from runs import MODEL, Run, batches_of_ranks, config_of, of_this_rank, with_labels_of
 
+pytestmark = pytest.mark.stack
+
 OPTIMIZERS = ["sgd", "adagrad", "rowwise_adagrad"]
 DENSE = {
     "sgd": (DenseOptimizerConfig(), None),

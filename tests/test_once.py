@@ -29,6 +29,8 @@ from distributed import run_ranks
 from reference import COLUMNS
 from runs import Run, batches_of_ranks, config_of, of_this_rank, this_process
 
+pytestmark = pytest.mark.stack
+
 OPTIMIZERS = ["sgd", "adagrad", "rowwise_adagrad"]
 STEPS = 10
 RULES = {

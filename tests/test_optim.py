@@ -20,6 +20,8 @@ from distributed import run_ranks
 from reference import COLUMNS, TABLES, train_by_hand
 from runs import MODEL, Run, batches_of_ranks, config_of, of_this_rank
 
+pytestmark = pytest.mark.stack
+
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 STEPS = 6
 # Two steps of warm-up, then down to 0 at step 6.

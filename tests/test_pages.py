@@ -29,7 +29,7 @@ from kuairand_files import LOG, LOG_FILE, exposure, write_csv, write_raw
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-CLONED = ("stem_torchrec", "benchmarks", "datasets", "examples", "launch", ".torchxconfig", ".venv")
+CLONED = ("stem_torchrec", "benchmarks", "datasets", "examples", "launch", ".torchxconfig")
 TRAIN_RUN = (
     "torchrun --nproc-per-node 2 stem_torchrec/train.py --recipe tiny --sparse.name adagrad --train.max-steps 4 "
     "--output-dir RUN"
@@ -93,6 +93,7 @@ def clone(folder: Path) -> Path:
     for name in CLONED:
         if (ROOT / name).exists():
             (folder / name).symlink_to(ROOT / name)
+    (folder / ".venv").symlink_to(sys.prefix)  # The environment of this Python, whatever its stack.
     write_raw(folder / "DIR")
     rows = [
         # Labels of both kinds for each task on each day.

@@ -23,6 +23,8 @@ from stem_torchrec.training.assembly import choose_placements
 from reference import sparse_features
 from runs import MODEL
 
+pytestmark = pytest.mark.stack
+
 OTHERS = {"dense": (), "labels": ("finish", "like"), "group": None}
 FEATURES = {"uid": 1000, "iid": 1000, "segment": 20, "category": 20, "tags": 100}
 

@@ -22,6 +22,8 @@ from stem_torchrec.training.trainer import train
 from distributed import run_ranks
 from runs import this_process
 
+pytestmark = pytest.mark.stack
+
 RANKS = 2
 STEPS = 20
 

@@ -9,9 +9,12 @@ import pytest
 
 from stem_torchrec.runtime.versions import Build, version_problem, version_warning
 
+pytestmark = pytest.mark.stack
+
 FITTING = {"torch": "torch 2.13.0+cpu", "fbgemm_gpu": "fbgemm-gpu-cpu 1.8.0", "torchrec": "torchrec 1.8.0"}
 CUDA = {"torch": "torch 2.13.0 cuda"}
 GPU = "fbgemm-gpu 1.8.0 cuda"
+OLDER = {"torch": "torch 2.11.0 cuda", "fbgemm_gpu": "fbgemm-gpu-cpu 1.6.0", "torchrec": "torchrec 1.6.1"}
 NIGHTLY = {
     "torch": "torch 2.14.0.dev20261120+cpu",
     "fbgemm_gpu": "fbgemm-gpu-nightly-cpu 2026.11.20",
@@ -35,6 +38,9 @@ def builds(changes: dict[str, str]) -> dict[str, list[Build]]:
         CUDA,
         {**CUDA, "fbgemm_gpu": GPU},
         {"torch": "torch 2.13.0+cu129 cuda", "fbgemm_gpu": "fbgemm-gpu 1.8.0+cu129 cuda"},
+        OLDER,
+        {**OLDER, "torch": "torch 2.11.0+cpu"},
+        {**OLDER, "torch": "torch 2.11.0+cu130 cuda", "fbgemm_gpu": "fbgemm-gpu 1.6.0 cuda"},
     ],
 )
 def test_releases_that_fit_pass_without_a_word(changes: dict[str, str]) -> None:
@@ -46,18 +52,22 @@ def test_releases_that_fit_pass_without_a_word(changes: dict[str, str]) -> None:
     ("changes", "advice"),
     [
         ({**CUDA, "fbgemm_gpu": f"{GPU}, fbgemm-gpu-cpu 1.8.0"}, "pip uninstall -y fbgemm-gpu-cpu;"),
-        ({"torch": "torch 2.14.0"}, "fbgemm-gpu-cpu==1.9.0 torchrec==1.9.0"),
-        ({"torchrec": "torchrec 1.7.0"}, "torchrec==1.8.0"),
+        ({"torch": "torch 2.14.0"}, "fbgemm-gpu-cpu~=1.9.0 torchrec~=1.9.0"),
+        ({"torchrec": "torchrec 1.7.0"}, "torchrec~=1.8.0"),
+        # There is no torchrec 1.6.0.
+        ({"torch": "torch 2.11.0"}, "--no-deps fbgemm-gpu-cpu~=1.6.0 torchrec~=1.6.0"),
+        ({**OLDER, "fbgemm_gpu": ""}, "--no-deps fbgemm-gpu~=1.6.0 torchrec~=1.6.0"),
+        ({**OLDER, "torchrec": "torchrec 1.8.0"}, "torchrec~=1.6.0"),
         # The series 0.8 was for torch 2.4.
-        ({"fbgemm_gpu": "fbgemm-gpu-cpu 0.8.0", "torchrec": "torchrec 0.8.0"}, "fbgemm-gpu-cpu==1.8.0"),
-        ({"fbgemm_gpu": ""}, "fbgemm-gpu-cpu==1.8.0"),
-        ({**CUDA, "fbgemm_gpu": ""}, "fbgemm-gpu==1.8.0"),
+        ({"fbgemm_gpu": "fbgemm-gpu-cpu 0.8.0", "torchrec": "torchrec 0.8.0"}, "fbgemm-gpu-cpu~=1.8.0"),
+        ({"fbgemm_gpu": ""}, "fbgemm-gpu-cpu~=1.8.0"),
+        ({**CUDA, "fbgemm_gpu": ""}, "fbgemm-gpu~=1.8.0"),
         ({"torchrec": ""}, "torchrec missing"),
         ({"fbgemm_gpu": f"{GPU}, fbgemm-gpu-cpu 1.8.0"}, "pip uninstall -y fbgemm-gpu;"),
         ({"fbgemm_gpu": GPU}, "pip uninstall -y fbgemm-gpu; pip install"),
         ({"torch": ""}, "make install"),
         # Beside a nightly build, what can be compared must still fit.
-        ({"torchrec": "torchrec-nightly 2026.11.20", "torch": "torch 2.12.0"}, "fbgemm-gpu-cpu==1.7.0"),
+        ({"torchrec": "torchrec-nightly 2026.11.20", "torch": "torch 2.12.0"}, "fbgemm-gpu-cpu~=1.7.0"),
         ({**NIGHTLY, "fbgemm_gpu": "fbgemm-gpu-nightly 2026.11.20 cuda"}, "pip uninstall -y fbgemm-gpu-nightly;"),
         ({**NIGHTLY, "torchrec": ""}, "torchrec as they are built for this torch"),
         ({**NIGHTLY, "torchrec": "torchrec 1.8.0, torchrec-nightly 2026.11.20"}, "-y torchrec-nightly;"),

@@ -71,8 +71,11 @@ class StepProfiler:
         # Kineto prints to standard error when it starts and stops, unless the user has set a level.
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+        # Without acc_events torch 2.11 warns that only the last cycle is kept, also where there is only one.
         self._profile = profile(
-            activities=activities, schedule=schedule(wait=_SETTLE, warmup=_WARM_UP, active=_RECORD, repeat=1)
+            activities=activities,
+            schedule=schedule(wait=_SETTLE, warmup=_WARM_UP, active=_RECORD, repeat=1),
+            acc_events=True,
         )
 
     def __enter__(self) -> "StepProfiler":

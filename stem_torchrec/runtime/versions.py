@@ -1,7 +1,8 @@
 """Checks that the installed torch, fbgemm and torchrec fit together; others fail with undefined symbols.
 
-Releases fit by number: fbgemm 1.X needs torch 2.(X + 5) and torchrec 1.X. Nightly and source builds have no such
-numbers, so they pass with a warning. Nothing is imported: importing an fbgemm that does not fit is what fails.
+Releases fit by number: fbgemm 1.X needs torch 2.(X + 5) and torchrec 1.X. The last number is free, as a series need not
+begin with 0: torchrec 1.6 has 1.6.1 only. Nightly and source builds have no such numbers, so they pass with a warning.
+Nothing is imported: importing an fbgemm that does not fit is what fails.
 """
 
 import re
@@ -73,7 +74,7 @@ def version_problem(builds: Builds) -> str:
         builds = {"torch": [Build("torch", "2.13.0")], "fbgemm_gpu": [], "torchrec": [Build("torchrec", "1.8.0")]}
         version_problem(builds)
         # torch, fbgemm and torchrec do not fit together (installed: torch 2.13.0, fbgemm-gpu missing, torchrec 1.8.0;
-        # torch is a CPU build); run: pip install --force-reinstall --no-deps fbgemm-gpu-cpu==1.8.0 torchrec==1.8.0
+        # torch is a CPU build); run: pip install --force-reinstall --no-deps fbgemm-gpu-cpu~=1.8.0 torchrec~=1.8.0
     """
     installed = ", ".join(
         ", ".join(map(str, builds[package])) or f"{usual[0]} missing" for package, usual in _DISTRIBUTIONS.items()
@@ -88,7 +89,7 @@ def version_problem(builds: Builds) -> str:
         return ""
     uninstall = f"pip uninstall -y {' '.join(superfluous)}; " if superfluous else ""
     fbgemm = _GPU_FBGEMM if torch.has_gpu and (kept is None or kept.has_gpu) else _CPU_FBGEMM
-    install = f"pip install --force-reinstall --no-deps {fbgemm}=={torch.series}.0 torchrec=={torch.series}.0"
+    install = f"pip install --force-reinstall --no-deps {fbgemm}~={torch.series}.0 torchrec~={torch.series}.0"
     if torch.series is None:
         install = f"make install, for releases, or install {fbgemm} and torchrec as they are built for this torch."
     return (

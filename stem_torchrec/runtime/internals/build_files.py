@@ -1,4 +1,4 @@
-"""Files in the folders of torch and fbgemm that tell for what they were built; checked with torch 2.13, fbgemm 1.8."""
+"""Files in the folders of torch and fbgemm that tell for what they were built; checked with both stacks."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Names of the ranges that torch, TorchRec and FBGEMM leave in a profile, checked with torch 2.13 and torchrec 1.8.
+"""Names of the ranges that torch, TorchRec and FBGEMM leave in a profile, checked with both stacks.
 
 Each is a pattern for the beginning of a range's name. A range that a new version renames counts as part of the range
 around it.

@@ -1,4 +1,4 @@
-"""Private parts of torch, checked with torch 2.13."""
+"""Private parts of torch, checked with both stacks."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a sharded collection and a train pipeline of TorchRec let a subclass replace, checked with torchrec 1.8."""
+"""What a sharded collection and a train pipeline of TorchRec let a subclass replace, checked with both stacks."""
 
 from typing import Any
 
