@@ -1,0 +1,142 @@
+"""DuckDB as the engine: inside this process, out of core, with all that it keeps in one file."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import fsspec
+import ibis
+import ibis.expr.types as ir
+
+from stem_torchrec.preparation.engine import ROW
+from stem_torchrec.preparation.engine_errors import sentences_of_duckdb
+from stem_torchrec.preparation.function import Engine as EngineName
+from stem_torchrec.preparation.spec import ColumnType, Source
+from stem_torchrec.runtime.whole_file import whole_file
+
+_TYPES: Mapping[ColumnType, str] = {
+    # A BIGINT cell would round 1.5 to 2; the reader of sources checks that doubles are whole.
+    "int": "DOUBLE",
+    "float": "DOUBLE",
+    "text": "VARCHAR",
+    "bool": "BOOLEAN",
+    "timestamp": "TIMESTAMP",
+    "date": "DATE",
+    "list<int>": "BIGINT[]",
+    "list<float>": "DOUBLE[]",
+    "list<text>": "VARCHAR[]",
+}
+_NO_CELL = "\ue000"
+"""Text that no cell has, as DuckDB wants at least one that means null."""
+_FILE_BYTES = "512MB"
+
+
+class DuckDBEngine:
+    """Keeps tables in `folder/kept.duckdb` and spills into `folder/spill`.
+
+    Args:
+        folder: exists, and belongs to this process.
+        memory: limit of DuckDB's own memory, such as `1.2GB`; the process has about 0.3 GB besides.
+        threads: processors to use.
+    """
+
+    name: EngineName = "duckdb"
+
+    def __init__(self, folder: Path, *, memory: str, threads: int | None = None) -> None:
+        settings = {} if threads is None else {"threads": threads}
+        with sentences_of_duckdb():
+            self._backend = ibis.duckdb.connect(
+                str(folder / "kept.duckdb"),
+                memory_limit=memory,
+                temp_directory=str(folder / "spill"),
+                # Extensions come from a host that many machines cannot reach; what is needed is built in.
+                autoinstall_known_extensions=False,
+                autoload_known_extensions=False,
+                **settings,
+            )
+        self._views = 0
+        self._connection: duckdb.DuckDBPyConnection = self._backend.con
+
+    def scan(self, files: Sequence[str], source: Source, types: Mapping[str, ColumnType]) -> ir.Table:
+        """The rows of files; see Engine."""
+        for scheme in {file.partition("://")[0] for file in files if "://" in file}:
+            if scheme not in self._connection.list_filesystems():
+                self._connection.register_filesystem(fsspec.filesystem(scheme))
+        with sentences_of_duckdb(source=source):
+            return self._view(_reader(files, source, types))
+
+    def keep(self, name: str, table: ir.Table) -> ir.Table:
+        """Keeps the rows of a query; see Engine."""
+        # Ibis 12 lists tables by a method that DuckDB 2 lacks.
+        kept_names = {row[0] for row in self._connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+        if name not in kept_names:
+            with sentences_of_duckdb():
+                # Ibis's own create_table writes all rows twice.
+                self._backend.raw_sql(f'CREATE TABLE "{name}" AS {self._backend.compile(table)}')
+                self._backend.raw_sql("CHECKPOINT")
+        kept = self._backend.table(name)
+        return kept if ROW in kept.columns else kept.mutate(**{ROW: kept.rowid()})
+
+    def rows(self, table: ir.Table) -> list[tuple[Any, ...]]:
+        """The rows of a query."""
+        with sentences_of_duckdb():
+            return list(self._connection.execute(self._backend.compile(table)).fetchall())
+
+    def write(self, table: ir.Table, folder: Path, *, row_group_size: int) -> None:
+        """Writes the rows of a query; see Engine."""
+        with sentences_of_duckdb(path=folder):
+            self._backend.raw_sql(
+                f"COPY ({self._backend.compile(table)}) TO {_text(folder)} (FORMAT parquet, COMPRESSION zstd, "
+                f"ROW_GROUP_SIZE {row_group_size}, FILE_SIZE_BYTES '{_FILE_BYTES}', FILENAME_PATTERN 'part-{{i}}')"
+            )
+        for file in folder.glob("part-*.parquet"):
+            number = int(file.stem.removeprefix("part-"))
+            file.rename(folder / f"part-{number:05}.parquet")
+
+    def write_file(self, table: ir.Table, file: Path, *, row_group_size: int) -> None:
+        """Writes the rows of a query as one file; see Engine."""
+        with whole_file(file) as new, sentences_of_duckdb(path=file):
+            self._backend.raw_sql(
+                f"COPY ({self._backend.compile(table)}) TO {_text(new)} "
+                f"(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {row_group_size})"
+            )
+
+    def parquet(self, folder: Path) -> ir.Table:
+        """The rows of a folder of Parquet files."""
+        return self._view(f"read_parquet({_text(folder / '*.parquet')})")
+
+    def _view(self, reader: str) -> ir.Table:
+        self._views += 1
+        self._backend.raw_sql(f"CREATE TEMP VIEW view_{self._views} AS SELECT * FROM {reader}")
+        return self._backend.table(f"view_{self._views}", database=("temp", "main"))
+
+    def close(self) -> None:
+        """Ends the engine."""
+        self._backend.disconnect()
+
+
+def _reader(files: Sequence[str], source: Source, types: Mapping[str, ColumnType]) -> str:
+    """The table function that reads the files."""
+    paths = f"[{', '.join(map(_text, files))}]"
+    hive = {name: _TYPES[kind].replace("DOUBLE", "BIGINT") for name, kind in source.partitions.items()}
+    partitions = f", hive_partitioning = true, hive_types = {_struct(hive)}" if hive else ", hive_partitioning = false"
+    if source.type in ("parquet", "delta"):
+        return f"read_parquet({paths}, union_by_name = true{partitions})"
+    columns = _struct({name: _TYPES[kind] for name, kind in types.items()})
+    if source.type == "json":
+        return f"read_json({paths}, format = 'newline_delimited', columns = {columns}{partitions})"
+    nulls = ", ".join(map(_text, source.nulls or [_NO_CELL]))
+    return (
+        f"read_csv({paths}, auto_detect = false, columns = {columns}, header = {str(source.header).lower()}, "
+        f"delim = {_text(source.delimiter)}, quote = {_text(source.quote)}, escape = {_text(source.quote)}, "
+        f"nullstr = [{nulls}]{partitions})"
+    )
+
+
+def _struct(values: Mapping[str, str]) -> str:
+    return "{" + ", ".join(f"{_text(name)}: {_text(value)}" for name, value in values.items()) + "}"
+
+
+def _text(value: object) -> str:
+    return "'" + str(value).replace("'", "''") + "'"

@@ -1,0 +1,52 @@
+"""What an engine does: read files, keep the result of a query, and write it as Parquet. Queries are Ibis tables.
+
+DuckDB runs inside this process and spills to disk; Spark runs on a cluster. Both give the same log.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import ibis.expr.types as ir
+
+from stem_torchrec.preparation.function import Engine as EngineName
+from stem_torchrec.preparation.spec import ColumnType, Source
+
+ROW = "__row"
+"""Column of a kept table that rises in the order of its rows."""
+
+
+class Engine(Protocol):
+    """DuckDB or Spark."""
+
+    name: EngineName
+
+    def scan(self, files: Sequence[str], source: Source, types: Mapping[str, ColumnType]) -> ir.Table:
+        """The rows of files, in order.
+
+        Args:
+            files: paths or URLs.
+            source: how to read them.
+            types: of all columns of CSV and JSON lines, in the order of the file; those of Parquet are in its files.
+        """
+
+    def keep(self, name: str, table: ir.Table) -> ir.Table:
+        """Runs a query and keeps its rows, with their order in a column ROW, unless the query has one.
+
+        What was kept under the name before counts as the same, so that interrupted work goes on behind it.
+        """
+
+    def rows(self, table: ir.Table) -> list[tuple[Any, ...]]:
+        """The few rows of a query, in its order."""
+
+    def write(self, table: ir.Table, folder: Path, *, row_group_size: int) -> None:
+        """Runs a query and writes its rows, in its order, as Parquet files of a new folder."""
+
+    def write_file(self, table: ir.Table, file: Path, *, row_group_size: int) -> None:
+        """Runs a query and writes its rows, in its order, as one Parquet file, which appears when it is complete."""
+
+    def parquet(self, folder: Path) -> ir.Table:
+        """The rows of a folder of Parquet files."""
+
+    def close(self) -> None:
+        """Ends the engine; what was kept stays."""

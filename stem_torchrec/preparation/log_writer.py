@@ -1,0 +1,126 @@
+"""Writes the splits and vocabularies of a log, its schema.json and its transforms.json."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ibis.expr.types as ir
+
+from stem_torchrec.config.formats import with_format
+from stem_torchrec.config.serialization import to_dict
+from stem_torchrec.data.new_log import SPLITS, VOCABULARY
+from stem_torchrec.data.schema import LabelCounts, Schema, SparseFeature, Split
+from stem_torchrec.preparation.encoding import Vocabularies, identity_or_hash, missing_id, num_embeddings
+from stem_torchrec.preparation.engine import ROW, Engine
+from stem_torchrec.preparation.expression import Call, Expression, to_json
+from stem_torchrec.preparation.expressions_of_spec import ORDER, SPLIT, SpecExpressions
+from stem_torchrec.preparation.fitting import Fitted
+from stem_torchrec.preparation.spec import Spec
+from stem_torchrec.preparation.value_types import ValueType
+
+TRANSFORMS_FILE = "transforms.json"
+TRANSFORMS_FORMAT = 1
+"""Format version of transforms.json."""
+_ROW_GROUP = 1_048_576
+
+
+def write_splits(
+    spec: Spec, table: ir.Table, counts: Mapping[int, int], folder: Path, engine: Engine
+) -> dict[str, Split]:
+    """Writes the rows of each split that has some, in their order; returns their numbers and those of their labels."""
+    order = [ORDER, ROW] if ORDER in table.columns else [ROW]
+    splits = {}
+    for i, name in enumerate(SPLITS):
+        if counts.get(i):
+            rows = table.filter(table[SPLIT] == i).order_by(order).drop(*order, SPLIT)
+            written = write_folder(rows, folder / name, engine, spec.row_group_size)
+            splits[name] = Split(counts[i], _label_counts(spec, written, engine))
+    return splits
+
+
+def write_folder(rows: ir.Table, folder: Path, engine: Engine, row_group_size: int) -> ir.Table:
+    """Writes a folder of Parquet files unless it has been written, and returns its rows; it appears when complete."""
+    if not folder.exists():
+        new = folder.with_name(f".{folder.name}.new")
+        shutil.rmtree(new, ignore_errors=True)
+        new.parent.mkdir(parents=True, exist_ok=True)
+        engine.write(rows, new, row_group_size=row_group_size)
+        new.rename(folder)
+    return engine.parquet(folder)
+
+
+def _label_counts(spec: Spec, rows: ir.Table, engine: Engine) -> dict[str, LabelCounts]:
+    positives = {f"positives {name}": rows[name].cast("int64").sum() for name in spec.labels}
+    missing = {f"missing {name}": rows[name].isnull().sum() for name in spec.labels}
+    [values] = engine.rows(rows.aggregate(**positives, **missing))
+    numbers = [int(value or 0) for value in values]
+    pairs = zip(numbers[: len(positives)], numbers[len(positives) :], strict=True)
+    return {name: LabelCounts(*pair) for name, pair in zip(spec.labels, pairs, strict=True)}
+
+
+def write_vocabularies(vocabularies: Vocabularies, folder: Path, engine: Engine) -> None:
+    """Writes `vocabulary/FEATURE.parquet` for each id space: value, id and count, in the order of the ids."""
+    (folder / VOCABULARY).mkdir(parents=True, exist_ok=True)
+    for name, table in vocabularies.tables.items():
+        rows = table.select("value", "id", "count").order_by("id")
+        engine.write_file(rows, folder / VOCABULARY / f"{name}.parquet", row_group_size=_ROW_GROUP)
+
+
+def schema_of(
+    spec: Spec, expressions: SpecExpressions, vocabularies: Vocabularies, splits: dict[str, Split]
+) -> Schema:
+    """The schema of the log."""
+    features = tuple(
+        SparseFeature(
+            name,
+            num_embeddings(name, feature, vocabularies),
+            pooling=feature.pooling,
+            weights=None if feature.weights is None else f"{name}_weights",
+            embedding_dim=feature.embedding_dim,
+        )
+        for name, feature in spec.id_features.items()
+    )
+    dense = [
+        column
+        for name, number in spec.numbers.items()
+        for column in (name, *([f"{name}_missing"] if number.missing.flag else []))
+    ]
+    group = None if expressions.group is None else "group"
+    return Schema(features, tuple(spec.labels), splits, tuple(dense), group, spec.description)
+
+
+def transforms_of(
+    spec: Spec,
+    expressions: SpecExpressions,
+    fitted: Fitted,
+    vocabularies: Vocabularies,
+    types: Mapping[str, ValueType],
+) -> dict[str, Any]:
+    """What serving does with a row of raw values: for each column of the log that a model reads, a tree.
+
+    Example::
+
+        {"format": 1, "columns": {"age": "int"}, "joins": [], "features": {"age": {"call": "vocabulary", ...}}, "dense": {}}
+    """
+    features: dict[str, Expression] = {}
+    for name, feature in spec.id_features.items():
+        tree, space = fitted.feature(name, expressions.features[name].tree), vocabularies.of(name)
+        missing = missing_id(feature, None if space is None else vocabularies.spaces[space])
+        if space is not None:
+            first = vocabularies.spaces[space].first_id
+            constants = {"name": space, "first_id": first, "null_id": -1 if missing is None else missing}
+            features[name] = Call("vocabulary", (tree,), constants)
+        else:
+            features[name] = identity_or_hash(feature, tree)
+    dense = {name: fitted.number(name, value.tree) for name, value in expressions.dense.items()}
+    weights = {name: value.tree for name, value in expressions.feature_weights.items()}
+    content = {
+        "columns": {name: str(kind) for name, kind in types.items()},
+        "joins": [to_dict(join) for join in spec.joins],
+        "features": {name: to_json(tree) for name, tree in features.items()},
+        "weights": {name: to_json(tree) for name, tree in weights.items()},
+        "dense": {name: to_json(tree) for name, tree in dense.items()},
+        "flags": [name for name, number in spec.numbers.items() if number.missing.flag],
+    }
+    return with_format(content, TRANSFORMS_FORMAT)

@@ -1,0 +1,52 @@
+"""Makes a log from a spec: rows, then what is fitted on train, then the splits. Each stage is kept until the log is done."""
+
+from pathlib import Path
+
+from stem_torchrec.data.schema import Schema, save_schema
+from stem_torchrec.preparation.encoding import Vocabularies, encode
+from stem_torchrec.preparation.engine import Engine
+from stem_torchrec.preparation.expression import Column
+from stem_torchrec.preparation.expressions_of_spec import SPLIT
+from stem_torchrec.preparation.fitting import fit
+from stem_torchrec.preparation.id_spaces import id_spaces, keep_vocabulary
+from stem_torchrec.preparation.log_writer import TRANSFORMS_FILE, schema_of, transforms_of, write_splits, write_vocabularies
+from stem_torchrec.preparation.relational import to_ibis
+from stem_torchrec.preparation.row_checks import check_rows
+from stem_torchrec.preparation.rows import keep_rows
+from stem_torchrec.preparation.spec import Spec
+from stem_torchrec.runtime.paths import write_json
+
+
+def make_log(spec: Spec, engine: Engine, folder: Path) -> Schema:
+    """Makes the log in a folder, which may have what an earlier call with the same spec and files has left.
+
+    Args:
+        spec: what to make.
+        engine: keeps what is done.
+        folder: of the log.
+
+    Returns its schema. Raises UserError for what is wrong in the spec or the sources.
+    """
+    rows, expressions, types = keep_rows(spec, engine)
+    counts = check_rows(spec, expressions, rows, engine)
+    fitted = fit(spec, expressions, rows, engine)
+    spaces, train = id_spaces(spec), rows.filter(rows[SPLIT] == 0)
+    tables, sizes = {}, {}
+    for name, space in spaces.items():
+        values = {}
+        for feature in space.features:
+            column, kind = f"feature {feature}", expressions.features[feature].type
+            tree = fitted.feature(feature, Column(column))
+            value = to_ibis(tree, {column: train[column]}, {column: kind}, engine=engine.name)
+            values[feature] = train.select(value=value)
+        tables[name] = keep_vocabulary(engine, space, values)
+        [(number,)] = engine.rows(tables[name].aggregate(rows=tables[name].count()))
+        sizes[name] = int(number) + space.first_id
+    vocabularies = Vocabularies(spaces, tables, sizes)
+    write_vocabularies(vocabularies, folder, engine)
+    table = encode(spec, expressions, fitted, vocabularies, rows, engine=engine.name)
+    splits = write_splits(spec, table, counts, folder, engine)
+    schema = schema_of(spec, expressions, vocabularies, splits)
+    write_json(folder / TRANSFORMS_FILE, transforms_of(spec, expressions, fitted, vocabularies, types))
+    save_schema(schema, str(folder))
+    return schema

@@ -1,0 +1,82 @@
+"""The split of each row and the order of the rows, as expressions."""
+
+from collections.abc import Sequence
+
+from stem_torchrec.preparation.expression import Call, Expression, Literal
+from stem_torchrec.preparation.expression_reader import ExpressionReader, Value, from_sql
+from stem_torchrec.preparation.spec import ColumnSplit, Spec, TimeSplit
+from stem_torchrec.preparation.value_types import ValueType
+from stem_torchrec.runtime.errors import UserError
+
+HASHES = 2**52
+"""Values of the hash by which rows are split and shuffled: the first 13 hexadecimal digits of an MD5."""
+
+_T = ValueType
+ORDERED = (_T.INT, _T.FLOAT, _T.TEXT, _T.TIMESTAMP, _T.DATE)
+
+
+def read_split(reader: ExpressionReader, spec: Spec) -> Value:
+    """0, 1 or 2 for a row of train, valid or test, null for a row of none."""
+    split = spec.split
+    if split.time is not None:
+        tree = _by_time(reader, split.time)
+    elif split.random is not None:
+        tree = _at_random(reader, spec)
+    else:
+        assert split.column is not None
+        tree = _by_column(reader, split.column)
+    return Value(tree, _T.INT)
+
+
+def _by_time(reader: ExpressionReader, split: TimeSplit) -> Expression:
+    kinds = (_T.INT, _T.TEXT, _T.DATE, _T.TIMESTAMP)
+    time = reader.value(split.by, "split.time.by", kinds, "a time").tree
+    train, valid = Literal(split.train_until), Literal(split.valid_until)
+    if not split.gap:
+        text = "case when time <= train then 0 when time <= valid then 1 when time is not null then 2 end"
+        return from_sql(text, time=time, train=train, valid=valid)
+    if not isinstance(split.train_until, int):
+        raise UserError(f"split.time.gap is {split.gap}, so split.time.by must be a number.")
+    text = """case when time <= train then 0 when time <= start then null when time <= valid then 1
+              when time is not null then 2 end"""
+    return from_sql(text, time=time, train=train, start=Literal(split.train_until + split.gap), valid=valid)
+
+
+def _at_random(reader: ExpressionReader, spec: Spec) -> Expression:
+    split = spec.split.random
+    assert split is not None
+    bounds = [round((1 - split.valid - split.test) * HASHES), round((1 - split.test) * HASHES)]
+    position = _hash(reader, split.by or spec.row_key, f"split {split.seed} ")
+    first, second = map(Literal, bounds)
+    text = "case when position < first then 0 when position < second then 1 else 2 end"
+    return from_sql(text, position=position, first=first, second=second)
+
+
+def _by_column(reader: ExpressionReader, split: ColumnSplit) -> Expression:
+    column = reader.value(split.by, "split.column.by", (_T.INT, _T.TEXT, _T.BOOL), "the name of a split").tree
+    tree: Expression = Literal(None)
+    for i, values in reversed(list(enumerate((split.train, split.valid, split.test)))):
+        for value in values:
+            text = "case when name = value then split else others end"
+            tree = from_sql(text, name=column, value=Literal(value), split=Literal(i), others=tree)
+    return tree
+
+
+def read_order(reader: ExpressionReader, spec: Spec) -> Value | None:
+    """What the rows of a split are sorted by; None for the order of the source."""
+    if spec.order == "source":
+        return None
+    if spec.order == "shuffle":
+        return Value(_hash(reader, spec.row_key, "order "), _T.INT)
+    return reader.value(spec.order, "order", ORDERED, "what rows are sorted by")
+
+
+def _hash(reader: ExpressionReader, names: Sequence[str], salt: str) -> Expression:
+    """A number below HASHES for each row, by some columns, or by all that are numbers and texts if none is named."""
+    known = [name for name, kind in reader.types.items() if kind in (_T.INT, _T.TEXT)]
+    if not names and not known:
+        raise UserError("row_key is empty, and no column is a number or text by which rows could be drawn.")
+    parts = tuple(
+        from_sql("coalesce(cast(part as text), '')", part=reader.column(name, "row_key")) for name in names or known
+    )
+    return Call("hash_id", (parts[0] if len(parts) == 1 else Call("cross", parts),), {"buckets": HASHES, "salt": salt})

@@ -1,0 +1,114 @@
+"""The rows of a log before anything is fitted: read, joined, filtered, without repeats, with the values that it needs."""
+
+from collections.abc import Mapping
+
+import ibis
+import ibis.expr.types as ir
+
+from stem_torchrec.preparation.engine import ROW, Engine
+from stem_torchrec.preparation.expression import Expression
+from stem_torchrec.preparation.expressions_of_spec import SPLIT, SpecExpressions, read_expressions
+from stem_torchrec.preparation.relational import to_ibis
+from stem_torchrec.preparation.sources import read_source
+from stem_torchrec.preparation.spec import Join, Spec
+from stem_torchrec.preparation.value_types import ValueType, type_of_ibis
+from stem_torchrec.runtime.errors import UserError, nearest
+
+ROWS = "rows"
+"""Name under which an engine keeps the rows."""
+_LOG = "log"
+
+
+def keep_rows(spec: Spec, engine: Engine) -> tuple[ir.Table, SpecExpressions, dict[str, ValueType]]:
+    """Keeps a row for each row of the log that has a split.
+
+    Returns the rows, with a column for each of `SpecExpressions.outputs` and ROW; the expressions; and the types of the
+    columns of the joined sources.
+
+    Raises UserError for what is wrong in the spec or the sources.
+    """
+    sources = {name: read_source(engine, name, spec.sources[name]) for name in _used_sources(spec)}
+    log = sources[spec.log]
+    types = joined_types(spec, sources)
+    expressions = read_expressions(spec, types)
+    if spec.joins or spec.deduplicate:
+        # Joins need not keep the order of rows, so it is numbered before.
+        log = engine.keep(_LOG, log)
+    for i, join in enumerate(spec.joins):
+        log = _joined(log, sources[join.source], join, engine, f"joins[{i}]")
+
+    def value(tree: Expression) -> ir.Value:
+        return to_ibis(tree, {name: log[name] for name in types}, types, engine=engine.name)
+
+    if expressions.where is not None:
+        log = log.filter(value(expressions.where))
+    if expressions.deduplicate:
+        keys = {f"key {i}": value(each.tree) for i, each in enumerate(expressions.deduplicate)}
+        first = log.group_by(**keys).aggregate(first_row=log[ROW].min())
+        log = log.semi_join(first, log[ROW] == first["first_row"])
+    values = {name: value(each.tree) for name, each in expressions.outputs.items()}
+    rows = log.select(**values, **({ROW: log[ROW]} if ROW in log.columns else {}))
+    return engine.keep(ROWS, rows.filter(rows[SPLIT].notnull())), expressions, types
+
+
+def _used_sources(spec: Spec) -> list[str]:
+    return list(dict.fromkeys([spec.log, *(join.source for join in spec.joins)]))
+
+
+def joined_types(spec: Spec, sources: Mapping[str, ir.Table]) -> dict[str, ValueType]:
+    """The types of the columns of the log and of what is joined to it.
+
+    Raises UserError if a join's key is missing, or two sources have a column of the same name.
+    """
+    types = _types(sources[spec.log])
+    for i, join in enumerate(spec.joins):
+        keys, side = _keys(join), _types(sources[join.source])
+        for key in keys:
+            for name, columns in ((spec.log, types), (join.source, side)):
+                if key not in columns:
+                    hint = nearest(key, list(columns)) or f"; it has {', '.join(columns)}."
+                    raise UserError(f"joins[{i}].on names {key!r}, which {name!r} lacks{hint}")
+            if types[key] != side[key]:
+                raise UserError(
+                    f"joins[{i}].on names {key!r}, which is {types[key]} in {spec.log!r} and {side[key]} in "
+                    f"{join.source!r}; give both the same type under sources."
+                )
+        for name in side:
+            if name in types and name not in keys:
+                raise UserError(
+                    f"{join.source!r} has the column {name!r}, which what it is joined to has as well; rename one of "
+                    "them where they are written."
+                )
+        types |= side
+    return types
+
+
+def _types(table: ir.Table) -> dict[str, ValueType]:
+    return {name: type_of_ibis(kind, name) for name, kind in table.schema().items()}
+
+
+def _keys(join: Join) -> tuple[str, ...]:
+    return (join.on,) if isinstance(join.on, str) else join.on
+
+
+def _joined(log: ir.Table, side: ir.Table, join: Join, engine: Engine, place: str) -> ir.Table:
+    """The log with the columns of a side table; every row of the log stays, once."""
+    keys = _keys(join)
+    side = engine.keep(f"side {join.source}", side)
+    repeated = side.group_by(*keys).aggregate(rows=side.count())
+    repeated = repeated.filter(repeated["rows"] > 1).order_by(ibis.desc("rows"), *keys).limit(1)
+    if join.repeats == "error":
+        for row in engine.rows(repeated):
+            value = ", ".join(map(repr, row[:-1]))
+            raise UserError(
+                f"{place}: {join.source!r} has {row[-1]} rows with {', '.join(keys)} {value}, which would multiply rows "
+                "of the log; say repeats: first or last."
+            )
+    else:
+        kept_row = side[ROW].min() if join.repeats == "first" else side[ROW].max()
+        one = side.group_by(*keys).aggregate(kept_row=kept_row)
+        side = side.semi_join(one, side[ROW] == one["kept_row"])
+    renamed = {f"key {key}": key for key in keys}
+    side = side.drop(ROW).rename(renamed)
+    joined = log.left_join(side, [log[key] == side[new] for new, key in renamed.items()])
+    return joined.drop(*renamed)
