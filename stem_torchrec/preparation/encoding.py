@@ -16,7 +16,6 @@ from stem_torchrec.preparation.relational import to_ibis
 from stem_torchrec.preparation.spec import Feature, Spec
 from stem_torchrec.preparation.value_types import LISTS
 
-VALUE_OF, ID_OF = "__value", "__id"
 _SMALL = 2**31
 """Ids below it are written as int32."""
 
@@ -84,43 +83,51 @@ def encode(
     for name in ("group", "weight"):
         if name in types:
             columns[name] = _float32(rows[name]) if name == "weight" else rows[name]
-    table = rows.select(**columns)
+    return _with_ids(spec, expressions, vocabularies, rows.select(**columns))
+
+
+def _with_ids(spec: Spec, expressions: SpecExpressions, vocabularies: Vocabularies, table: ir.Table) -> ir.Table:
+    """Puts ids in the place of values: one query that joins all vocabularies."""
+    joined, ids = table, {}
     for name in spec.features:
         space = vocabularies.of(name)
         if space is not None:
-            ids = vocabularies.tables[space].select(**{VALUE_OF: "value", ID_OF: "id"})
-            encode_values = _encode_lists if expressions.features[name].type in LISTS else _encode_scalars
-            table = encode_values(table, name, ids)
-    final = {
-        name: _final_ids(table[name], feature, vocabularies, name) for name, feature in spec.id_features.items()
-    }
-    return table.mutate(**final)
+            value, found = f"value of {name}", f"id of {name}"
+            side = vocabularies.tables[space].select(**{value: "value", found: "id"})
+            if expressions.features[name].type in LISTS:
+                side = _ids_of_lists(table, name, side, value, found)
+            joined = joined.left_join(side, table[name] == side[value])
+            ids[name] = found
+    columns: dict[str, ir.Value] = {}
+    for name in table.columns:
+        column = joined[name]
+        if name in ids:
+            column = _found_ids(column, joined[ids[name]])
+        if name in spec.features:
+            column = _final_ids(column, spec.id_features[name], vocabularies, name)
+        columns[name] = column
+    return joined.select(**columns)
+
+
+def _found_ids(value: ir.Value, ids: ir.Value) -> ir.Value:
+    """The ids of values by what a left join gave: 0 for a value without an id, no ids for an empty list."""
+    kind = "array<int64>" if value.type().is_array() else "int64"
+    none = ibis.literal([], type=kind) if value.type().is_array() else ibis.literal(0, type=kind)
+    return ibis.ifelse(value.isnull(), ibis.null(kind), ids.fill_null(none))
+
+
+def _ids_of_lists(table: ir.Table, column: str, ids: ir.Table, value: str, found: str) -> ir.Table:
+    """The list of ids of each different list of values; an empty list, which has none, is not among them."""
+    lists = table.select(**{"list": column}).distinct()
+    elements = lists.mutate(element=lists["list"]).unnest("element", offset="position")
+    joined = elements.left_join(ids, elements["element"] == ids[value])
+    pair = ibis.struct({"position": joined["position"], "id": joined[found].fill_null(0)})
+    pairs = joined.group_by("list").aggregate(pairs=pair.collect())
+    return pairs.select(**{value: "list", found: pairs["pairs"].sort().map(lambda pair: pair["id"])})
 
 
 def _float32(value: ir.Value) -> ir.Value:
     return value.cast("array<float32>" if value.type().is_array() else "float32")
-
-
-def _encode_scalars(table: ir.Table, column: str, ids: ir.Table) -> ir.Table:
-    """Puts the id of each value into a column: 0 for one without, and null for null."""
-    joined = table.left_join(ids, table[column] == ids[VALUE_OF])
-    new = joined[column].isnull().ifelse(ibis.null("int64"), joined[ID_OF].fill_null(0))
-    return joined.mutate(**{column: new}).drop(VALUE_OF, ID_OF)
-
-
-def _encode_lists(table: ir.Table, column: str, ids: ir.Table) -> ir.Table:
-    """Puts lists of ids in the place of lists of values; each different list is encoded once."""
-    lists = table.select(**{VALUE_OF: column}).distinct()
-    elements = lists.mutate(element=lists[VALUE_OF]).unnest("element", offset="position")
-    renamed = ids.rename(element_value=VALUE_OF)
-    joined = elements.left_join(renamed, elements["element"] == renamed["element_value"])
-    pair = ibis.struct({"position": joined["position"], "id": joined[ID_OF].fill_null(0)})
-    encoded = joined.group_by(VALUE_OF).aggregate(pairs=pair.collect())
-    encoded = encoded.select(VALUE_OF, **{ID_OF: encoded["pairs"].sort().map(lambda pair: pair["id"])})
-    result = table.left_join(encoded, table[column] == encoded[VALUE_OF])
-    # An empty list has no elements, so it stays as it is.
-    new = result[ID_OF].fill_null(result[column].isnull().ifelse(ibis.null("array<int64>"), ibis.array([], type="array<int64>")))
-    return result.mutate(**{column: new}).drop(VALUE_OF, ID_OF)
 
 
 def identity_or_hash(feature: Feature, value: Expression) -> Expression:
