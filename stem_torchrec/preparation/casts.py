@@ -23,15 +23,13 @@ FLOAT_PATTERN = r"^-?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][-+]?[0-9]{1,3})?\z"
 TRUE, FALSE = ("true", "1"), ("false", "0")
 _TARGETS = (BOOL, INT, FLOAT, TEXT)
 
-IbisValue = ibis.Value
 
-
-def int_of_text(text: IbisValue) -> IbisValue:
+def int_of_text(text: ibis.Value) -> ibis.Value:
     """The ints that texts of an engine write; null for other texts and beyond 64 bits."""
     return ibis.cases((text.re_search(INT_PATTERN), text.try_cast("int64")), else_=ibis.null("int64"))
 
 
-def float_of_text(text: IbisValue) -> IbisValue:
+def float_of_text(text: ibis.Value) -> ibis.Value:
     """The floats that texts of an engine write; null for other texts, infinite beyond 64 bits."""
     return ibis.cases((text.re_search(FLOAT_PATTERN), text.try_cast("float64")), else_=ibis.null("float64"))
 
@@ -66,7 +64,7 @@ def int_to_text(values: pa.Array) -> pa.Array:
     return pc.cast(values, pa.string())
 
 
-def _bool_of_text(text: IbisValue) -> IbisValue:
+def _bool_of_text(text: ibis.Value) -> ibis.Value:
     word = text.translate("TRUEFALS", "truefals")
     return ibis.cases((word.isin(TRUE), True), (word.isin(FALSE), False), else_=ibis.null("boolean"))
 
@@ -77,7 +75,7 @@ def _text_to_bool(text: pa.Array) -> pa.Array:
     return where(pc.or_(true, false), true)
 
 
-def _int_of_float(value: IbisValue) -> IbisValue:
+def _int_of_float(value: ibis.Value) -> ibis.Value:
     limit = engine_functions.constant(-float(LEAST_INT))
     # Engines round or cut off what is not whole, so only an int that is the float again counts.
     whole = value.try_cast("int64")
@@ -98,11 +96,11 @@ def _same(value: Any) -> Any:
     return value
 
 
-def _bool_text(value: IbisValue) -> IbisValue:
+def _bool_text(value: ibis.Value) -> ibis.Value:
     return ibis.cases((value, "true"), (~value, "false"), else_=ibis.null("string"))
 
 
-_Cast = tuple[Callable[[IbisValue], IbisValue], Callable[[pa.Array], pa.Array]]
+_Cast = tuple[Callable[[ibis.Value], ibis.Value], Callable[[pa.Array], pa.Array]]
 CASTS: dict[tuple[ValueType, ValueType], _Cast] = {
     (BOOL, INT): (lambda a: a.cast("int64"), lambda a: pc.cast(a, pa.int64())),
     (BOOL, FLOAT): (lambda a: a.cast("int64").cast("float64"), lambda a: pc.cast(pc.cast(a, pa.int64()), pa.float64())),
@@ -128,12 +126,12 @@ def _cast_signature(kinds: Sequence[ValueType], parameters: Mapping[str, Any]) -
     return Resolved((kind,), target)
 
 
-def _kind_of_ibis(value: IbisValue) -> ValueType:
+def _kind_of_ibis(value: ibis.Value) -> ValueType:
     kind = value.type()
     return BOOL if kind.is_boolean() else INT if kind.is_integer() else FLOAT if kind.is_floating() else TEXT
 
 
-def _cast_in_engine(_: str, value: IbisValue, to: str) -> IbisValue:
+def _cast_in_engine(_: str, value: ibis.Value, to: str) -> ibis.Value:
     kind, target = _kind_of_ibis(value), ValueType(to)
     return value if kind == target else CASTS[kind, target][0](value)
 

@@ -92,7 +92,7 @@ def number_of_hex(engine: Engine, digits: ibis.Value) -> ibis.Value:
 
 
 def microseconds(engine: Engine, value: ibis.Value) -> ibis.Value:
-    """Microseconds since 1970 of a timestamp, whose time zone is UTC if it has none; Spark's session has to be in UTC."""
+    """Microseconds since 1970 of a timestamp; one without a zone is in UTC, if Spark's session is."""
     if engine == "duckdb":
         return _duckdb_micros(value)
     return _spark_micros(value if value.type().timezone else value.cast("timestamp('UTC')"))

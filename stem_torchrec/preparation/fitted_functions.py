@@ -32,7 +32,6 @@ from stem_torchrec.preparation.function import (
 )
 from stem_torchrec.preparation.value_types import FLOAT, INT, INTS, NULL, TEXT, TEXTS, ValueType
 
-IbisValue = ibis.Value
 Edges = Sequence[int | float]
 
 HASH_DIGITS = 13
@@ -47,7 +46,7 @@ def _bucket_signature(kinds: Sequence[ValueType], parameters: Mapping[str, Any])
     return Resolved((kind,), kind)
 
 
-def _bucket_in_engine(_: Engine, value: IbisValue, edges: Edges) -> IbisValue:
+def _bucket_in_engine(_: Engine, value: ibis.Value, edges: Edges) -> ibis.Value:
     kind = int if value.type().is_integer() else float
     bucket = engine_functions.choose(value, edges, [constant(kind(edge)) for edge in edges])
     return ibis.cases((value.notnull(), bucket), else_=ibis.null(value.type()))
@@ -74,7 +73,7 @@ def _pieces(edges: Edges) -> tuple[list[float], list[float], list[float]]:
     return distinct, heights, [*((top - bottom) / (end - start) for bottom, top, start, end in rises), 0.0]
 
 
-def _interpolate_in_engine(_: Engine, value: IbisValue, edges: Edges) -> IbisValue:
+def _interpolate_in_engine(_: Engine, value: ibis.Value, edges: Edges) -> ibis.Value:
     starts, heights, slopes = _pieces(edges)
     inside = ibis.least(ibis.greatest(value, constant(starts[0])), constant(starts[-1]))
     branches = [
@@ -92,7 +91,7 @@ def _interpolate_in_arrow(values: pa.Array, edges: Edges) -> pa.Array:
     return with_nulls(heights[index] + (inside - starts[index]) * slopes[index], is_null(values))
 
 
-def _clip_in_engine(_: Engine, value: IbisValue, low: float, high: float) -> IbisValue:
+def _clip_in_engine(_: Engine, value: ibis.Value, low: float, high: float) -> ibis.Value:
     # Not by `least` and `greatest`, which ignore nulls.
     return ibis.cases(
         (value < constant(float(low)), constant(float(low))),
@@ -107,8 +106,8 @@ def _clip_in_arrow(values: pa.Array, low: float, high: float) -> pa.Array:
     )
 
 
-def _hash_in_engine(engine: Engine, value: IbisValue, buckets: int, salt: str) -> IbisValue:
-    def of_scalar(scalar: IbisValue) -> IbisValue:
+def _hash_in_engine(engine: Engine, value: ibis.Value, buckets: int, salt: str) -> ibis.Value:
+    def of_scalar(scalar: ibis.Value) -> ibis.Value:
         text = ibis.literal(salt) + (scalar.cast("string") if scalar.type().is_integer() else scalar)
         digits = engine_functions.substring(text.hexdigest("md5"), 1, HASH_DIGITS)
         return engine_functions.number_of_hex(engine, digits) % constant(buckets)
@@ -167,7 +166,7 @@ def vocabulary_ids(values: pa.Array, vocabulary: pa.Array, first_id: int, null_i
     return _each(values, of_scalars)
 
 
-def _engines_join(*_: Any, **__: Any) -> IbisValue:
+def _engines_join(*_: Any, **__: Any) -> ibis.Value:
     raise AssertionError("an engine joins a vocabulary instead")
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 from stem_torchrec.preparation.value_types import (
@@ -135,10 +136,9 @@ def alike(
                 raise TypeMismatch(position, words(wanted))
             if unified(kinds[: position + 1]) is None:
                 raise TypeMismatch(position, f"{unified(kinds[:position])}, as the ones before it")
-        kind = unified(kinds)
-        assert kind is not None
-        # A call of nothing but nulls may be of any type that the function takes.
-        kind = wanted[0] if kind == NULL and len(wanted) < len(SCALARS) else kind
+        # Nulls alone may be of any type that the function takes.
+        kind = unified((*kinds, NULL)) or NULL
+        kind = wanted[0] if kind == NULL else kind
         return Resolved((kind,) * len(kinds), result or kind)
 
     return signature
@@ -160,7 +160,7 @@ def one_of(results: Mapping[ValueType, ValueType]) -> Signature:
 def _check_count(kinds: Sequence[ValueType], least: int, greatest: int | None) -> None:
     if len(kinds) < least or (greatest is not None and len(kinds) > greatest):
         number = (
-            f"{least}" if least == greatest else f"at least {least}" if greatest is None else f"{least} to {greatest}"
+            f"at least {least}" if greatest is None else str(least) if least == greatest else f"{least} to {greatest}"
         )
         raise TypeMismatch(-1, f"{number} argument{'s' * (number != '1')}")
 
@@ -176,7 +176,7 @@ def _is_number(value: Any) -> bool:
 def _rises(value: Any) -> bool:
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         return False
-    return all(map(_is_number, value)) and all(a <= b for a, b in zip(value, value[1:], strict=False))
+    return all(map(_is_number, value)) and all(a <= b for a, b in pairwise(value))
 
 
 POSITIVE = ParameterKind("a whole number of at least 1", lambda value: _is_whole(value) and value >= 1)

@@ -66,9 +66,8 @@ def _check_parameters(function: Function, call: Call) -> None:
             close = nearest(name, list(function.parameters))
             raise UserError(f"expression {text_of(call)}: {function.name} has no parameter {name!r}{close or '.'}")
         if not function.parameters[name].holds(value):
-            raise UserError(
-                f"expression {text_of(call)}: {name} is {shortened(value)}, but must be {function.parameters[name].words}."
-            )
+            wanted = function.parameters[name].words
+            raise UserError(f"expression {text_of(call)}: {name} is {shortened(value)}, but must be {wanted}.")
 
 
 def type_of_literal(literal: Literal) -> ValueType:

@@ -14,26 +14,24 @@ from stem_torchrec.preparation.engine_functions import constant
 from stem_torchrec.preparation.function import FULL_TEXT, NOT_ZERO, POSITIVE, Engine, Function, fixed, one_of
 from stem_torchrec.preparation.value_types import FLOAT, FLOATS, INT, INTS, LISTS, TEXT, TEXTS
 
-IbisValue = ibis.Value
-
 FINITE = 1.7976931348623157e308
 """The greatest float."""
 
 
-def finite_in_engine(value: IbisValue) -> IbisValue:
+def finite_in_engine(value: ibis.Value) -> ibis.Value:
     """A float, or null for NaN and infinity; both engines take NaN for greater than all floats."""
     inside = value.between(constant(-FINITE), constant(FINITE))
     return ibis.cases((inside, value), else_=ibis.null("float64"))
 
 
-def _split_in_engine(engine: Engine, text: IbisValue, separator: str) -> IbisValue:
+def _split_in_engine(engine: Engine, text: ibis.Value, separator: str) -> ibis.Value:
     empty = ibis.literal([], "array<string>")
     return ibis.cases(
         (text == "", empty), (text.notnull(), engine_functions.split(engine, text, separator)), else_=_no_texts()
     )
 
 
-def _no_texts() -> IbisValue:
+def _no_texts() -> ibis.Value:
     return ibis.null("array<string>")
 
 
@@ -47,14 +45,14 @@ def _split_in_arrow(text: pa.Array, separator: str) -> pa.Array:
     return lists_of(np.where(empty, 0, lengths), lists.flatten().filter(pa.array(kept)), is_null(text))
 
 
-def _numbers_in_engine(element: Callable[[IbisValue], IbisValue]) -> Callable[..., IbisValue]:
-    def relational(_: Engine, lists: IbisValue) -> IbisValue:
+def _numbers_in_engine(element: Callable[[ibis.Value], ibis.Value]) -> Callable[..., ibis.Value]:
+    def relational(_: Engine, lists: ibis.Value) -> ibis.Value:
         return lists.map(element).filter(lambda value: value.notnull())
 
     return relational
 
 
-def _ints_in_engine(engine: Engine, lists: IbisValue) -> IbisValue:
+def _ints_in_engine(engine: Engine, lists: ibis.Value) -> ibis.Value:
     return lists if lists.type().value_type.is_integer() else _numbers_in_engine(casts.int_of_text)(engine, lists)
 
 
@@ -62,7 +60,7 @@ def _ints_in_arrow(lists: pa.Array) -> pa.Array:
     return lists if lists.type.value_type == pa.int64() else map_elements(lists, casts.text_to_int)
 
 
-def _floats_in_engine(engine: Engine, lists: IbisValue) -> IbisValue:
+def _floats_in_engine(engine: Engine, lists: ibis.Value) -> ibis.Value:
     kind = lists.type().value_type
     if kind.is_floating():
         return lists
@@ -98,7 +96,7 @@ def _part_in_arrow(lists: pa.Array, count: int, from_end: bool) -> pa.Array:
     return lists_of(kept, lists.flatten().filter(pa.array(inside)), is_null(lists))
 
 
-def _last_in_engine(engine: Engine, lists: IbisValue, count: int) -> IbisValue:
+def _last_in_engine(engine: Engine, lists: ibis.Value, count: int) -> ibis.Value:
     size = lists.length().cast("int64")
     start = ibis.greatest(size - constant(count), constant(0)) + constant(1)
     # `greatest` ignores nulls, but a null list stays one.

@@ -21,7 +21,7 @@ from stem_torchrec.preparation.function import (
     takes,
     unified,
 )
-from stem_torchrec.preparation.value_types import BOOL, ValueType
+from stem_torchrec.preparation.value_types import BOOL, NULL, ValueType
 
 
 def _comparison(name: str, sign: str, kernel: Callable[..., Any], relational: Callable[..., Any]) -> Function:
@@ -53,8 +53,8 @@ def _case_signature(kinds: Sequence[ValueType], _: Mapping[str, Any]) -> Resolve
         if unified([kinds[each] for each in values[: count + 1]]) is None:
             before = unified([kinds[each] for each in values[:count]])
             raise TypeMismatch(position, f"{before}, as the values before it")
-    kind = unified([kinds[each] for each in values])
-    assert kind is not None
+    kind = unified([kinds[each] for each in values]) or NULL
+    kind = BOOL if kind == NULL else kind
     return Resolved(tuple(kind if i in values else BOOL for i in range(len(kinds))), kind)
 
 

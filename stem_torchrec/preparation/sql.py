@@ -5,77 +5,24 @@ from typing import Any
 
 import sqlglot
 from sqlglot import exp
-from sqlglot.dialects.dialect import Dialect
-from sqlglot.errors import ParseError, SqlglotError
-from sqlglot.parser import Parser
-from sqlglot.tokens import Tokenizer
+from sqlglot.errors import SqlglotError
 
 from stem_torchrec.preparation.expression import MAX_DEPTH, Call, Column, Expression, Literal, depth_of, literal_value
 from stem_torchrec.preparation.functions import FUNCTIONS
+from stem_torchrec.preparation.sql_subset import (
+    JOINED,
+    OPERATORS,
+    OTHERS,
+    OWN_SYNTAX,
+    TYPES,
+    PortableSql,
+    is_number,
+    reason_of_refusal,
+    written,
+)
 from stem_torchrec.preparation.time_functions import ZONED
 from stem_torchrec.preparation.time_zones import zone_parameters
-from stem_torchrec.runtime.errors import UserError, nearest, reason_of
-
-
-class PortableSql(Dialect):
-    """SQL in which every function is only a name: sqlglot would read some of them as an engine's."""
-
-    class Tokenizer(Tokenizer):
-        """Knows no joins, so that `cross` is a name too."""
-
-        KEYWORDS = {word: kind for word, kind in Tokenizer.KEYWORDS.items() if word != "CROSS"}
-
-    class Parser(Parser):
-        """Knows `cast` and `case`, which have keywords inside."""
-
-        FUNCTIONS: Mapping[str, Callable[..., exp.Expression]] = {}
-        NO_PAREN_FUNCTIONS: Mapping[str, type] = {}
-        FUNCTION_PARSERS = {"CAST": Parser.FUNCTION_PARSERS["CAST"]}
-        NO_PAREN_FUNCTION_PARSERS = {"CASE": Parser.NO_PAREN_FUNCTION_PARSERS["CASE"]}
-
-
-_OPERATORS: Mapping[type[exp.Expression], str] = {
-    exp.Add: "add",
-    exp.Sub: "subtract",
-    exp.Mul: "multiply",
-    exp.Div: "divide",
-    exp.IntDiv: "quotient",
-    exp.Mod: "remainder",
-    exp.EQ: "equal",
-    exp.NEQ: "not_equal",
-    exp.LT: "less",
-    exp.LTE: "less_or_equal",
-    exp.GT: "greater",
-    exp.GTE: "greater_or_equal",
-}
-_JOINED: Mapping[type[exp.Expression], str] = {exp.And: "and", exp.Or: "or", exp.DPipe: "concat"}
-"""Operators whose chain is one call."""
-_TYPES = {
-    "INT": "int",
-    "BIGINT": "int",
-    "DOUBLE": "float",
-    "FLOAT": "float",
-    "TEXT": "text",
-    "VARCHAR": "text",
-    "BOOLEAN": "bool",
-}
-_OTHERS: Mapping[type[exp.Expression], str] = {
-    exp.Star: "`*`",
-    exp.Window: "a window",
-    exp.Subquery: "a query",
-    exp.Select: "a query",
-    exp.Exists: "a query",
-    exp.Block: "a second statement",
-    exp.Tuple: "a list of values",
-    exp.Bracket: "an index; element(list, 1) is one",
-    exp.Like: "`like`; starts_with and contains are like it",
-    exp.BitwiseXor: "`^`, which engines do not agree on",
-    exp.Interval: "an interval",
-    exp.Placeholder: "a placeholder",
-    exp.Parameter: "a placeholder",
-}
-_OWN_SYNTAX = ("and", "or", "not", "in", "case", "is_null", "cast")
-"""Functions of the tree that SQL writes as keywords."""
+from stem_torchrec.runtime.errors import UserError, nearest
 
 
 def parse_expression(text: str) -> Expression:
@@ -92,7 +39,7 @@ def parse_expression(text: str) -> Expression:
         parsed = sqlglot.parse_one(text, dialect=PortableSql, into=exp.Condition)
         tree = _Reader(text).read(parsed)
     except SqlglotError as error:
-        raise UserError(f"expression {text!r} is not SQL: {_reason(error)}.") from error
+        raise UserError(f"expression {text!r} is not SQL: {reason_of_refusal(error)}.") from error
     except RecursionError as error:
         raise UserError(
             f"an expression of {len(text)} characters is nested too deep; compute parts as columns."
@@ -104,27 +51,18 @@ def parse_expression(text: str) -> Expression:
     return tree
 
 
-def _reason(error: SqlglotError) -> str:
-    """The problem that sqlglot names, without the text that it underlines."""
-    cause = error.__cause__ if isinstance(error.__cause__, SqlglotError) else error
-    if isinstance(cause, ParseError) and cause.errors and cause.errors[0].get("line"):
-        first = cause.errors[0]
-        return f"{first['description']} at line {first['line']}, column {first['col']}".replace(". at", " at")
-    return reason_of(cause)
-
-
 class _Reader:
     """Turns what sqlglot parsed into the tree; knows the text for its errors."""
 
     def __init__(self, text: str) -> None:
         self.text = text
 
-    def read(self, node: exp.Expression) -> Expression:
+    def read(self, node: exp.Expr) -> Expression:
         """The tree of a part of the text."""
-        if type(node) in _OPERATORS:
-            return Call(_OPERATORS[type(node)], (self.read(node.this), self.read(node.expression)))
-        if type(node) in _JOINED:
-            return Call(_JOINED[type(node)], tuple(self.read(each) for each in node.flatten()))
+        if type(node) in OPERATORS:
+            return Call(OPERATORS[type(node)], (self.read(node.this), self.read(node.expression)))
+        if type(node) in JOINED:
+            return Call(JOINED[type(node)], tuple(self.read(each) for each in node.flatten()))
         match node:
             case exp.Paren():
                 return self.read(node.this)
@@ -132,10 +70,10 @@ class _Reader:
                 return self.column(node)
             case exp.Literal() | exp.Boolean() | exp.Null():
                 return Literal(self.constant(node))
+            case exp.Neg() if is_number(node.this):
+                return Literal(self.constant(node))
             case exp.Neg():
-                return (
-                    Literal(self.constant(node)) if _is_number(node.this) else Call("negate", (self.read(node.this),))
-                )
+                return Call("negate", (self.read(node.this),))
             case exp.Not():
                 return Call("not", (self.read(node.this),))
             case exp.Is(expression=exp.Null()):
@@ -144,9 +82,9 @@ class _Reader:
                 return _COMPOUND[type(node)](self, node)
         raise self.refused(node)
 
-    def refused(self, node: exp.Expression) -> UserError:
+    def refused(self, node: exp.Expr) -> UserError:
         """The error for a construct that is not in the subset."""
-        name = _OTHERS.get(type(node), f"`{_written(node)}`")
+        name = OTHERS.get(type(node), f"`{written(node)}`")
         return UserError(f"expression {self.text!r} has {name}, which expressions do not have.")
 
     def column(self, node: exp.Column) -> Expression:
@@ -155,18 +93,18 @@ class _Reader:
             raise self.refused(node)
         return Column(node.this.name)
 
-    def constant(self, node: exp.Expression) -> bool | int | float | str | None:
+    def constant(self, node: exp.Expr) -> bool | int | float | str | None:
         """The value of a literal, with its sign."""
         match node:
             case exp.Null():
                 return None
             case exp.Boolean():
                 return bool(node.this)
-            case exp.Neg() if _is_number(node.this):
+            case exp.Neg() if is_number(node.this):
                 return self.number("-" + node.this.name)
             case exp.Literal():
                 return node.name if node.is_string else self.number(node.name)
-        raise UserError(f"expression {self.text!r} has `{_written(node)}` where only a constant may stand.")
+        raise UserError(f"expression {self.text!r} has `{written(node)}` where only a constant may stand.")
 
     def number(self, digits: str) -> int | float:
         """A number that 64 bits hold."""
@@ -211,20 +149,20 @@ class _Reader:
         name = target.this.name if isinstance(target.this, exp.DType) else str(target.this)
         if name == "DATE" and not target.expressions:
             return Call("to_date", (self.read(node.this),))
-        if name not in _TYPES or target.expressions:
+        if name not in TYPES or target.expressions:
             raise UserError(
-                f"expression {self.text!r} casts to {_written(target)}, but must cast to int, bigint, float, double, text,"
-                " boolean or date."
+                f"expression {self.text!r} casts to {written(target)}, but must cast to int, bigint, float, double,"
+                " text, boolean or date."
             )
-        return Call("cast", (self.read(node.this),), {"to": _TYPES[name]})
+        return Call("cast", (self.read(node.this),), {"to": TYPES[name]})
 
     def function(self, node: exp.Anonymous) -> Expression:
         """A function by its name in any case: arguments first, and its parameters as constants behind them."""
         name = str(node.this).lower()
-        given: Sequence[exp.Expression] = node.expressions
+        given: Sequence[exp.Expr] = node.expressions
         if name in ("if", "to_date_days"):
             return self.shorthand(name, [self.read(each) for each in given])
-        known = [each for each, function in FUNCTIONS.items() if not function.fitted and each not in _OWN_SYNTAX]
+        known = [each for each, function in FUNCTIONS.items() if not function.fitted and each not in OWN_SYNTAX]
         if name not in known:
             close = nearest(name, [*known, "if", "to_date_days"])
             raise UserError(f"expression {self.text!r} calls {name!r}, which is no function{close or '.'}")
@@ -247,19 +185,18 @@ class _Reader:
             return Call("case", tuple(arguments))
         return Call("days", (Call("to_date", tuple(arguments)),))
 
-    def parameter(self, node: exp.Expression) -> bool | int | float | str:
+    def parameter(self, node: exp.Expr) -> bool | int | float | str:
         """A constant that is not null."""
         value = self.constant(node)
         if value is None:
             raise UserError(f"expression {self.text!r} has null where only a constant may stand.")
         return value
 
-    def zoned(self, name: str, given: Sequence[exp.Expression]) -> Expression:
+    def zoned(self, name: str, given: Sequence[exp.Expr]) -> Expression:
         """A function of the local time in a zone."""
         if len(given) != 2:
-            raise UserError(
-                f"expression {self.text!r} gives in_zone {len(given)} arguments; it is written in_zone(time, 'UTC')."
-            )
+            usage = FUNCTIONS["in_zone"].usage
+            raise UserError(f"expression {self.text!r} gives in_zone {len(given)} arguments; it is written {usage}.")
         zone = self.parameter(given[1])
         try:
             local = Call("in_zone", (self.read(given[0]),), zone_parameters(str(zone)))
@@ -268,18 +205,10 @@ class _Reader:
         return local if name == "in_zone" else Call(name, (local,))
 
 
-_COMPOUND: Mapping[type[exp.Expression], Callable[[_Reader, Any], Expression]] = {
+_COMPOUND: Mapping[type[exp.Expr], Callable[[_Reader, Any], Expression]] = {
     exp.In: _Reader.is_one_of,
     exp.Between: _Reader.between,
     exp.Case: _Reader.case,
     exp.Cast: _Reader.cast,
     exp.Anonymous: _Reader.function,
 }
-
-
-def _is_number(node: exp.Expression) -> bool:
-    return isinstance(node, exp.Literal) and not node.is_string
-
-
-def _written(node: exp.Expression) -> str:
-    return node.sql(dialect=PortableSql)

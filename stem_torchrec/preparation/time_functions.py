@@ -24,10 +24,8 @@ _DATE_PATTERN = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}\z"
 ZONED = ("hour", "minute", "weekday", "day", "month", "year", "days", "date_number")
 """Functions of a timestamp that take a time zone in SQL."""
 
-IbisValue = ibis.Value
 
-
-def years_in_engine(value: IbisValue, per_day: int = DAY) -> IbisValue:
+def years_in_engine(value: ibis.Value, per_day: int = DAY) -> ibis.Value:
     """Null outside of the years 1 to 9999, for a count of units of which a day has so many."""
     inside = (value >= constant(FIRST_DAY * per_day)) & (value < constant((LAST_DAY + 1) * per_day))
     return ibis.cases((inside, value), else_=ibis.null("int64"))
@@ -58,23 +56,23 @@ def _of_ints(kernel: Callable[[Ints], Any]) -> Callable[[pa.Array], pa.Array]:
     )
 
 
-def _shifted_days(engine: Engine, value: IbisValue) -> IbisValue:
+def _shifted_days(engine: Engine, value: ibis.Value) -> ibis.Value:
     return engine_functions.quotient_by(engine, value + constant(_SHIFT * DAY), DAY)
 
 
-def _part_of_day(unit: int, whole: int) -> tuple[Callable[..., IbisValue], Callable[..., pa.Array]]:
+def _part_of_day(unit: int, whole: int) -> tuple[Callable[..., ibis.Value], Callable[..., pa.Array]]:
     """How often a unit went into what is left of a larger one."""
 
-    def relational(engine: Engine, value: IbisValue) -> IbisValue:
+    def relational(engine: Engine, value: ibis.Value) -> ibis.Value:
         return engine_functions.quotient_by(engine, (value + constant(_SHIFT * DAY)) % constant(whole), unit)
 
     return relational, _of_ints(lambda values: values % whole // unit)
 
 
-def _part_of_date(part: str) -> tuple[Callable[..., IbisValue], Callable[..., pa.Array]]:
+def _part_of_date(part: str) -> tuple[Callable[..., ibis.Value], Callable[..., pa.Array]]:
     """`year`, `month` or `day` of the date."""
 
-    def relational(engine: Engine, value: IbisValue) -> IbisValue:
+    def relational(engine: Engine, value: ibis.Value) -> ibis.Value:
         date = engine_functions.date_of_days(engine, _shifted_days(engine, value) - constant(_SHIFT))
         return getattr(date, part)().cast("int64")
 
@@ -88,7 +86,7 @@ def _part_of_date(part: str) -> tuple[Callable[..., IbisValue], Callable[..., pa
 _YEAR, _MONTH, _DAY_OF_MONTH = map(_part_of_date, ("year", "month", "day"))
 
 
-def _date_number_in_engine(engine: Engine, value: IbisValue) -> IbisValue:
+def _date_number_in_engine(engine: Engine, value: ibis.Value) -> ibis.Value:
     year, month, day = (part[0](engine, value) for part in (_YEAR, _MONTH, _DAY_OF_MONTH))
     return year * constant(10_000) + month * constant(100) + day
 
@@ -98,18 +96,18 @@ def _date_number_in_arrow(values: pa.Array) -> pa.Array:
     return pc.add(pc.add(pc.multiply(year, 10_000), pc.multiply(month, 100)), day)
 
 
-def _days_in_engine(engine: Engine, value: IbisValue) -> IbisValue:
+def _days_in_engine(engine: Engine, value: ibis.Value) -> ibis.Value:
     return _shifted_days(engine, value) - constant(_SHIFT)
 
 
-def _weekday_in_engine(engine: Engine, value: IbisValue) -> IbisValue:
+def _weekday_in_engine(engine: Engine, value: ibis.Value) -> ibis.Value:
     # The day at which `_SHIFT` starts is a Saturday.
     return (_shifted_days(engine, value) + constant(5)) % constant(7)
 
 
 def _in_zone_in_engine(
-    _: Engine, value: IbisValue, zone: str, edges: Sequence[int], offsets: Sequence[int]
-) -> IbisValue:
+    _: Engine, value: ibis.Value, zone: str, edges: Sequence[int], offsets: Sequence[int]
+) -> ibis.Value:
     local = engine_functions.choose(value, edges, [constant(offset) for offset in offsets])
     return ibis.cases((value.notnull(), value + local), else_=ibis.null("int64"))
 
@@ -124,7 +122,7 @@ def _in_zone_in_arrow(values: pa.Array, zone: str, edges: Sequence[int], offsets
     return _of_ints(local)(values)
 
 
-def _date_in_engine(_: Engine, text: IbisValue) -> IbisValue:
+def _date_in_engine(_: Engine, text: ibis.Value) -> ibis.Value:
     days = text.try_cast("date").delta(ibis.date("1970-01-01"), unit="day").cast("int64")
     return ibis.cases((text.re_search(_DATE_PATTERN) & (text >= "0001"), days), else_=ibis.null("int64"))
 
@@ -139,7 +137,7 @@ def _date_in_arrow(text: pa.Array) -> pa.Array:
     return with_nulls(firsts + day - 1, is_null(text) | ~valid | (firsts + day > ends))
 
 
-def _field(name: str, summary: str, relational: Callable[..., IbisValue], arrow: Callable[..., pa.Array]) -> Function:
+def _field(name: str, summary: str, relational: Callable[..., ibis.Value], arrow: Callable[..., pa.Array]) -> Function:
     usage = f"{name}(time), {name}(time, 'Asia/Shanghai')"
     return Function(name, usage, summary, fixed(TIMESTAMP, result=INT), relational, arrow)
 
