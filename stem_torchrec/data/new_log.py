@@ -6,25 +6,31 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from stem_torchrec.data.schema import SCHEMA_FILE, load_schema
-from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.errors import UnwritableError, UserError
 from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.whole_file import naming_file
 
 SPLITS = ("train", "valid", "test")
 VOCABULARY = "vocabulary"
 """Folder of the values behind the ids."""
+WORK = "work"
+"""Folder beside the new log for what is needed only while it is made."""
+FILES = ("spec.yaml", "transforms.json", "report.html", "report.md")
+"""Files of a log beside schema.json."""
 
 
 @contextmanager
-def new_log(out: Path, *, overwrite: bool, take_over: bool = False) -> Iterator[Path]:
+def new_log(out: Path, *, overwrite: bool, take_over: bool = False, work: str | None = None) -> Iterator[Path]:
     """A path at which to make the folder of a log; it is renamed to `out` when the block has ended.
 
-    One process at a time makes a log. What a killed one leaves in `.NAME.new` beside it, the next one removes.
+    One process at a time makes a log. What a killed one leaves in `.NAME.new` beside it, the next one removes, or goes
+    on with if both do the same work.
 
     Args:
         out: absent or empty, or a log to replace.
         overwrite: whether to replace a log.
         take_over: takes the folder from another process that makes the same log.
+        work: tells the work of one process from that of another; None for work that cannot go on.
 
     Raises UserError as `check_out` does, and where another process makes the same log.
     """
@@ -33,8 +39,13 @@ def new_log(out: Path, *, overwrite: bool, take_over: bool = False) -> Iterator[
     new, old = unfinished / "new", unfinished / "old"
     with naming_file(out), FolderLock(take_over=take_over) as lock:
         lock.take(str(unfinished), other="--out")
-        for left in (new, old):
+        begun = unfinished / "work.txt"
+        goes_on = work is not None and begun.is_file() and begun.read_text() == work
+        for left in (old, *(() if goes_on else (new, unfinished / WORK))):
             shutil.rmtree(left, ignore_errors=True)
+        if work is not None:
+            begun.write_text(work)
+        keeps = False
         try:
             yield new
             lock.confirm()
@@ -43,10 +54,14 @@ def new_log(out: Path, *, overwrite: bool, take_over: bool = False) -> Iterator[
             if out.exists():
                 out.rename(old)
             new.rename(out)
+        except (UnwritableError, OSError, KeyboardInterrupt):
+            keeps = work is not None
+            raise
         finally:
             with suppress(UserError):
                 lock.confirm()
-                shutil.rmtree(unfinished)
+                if not keeps:
+                    shutil.rmtree(unfinished)
 
 
 def check_out(out: Path, *, overwrite: bool) -> None:
@@ -77,6 +92,8 @@ def _is_of_log(path: Path) -> bool:
     if path.name == SCHEMA_FILE:
         with suppress(UserError):
             return path.is_file() and bool(load_schema(str(path.parent)))
+    if path.name in FILES:
+        return path.is_file()
     return (
         path.is_dir()
         and path.name in (*SPLITS, VOCABULARY)

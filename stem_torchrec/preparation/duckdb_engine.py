@@ -63,7 +63,7 @@ class DuckDBEngine:
         for scheme in {file.partition("://")[0] for file in files if "://" in file}:
             if scheme not in self._connection.list_filesystems():
                 self._connection.register_filesystem(fsspec.filesystem(scheme))
-        with sentences_of_duckdb(source=source):
+        with sentences_of_duckdb():
             return self._view(_reader(files, source, types))
 
     def keep(self, name: str, table: ir.Table) -> ir.Table:
@@ -85,7 +85,7 @@ class DuckDBEngine:
 
     def write(self, table: ir.Table, folder: Path, *, row_group_size: int) -> None:
         """Writes the rows of a query; see Engine."""
-        with sentences_of_duckdb(path=folder):
+        with sentences_of_duckdb():
             self._backend.raw_sql(
                 f"COPY ({self._backend.compile(table)}) TO {_text(folder)} (FORMAT parquet, COMPRESSION zstd, "
                 f"ROW_GROUP_SIZE {row_group_size}, FILE_SIZE_BYTES '{_FILE_BYTES}', FILENAME_PATTERN 'part-{{i}}')"
@@ -96,7 +96,7 @@ class DuckDBEngine:
 
     def write_file(self, table: ir.Table, file: Path, *, row_group_size: int) -> None:
         """Writes the rows of a query as one file; see Engine."""
-        with whole_file(file) as new, sentences_of_duckdb(path=file):
+        with whole_file(file) as new, sentences_of_duckdb():
             self._backend.raw_sql(
                 f"COPY ({self._backend.compile(table)}) TO {_text(new)} "
                 f"(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {row_group_size})"

@@ -80,9 +80,9 @@ def encode(
             columns[f"{name}_missing"] = rows[f"dense {name}"].isnull().cast("float32")
     columns |= {name: rows[f"label {name}"].cast("int8") for name in spec.labels}
     columns |= {f"{name}_weight": _float32(rows[f"weight of {name}"]) for name in expressions.label_weights}
-    for name in ("group", "weight"):
-        if name in types:
-            columns[name] = _float32(rows[name]) if name == "weight" else rows[name]
+    columns |= {name: rows[f"kept {name}"] for name in expressions.kept}
+    columns |= {expressions.group_column: rows["group"]} if expressions.group is not None else {}
+    columns |= {"weight": _float32(rows["weight"])} if expressions.weight is not None else {}
     return _with_ids(spec, expressions, vocabularies, rows.select(**columns))
 
 

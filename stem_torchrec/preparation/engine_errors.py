@@ -1,24 +1,52 @@
-"""What DuckDB raises, in one sentence with the file, the row and the fix."""
+"""What DuckDB raises, in one sentence with the file, the row, the value and the fix."""
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import duckdb
 
-from stem_torchrec.preparation.spec import Source
 from stem_torchrec.runtime.errors import UnwritableError, UserError, reason_of
+
+_CELL = re.compile(r"cell\t(?P<column>.*?)\t(?P<kind>.*?)\t(?P<value>.*)", re.DOTALL)
+"""What `sources` lets a query end with."""
+_LINE = re.compile(r"CSV Error on Line: (?P<line>\d+)")
+_FILE = re.compile(r"^  file = (?P<file>.*)$", re.MULTILINE)
+_CAST = re.compile(r"""column "(?P<column>.*?)"\. Could not convert string "(?P<value>.*?)" to '(?P<kind>.*?)'""")
+_CELLS = re.compile(r"Expected Number of Columns: (?P<expected>\d+) Found: (?P<given>\d+)")
+_KINDS = {"DOUBLE": "a number", "BIGINT": "a whole number", "BOOLEAN": "true or false"}
 
 
 @contextmanager
-def sentences_of_duckdb(*, source: Source | None = None, path: Path | None = None) -> Iterator[None]:
-    """Raises DuckDB's errors as UserError."""
+def sentences_of_duckdb() -> Iterator[None]:
+    """Raises the errors of DuckDB as UserError, or as UnwritableError where a disk is full."""
     try:
         yield
     except duckdb.Error as error:
-        raise _explained(str(error)) from error
+        text = str(error)
+        if "No space left" in text or "max_temp_directory_size" in text or isinstance(error, duckdb.IOException):
+            raise UnwritableError(f"the disk cannot be used ({reason_of(error)[:300]}); make room.") from error
+        if isinstance(error, duckdb.OutOfMemoryException):
+            raise UserError(f"the memory does not suffice ({text.splitlines()[0]}); give more with --memory.") from error
+        raise UserError(_sentence(text)) from error
 
 
-def _explained(text: str) -> UserError:
-    return UserError(text.splitlines()[0])
+def _sentence(text: str) -> str:
+    line, file = _LINE.search(text), _FILE.search(text)
+    place = f"{file['file']}, line {line['line']}" if line and file else ""
+    if cell := _CELL.search(text):
+        what = "a whole number" if cell["kind"] == "int" else cell["kind"]
+        return f"column {cell['column']!r} has the cell {cell['value']!r}, which is not {what}; correct it or its type."
+    if cast := _CAST.search(text):
+        what = _KINDS.get(cast["kind"], cast["kind"].lower())
+        return f"{place}: column {cast['column']!r} has the cell {cast['value']!r}, which is not {what}; correct it or its type."
+    if cells := _CELLS.search(text):
+        return (
+            f"{place}: the line has {cells['given']} cells instead of {cells['expected']}; correct it, or the delimiter "
+            "and quote of the source."
+        )
+    if "Invalid unicode" in text:
+        return f"{place}: the line is not UTF-8; name the encoding of the source, such as latin-1."
+    if "unterminated quote" in text or "Value with unterminated" in text:
+        return f"{place}: a quote is not closed; correct it, or say quote: '' if the file has none."
+    return f"{place + ': ' if place else ''}{text.splitlines()[0]}."

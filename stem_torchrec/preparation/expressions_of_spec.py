@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from stem_torchrec.preparation.expression import Expression
+from stem_torchrec.preparation.expression import Column, Expression
 from stem_torchrec.preparation.expression_reader import ExpressionReader, Value, from_sql
+from stem_torchrec.preparation.functions import type_of
 from stem_torchrec.preparation.row_order import ORDERED, read_order, read_split
 from stem_torchrec.preparation.spec import Feature, Spec
 from stem_torchrec.preparation.value_types import LISTS, ValueType
@@ -32,7 +33,10 @@ class SpecExpressions:
     labels: dict[str, Value]
     label_weights: dict[str, Value]
     group: Value | None
+    group_column: str
+    """Column of the log for the group."""
     weight: Value | None
+    kept: dict[str, Value]
 
     @property
     def outputs(self) -> dict[str, Value]:
@@ -44,6 +48,7 @@ class SpecExpressions:
             "dense": self.dense,
             "label": self.labels,
             "weight of": self.label_weights,
+            "kept": self.kept,
         }
         named = {f"{role} {name}": value for role, values in by_role.items() for name, value in values.items()}
         return named | {name: value for name, value in single.items() if value is not None}
@@ -83,7 +88,8 @@ def read_expressions(spec: Spec, types: Mapping[str, ValueType]) -> SpecExpressi
         tree = reader.column(name, place) if number.value is None else reader.tree(number.value, place)
         dense[name] = reader.typed(tree, place, _NUMBERS, "a number", number.value or name)
     where = None if spec.where is None else reader.value(spec.where, "where", (_T.BOOL,), "a condition").tree
-    groups = (_T.INT, _T.TEXT)
+    group = None if spec.group is None else reader.value(spec.group, "group", (_T.INT, _T.TEXT), "a group")
+    kept = {name: reader.column(name, f"keep[{i}]") for i, name in enumerate(spec.keep)}
     return SpecExpressions(
         where=where,
         split=read_split(reader, spec),
@@ -94,7 +100,9 @@ def read_expressions(spec: Spec, types: Mapping[str, ValueType]) -> SpecExpressi
         dense=dense,
         labels=labels,
         label_weights=label_weights,
-        group=None if spec.group is None else reader.value(spec.group, "group", groups, "a group"),
+        group=group,
+        group_column=f"group_{group.tree.name}" if group and isinstance(group.tree, Column) else "group",
+        kept={name: Value(tree, type_of(tree, types)) for name, tree in kept.items()},
         weight=None if spec.weight is None else reader.value(spec.weight, "weight", _NUMBERS, "a weight"),
     )
 

@@ -99,11 +99,12 @@ class _Steps:
 
     def _now(self) -> ir.Table:
         """What the steps so far give for the rows of train."""
-        value = to_ibis(self.tree, {VALUE.name: self._values["value"]}, {VALUE.name: self._kind}, engine=self._engine.name)
+        value = to_ibis(
+            self.tree, {VALUE.name: self._values["value"]}, {VALUE.name: self._kind}, engine=self._engine.name
+        )
         return self._values.select(value=value)
 
     def _required(self, edges: list[float]) -> list[float]:
         if not edges:
             raise UserError(f"{self._place} has no value in train, so nothing can be fitted; leave it out.")
         return edges
-

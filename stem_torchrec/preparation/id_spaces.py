@@ -7,7 +7,7 @@ import ibis
 import ibis.expr.types as ir
 
 from stem_torchrec.preparation.engine import Engine
-from stem_torchrec.preparation.spec import Feature, Spec, Vocabulary
+from stem_torchrec.preparation.spec import Spec, Vocabulary
 from stem_torchrec.preparation.statistics_of_train import count_values
 
 VALUE_COLUMNS = ("value", "id", "count")

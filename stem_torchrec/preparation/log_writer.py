@@ -67,9 +67,7 @@ def write_vocabularies(vocabularies: Vocabularies, folder: Path, engine: Engine)
         engine.write_file(rows, folder / VOCABULARY / f"{name}.parquet", row_group_size=_ROW_GROUP)
 
 
-def schema_of(
-    spec: Spec, expressions: SpecExpressions, vocabularies: Vocabularies, splits: dict[str, Split]
-) -> Schema:
+def schema_of(spec: Spec, expressions: SpecExpressions, vocabularies: Vocabularies, splits: dict[str, Split]) -> Schema:
     """The schema of the log."""
     features = tuple(
         SparseFeature(
@@ -86,7 +84,7 @@ def schema_of(
         for name, number in spec.numbers.items()
         for column in (name, *([f"{name}_missing"] if number.missing.flag else []))
     ]
-    group = None if expressions.group is None else "group"
+    group = None if expressions.group is None else expressions.group_column
     return Schema(features, tuple(spec.labels), splits, tuple(dense), group, spec.description)
 
 

@@ -9,7 +9,13 @@ from stem_torchrec.preparation.expression import Column
 from stem_torchrec.preparation.expressions_of_spec import SPLIT
 from stem_torchrec.preparation.fitting import fit
 from stem_torchrec.preparation.id_spaces import id_spaces, keep_vocabulary
-from stem_torchrec.preparation.log_writer import TRANSFORMS_FILE, schema_of, transforms_of, write_splits, write_vocabularies
+from stem_torchrec.preparation.log_writer import (
+    TRANSFORMS_FILE,
+    schema_of,
+    transforms_of,
+    write_splits,
+    write_vocabularies,
+)
 from stem_torchrec.preparation.relational import to_ibis
 from stem_torchrec.preparation.row_checks import check_rows
 from stem_torchrec.preparation.rows import keep_rows

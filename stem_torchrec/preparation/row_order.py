@@ -1,6 +1,7 @@
 """The split of each row and the order of the rows, as expressions."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 
 from stem_torchrec.preparation.expression import Call, Expression, Literal
 from stem_torchrec.preparation.expression_reader import ExpressionReader, Value, from_sql
@@ -11,6 +12,7 @@ from stem_torchrec.runtime.errors import UserError
 HASHES = 2**52
 """Values of the hash by which rows are split and shuffled: the first 13 hexadecimal digits of an MD5."""
 
+_1970 = datetime(1970, 1, 1, tzinfo=UTC)
 _T = ValueType
 ORDERED = (_T.INT, _T.FLOAT, _T.TEXT, _T.TIMESTAMP, _T.DATE)
 
@@ -29,17 +31,39 @@ def read_split(reader: ExpressionReader, spec: Spec) -> Value:
 
 
 def _by_time(reader: ExpressionReader, split: TimeSplit) -> Expression:
-    kinds = (_T.INT, _T.TEXT, _T.DATE, _T.TIMESTAMP)
-    time = reader.value(split.by, "split.time.by", kinds, "a time").tree
-    train, valid = Literal(split.train_until), Literal(split.valid_until)
-    if not split.gap:
-        text = "case when time <= train then 0 when time <= valid then 1 when time is not null then 2 end"
-        return from_sql(text, time=time, train=train, valid=valid)
-    if not isinstance(split.train_until, int):
-        raise UserError(f"split.time.gap is {split.gap}, so split.time.by must be a number.")
+    kinds = (_T.INT, _T.FLOAT, _T.TEXT, _T.DATE, _T.TIMESTAMP)
+    time = reader.value(split.by, "split.time.by", kinds, "a time")
+    train, valid = (_bound(getattr(split, name), time.type, name) for name in ("train_until", "valid_until"))
+    if split.gap and isinstance(train, str):
+        raise UserError(f"split.time.gap is {split.gap}, but split.time.by is text, to which none can be added.")
+    start = train if isinstance(train, str) else train + split.gap * (1_000_000 if time.type == _T.TIMESTAMP else 1)
+    bounds = [_constant(each, time.type) for each in (train, start, valid)]
     text = """case when time <= train then 0 when time <= start then null when time <= valid then 1
               when time is not null then 2 end"""
-    return from_sql(text, time=time, train=train, start=Literal(split.train_until + split.gap), valid=valid)
+    return from_sql(text, time=time.tree, train=bounds[0], start=bounds[1], valid=bounds[2])
+
+
+def _bound(bound: int | float | str, kind: ValueType, name: str) -> int | float | str:
+    """The last value of a split, as a value of the type of the time; a day is over at its end."""
+    try:
+        if kind in (_T.INT, _T.FLOAT):
+            return int(bound) if kind == _T.INT else float(bound)
+        if kind == _T.TEXT:
+            return str(bound)
+        moment = datetime.fromisoformat(str(bound))
+    except ValueError as error:
+        raise UserError(f"split.time.{name} is {bound!r}, which is no {kind}, as split.time.by is.") from error
+    if kind == _T.DATE:
+        return (moment.date() - _1970.date()).days
+    if len(str(bound)) == len("2022-05-03"):
+        moment += timedelta(days=1, microseconds=-1)
+    return (moment.replace(tzinfo=moment.tzinfo or UTC) - _1970) // timedelta(microseconds=1)
+
+
+def _constant(value: int | float | str, kind: ValueType) -> Expression:
+    if kind == _T.DATE:
+        return from_sql("to_date(day)", day=Literal(str(_1970.date() + timedelta(days=int(value)))))
+    return from_sql("from_unix_us(us)", us=Literal(value)) if kind == _T.TIMESTAMP else Literal(value)
 
 
 def _at_random(reader: ExpressionReader, spec: Spec) -> Expression:

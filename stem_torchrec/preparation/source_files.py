@@ -4,8 +4,8 @@ import csv
 import glob
 import io
 import os
-import posixpath
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import fsspec
@@ -21,6 +21,7 @@ _ENDINGS = {
     "json": (".json", ".jsonl", ".ndjson"),
     "delta": (),
 }
+_NAMED = re.compile(r"\{(\w+)\}")
 _PACKED = (".gz", ".zst", ".bz2", ".xz")
 
 
@@ -45,24 +46,26 @@ def find_files(name: str, source: Source) -> list[str]:
 
 
 def _matches(pattern: str, source: Source) -> list[str]:
+    # `{part}` stands for any text, which is the value of the column part.
+    pattern = _NAMED.sub("*", pattern)
     if "://" in pattern:
         store, path = fsspec.url_to_fs(pattern)
-        scheme = pattern.partition("://")[0]
         try:
-            found_paths = store.glob(path) if glob.has_magic(path) else [path] if store.exists(path) else []
-            paths = [f"{scheme}://{each.removeprefix(f'{scheme}://')}" for each in found_paths]
-            folders = {each for each in paths if store.isdir(each)}
+            paths = store.glob(path) if glob.has_magic(path) else [path] if store.exists(path) else []
+            below = {each: store.find(each) for each in paths if store.isdir(each)}
         except OSError as error:
             raise UserError(f"{pattern} cannot be listed ({reason_of(error)}).") from error
-        below = {folder: [f"{scheme}://{each}" for each in store.find(folder)] for folder in folders}
+        files = [store.unstrip_protocol(each) for each in _data_files(paths, below, source)]
     else:
         paths = glob.glob(pattern, recursive=True)
-        folders = {each for each in paths if os.path.isdir(each)}
-        below = {folder: _files_below(folder) for folder in folders}
-    files = []
-    for path in sorted(paths):
-        files += [each for each in below[path] if _is_data(each, path, source)] if path in folders else [path]
+        files = _data_files(paths, {each: _files_below(each) for each in paths if os.path.isdir(each)}, source)
     return list(dict.fromkeys(files))
+
+
+def _data_files(paths: Sequence[str], below: Mapping[str, Sequence[str]], source: Source) -> Iterator[str]:
+    """The files among some paths, and those in the folders among them that have rows by their names."""
+    for path in sorted(paths):
+        yield from [each for each in below[path] if _is_data(each, path, source)] if path in below else [path]
 
 
 def _files_below(folder: str) -> list[str]:
@@ -140,7 +143,20 @@ def _header(path: str, source: Source) -> list[str]:
     return names
 
 
-def partition_values(path: str, source: Source) -> Mapping[str, str]:
-    """The columns in the names of the folders of a file: `{"date": "2022-05-03"}`."""
-    pairs = [part.partition("=") for part in posixpath.dirname(path).split("/")]
-    return {name: value for name, equals, value in pairs if equals and name in source.partitions}
+def name_parts(source: Source, file: str) -> dict[str, str]:
+    """The columns in the name of a file, by the `{part}` of the pattern that it matches.
+
+    Example::
+
+        name_parts(Source("raw/log_{part}.csv"), "raw/log_train.csv")  # {"part": "train"}
+    """
+    for pattern in [source.files] if isinstance(source.files, str) else source.files:
+        names = _NAMED.findall(pattern)
+        text = "".join(
+            f"(?P<{piece}>[^/]*)" if i % 2 else re.escape(piece).replace(r"\*", "[^/]*").replace(r"\?", "[^/]")
+            for i, piece in enumerate(_NAMED.split(pattern))
+        )
+        match = re.search(f"{text}$", file) if names else None
+        if match is not None:
+            return match.groupdict()
+    return {}

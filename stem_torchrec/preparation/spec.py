@@ -8,9 +8,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Interval
 
-ColumnType = Literal[
-    "int", "float", "text", "bool", "timestamp", "date", "list<int>", "list<float>", "list<text>"
-]
+ColumnType = Literal["int", "float", "text", "bool", "timestamp", "date", "list<int>", "list<float>", "list<text>"]
 Missing = Literal["unseen", "own", "none"]
 Count = Annotated[int, Interval(ge=1, le=2**40)]
 Share = Annotated[float, Interval(ge=0, le=1)]
@@ -66,9 +64,9 @@ class TimeSplit:
 
     by: str
     """Column or expression, such as a day or a time; rows without it are refused."""
-    train_until: int | str
+    train_until: int | float | str
     """Last value of train."""
-    valid_until: int | str
+    valid_until: int | float | str
     """Last value of valid; what comes later is test."""
     gap: Annotated[int, Interval(ge=0, le=2**62)] = 0
     """Rows whose value is at most this much above `train_until` belong to no split."""
@@ -215,6 +213,8 @@ class Spec:
     """Expression whose values are the groups of gAUC, usually the user."""
     weight: str | None = None
     """Expression for a weight of the row in all tasks."""
+    keep: tuple[str, ...] = ()
+    """Columns that the files of the log have besides, as they are; schema.json does not name them."""
     row_group_size: Annotated[int, Interval(ge=1, le=2**24)] = 65_536
     description: str = ""
     variables: dict[str, str | None] = field(default_factory=dict)

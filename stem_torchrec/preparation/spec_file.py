@@ -108,7 +108,7 @@ def check_spec(spec: Spec) -> None:
     _check_sources(spec)
     for name, feature in spec.id_features.items():
         _check_feature(name, feature, spec)
-    roles = {"a label": spec.labels, "a feature": spec.features, "a dense feature": spec.dense}
+    roles = {"a label": spec.labels, "a feature": spec.features, "a dense feature": spec.dense, "kept": spec.keep}
     for name in [name for names in roles.values() for name in names]:
         of_name = [role for role, names in roles.items() if name in names]
         if len(of_name) > 1:

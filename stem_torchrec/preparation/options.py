@@ -1,0 +1,33 @@
+"""The options of `stem-prepare`."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+from annotated_types import Interval
+
+from stem_torchrec.runtime.path_options import LocalOutput
+
+Engines = Literal["duckdb", "spark"]
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """What to prepare and where."""
+
+    spec: Annotated[str, tyro.conf.Positional] = ""
+    """A YAML file, or the name of a spec that is installed, such as kuairand_pure."""
+    out: LocalOutput = ""
+    """Folder of the log; it appears when it is complete."""
+    set: tuple[str, ...] = ()
+    """NAME=TEXT for variables of the spec, and split.time.gap=3600 for its fields."""
+    engine: Engines = "duckdb"
+    """duckdb runs in this process; spark in the session that spark-submit or SPARK_REMOTE gives, else on this machine."""
+    memory: Annotated[float, Interval(ge=0.25, le=10_000)] = 1.2
+    """GiB that DuckDB may take; it spills to the disk of --out. The process takes about 0.3 GiB more."""
+    threads: Annotated[int, Interval(ge=1, le=1024)] | None = None
+    """Threads of DuckDB; by default all processors."""
+    overwrite: bool = False
+    """Replaces an existing log in `out`, and nothing but a log."""
+    take_over: bool = False
+    """Takes `out` from another process that prepares the same log."""

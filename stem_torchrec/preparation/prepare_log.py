@@ -1,0 +1,103 @@
+"""The command `stem-prepare`: reads a spec, makes the log beside its place, and moves it there when it is complete."""
+
+import hashlib
+import json
+import os
+from importlib import resources
+from pathlib import Path
+
+from tabulate import tabulate
+
+from stem_torchrec.config.formats import with_format
+from stem_torchrec.config.serialization import to_dict
+from stem_torchrec.config.yaml_text import to_yaml
+from stem_torchrec.data.new_log import WORK, check_out, new_log
+from stem_torchrec.data.schema import Schema
+from stem_torchrec.preparation.duckdb_engine import DuckDBEngine
+from stem_torchrec.preparation.engine import Engine
+from stem_torchrec.preparation.make_log import make_log
+from stem_torchrec.preparation.options import PrepareOptions
+from stem_torchrec.preparation.source_files import find_files
+from stem_torchrec.preparation.spec import Spec
+from stem_torchrec.preparation.spec_file import SPEC_FORMAT, read_spec
+from stem_torchrec.runtime.errors import UserError, nearest
+
+SPEC_FILE = "spec.yaml"
+"""The spec in the folder of its log, with the values of its variables."""
+
+
+def prepare_log(options: PrepareOptions) -> str:
+    """Makes the log and returns its sizes to print.
+
+    Raises UserError for what is wrong in the options, the spec or the sources; nothing is left of such a log. What an
+    interrupted call has done, another one with the same spec and files goes on with.
+    """
+    if not options.out:
+        raise UserError("--out is missing; name the folder of the log, as in --out DIR.")
+    spec = read_spec(spec_path(options.spec), options.set)
+    out = Path(options.out)
+    check_out(out, overwrite=options.overwrite)
+    work = _work(spec, options.engine)
+    with new_log(out, overwrite=options.overwrite, take_over=options.take_over, work=work) as folder:
+        kept = folder.with_name(WORK)
+        for each in (folder, kept):
+            each.mkdir(exist_ok=True)
+        (folder / SPEC_FILE).write_text(to_yaml(with_format(to_dict(spec), SPEC_FORMAT)))
+        engine = _engine(options, kept)
+        try:
+            schema = make_log(spec, engine, folder)
+        finally:
+            engine.close()
+    return summary(schema)
+
+
+def spec_path(name: str) -> Path:
+    """The file of a spec: a path, or the name of one that is installed.
+
+    Raises UserError with the nearest name if it is neither.
+    """
+    path = Path(os.path.expanduser(name))
+    if not name:
+        raise UserError(f"the spec is missing; give a YAML file, or one of {', '.join(installed_specs())}.")
+    if path.suffix in (".yaml", ".yml") or path.exists():
+        if not path.is_file():
+            raise UserError(f"there is no spec {name}; give a YAML file, or one of {', '.join(installed_specs())}.")
+        return path
+    known = installed_specs()
+    if name not in known:
+        hint = nearest(name, list(known)) or f"; give a YAML file, or one of {', '.join(known)}."
+        raise UserError(f"there is no spec {name!r}{hint}")
+    return known[name]
+
+
+def installed_specs() -> dict[str, Path]:
+    """The specs of public logs, by name: those of the wheel, or in a checkout those in datasets/."""
+    package = Path(str(resources.files("stem_torchrec")))
+    for folder in (package / "preparation" / "specs", package.parent / "datasets"):
+        files = sorted(folder.glob("*.yaml"))
+        if files:
+            return {file.stem: file for file in files}
+    return {}
+
+
+def _work(spec: Spec, engine: str) -> str:
+    """Tells a spec, the engine and the files apart, by their names, sizes and times."""
+    files = [file for name, source in spec.sources.items() for file in find_files(name, source)]
+    local = [(file, os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in files if "://" not in file]
+    content = json.dumps([to_dict(spec), engine, files, local], default=str)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _engine(options: PrepareOptions, folder: Path) -> Engine:
+    return DuckDBEngine(folder, memory=f"{options.memory}GiB", threads=options.threads)
+
+
+def summary(schema: Schema) -> str:
+    """The rows and labels of each split, and the size of each feature."""
+    splits = [
+        (name, split.rows, *(f"{each.positives} ({each.positives / split.rows:.2%})" for each in split.labels.values()))
+        for name, split in schema.splits.items()
+    ]
+    features = [(feature.name, feature.num_embeddings) for feature in schema.sparse_features]
+    tables = (tabulate(splits, headers=("split", "rows", *schema.labels)), tabulate(features, ("feature", "ids")))
+    return "\n\n".join(filter(None, (schema.description, *tables)))
