@@ -55,6 +55,8 @@ class DuckDBEngine:
                 autoload_known_extensions=False,
                 **settings,
             )
+            self._backend.raw_sql("SET enable_progress_bar = true")
+            self._backend.raw_sql("SET enable_progress_bar_print = false")
         self._views = 0
         self._connection: duckdb.DuckDBPyConnection = self._backend.con
 
@@ -110,6 +112,10 @@ class DuckDBEngine:
         self._views += 1
         self._backend.raw_sql(f"CREATE TEMP VIEW view_{self._views} AS SELECT * FROM {reader}")
         return self._backend.table(f"view_{self._views}", database=("temp", "main"))
+
+    def progress(self) -> float | None:
+        """The percentage of the query that runs; negative if none does."""
+        return float(self._connection.query_progress())
 
     def close(self) -> None:
         """Ends the engine."""

@@ -48,5 +48,8 @@ class Engine(Protocol):
     def parquet(self, folder: Path) -> ir.Table:
         """The rows of a folder of Parquet files."""
 
+    def progress(self) -> float | None:
+        """The percentage of the query that runs, for another thread; None if the engine does not tell."""
+
     def close(self) -> None:
         """Ends the engine; what was kept stays."""

@@ -27,7 +27,9 @@ def sentences_of_duckdb() -> Iterator[None]:
         if "No space left" in text or "max_temp_directory_size" in text or isinstance(error, duckdb.IOException):
             raise UnwritableError(f"the disk cannot be used ({reason_of(error)[:300]}); make room.") from error
         if isinstance(error, duckdb.OutOfMemoryException):
-            raise UserError(f"the memory does not suffice ({text.splitlines()[0]}); give more with --memory.") from error
+            raise UserError(
+                f"the memory does not suffice ({text.splitlines()[0]}); give more with --memory."
+            ) from error
         raise UserError(_sentence(text)) from error
 
 

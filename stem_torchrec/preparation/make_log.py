@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import ibis.expr.types as ir
+
 from stem_torchrec.data.schema import Schema, save_schema
 from stem_torchrec.preparation.encoding import Vocabularies, encode
 from stem_torchrec.preparation.engine import Engine
 from stem_torchrec.preparation.expression import Column
-from stem_torchrec.preparation.expressions_of_spec import SPLIT
-from stem_torchrec.preparation.fitting import fit
+from stem_torchrec.preparation.expressions_of_spec import SPLIT, SpecExpressions
+from stem_torchrec.preparation.fitting import Fitted, fit
 from stem_torchrec.preparation.id_spaces import id_spaces, keep_vocabulary
 from stem_torchrec.preparation.log_writer import (
     TRANSFORMS_FILE,
@@ -20,6 +22,7 @@ from stem_torchrec.preparation.relational import to_ibis
 from stem_torchrec.preparation.row_checks import check_rows
 from stem_torchrec.preparation.rows import keep_rows
 from stem_torchrec.preparation.spec import Spec
+from stem_torchrec.preparation.stages import Stages
 from stem_torchrec.runtime.paths import write_json
 
 
@@ -33,10 +36,30 @@ def make_log(spec: Spec, engine: Engine, folder: Path) -> Schema:
 
     Returns its schema. Raises UserError for what is wrong in the spec or the sources.
     """
-    rows, expressions, types = keep_rows(spec, engine)
-    counts = check_rows(spec, expressions, rows, engine)
-    fitted = fit(spec, expressions, rows, engine)
-    spaces, train = id_spaces(spec), rows.filter(rows[SPLIT] == 0)
+    stages = Stages(engine.progress)
+    with stages.stage("rows") as done:
+        rows, expressions, types = keep_rows(spec, engine)
+        counts = check_rows(spec, expressions, rows, engine)
+        done(sum(counts.values()))
+    with stages.stage("fit"):
+        fitted = fit(spec, expressions, rows, engine)
+        vocabularies = _vocabularies(spec, expressions, fitted, rows, engine)
+        write_vocabularies(vocabularies, folder, engine)
+    with stages.stage("write") as done:
+        table = encode(spec, expressions, fitted, vocabularies, rows, engine=engine.name)
+        splits = write_splits(spec, table, counts, folder, engine)
+        done(sum(counts.values()))
+    schema = schema_of(spec, expressions, vocabularies, splits)
+    write_json(folder / TRANSFORMS_FILE, transforms_of(spec, expressions, fitted, vocabularies, types))
+    save_schema(schema, str(folder))
+    return schema
+
+
+def _vocabularies(
+    spec: Spec, expressions: SpecExpressions, fitted: Fitted, rows: ir.Table, engine: Engine
+) -> Vocabularies:
+    """Keeps the ids of all features that have a vocabulary."""
+    train, spaces = rows.filter(rows[SPLIT] == 0), id_spaces(spec)
     tables, sizes = {}, {}
     for name, space in spaces.items():
         values = {}
@@ -48,11 +71,4 @@ def make_log(spec: Spec, engine: Engine, folder: Path) -> Schema:
         tables[name] = keep_vocabulary(engine, space, values)
         [(number,)] = engine.rows(tables[name].aggregate(rows=tables[name].count()))
         sizes[name] = int(number) + space.first_id
-    vocabularies = Vocabularies(spaces, tables, sizes)
-    write_vocabularies(vocabularies, folder, engine)
-    table = encode(spec, expressions, fitted, vocabularies, rows, engine=engine.name)
-    splits = write_splits(spec, table, counts, folder, engine)
-    schema = schema_of(spec, expressions, vocabularies, splits)
-    write_json(folder / TRANSFORMS_FILE, transforms_of(spec, expressions, fitted, vocabularies, types))
-    save_schema(schema, str(folder))
-    return schema
+    return Vocabularies(spaces, tables, sizes)

@@ -1,0 +1,53 @@
+"""What the user sees of the work: a bar for each stage on a terminal, and a line when it is done."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Event, Thread
+
+from tqdm import tqdm
+
+_EVERY = 0.2
+"""Seconds between two looks at the progress."""
+
+
+class Stages:
+    """Shows the stages of some work.
+
+    Args:
+        progress: the percentage of the query that runs; None or a negative number if it is not known.
+
+    Example::
+
+        with stages.stage("rows") as done:
+            done(1_000_000)
+        # rows          1,000,000 rows    1.2 s    821k rows/s
+    """
+
+    def __init__(self, progress: Callable[[], float | None]) -> None:
+        self._progress = progress
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Callable[[int], None]]:
+        """A stage; what it yields takes the number of its rows, for the line."""
+        start, rows, ended = time.monotonic(), list[int](), Event()
+        with tqdm(total=100, desc=name, unit="%", disable=not sys.stderr.isatty(), leave=False) as bar:
+            thread = Thread(target=self._follow, args=(bar, ended), daemon=True)
+            thread.start()
+            try:
+                yield rows.append
+            finally:
+                ended.set()
+                thread.join()
+        seconds = time.monotonic() - start
+        speed = f"{rows[-1]:13,} rows {seconds:8.1f} s {rows[-1] / seconds / 1e3:8,.0f}k rows/s" if rows else ""
+        print(f"{name:<14}{speed or f'{seconds:27.1f} s'}", flush=True)
+
+    def _follow(self, bar: tqdm, ended: Event) -> None:
+        while not ended.wait(_EVERY):
+            percent = self._progress()
+            # A stage may have several queries, each of which begins anew.
+            if percent is not None and percent >= 0:
+                bar.n = round(percent)
+                bar.refresh()
