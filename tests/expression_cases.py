@@ -12,7 +12,6 @@ from stem_torchrec.preparation.value_types import (
     INT,
     INTS,
     TEXT,
-    TEXTS,
     TIMESTAMP,
     ValueType,
 )
@@ -47,7 +46,6 @@ TYPES: dict[str, ValueType] = {
     "li": INTS,
     "lx": FLOATS,
 }
-assert TEXTS not in TYPES.values()
 
 SQL_CASES: dict[str, list[object]] = {
     # Columns

@@ -1,7 +1,9 @@
 """What expressions refuse, each in one sentence that names the text, the part and the fix."""
 
+import functools
 from typing import Any
 
+import ibis
 import pyarrow as pa
 import pytest
 
@@ -145,6 +147,14 @@ def test_a_tree_that_no_sql_gave_is_checked_too(call: Call, sentence: str) -> No
     with pytest.raises(UserError) as error:
         type_of(call, TYPES)
     assert str(error.value) == sentence
+
+
+def test_an_expression_that_engines_would_repeat_too_often_is_refused() -> None:
+    table = ibis.table({"price": "float64"}, name="table")
+    deep = functools.reduce(lambda tree, _: Call("ln", (tree,)), range(40), Column("price"))
+    sentence = r"^expression '(ln\()+ln\.\.\. becomes a query of \d{14} operations, but may have 200000; compute parts"
+    with pytest.raises(UserError, match=sentence):
+        to_ibis(deep, {"price": table.price}, TYPES, engine="duckdb")
 
 
 def test_columns_and_vocabularies_that_do_not_fit_are_refused() -> None:
