@@ -182,7 +182,7 @@ def _rises(value: Any) -> bool:
 POSITIVE = ParameterKind("a whole number of at least 1", lambda value: _is_whole(value) and value >= 1)
 WHOLE = ParameterKind("a whole number", _is_whole)
 NOT_NEGATIVE = ParameterKind("a whole number of at least 0", lambda value: _is_whole(value) and value >= 0)
-NOT_ZERO = ParameterKind("a whole number but 0", lambda value: _is_whole(value) and value != 0)
+NOT_ZERO = ParameterKind("a whole number other than 0", lambda value: _is_whole(value) and value != 0)
 ANY_NUMBER = ParameterKind("a number", _is_number)
 POSITIVE_NUMBER = ParameterKind("a number above 0", lambda value: _is_number(value) and value > 0)
 ANY_TEXT = ParameterKind("text", lambda value: isinstance(value, str))

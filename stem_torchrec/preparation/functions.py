@@ -36,6 +36,17 @@ KINDS = {
 FUNCTIONS: dict[str, Function] = {function.name: function for kind in KINDS.values() for function in kind}
 
 
+def functions_page() -> str:
+    """The tables of all functions that SQL may have, by heading, in Markdown."""
+    lines = []
+    for heading, functions in KINDS.items():
+        rows = [
+            f"| `{each.usage.replace('|', chr(92) + '|')}` | {each.summary} |" for each in functions if not each.fitted
+        ]
+        lines += [f"### {heading}", "", "| function | value |", "| --- | --- |", *rows, ""] if rows else []
+    return "\n".join(lines)
+
+
 def resolve(call: Call, kinds: Sequence[ValueType]) -> Resolved:
     """The types to which a call brings its arguments, and that of its result.
 

@@ -1,11 +1,14 @@
 """An expression as an Ibis value, which DuckDB and Spark compute."""
 
 from collections.abc import Mapping
+from itertools import chain
+from typing import Any
 
 import ibis
+import ibis.expr.operations as ops
 
 from stem_torchrec.preparation import engine_functions
-from stem_torchrec.preparation.expression import Call, Column, Expression, Literal, text_of
+from stem_torchrec.preparation.expression import Call, Column, Expression, Literal, shortened, text_of
 from stem_torchrec.preparation.function import Engine
 from stem_torchrec.preparation.functions import FUNCTIONS, may_be_infinite, resolve, type_of, type_of_column
 from stem_torchrec.preparation.list_functions import finite_in_engine
@@ -24,6 +27,9 @@ from stem_torchrec.preparation.value_types import (
     type_of_ibis,
 )
 from stem_torchrec.runtime.errors import UserError
+
+MAX_SIZE = 200_000
+"""Operations of a query for one expression: functions that need an argument twice double it at each level."""
 
 
 def to_ibis(
@@ -49,7 +55,21 @@ def to_ibis(
     value, kind = _value(tree, columns, types, engine)
     if kind == FLOAT and may_be_infinite(tree):
         value = finite_in_engine(value)
+    size = _written_size(value.op(), {})
+    if size > MAX_SIZE:
+        raise UserError(
+            f"expression {shortened(text_of(tree))} becomes a query of {size} operations, but may have {MAX_SIZE};"
+            " compute parts of it as columns."
+        )
     return value
+
+
+def _written_size(node: Any, sizes: dict[Any, int]) -> int:
+    """How many operations SQL has for a node, which repeats a shared one wherever it stands."""
+    if node not in sizes:
+        parts = chain.from_iterable(part if isinstance(part, tuple) else (part,) for part in node.args)
+        sizes[node] = 1 + sum(_written_size(part, sizes) for part in parts if isinstance(part, ops.Value))
+    return sizes[node]
 
 
 def _value(

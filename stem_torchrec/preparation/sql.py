@@ -7,7 +7,16 @@ import sqlglot
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
-from stem_torchrec.preparation.expression import MAX_DEPTH, Call, Column, Expression, Literal, depth_of, literal_value
+from stem_torchrec.preparation.expression import (
+    MAX_DEPTH,
+    Call,
+    Column,
+    Expression,
+    Literal,
+    depth_of,
+    literal_value,
+    shortened,
+)
 from stem_torchrec.preparation.functions import FUNCTIONS
 from stem_torchrec.preparation.sql_subset import (
     JOINED,
@@ -41,13 +50,9 @@ def parse_expression(text: str) -> Expression:
     except SqlglotError as error:
         raise UserError(f"expression {text!r} is not SQL: {reason_of_refusal(error)}.") from error
     except RecursionError as error:
-        raise UserError(
-            f"an expression of {len(text)} characters is nested too deep; compute parts as columns."
-        ) from error
+        raise UserError(f"{shortened(text)} is nested too deep; compute parts of it as columns.") from error
     if depth_of(tree) > MAX_DEPTH:
-        raise UserError(
-            f"expression {text!r} has calls nested deeper than {MAX_DEPTH}; compute parts of it as columns."
-        )
+        raise UserError(f"{shortened(text)} has calls nested deeper than {MAX_DEPTH}; compute parts of it as columns.")
     return tree
 
 
@@ -84,8 +89,8 @@ class _Reader:
 
     def refused(self, node: exp.Expr) -> UserError:
         """The error for a construct that is not in the subset."""
-        name = OTHERS.get(type(node), f"`{written(node)}`")
-        return UserError(f"expression {self.text!r} has {name}, which expressions do not have.")
+        name, instead = OTHERS.get(type(node), (f"`{written(node)}`", ""))
+        return UserError(f"expression {self.text!r} has {name}, which is not supported{instead}.")
 
     def column(self, node: exp.Column) -> Expression:
         """A column by its name alone."""

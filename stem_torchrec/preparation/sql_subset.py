@@ -52,21 +52,22 @@ TYPES = {
     "VARCHAR": "text",
     "BOOLEAN": "bool",
 }
-OTHERS: Mapping[type[exp.Expr], str] = {
-    exp.Star: "`*`",
-    exp.Window: "a window",
-    exp.Subquery: "a query",
-    exp.Select: "a query",
-    exp.Exists: "a query",
-    exp.Block: "a second statement",
-    exp.Tuple: "a list of values",
-    exp.Bracket: "an index; element(list, 1) is one",
-    exp.Like: "`like`; starts_with and contains are like it",
-    exp.BitwiseXor: "`^`, which engines do not agree on",
-    exp.Interval: "an interval",
-    exp.Placeholder: "a placeholder",
-    exp.Parameter: "a placeholder",
+OTHERS: Mapping[type[exp.Expr], tuple[str, str]] = {
+    exp.Star: ("`*`", ""),
+    exp.Window: ("a window", ""),
+    exp.Subquery: ("a query", ""),
+    exp.Select: ("a query", ""),
+    exp.Exists: ("a query", ""),
+    exp.Block: ("a second statement", ""),
+    exp.Tuple: ("a list of values", "; cross(a, b) joins values"),
+    exp.Bracket: ("an index in brackets", "; element(list, 1) is the first element"),
+    exp.Like: ("`like`", "; use starts_with or contains"),
+    exp.BitwiseXor: ("`^`", ""),
+    exp.Interval: ("an interval", "; days(time) and timestamps are counts"),
+    exp.Placeholder: ("a placeholder", ""),
+    exp.Parameter: ("a placeholder", ""),
 }
+"""What SQL has and expressions have not, and what to write instead."""
 OWN_SYNTAX = ("and", "or", "not", "in", "case", "is_null", "cast")
 """Functions of the tree that SQL writes as keywords."""
 
@@ -76,6 +77,8 @@ def reason_of_refusal(error: SqlglotError) -> str:
     cause = error.__cause__ if isinstance(error.__cause__, SqlglotError) else error
     if isinstance(cause, ParseError) and cause.errors and cause.errors[0].get("line"):
         first = cause.errors[0]
+        if "<class" in first["description"]:
+            return f"a part is missing at line {first['line']}, column {first['col']}"
         return f"{first['description']} at line {first['line']}, column {first['col']}".replace(". at", " at")
     return reason_of(cause)
 

@@ -1,6 +1,6 @@
 """Functions of timestamps and dates, which are microseconds and days since 1970; all of them are arithmetic of ints."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ibis
@@ -11,8 +11,9 @@ import pyarrow.compute as pc
 from stem_torchrec.preparation import engine_functions
 from stem_torchrec.preparation.arrow_arrays import Ints, is_null, numpy_of, where, with_nulls
 from stem_torchrec.preparation.engine_functions import constant
-from stem_torchrec.preparation.function import ANY_TEXT, EDGES, Engine, Function, ParameterKind, fixed
-from stem_torchrec.preparation.value_types import DATE, INT, TEXT, TIMESTAMP
+from stem_torchrec.preparation.function import ANY_TEXT, EDGES, Engine, Function, ParameterKind, Resolved, fixed
+from stem_torchrec.preparation.value_types import DATE, INT, TEXT, TIMESTAMP, ValueType
+from stem_torchrec.runtime.errors import UserError
 
 DAY = 86_400_000_000
 _HOUR, _MINUTE = 3_600_000_000, 60_000_000
@@ -21,6 +22,9 @@ FIRST_DAY, LAST_DAY = -719_162, 2_932_896
 _SHIFT = 865_625
 """Days that make all days of these years, and the day before them, positive: quotients then cut off alike."""
 _DATE_PATTERN = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}\z"
+_OFFSETS = ParameterKind(
+    "a list of whole numbers", lambda value: isinstance(value, tuple) and all(isinstance(each, int) for each in value)
+)
 ZONED = ("hour", "minute", "weekday", "day", "month", "year", "days", "date_number")
 """Functions of a timestamp that take a time zone in SQL."""
 
@@ -105,6 +109,13 @@ def _weekday_in_engine(engine: Engine, value: ibis.Value) -> ibis.Value:
     return (_shifted_days(engine, value) + constant(5)) % constant(7)
 
 
+def _in_zone_signature(kinds: Sequence[ValueType], parameters: Mapping[str, Any]) -> Resolved:
+    edges, offsets = len(parameters["edges"]), len(parameters["offsets"])
+    if edges != offsets:
+        raise UserError(f"in_zone has {edges} edges, but {offsets} offsets.")
+    return fixed(TIMESTAMP, result=TIMESTAMP)(kinds, parameters)
+
+
 def _in_zone_in_engine(
     _: Engine, value: ibis.Value, zone: str, edges: Sequence[int], offsets: Sequence[int]
 ) -> ibis.Value:
@@ -150,13 +161,13 @@ TIME_FUNCTIONS = (
         "in_zone",
         "in_zone(time, 'Asia/Shanghai')",
         "The time that clocks show in a time zone, by its changes from 1970 to 2099.",
-        fixed(TIMESTAMP, result=TIMESTAMP),
+        _in_zone_signature,
         _in_zone_in_engine,
         _in_zone_in_arrow,
         parameters={
             "zone": ANY_TEXT,
             "edges": EDGES,
-            "offsets": ParameterKind("whole numbers", lambda value: all(isinstance(each, int) for each in value)),
+            "offsets": _OFFSETS,
         },
     ),
     Function(
