@@ -2,9 +2,9 @@
 
 import pyarrow as pa
 
-from stem_torchrec.preparation.expression import Call, Column, Expression
-from stem_torchrec.preparation.sql import parse_expression
-from stem_torchrec.preparation.value_types import (
+from stem_torchrec.expressions.expression import Call, Column, Expression
+from stem_torchrec.expressions.sql import parse_expression
+from stem_torchrec.expressions.value_types import (
     BOOL,
     DATE,
     FLOAT,

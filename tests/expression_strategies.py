@@ -6,9 +6,9 @@ from typing import Any
 import pyarrow as pa
 from hypothesis import strategies as st
 
-from stem_torchrec.preparation.expression import Call, Column, Expression, Literal
-from stem_torchrec.preparation.time_zones import zone_parameters
-from stem_torchrec.preparation.value_types import (
+from stem_torchrec.expressions.expression import Call, Column, Expression, Literal
+from stem_torchrec.expressions.time_zones import zone_parameters
+from stem_torchrec.expressions.value_types import (
     BOOL,
     DATE,
     FLOAT,

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stem_torchrec.preparation.arrow_evaluation import evaluate
-from stem_torchrec.preparation.expression import Expression
-from stem_torchrec.preparation.functions import type_of
-from stem_torchrec.preparation.relational import to_ibis
-from stem_torchrec.preparation.value_types import ValueType, arrow_type
+from stem_torchrec.expressions.arrow_evaluation import evaluate
+from stem_torchrec.expressions.expression import Expression
+from stem_torchrec.expressions.functions import type_of
+from stem_torchrec.expressions.relational import to_ibis
+from stem_torchrec.expressions.value_types import ValueType, arrow_type
 
 from expression_cases import CASES, SAMPLE, TYPES
 from expression_strategies import COLUMNS, ROWS, batches, trees

@@ -7,12 +7,12 @@ import ibis
 import pyarrow as pa
 import pytest
 
-from stem_torchrec.preparation.arrow_evaluation import evaluate
-from stem_torchrec.preparation.expression import Call, Column, from_json
-from stem_torchrec.preparation.functions import type_of
-from stem_torchrec.preparation.relational import to_ibis
-from stem_torchrec.preparation.sql import parse_expression
-from stem_torchrec.preparation.value_types import BOOL, FLOAT, INT, INTS, TEXT, TIMESTAMP, type_of_arrow
+from stem_torchrec.expressions.arrow_evaluation import evaluate
+from stem_torchrec.expressions.expression import Call, Column, from_json
+from stem_torchrec.expressions.functions import type_of
+from stem_torchrec.expressions.relational import to_ibis
+from stem_torchrec.expressions.sql import parse_expression
+from stem_torchrec.expressions.value_types import BOOL, FLOAT, INT, INTS, TEXT, TIMESTAMP, type_of_arrow
 from stem_torchrec.runtime.errors import UserError
 
 TYPES = {"age": INT, "city": TEXT, "tags": INTS, "time": TIMESTAMP, "price": FLOAT, "old": BOOL}

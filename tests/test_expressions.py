@@ -10,13 +10,13 @@ import ibis
 import pyarrow as pa
 import pytest
 
-from stem_torchrec.preparation.arrow_evaluation import evaluate
-from stem_torchrec.preparation.expression import Call, Column, Expression, Literal, columns_of, from_json, to_json
-from stem_torchrec.preparation.functions import FUNCTIONS, KINDS, functions_page, type_of
-from stem_torchrec.preparation.relational import to_ibis
-from stem_torchrec.preparation.sql import parse_expression
-from stem_torchrec.preparation.time_zones import zone_parameters
-from stem_torchrec.preparation.value_types import BOOL, INT, TEXT, arrow_type
+from stem_torchrec.expressions.arrow_evaluation import evaluate
+from stem_torchrec.expressions.expression import Call, Column, Expression, Literal, columns_of, from_json, to_json
+from stem_torchrec.expressions.functions import FUNCTIONS, KINDS, functions_page, type_of
+from stem_torchrec.expressions.relational import to_ibis
+from stem_torchrec.expressions.sql import parse_expression
+from stem_torchrec.expressions.time_zones import zone_parameters
+from stem_torchrec.expressions.value_types import BOOL, INT, TEXT, arrow_type
 
 from expression_cases import CASES, SAMPLE, TYPES
 

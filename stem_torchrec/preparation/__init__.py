@@ -1,10 +1,8 @@
-"""Raw logs to the Parquet that training reads.
+"""Raw logs to the Parquet that training reads: a spec becomes queries of an engine, and these become a log.
 
-Expressions are written in SQL, read into a tree, and computed by an engine or on a batch of Arrow, with equal results.
-
-Reading order: value_types.py, expression.py (the tree and its JSON), sql.py (SQL to the tree), time_zones.py,
-sql_subset.py; function.py (what a function is), functions.py (the table of all), logic_functions.py,
-number_functions.py, text_functions.py, casts.py, time_functions.py, list_functions.py, fitted_functions.py,
-engine_functions.py (what engines spell differently), exact_integers.py, arrow_arrays.py; relational.py
-(the tree as an Ibis value), arrow_evaluation.py. Import from the modules. May import `runtime`.
+Reading order: spec.py (what a spec says), spec_file.py; prepare_log.py (the command), make_log.py (its three stages);
+engine.py (what an engine does), duckdb_engine.py, engine_errors.py, stages.py; source_files.py, sources.py;
+expression_reader.py, row_order.py, expressions_of_spec.py; rows.py, row_checks.py; statistics_of_train.py, fitting.py,
+id_spaces.py; encoding.py, log_writer.py; options.py. Import from the modules. May import `expressions`, `data`,
+`config` and `runtime`.
 """

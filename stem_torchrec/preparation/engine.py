@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import ibis.expr.types as ir
 
-from stem_torchrec.preparation.function import Engine as EngineName
+from stem_torchrec.expressions.function import Engine as EngineName
 from stem_torchrec.preparation.spec import ColumnType, Source
 
 ROW = "__row"

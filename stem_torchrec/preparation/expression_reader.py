@@ -1,12 +1,12 @@
-"""Reads the expressions of a spec: texts become trees over the columns of the sources, of a type that their place takes."""
+"""Reads expressions of a spec: texts become trees over the columns of the sources, of a type that their place takes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from stem_torchrec.preparation.expression import Call, Column, Expression, columns_of
-from stem_torchrec.preparation.functions import type_of
-from stem_torchrec.preparation.sql import parse_expression
-from stem_torchrec.preparation.value_types import NULL, ValueType
+from stem_torchrec.expressions.expression import Call, Column, Expression, columns_of
+from stem_torchrec.expressions.functions import type_of
+from stem_torchrec.expressions.sql import parse_expression
+from stem_torchrec.expressions.value_types import NULL, ValueType
 from stem_torchrec.runtime.errors import UserError, nearest
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import ibis.expr.types as ir
 
 from stem_torchrec.preparation.engine import Engine
-from stem_torchrec.preparation.expression import Call, Column, Expression, Literal
+from stem_torchrec.expressions.expression import Call, Column, Expression, Literal
 from stem_torchrec.preparation.expression_reader import from_sql, substituted
 from stem_torchrec.preparation.expressions_of_spec import SPLIT, SpecExpressions
-from stem_torchrec.preparation.relational import to_ibis
+from stem_torchrec.expressions.relational import to_ibis
 from stem_torchrec.preparation.spec import Buckets, Dense, Spec
 from stem_torchrec.preparation.statistics_of_train import (
     mean_and_deviation,
@@ -18,7 +18,7 @@ from stem_torchrec.preparation.statistics_of_train import (
     quantiles_at,
     rising,
 )
-from stem_torchrec.preparation.value_types import ValueType
+from stem_torchrec.expressions.value_types import ValueType
 from stem_torchrec.runtime.errors import UserError
 
 VALUE = Column("value")

@@ -6,12 +6,12 @@ import ibis
 import ibis.expr.types as ir
 
 from stem_torchrec.preparation.engine import ROW, Engine
-from stem_torchrec.preparation.expression import Expression
+from stem_torchrec.expressions.expression import Expression
 from stem_torchrec.preparation.expressions_of_spec import SPLIT, SpecExpressions, read_expressions
-from stem_torchrec.preparation.relational import to_ibis
+from stem_torchrec.expressions.relational import to_ibis
 from stem_torchrec.preparation.sources import read_source
 from stem_torchrec.preparation.spec import Join, Spec
-from stem_torchrec.preparation.value_types import ValueType, type_of_ibis
+from stem_torchrec.expressions.value_types import ValueType, type_of_ibis
 from stem_torchrec.runtime.errors import UserError, nearest
 
 ROWS = "rows"

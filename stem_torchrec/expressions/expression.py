@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from stem_torchrec.preparation.value_types import GREATEST_INT, LEAST_INT
+from stem_torchrec.expressions.value_types import GREATEST_INT, LEAST_INT
 from stem_torchrec.runtime.errors import UserError
 
 MAX_DEPTH = 64

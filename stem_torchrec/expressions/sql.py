@@ -7,7 +7,7 @@ import sqlglot
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
-from stem_torchrec.preparation.expression import (
+from stem_torchrec.expressions.expression import (
     MAX_DEPTH,
     Call,
     Column,
@@ -17,8 +17,8 @@ from stem_torchrec.preparation.expression import (
     literal_value,
     shortened,
 )
-from stem_torchrec.preparation.functions import FUNCTIONS
-from stem_torchrec.preparation.sql_subset import (
+from stem_torchrec.expressions.functions import FUNCTIONS
+from stem_torchrec.expressions.sql_subset import (
     JOINED,
     OPERATORS,
     OTHERS,
@@ -29,8 +29,8 @@ from stem_torchrec.preparation.sql_subset import (
     reason_of_refusal,
     written,
 )
-from stem_torchrec.preparation.time_functions import ZONED
-from stem_torchrec.preparation.time_zones import zone_parameters
+from stem_torchrec.expressions.time_functions import ZONED
+from stem_torchrec.expressions.time_zones import zone_parameters
 from stem_torchrec.runtime.errors import UserError, nearest
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stem_torchrec.preparation import engine_functions
-from stem_torchrec.preparation.arrow_arrays import Ints, is_null, numpy_of, where, with_nulls
-from stem_torchrec.preparation.engine_functions import constant
-from stem_torchrec.preparation.function import ANY_TEXT, EDGES, Engine, Function, ParameterKind, Resolved, fixed
-from stem_torchrec.preparation.value_types import DATE, INT, TEXT, TIMESTAMP, ValueType
+from stem_torchrec.expressions import engine_functions
+from stem_torchrec.expressions.arrow_arrays import Ints, is_null, numpy_of, where, with_nulls
+from stem_torchrec.expressions.engine_functions import constant
+from stem_torchrec.expressions.function import ANY_TEXT, EDGES, Engine, Function, ParameterKind, Resolved, fixed
+from stem_torchrec.expressions.value_types import DATE, INT, TEXT, TIMESTAMP, ValueType
 from stem_torchrec.runtime.errors import UserError
 
 DAY = 86_400_000_000

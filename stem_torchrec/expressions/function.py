@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
 
-from stem_torchrec.preparation.value_types import (
+from stem_torchrec.expressions.value_types import (
     BOOL,
     DATE,
     FLOAT,

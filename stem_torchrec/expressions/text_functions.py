@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stem_torchrec.preparation import engine_functions
-from stem_torchrec.preparation.casts import int_to_text
-from stem_torchrec.preparation.function import (
+from stem_torchrec.expressions import engine_functions
+from stem_torchrec.expressions.casts import int_to_text
+from stem_torchrec.expressions.function import (
     ANY_TEXT,
     FULL_TEXT,
     NOT_NEGATIVE,
@@ -23,7 +23,7 @@ from stem_torchrec.preparation.function import (
     alike,
     fixed,
 )
-from stem_torchrec.preparation.value_types import BOOL, INT, NULL, TEXT
+from stem_torchrec.expressions.value_types import BOOL, INT, NULL, TEXT
 
 _BLANKS = string.whitespace
 SEPARATOR = "\x1f"

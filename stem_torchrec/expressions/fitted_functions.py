@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stem_torchrec.preparation import engine_functions
-from stem_torchrec.preparation.arrow_arrays import is_null, numpy_of, with_nulls
-from stem_torchrec.preparation.casts import int_to_text
-from stem_torchrec.preparation.engine_functions import constant
-from stem_torchrec.preparation.function import (
+from stem_torchrec.expressions import engine_functions
+from stem_torchrec.expressions.arrow_arrays import is_null, numpy_of, with_nulls
+from stem_torchrec.expressions.casts import int_to_text
+from stem_torchrec.expressions.engine_functions import constant
+from stem_torchrec.expressions.function import (
     ANY_NUMBER,
     ANY_TEXT,
     EDGES,
@@ -30,7 +30,7 @@ from stem_torchrec.preparation.function import (
     one_of,
     words,
 )
-from stem_torchrec.preparation.value_types import FLOAT, INT, INTS, NULL, TEXT, TEXTS, ValueType
+from stem_torchrec.expressions.value_types import FLOAT, INT, INTS, NULL, TEXT, TEXTS, ValueType
 
 Edges = Sequence[int | float]
 

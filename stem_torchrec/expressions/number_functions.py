@@ -7,10 +7,10 @@ import ibis
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stem_torchrec.preparation import engine_functions, exact_integers
-from stem_torchrec.preparation.arrow_arrays import where
-from stem_torchrec.preparation.function import NUMBERS, ORDERED, Engine, Function, alike, fixed
-from stem_torchrec.preparation.value_types import FLOAT, INT, LEAST_INT
+from stem_torchrec.expressions import engine_functions, exact_integers
+from stem_torchrec.expressions.arrow_arrays import where
+from stem_torchrec.expressions.function import NUMBERS, ORDERED, Engine, Function, alike, fixed
+from stem_torchrec.expressions.value_types import FLOAT, INT, LEAST_INT
 
 _BEYOND_INT = -float(LEAST_INT)
 """The first float above all whole numbers of 64 bits."""

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from stem_torchrec.preparation.casts import CAST_FUNCTIONS
-from stem_torchrec.preparation.expression import (
+from stem_torchrec.expressions.casts import CAST_FUNCTIONS
+from stem_torchrec.expressions.expression import (
     MAX_DEPTH,
     Call,
     Column,
@@ -13,14 +13,14 @@ from stem_torchrec.preparation.expression import (
     shortened,
     text_of,
 )
-from stem_torchrec.preparation.fitted_functions import FITTED_FUNCTIONS
-from stem_torchrec.preparation.function import Function, Resolved, TypeMismatch
-from stem_torchrec.preparation.list_functions import LIST_FUNCTIONS
-from stem_torchrec.preparation.logic_functions import LOGIC_FUNCTIONS
-from stem_torchrec.preparation.number_functions import NUMBER_FUNCTIONS
-from stem_torchrec.preparation.text_functions import TEXT_FUNCTIONS
-from stem_torchrec.preparation.time_functions import TIME_FUNCTIONS
-from stem_torchrec.preparation.value_types import BOOL, FLOAT, INT, NULL, TEXT, ValueType
+from stem_torchrec.expressions.fitted_functions import FITTED_FUNCTIONS
+from stem_torchrec.expressions.function import Function, Resolved, TypeMismatch
+from stem_torchrec.expressions.list_functions import LIST_FUNCTIONS
+from stem_torchrec.expressions.logic_functions import LOGIC_FUNCTIONS
+from stem_torchrec.expressions.number_functions import NUMBER_FUNCTIONS
+from stem_torchrec.expressions.text_functions import TEXT_FUNCTIONS
+from stem_torchrec.expressions.time_functions import TIME_FUNCTIONS
+from stem_torchrec.expressions.value_types import BOOL, FLOAT, INT, NULL, TEXT, ValueType
 from stem_torchrec.runtime.errors import UserError, nearest
 
 KINDS = {

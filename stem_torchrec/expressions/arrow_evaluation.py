@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stem_torchrec.preparation.arrow_arrays import finite, map_elements
-from stem_torchrec.preparation.expression import Call, Column, Expression, Literal, text_of
-from stem_torchrec.preparation.fitted_functions import vocabulary_ids
-from stem_torchrec.preparation.functions import (
+from stem_torchrec.expressions.arrow_arrays import finite, map_elements
+from stem_torchrec.expressions.expression import Call, Column, Expression, Literal, text_of
+from stem_torchrec.expressions.fitted_functions import vocabulary_ids
+from stem_torchrec.expressions.functions import (
     FUNCTIONS,
     may_be_infinite,
     resolve,
@@ -17,8 +17,8 @@ from stem_torchrec.preparation.functions import (
     type_of_column,
     type_of_literal,
 )
-from stem_torchrec.preparation.time_functions import DAY, years_in_arrow
-from stem_torchrec.preparation.value_types import (
+from stem_torchrec.expressions.time_functions import DAY, years_in_arrow
+from stem_torchrec.expressions.value_types import (
     DATE,
     FLOAT,
     FLOATS,

@@ -10,7 +10,7 @@ from typing import Any
 
 import ibis
 
-from stem_torchrec.preparation.function import Engine
+from stem_torchrec.expressions.function import Engine
 
 
 def _builtin(name: str, arguments: str, result: str) -> Callable[..., Any]:

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stem_torchrec.preparation.arrow_arrays import Bools, Ints, is_null, numpy_of, with_nulls
-from stem_torchrec.preparation.value_types import LEAST_INT
+from stem_torchrec.expressions.arrow_arrays import Bools, Ints, is_null, numpy_of, with_nulls
+from stem_torchrec.expressions.value_types import LEAST_INT
 
 
 def add(a: pa.Array, b: pa.Array) -> pa.Array:

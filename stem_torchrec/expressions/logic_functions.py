@@ -8,8 +8,8 @@ import ibis
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stem_torchrec.preparation.arrow_arrays import where
-from stem_torchrec.preparation.function import (
+from stem_torchrec.expressions.arrow_arrays import where
+from stem_torchrec.expressions.function import (
     ANY,
     ORDERED,
     SCALARS,
@@ -21,7 +21,7 @@ from stem_torchrec.preparation.function import (
     takes,
     unified,
 )
-from stem_torchrec.preparation.value_types import BOOL, NULL, ValueType
+from stem_torchrec.expressions.value_types import BOOL, NULL, ValueType
 
 
 def _comparison(name: str, sign: str, kernel: Callable[..., Any], relational: Callable[..., Any]) -> Function:

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stem_torchrec.preparation import engine_functions
-from stem_torchrec.preparation.arrow_arrays import finite, where
-from stem_torchrec.preparation.exact_integers import of_floats
-from stem_torchrec.preparation.function import Function, ParameterKind, Resolved, TypeMismatch, words
-from stem_torchrec.preparation.value_types import BOOL, FLOAT, GREATEST_INT, INT, LEAST_INT, NULL, TEXT, ValueType
+from stem_torchrec.expressions import engine_functions
+from stem_torchrec.expressions.arrow_arrays import finite, where
+from stem_torchrec.expressions.exact_integers import of_floats
+from stem_torchrec.expressions.function import Function, ParameterKind, Resolved, TypeMismatch, words
+from stem_torchrec.expressions.value_types import BOOL, FLOAT, GREATEST_INT, INT, LEAST_INT, NULL, TEXT, ValueType
 
 INT_PATTERN = r"^-?[0-9]+\z"
 FLOAT_PATTERN = r"^-?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][-+]?[0-9]{1,3})?\z"

@@ -7,13 +7,13 @@ from typing import Any
 import ibis
 import ibis.expr.operations as ops
 
-from stem_torchrec.preparation import engine_functions
-from stem_torchrec.preparation.expression import Call, Column, Expression, Literal, shortened, text_of
-from stem_torchrec.preparation.function import Engine
-from stem_torchrec.preparation.functions import FUNCTIONS, may_be_infinite, resolve, type_of, type_of_column
-from stem_torchrec.preparation.list_functions import finite_in_engine
-from stem_torchrec.preparation.time_functions import DAY, years_in_engine
-from stem_torchrec.preparation.value_types import (
+from stem_torchrec.expressions import engine_functions
+from stem_torchrec.expressions.expression import Call, Column, Expression, Literal, shortened, text_of
+from stem_torchrec.expressions.function import Engine
+from stem_torchrec.expressions.functions import FUNCTIONS, may_be_infinite, resolve, type_of, type_of_column
+from stem_torchrec.expressions.list_functions import finite_in_engine
+from stem_torchrec.expressions.time_functions import DAY, years_in_engine
+from stem_torchrec.expressions.value_types import (
     DATE,
     FLOAT,
     FLOATS,

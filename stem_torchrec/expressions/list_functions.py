@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stem_torchrec.preparation import casts, engine_functions
-from stem_torchrec.preparation.arrow_arrays import is_null, lengths_of, lists_of, map_elements
-from stem_torchrec.preparation.engine_functions import constant
-from stem_torchrec.preparation.function import FULL_TEXT, NOT_ZERO, POSITIVE, Engine, Function, fixed, one_of
-from stem_torchrec.preparation.value_types import FLOAT, FLOATS, INT, INTS, LISTS, TEXT, TEXTS
+from stem_torchrec.expressions import casts, engine_functions
+from stem_torchrec.expressions.arrow_arrays import is_null, lengths_of, lists_of, map_elements
+from stem_torchrec.expressions.engine_functions import constant
+from stem_torchrec.expressions.function import FULL_TEXT, NOT_ZERO, POSITIVE, Engine, Function, fixed, one_of
+from stem_torchrec.expressions.value_types import FLOAT, FLOATS, INT, INTS, LISTS, TEXT, TEXTS
 
 FINITE = 1.7976931348623157e308
 """The greatest float."""
