@@ -9,9 +9,9 @@ import fsspec
 import ibis
 import ibis.expr.types as ir
 
+from stem_torchrec.expressions.function import Engine as EngineName
 from stem_torchrec.preparation.engine import ROW
 from stem_torchrec.preparation.engine_errors import sentences_of_duckdb
-from stem_torchrec.expressions.function import Engine as EngineName
 from stem_torchrec.preparation.spec import ColumnType, Source
 from stem_torchrec.runtime.whole_file import whole_file
 

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 import ibis
 import ibis.expr.types as ir
 
-from stem_torchrec.preparation.engine import ROW
 from stem_torchrec.expressions.expression import Call, Column, Expression
+from stem_torchrec.expressions.function import Engine as EngineName
+from stem_torchrec.expressions.relational import to_ibis
+from stem_torchrec.expressions.value_types import LISTS
+from stem_torchrec.preparation.engine import ROW
 from stem_torchrec.preparation.expressions_of_spec import ORDER, SPLIT, SpecExpressions
 from stem_torchrec.preparation.fitting import Fitted
-from stem_torchrec.expressions.function import Engine as EngineName
 from stem_torchrec.preparation.id_spaces import IdSpace
-from stem_torchrec.expressions.relational import to_ibis
 from stem_torchrec.preparation.spec import Feature, Spec
-from stem_torchrec.expressions.value_types import LISTS
 
 _SMALL = 2**31
 """Ids below it are written as int32."""

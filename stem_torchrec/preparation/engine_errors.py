@@ -38,14 +38,14 @@ def _sentence(text: str) -> str:
     place = f"{file['file']}, line {line['line']}" if line and file else ""
     if cell := _CELL.search(text):
         what = "a whole number" if cell["kind"] == "int" else cell["kind"]
-        return f"column {cell['column']!r} has the cell {cell['value']!r}, which is not {what}; correct it or its type."
+        return f"column {cell['column']!r} has {cell['value']!r}, which is not {what}; correct it or its type."
     if cast := _CAST.search(text):
         what = _KINDS.get(cast["kind"], cast["kind"].lower())
-        return f"{place}: column {cast['column']!r} has the cell {cast['value']!r}, which is not {what}; correct it or its type."
+        return f"{place}: column {cast['column']!r} has {cast['value']!r}, which is not {what}; correct it or its type."
     if cells := _CELLS.search(text):
         return (
-            f"{place}: the line has {cells['given']} cells instead of {cells['expected']}; correct it, or the delimiter "
-            "and quote of the source."
+            f"{place}: the line has {cells['given']} cells instead of {cells['expected']}; correct it, or the delimiter and "
+            "quote of the source."
         )
     if "Invalid unicode" in text:
         return f"{place}: the line is not UTF-8; name the encoding of the source, such as latin-1."

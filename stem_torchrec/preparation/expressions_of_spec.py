@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from stem_torchrec.expressions.expression import Column, Expression
-from stem_torchrec.preparation.expression_reader import ExpressionReader, Value, from_sql
 from stem_torchrec.expressions.functions import type_of
+from stem_torchrec.expressions.value_types import LISTS, ValueType
+from stem_torchrec.preparation.expression_reader import ExpressionReader, Value, from_sql
 from stem_torchrec.preparation.row_order import ORDERED, read_order, read_split
 from stem_torchrec.preparation.spec import Feature, Spec
-from stem_torchrec.expressions.value_types import LISTS, ValueType
 
 SPLIT, ORDER = "__split", "__order"
 

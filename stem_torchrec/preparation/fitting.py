@@ -6,11 +6,12 @@ from typing import Any
 
 import ibis.expr.types as ir
 
-from stem_torchrec.preparation.engine import Engine
 from stem_torchrec.expressions.expression import Call, Column, Expression, Literal
+from stem_torchrec.expressions.relational import to_ibis
+from stem_torchrec.expressions.value_types import ValueType
+from stem_torchrec.preparation.engine import Engine
 from stem_torchrec.preparation.expression_reader import from_sql, substituted
 from stem_torchrec.preparation.expressions_of_spec import SPLIT, SpecExpressions
-from stem_torchrec.expressions.relational import to_ibis
 from stem_torchrec.preparation.spec import Buckets, Dense, Spec
 from stem_torchrec.preparation.statistics_of_train import (
     mean_and_deviation,
@@ -18,7 +19,6 @@ from stem_torchrec.preparation.statistics_of_train import (
     quantiles_at,
     rising,
 )
-from stem_torchrec.expressions.value_types import ValueType
 from stem_torchrec.runtime.errors import UserError
 
 VALUE = Column("value")
@@ -99,10 +99,8 @@ class _Steps:
 
     def _now(self) -> ir.Table:
         """What the steps so far give for the rows of train."""
-        value = to_ibis(
-            self.tree, {VALUE.name: self._values["value"]}, {VALUE.name: self._kind}, engine=self._engine.name
-        )
-        return self._values.select(value=value)
+        columns, types = {VALUE.name: self._values["value"]}, {VALUE.name: self._kind}
+        return self._values.select(value=to_ibis(self.tree, columns, types, engine=self._engine.name))
 
     def _required(self, edges: list[float]) -> list[float]:
         if not edges:

@@ -18,8 +18,8 @@ VALUE_COLUMNS = ("value", "id", "count")
 class IdSpace:
     """Ids that one or several features share.
 
-    The vocabulary of a feature gives 1, 2, ... by falling count, then by value; 0 is unseen. Where a missing value has an
-    id of its own, that is 1, and the others begin at 2.
+    The vocabulary of a feature gives 1, 2, ... by falling count, then by value; 0 is unseen. Where a missing value has
+    an id of its own, that is 1, and the others begin at 2.
     """
 
     name: str

@@ -11,13 +11,13 @@ from stem_torchrec.config.formats import with_format
 from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.data.new_log import SPLITS, VOCABULARY
 from stem_torchrec.data.schema import LabelCounts, Schema, SparseFeature, Split
+from stem_torchrec.expressions.expression import Call, Expression, to_json
+from stem_torchrec.expressions.value_types import ValueType
 from stem_torchrec.preparation.encoding import Vocabularies, identity_or_hash, missing_id, num_embeddings
 from stem_torchrec.preparation.engine import ROW, Engine
-from stem_torchrec.expressions.expression import Call, Expression, to_json
 from stem_torchrec.preparation.expressions_of_spec import ORDER, SPLIT, SpecExpressions
 from stem_torchrec.preparation.fitting import Fitted
 from stem_torchrec.preparation.spec import Spec
-from stem_torchrec.expressions.value_types import ValueType
 
 TRANSFORMS_FILE = "transforms.json"
 TRANSFORMS_FORMAT = 1
@@ -99,7 +99,7 @@ def transforms_of(
 
     Example::
 
-        {"format": 1, "columns": {"age": "int"}, "joins": [], "features": {"age": {"call": "vocabulary", ...}}, "dense": {}}
+        {"format": 1, "columns": {"age": "int"}, "features": {"age": {"call": "vocabulary", ...}}, ...}
     """
     features: dict[str, Expression] = {}
     for name, feature in spec.id_features.items():

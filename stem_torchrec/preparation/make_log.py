@@ -1,13 +1,14 @@
-"""Makes a log from a spec: rows, then what is fitted on train, then the splits. Each stage is kept until the log is done."""
+"""Makes a log from a spec: rows, then what is fitted on train, then the splits, each kept until the log is done."""
 
 from pathlib import Path
 
 import ibis.expr.types as ir
 
 from stem_torchrec.data.schema import Schema, save_schema
+from stem_torchrec.expressions.expression import Column
+from stem_torchrec.expressions.relational import to_ibis
 from stem_torchrec.preparation.encoding import Vocabularies, encode
 from stem_torchrec.preparation.engine import Engine
-from stem_torchrec.expressions.expression import Column
 from stem_torchrec.preparation.expressions_of_spec import SPLIT, SpecExpressions
 from stem_torchrec.preparation.fitting import Fitted, fit
 from stem_torchrec.preparation.id_spaces import id_spaces, keep_vocabulary
@@ -18,7 +19,6 @@ from stem_torchrec.preparation.log_writer import (
     write_splits,
     write_vocabularies,
 )
-from stem_torchrec.expressions.relational import to_ibis
 from stem_torchrec.preparation.row_checks import check_rows
 from stem_torchrec.preparation.rows import keep_rows
 from stem_torchrec.preparation.spec import Spec

@@ -22,7 +22,7 @@ class PrepareOptions:
     set: tuple[str, ...] = ()
     """NAME=TEXT for variables of the spec, and split.time.gap=3600 for its fields."""
     engine: Engines = "duckdb"
-    """duckdb runs in this process; spark in the session that spark-submit or SPARK_REMOTE gives, else on this machine."""
+    """duckdb runs in this process; spark in the session of spark-submit or SPARK_REMOTE, else on this machine."""
     memory: Annotated[float, Interval(ge=0.25, le=10_000)] = 1.2
     """GiB that DuckDB may take; it spills to the disk of --out. The process takes about 0.3 GiB more."""
     threads: Annotated[int, Interval(ge=1, le=1024)] | None = None

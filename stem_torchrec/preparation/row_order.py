@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from stem_torchrec.expressions.expression import Call, Expression, Literal
+from stem_torchrec.expressions.value_types import ValueType
 from stem_torchrec.preparation.expression_reader import ExpressionReader, Value, from_sql
 from stem_torchrec.preparation.spec import ColumnSplit, Spec, TimeSplit
-from stem_torchrec.expressions.value_types import ValueType
 from stem_torchrec.runtime.errors import UserError
 
 HASHES = 2**52

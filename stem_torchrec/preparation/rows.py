@@ -1,17 +1,17 @@
-"""The rows of a log before anything is fitted: read, joined, filtered, without repeats, with the values that it needs."""
+"""The rows of a log before anything is fitted: read, joined, filtered, without repeats, with the values it needs."""
 
 from collections.abc import Mapping
 
 import ibis
 import ibis.expr.types as ir
 
-from stem_torchrec.preparation.engine import ROW, Engine
 from stem_torchrec.expressions.expression import Expression
-from stem_torchrec.preparation.expressions_of_spec import SPLIT, SpecExpressions, read_expressions
 from stem_torchrec.expressions.relational import to_ibis
+from stem_torchrec.expressions.value_types import ValueType, type_of_ibis
+from stem_torchrec.preparation.engine import ROW, Engine
+from stem_torchrec.preparation.expressions_of_spec import SPLIT, SpecExpressions, read_expressions
 from stem_torchrec.preparation.sources import read_source
 from stem_torchrec.preparation.spec import Join, Spec
-from stem_torchrec.expressions.value_types import ValueType, type_of_ibis
 from stem_torchrec.runtime.errors import UserError, nearest
 
 ROWS = "rows"
@@ -101,8 +101,8 @@ def _joined(log: ir.Table, side: ir.Table, join: Join, engine: Engine, place: st
         for row in engine.rows(repeated):
             value = ", ".join(map(repr, row[:-1]))
             raise UserError(
-                f"{place}: {join.source!r} has {row[-1]} rows with {', '.join(keys)} {value}, which would multiply rows "
-                "of the log; say repeats: first or last."
+                f"{place}: {join.source!r} has {row[-1]} rows with {', '.join(keys)} {value}, which would multiply "
+                "rows of the log; say repeats: first or last."
             )
     else:
         kept_row = side[ROW].min() if join.repeats == "first" else side[ROW].max()

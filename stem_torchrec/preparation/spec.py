@@ -1,6 +1,6 @@
-"""What a log is made from: sources, derived columns, a split, labels and features. docs/prepare.md documents the fields.
+"""What a log is made from: sources, derived columns, a split, labels and features; docs/prepare.md has the fields.
 
-Expressions are text here, in the subset of SQL that `sql.py` reads.
+Expressions are text here, in the subset of SQL that `expressions` reads.
 """
 
 from dataclasses import dataclass, field
