@@ -44,8 +44,8 @@ def _sentence(text: str) -> str:
         return f"{place}: column {cast['column']!r} has {cast['value']!r}, which is not {what}; correct it or its type."
     if cells := _CELLS.search(text):
         return (
-            f"{place}: the line has {cells['given']} cells instead of {cells['expected']}; correct it, or the delimiter and "
-            "quote of the source."
+            f"{place}: the line has {cells['given']} cells, not {cells['expected']}; correct it, or the delimiter "
+            "and quote of the source."
         )
     if "Invalid unicode" in text:
         return f"{place}: the line is not UTF-8; name the encoding of the source, such as latin-1."
