@@ -8,7 +8,6 @@ import pyarrow.compute as pc
 
 from stem_torchrec.expressions.arrow_arrays import finite, map_elements
 from stem_torchrec.expressions.expression import Call, Column, Expression, Literal, text_of
-from stem_torchrec.expressions.fitted_functions import vocabulary_ids
 from stem_torchrec.expressions.functions import (
     FUNCTIONS,
     may_be_infinite,
@@ -17,6 +16,7 @@ from stem_torchrec.expressions.functions import (
     type_of_column,
     type_of_literal,
 )
+from stem_torchrec.expressions.id_functions import vocabulary_ids
 from stem_torchrec.expressions.time_functions import DAY, years_in_arrow
 from stem_torchrec.expressions.value_types import (
     DATE,

@@ -35,6 +35,8 @@ _spark_subtract = _builtin("try_subtract", "int64, int64", "int64")
 _spark_multiply = _builtin("try_multiply", "int64, int64", "int64")
 _spark_convert = _builtin("conv", "string, int64, int64", "string")
 _substring = _builtin("substring", "string, int64, int64", "string")
+_duckdb_stop = _builtin("error", "string", "string")
+_spark_stop = _builtin("raise_error", "string", "string")
 _duckdb_micros = _builtin("epoch_us", "timestamp", "int64")
 _spark_micros = _builtin("unix_micros", "timestamp('UTC')", "int64")
 _duckdb_date = _builtin("make_date", "int32", "date")
@@ -139,3 +141,8 @@ def choose(value: ibis.Value, edges: Sequence[int | float], branches: Sequence[i
         (value < constant(edges[middle]), choose(value, edges[:middle], branches[:middle])),
         else_=choose(value, edges[middle:], branches[middle:]),
     )
+
+
+def stop(engine: Engine, text: ibis.Value) -> ibis.Value:
+    """Ends the query with a text, in the first row in which it is computed; has the type of texts."""
+    return _duckdb_stop(text) if engine == "duckdb" else _spark_stop(text)

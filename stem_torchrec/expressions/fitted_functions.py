@@ -1,7 +1,6 @@
-"""Transforms with constants that fitting found: buckets, quantiles, clipping, standardizing, and two ways to an id."""
+"""Transforms with constants that fitting found: buckets, quantiles, clipping and standardizing."""
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ibis
@@ -11,31 +10,22 @@ import pyarrow.compute as pc
 
 from stem_torchrec.expressions import engine_functions
 from stem_torchrec.expressions.arrow_arrays import is_null, numpy_of, with_nulls
-from stem_torchrec.expressions.casts import int_to_text
 from stem_torchrec.expressions.engine_functions import constant
 from stem_torchrec.expressions.function import (
     ANY_NUMBER,
-    ANY_TEXT,
     EDGES,
-    NOT_NEGATIVE,
     NUMBERS,
-    POSITIVE,
     POSITIVE_NUMBER,
-    WHOLE,
     Engine,
     Function,
     Resolved,
     TypeMismatch,
     fixed,
-    one_of,
     words,
 )
-from stem_torchrec.expressions.value_types import FLOAT, INT, INTS, NULL, TEXT, TEXTS, ValueType
+from stem_torchrec.expressions.value_types import FLOAT, INT, NULL, ValueType
 
 Edges = Sequence[int | float]
-
-HASH_DIGITS = 13
-"""Hexadecimal digits of md5 that make an id before the modulo: 52 bits."""
 
 
 def _bucket_signature(kinds: Sequence[ValueType], parameters: Mapping[str, Any]) -> Resolved:
@@ -106,72 +96,6 @@ def _clip_in_arrow(values: pa.Array, low: float, high: float) -> pa.Array:
     )
 
 
-def _hash_in_engine(engine: Engine, value: ibis.Value, buckets: int, salt: str) -> ibis.Value:
-    def of_scalar(scalar: ibis.Value) -> ibis.Value:
-        text = ibis.literal(salt) + (scalar.cast("string") if scalar.type().is_integer() else scalar)
-        digits = engine_functions.substring(text.hexdigest("md5"), 1, HASH_DIGITS)
-        return engine_functions.number_of_hex(engine, digits) % constant(buckets)
-
-    return value.map(of_scalar) if value.type().is_array() else of_scalar(value)
-
-
-def hash_id(text: str, buckets: int, salt: str) -> int:
-    """The id of a text, or of an int by its decimal digits.
-
-    Example::
-
-        hash_id("shoes", buckets=1000, salt="")  # 4
-    """
-    return int(hashlib.md5((salt + text).encode()).hexdigest()[:HASH_DIGITS], 16) % buckets
-
-
-def _hash_in_arrow(values: pa.Array, buckets: int, salt: str) -> pa.Array:
-    def of_scalars(scalars: pa.Array) -> pa.Array:
-        texts = int_to_text(scalars) if scalars.type == pa.int64() else scalars
-        # Each distinct value is hashed once: md5 in Python takes about a microsecond.
-        encoded = texts.dictionary_encode()
-        ids = [hash_id(text, buckets, salt) for text in encoded.dictionary.to_pylist()]
-        return pa.array(ids, pa.int64()).take(encoded.indices)
-
-    return _each(values, of_scalars)
-
-
-def _each(values: pa.Array, kernel: Callable[[pa.Array], pa.Array]) -> pa.Array:
-    """The kernel of scalars for an array, or for the elements of its lists, none of which it makes null."""
-    if not pa.types.is_list(values.type):
-        return kernel(values)
-    mask = pc.is_null(values) if values.null_count else None
-    flat = values.flatten()
-    lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), kernel(flat), mask=mask)
-
-
-def vocabulary_ids(values: pa.Array, vocabulary: pa.Array, first_id: int, null_id: int | None) -> pa.Array:
-    """The position of each value in a vocabulary plus the first id; 0 for a value that is not in it.
-
-    Args:
-        values: ints or texts, or lists of them.
-        vocabulary: distinct values, without nulls, in the order of their ids.
-        first_id: the id of the first value.
-        null_id: what a null gets; None leaves it null. A null list always stays null.
-    """
-
-    def of_scalars(scalars: pa.Array) -> pa.Array:
-        positions = pc.cast(pc.index_in(scalars, vocabulary.cast(scalars.type)), pa.int64())
-        ids = pc.fill_null(pc.add(positions, first_id), 0)
-        null = pa.scalar(null_id, pa.int64())
-        return pc.if_else(pc.is_null(scalars), null, ids) if scalars.null_count else ids
-
-    return _each(values, of_scalars)
-
-
-def _engines_join(*_: Any, **__: Any) -> ibis.Value:
-    raise AssertionError("an engine joins a vocabulary instead")
-
-
-_ID_KINDS = {INT: INT, TEXT: INT, INTS: INTS, TEXTS: INTS}
-
 FITTED_FUNCTIONS = (
     Function(
         "bucket",
@@ -213,31 +137,6 @@ FITTED_FUNCTIONS = (
         lambda a, mean, deviation: pc.divide(pc.subtract(a, float(mean)), float(deviation)),
         parameters={"mean": ANY_NUMBER, "deviation": POSITIVE_NUMBER},
         unbounded=True,
-        fitted=True,
-    ),
-    Function(
-        "hash_id",
-        "hash_id(a, buckets, salt)",
-        "The first 13 hexadecimal digits of md5 of the salt and the value, modulo the number of buckets.",
-        one_of(_ID_KINDS),
-        _hash_in_engine,
-        _hash_in_arrow,
-        parameters={"buckets": POSITIVE, "salt": ANY_TEXT},
-        fitted=True,
-    ),
-    Function(
-        "vocabulary",
-        "vocabulary(a, name, first_id, null_id)",
-        "The id of a value: its place in a vocabulary plus the first id, and 0 if it is not in it; a null gets the"
-        " null's id, or stays null if that is below 0.",
-        one_of(_ID_KINDS),
-        _engines_join,
-        _engines_join,
-        parameters={
-            "name": ANY_TEXT,
-            "first_id": NOT_NEGATIVE,
-            "null_id": WHOLE,
-        },
         fitted=True,
     ),
 )

@@ -15,6 +15,7 @@ from stem_torchrec.expressions.expression import (
 )
 from stem_torchrec.expressions.fitted_functions import FITTED_FUNCTIONS
 from stem_torchrec.expressions.function import Function, Resolved, TypeMismatch
+from stem_torchrec.expressions.id_functions import ID_FUNCTIONS
 from stem_torchrec.expressions.list_functions import LIST_FUNCTIONS
 from stem_torchrec.expressions.logic_functions import LOGIC_FUNCTIONS
 from stem_torchrec.expressions.number_functions import NUMBER_FUNCTIONS
@@ -31,6 +32,7 @@ KINDS = {
     "Times": TIME_FUNCTIONS,
     "Lists": LIST_FUNCTIONS,
     "Fitted": FITTED_FUNCTIONS,
+    "Ids": ID_FUNCTIONS,
 }
 """All functions by heading."""
 FUNCTIONS: dict[str, Function] = {function.name: function for kind in KINDS.values() for function in kind}

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 import ibis
 import ibis.expr.types as ir
 
-from stem_torchrec.expressions.expression import Call, Column, Expression
+from stem_torchrec.expressions.expression import Column
 from stem_torchrec.expressions.function import Engine as EngineName
+from stem_torchrec.expressions.functions import type_of
 from stem_torchrec.expressions.relational import to_ibis
-from stem_torchrec.expressions.value_types import LISTS
+from stem_torchrec.expressions.value_types import INT, INTS, LISTS
 from stem_torchrec.preparation.engine import ROW
 from stem_torchrec.preparation.expressions_of_spec import ORDER, SPLIT, SpecExpressions
+from stem_torchrec.preparation.feature_trees import identity_or_hash, is_missing, weights_of, with_missing
 from stem_torchrec.preparation.fitting import Fitted
 from stem_torchrec.preparation.id_spaces import IdSpace
 from stem_torchrec.preparation.spec import Feature, Spec
@@ -68,25 +70,31 @@ def encode(
     columns: dict[str, ir.Value] = {SPLIT: rows[SPLIT], ROW: rows[ROW]}
     columns |= {ORDER: rows[ORDER]} if ORDER in types else {}
     for name, feature in spec.id_features.items():
-        tree = fitted.feature(name, Column(f"feature {name}"))
+        value = fitted.feature(name, Column(f"feature {name}"))
+        kind, tree = type_of(value, types), value
         if vocabularies.of(name) is None:
-            tree = identity_or_hash(feature, tree)
+            missing = missing_id(feature, None)
+            tree = with_missing(feature, identity_or_hash(feature, value, kind), kind, missing)
         columns[name] = to_ibis(tree, values, types, engine=engine)
         if feature.weights is not None:
-            columns[f"{name}_weights"] = _float32(rows[f"weights of {name}"])
+            weights = weights_of(feature, Column(f"weights of {name}"), value, kind)
+            columns[f"{name}_weights"] = _float32(to_ibis(weights, values, types, engine=engine))
     for name, number in spec.numbers.items():
-        columns[name] = _float32(to_ibis(fitted.number(name, Column(f"dense {name}")), values, types, engine=engine))
+        value = Column(f"dense {name}")
+        columns[name] = _float32(to_ibis(fitted.number(name, value), values, types, engine=engine))
         if number.missing.flag:
-            columns[f"{name}_missing"] = rows[f"dense {name}"].isnull().cast("float32")
+            columns[f"{name}_missing"] = _float32(to_ibis(is_missing(value), values, types, engine=engine))
     columns |= {name: rows[f"label {name}"].cast("int8") for name in spec.labels}
     columns |= {f"{name}_weight": _float32(rows[f"weight of {name}"]) for name in expressions.label_weights}
     columns |= {name: rows[f"kept {name}"] for name in expressions.kept}
     columns |= {expressions.group_column: rows["group"]} if expressions.group is not None else {}
     columns |= {"weight": _float32(rows["weight"])} if expressions.weight is not None else {}
-    return _with_ids(spec, expressions, vocabularies, rows.select(**columns))
+    return _with_ids(spec, expressions, vocabularies, rows.select(**columns), engine=engine)
 
 
-def _with_ids(spec: Spec, expressions: SpecExpressions, vocabularies: Vocabularies, table: ir.Table) -> ir.Table:
+def _with_ids(
+    spec: Spec, expressions: SpecExpressions, vocabularies: Vocabularies, table: ir.Table, *, engine: EngineName
+) -> ir.Table:
     """Puts ids in the place of values: one query that joins all vocabularies."""
     joined, ids = table, {}
     for name in spec.features:
@@ -102,14 +110,21 @@ def _with_ids(spec: Spec, expressions: SpecExpressions, vocabularies: Vocabulari
     for name in table.columns:
         column = joined[name]
         if name in ids:
-            column = _found_ids(column, joined[ids[name]])
+            feature, kind = spec.id_features[name], expressions.features[name].type
+            missing = missing_id(feature, vocabularies.spaces[vocabularies.of(name)])
+            tree = with_missing(feature, Column("ids"), kind, missing)
+            column = _known_ids(column, joined[ids[name]])
+            if tree != Column("ids"):
+                column = to_ibis(tree, {"ids": column}, {"ids": INTS if kind in LISTS else INT}, engine=engine)
         if name in spec.features:
-            column = _final_ids(column, spec.id_features[name], vocabularies, name)
+            small = num_embeddings(name, spec.id_features[name], vocabularies) <= _SMALL
+            size = "int32" if small else "int64"
+            column = column.cast(f"array<{size}>" if column.type().is_array() else size)
         columns[name] = column
     return joined.select(**columns)
 
 
-def _found_ids(value: ir.Value, ids: ir.Value) -> ir.Value:
+def _known_ids(value: ir.Value, ids: ir.Value) -> ir.Value:
     """The ids of values by what a left join gave: 0 for a value without an id, no ids for an empty list."""
     kind = "array<int64>" if value.type().is_array() else "int64"
     none = ibis.literal([], type=kind) if value.type().is_array() else ibis.literal(0, type=kind)
@@ -128,27 +143,6 @@ def _ids_of_lists(table: ir.Table, column: str, ids: ir.Table, value: str, found
 
 def _float32(value: ir.Value) -> ir.Value:
     return value.cast("array<float32>" if value.type().is_array() else "float32")
-
-
-def identity_or_hash(feature: Feature, value: Expression) -> Expression:
-    """The ids of a value without a vocabulary: the value itself, or its hash."""
-    if feature.hash is None:
-        return value
-    return Call("hash_id", (value,), {"buckets": feature.hash.buckets, "salt": feature.hash.salt})
-
-
-def _final_ids(ids: ir.Value, feature: Feature, vocabularies: Vocabularies, name: str) -> ir.Value:
-    """The ids as the log has them, with what a missing value gets."""
-    small = num_embeddings(name, feature, vocabularies) <= _SMALL
-    space = vocabularies.of(name)
-    missing = missing_id(feature, None if space is None else vocabularies.spaces[space])
-    if ids.type().is_array():
-        if feature.missing == "own":
-            own = ibis.array([ibis.literal(missing, "int64")])
-            ids = ibis.ifelse(ids.isnull() | (ids.length() == 0), own, ids)
-        return ids.cast("array<int32>" if small else "array<int64>")
-    ids = ids if missing is None else ids.fill_null(missing)
-    return ids.cast("int32" if small else "int64")
 
 
 def missing_id(feature: Feature, space: IdSpace | None) -> int | None:

@@ -13,7 +13,7 @@ from stem_torchrec.expressions.function import Engine as EngineName
 from stem_torchrec.preparation.spec import ColumnType, Source
 
 ROW = "__row"
-"""Column of a kept table that rises in the order of its rows."""
+"""Column of a kept table that rises in the order of its rows; an engine that reads files out of order scans it too."""
 
 
 class Engine(Protocol):
@@ -22,7 +22,9 @@ class Engine(Protocol):
     name: EngineName
 
     def scan(self, files: Sequence[str], source: Source, types: Mapping[str, ColumnType]) -> ir.Table:
-        """The rows of files, in order.
+        """The rows of files, in order, or with a column ROW that rises in this order through all scans.
+
+        An engine with ROW reads CSV and JSON lines as text, with an empty text for an empty cell of CSV.
 
         Args:
             files: paths or URLs.

@@ -37,18 +37,30 @@ def _sentence(text: str) -> str:
     line, file = _LINE.search(text), _FILE.search(text)
     place = f"{file['file']}, line {line['line']}" if line and file else ""
     if cell := _CELL.search(text):
-        what = "a whole number" if cell["kind"] == "int" else cell["kind"]
-        return f"column {cell['column']!r} has {cell['value']!r}, which is not {what}; correct it or its type."
+        return bad_cell(cell["column"], cell["kind"], cell["value"])
     if cast := _CAST.search(text):
         what = _KINDS.get(cast["kind"], cast["kind"].lower())
         return f"{place}: column {cast['column']!r} has {cast['value']!r}, which is not {what}; correct it or its type."
     if cells := _CELLS.search(text):
-        return (
-            f"{place}: the line has {cells['given']} cells, not {cells['expected']}; correct it, or the delimiter "
-            "and quote of the source."
-        )
+        return ragged_line(place, int(cells["given"]), int(cells["expected"]))
     if "Invalid unicode" in text:
         return f"{place}: the line is not UTF-8; name the encoding of the source, such as latin-1."
     if "unterminated quote" in text or "Value with unterminated" in text:
-        return f"{place}: a quote is not closed; correct it, or say quote: '' if the file has none."
+        return unclosed_quote(place)
     return f"{place + ': ' if place else ''}{text.splitlines()[0]}."
+
+
+def bad_cell(column: str, kind: str, value: str) -> str:
+    """The sentence for a cell that is no value of its type."""
+    what = "a whole number" if kind == "int" else kind
+    return f"column {column!r} has {value!r}, which is not {what}; correct it or its type."
+
+
+def ragged_line(place: str, given: int, expected: int) -> str:
+    """The sentence for a line with too many or too few cells."""
+    return f"{place}: the line has {given} cells, not {expected}; correct it, or the delimiter and quote of the source."
+
+
+def unclosed_quote(place: str) -> str:
+    """The sentence for a cell that begins with a quote and does not end."""
+    return f"{place}: a quote is not closed; correct it, or say quote: '' if the file has none."

@@ -12,16 +12,16 @@ from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.data.new_log import SPLITS, VOCABULARY
 from stem_torchrec.data.schema import LabelCounts, Schema, SparseFeature, Split
 from stem_torchrec.expressions.expression import Call, Expression, to_json
+from stem_torchrec.expressions.functions import type_of
 from stem_torchrec.expressions.value_types import ValueType
-from stem_torchrec.preparation.encoding import Vocabularies, identity_or_hash, missing_id, num_embeddings
+from stem_torchrec.preparation.encoding import Vocabularies, missing_id, num_embeddings
 from stem_torchrec.preparation.engine import ROW, Engine
 from stem_torchrec.preparation.expressions_of_spec import ORDER, SPLIT, SpecExpressions
+from stem_torchrec.preparation.feature_trees import identity_or_hash, is_missing, weights_of, with_missing
 from stem_torchrec.preparation.fitting import Fitted
 from stem_torchrec.preparation.spec import Spec
+from stem_torchrec.preparation.transforms import TRANSFORMS_FORMAT
 
-TRANSFORMS_FILE = "transforms.json"
-TRANSFORMS_FORMAT = 1
-"""Format version of transforms.json."""
 _ROW_GROUP = 1_048_576
 
 
@@ -102,23 +102,27 @@ def transforms_of(
         {"format": 1, "columns": {"age": "int"}, "features": {"age": {"call": "vocabulary", ...}}, ...}
     """
     features: dict[str, Expression] = {}
+    weights: dict[str, Expression] = {}
     for name, feature in spec.id_features.items():
-        tree, space = fitted.feature(name, expressions.features[name].tree), vocabularies.of(name)
-        missing = missing_id(feature, None if space is None else vocabularies.spaces[space])
-        if space is not None:
-            first = vocabularies.spaces[space].first_id
-            constants = {"name": space, "first_id": first, "null_id": -1 if missing is None else missing}
-            features[name] = Call("vocabulary", (tree,), constants)
+        value, owner = fitted.feature(name, expressions.features[name].tree), vocabularies.of(name)
+        kind, space = type_of(value, types), None if owner is None else vocabularies.spaces[owner]
+        if space is None:
+            ids = identity_or_hash(feature, value, kind)
         else:
-            features[name] = identity_or_hash(feature, tree)
-    dense = {name: fitted.number(name, value.tree) for name, value in expressions.dense.items()}
-    weights = {name: value.tree for name, value in expressions.feature_weights.items()}
+            ids = Call("vocabulary", (value,), {"name": space.name, "first_id": space.first_id, "null_id": -1})
+        features[name] = with_missing(feature, ids, kind, missing_id(feature, space))
+        if name in expressions.feature_weights:
+            weights[f"{name}_weights"] = weights_of(feature, expressions.feature_weights[name].tree, value, kind)
+    dense: dict[str, Expression] = {}
+    for name, number in expressions.dense.items():
+        dense[name] = fitted.number(name, number.tree)
+        if spec.numbers[name].missing.flag:
+            dense[f"{name}_missing"] = is_missing(number.tree)
     content = {
         "columns": {name: str(kind) for name, kind in types.items()},
         "joins": [to_dict(join) for join in spec.joins],
         "features": {name: to_json(tree) for name, tree in features.items()},
         "weights": {name: to_json(tree) for name, tree in weights.items()},
         "dense": {name: to_json(tree) for name, tree in dense.items()},
-        "flags": [name for name, number in spec.numbers.items() if number.missing.flag],
     }
     return with_format(content, TRANSFORMS_FORMAT)

@@ -13,7 +13,6 @@ from stem_torchrec.preparation.expressions_of_spec import SPLIT, SpecExpressions
 from stem_torchrec.preparation.fitting import Fitted, fit
 from stem_torchrec.preparation.id_spaces import id_spaces, keep_vocabulary
 from stem_torchrec.preparation.log_writer import (
-    TRANSFORMS_FILE,
     schema_of,
     transforms_of,
     write_splits,
@@ -23,6 +22,7 @@ from stem_torchrec.preparation.row_checks import check_rows
 from stem_torchrec.preparation.rows import keep_rows
 from stem_torchrec.preparation.spec import Spec
 from stem_torchrec.preparation.stages import Stages
+from stem_torchrec.preparation.transforms import TRANSFORMS_FILE
 from stem_torchrec.runtime.paths import write_json
 
 
@@ -47,6 +47,9 @@ def make_log(spec: Spec, engine: Engine, folder: Path) -> Schema:
         write_vocabularies(vocabularies, folder, engine)
     with stages.stage("write") as done:
         table = encode(spec, expressions, fitted, vocabularies, rows, engine=engine.name)
+        if engine.name == "spark":
+            # A sort of Spark computes its rows twice, and each split would do so.
+            table = engine.keep("encoded", table)
         splits = write_splits(spec, table, counts, folder, engine)
         done(sum(counts.values()))
     schema = schema_of(spec, expressions, vocabularies, splits)

@@ -24,9 +24,10 @@ class PrepareOptions:
     engine: Engines = "duckdb"
     """duckdb runs in this process; spark in the session of spark-submit or SPARK_REMOTE, else on this machine."""
     memory: Annotated[float, Interval(ge=0.25, le=10_000)] = 1.2
-    """GiB that DuckDB may take; it spills to the disk of --out. The process takes about 0.3 GiB more."""
+    """GiB that DuckDB may take; it spills to the disk of --out. The process takes about 0.3 GiB more. The heap of a
+    Spark on this machine, of at least 1 GiB."""
     threads: Annotated[int, Interval(ge=1, le=1024)] | None = None
-    """Threads of DuckDB; by default all processors."""
+    """Threads of DuckDB, or of a Spark on this machine; by default all processors."""
     overwrite: bool = False
     """Replaces an existing log in `out`, and nothing but a log."""
     take_over: bool = False

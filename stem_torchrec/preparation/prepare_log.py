@@ -18,6 +18,7 @@ from stem_torchrec.preparation.engine import Engine
 from stem_torchrec.preparation.make_log import make_log
 from stem_torchrec.preparation.options import PrepareOptions
 from stem_torchrec.preparation.source_files import find_files
+from stem_torchrec.preparation.spark_engine import SparkEngine
 from stem_torchrec.preparation.spec import Spec
 from stem_torchrec.preparation.spec_file import SPEC_FORMAT, read_spec
 from stem_torchrec.runtime.errors import UserError, nearest
@@ -89,6 +90,8 @@ def _work(spec: Spec, engine: str) -> str:
 
 
 def _engine(options: PrepareOptions, folder: Path) -> Engine:
+    if options.engine == "spark":
+        return SparkEngine(folder, memory=max(options.memory, 1.0), threads=options.threads)
     return DuckDBEngine(folder, memory=f"{options.memory}GiB", threads=options.threads)
 
 

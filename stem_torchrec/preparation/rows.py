@@ -31,7 +31,7 @@ def keep_rows(spec: Spec, engine: Engine) -> tuple[ir.Table, SpecExpressions, di
     log = sources[spec.log]
     types = joined_types(spec, sources)
     expressions = read_expressions(spec, types)
-    if spec.joins or spec.deduplicate:
+    if (spec.joins or spec.deduplicate) and ROW not in log.columns:
         # Joins need not keep the order of rows, so it is numbered before.
         log = engine.keep(_LOG, log)
     for i, join in enumerate(spec.joins):
@@ -84,7 +84,7 @@ def joined_types(spec: Spec, sources: Mapping[str, ir.Table]) -> dict[str, Value
 
 
 def _types(table: ir.Table) -> dict[str, ValueType]:
-    return {name: type_of_ibis(kind, name) for name, kind in table.schema().items()}
+    return {name: type_of_ibis(kind, name) for name, kind in table.schema().items() if name != ROW}
 
 
 def _keys(join: Join) -> tuple[str, ...]:

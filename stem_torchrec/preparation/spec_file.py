@@ -142,6 +142,8 @@ def _check_feature(name: str, feature: Feature, spec: Spec) -> None:
         raise UserError(f"{place} has {' and '.join(given)}, but must have one of them.")
     if feature.buckets is not None and (feature.buckets.edges is None) == (feature.buckets.quantiles is None):
         raise UserError(f"{place}.buckets must have either edges or quantiles.")
+    if feature.buckets is not None and (feature.hash or feature.identity):
+        raise UserError(f"{place} has buckets, which get ids by a vocabulary, and {given[0]}; leave one of them out.")
     if feature.vocabulary is not None and feature.vocabulary.of is not None:
         other = spec.id_features.get(feature.vocabulary.of)
         if other is None or other.hash or other.identity or (other.vocabulary and other.vocabulary.of):

@@ -1,0 +1,100 @@
+"""What Spark raises, in one sentence as DuckDB's: with the file, the line, the value and the fix."""
+
+import csv
+import io
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import unquote
+
+import fsspec
+
+from stem_torchrec.preparation.engine_errors import bad_cell, ragged_line, unclosed_quote
+from stem_torchrec.preparation.spec import Source
+from stem_torchrec.runtime.errors import UnwritableError, UserError
+
+_CELL = re.compile(r"cell\t(?P<column>[^\t]*)\t(?P<kind>[^\t]*)\t(?P<value>.*?) SQLSTATE: P0001", re.DOTALL)
+"""What `sources` lets a query end with."""
+_FILE = re.compile(r"(?:reading file|footer for file:|path does not exist:) *(?P<file>\S*[^\s.])", re.IGNORECASE)
+_CLASS = re.compile(r"\[(?P<name>[A-Z_.0-9]+)\] (?P<text>[^\n]*)")
+_NO_ROOM = ("No space left", "DiskErrorException")
+_NO_MEMORY = ("OutOfMemoryError", "Java heap space", "SparkOutOfMemoryError", "GC overhead")
+
+
+@contextmanager
+def sentences_of_spark(scanned: Mapping[str, Source]) -> Iterator[None]:
+    """Raises the errors of Spark as UserError, or as UnwritableError where a disk is full.
+
+    Args:
+        scanned: the sources by the files that have been scanned.
+    """
+    from py4j.protocol import Py4JError
+    from pyspark.errors import PySparkException
+
+    try:
+        yield
+    except (PySparkException, Py4JError) as error:
+        # With Java's stack and all causes, of which the last one tells what happened.
+        text = str(error)
+        if any(words in text for words in _NO_ROOM):
+            raise UnwritableError("the disk is full (Spark has no space left); make room.") from error
+        if any(words in text for words in _NO_MEMORY):
+            raise UserError("the memory of Spark does not suffice; give more with --memory.") from error
+        raise UserError(_sentence(text, scanned)) from error
+
+
+def _sentence(text: str, scanned: Mapping[str, Source]) -> str:
+    if cell := _CELL.search(text):
+        return bad_cell(cell["column"], cell["kind"], cell["value"])
+    found_file = _FILE.search(text)
+    file = _named(found_file["file"], scanned) if found_file else ""
+    if file and "MALFORMED" in text:
+        return _wrong_line(file, scanned.get(file))
+    if "PATH_NOT_FOUND" in text or "FileNotFoundException" in text:
+        return f"{file or 'a file'} does not exist any more; correct the path."
+    if "is not a Parquet file" in text or "CANNOT_READ_FILE_FOOTER" in text:
+        return f"{file or 'a file'} cannot be read as Parquet; correct the type of the source."
+    if "TIMESTAMP(NANOS" in text:
+        return f"{file or 'a file'} has times in nanoseconds, which Spark does not read; write microseconds."
+    if "CANNOT_MERGE" in text:
+        return "the parts of a source have a column with different types; write them with the same type."
+    causes = _CLASS.findall(text)
+    reason = causes[-1][1].split(" SQLSTATE")[0] if causes else text.strip().splitlines()[0]
+    return f"Spark cannot do it ({reason.strip().rstrip('.')[:300]})."
+
+
+def _named(uri: str, scanned: Mapping[str, Source]) -> str:
+    """The file as the spec's pattern gave it."""
+    path = unquote(re.sub(r"^\w+:/*", "/", uri))
+    return next((file for file in scanned if path.endswith(re.sub(r"^\w+:/*", "/", file).lstrip("."))), path)
+
+
+def _wrong_line(file: str, source: Source | None) -> str:
+    """Reads a file until the line that has stopped Spark, which does not tell its number."""
+    if source is None or source.type == "json":
+        return f"{file} has a line that is not JSON, or not of the types of its columns; correct it."
+    return next(_wrong_lines(file, source), f"{file} has a line that cannot be read; correct it.")
+
+
+def _wrong_lines(file: str, source: Source) -> Iterator[str]:
+    quoting = csv.QUOTE_MINIMAL if source.quote else csv.QUOTE_NONE
+    with fsspec.open(file, "rb", compression="infer") as raw:
+        lines = io.TextIOWrapper(raw, encoding=source.encoding, errors="replace", newline="")
+        dialect: dict[str, Any] = {"quotechar": source.quote or None, "quoting": quoting, "strict": bool(source.quote)}
+        rows = csv.reader(lines, delimiter=source.delimiter, **dialect)
+        number, width = 1, None if source.header else len(source.columns)
+        try:
+            for cells in rows:
+                width = width or len(cells)
+                if cells and len(cells) != width:
+                    yield ragged_line(f"{file}, line {number}", len(cells), width)
+                number = rows.line_num + 1
+        except csv.Error:
+            yield unclosed_quote(f"{file}, line {number}")
+
+
+def check_quotes(file: str, source: Source) -> None:
+    """Raises UserError if a cell of a file begins with a quote and no other ends it; reads the whole file."""
+    for sentence in _wrong_lines(file, source):
+        raise UserError(sentence)
