@@ -177,6 +177,11 @@ HASHED = {
     "2": 770,
     "5": 602,
     "9": 599,
+    "\x1f13": 275,
+    "\x1f11": 865,
+    "\x1f12": 477,
+    "\x1f15": 276,
+    "\x1f19": 102,
 }
 """The first 13 digits that the command md5sum gives for a text, modulo 1000."""
 FITTED_CASES: list[tuple[Expression, list[object]]] = [
@@ -196,6 +201,18 @@ FITTED_CASES: list[tuple[Expression, list[object]]] = [
         Call("hash_id", (Column("li"),), {"buckets": 1000, "salt": ""}),
         [[HASHED["3"], HASHED["1"], HASHED["2"]], [], [HASHED["5"]], None, [HASHED["9"]]],
     ),
+    (
+        Call("hash_ids", (Column("li"),), {"buckets": 1000, "salt": "", "hashes": 2}),
+        [
+            [HASHED["3"], HASHED["\x1f13"], HASHED["1"], HASHED["\x1f11"], HASHED["2"], HASHED["\x1f12"]],
+            [],
+            [HASHED["5"], HASHED["\x1f15"]],
+            None,
+            [HASHED["9"], HASHED["\x1f19"]],
+        ],
+    ),
+    (Call("or_single", (Column("li"),), {"value": 7}), [[3, 1, 2], [7], [5], [7], [9]]),
+    (Call("repeat", (Column("li"),), {"count": 2}), [[3, 3, 1, 1, 2, 2], [], [5, 5], None, [9, 9]]),
 ]
 
 CASES: list[tuple[Expression, list[object]]] = [

@@ -201,5 +201,16 @@ def _special(kind: ValueType, inner: Draw, draw: st.DrawFn) -> list[Callable[[],
     if kind == TIMESTAMP:
         return [lambda: Call("in_zone", (inner(TIMESTAMP),), zone_parameters(draw(_ZONES)))]
     if kind == INTS:
-        return [lambda: Call("hash_id", (inner(TEXTS),), {"buckets": 97, "salt": text})]
+        hashes = {"buckets": 97, "salt": text, "hashes": draw(st.integers(1, 3))}
+        return [
+            lambda: Call("hash_id", (inner(TEXTS),), {"buckets": 97, "salt": text}),
+            lambda: Call("hash_ids", (inner(draw(st.sampled_from([INT, TEXT, TEXTS]))),), hashes),
+            lambda: Call("or_single", (inner(INTS),), {"value": 5}),
+            lambda: Call("repeat", (inner(draw(st.sampled_from([INT, INTS]))),), {"count": draw(st.integers(1, 3))}),
+        ]
+    if kind == FLOATS:
+        return [
+            lambda: Call("or_single", (inner(FLOATS),), {"value": 1}),
+            lambda: Call("repeat", (inner(draw(st.sampled_from([FLOAT, FLOATS]))),), {"count": 2}),
+        ]
     return [lambda: Call("split", (inner(TEXT),), {"separator": text})] if kind == TEXTS else []

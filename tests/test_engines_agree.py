@@ -42,6 +42,10 @@ def spark() -> Iterator[None]:
     options = {
         "spark.ui.enabled": "false",
         "spark.sql.shuffle.partitions": "2",
+        # Compiling each query takes longer than running it on a few rows.
+        "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1",
+        "spark.sql.codegen.wholeStage": "false",
+        "spark.sql.codegen.factoryMode": "NO_CODEGEN",
         "spark.driver.bindAddress": "127.0.0.1",
         "spark.driver.host": "127.0.0.1",
     }
