@@ -104,9 +104,9 @@ class DuckDBEngine:
                 f"(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {row_group_size})"
             )
 
-    def parquet(self, folder: Path) -> ir.Table:
-        """The rows of a folder of Parquet files."""
-        return self._view(f"read_parquet({_text(folder / '*.parquet')})")
+    def parquet(self, path: Path) -> ir.Table:
+        """The rows of a Parquet file, or of a folder of such files."""
+        return self._view(f"read_parquet({_text(path / '*.parquet' if path.is_dir() else path)})")
 
     def _view(self, reader: str) -> ir.Table:
         self._views += 1

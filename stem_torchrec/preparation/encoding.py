@@ -1,8 +1,5 @@
 """From the kept rows to the columns of a log: values become ids and scaled numbers."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import ibis
 import ibis.expr.types as ir
 
@@ -15,23 +12,10 @@ from stem_torchrec.preparation.expressions_of_spec import ORDER, SPLIT, SpecExpr
 from stem_torchrec.preparation.fitting import Fitted
 from stem_torchrec.preparation.id_spaces import IdSpace
 from stem_torchrec.preparation.spec import Feature, Spec
+from stem_torchrec.preparation.vocabularies import Vocabularies
 
 _SMALL = 2**31
 """Ids below it are written as int32."""
-
-
-@dataclass(frozen=True)
-class Vocabularies:
-    """The id spaces with their kept tables, by the feature that they were made for."""
-
-    spaces: Mapping[str, IdSpace]
-    tables: Mapping[str, ir.Table]
-    sizes: Mapping[str, int]
-    """Ids of each space, with 0 and that of a missing value."""
-
-    def of(self, feature: str) -> str | None:
-        """The space of a feature; None for a feature without a vocabulary."""
-        return next((name for name, space in self.spaces.items() if feature in space.features), None)
 
 
 def num_embeddings(name: str, feature: Feature, vocabularies: Vocabularies) -> int:

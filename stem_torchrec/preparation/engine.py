@@ -45,8 +45,8 @@ class Engine(Protocol):
     def write_file(self, table: ir.Table, file: Path, *, row_group_size: int) -> None:
         """Runs a query and writes its rows, in its order, as one Parquet file, which appears when it is complete."""
 
-    def parquet(self, folder: Path) -> ir.Table:
-        """The rows of a folder of Parquet files."""
+    def parquet(self, path: Path) -> ir.Table:
+        """The rows of a Parquet file, or of a folder of such files."""
 
     def progress(self) -> float | None:
         """The percentage of the query that runs, for another thread; None if the engine does not tell."""

@@ -13,15 +13,14 @@ from stem_torchrec.data.new_log import SPLITS, VOCABULARY
 from stem_torchrec.data.schema import LabelCounts, Schema, SparseFeature, Split
 from stem_torchrec.expressions.expression import Call, Expression, to_json
 from stem_torchrec.expressions.value_types import ValueType
-from stem_torchrec.preparation.encoding import Vocabularies, identity_or_hash, missing_id, num_embeddings
+from stem_torchrec.preparation.earlier_log import TRANSFORMS_FORMAT, space_entry
+from stem_torchrec.preparation.encoding import identity_or_hash, missing_id, num_embeddings
 from stem_torchrec.preparation.engine import ROW, Engine
 from stem_torchrec.preparation.expressions_of_spec import ORDER, SPLIT, SpecExpressions
 from stem_torchrec.preparation.fitting import Fitted
 from stem_torchrec.preparation.spec import Spec
+from stem_torchrec.preparation.vocabularies import Vocabularies
 
-TRANSFORMS_FILE = "transforms.json"
-TRANSFORMS_FORMAT = 1
-"""Format version of transforms.json."""
 _ROW_GROUP = 1_048_576
 
 
@@ -120,5 +119,13 @@ def transforms_of(
         "weights": {name: to_json(tree) for name, tree in weights.items()},
         "dense": {name: to_json(tree) for name, tree in dense.items()},
         "flags": [name for name, number in spec.numbers.items() if number.missing.flag],
+        "vocabularies": {
+            name: space_entry(space, str(expressions.features[name].type)) | {"ids": vocabularies.sizes[name]}
+            for name, space in vocabularies.spaces.items()
+        },
+        "fitted": {
+            "features": {name: to_json(tree) for name, tree in fitted.features.items()},
+            "dense": {name: to_json(tree) for name, tree in fitted.dense.items()},
+        },
     }
     return with_format(content, TRANSFORMS_FORMAT)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import tyro
 from annotated_types import Interval
 
-from stem_torchrec.runtime.path_options import LocalOutput
+from stem_torchrec.runtime.path_options import LocalFolder, LocalOutput
 
 Engines = Literal["duckdb", "spark"]
 
@@ -21,6 +21,10 @@ class PrepareOptions:
     """Folder of the log; it appears when it is complete."""
     set: tuple[str, ...] = ()
     """NAME=TEXT for variables of the spec, and split.time.gap=3600 for its fields."""
+    vocabularies: LocalFolder = ""
+    """A log, or a run of one, whose ids, edges, means and deviations this log takes over."""
+    grow: bool = False
+    """Gives new values of train ids behind those of --vocabularies, and fits features that it lacks."""
     engine: Engines = "duckdb"
     """duckdb runs in this process; spark in the session of spark-submit or SPARK_REMOTE, else on this machine."""
     memory: Annotated[float, Interval(ge=0.25, le=10_000)] = 1.2

@@ -14,6 +14,7 @@ from stem_torchrec.config.yaml_text import to_yaml
 from stem_torchrec.data.new_log import WORK, check_out, new_log
 from stem_torchrec.data.schema import Schema
 from stem_torchrec.preparation.duckdb_engine import DuckDBEngine
+from stem_torchrec.preparation.earlier_log import read_earlier_log
 from stem_torchrec.preparation.engine import Engine
 from stem_torchrec.preparation.make_log import make_log
 from stem_torchrec.preparation.options import PrepareOptions
@@ -37,7 +38,10 @@ def prepare_log(options: PrepareOptions) -> str:
     spec = read_spec(spec_path(options.spec), options.set)
     out = Path(options.out)
     check_out(out, overwrite=options.overwrite)
-    work = _work(spec, options.engine)
+    if options.grow and not options.vocabularies:
+        raise UserError("--grow needs --vocabularies, the log whose ids grow.")
+    earlier = read_earlier_log(options.vocabularies, grows=options.grow) if options.vocabularies else None
+    work = _work(spec, options)
     with new_log(out, overwrite=options.overwrite, take_over=options.take_over, work=work) as folder:
         kept = folder.with_name(WORK)
         for each in (folder, kept):
@@ -45,7 +49,7 @@ def prepare_log(options: PrepareOptions) -> str:
         (folder / SPEC_FILE).write_text(to_yaml(with_format(to_dict(spec), SPEC_FORMAT)))
         engine = _engine(options, kept)
         try:
-            schema = make_log(spec, engine, folder)
+            schema = make_log(spec, engine, folder, earlier)
         finally:
             engine.close()
     return summary(schema)
@@ -80,11 +84,13 @@ def installed_specs() -> dict[str, Path]:
     return {}
 
 
-def _work(spec: Spec, engine: str) -> str:
+def _work(spec: Spec, options: PrepareOptions) -> str:
     """Tells a spec, the engine and the files apart, by their names, sizes and times."""
     files = [file for name, source in spec.sources.items() for file in find_files(name, source)]
+    if options.vocabularies:
+        files += sorted(map(str, Path(options.vocabularies).rglob("*.parquet")))
     local = [(file, os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in files if "://" not in file]
-    content = json.dumps([to_dict(spec), engine, files, local], default=str)
+    content = json.dumps([to_dict(spec), options.engine, options.grow, files, local], default=str)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
