@@ -3,6 +3,6 @@
 Reading order: spec.py (what a spec says), spec_file.py; prepare_log.py (the command), make_log.py (its three stages);
 engine.py (what an engine does), duckdb_engine.py, engine_errors.py, stages.py; source_files.py, sources.py;
 expression_reader.py, row_order.py, expressions_of_spec.py; rows.py, row_checks.py; statistics_of_train.py, fitting.py,
-id_spaces.py; encoding.py, log_writer.py; options.py. Import from the modules. May import `expressions`, `data`,
+id_spaces.py, earlier_log.py, vocabularies.py; encoding.py, log_writer.py; options.py. Import from the modules. May import `expressions`, `data`,
 `config` and `runtime`.
 """

@@ -76,12 +76,12 @@ def _with_ids(spec: Spec, expressions: SpecExpressions, vocabularies: Vocabulari
     for name in spec.features:
         space = vocabularies.of(name)
         if space is not None:
-            value, found = f"value of {name}", f"id of {name}"
-            side = vocabularies.tables[space].select(**{value: "value", found: "id"})
+            value, id_column = f"value of {name}", f"id of {name}"
+            side = vocabularies.tables[space].select(**{value: "value", id_column: "id"})
             if expressions.features[name].type in LISTS:
-                side = _ids_of_lists(table, name, side, value, found)
+                side = _ids_of_lists(table, name, side, value, id_column)
             joined = joined.left_join(side, table[name] == side[value])
-            ids[name] = found
+            ids[name] = id_column
     columns: dict[str, ir.Value] = {}
     for name in table.columns:
         column = joined[name]
@@ -100,14 +100,14 @@ def _found_ids(value: ir.Value, ids: ir.Value) -> ir.Value:
     return ibis.ifelse(value.isnull(), ibis.null(kind), ids.fill_null(none))
 
 
-def _ids_of_lists(table: ir.Table, column: str, ids: ir.Table, value: str, found: str) -> ir.Table:
+def _ids_of_lists(table: ir.Table, column: str, ids: ir.Table, value: str, id_column: str) -> ir.Table:
     """The list of ids of each different list of values; an empty list, which has none, is not among them."""
     lists = table.select(**{"list": column}).distinct()
     elements = lists.mutate(element=lists["list"]).unnest("element", offset="position")
     joined = elements.left_join(ids, elements["element"] == ids[value])
-    pair = ibis.struct({"position": joined["position"], "id": joined[found].fill_null(0)})
+    pair = ibis.struct({"position": joined["position"], "id": joined[id_column].fill_null(0)})
     pairs = joined.group_by("list").aggregate(pairs=pair.collect())
-    return pairs.select(**{value: "list", found: pairs["pairs"].sort().map(lambda pair: pair["id"])})
+    return pairs.select(**{value: "list", id_column: pairs["pairs"].sort().map(lambda pair: pair["id"])})
 
 
 def _float32(value: ir.Value) -> ir.Value:
