@@ -1,87 +1,29 @@
 """stem-prepare: ids, splits, order, constants of train, and what is left of a call that does not come to its end."""
 
 import hashlib
-import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import pytest
-from ruamel.yaml import YAML
 
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.preparation.options import PrepareOptions
 from stem_torchrec.preparation.prepare_log import prepare_log
 from stem_torchrec.runtime.errors import UserError
 
-ROWS = 400
-"""Rows of the raw file; more than 20 % of them have no city."""
-
-
-def raw_rows() -> dict[str, list[Any]]:
-    rng = np.random.default_rng(0)
-    city = rng.choice(["rome", "oslo", "bonn", ""], ROWS, p=[0.4, 0.2, 0.15, 0.25])
-    return {
-        "user": (rng.zipf(1.5, ROWS) % 50).tolist(),
-        "city": city.tolist(),
-        "tags": ["|".join(map(str, rng.integers(0, 9, n))) for n in rng.integers(0, 4, ROWS)],
-        "price": np.round(rng.lognormal(2, 1, ROWS), 3).tolist(),
-        "time": rng.permutation(ROWS).tolist(),
-        "click": rng.integers(0, 2, ROWS).tolist(),
-    }
+from prepared_logs import ROWS, Rows, in_time, prepared, raw_rows, spec_of, split
 
 
 @pytest.fixture(scope="module")
-def rows() -> dict[str, list[Any]]:
+def rows() -> Rows:
     return raw_rows()
 
 
-def spec_of(folder: Path, rows: dict[str, list[Any]], **fields: Any) -> Path:
-    """Writes the rows as CSV and a spec with some fields of its own."""
-    csv.write_csv(pa.table(rows), folder / "raw.csv", csv.WriteOptions(quoting_style="none"))
-    content: dict[str, Any] = {
-        "sources": {
-            "log": {
-                "files": str(folder / "raw.csv"),
-                "columns": {"user": "int", "price": "float", "time": "int", "click": "int"},
-            }
-        },
-        "split": {"time": {"by": "time", "train_until": 299, "valid_until": 399}},
-        "order": "time",
-        "labels": {"click": "click"},
-        "features": {"user": None},
-    }
-    path = folder / "spec.yaml"
-    with path.open("w") as file:
-        YAML(typ="safe").dump(content | fields, file)
-    return path
-
-
-def prepared(folder: Path, rows: dict[str, list[Any]], **fields: Any) -> Path:
-    """The log of a spec."""
-    log = folder / "log"
-    prepare_log(PrepareOptions(spec=str(spec_of(folder, rows, **fields)), out=str(log)))
-    return log
-
-
-def split(log: Path, name: str) -> dict[str, list[Any]]:
-    table: dict[str, list[Any]] = pq.read_table(log / name).to_pydict()
-    return table
-
-
-def in_time(rows: dict[str, list[Any]], column: str) -> list[Any]:
-    """A column of the raw file in the order of time."""
-    return [value for _, value in sorted(zip(rows["time"], rows[column], strict=True))]
-
-
-def test_ids_follow_the_count_in_train_then_the_value_and_zero_is_unseen(
-    tmp_path: Path, rows: dict[str, list[Any]]
-) -> None:
+def test_ids_follow_the_count_in_train_then_the_value_and_zero_is_unseen(tmp_path: Path, rows: Rows) -> None:
     log = prepared(tmp_path, rows, features={"user": {"vocabulary": {"min_count": 3}}, "city": None})
     for name in ("user", "city"):
         values = in_time(rows, name)
@@ -97,7 +39,7 @@ def test_ids_follow_the_count_in_train_then_the_value_and_zero_is_unseen(
         assert vocabulary == {"value": ordered, "id": list(ids.values()), "count": [counts[v] for v in ordered]}
 
 
-def test_a_missing_value_is_unseen_or_has_an_id_of_its_own_or_none(tmp_path: Path, rows: dict[str, list[Any]]) -> None:
+def test_a_missing_value_is_unseen_or_has_an_id_of_its_own_or_none(tmp_path: Path, rows: Rows) -> None:
     features = {name: {"value": "city", "missing": name} for name in ("unseen", "own", "none")}
     train = split(prepared(tmp_path, rows, features=features), "train")
     missing = [i for i, city in enumerate(in_time(rows, "city")[:300]) if not city]
@@ -107,7 +49,7 @@ def test_a_missing_value_is_unseen_or_has_an_id_of_its_own_or_none(tmp_path: Pat
     assert all(train["own"][i] == train["unseen"][i] + 1 == train["none"][i] + 1 for i in present)
 
 
-def test_lists_keep_their_order_and_features_share_an_id_space(tmp_path: Path, rows: dict[str, list[Any]]) -> None:
+def test_lists_keep_their_order_and_features_share_an_id_space(tmp_path: Path, rows: Rows) -> None:
     lists = "ints(split(tags, '|'))"
     features = {"first": {"value": "element(ints(split(tags, '|')), 1)", "missing": "none"}}
     features["tags"] = {"value": lists, "pooling": "mean", "vocabulary": {"of": "first"}}
@@ -123,7 +65,7 @@ def test_lists_keep_their_order_and_features_share_an_id_space(tmp_path: Path, r
     assert [feature.num_embeddings for feature in schema.sparse_features] == [len(ids) + 1] * 2
 
 
-def test_buckets_and_scales_have_exact_constants_of_train(tmp_path: Path, rows: dict[str, list[Any]]) -> None:
+def test_buckets_and_scales_have_exact_constants_of_train(tmp_path: Path, rows: Rows) -> None:
     dense = {"scaled": {"value": "price", "log": True, "clip": [0.1, 0.9], "standardize": True}}
     features = {"user": None, "bucket": {"value": "price", "buckets": {"quantiles": 7}}}
     log = prepared(tmp_path, rows, features=features, dense=dense)
@@ -139,7 +81,7 @@ def test_buckets_and_scales_have_exact_constants_of_train(tmp_path: Path, rows: 
     np.testing.assert_allclose(split(log, "valid")["scaled"], expected[300:], rtol=1e-6, atol=1e-6)
 
 
-def test_a_random_split_draws_users_by_their_md5(tmp_path: Path, rows: dict[str, list[Any]]) -> None:
+def test_a_random_split_draws_users_by_their_md5(tmp_path: Path, rows: Rows) -> None:
     log = prepared(
         tmp_path,
         rows,
@@ -159,7 +101,7 @@ def test_a_random_split_draws_users_by_their_md5(tmp_path: Path, rows: dict[str,
     assert load_schema(str(log)).group == "group_user"
 
 
-def test_rows_in_the_gap_belong_to_no_split(tmp_path: Path, rows: dict[str, list[Any]]) -> None:
+def test_rows_in_the_gap_belong_to_no_split(tmp_path: Path, rows: Rows) -> None:
     log = prepared(
         tmp_path, rows, split={"time": {"by": "time", "train_until": 99, "valid_until": 349, "gap": 50}}, keep=["time"]
     )
@@ -167,14 +109,14 @@ def test_rows_in_the_gap_belong_to_no_split(tmp_path: Path, rows: dict[str, list
     assert times == {"train": (0, 99), "valid": (150, 349), "test": (350, 399)}
 
 
-def test_the_first_of_equal_rows_stays(tmp_path: Path, rows: dict[str, list[Any]]) -> None:
+def test_the_first_of_equal_rows_stays(tmp_path: Path, rows: Rows) -> None:
     log = prepared(tmp_path, rows, deduplicate={"by": ["user"]}, keep=["time", "user"], features={"city": None})
-    kept = sorted(sum((split(log, name)["time"] for name in ("train", "valid")), []))
+    kept = sorted([*split(log, "train")["time"], *split(log, "valid")["time"]])
     firsts = {user: time for user, time in reversed(list(zip(rows["user"], rows["time"], strict=True)))}
     assert kept == sorted(firsts.values())
 
 
-def test_a_shuffled_log_has_all_rows_in_an_order_of_the_key_alone(tmp_path: Path, rows: dict[str, list[Any]]) -> None:
+def test_a_shuffled_log_has_all_rows_in_an_order_of_the_key_alone(tmp_path: Path, rows: Rows) -> None:
     logs = []
     for name, order in (("a", range(ROWS)), ("b", reversed(range(ROWS)))):
         (tmp_path / name).mkdir()
@@ -185,19 +127,15 @@ def test_a_shuffled_log_has_all_rows_in_an_order_of_the_key_alone(tmp_path: Path
     assert sorted(first) == list(range(300)) != first
 
 
-def test_the_next_call_goes_on_with_what_an_interrupted_one_has_done(
-    tmp_path: Path, rows: dict[str, list[Any]]
-) -> None:
+def test_the_next_call_goes_on_with_what_an_interrupted_one_has_done(tmp_path: Path, rows: Rows) -> None:
     whole = prepared(tmp_path, rows)
     expected = split(whole, "train")
     shutil.rmtree(whole)
-    blocked = tmp_path / ".log.new" / "new" / "train"
     options = PrepareOptions(spec=str(tmp_path / "spec.yaml"), out=str(whole))
-    # A file in the place of a folder stops the writing of train, as a full disk would.
-    blocked.parent.mkdir(parents=True)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="No space left"):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stem_torchrec.preparation.make_log.write_splits", _full_disk)
-        prepare_log(options)
+        with pytest.raises(OSError, match="No space left"):
+            prepare_log(options)
     # The same size and time, other content: only what was kept can still give the log.
     raw = tmp_path / "raw.csv"
     status, text = raw.stat(), raw.read_text()
@@ -212,43 +150,8 @@ def _full_disk(*_: Any) -> None:
     raise OSError(28, "No space left on device")
 
 
-def test_nothing_is_left_of_a_log_whose_spec_is_wrong(tmp_path: Path, rows: dict[str, list[Any]]) -> None:
+def test_nothing_is_left_of_a_log_whose_spec_is_wrong(tmp_path: Path, rows: Rows) -> None:
     spec = spec_of(tmp_path, rows, labels={"click": "price"})
     with pytest.raises(UserError, match="must be 0, 1 or missing"):
         prepare_log(PrepareOptions(spec=str(spec), out=str(tmp_path / "log")))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["raw.csv", "spec.yaml"]
-
-
-def test_another_day_takes_over_ids_and_constants_and_grows_them(tmp_path: Path, rows: dict[str, list[Any]]) -> None:
-    fields: dict[str, Any] = {
-        "features": {"user": None, "city": {"missing": "own"}},
-        "dense": {"price": {"standardize": True}},
-        "keep": ["time"],
-    }
-    first = prepared(tmp_path, rows, split={"time": {"by": "time", "train_until": 99, "valid_until": 199}}, **fields)
-    spec = spec_of(tmp_path, rows, **fields)
-    later = {"same": False, "grown": True}
-    for name, grow in later.items():
-        prepare_log(PrepareOptions(spec=str(spec), out=str(tmp_path / name), vocabularies=str(first), grow=grow))
-    old, same, grown = (pq.read_table(tmp_path / log / "vocabulary" / "user.parquet") for log in ("log", *later))
-    assert same.equals(old)
-    assert grown.num_rows > old.num_rows
-    assert grown.slice(0, old.num_rows)["value"].to_pylist() == old["value"].to_pylist()
-    assert grown["id"].to_pylist() == list(range(1, grown.num_rows + 1))
-    # The prices of a day are scaled as those of the first one.
-    by_time = dict(zip(split(first, "train")["time"], split(first, "train")["price"], strict=True))
-    train = split(tmp_path / "grown", "train")
-    again = dict(zip(train["time"], train["price"], strict=True))
-    assert {time: again[time] for time in by_time} == by_time
-    fitted = [json.loads((tmp_path / log / "transforms.json").read_text())["fitted"] for log in ("log", *later)]
-    assert fitted[0] == fitted[1] == fitted[2]
-
-
-def test_the_vocabulary_of_another_feature_is_refused(tmp_path: Path, rows: dict[str, list[Any]]) -> None:
-    first = prepared(tmp_path, rows)
-    spec = spec_of(tmp_path, rows, features={"user": {"value": "city"}})
-    with pytest.raises(UserError) as error:
-        prepare_log(PrepareOptions(spec=str(spec), out=str(tmp_path / "next"), vocabularies=str(first)))
-    assert str(error.value) == (
-        f"features[user] has type text, but int in {first}: that is the vocabulary of another feature."
-    )
