@@ -91,7 +91,7 @@ def test_a_random_split_draws_users_by_their_md5(tmp_path: Path, rows: Rows) -> 
         keep=["time"],
     )
     part = {
-        user: int(hashlib.md5(f"split 3 {user}".encode()).hexdigest()[:13], 16) / 16**13 for user in set(rows["user"])
+        user: int(hashlib.md5(f"rows 3 {user}".encode()).hexdigest()[:13], 16) / 16**13 for user in set(rows["user"])
     }
     bounds = {"train": (0, 0.6), "valid": (0.6, 0.8), "test": (0.8, 1)}
     for name, (low, high) in bounds.items():

@@ -1,8 +1,9 @@
-"""DuckDB as the engine: inside this process, out of core, with all that it keeps in one file."""
+"""DuckDB as the engine: inside this process, out of core, with all that it keeps in Parquet files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import duckdb
 import fsspec
@@ -29,11 +30,13 @@ _TYPES: Mapping[ColumnType, str] = {
 }
 _NO_CELL = "\ue000"
 """Text that no cell has, as DuckDB wants at least one that means null."""
+_NUMBER = "file_row_number"
+"""DuckDB's name for the number of a row in its Parquet file."""
 _FILE_BYTES = "512MB"
 
 
 class DuckDBEngine:
-    """Keeps tables in `folder/kept.duckdb` and spills into `folder/spill`.
+    """Keeps tables in `folder/NAME.parquet`, which is written twice as fast as a table of DuckDB's, and spills beside.
 
     Args:
         folder: exists, and belongs to this process.
@@ -47,7 +50,6 @@ class DuckDBEngine:
         settings = {} if threads is None else {"threads": threads}
         with sentences_of_duckdb():
             self._backend = ibis.duckdb.connect(
-                str(folder / "kept.duckdb"),
                 memory_limit=memory,
                 temp_directory=str(folder / "spill"),
                 # Extensions come from a host that many machines cannot reach; what is needed is built in.
@@ -57,7 +59,7 @@ class DuckDBEngine:
             )
             self._backend.raw_sql("SET enable_progress_bar = true")
             self._backend.raw_sql("SET enable_progress_bar_print = false")
-        self._views = 0
+        self._folder, self._views = folder, 0
         self._connection: duckdb.DuckDBPyConnection = self._backend.con
 
     def scan(self, files: Sequence[str], source: Source, types: Mapping[str, ColumnType]) -> ir.Table:
@@ -70,15 +72,11 @@ class DuckDBEngine:
 
     def keep(self, name: str, table: ir.Table) -> ir.Table:
         """Keeps the rows of a query; see Engine."""
-        # Ibis 12 lists tables by a method that DuckDB 2 lacks.
-        kept_names = {row[0] for row in self._connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
-        if name not in kept_names:
-            with sentences_of_duckdb():
-                # Ibis's own create_table writes all rows twice.
-                self._backend.raw_sql(f'CREATE TABLE "{name}" AS {self._backend.compile(table)}')
-                self._backend.raw_sql("CHECKPOINT")
-        kept = self._backend.table(name)
-        return kept if ROW in kept.columns else kept.mutate(**{ROW: kept.rowid()})
+        file = self._folder / f"{quote(name, safe=' ')}.parquet"
+        if not file.exists():
+            self._write(table, file, "COMPRESSION lz4_raw")
+        kept = self._view(f"read_parquet({_text(file)}, file_row_number = true)")
+        return kept.drop(_NUMBER) if ROW in kept.columns else kept.rename({ROW: _NUMBER})
 
     def rows(self, table: ir.Table) -> list[tuple[Any, ...]]:
         """The rows of a query."""
@@ -98,11 +96,11 @@ class DuckDBEngine:
 
     def write_file(self, table: ir.Table, file: Path, *, row_group_size: int) -> None:
         """Writes the rows of a query as one file; see Engine."""
+        self._write(table, file, f"COMPRESSION zstd, ROW_GROUP_SIZE {row_group_size}")
+
+    def _write(self, table: ir.Table, file: Path, options: str) -> None:
         with whole_file(file) as new, sentences_of_duckdb():
-            self._backend.raw_sql(
-                f"COPY ({self._backend.compile(table)}) TO {_text(new)} "
-                f"(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {row_group_size})"
-            )
+            self._backend.raw_sql(f"COPY ({self._backend.compile(table)}) TO {_text(new)} (FORMAT parquet, {options})")
 
     def parquet(self, path: Path) -> ir.Table:
         """The rows of a Parquet file, or of a folder of such files."""

@@ -48,7 +48,9 @@ def keep_rows(spec: Spec, engine: Engine) -> tuple[ir.Table, SpecExpressions, di
         log = log.semi_join(first, log[ROW] == first["first_row"])
     values = {name: value(each.tree) for name, each in expressions.outputs.items()}
     rows = log.select(**values, **({ROW: log[ROW]} if ROW in log.columns else {}))
-    return engine.keep(ROWS, rows.filter(rows[SPLIT].notnull())), expressions, types
+    if spec.split.random is None:
+        rows = rows.filter(rows[SPLIT].notnull())
+    return engine.keep(ROWS, rows), expressions, types
 
 
 def _used_sources(spec: Spec) -> list[str]:
