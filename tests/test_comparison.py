@@ -348,7 +348,8 @@ def test_two_ranks_test_every_row_once_and_rank_0_prints(log: Path, tmp_path: Pa
 def test_torchrun_compares_and_adds_a_model(log: Path, tmp_path: Path) -> None:
     script = [str(Path(__file__).parent.parent / "stem_torchrec" / "compare.py"), "--recipe", "tiny"]
     options = ["--data.path", str(log), "--seeds", "0", "--base", "stem", "--out", str(tmp_path / "out")]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *script, *options]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, *script, *options]
     for models in ("stem,shared_bottom", "stem,shared_bottom,mmoe"):
         done = subprocess.run(
             [*command, "--resamples", "5", "--models", models], text=True, capture_output=True, timeout=300
