@@ -16,7 +16,8 @@ from torchrec.datasets.utils import Batch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from stem_torchrec.config import DataConfig
-from stem_torchrec.data.files import Columns, find_row_groups
+from stem_torchrec.data.columns import Columns
+from stem_torchrec.data.files import find_row_groups
 from stem_torchrec.data.footers import missing_labels
 from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.data.schema import load_schema
