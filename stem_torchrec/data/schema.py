@@ -23,8 +23,8 @@ SCHEMA_FORMAT = 1
 Pooling = Literal["sum", "mean"]
 """How the embeddings of a row's ids become one."""
 Count = Annotated[int, Interval(ge=0, le=2**63 - 1)]
-_LARGEST_FLOAT = 3.4028234663852886e38
-"""Of 32 bits."""
+_LARGEST_FILL = 1e38
+"""Within 32-bit floats."""
 _LONGEST_NAME = 200
 """Bytes of a column's name, which names folders and files of a run as well."""
 
@@ -67,7 +67,7 @@ class DenseFeature:
     """
 
     name: str
-    fill: Annotated[float, Interval(ge=-_LARGEST_FLOAT, le=_LARGEST_FLOAT)] | None = None
+    fill: Annotated[float, Interval(ge=-_LARGEST_FILL, le=_LARGEST_FILL)] | None = None
     """Takes the place of null and NaN, which are errors if None."""
     column: str | None = None
     """Column of the files, if it is not called `name`."""
