@@ -24,6 +24,9 @@ from stem_torchrec.data.rows import BadRows, read_row_group
 from stem_torchrec.data.spans import Left, Span, Spans, after, count, cut, divide, steps_of
 from stem_torchrec.runtime.errors import UserError
 
+_READS_AT_ONCE = 8
+"""Row groups that a reader asks a store for at the same time."""
+
 
 @dataclass(frozen=True)
 class Block:
@@ -194,10 +197,17 @@ class ParquetReader(IterableDataset[Batch | Exposures]):
                 yield table
 
     def _load(self, block: Block, span: Span) -> pa.Table:
-        skip = self.bad is not None
-        table = _concatenated(
-            [read_row_group(each, self.columns, skip=skip, group=not self.training) for each in block.row_groups]
-        )
+        skip, group = self.bad is not None, not self.training
+
+        def read(row_group: RowGroup) -> pa.Table:
+            return read_row_group(row_group, self.columns, skip=skip, group=group)
+
+        if len(block.row_groups) > 1 and "://" in block.row_groups[0].path:
+            # A store answers after a while, in which it can be asked for more.
+            with ThreadPoolExecutor(min(len(block.row_groups), _READS_AT_ONCE)) as executor:
+                table = _concatenated([*executor.map(read, block.row_groups)])
+        else:
+            table = _concatenated([*map(read, block.row_groups)])
         first, last = max(span[0] - block.start, 0), min(span[1] - block.start, table.num_rows)
         if block.seed is None:
             table = table.slice(first, last - first)
