@@ -353,10 +353,8 @@ def test_a_run_with_weights_resumes_to_the_same_bits(tmp_path: Path) -> None:
 
 def test_moments_of_tables_are_refused_where_a_label_may_weigh_0(tmp_path: Path) -> None:
     make_log(tmp_path / "log")
-    moments = SparseOptimizerConfig("adam", 0.1)
-    config = replace(
-        run_on(tmp_path / "log", tmp_path / "run"), sparse=moments, sharding=ShardingConfig(kernel="dense")
-    )
+    moments, dense = SparseOptimizerConfig("adam", 0.1), ShardingConfig(kernel="dense")
+    config = replace(run_on(tmp_path / "log", tmp_path / "run"), sparse=moments, sharding=dense)
     assert run_ranks(1, message_of_training, config) == [
         "labels are missing in this log, and the moments of adam would change a task's table rows without its label; "
         "choose sgd, adagrad or rowwise_adagrad without decay, or allow it with --sparse.update-unlabeled-rows."
