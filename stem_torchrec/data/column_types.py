@@ -5,15 +5,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 
+_LISTS = {
+    kind.id
+    for kind in (
+        pa.list_(pa.null()),
+        pa.large_list(pa.null()),
+        pa.list_(pa.null(), 1),
+        pa.list_view(pa.null()),
+        pa.large_list_view(pa.null()),
+    )
+}
+
+
 def is_list(kind: pa.DataType) -> bool:
     """Whether a type is one of lists, of any or of one fixed length."""
-    return (
-        pa.types.is_list(kind)
-        or pa.types.is_large_list(kind)
-        or pa.types.is_fixed_size_list(kind)
-        or pa.types.is_list_view(kind)
-        or pa.types.is_large_list_view(kind)
-    )
+    return kind.id in _LISTS
 
 
 def item_type(kind: pa.DataType) -> pa.DataType:
