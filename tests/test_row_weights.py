@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torchrec.datasets.utils import Batch
 
+from stem_torchrec.checkpoints.compatibility import check_same_run
 from stem_torchrec.config import (
     DataConfig,
     DenseOptimizerConfig,
@@ -32,7 +33,7 @@ from stem_torchrec.data.files import find_row_groups
 from stem_torchrec.data.label_counts import LabelCounter, WeightedBatch, labels_of_step, weights_of
 from stem_torchrec.data.label_kinds import label_kinds, may_lack_labels
 from stem_torchrec.data.loader import data_loader
-from stem_torchrec.data.schema import load_schema, save_schema
+from stem_torchrec.data.schema import load_schema, save_schema, schema_to_dict
 from stem_torchrec.metrics.multi_task import MultiTaskMetrics, TaskMetrics
 from stem_torchrec.models.loss import multi_task_loss
 from stem_torchrec.runtime.errors import DataError, UserError
@@ -378,3 +379,14 @@ def test_a_log_with_weights_is_evaluated_by_them_though_the_run_had_none(tmp_pat
 
 def evaluate_split(run: str, log: Path) -> dict[str, TaskMetrics]:
     return evaluate_run(EvaluateConfig(run=run, data=EvaluationData(str(log)), split="valid"), this_process())
+
+
+def test_a_run_does_not_resume_on_other_weights() -> None:
+    plain = schema_to_dict(SCHEMA)
+    check_same_run("run", ({}, plain), ({}, plain))
+    with pytest.raises(UserError) as error:
+        check_same_run("run", ({}, plain), ({}, schema_to_dict(BOTH)))
+    assert str(error.value) == (
+        "run is of another run: schema.label_weights.like was None and is lw; schema.weight was None and is w; give "
+        "another --output-dir, or the same options."
+    )

@@ -4,7 +4,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-
 _LISTS = {
     kind.id
     for kind in (
