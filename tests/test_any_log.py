@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from stem_torchrec.comparison.comparable import count_positives, read_keys
 from stem_torchrec.data.batch import Exposures
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.files import find_row_groups
@@ -319,6 +320,26 @@ def test_a_column_of_any_name_is_read_under_an_alias(tmp_path: Path) -> None:
     assert error_of_opening(tmp_path / "a", dotted.drop_columns("fb.like/7d"), DOTTED) == (
         f"{tmp_path}/a/train/part-0.parquet has no column 'fb.like/7d'; schema.json names it."
     )
+
+
+def test_positives_are_counted_by_groups_of_text(tmp_path: Path) -> None:
+    names = [f"u{n // 3}" for n in range(ROWS)]
+    numbers, columns = log_table(ROWS), Columns.select(SCHEMA)
+    write_split(tmp_path / "numbers", numbers)
+    write_split(tmp_path / "texts", with_columns(numbers, {"user": pa.array(names)}))
+    counts, keys = {}, {}
+    for kind in ("numbers", "texts"):
+        row_groups = find_row_groups(str(tmp_path / kind), "train", SCHEMA, columns)
+        positives = count_positives(row_groups, columns, "user", ("finish", "like"))
+        counts[kind] = dict(zip(positives.keys.tolist(), positives.counts.tolist(), strict=True))
+        keys[kind] = read_keys(row_groups, columns, "user").tolist()
+    assert keys["texts"] == numbers_of(pa.array(names)).tolist()
+    assert [counts["texts"][key] for key in keys["texts"]] == [counts["numbers"][key] for key in keys["numbers"]]
+
+
+def test_an_alias_counts_though_its_feature_is_not_selected() -> None:
+    columns = Columns.select(replace(DOTTED, group="place"), features=("row",), labels=("finish",))
+    assert columns.column_of("place") == "user/place@v2"
 
 
 def test_an_alias_serves_as_group_and_one_column_as_two_names(tmp_path: Path) -> None:

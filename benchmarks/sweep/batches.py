@@ -85,7 +85,7 @@ def workload_of_log(config: DataConfig, path: str, process: Process, *, tasks: i
             f"{config.batch_size}; lower --data.batch-size."
         )
     batches: list[Batch] = list(islice(chain.from_iterable(islice(reader, available) for _ in count()), steps))
-    missing = missing_labels(reader.row_groups, columns.labels)
+    missing = missing_labels(reader.row_groups, [columns.column_of(label) for label in columns.labels])
     notes = []
     if available < steps:
         notes.append(f"the log has {available} steps of this batch size, which repeat")

@@ -68,7 +68,7 @@ class Columns:
             },
             weight=schema.weight,
             label_weights={label: column for label, column in schema.label_weights.items() if label in chosen},
-            files=_files(schema, (*features, *chosen, *dense)),
+            files=_files(schema),
         )
         selected.check_roles()
         return selected
@@ -143,11 +143,11 @@ class Columns:
         )
 
 
-def _files(schema: Schema, names: Sequence[str]) -> dict[str, str]:
+def _files(schema: Schema) -> dict[str, str]:
     """The column by name, where it is called something else; raises UserError for a name that two columns have."""
     columns: dict[str, str] = {}
     for name, column in _named(schema):
-        if name in names and columns.setdefault(name, column) != column:
+        if columns.setdefault(name, column) != column:
             raise UserError(
                 f"schema.json gives the name {name!r} to the columns {columns[name]!r} and {column!r}; give each "
                 "a name of its own. datasets/README.md describes the file."

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -64,7 +65,7 @@ def may_lack_labels(row_groups: Sequence[RowGroup], columns: Columns) -> bool:
         for column, chunk in column_chunks([row_group], weights):
             known = chunk.statistics is not None and chunk.statistics.has_min_max
             least = chunk.statistics.min if known else pc.min(_read(row_group, column.name)).as_py()
-            if not least:
+            if least is None or not np.float32(least):
                 return True
     return False
 
@@ -87,7 +88,7 @@ def _labeled(row_group: RowGroup, columns: Columns, label: str, *, with_group: b
     def read(name: str) -> pa.Array:
         return prepared(_read(row_group, columns.column_of(name)), name, columns)
 
-    table = pa.table({"label": pc.cast(read(label), pa.float32())})
+    table = pa.table({"label": read(label).cast(pa.float32(), safe=False)})
     if with_group:
         assert columns.group is not None
         groups = read(columns.group)
