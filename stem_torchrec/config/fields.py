@@ -6,7 +6,7 @@ Limits stand with their field, as annotated-types writes them; pydantic checks t
 """
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -27,6 +27,8 @@ _WORDS = {
     "tuple_type": "a list",
 }
 """What a field of each type takes, by pydantic's name for another type."""
+TEXT, MAPPING = "as text", "as a mapping"
+"""Tags of the two forms of an entry that is a name alone, or a mapping of fields (`data/schema.py`)."""
 
 
 def limits_in(annotation: Any) -> Interval | None:
@@ -90,10 +92,21 @@ def _place(kind: type, path: tuple[int | str, ...]) -> tuple[str, Any, Mapping[s
     annotation: Any = kind
     name, siblings = "", dict[str, Any]()
     for part in path:
+        if part in (TEXT, MAPPING):
+            continue
         if is_dataclass(annotation):
             siblings = get_type_hints(annotation, include_extras=True)
             name, annotation = f"{name}.{part}", siblings.get(str(part))
         else:
             name += f"[{part}]"
-            annotation = next((each for each in get_args(annotation) if is_dataclass(each)), annotation)
+            annotation = next(
+                (each for each in _parts(annotation) if isinstance(each, type) and is_dataclass(each)), annotation
+            )
     return name.removeprefix("."), annotation, siblings
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    """What an annotation is made of, at any depth."""
+    for part in get_args(annotation):
+        yield part
+        yield from _parts(part)
