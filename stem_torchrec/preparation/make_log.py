@@ -1,4 +1,4 @@
-"""Makes a log from a spec: rows, then what is fitted on train, then the splits, each kept until the log is done."""
+"""Makes a log from a spec: rows, what is fitted on train, splits and report, each kept until the log is done."""
 
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from stem_torchrec.preparation.log_writer import (
     write_splits,
     write_vocabularies,
 )
+from stem_torchrec.preparation.report import write_report
+from stem_torchrec.preparation.report_features import WrittenLog
 from stem_torchrec.preparation.row_checks import check_rows
 from stem_torchrec.preparation.rows import keep_rows
 from stem_torchrec.preparation.spec import Spec
@@ -38,9 +40,10 @@ def make_log(spec: Spec, engine: Engine, folder: Path) -> Schema:
     """
     stages = Stages(engine.progress)
     with stages.stage("rows") as done:
-        rows, expressions, types = keep_rows(spec, engine)
+        rows, expressions, types, steps = keep_rows(spec, engine)
         counts = check_rows(spec, expressions, rows, engine)
         done(sum(counts.values()))
+    print("  " + ", ".join(f"{step} {left:,}" for step, left in steps.items()))
     with stages.stage("fit"):
         fitted = fit(spec, expressions, rows, engine)
         vocabularies = _vocabularies(spec, expressions, fitted, rows, engine)
@@ -52,6 +55,11 @@ def make_log(spec: Spec, engine: Engine, folder: Path) -> Schema:
     schema = schema_of(spec, expressions, vocabularies, splits)
     write_json(folder / TRANSFORMS_FILE, transforms_of(spec, expressions, fitted, vocabularies, types))
     save_schema(schema, str(folder))
+    with stages.stage("report"):
+        parts = {name: engine.parquet(folder / name) for name in splits}
+        warnings = write_report(WrittenLog(spec, expressions, fitted, rows, parts, schema), steps, engine, folder)
+    for warning in warnings:
+        print(f"warning: {warning}")
     return schema
 
 
