@@ -27,7 +27,7 @@ from stem_torchrec.preparation.report_warnings import warnings_of as sentences_o
 from stem_torchrec.preparation.spec import Source, Spec, TimeSplit
 from stem_torchrec.preparation.spec import Split as SpecSplit
 
-from prepared_logs import by, number, prepare, tables, warnings_of
+from report_tables import by, number, prepare, tables, warnings_of
 
 ODD = "a<b>|c_d*e"
 SPEC = f"""
@@ -266,10 +266,10 @@ def schema_of(train: tuple[int, int], valid: tuple[int, int]) -> Schema:
     return Schema((SparseFeature("user", 10),), ("buy",), splits, group="user")
 
 
-def feature_facts(ids: int = 50, unseen: float = 0.0, auc: float = 0.6) -> FeatureFacts:
+def feature_facts(ids: int = 50, unseen: float = 0.0, drift: float = 0.0) -> FeatureFacts:
     shares = {"train": 1.0, "valid": 1.0}
     unseen_by_split = {"train": 0.0, "valid": unseen}
-    return FeatureFacts(ids + 1, ids, shares, unseen_by_split, {"valid": 0.0}, {"buy": LoneAuc(auc, 500, 500)})
+    return FeatureFacts(ids + 1, ids, shares, unseen_by_split, {"valid": drift}, {"buy": LoneAuc(0.6, 500, 500)})
 
 
 def log_facts(group: GroupFacts | None = None, **features: FeatureFacts) -> LogFacts:
@@ -282,15 +282,20 @@ def test_nothing_is_said_of_an_honest_log() -> None:
     assert sentences_of(facts, schema_of((1000, 300), (500, 100)), expressions_of(columns)) == []
 
 
-def test_a_constant_feature_an_unseen_one_and_groups_of_one_row_are_named() -> None:
-    columns = {"user": "user", "country": "country"}
+def test_features_that_are_constant_unseen_or_drift_and_groups_of_one_row_are_named() -> None:
+    columns = {"user": "user", "country": "country", "age": "age"}
     facts = log_facts(
-        user=feature_facts(unseen=0.75), country=feature_facts(ids=1), group=GroupFacts("user", 100, 80, 160)
+        user=feature_facts(unseen=0.75),
+        country=feature_facts(ids=1),
+        age=feature_facts(drift=0.389),
+        group=GroupFacts("user", 100, 80, 160),
     )
     assert sentences_of(facts, schema_of((1000, 300), (500, 100)), expressions_of(columns)) == [
         "75.0% of the ids of feature 'user' in valid do not occur often enough in train, so the model knows nothing of "
         "them; a coarser feature, a smaller min_count or another split may serve better.",
         "feature 'country' has one id in all rows of train, so nothing can be learned from it; leave it out.",
+        "the ids of feature 'age' in valid differ from those of train (divergence 0.389 of at most 1), so what the "
+        "model learns of it may not hold; look at what its values mean over time.",
         "80.0% of the 100 groups of 'user' in valid have a single row (50.0% of the rows), which gAUC leaves out; it "
         "tells of the others only.",
     ]

@@ -15,6 +15,8 @@ FEW_POSITIVES = 50
 """Positives in valid below which metrics say little."""
 MOSTLY = 0.5
 """Share of unseen ids in valid, or of groups with one row, above which it is named."""
+DRIFT = 0.2
+"""Divergence of valid from train, in bits, above which a feature is named."""
 MANY_COLLISIONS = 0.05
 """Share of values of train that share an id above which it is named."""
 
@@ -55,6 +57,11 @@ def _of_feature(name: str, feature: FeatureFacts) -> Iterator[str]:
             f"{feature.unseen['valid']:.1%} of the ids of feature {name!r} in valid do not occur often enough in "
             "train, so the model knows nothing of them; a coarser feature, a smaller min_count or another split may "
             "serve better."
+        )
+    elif feature.drift.get("valid", 0.0) > DRIFT:
+        yield (
+            f"the ids of feature {name!r} in valid differ from those of train (divergence {feature.drift['valid']:.3f} "
+            "of at most 1), so what the model learns of it may not hold; look at what its values mean over time."
         )
     collisions = feature.collisions
     if collisions is not None and collisions.shared_values > MANY_COLLISIONS * collisions.values:

@@ -1,4 +1,4 @@
-"""Logs that stem-prepare makes of small files, and the tables of their reports."""
+"""Logs that stem-prepare makes of small files, with what it prints, and the tables of their reports."""
 
 import io
 from collections.abc import Mapping, Sequence
