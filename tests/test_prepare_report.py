@@ -323,7 +323,7 @@ def test_a_rare_label_is_named() -> None:
 
 def test_columns_that_come_after_the_exposure_are_named() -> None:
     columns = {"user": "user", "is_like": "is_like", "watched": "watched", "of_label": "of_label"}
-    derived = {"watched": "play_time_ms / 1000", "of_label": "bought + 1"}
+    derived = {"watched": "play_time_ms + 1", "of_label": "bought + 1"}
     expressions = expressions_of(columns | {"play_time_ms": "play_time_ms"}, **derived)
     facts = log_facts(**{name: feature_facts() for name in columns})
     assert sentences_of(facts, schema_of((1000, 300), (500, 100)), expressions)[:3] == [
