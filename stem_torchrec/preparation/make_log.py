@@ -1,4 +1,4 @@
-"""Makes a log from a spec: rows, then what is fitted on train, then the splits, each kept until the log is done."""
+"""Makes a log from a spec: rows, what is fitted on train, splits and report, each kept until the log is done."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +20,8 @@ from stem_torchrec.preparation.log_writer import (
     write_splits,
     write_vocabularies,
 )
+from stem_torchrec.preparation.report import write_report
+from stem_torchrec.preparation.report_features import WrittenLog
 from stem_torchrec.preparation.row_checks import check_rows
 from stem_torchrec.preparation.rows import keep_rows
 from stem_torchrec.preparation.spec import Spec
@@ -41,9 +43,10 @@ def make_log(spec: Spec, engine: Engine, folder: Path, earlier: EarlierLog | Non
     """
     stages = Stages(engine.progress)
     with stages.stage("rows") as done:
-        rows, expressions, types = keep_rows(spec, engine)
+        rows, expressions, types, steps = keep_rows(spec, engine)
         counts = check_rows(spec, expressions, rows, engine)
         done(sum(counts.values()))
+    print("  " + ", ".join(f"{step} {left:,}" for step, left in steps.items()))
     with stages.stage("fit"):
         spaces = id_spaces(spec)
         if earlier is not None:
@@ -61,6 +64,11 @@ def make_log(spec: Spec, engine: Engine, folder: Path, earlier: EarlierLog | Non
     schema = schema_of(spec, expressions, vocabularies, splits)
     write_json(folder / TRANSFORMS_FILE, transforms_of(spec, expressions, fitted, vocabularies, types))
     save_schema(schema, str(folder))
+    with stages.stage("report"):
+        parts = {name: engine.parquet(folder / name) for name in splits}
+        warnings = write_report(WrittenLog(spec, expressions, fitted, rows, parts, schema), steps, engine, folder)
+    for warning in warnings:
+        print(f"warning: {warning}")
     return schema
 
 

@@ -19,11 +19,11 @@ ROWS = "rows"
 _LOG = "log"
 
 
-def keep_rows(spec: Spec, engine: Engine) -> tuple[ir.Table, SpecExpressions, dict[str, ValueType]]:
+def keep_rows(spec: Spec, engine: Engine) -> tuple[ir.Table, SpecExpressions, dict[str, ValueType], dict[str, int]]:
     """Keeps a row for each row of the log that has a split.
 
-    Returns the rows, with a column for each of `SpecExpressions.outputs` and ROW; the expressions; and the types of the
-    columns of the joined sources.
+    Returns the rows, with a column for each of `SpecExpressions.outputs` and ROW; the expressions; the types of the
+    columns of the joined sources; and the rows that are left after each step.
 
     Raises UserError for what is wrong in the spec or the sources.
     """
@@ -34,23 +34,52 @@ def keep_rows(spec: Spec, engine: Engine) -> tuple[ir.Table, SpecExpressions, di
     if spec.joins or spec.deduplicate:
         # Joins need not keep the order of rows, so it is numbered before.
         log = engine.keep(_LOG, log)
+    source = log
     for i, join in enumerate(spec.joins):
         log = _joined(log, sources[join.source], join, engine, f"joins[{i}]")
 
     def value(tree: Expression) -> ir.Value:
         return to_ibis(tree, {name: log[name] for name in types}, types, engine=engine.name)
 
+    steps: dict[str, int] = {}
     if expressions.where is not None:
+        counted = log.aggregate(source=log.count(), where=value(expressions.where).cast("int64").sum())
+        steps |= _counted(engine, "where", counted)
         log = log.filter(value(expressions.where))
+    elif expressions.deduplicate:
+        steps |= _counted(engine, "source", source.aggregate(source=source.count()))
     if expressions.deduplicate:
         keys = {f"key {i}": value(each.tree) for i, each in enumerate(expressions.deduplicate)}
-        first = log.group_by(**keys).aggregate(first_row=log[ROW].min())
+        first = engine.keep("first rows", log.group_by(**keys).aggregate(first_row=log[ROW].min()).select("first_row"))
+        steps |= _counted(engine, "deduplicate", first.aggregate(deduplicate=first.count()))
         log = log.semi_join(first, log[ROW] == first["first_row"])
     values = {name: value(each.tree) for name, each in expressions.outputs.items()}
     rows = log.select(**values, **({ROW: log[ROW]} if ROW in log.columns else {}))
-    if spec.split.random is None:
-        rows = rows.filter(rows[SPLIT].notnull())
-    return engine.keep(ROWS, rows), expressions, types
+    # Rows of no split are kept as well, as it takes no further look at the files to count them.
+    kept = engine.keep(ROWS, rows)
+    counted = kept.aggregate(rows=kept.count(), split=kept[SPLIT].count())
+    return (
+        kept.filter(kept[SPLIT].notnull()),
+        expressions,
+        types,
+        _steps(spec, steps, _counted(engine, "split", counted)),
+    )
+
+
+def _counted(engine: Engine, step: str, counts: ir.Table) -> dict[str, int]:
+    """The one row of a query, which an interrupted call need not run again."""
+    names = counts.columns
+    [numbers] = engine.rows(engine.keep(f"rows of {step}", counts).select(*names))
+    return {name: int(number or 0) for name, number in zip(names, numbers, strict=True)}
+
+
+def _steps(spec: Spec, counts: Mapping[str, int], of_split: Mapping[str, int]) -> dict[str, int]:
+    """The rows after each step that the spec has, in order; a join keeps each row once."""
+    source = counts.get("source", of_split["rows"])
+    steps = {"source": source}
+    steps |= {f"join {join.source}": source for join in spec.joins}
+    steps |= {name: counts[name] for name in ("where", "deduplicate") if name in counts}
+    return steps | {"split": of_split["split"]}
 
 
 def _used_sources(spec: Spec) -> list[str]:

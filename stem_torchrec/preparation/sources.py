@@ -45,7 +45,8 @@ def read_source(engine: Engine, name: str, source: Source, *, exact: bool = Fals
         groups.setdefault(tuple(name_parts(source, file).items()), []).append(file)
     tables = []
     for parts, members in groups.items():
-        table = _scanned(engine, source, members, types, exact=exact)
+        of_folders = {column: kind for column, kind in source.partitions.items() if column not in dict(parts)}
+        table = _scanned(engine, replace(source, partitions=of_folders), members, types, exact=exact)
         constants = {
             part: ibis.literal(text).try_cast(_IBIS.get(source.partitions.get(part, "text"))) for part, text in parts
         }
