@@ -3,8 +3,9 @@
 Reading order: spec.py (what a spec says), spec_file.py; prepare_log.py (the command), make_log.py (its three stages);
 engine.py (what an engine does), duckdb_engine.py, engine_errors.py, stages.py; source_files.py, sources.py;
 expression_reader.py, row_order.py, expressions_of_spec.py; rows.py, row_checks.py; statistics_of_train.py, fitting.py,
-id_spaces.py; encoding.py, log_writer.py; options.py. A spec is guessed from raw files: guess_command.py, guess_spec.py;
-guess_inputs.py, guess_source.py, guess_dialect.py, guess_types.py; guess_facts.py, guess_names.py, guess_time.py,
-guess_split.py, guess_labels.py, guess_leaks.py; guess_features.py (the rules); guess_document.py, guess_text.py. Import from the modules. May import `expressions`, `data`,
-`config` and `runtime`.
+id_spaces.py; encoding.py, log_writer.py; options.py.
+A spec is guessed from raw files by guess_command.py, guess_spec.py; guess_inputs.py, guess_source.py,
+guess_dialect.py, guess_types.py; guess_facts.py, guess_names.py, guess_time.py, guess_split.py, guess_labels.py,
+guess_leaks.py; guess_features.py (the rules); guess_document.py, guess_text.py.
+Import from the modules. May import `expressions`, `data`, `config` and `runtime`.
 """

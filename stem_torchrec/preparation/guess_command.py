@@ -24,8 +24,8 @@ def check_no_guess(options: PrepareOptions) -> None:
     for name in _OF_RAW_FILES:
         if getattr(options, name):
             raise UserError(
-                f"--{name.replace('_', '-')} is for raw files, but {options.spec or 'nothing'} is given, and a spec has "
-                "its own labels and features; leave the option out, or give raw files."
+                f"--{name.replace('_', '-')} is for raw files, but {options.spec or 'nothing'} is given; leave the "
+                "option out and edit the spec, or give raw files."
             )
 
 

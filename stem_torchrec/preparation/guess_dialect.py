@@ -55,7 +55,7 @@ def first_text(path: str) -> str:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path} is not UTF-8 at byte {error.start}; convert it, or write a spec with its encoding, such as latin-1."
+            f"{path} is not UTF-8 at byte {error.start}; convert it, or write a spec with its encoding, as latin-1."
         ) from error
     if not text.strip():
         raise UserError(f"{path} is empty; give a file with rows.")

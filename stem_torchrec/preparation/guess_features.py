@@ -43,7 +43,7 @@ class Known:
     """What has been decided before the features are."""
 
     label_columns: Mapping[str, str]
-    """Columns from which a label is made, with the label."""
+    """Columns from which labels are made, with the labels."""
     dropped: frozenset[str] = frozenset()
     leaks: Mapping[str, str] = field(default_factory=dict)
     suspects: Mapping[str, str] = field(default_factory=dict)
@@ -83,7 +83,7 @@ def _reason_to_leave_out(facts: Facts, known: Known) -> str | None:
     """Why a column can be no feature, if it cannot; the first reason that holds."""
     name = facts.name
     if name in known.label_columns:
-        return f"the label {known.label_columns[name]} is made from it"
+        return f"labels are made from it: {known.label_columns[name]}"
     if name in known.dropped:
         return "--drop names it"
     if not facts.values:
@@ -107,7 +107,7 @@ def _reason_to_leave_out(facts: Facts, known: Known) -> str | None:
         and facts.distinct > facts.values / 2
     ):
         return f"prose: {facts.length:.0f} characters on average, and most texts occur once"
-    if facts.type in LISTS and facts.type == _T.FLOATS:
+    if facts.type == _T.FLOATS:
         return "lists of floats are no ids"
     return None
 

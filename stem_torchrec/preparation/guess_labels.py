@@ -86,8 +86,12 @@ def label_values(labels: Mapping[str, str], types: Mapping[str, ValueType]) -> d
 
 
 def label_columns(values: Mapping[str, Value]) -> dict[str, str]:
-    """The columns from which labels are made, with the label."""
-    return {column: name for name, value in values.items() for column in columns_of(value.tree)}
+    """The columns from which labels are made, with the labels."""
+    labels: dict[str, list[str]] = {}
+    for name, value in values.items():
+        for column in columns_of(value.tree):
+            labels.setdefault(column, []).append(name)
+    return {column: ", ".join(names) for column, names in labels.items()}
 
 
 def positive_shares(

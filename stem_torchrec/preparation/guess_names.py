@@ -2,221 +2,51 @@
 
 import re
 
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 _PIECE = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+|[^\W\d_]+")
-_USERS = [
-    "user_id",
-    "userid",
-    "user",
-    "uid",
-    "member_id",
-    "customer_id",
-    "visitor_id",
-    "visitorid",
-    "account_id",
-    "profile_id",
-    "cookie_id",
-    "viewer_id",
-    "user_index",
-    "user_no",
-]
+_USERS = _words(
+    """
+    user_id userid user uid member_id customer_id visitor_id visitorid account_id profile_id cookie_id viewer_id
+    user_index user_no
+    """
+)
 """Names of the user, the most usual first."""
-_OF_IDS = set(
-    [
-        "user",
-        "item",
-        "movie",
-        "product",
-        "video",
-        "song",
-        "track",
-        "ad",
-        "news",
-        "article",
-        "shop",
-        "seller",
-        "author",
-        "category",
-        "cate",
-        "brand",
-        "session",
-        "visitor",
-        "customer",
-        "member",
-        "account",
-        "poi",
-        "store",
-        "playlist",
-        "artist",
-        "book",
-        "photo",
-        "live",
-        "goods",
-        "sku",
-        "adgroup",
-        "campaign",
-        "device",
-        "music",
-    ]
+_OF_IDS = _words(
+    """
+    user item movie product video song track ad news article shop seller author category cate brand session visitor
+    customer member account poi store playlist artist book photo live goods sku adgroup campaign device music
+    """
 )
 """What an id is of, where no underscore stands between: `itemid`."""
 _IDS = {"id", "ids", "uid", "uuid", "guid", "iid", "vid", "pid", "aid", "sku", "asin", "isbn", "index", "idx"}
-_CATEGORIES = _OF_IDS | set(
-    [
-        "city",
-        "country",
-        "region",
-        "state",
-        "province",
-        "zip",
-        "zipcode",
-        "postcode",
-        "code",
-        "type",
-        "kind",
-        "class",
-        "level",
-        "group",
-        "channel",
-        "os",
-        "browser",
-        "language",
-        "gender",
-        "sex",
-        "tab",
-        "page",
-        "position",
-        "pos",
-        "slot",
-        "segment",
-        "cluster",
-        "tag",
-        "tags",
-        "genre",
-        "genres",
-        "onehot",
-        "categorical",
-        "cat",
-        "occupation",
-        "job",
-        "education",
-        "status",
-        "month",
-        "weekday",
-        "hour",
-        "domain",
-        "site",
-        "app",
-        "platform",
-        "model",
-        "version",
-    ]
+_CATEGORIES = {
+    *_OF_IDS,
+    *_words(
+        """
+    city country region state province zip zipcode postcode code type kind class level group channel os browser
+    language gender sex tab page position pos slot segment cluster tag tags genre genres onehot categorical cat
+    occupation job education status month weekday hour domain site app platform model version
+    """
+    ),
+}
+_QUANTITIES = _words(
+    """
+    age count counts cnt num number price cost amount duration length size score rate ratio hours days gain loss
+    total sum avg mean quantity qty weight height distance numerical income salary balance budget volume percent pct
+    ctr cvr seconds minutes ms width discount stock
+    """
 )
-_QUANTITIES = set(
-    [
-        "age",
-        "count",
-        "counts",
-        "cnt",
-        "num",
-        "number",
-        "price",
-        "cost",
-        "amount",
-        "duration",
-        "length",
-        "size",
-        "score",
-        "rate",
-        "ratio",
-        "hours",
-        "days",
-        "gain",
-        "loss",
-        "total",
-        "sum",
-        "avg",
-        "mean",
-        "quantity",
-        "qty",
-        "weight",
-        "height",
-        "distance",
-        "numerical",
-        "income",
-        "salary",
-        "balance",
-        "budget",
-        "volume",
-        "percent",
-        "pct",
-        "ctr",
-        "cvr",
-        "seconds",
-        "minutes",
-        "ms",
-        "width",
-        "discount",
-        "stock",
-    ]
-)
-_FEEDBACK = set(
-    [
-        "click",
-        "clicks",
-        "clicked",
-        "clk",
-        "like",
-        "likes",
-        "liked",
-        "follow",
-        "followed",
-        "comment",
-        "commented",
-        "forward",
-        "share",
-        "shared",
-        "hate",
-        "dislike",
-        "buy",
-        "bought",
-        "purchase",
-        "purchased",
-        "cart",
-        "conversion",
-        "converted",
-        "convert",
-        "finish",
-        "finished",
-        "install",
-        "installed",
-        "subscribe",
-        "subscribed",
-        "save",
-        "saved",
-        "favorite",
-        "favourite",
-        "watched",
-        "viewed",
-        "completed",
-        "enter",
-        "skip",
-        "skipped",
-        "churn",
-        "churned",
-        "default",
-        "label",
-        "labels",
-        "target",
-        "reward",
-        "rating",
-        "ratings",
-        "stars",
-        "outcome",
-        "response",
-        "feedback",
-        "view",
-        "y",
-    ]
+_FEEDBACK = _words(
+    """
+    click clicks clicked clk like likes liked follow followed comment commented forward share shared hate dislike
+    buy bought purchase purchased cart conversion converted convert finish finished install installed subscribe
+    subscribed save saved favorite favourite watched viewed completed enter skip skipped churn churned default label
+    labels target reward rating ratings stars outcome response feedback view y
+    """
 )
 _TOLD_BY_NAME = {"label", "labels", "target", "reward", "rating", "ratings", "stars", "outcome", "response", "feedback"}
 _SPENT = {"play", "playing", "watch", "watching", "stay", "dwell", "view", "viewing", "reading", "listen", "listening"}
@@ -266,7 +96,7 @@ def names_time(name: str) -> bool:
 
 
 def names_feedback(name: str) -> bool:
-    """Whether a name is one of feedback, as `is_click`; of a column with other values than 0 and 1 that is not enough."""
+    """Whether a name is one of feedback, as `is_click`; that is enough for a column of 0 and 1."""
     return any(word in _FEEDBACK for word in words_of(name))
 
 

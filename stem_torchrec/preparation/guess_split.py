@@ -59,7 +59,7 @@ def guess_split(engine: Engine, rows: ir.Table, types: Mapping[str, ValueType], 
         return GuessedSplit(content, {"train_until": bounds.comment}, column_text(finer.name), finer, days)
     why = "all rows have no time that could be cut" if times else "no column is a time"
     content = {"random": {"seed": 0, "valid": 0.1, "test": 0.1}}
-    return GuessedSplit(content, {"seed": f"{why}, so rows are drawn; by: [user_id] would draw users"})
+    return GuessedSplit(content, {"seed": f"{why}, so rows are drawn"})
 
 
 def _parts(engine: Engine, rows: ir.Table, facts: Facts) -> dict[str, list[str]] | None:
