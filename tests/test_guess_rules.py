@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stem_torchrec.config.yaml_text import parse_yaml
@@ -221,12 +221,14 @@ def test_a_label_given_twice_is_refused() -> None:
         parse_labels(["a=b = 1", "a=b = 2"], ["b"])
 
 
+@settings(deadline=None)
 @given(st.text(min_size=1, max_size=12))
 def test_a_column_of_any_name_is_written_as_an_expression(name: str) -> None:
     if "\0" not in name and not any(0xD800 <= ord(each) < 0xE000 for each in name):
         assert parse_expression(column_text(name)) == Column(name)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(min_size=1, max_size=8), st.text(max_size=8), min_size=1, max_size=4), st.text())
 def test_any_names_and_comments_come_back_from_yaml(values: dict[str, str], comment: str) -> None:
     section = lines(values, dict.fromkeys(values, comment))

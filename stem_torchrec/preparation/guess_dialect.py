@@ -86,6 +86,9 @@ def guess_dialect(text: str, path: str) -> Dialect:
         if fits:
             # The first of those with the most cells: with a quote, if that makes no difference.
             width, delimiter, quote, rows = max(fits, key=lambda fit: fit[0])
+            unquoted = _rows(text, delimiter, "")
+            if all(len(row) == width for row in unquoted) and any(_has_lone_quote(row) for row in unquoted):
+                quote, rows = "", unquoted
             return _dialect(width, delimiter, quote, rows)
     raise UserError(
         f"{path} has no delimiter that gives its lines the same number of cells (tried comma, tab, ; | ^ ~ and blank); "
@@ -106,6 +109,11 @@ def _rows(text: str, delimiter: str, quote: str) -> list[list[str]]:
     except csv.Error:
         return [[]]
     return rows or [[]]
+
+
+def _has_lone_quote(row: Sequence[str]) -> bool:
+    """Whether a cell has a quote that does not close, as in `5" pipe`."""
+    return any(cell.count('"') % 2 for cell in row)
 
 
 def _dialect(width: int, delimiter: str, quote: str, rows: Sequence[Sequence[str]]) -> Dialect:

@@ -26,6 +26,8 @@ from stem_torchrec.preparation.guess_time import TimeColumn, time_column
 _T = ValueType
 FEW_VALUES = 50
 """Whole numbers with at most so many values are told apart, not measured."""
+FEW_QUANTITIES = 20
+"""The same where the name is one of what is measured."""
 _DENSE_IDS = 1000
 """Whole numbers with more values than this, of which at least half up to the greatest occur, are ids."""
 _LONG_TEXT = 60
@@ -51,6 +53,8 @@ class Known:
     """The time of a row."""
     days: int = 0
     """Days of the log; 0 if unknown."""
+    split_by: str | None = None
+    """The column of the split."""
     group: str | None = None
 
 
@@ -79,6 +83,11 @@ def choose(facts: Facts, known: Known) -> list[Choice]:
     return [_of_number(facts, known)]
 
 
+def is_used(facts: Facts, known: Known) -> bool:
+    """Whether a column becomes a feature of some kind."""
+    return any(choice.kind != "left out" for choice in choose(facts, known))
+
+
 def _reason_to_leave_out(facts: Facts, known: Known) -> str | None:
     """Why a column can be no feature, if it cannot; the first reason that holds."""
     name = facts.name
@@ -96,6 +105,8 @@ def _reason_to_leave_out(facts: Facts, known: Known) -> str | None:
         return f"looks like a leak: it {known.leaks[name]}"
     if time_column(facts) is not None or name == known.group:
         return None
+    if name == known.split_by:
+        return "it names the split"
     if facts.is_unique and facts.type == _T.TEXT:
         return "looks like a row id: each row has a value of its own"
     if facts.is_unique and facts.type == _T.INT and (facts.rises or not names_quantity(name)):
@@ -114,10 +125,12 @@ def _reason_to_leave_out(facts: Facts, known: Known) -> str | None:
 
 def _of_time(time: TimeColumn, known: Known) -> list[Choice]:
     name = time.name
-    if known.time is None or time.name != known.time.name:
-        return [Choice("left out", name, "a day or time besides the one of the split")]
-    if time.is_day:
+    if time.is_day and name == known.split_by:
         return [Choice("left out", name, "the day of the split: later days have values that train lacks")]
+    if known.time is None:
+        return [Choice("left out", name, "a time, but none by which the log could be cut")]
+    if time.is_day or name != known.time.name:
+        return [Choice("left out", name, f"a time besides {known.time.name}")]
     moment = time.moment(column_text(name))
     zone = f"hour in UTC; for another zone hour({moment}, 'Asia/Shanghai')"
     choices = [Choice("features", _free("hour", name), zone, {"value": f"hour({moment})"})]
@@ -172,8 +185,9 @@ def _reason_for_ids(facts: Facts, known: Known) -> str | None:
         return "the user"
     if names_id(name):
         return "named like an id"
-    if facts.distinct <= FEW_VALUES:
-        return f"at most {FEW_VALUES} different whole numbers"
+    few = FEW_QUANTITIES if names_quantity(name) else FEW_VALUES
+    if facts.distinct <= few:
+        return f"at most {few} different whole numbers"
     if names_category(name):
         return "named like a category"
     span = facts.greatest - facts.least + 1

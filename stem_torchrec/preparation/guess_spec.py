@@ -12,7 +12,7 @@ from stem_torchrec.preparation.duckdb_engine import DuckDBEngine
 from stem_torchrec.preparation.engine import ROW, Engine
 from stem_torchrec.preparation.guess_document import Guessed, document
 from stem_torchrec.preparation.guess_facts import Facts, facts_of
-from stem_torchrec.preparation.guess_features import Choice, Known, choose
+from stem_torchrec.preparation.guess_features import Choice, Known, choose, is_used
 from stem_torchrec.preparation.guess_labels import (
     candidates,
     column_text,
@@ -93,10 +93,13 @@ def _guess(engine: Engine, inputs: Sequence[str], wishes: Wishes) -> Guess:
     rows = sample if raw.is_whole else read_source(engine, "log", raw.source)
     split = guess_split(engine, rows, types, usable)
     group = _group(usable)
-    looked_at = [each.name for each in usable if time_column(each) is None and not each.is_unique and each.distinct > 1]
+    known = Known(
+        of_labels, frozenset(wishes.drop), time=split.time, days=split.days, split_by=split.column, group=group
+    )
+    looked_at = [each.name for each in usable if time_column(each) is None and is_used(each, known)]
     leaks, suspects = leaks_and_suspects(lone_aucs(engine, sample, types, labels, looked_at) if labels else {})
-    known = Known(of_labels, frozenset(wishes.drop), leaks, suspects, split.time, split.days, group)
-    columns = [each for name, each in facts.items() if name != split.column]
+    known = replace(known, leaks=leaks, suspects=suspects)
+    columns = facts.values()
     choices = _with_own_names([choice for each in columns for choice in choose(each, known)], set(texts))
     if not any(choice.kind == "features" for choice in choices):
         raise UserError(f"{raw.files[0]} has no column for a feature; a log needs one with ids, texts or few values.")

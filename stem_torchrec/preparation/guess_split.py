@@ -31,7 +31,7 @@ class GuessedSplit:
     days: int = 0
     """Days of the log by the time; 0 if unknown."""
     column: str | None = None
-    """The column that names the split."""
+    """The column by which the log is split."""
 
 
 def guess_split(engine: Engine, rows: ir.Table, types: Mapping[str, ValueType], facts: Sequence[Facts]) -> GuessedSplit:
@@ -55,8 +55,9 @@ def guess_split(engine: Engine, rows: ir.Table, types: Mapping[str, ValueType], 
         content = {"time": {"by": by, "train_until": bounds.train_until, "valid_until": bounds.valid_until}}
         # A day has no order of its rows; a time beside it has.
         finer = next((time for time in times if not time.is_day), bounds.column)
-        days = bounds.days
-        return GuessedSplit(content, {"train_until": bounds.comment}, column_text(finer.name), finer, days)
+        return GuessedSplit(
+            content, {"train_until": bounds.comment}, column_text(finer.name), finer, bounds.days, bounds.column.name
+        )
     why = "all rows have no time that could be cut" if times else "no column is a time"
     content = {"random": {"seed": 0, "valid": 0.1, "test": 0.1}}
     return GuessedSplit(content, {"seed": f"{why}, so rows are drawn"})

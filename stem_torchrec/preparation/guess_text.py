@@ -6,6 +6,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 _COMMENT_COLUMN = 44
 _LINE = 10**6
@@ -15,21 +16,28 @@ _LINE = 10**6
 def in_one_line(value: Any) -> Any:
     """The value with braces and brackets instead of lines."""
     if isinstance(value, Mapping):
-        flow = CommentedMap({key: in_one_line(item) for key, item in value.items()})
+        flow = CommentedMap({_quoted(key): in_one_line(item) for key, item in value.items()})
     elif isinstance(value, list | tuple):
         flow = CommentedSeq([in_one_line(item) for item in value])
     else:
-        return value
+        return _quoted(value)
     flow.fa.set_flow_style()
     return flow
+
+
+def _quoted(value: Any) -> Any:
+    """Text with a line break or another control character in quotes, within which it is escaped."""
+    return DoubleQuotedScalarString(value) if isinstance(value, str) and not value.isprintable() else value
 
 
 def lines(content: Mapping[str, Any], comments: Mapping[str, str]) -> CommentedMap:
     """A mapping with a line and a comment for each key; mappings that `lines` has made stay as they are."""
     result = CommentedMap()
     for key, value in content.items():
-        result[key] = value if isinstance(value, CommentedMap) else in_one_line(value)
+        result[_quoted(key)] = value if isinstance(value, CommentedMap) else in_one_line(value)
     for key, comment in comments.items():
+        if not comment.strip():
+            continue
         result.yaml_add_eol_comment(printable(comment), key, column=_COMMENT_COLUMN)
     return result
 

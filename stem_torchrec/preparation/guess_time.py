@@ -145,7 +145,7 @@ def _by_step(engine: Engine, rows: ir.Table, value: ir.Value, column: TimeColumn
             if column.unit == "timestamp":
                 return TimeBounds(column, _moment_text(train), _moment_text(valid), days, comment)
             ends = _moment_text((train + 1) * 1_000_000 // factor - 1)
-            return TimeBounds(column, train, valid, days, f"{comment}; train ends {ends} UTC")
+            return TimeBounds(column, train, valid, days, f"{comment}; train ends {ends[:19]} UTC")
     return None
 
 
