@@ -53,6 +53,13 @@ _SPENT = {"play", "playing", "watch", "watching", "stay", "dwell", "view", "view
 _LENGTHS = {"time", "times", "duration", "ms", "sec", "seconds", "ratio", "length", "percent"}
 _TIMES = {"time", "timestamp", "ts", "date", "day", "datetime", "dt", "ds", "at", "created", "ms"}
 
+_DAYS = {"date", "day", "dt", "ds", "p", "log", "event"}
+_OTHER_TIMES = {
+    *("birth", "born", "birthday", "upload", "uploaded", "signup", "register", "registered", "registration", "create"),
+    *("created", "publish", "published", "release", "released", "expire", "expires", "update", "updated", "joined"),
+    *("start", "end", "first", "last", "install"),
+}
+
 
 def words_of(name: str) -> list[str]:
     """The words of a name in small letters.
@@ -93,6 +100,14 @@ def names_quantity(name: str) -> bool:
 def names_time(name: str) -> bool:
     """Whether a name is one of times or days."""
     return any(word in _TIMES for word in words_of(name))
+
+
+def time_rank(name: str) -> int:
+    """0 for the name of the day of a row, 1 for other times, 2 for the time of something else, as `upload_dt`."""
+    words = set(words_of(name))
+    if words & _OTHER_TIMES:
+        return 2
+    return 0 if words <= _DAYS else 1
 
 
 def names_feedback(name: str) -> bool:

@@ -10,6 +10,7 @@ from stem_torchrec.expressions.value_types import ValueType
 from stem_torchrec.preparation.engine import Engine
 from stem_torchrec.preparation.guess_facts import Facts
 from stem_torchrec.preparation.guess_labels import column_text
+from stem_torchrec.preparation.guess_names import time_rank
 from stem_torchrec.preparation.guess_time import TimeColumn, time_bounds, time_column
 
 _PARTS = {
@@ -50,11 +51,12 @@ def guess_split(engine: Engine, rows: ir.Table, types: Mapping[str, ValueType], 
             return GuessedSplit(content, {"by": "its values name the parts"}, column=each.name)
     times = [time for each in facts if not each.missing and (time := time_column(each)) is not None]
     bounds = time_bounds(engine, rows, types, times)
+    ranked = sorted(times, key=lambda time: (bounds is not None and time != bounds.column, time_rank(time.name)))
     if bounds is not None:
         by = column_text(bounds.column.name)
         content = {"time": {"by": by, "train_until": bounds.train_until, "valid_until": bounds.valid_until}}
         # A day has no order of its rows; a time beside it has.
-        finer = next((time for time in times if not time.is_day), bounds.column)
+        finer = next((time for time in ranked if not time.is_day), bounds.column)
         return GuessedSplit(
             content, {"train_until": bounds.comment}, column_text(finer.name), finer, bounds.days, bounds.column.name
         )

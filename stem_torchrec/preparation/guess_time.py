@@ -12,7 +12,7 @@ from stem_torchrec.expressions.relational import to_ibis
 from stem_torchrec.expressions.value_types import ValueType
 from stem_torchrec.preparation.engine import Engine
 from stem_torchrec.preparation.guess_facts import Facts, share
-from stem_torchrec.preparation.guess_names import names_time, words_of
+from stem_torchrec.preparation.guess_names import names_time, time_rank, words_of
 
 _T = ValueType
 _VALID = 0.1
@@ -87,9 +87,10 @@ def time_bounds(
         engine: counts.
         rows: all rows of the log.
         types: of its columns.
-        columns: the candidates; days are tried first, as a day is what people leave out.
+        columns: the candidates; days are tried first, as a day is what people leave out, and times of something else
+            than the row last.
     """
-    for column in sorted(columns, key=lambda each: not each.is_day):
+    for column in sorted(columns, key=lambda each: (time_rank(each.name), not each.is_day)):
         value = to_ibis(Column(column.name), {column.name: rows[column.name]}, types, engine="duckdb")
         bounds = _by_day(engine, rows, value, column) if column.is_day else _by_step(engine, rows, value, column)
         if bounds is not None:
