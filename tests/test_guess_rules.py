@@ -103,10 +103,6 @@ def test_the_expression_for_lists_in_brackets_is_one() -> None:
         (column("x", _T.INT, distinct=1, least=3, greatest=3), "all rows have the same value"),
         (column("session", _T.TEXT, distinct=1000), "looks like a row id: each row has a value of its own"),
         (
-            column("index", _T.INT, distinct=1000, least=0, greatest=999),
-            "looks like a row id: each row has a number of its own",
-        ),
-        (
             column("price", _T.INT, distinct=1000, least=0, greatest=999, rises=True),
             "looks like a row id: each row has a number of its own",
         ),

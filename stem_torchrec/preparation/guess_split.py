@@ -51,12 +51,13 @@ def guess_split(engine: Engine, rows: ir.Table, types: Mapping[str, ValueType], 
             return GuessedSplit(content, {"by": "its values name the parts"}, column=each.name)
     times = [time for each in facts if not each.missing and (time := time_column(each)) is not None]
     bounds = time_bounds(engine, rows, types, times)
-    ranked = sorted(times, key=lambda time: (bounds is not None and time != bounds.column, time_rank(time.name)))
     if bounds is not None:
         by = column_text(bounds.column.name)
         content = {"time": {"by": by, "train_until": bounds.train_until, "valid_until": bounds.valid_until}}
         # A day has no order of its rows; a time beside it has.
-        finer = next((time for time in ranked if not time.is_day), bounds.column)
+        finer = bounds.column
+        if finer.is_day:
+            finer = next((time for time in times if not time.is_day and time_rank(time.name) < 2), finer)
         return GuessedSplit(
             content, {"train_until": bounds.comment}, column_text(finer.name), finer, bounds.days, bounds.column.name
         )
