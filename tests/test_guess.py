@@ -54,7 +54,7 @@ def test_adult_becomes_a_log_with_one_command_and_its_spec_keeps_the_comments(pe
     assert "#   marital-status: labels are made from it: never_married\n" in text
     # Edited and called again, the spec is one like any other.
     edited = tmp_path / "edited.yaml"
-    edited.write_text(text.replace("  sex:", "  # sex:"))
+    edited.write_text(text.replace("\n  sex:", "\n  # sex:"))
     prepare_log(options(edited, "--out", log, "--overwrite"))
     assert "sex" not in {feature.name for feature in load_schema(str(log)).sparse_features}
     assert (log / "spec.yaml").read_text() == edited.read_text()

@@ -15,6 +15,7 @@ _LINE = 10**6
 
 def in_one_line(value: Any) -> Any:
     """The value with braces and brackets instead of lines."""
+    flow: CommentedMap | CommentedSeq
     if isinstance(value, Mapping):
         flow = CommentedMap({_quoted(key): in_one_line(item) for key, item in value.items()})
     elif isinstance(value, list | tuple):
