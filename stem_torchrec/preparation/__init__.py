@@ -4,6 +4,8 @@ Reading order: spec.py (what a spec says), spec_file.py; prepare_log.py (the com
 engine.py (what an engine does), duckdb_engine.py, engine_errors.py, stages.py; source_files.py, sources.py;
 expression_reader.py, row_order.py, expressions_of_spec.py; rows.py, row_checks.py; statistics_of_train.py, fitting.py,
 id_spaces.py, earlier_log.py, vocabularies.py; encoding.py, log_writer.py; report_facts.py, report_counts.py,
-leak_check.py, report_features.py, report_warnings.py, report.py; options.py. Import from the modules. May import
-`expressions`, `data`, `config` and `runtime`.
+leak_check.py, report_features.py, report_warnings.py, report.py; options.py. A spec is guessed from raw files by
+guess_command.py, guess_spec.py; guess_inputs.py, guess_source.py, guess_dialect.py, guess_types.py; guess_facts.py,
+guess_names.py, guess_time.py, guess_split.py, guess_labels.py, guess_leaks.py; guess_features.py (the rules);
+guess_document.py, guess_text.py. Import from the modules. May import `expressions`, `data`, `config` and `runtime`.
 """

@@ -16,15 +16,21 @@ from stem_torchrec.data.schema import Schema
 from stem_torchrec.preparation.duckdb_engine import DuckDBEngine
 from stem_torchrec.preparation.earlier_log import read_earlier_log
 from stem_torchrec.preparation.engine import Engine
+from stem_torchrec.preparation.guess_command import (
+    SPEC_FILE,
+    check_no_guess,
+    guess_with_labels,
+    naming_guess_only,
+    raw_inputs,
+    write_guess,
+)
+from stem_torchrec.preparation.guess_inputs import is_spec
 from stem_torchrec.preparation.make_log import make_log
 from stem_torchrec.preparation.options import PrepareOptions
 from stem_torchrec.preparation.source_files import find_files
 from stem_torchrec.preparation.spec import Spec
-from stem_torchrec.preparation.spec_file import SPEC_FORMAT, read_spec
+from stem_torchrec.preparation.spec_file import SPEC_FORMAT, spec_of, spec_text
 from stem_torchrec.runtime.errors import UserError, nearest
-
-SPEC_FILE = "spec.yaml"
-"""The spec in the folder of its log, with the values of its variables."""
 
 
 def prepare_log(options: PrepareOptions) -> str:
@@ -35,8 +41,22 @@ def prepare_log(options: PrepareOptions) -> str:
     """
     if not options.out:
         raise UserError("--out is missing; name the folder of the log, as in --out DIR.")
-    spec = read_spec(spec_path(options.spec), options.set)
     out = Path(options.out)
+    if not is_spec(raw_inputs(options), installed_specs()):
+        if options.guess_only:
+            return write_guess(options)
+        check_out(out, overwrite=options.overwrite)
+        guess = guess_with_labels(options)
+        with naming_guess_only():
+            return "\n\n".join([_prepared(guess.text, "the guessed spec", options), *guess.notes])
+    check_no_guess(options)
+    path = spec_path(options.spec)
+    return _prepared(spec_text(path), path, options)
+
+
+def _prepared(text: str, path: str | Path, options: PrepareOptions) -> str:
+    """Makes the log of the text of a spec and returns its sizes to print."""
+    spec, out = spec_of(text, options.set, path), Path(options.out)
     check_out(out, overwrite=options.overwrite)
     if options.grow and not options.vocabularies:
         raise UserError("--grow needs --vocabularies, the log whose ids grow.")
@@ -46,7 +66,10 @@ def prepare_log(options: PrepareOptions) -> str:
         kept = folder.with_name(WORK)
         for each in (folder, kept):
             each.mkdir(exist_ok=True)
-        (folder / SPEC_FILE).write_text(to_yaml(with_format(to_dict(spec), SPEC_FORMAT)))
+        if options.set or "${" in text:
+            text = to_yaml(with_format(to_dict(spec), SPEC_FORMAT))
+        # Else with the comments that it has.
+        (folder / SPEC_FILE).write_text(text)
         engine = _engine(options, kept)
         try:
             schema = make_log(spec, engine, folder, earlier)

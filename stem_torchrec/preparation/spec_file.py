@@ -29,9 +29,22 @@ def read_spec(path: str | Path, settings: Sequence[str] = ()) -> Spec:
 
         read_spec("datasets/adult.yaml", ["raw=../adult"])
     """
+    return spec_of(spec_text(path), settings, path)
+
+
+def spec_text(path: str | Path) -> str:
+    """The text of a file; raises UserError if it cannot be read."""
     try:
-        content = parse_yaml(Path(path).read_text())
+        return Path(path).read_text()
     except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a spec ({reason_of(error)}).") from error
+
+
+def spec_of(text: str, settings: Sequence[str], path: str | Path) -> Spec:
+    """The spec that a text is, as `read_spec` reads it from the file `path`."""
+    try:
+        content = parse_yaml(text)
+    except ValueError as error:
         raise UserError(f"{path} cannot be read as a spec ({reason_of(error)}).") from error
     values = without_format(content, SPEC_FORMAT, str(path))
     if not isinstance(values, dict):
