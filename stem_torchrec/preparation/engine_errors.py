@@ -80,7 +80,8 @@ def _sentence_of_json(path: str, text: str) -> str:
     if cell := re.search(r"in line (?P<line>\d+): Failed to cast value to (?P<kind>.*?): (?P<value>.*)", text):
         value = cell["value"].rstrip(".")
         column = _column_of_json(path, int(cell["line"]), value)
-        return f"{path}, line {cell['line']}: {column}{value}, which is not {_json_kind(cell['kind'])}; correct it or its type."
+        what = {"numerical": "a number", "list": "a list"}.get(cell["kind"], cell["kind"])
+        return f"{path}, line {cell['line']}: {column}{value}, which is not {what}; correct it or its type."
     with suppress(UserError), open_bytes(path) as file:
         for number, line in enumerate(file, start=1):
             try:
@@ -99,7 +100,3 @@ def _column_of_json(path: str, line: int, value: str) -> str:
         name = next(name for name, each in row.items() if value in json.dumps(each, ensure_ascii=False))
         return f"column {name!r} has "
     return "the line has "
-
-
-def _json_kind(words: str) -> str:
-    return {"numerical": "a number", "list": "a list"}.get(words, words)

@@ -47,7 +47,8 @@ def check_rows(spec: Spec, expressions: SpecExpressions, rows: ir.Table, engine:
                 [(value,)] = engine.rows(rows.filter(check.wrong).select(check.column).limit(1))
                 place = _first_place(spec, check.tree, value)
                 rows_ = f"{times} row{'s' if times > 1 else ''}"
-                raise UserError(f"{check.place} is {value!r} in {rows_}{place}, but must be {check.words}.")
+                what = "missing" if value is None else repr(value)
+                raise UserError(f"{check.place} is {what} in {rows_}{place}, but must be {check.words}.")
     train = rows.filter(rows[SPLIT] == 0)
     kinds = {name: train[f"label {name}"].cast("int64") for name in spec.labels}
     ends = {f"{end} {name}": getattr(kinds[name], end)() for name in kinds for end in ("min", "max")}
@@ -61,8 +62,8 @@ def check_rows(spec: Spec, expressions: SpecExpressions, rows: ir.Table, engine:
     for name, number in zip(spec.features, values[len(ends) :], strict=True):
         if not number:
             raise UserError(
-                f"features[{name}] has no value in train, as after a join of which no key fits; correct it, or leave it "
-                "out."
+                f"features[{name}] has no value in train, as after a join of which no key fits; correct it, or "
+                "leave it out."
             )
     return counts
 

@@ -43,8 +43,8 @@ def check_partitions(name: str, source: Source, files: Sequence[str]) -> dict[st
                     _READ[kind](text)
             except (ValueError, KeyError) as error:
                 raise UserError(
-                    f"{file}: the partition {column!r} is {text!r}, which is not {WORDS.get(kind, kind)}; correct it or "
-                    "its type."
+                    f"{file}: the partition {column!r} is {text!r}, which is not {WORDS.get(kind, kind)}; correct it "
+                    "or its type."
                 ) from error
     return {column: kind for column, kind in source.partitions.items() if column not in in_names}
 

@@ -80,7 +80,7 @@ class Cells:
             number = ibis.ifelse(number.isnan(), ibis.null(kind), number)
             fits = _is_whole(number)
         elif kind.is_decimal():
-            fits = (number == number.floor()) & number.try_cast("int64").notnull()
+            fits = (number % 1 == 0) & number.try_cast("int64").notnull()
         else:
             fits = number.try_cast("int64").notnull()
         return ibis.ifelse(
@@ -140,7 +140,8 @@ class Cells:
 
 
 def _is_whole(number: ir.NumericValue) -> ir.BooleanValue:
-    return (number == number.floor()) & (number.abs() < EXACT)
+    # Ibis rounds to int64, which ends the query at a number that is none.
+    return (number % 1 == 0) & (number.abs() < EXACT)
 
 
 def _integer(text: ir.StringValue) -> ir.Value:

@@ -59,7 +59,11 @@ def _set(values: dict[str, Any], settings: Sequence[str], path: str) -> dict[str
                 raise UserError(f"--set {setting}: {path} has no variable {name!r}{hint}")
             values = {**values, "variables": {**variables, name: text}}
             continue
-        values = _with_field(values, name.split("."), parse_yaml(text), setting)
+        try:
+            value = parse_yaml(text)
+        except ValueError as error:
+            raise UserError(f"--set {setting} cannot be read ({reason_of(error)}); put the value in quotes.") from error
+        values = _with_field(values, name.split("."), value, setting)
     return values
 
 
