@@ -74,10 +74,11 @@ def _check_sources(spec: Spec) -> None:
     for name, source in spec.sources.items():
         if source.type == "csv" and not source.header and not source.columns:
             raise UserError(f"sources[{name}] has no header, so columns must name all of its columns, in order.")
-        _check_source(f"sources[{name}]", source)
+        check_source(f"sources[{name}]", source)
 
 
-def _check_source(place: str, source: Source) -> None:
+def check_source(place: str, source: Source) -> None:
+    """Raises UserError for fields of a source that do not fit its type."""
     if not source.files:
         raise UserError(f"{place}.files is empty; name a file, a pattern or a folder.")
     if source.type == "json" and not source.columns:
