@@ -1,7 +1,9 @@
 """Raw logs to the Parquet that training reads: a spec becomes queries of an engine, and these become a log.
 
-Reading order: spec.py (what a spec says), spec_file.py; prepare_log.py (the command), make_log.py (its four stages);
-engine.py (what an engine does), duckdb_engine.py, engine_errors.py, stages.py; source_files.py, sources.py;
+Reading order: spec.py (what a spec says), spec_file.py, spec_checks.py; prepare_log.py (the command), make_log.py (its
+four stages); engine.py (what an engine does), duckdb_engine.py, engine_errors.py, stages.py; source_names.py,
+source_files.py, csv_text.py, copies.py, source_columns.py, cell_types.py, source_values.py, sources.py,
+refused_cells.py;
 expression_reader.py, row_order.py, expressions_of_spec.py; rows.py, row_checks.py; statistics_of_train.py, fitting.py,
 id_spaces.py, earlier_log.py, vocabularies.py; encoding.py, log_writer.py; report_facts.py, report_counts.py,
 leak_check.py, report_features.py, report_warnings.py, report.py; options.py. A spec is guessed from raw files by

@@ -11,9 +11,25 @@ import ibis.expr.types as ir
 
 from stem_torchrec.expressions.function import Engine as EngineName
 from stem_torchrec.preparation.spec import ColumnType, Source
+from stem_torchrec.runtime.errors import UserError
 
 ROW = "__row"
 """Column of a kept table that rises in the order of its rows."""
+
+
+class RefusedCellError(UserError):
+    """A cell is not of the type of its column.
+
+    Args:
+        source: its name.
+        column: the name of the column.
+        kind: the type of the column.
+        value: of the cell, as the engine writes it.
+    """
+
+    def __init__(self, source: str, column: str, kind: str, value: str) -> None:
+        self.source, self.column, self.kind, self.value = source, column, kind, value
+        super().__init__(f"column {column!r} of sources[{source}] has {value!r}, which is not {kind}.")
 
 
 class Engine(Protocol):

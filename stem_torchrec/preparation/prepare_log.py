@@ -87,6 +87,8 @@ def spec_path(name: str) -> Path:
     if not name:
         raise UserError(f"the spec is missing; give a YAML file, or one of {', '.join(installed_specs())}.")
     if path.suffix in (".yaml", ".yml") or path.exists():
+        if path.is_dir():
+            raise UserError(f"the spec {name} is a folder; give a YAML file.")
         if not path.is_file():
             raise UserError(f"there is no spec {name}; give a YAML file, or one of {', '.join(installed_specs())}.")
         return path

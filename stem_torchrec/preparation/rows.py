@@ -8,8 +8,9 @@ import ibis.expr.types as ir
 from stem_torchrec.expressions.expression import Expression
 from stem_torchrec.expressions.relational import to_ibis
 from stem_torchrec.expressions.value_types import ValueType, type_of_ibis
-from stem_torchrec.preparation.engine import ROW, Engine
+from stem_torchrec.preparation.engine import ROW, Engine, RefusedCellError
 from stem_torchrec.preparation.expressions_of_spec import SPLIT, SpecExpressions, read_expressions
+from stem_torchrec.preparation.refused_cells import is_inexact, with_place
 from stem_torchrec.preparation.sources import read_source
 from stem_torchrec.preparation.spec import Join, Spec
 from stem_torchrec.runtime.errors import UserError, nearest
@@ -27,7 +28,20 @@ def keep_rows(spec: Spec, engine: Engine) -> tuple[ir.Table, SpecExpressions, di
 
     Raises UserError for what is wrong in the spec or the sources.
     """
-    sources = {name: read_source(engine, name, spec.sources[name]) for name in _used_sources(spec)}
+    try:
+        return _kept_rows(spec, engine, exact=False)
+    except RefusedCellError as error:
+        if not is_inexact(error):
+            raise with_place(error, spec) from error
+    try:
+        return _kept_rows(spec, engine, exact=True)
+    except RefusedCellError as error:
+        raise with_place(error, spec) from error
+
+
+def _kept_rows(spec: Spec, engine: Engine, *, exact: bool) -> tuple[ir.Table, SpecExpressions, dict[str, ValueType]]:
+    """The rows; with `exact`, whole numbers may be above 2^53."""
+    sources = {name: read_source(engine, name, spec.sources[name], exact=exact) for name in _used_sources(spec)}
     log = sources[spec.log]
     types = joined_types(spec, sources)
     expressions = read_expressions(spec, types)
@@ -104,8 +118,10 @@ def joined_types(spec: Spec, sources: Mapping[str, ir.Table]) -> dict[str, Value
                     f"joins[{i}].on names {key!r}, which is {types[key]} in {spec.log!r} and {side[key]} in "
                     f"{join.source!r}; give both the same type under sources."
                 )
+        # Capitals do not tell columns apart in an engine.
+        known = {name.lower() for name in types}
         for name in side:
-            if name in types and name not in keys:
+            if name.lower() in known and name not in keys:
                 raise UserError(
                     f"{join.source!r} has the column {name!r}, which what it is joined to has as well; rename one of "
                     "them where they are written."
@@ -127,7 +143,9 @@ def _joined(log: ir.Table, side: ir.Table, join: Join, engine: Engine, place: st
     keys = _keys(join)
     side = engine.keep(f"side {join.source}", side)
     repeated = side.group_by(*keys).aggregate(rows=side.count())
-    repeated = repeated.filter(repeated["rows"] > 1).order_by(ibis.desc("rows"), *keys).limit(1)
+    # A row without a key belongs to no row of the log, so it multiplies none.
+    known = [repeated[key].notnull() for key in keys]
+    repeated = repeated.filter(repeated["rows"] > 1, *known).order_by(ibis.desc("rows"), *keys).limit(1)
     if join.repeats == "error":
         for row in engine.rows(repeated):
             value = ", ".join(map(repr, row[:-1]))

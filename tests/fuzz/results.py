@@ -89,7 +89,7 @@ def converted(case: Case, answer: Answer, folder: Path) -> Iterator[str]:
 
 
 def made_log(case: Case, answer: Answer, folder: Path) -> Iterator[str]:
-    """Of the scripts in datasets/: the rows and positives that schema.json counts."""
+    """Of prepare and the scripts in datasets/: the rows and positives that schema.json counts."""
     out = folder / (case.place("--out") or "")
     for split, counts in _read(out / "schema.json")["splits"].items():
         yield from _unequal(f"rows of the {split} split", counts["rows"], _count(out / split))
@@ -106,6 +106,7 @@ RESULTS: Mapping[str, Callable[[Case, Answer, Path], Iterator[str]]] = {
     "convert": converted,
     "synthetic": made_log,
     "kuairand": made_log,
+    "prepare": made_log,
 }
 """What is wrong with the results of each command, in words that are the same for the same fault."""
 
