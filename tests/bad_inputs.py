@@ -90,10 +90,11 @@ BAD_FILES = [
     ),
     BadInput(
         "a cell that is no time",
-        "log.csv, line 2: column 'day' has '3 May', which is not a time such as 2022-05-03 10:00:00; correct it or "
+        "log.csv, line 2: column 'user' has '3 May', which is not a time such as 2022-05-03 10:00:00; correct it or "
         "its type.",
-        spec=source(columns={"user": "int", "day": "timestamp", "click": "int"}),
-        files={"log.csv": CSV.replace("1,1,0", "1,3 May,0")},
+        spec=source(columns={"user": "timestamp", "day": "int", "click": "int"})
+        | {"features": {"hour": {"value": "hour(user)"}}},
+        files={"log.csv": CSV.replace("1,1,0", "3 May,1,0")},
     ),
     BadInput(
         "a column twice",
@@ -155,7 +156,7 @@ BAD_FILES = [
     ),
     BadInput(
         "a line of JSON lines that is cut",
-        "log.jsonl, line 2: the line is no JSON (Expecting value at character 8); correct it.",
+        "log.jsonl, line 2: the line is no JSON (Expecting value at character 9); correct it.",
         spec=source(files="log.jsonl", type="json"),
         files={"log.jsonl": '{"user": 1, "day": 1, "click": 0}\n{"user":\n'},
     ),

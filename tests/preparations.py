@@ -38,7 +38,7 @@ def write_files(folder: Path, files: Mapping[str, str | bytes]) -> None:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def prepare(folder: Path, spec: Any = SPEC, files: Mapping[str, str | bytes] | None = None, **options: Any) -> Path:
+def prepare(folder: Path, spec: Any = SPEC, files: Mapping[str, str | bytes] | None = None, /, **options: Any) -> Path:
     """The log that the command makes in a folder of its files and its spec, which may be text."""
     write_files(folder, {"log.csv": CSV} if files is None else files)
     (folder / "spec.yaml").write_text(spec if isinstance(spec, str) else to_yaml(spec))
@@ -51,7 +51,7 @@ def prepare(folder: Path, spec: Any = SPEC, files: Mapping[str, str | bytes] | N
     return folder / "made"
 
 
-def refusal(folder: Path, spec: Any = SPEC, files: Mapping[str, str | bytes] | None = None, **options: Any) -> str:
+def refusal(folder: Path, spec: Any = SPEC, files: Mapping[str, str | bytes] | None = None, /, **options: Any) -> str:
     """The sentence with which the command refuses; nothing of the log may be left."""
     with pytest.raises(UserError) as error:
         prepare(folder, spec, files, **options)

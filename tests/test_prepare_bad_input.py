@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from stem_torchrec.config.yaml_text import to_yaml
+from stem_torchrec.expressions.functions import functions_page
 
 from bad_inputs import BAD_FILES, BAD_ROWS, BAD_SPECS, BadInput
 from preparations import CSV, SPEC, prepare, refusal, spec_with, write_files
@@ -24,6 +25,10 @@ def test_bad_input_is_refused_in_one_sentence_and_nothing_is_left(bad: BadInput,
 @pytest.mark.parametrize("bad", ALL, ids=[bad.what for bad in ALL])
 def test_the_page_lists_each_bad_input_with_its_sentence(bad: BadInput) -> None:
     assert row_of(bad) in (ROOT / "docs" / "prepare.md").read_text().splitlines()
+
+
+def test_the_page_of_expressions_has_all_functions() -> None:
+    assert functions_page().strip().replace("###", "##") in (ROOT / "docs" / "expressions.md").read_text()
 
 
 def row_of(bad: BadInput) -> str:

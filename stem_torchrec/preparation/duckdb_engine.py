@@ -24,7 +24,8 @@ _TYPES: Mapping[ColumnType, str] = {
     "float": "DOUBLE",
     "text": "VARCHAR",
     "bool": "BOOLEAN",
-    "timestamp": "TIMESTAMP",
+    # TIMESTAMP would leave out the +08:00 of a text.
+    "timestamp": "TIMESTAMPTZ",
     "date": "DATE",
     "list<int>": "DOUBLE[]",
     "list<float>": "DOUBLE[]",
@@ -59,6 +60,7 @@ class DuckDBEngine:
                 autoload_known_extensions=False,
                 **settings,
             )
+            self._backend.raw_sql("SET TimeZone = 'UTC'")
             self._backend.raw_sql("SET enable_progress_bar = true")
             self._backend.raw_sql("SET enable_progress_bar_print = false")
         self._folder, self._views = folder, 0

@@ -20,7 +20,14 @@ _FILE = re.compile(r"^  file = (?P<file>.*)$", re.MULTILINE)
 _CAST = re.compile(r"""column "(?P<column>.*?)"\. Could not convert string "(?P<value>.*?)" to '(?P<kind>.*?)'""")
 _CELLS = re.compile(r"Expected Number of Columns: (?P<expected>\d+) Found: (?P<given>\d+)")
 _JSON = re.compile(r'JSON in(?: file)? "(?P<file>.*?)"|JSON transform error in file "(?P<cell_file>.*?)"')
-_KINDS = {"DOUBLE": "float", "BIGINT": "int", "BOOLEAN": "bool", "TIMESTAMP": "timestamp", "DATE": "date"}
+_KINDS = {
+    "DOUBLE": "float",
+    "BIGINT": "int",
+    "BOOLEAN": "bool",
+    "TIMESTAMP": "timestamp",
+    "TIMESTAMP WITH TIME ZONE": "timestamp",
+    "DATE": "date",
+}
 
 
 @contextmanager
@@ -72,6 +79,9 @@ def _sentence(text: str, kinds: Mapping[str, str]) -> str:
         )
     if json_file := _JSON.search(text):
         return _sentence_of_json(json_file["file"] or json_file["cell_file"], text)
+    if file:
+        # It may be a cell of another type, whose bytes DuckDB does not print.
+        check_bytes(file["file"], "utf-8")
     return f"{place + ': ' if place else ''}{text.splitlines()[0]}"
 
 

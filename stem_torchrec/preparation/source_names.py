@@ -11,7 +11,7 @@ from stem_torchrec.preparation.spec import ColumnType, Source
 from stem_torchrec.runtime.errors import UserError, nearest
 
 NAMED = re.compile(r"\{(\w+)\}")
-_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
+NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _BOOLS = {"true": True, "false": False, "1": True, "0": False}
 _READ: Mapping[str, Callable[[str], Any]] = {
     "int": int,
@@ -39,7 +39,7 @@ def check_partitions(name: str, source: Source, files: Sequence[str]) -> dict[st
                 raise UserError(f"sources[{name}].partitions names {column!r}, which the path {file} lacks{hint}")
             text = unquote(known[column])
             try:
-                if text != _NO_VALUE:
+                if text != NO_VALUE:
                     _READ[kind](text)
             except (ValueError, KeyError) as error:
                 raise UserError(

@@ -15,7 +15,7 @@ _IBIS = {
     "float": "float64",
     "text": "string",
     "bool": "boolean",
-    "timestamp": "timestamp",
+    "timestamp": "timestamp('UTC')",
     "date": "date",
 }
 
@@ -46,11 +46,11 @@ class Cells:
         if isinstance(given, dt.Array):
             return self._list(column, given, name, kind)
         if given.is_null() or given.is_unknown():
-            return ibis.null(_ibis(kind or "int"))
+            return ibis.null(ibis_type_of(kind or "int"))
         if given.is_string():
             return self.from_text(column, name, kind or "text")
         if given.is_integer() and kind in (None, "int", "float", "text"):
-            return self._whole(column, name) if kind in (None, "int") else column.cast(_ibis(kind))
+            return self._whole(column, name) if kind in (None, "int") else column.cast(ibis_type_of(kind))
         if given.is_decimal() and kind in (None, "int", "float"):
             whole = kind == "int" or (kind is None and given.scale == 0)
             return self._whole(column, name) if whole else column.cast("float64")
@@ -90,7 +90,7 @@ class Cells:
     def _list(self, column: ir.ArrayColumn, given: dt.Array, name: str, kind: ColumnType | None) -> ir.Value | None:
         element = given.value_type
         if (element.is_null() or element.is_unknown()) and kind in (None, "list<int>", "list<float>", "list<text>"):
-            lists = _ibis(kind or "list<int>")
+            lists = ibis_type_of(kind or "list<int>")
             return ibis.ifelse(column.isnull(), ibis.null(lists), ibis.literal([], lists))
         if element.is_string() and kind in (None, "list<text>"):
             return column
@@ -148,5 +148,6 @@ def _integer(text: ir.StringValue) -> ir.Value:
     return text.re_replace("[.]0*$", "").try_cast("int64")
 
 
-def _ibis(kind: ColumnType) -> str:
+def ibis_type_of(kind: ColumnType) -> str:
+    """The Ibis type of the values of a type."""
     return f"array<{_IBIS[kind[5:-1]]}>" if kind.startswith("list") else _IBIS[kind]

@@ -10,8 +10,8 @@ import ibis.expr.types as ir
 from stem_torchrec.preparation.engine import Engine
 from stem_torchrec.preparation.source_columns import columns_of, files_with_rows
 from stem_torchrec.preparation.source_files import find_files
-from stem_torchrec.preparation.source_names import check_partitions, name_parts
-from stem_torchrec.preparation.source_values import Cells
+from stem_torchrec.preparation.source_names import NO_VALUE, check_partitions, name_parts
+from stem_torchrec.preparation.source_values import Cells, ibis_type_of
 from stem_torchrec.preparation.spec import ColumnType, Source
 from stem_torchrec.runtime.errors import UserError, nearest
 
@@ -79,7 +79,7 @@ def _scanned(
 
 
 def _constant(text: str, kind: ColumnType) -> ir.Value:
-    return ibis.literal(text).try_cast({"text": "string", "int": "int64", "float": "float64"}.get(kind, kind))
+    return ibis.literal(None if text == NO_VALUE else text, type="string").try_cast(ibis_type_of(kind))
 
 
 def _together(name: str, tables: Sequence[ir.Table]) -> ir.Table:
@@ -94,4 +94,12 @@ def _together(name: str, tables: Sequence[ir.Table]) -> ir.Table:
                     f"the column {column!r} of sources[{name}] is {' and '.join(sorted(given))} in different files; "
                     f"name its type, as in columns: {{{column}: {fix}}}."
                 )
-    return ibis.union(first, *(table.select(*first.columns) for table in others), distinct=False) if others else first
+    return _in_order([first, *(table.select(*first.columns) for table in others)])
+
+
+def _in_order(tables: Sequence[ir.Table]) -> ir.Table:
+    """The rows of tables, one after another; Ibis alone begins with the last of three."""
+    if len(tables) == 1:
+        return tables[0]
+    middle = len(tables) // 2
+    return ibis.union(_in_order(tables[:middle]), _in_order(tables[middle:]), distinct=False)

@@ -11,7 +11,8 @@ from fuzz.targets import check, target
 from fuzz.values import changed, damaged, texts, words
 
 LOG = "user,item,tags,day,price,city,click,buy\n" + "".join(
-    f"{user},{item},red|new,2026-11-0{day},{user * item * day}.5,{'ab'[user % 2]},{(user + item + day) % 2},{user % 2}\n"
+    f"{user},{item},red|new,2026-11-0{day},{user * item * day}.5,{'ab'[user % 2]},{(user + item + day) % 2},{user % 2}"
+    "\n"
     for day in (1, 2, 3)
     for user in (1, 2, 3, 4)
     for item in (1, 2)
