@@ -133,7 +133,7 @@ def candidates(facts: Mapping[str, Facts]) -> list[str]:
 
 
 def _candidates(facts: Mapping[str, Facts]) -> Iterator[tuple[int, str]]:
-    last = next(reversed(facts), None)
+    last = next(reversed(list(facts)), None)
     for name, each in facts.items():
         told, short, column = names_feedback(name) or names_result(name), feature_name(name), column_text(name)
         if each.is_binary:

@@ -47,7 +47,7 @@ def guess_split(engine: Engine, rows: ir.Table, types: Mapping[str, ValueType], 
     for each in facts:
         parts = _parts(engine, rows, each)
         if parts:
-            content = {"column": {"by": column_text(each.name), **parts}}
+            content: dict[str, Any] = {"column": {"by": column_text(each.name), **parts}}
             return GuessedSplit(content, {"by": "its values name the parts"}, column=each.name)
     times = [time for each in facts if not each.missing and (time := time_column(each)) is not None]
     bounds = time_bounds(engine, rows, types, times)

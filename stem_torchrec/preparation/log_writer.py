@@ -11,7 +11,7 @@ from stem_torchrec.config.formats import with_format
 from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.data.new_log import SPLITS, VOCABULARY
 from stem_torchrec.data.schema import LabelCounts, Schema, SparseFeature, Split
-from stem_torchrec.expressions.expression import Call, Expression, to_json
+from stem_torchrec.expressions.expression import Call, Expression, Parameter, to_json
 from stem_torchrec.expressions.value_types import ValueType
 from stem_torchrec.preparation.earlier_log import TRANSFORMS_FORMAT, space_entry
 from stem_torchrec.preparation.encoding import identity_or_hash, missing_id, num_embeddings
@@ -84,7 +84,16 @@ def schema_of(spec: Spec, expressions: SpecExpressions, vocabularies: Vocabulari
         for column in (name, *([f"{name}_missing"] if number.missing.flag else []))
     ]
     group = None if expressions.group is None else expressions.group_column
-    return Schema(features, tuple(spec.labels), splits, tuple(dense), group, spec.description)
+    return Schema(
+        features,
+        tuple(spec.labels),
+        splits,
+        dense_features=tuple(dense),
+        group=group,
+        weight=None if expressions.weight is None else "weight",
+        label_weights={name: f"{name}_weight" for name in expressions.label_weights},
+        description=spec.description,
+    )
 
 
 def transforms_of(
@@ -106,7 +115,11 @@ def transforms_of(
         missing = missing_id(feature, None if space is None else vocabularies.spaces[space])
         if space is not None:
             first = vocabularies.spaces[space].first_id
-            constants = {"name": space, "first_id": first, "null_id": -1 if missing is None else missing}
+            constants: dict[str, Parameter] = {
+                "name": space,
+                "first_id": first,
+                "null_id": -1 if missing is None else missing,
+            }
             features[name] = Call("vocabulary", (tree,), constants)
         else:
             features[name] = identity_or_hash(feature, tree)

@@ -130,5 +130,5 @@ def summary(schema: Schema) -> str:
         for name, split in schema.splits.items()
     ]
     features = [(feature.name, feature.num_embeddings) for feature in schema.sparse_features]
-    tables = (tabulate(splits, headers=("split", "rows", *schema.labels)), tabulate(features, ("feature", "ids")))
+    tables = (tabulate(splits, headers=("split", "rows", *schema.label_names)), tabulate(features, ("feature", "ids")))
     return "\n\n".join(filter(None, (schema.description, *tables)))

@@ -47,7 +47,7 @@ def measure(log: WrittenLog, steps: Mapping[str, int], engine: Engine) -> LogFac
         steps=steps,
         features={name: measures.feature(name) for name in log.spec.id_features},
         numbers={name: measures.number(name) for name in log.spec.numbers},
-        pairs=pairs_of_labels(log.parts["train"], schema.labels, engine),
+        pairs=pairs_of_labels(log.parts["train"], schema.label_names, engine),
         group=None if schema.group is None else groups_of_rows(log.parts["valid"], schema.group, engine),
     )
 
@@ -61,7 +61,7 @@ def page(schema: Schema, facts: LogFacts, warnings: Sequence[str]) -> Report:
     _labels(report, schema, facts)
     _features(report, facts.features)
     _numbers(report, facts.numbers)
-    _lone_aucs(report, schema.labels, {**facts.features, **facts.numbers})
+    _lone_aucs(report, schema.label_names, {**facts.features, **facts.numbers})
     return report
 
 
@@ -93,7 +93,7 @@ def _labels(report: Report, schema: Schema, facts: LogFacts) -> None:
                 "missing": f"{split.labels[label].missing:,}",
                 "share missing": _share(split.labels[label].missing, split.rows),
             }
-            for label in schema.labels
+            for label in schema.label_names
             for name, split in schema.splits.items()
         ]
     )
@@ -175,7 +175,8 @@ def _lone_aucs(report: Report, labels: Sequence[str], features: Mapping[str, Fea
     )
     for start in range(0, len(labels), _LABELS_OF_TABLE):
         some = labels[start : start + _LABELS_OF_TABLE]
-        order = sorted(features, key=lambda name, some=some: -max(_auc(features[name], label) for label in some))
+        greatest = {name: max(_auc(feature, label) for label in some) for name, feature in features.items()}
+        order = sorted(features, key=greatest.__getitem__, reverse=True)
         report.table([{"feature": name} | dict(_auc_cells(features[name], some)) for name in order])
 
 

@@ -62,7 +62,7 @@ class FeatureMeasures:
 
     def __init__(self, log: WrittenLog, engine: Engine) -> None:
         self._log, self._engine = log, engine
-        self._labels, self._rates = log.schema.labels, log.rates
+        self._labels, self._rates = log.schema.label_names, log.rates
         self._filled = self._rows_with_values()
 
     def feature(self, name: str) -> FeatureFacts:

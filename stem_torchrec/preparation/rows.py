@@ -39,7 +39,9 @@ def keep_rows(spec: Spec, engine: Engine) -> tuple[ir.Table, SpecExpressions, di
         raise with_place(error, spec) from error
 
 
-def _kept_rows(spec: Spec, engine: Engine, *, exact: bool) -> tuple[ir.Table, SpecExpressions, dict[str, ValueType]]:
+def _kept_rows(
+    spec: Spec, engine: Engine, *, exact: bool
+) -> tuple[ir.Table, SpecExpressions, dict[str, ValueType], dict[str, int]]:
     """The rows; with `exact`, whole numbers may be above 2^53."""
     sources = {name: read_source(engine, name, spec.sources[name], exact=exact) for name in _used_sources(spec)}
     log = sources[spec.log]

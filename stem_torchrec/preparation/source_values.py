@@ -21,7 +21,7 @@ _IBIS = {
 
 
 @ibis.udf.scalar.builtin(name="error")
-def _error(text: str) -> str:
+def _error(text: str) -> str:  # type: ignore[empty-body]
     """Ends the query with this text."""
 
 
@@ -62,9 +62,10 @@ class Cells:
             return column
         if given.is_date() and kind in (None, "date"):
             return column
-        return self._mismatch(given, name, kind)
+        self._check_known(given, name, kind)
+        return None
 
-    def _mismatch(self, given: dt.DataType, name: str, kind: ColumnType | None) -> None:
+    def _check_known(self, given: dt.DataType, name: str, kind: ColumnType | None) -> None:
         if kind is not None:
             raise UserError(
                 f"sources[{self._source}].columns[{name}] is {kind}, but the files have {str(given).lower()}, which is "
@@ -107,7 +108,8 @@ class Cells:
             return self._all(column, column.map(lambda each: each.try_cast("int64")), wrong, name, kind)
         if element.is_numeric() and kind in (None, "list<float>"):
             return column.cast("array<float64>")
-        return self._mismatch(given, name, kind)
+        self._check_known(given, name, kind)
+        return None
 
     def _all(self, column: ir.ArrayColumn, values: ir.Value, wrong: ir.ArrayValue, name: str, kind: str) -> ir.Value:
         """The values of lists without a wrong element."""
@@ -129,7 +131,7 @@ class Cells:
         elif kind in _IBIS:
             value = cell.try_cast(_IBIS[kind])
         else:
-            self._mismatch(cell.type(), name, kind)
+            self._check_known(cell.type(), name, kind)
             raise AssertionError(kind)
         return ibis.ifelse(value.notnull() | cell.isnull(), value, self._refused(cell, name, kind, value.type()))
 
