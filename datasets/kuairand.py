@@ -24,7 +24,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from stem_torchrec.config.command_line import parse_arguments
-from stem_torchrec.data.files import items
+from stem_torchrec.data.column_types import items
 from stem_torchrec.data.new_log import SPLITS, VOCABULARY, check_out, new_log
 from stem_torchrec.data.schema import LabelCounts, Schema, SparseFeature, Split, save_schema
 from stem_torchrec.runtime.command import run_main
@@ -193,7 +193,7 @@ def summary(schema: Schema, unseen: Sequence[float | None]) -> str:
     ]
     right = ("left", "right", "right")
     tables = (
-        tabulate(splits, headers=("split", "rows", *schema.labels)),
+        tabulate(splits, headers=("split", "rows", *schema.label_names)),
         tabulate(features, headers=("feature", "vocabulary", "id 0 in valid"), colalign=right),
     )
     return "\n\n".join((schema.description, *tables))

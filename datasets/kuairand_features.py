@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stem_torchrec.data.files import items
+from stem_torchrec.data.column_types import items
 
 DURATION_BUCKETS = 20
 AGE_EDGES = np.array([0, 1, 2, 3, 5, 7, 10, 14, 21, 30, 60, 90, 180, 365])  # days

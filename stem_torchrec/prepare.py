@@ -1,6 +1,7 @@
-"""Prepares a log for training from raw files, by a spec of what its columns mean.
+"""Prepares a log for training from raw files, by a spec of what its columns mean, or one that is guessed.
 
 python stem_torchrec/prepare.py kuairand_pure --set raw=KuaiRand-Pure/data --out data/kuairand_pure
+python stem_torchrec/prepare.py my_log.csv --label income="income = '>50K'" --drop marital-status --out data/my_log
 """
 
 from stem_torchrec.runtime.command import run_main

@@ -13,7 +13,7 @@ import stem_torchrec
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "stem_torchrec"
-COMMANDS = {"compare", "convert", "evaluate", "train", "tune"}
+COMMANDS = {"compare", "convert", "evaluate", "prepare", "train", "tune"}
 PACKAGES = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
 
 LONG_FILES: set[str] = set()

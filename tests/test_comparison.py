@@ -28,7 +28,6 @@ from stem_torchrec.comparison.comparable import count_positives, read_keys
 from stem_torchrec.comparison.comparable_sections import comparable_samples
 from stem_torchrec.comparison.diagnostics import GateWeights, information_abundance, linear_cka
 from stem_torchrec.comparison.options import read_command_line
-from stem_torchrec.comparison.report import Report
 from stem_torchrec.comparison.scored_rows import Comparison, ScoredRows
 from stem_torchrec.comparison.train_all import train_all
 from stem_torchrec.config import SyntheticConfig, TrainConfig
@@ -38,6 +37,7 @@ from stem_torchrec.data.schema import load_schema
 from stem_torchrec.models.gated_experts import GatedExperts
 from stem_torchrec.runtime.errors import DivergedError, UserError
 from stem_torchrec.runtime.exit_status import ExitStatus
+from stem_torchrec.runtime.report_file import Report
 from stem_torchrec.training.configuration import load_config
 
 from distributed import run_ranks
@@ -348,7 +348,8 @@ def test_two_ranks_test_every_row_once_and_rank_0_prints(log: Path, tmp_path: Pa
 def test_torchrun_compares_and_adds_a_model(log: Path, tmp_path: Path) -> None:
     script = [str(Path(__file__).parent.parent / "stem_torchrec" / "compare.py"), "--recipe", "tiny"]
     options = ["--data.path", str(log), "--seeds", "0", "--base", "stem", "--out", str(tmp_path / "out")]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *script, *options]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, *script, *options]
     for models in ("stem,shared_bottom", "stem,shared_bottom,mmoe"):
         done = subprocess.run(
             [*command, "--resamples", "5", "--models", models], text=True, capture_output=True, timeout=300

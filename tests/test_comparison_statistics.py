@@ -19,7 +19,8 @@ from stem_torchrec.comparison.intervals import (
     resample,
 )
 from stem_torchrec.comparison.multiplicity import adjust, describe_family, draws_for
-from stem_torchrec.comparison.report import Markup, Report, dots, escape, show, spread
+from stem_torchrec.comparison.report import dots, show, spread
+from stem_torchrec.runtime.report_file import Markup, Report, escape
 
 
 def interval(low: float, *, p: float) -> Interval:

@@ -36,7 +36,14 @@ def error_of(log: Path) -> str:
     return str(error.value)
 
 
-NESTED = ["b.parquet", "b/2.parquet", "b/c/1.parquet", "day=1/part-0.parquet", "day=2.parquet/part-0.PARQUET"]
+NESTED = [
+    "b.parquet",
+    "b/2.parquet",
+    "b/c/1.parquet",
+    "day=1/part-0.parquet",
+    "day=2.parquet/part-0.PARQUET",
+    "p.pq",
+]
 
 
 def test_files_in_folders_are_read_in_the_order_of_their_paths(tmp_path: Path) -> None:
@@ -55,13 +62,13 @@ def test_names_that_begin_with_a_dot_or_underscore_are_left_out(tmp_path: Path) 
     assert rows_of(tmp_path) == list(range(ROWS))
 
 
-@pytest.mark.parametrize("name", ["part-1.parquet.gz", "part-1.pq", "part-1", "day=1/part-1.csv", "part-1.parquet.new"])
+@pytest.mark.parametrize("name", ["part-1.parquet.gz", "a.pqt", "part-1", "day=1/part-1.csv", "part-1.parquet.new"])
 def test_a_file_that_would_be_left_out_is_named(tmp_path: Path, name: str) -> None:
     write(tmp_path / "train/part-0.parquet", 0)
     write(tmp_path / "train" / name, 50)
     assert error_of(tmp_path) == (
-        f"{tmp_path}/train/{name} is not a .parquet file, and what it holds would be left out; write it as one, move "
-        "it away, or begin its name with _ to leave it out."
+        f"{tmp_path}/train/{name} is not a .parquet or .pq file, and what it holds would be left out; write it "
+        "as one, move it away, or begin its name with _ to leave it out."
     )
 
 
@@ -96,7 +103,7 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
 def test_what_is_neither_file_nor_folder_is_named_and_not_waited_for(tmp_path: Path) -> None:
     write(tmp_path / "train/part-0.parquet", 0)
     os.mkfifo(tmp_path / "train/part-1.parquet")
-    assert error_of(tmp_path).startswith(f"{tmp_path}/train/part-1.parquet is not a .parquet file")
+    assert error_of(tmp_path).startswith(f"{tmp_path}/train/part-1.parquet is not a .parquet or .pq file")
     (tmp_path / "train/part-1.parquet").unlink()
     (tmp_path / "train/part-1.parquet").symlink_to("nowhere")
     assert error_of(tmp_path).startswith(f"{tmp_path}/train/part-1.parquet is not a whole Parquet file ([Errno 2]")

@@ -108,6 +108,8 @@ def clone(folder: Path) -> Path:
 
 def run_commands(commands: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Runs commands of the shell with the scripts of this Python; the first one that fails ends them."""
+    # torchrun's own port would be that of another test as well.
+    commands = commands.replace("torchrun --nproc-per-node", "torchrun --standalone --nproc-per-node")
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),

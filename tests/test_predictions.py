@@ -1,6 +1,8 @@
 """Predictions are written batch by batch, and the file exists only when it is complete."""
 
+import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,9 @@ import pytest
 import torch
 
 from stem_torchrec.data.files import Columns
+from stem_torchrec.metrics.multi_task import TaskMetrics
 from stem_torchrec.metrics.predictions import PredictionsFile
+from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.training.run_evaluation import EvaluateConfig, EvaluationData, evaluate_run
 
 from distributed import run_ranks
@@ -86,3 +90,83 @@ def test_an_evaluation_predicts_for_the_groups_without_a_sign_that_the_log_has(t
     run_ranks(2, evaluate_log, tmp_path / "log", tmp_path / "predictions")
     rows = pq.read_table(tmp_path / "predictions").sort_by("row")
     assert rows["group_user_id"].to_pylist() == hashes.to_pylist()
+
+
+def rows_to_predict(folder: Path, *, dropped: tuple[str, ...] = ("finish", "like"), texts: bool = False) -> Path:
+    """The stored log whose test split lacks labels, and has text as groups if asked for."""
+    shutil.copytree(DATA / "log", folder)
+    (file,) = (folder / "test").iterdir()
+    table = pq.read_table(file)
+    if texts:
+        position = table.schema.get_field_index("group_user_id")
+        users = pa.array([f"user {each}" for each in table["group_user_id"].to_pylist()])
+        table = table.set_column(position, "group_user_id", users)
+    pq.write_table(table.drop_columns(list(dropped)), file)
+    return folder
+
+
+def test_rows_without_labels_get_predictions_and_no_metrics(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    log = rows_to_predict(tmp_path / "log")
+    run_ranks(2, evaluate_log, DATA / "log", tmp_path / "labeled")
+    capfd.readouterr()
+    run_ranks(2, evaluate_log, log, tmp_path / "predictions")
+    printed = capfd.readouterr().out
+    assert (
+        f"test split of {log}, 32 rows without labels, and so without metrics; their predictions are in "
+        f"{tmp_path}/predictions\n" in printed
+    )
+    assert "AUC" not in printed
+    rows, labeled = (pq.read_table(tmp_path / each).sort_by("row") for each in ("predictions", "labeled"))
+    assert rows.column_names == ["row", "group_user_id", "prediction/finish", "prediction/like"]
+    assert rows.equals(labeled.select(rows.column_names))
+
+
+@pytest.mark.parametrize("labels", [["finish", "like"], []])
+def test_a_log_of_its_own_without_labels_is_predicted(tmp_path: Path, labels: list[str]) -> None:
+    log = rows_to_predict(tmp_path / "log")
+    path = log / "schema.json"
+    schema = json.loads(path.read_text())
+    path.write_text(json.dumps(schema | {"labels": labels, "splits": {}}))
+    run_ranks(1, evaluate_log, log, tmp_path / "predictions")
+    assert pq.read_table(tmp_path / "predictions").num_rows == 32
+
+
+def message_of(config: EvaluateConfig) -> str:
+    with pytest.raises(UserError) as error:
+        evaluate_run(config, this_process())
+    return str(error.value)
+
+
+def test_labels_are_needed_for_metrics_and_all_of_them_where_there_is_one(tmp_path: Path) -> None:
+    run = str(DATA / "run_format_1")
+    none = EvaluationData(str(rows_to_predict(tmp_path / "none")))
+    one = EvaluationData(str(rows_to_predict(tmp_path / "one", dropped=("like",))))
+    out = str(tmp_path / "predictions")
+    config = EvaluateConfig(run=run, data=none, split="test")
+    file = "test/part-00000.parquet"
+    assert run_ranks(1, message_of, config) == [f"{tmp_path}/none/{file} has no column 'finish'; schema.json names it."]
+    with_json = replace(config, predictions=out, json=str(tmp_path / "metrics.json"))
+    assert run_ranks(1, message_of, with_json) == [
+        f"--json is for metrics, but the rows of {tmp_path}/none/test have no labels; leave it out."
+    ]
+    assert run_ranks(1, message_of, replace(config, data=one, predictions=out)) == [
+        f"{tmp_path}/one/{file} has no column 'like'; schema.json names it."
+    ]
+
+
+def evaluate_texts(log: Path, predictions: Path) -> dict[str, TaskMetrics]:
+    run, data = str(DATA / "run_format_1"), EvaluationData(str(log))
+    return evaluate_run(EvaluateConfig(run=run, data=data, split="test", predictions=str(predictions)), this_process())
+
+
+def test_groups_of_text_are_compared_across_ranks_and_written_as_text(tmp_path: Path) -> None:
+    log = rows_to_predict(tmp_path / "log", dropped=(), texts=True)
+    numbers = run_ranks(1, evaluate_texts, DATA / "log", tmp_path / "numbers")[0]
+    for ranks in (1, 2):
+        out = tmp_path / f"texts-{ranks}"
+        results = run_ranks(ranks, evaluate_texts, log, out)
+        assert all(result == numbers for result in results)
+        assert numbers["finish"].gauc_groups > 1
+        rows = pq.read_table(out).sort_by("row")
+        users = pq.read_table(tmp_path / "numbers").sort_by("row")["group_user_id"].to_pylist()
+        assert rows["group_user_id"].to_pylist() == [f"user {user}" for user in users]

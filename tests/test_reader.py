@@ -398,9 +398,9 @@ def test_a_rank_decodes_its_own_row_groups_once_and_one_block_ahead(
     folder = write_log(tmp_path, 100, [[10] * 10])
     opened: list[int] = []
 
-    def read_row_group(row_group: Any, columns: Columns, *, skip: bool) -> pa.Table:
+    def read_row_group(row_group: Any, columns: Columns, **options: Any) -> pa.Table:
         opened.append(row_group.index)
-        return original(row_group, columns, skip=skip)
+        return original(row_group, columns, **options)
 
     original = reader_module.read_row_group
     monkeypatch.setattr(reader_module, "read_row_group", read_row_group)

@@ -38,6 +38,7 @@ from sweep.rows import Row, fastest, summarize
 from sweep.run import order_of_round, turns_left
 
 ROOT = Path(__file__).parent.parent
+TORCHRUN = ("torchrun", "--standalone", "--nproc-per-node", "2")
 AXES = Axes(TYPES, ("split", "packed"), ("stock", "once"), (2, 8), ("adagrad",), ("auto",), ("fp32",))
 CASE = Case("table_wise", "split", "stock", 2, "adagrad", "auto", "fp32")
 
@@ -414,7 +415,7 @@ def launch(folder: Path, *options: str) -> subprocess.Popen:
     # Names no GPU, which a machine with GPUs would use; the children get it as it is.
     env["CUDA_VISIBLE_DEVICES"] = "-1"
     cases = [f"{kind}/*/*/*/{name}" for kind, name in (("table_wise", "adagrad"), ("row_wise", "adagrad"))]
-    line = ["torchrun", "--nproc-per-node", "2", "benchmarks/sharding.py", "--recipe", "tiny", "--out", str(folder)]
+    line = [*TORCHRUN, "benchmarks/sharding.py", "--recipe", "tiny", "--out", str(folder)]
     line += ["--cases", *cases, "table_wise/*/*/*/lamb", "--layouts", "split", "--input-dists", "stock"]
     line += ["--steps", "3", "--warmup", "1", "--timeout", "100", *options]
     return subprocess.Popen(line, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -476,7 +477,7 @@ def test_an_interrupted_sweep_resumes_and_its_advice_trains(tmp_path: Path) -> N
     assert {path.name for path in out.glob("*.png")} == {"throughput.png", "memory.png", "estimate.png"}
 
     [options] = re.findall(r"Take .*\): (--sharding\.plan .*)", text)
-    train = ["torchrun", "--nproc-per-node", "2", "stem_torchrec/train.py", "--recipe", "tiny", *options.split()]
+    train = [*TORCHRUN, "stem_torchrec/train.py", "--recipe", "tiny", *options.split()]
     line = [*train, "--train.max-steps", "2", "--output-dir", str(tmp_path / "run")]
     result = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
     assert result.returncode == 0, result.stderr

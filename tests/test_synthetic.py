@@ -192,7 +192,10 @@ def test_a_name_that_training_refuses_is_refused_before_anything_is_written(
     monkeypatch.setattr(sys, "argv", [script, "--out", str(tmp_path / "log"), "--tasks", task, "like"])
     with pytest.raises(SystemExit, match=r"^2$"):
         runpy.run_path(script, run_name="__main__")
-    assert capsys.readouterr().err == f"error: a task cannot be called {task!r}; rename the label column.\n"
+    assert capsys.readouterr().err == (
+        f"error: a task cannot be called {task!r}, as parts of the model are called so; in schema.json, give the label "
+        "another name and the field column, which names the column of the files.\n"
+    )
     assert not list(tmp_path.iterdir())
 
 

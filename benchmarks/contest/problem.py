@@ -11,7 +11,7 @@ from torchrec.datasets.utils import Batch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from stem_torchrec.config import Kernel, Layout, SparseOptimizerName
-from stem_torchrec.data.files import Columns
+from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.schema import SparseFeature
 from stem_torchrec.models.stem import STEMOptions
 

@@ -19,7 +19,7 @@ from functools import lru_cache
 import torch
 
 from stem_torchrec.config import InputDist, ModelConfig, TrainConfig
-from stem_torchrec.data.files import Columns
+from stem_torchrec.data.columns import Columns
 from stem_torchrec.models.build import build_model
 from stem_torchrec.sharding.plan import Plan, PlannedTable
 from stem_torchrec.sharding.topology import Bandwidths

@@ -1,5 +1,5 @@
-"""Preparing a log from raw files: what the benchmark of it reads.
+"""Preparing a log from raw files: rows per second, peak memory and spill, beside pandas.
 
-tiktok_rows.py writes short video rows of any number in the format of the ICME 2019 challenge, for tests too. It imports
-no other package.
+Reading order: run.py, cases.py, pandas_side.py (what is measured beside it); tiktok_rows.py writes short video rows of
+any number in the format of the ICME 2019 challenge, for tests too, and imports no other package.
 """

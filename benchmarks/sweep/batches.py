@@ -16,7 +16,8 @@ from torchrec.datasets.utils import Batch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from stem_torchrec.config import DataConfig
-from stem_torchrec.data.files import Columns, find_row_groups
+from stem_torchrec.data.columns import Columns
+from stem_torchrec.data.files import find_row_groups
 from stem_torchrec.data.footers import missing_labels
 from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.data.schema import load_schema
@@ -84,7 +85,7 @@ def workload_of_log(config: DataConfig, path: str, process: Process, *, tasks: i
             f"{config.batch_size}; lower --data.batch-size."
         )
     batches: list[Batch] = list(islice(chain.from_iterable(islice(reader, available) for _ in count()), steps))
-    missing = missing_labels(reader.row_groups, columns.labels)
+    missing = missing_labels(reader.row_groups, [columns.column_of(label) for label in columns.labels])
     notes = []
     if available < steps:
         notes.append(f"the log has {available} steps of this batch size, which repeat")

@@ -16,7 +16,7 @@ from stem_torchrec.config import (
     TrainConfig,
     parse_known_arguments,
 )
-from stem_torchrec.data.files import Columns
+from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.path_options import LocalFile, LocalOutput

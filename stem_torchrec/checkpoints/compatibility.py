@@ -12,7 +12,10 @@ _NAMED = 3
 """Differences in the rows that a message names."""
 _FREE = ("model.layout",)
 """Weights and optimizer states load into the other layout."""
-_SAME_IN_SCHEMA = ("sparse_features", "dense_features", "labels", "splits.train.rows")
+_SAME_IN_SCHEMA = (
+    *("sparse_features", "dense_features", "labels", "weight", "label_weights"),
+    "splits.train.rows",
+)
 
 
 def check_same_run(

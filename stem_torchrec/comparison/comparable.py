@@ -14,9 +14,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from stem_torchrec.comparison.intervals import Ints
-from stem_torchrec.data.files import Columns
+from stem_torchrec.data.column_types import is_text
+from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.listing import RowGroup
 from stem_torchrec.data.rows import read_row_group
+from stem_torchrec.data.text_groups import numbers_of
 
 EDGES = (0.25, 0.8, 1.25, 4.0)
 """Default edges of the bins; ratios between 0.8 and 1.25 are comparable."""
@@ -56,16 +58,23 @@ class Positives:
 def key_columns(columns: Columns, key: str, labels: Sequence[str] = ()) -> Columns:
     """The columns of a log that hold a key, which is its group or a sparse feature, and the given labels."""
     feature = {key: columns.sparse[key]} if key != columns.group else {}
-    return Columns(sparse=feature, dense=(), labels=tuple(labels), group=None if feature else key)
+    group = None if feature else key
+    return Columns(sparse=feature, dense=(), labels=tuple(labels), group=group, files=columns.files)
+
+
+def key_numbers(column: pa.ChunkedArray) -> Ints:
+    """Keys as integers (N,), of text as `numbers_of` numbers them and of uint64 their bits; -1 where null."""
+    if not is_text(column.type):
+        return pc.fill_null(column.cast(pa.int64(), safe=False), -1).to_numpy()
+    numbers = numbers_of(pc.fill_null(column, "").combine_chunks())
+    return np.where(column.is_valid().to_numpy(), numbers, -1)
 
 
 def read_keys(row_groups: Sequence[RowGroup], columns: Columns, key: str, *, skip: bool = False) -> Ints:
     """The key of every row (N,), -1 where null; see `count_positives`."""
     selected = key_columns(columns, key)
     tables = (read_row_group(row_group, selected, skip=skip) for row_group in row_groups)
-    return np.concatenate(
-        [pc.fill_null(table.column(key).cast(pa.int64(), safe=False), -1).to_numpy() for table in tables]
-    )
+    return np.concatenate([key_numbers(table.column(key)) for table in tables])
 
 
 def count_positives(
@@ -86,7 +95,7 @@ def count_positives(
         table = read_row_group(row_group, columns, skip=skip)
         table = table.filter(pc.is_valid(table.column(key)))
         counts = {task: pc.fill_null(table.column(task), 0).cast(pa.int64()) for task in tasks}
-        part = pa.table({key: table.column(key).cast(pa.int64(), safe=False), **counts})
+        part = pa.table({key: pa.array(key_numbers(table.column(key))), **counts})
         both = part if total is None else pa.concat_tables([total, part])
         grouped = both.group_by(key).aggregate([(task, "sum") for task in tasks])
         total = grouped.rename_columns({f"{task}_sum": task for task in tasks}).select([key, *tasks])

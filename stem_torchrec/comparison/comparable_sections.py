@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from stem_torchrec.comparison.comparable import bin_of_rows, count_positives, key_columns, name_bins
 from stem_torchrec.comparison.intervals import Interval, Resampled, UserCounts
 from stem_torchrec.comparison.multiplicity import adjust, describe_family
-from stem_torchrec.comparison.report import Report, dots, escape, show, write_parquet
+from stem_torchrec.comparison.report import dots, show, write_parquet
 from stem_torchrec.comparison.scored_rows import ScoredRows
 from stem_torchrec.data.files import find_row_groups
 from stem_torchrec.data.schema import load_schema
+from stem_torchrec.runtime.report_file import Report, escape
 
 Bins = Mapping[str, NDArray[np.bool_]]
 """The rows of each bin (N,), by its name."""

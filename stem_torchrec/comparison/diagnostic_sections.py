@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stem_torchrec.comparison.diagnostics import table_diagnostics
-from stem_torchrec.comparison.report import Report, escape, spread, write_parquet
+from stem_torchrec.comparison.report import spread, write_parquet
 from stem_torchrec.comparison.scored_rows import Comparison
+from stem_torchrec.runtime.report_file import Report, escape
 
 
 def gate_sections(report: Report, comparison: Comparison) -> None:

@@ -16,7 +16,8 @@ from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.command_line import parse_known_arguments
 from stem_torchrec.config.files import what_is_trained
 from stem_torchrec.config.serialization import to_dict
-from stem_torchrec.data.files import Columns, find_row_groups
+from stem_torchrec.data.columns import Columns
+from stem_torchrec.data.files import find_row_groups
 from stem_torchrec.data.folder import data_folder
 from stem_torchrec.data.footers import fingerprint
 from stem_torchrec.data.schema import load_schema
@@ -166,6 +167,11 @@ def resolve_log(request: Request) -> Request:
     path = data_folder(train.data)
     schema = load_schema(path)
     columns = Columns.select(schema, features=train.data.features, labels=train.data.labels)
+    if columns.weighs_rows:
+        raise UserError(
+            f"{path} has weights of rows ({', '.join(columns.row_weights)}), but a comparison counts every row once; "
+            "leave them out of schema.json to compare models without them."
+        )
     train = replace(train, data=replace(train.data, path=path, labels=columns.labels))
     pair = tuple(_split(config.pair)) or columns.labels[:2]
     if config.pair and (len(set(pair)) != 2 or set(pair) - set(columns.labels)):

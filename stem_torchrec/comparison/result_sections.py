@@ -5,8 +5,9 @@ from itertools import permutations
 
 from stem_torchrec.comparison.intervals import Interval
 from stem_torchrec.comparison.multiplicity import adjust, describe_family
-from stem_torchrec.comparison.report import METRICS, Report, dots, escape, show, spread, write_parquet
+from stem_torchrec.comparison.report import METRICS, dots, show, spread, write_parquet
 from stem_torchrec.comparison.scored_rows import ScoredRows
+from stem_torchrec.runtime.report_file import Report, escape
 
 Comparisons = Mapping[tuple[str, str, str, str], Interval]
 """Differences by task, metric, model and the model that it is compared with."""

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from stem_torchrec.comparison.comparable import key_columns, read_keys
+from stem_torchrec.comparison.comparable import key_columns, key_numbers, read_keys
 from stem_torchrec.comparison.intervals import (
     MIN_USERS,
     Measure,
@@ -23,7 +24,8 @@ from stem_torchrec.comparison.multiplicity import draws_for
 from stem_torchrec.comparison.options import CompareConfig
 from stem_torchrec.comparison.runs import Run
 from stem_torchrec.config import TrainConfig
-from stem_torchrec.data.files import Columns, find_row_groups
+from stem_torchrec.data.columns import Columns
+from stem_torchrec.data.files import find_row_groups
 from stem_torchrec.data.schema import load_schema
 
 
@@ -89,8 +91,9 @@ class ScoredRows:
         self.rows = predicted["row"]
         # Without a group column rows are drawn instead of users.
         self.unit = "users" if self.columns.group else "rows"
-        # As `comparable.read_keys` reads them: of a uint64 the bits.
-        self.users: NDArray[np.int64] = predicted.get(self.columns.group or "", self.rows).astype(np.int64)
+        # As `comparable.read_keys` reads them.
+        users = predicted.get(self.columns.group or "", self.rows)
+        self.users: NDArray[np.int64] = key_numbers(pa.chunked_array([pa.array(users)]))
         self.scores: dict[str, dict[str, list[NDArray[np.float64]]]] = {task: {} for task in self.tasks}
         for run in comparison.runs:
             predicted = run.predictions()

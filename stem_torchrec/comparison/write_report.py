@@ -9,11 +9,12 @@ from stem_torchrec.comparison.comparable_sections import comparable_samples
 from stem_torchrec.comparison.diagnostic_sections import gate_sections, table_sections
 from stem_torchrec.comparison.diagnostics import count_weights
 from stem_torchrec.comparison.intervals import MIN_USERS
-from stem_torchrec.comparison.report import Report, escape, spread, write_parquet
+from stem_torchrec.comparison.report import spread, write_parquet
 from stem_torchrec.comparison.result_sections import results
 from stem_torchrec.comparison.scored_rows import Comparison, ScoredRows
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.runtime.folder_lock import FolderLock
+from stem_torchrec.runtime.report_file import Report, escape
 from stem_torchrec.training.optimizers import states_of_tables
 from stem_torchrec.training.watched_metric import SIGNS
 

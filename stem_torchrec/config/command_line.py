@@ -4,7 +4,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar, get_type_hints
@@ -37,7 +37,7 @@ def parse_arguments(default: ConfigT, args: Sequence[str] | None = None, descrip
 
         config = parse_arguments(tiny(), ["--model.embedding-dim", "32"])
     """
-    args = _own_arguments() if args is None else args
+    args = _own_arguments(_repeatable(default)) if args is None else args
     with _mistakes_in_one_sentence(option_names(default)):
         config = tyro.cli(
             type(default), default=default, args=args, description=description, registry=_help_with_limits()
@@ -64,11 +64,21 @@ def parse_known_arguments(
     return config, rest
 
 
-def _own_arguments() -> list[str]:
+def _repeatable(config: Any) -> set[str]:
+    """The options of which all values count."""
+    annotations = get_type_hints(type(config), include_extras=True)
+    return {
+        f"--{name.replace('_', '-')}"
+        for name, annotation in annotations.items()
+        if tyro.conf.UseAppendAction in getattr(annotation, "__metadata__", ())
+    }
+
+
+def _own_arguments(repeatable: Collection[str] = ()) -> list[str]:
     """The command line of this process; prints a note for an option that it has twice, as the last one counts."""
     names = [re.sub(r"(^--|\.)no-", r"\1", arg.partition("=")[0].replace("_", "-")) for arg in sys.argv[1:]]
     for name, times in Counter(name for name in names if name.startswith("--")).items():
-        if times > 1 and os.environ.get("LOCAL_RANK", "0") == "0":
+        if times > 1 and name not in repeatable and os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"note: {name} is given {times} times; the last one counts")
     return sys.argv[1:]
 

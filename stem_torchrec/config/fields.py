@@ -6,9 +6,10 @@ Limits stand with their field, as annotated-types writes them; pydantic checks t
 """
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Interval
 from pydantic import ValidationError
@@ -17,6 +18,7 @@ from stem_torchrec.runtime.errors import nearest
 
 _OUTSIDE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number")
 """pydantic's names for a number outside of its limits."""
+_UNKNOWN = "unexpected_keyword_argument"
 _WORDS = {
     "bool_type": "true or false",
     "dataclass_type": "a mapping of fields",
@@ -27,6 +29,8 @@ _WORDS = {
     "tuple_type": "a list",
 }
 """What a field of each type takes, by pydantic's name for another type."""
+TEXT, MAPPING = "as text", "as a mapping"
+"""Tags of the two forms of an entry that is a name alone, or a mapping of fields (`data/schema.py`)."""
 
 
 def limits_in(annotation: Any) -> Interval | None:
@@ -68,9 +72,9 @@ def sentence_of(error: ValidationError, kind: type, *, as_option: bool = False) 
 
         model.dropout is 3.0, but must be from 0 to 0.999.
     """
-    first = error.errors()[0]
+    first = _first_of(error.errors())
     place, annotation, siblings = _place(kind, first["loc"])
-    if first["type"] == "unexpected_keyword_argument":
+    if first["type"] == _UNKNOWN:
         return f"there is no field {place!r}{nearest(str(first['loc'][-1]), list(siblings)) or '.'}"
     if as_option:
         place = "--" + place.partition("[")[0].replace("_", "-")
@@ -85,15 +89,40 @@ def sentence_of(error: ValidationError, kind: type, *, as_option: bool = False) 
     return f"{place or 'the content'} is {reprlib.repr(first['input'])}, but must be {' '.join(words)}."
 
 
+def _first_of(errors: Sequence[Any]) -> Any:
+    """The first error; of a value that may be of several types, the one that looks deepest into it."""
+    first = errors[0]
+    beside = [each for each in errors if each["loc"][: len(first["loc"]) - 1] == first["loc"][:-1]]
+    deeper = [each for each in beside if len(each["loc"]) > len(first["loc"])]
+    return next((each for each in deeper if each["type"] == _UNKNOWN), deeper[0] if deeper else first)
+
+
 def _place(kind: type, path: tuple[int | str, ...]) -> tuple[str, Any, Mapping[str, Any]]:
     """The name of the field at a path, its annotation, and the annotations of the fields beside it."""
     annotation: Any = kind
     name, siblings = "", dict[str, Any]()
     for part in path:
-        if is_dataclass(annotation):
-            siblings = get_type_hints(annotation, include_extras=True)
+        if part in (TEXT, MAPPING):
+            continue
+        members = _members(annotation)
+        inner = next((each for each in members if is_dataclass(each)), members[0])
+        if part in [getattr(each, "__name__", "") for each in members if each is not kind] and len(members) > 1:
+            # pydantic's name for one of several types.
+            annotation = next(each for each in members if getattr(each, "__name__", "") == part)
+        elif is_dataclass(inner):
+            siblings = get_type_hints(inner, include_extras=True)
             name, annotation = f"{name}.{part}", siblings.get(str(part))
         else:
             name += f"[{part}]"
-            annotation = next((each for each in get_args(annotation) if is_dataclass(each)), annotation)
+            arguments = next((get_args(each) for each in members if get_origin(each) in (dict, tuple, list)), ())
+            annotation = arguments[1 if len(arguments) > 1 and arguments[1] is not ... else 0] if arguments else None
     return name.removeprefix("."), annotation, siblings
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The types of which a value may have one."""
+    if get_origin(annotation) is Annotated:
+        return _members(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [member for each in get_args(annotation) for member in _members(each)]
+    return [annotation]

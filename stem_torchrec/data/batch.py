@@ -1,5 +1,6 @@
 """Rows to tensors: a slice of an Arrow table becomes a TorchRec Batch, without a Python loop over rows."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,8 +13,11 @@ from torchrec.datasets.utils import Batch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from stem_torchrec.data.checks import row_lengths
-from stem_torchrec.data.files import Columns
-from stem_torchrec.data.footers import is_list
+from stem_torchrec.data.column_types import is_list, is_text
+from stem_torchrec.data.columns import Columns
+from stem_torchrec.data.label_counts import WeightedBatch
+from stem_torchrec.data.text_groups import numbers_of
+from stem_torchrec.data.type_checks import group_type
 
 
 @dataclass
@@ -27,7 +31,9 @@ class Exposures:
     rows: Tensor
     """Positions of the rows in the split, (B,)."""
     groups: Tensor | None
-    """Groups of gAUC, (B,): int64, or uint64 where the log has that."""
+    """Groups of gAUC, (B,): int64, or uint64 where the log has that; of text the numbers of `text_groups.py`."""
+    texts: pa.Array | None = None
+    """The groups where they are text, (B,)."""
 
     def pin_memory(self) -> "Exposures":
         """Copies the batch to pinned memory, from which a GPU copies it; the rest stays on the host."""
@@ -37,7 +43,8 @@ class Exposures:
 def to_batch(table: pa.Table, columns: Columns, *, rows: int) -> Batch:
     """Dense features (B, N) float32, sparse features with a null as an empty bag, labels (B, T) with a null as NaN.
 
-    The sparse features carry weights if one of them has a column of weights; then all others have weights of 1.
+    The sparse features carry weights if one of them has a column of weights; then all others have weights of 1. If rows
+    or labels have weights, the batch is a WeightedBatch, whose padding has weights of 0.
 
     Args:
         table: the rows; an empty table needs no columns.
@@ -61,21 +68,50 @@ def to_batch(table: pa.Table, columns: Columns, *, rows: int) -> Batch:
     values = [values for values, _ in bags]
     empty = np.zeros(padding, dtype=np.int32)
     lengths = [part for _, lengths in bags for part in (lengths, empty)]
-    return Batch(
-        dense_features=_stack(table, columns.dense, padding, 0.0),
+    batch = Batch(
+        dense_features=_stack(table, columns.dense, padding, 0.0, columns.fills),
         sparse_features=KeyedJaggedTensor(
             keys=list(columns.sparse),
             values=torch.from_numpy(np.concatenate(values, dtype=np.int64)),
             weights=_weights(table, columns, values) if columns.weights else None,
             lengths=torch.from_numpy(np.concatenate(lengths, dtype=np.int32)),
         ),
-        labels=_stack(table, columns.labels, padding, np.nan),
+        labels=_stack(table, columns.labels, padding, np.nan)
+        if columns.labeled
+        else torch.full((table.num_rows + padding, len(columns.labels)), torch.nan),
     )
+    if not columns.weighs_rows:
+        return batch
+    weights = _stack(table, tuple(columns.row_weights), padding, 0.0)
+    of_task = [[columns.row_weights.index(name) for name in columns.weights_of(label)] for label in columns.labels]
+    by_task = torch.stack([weights[:, positions].prod(dim=1) for positions in of_task], dim=1)
+    return WeightedBatch(batch.dense_features, batch.sparse_features, batch.labels, by_task)
+
+
+def groups_of(table: pa.Table, columns: Columns, types: pa.Schema) -> tuple[Tensor | None, pa.Array | None]:
+    """The groups of rows (B,) as numbers, and as text where they are text; None for a log without.
+
+    Args:
+        table: the rows; an empty table needs no columns.
+        columns: the columns of the log.
+        types: of some file of the log.
+    """
+    if columns.group is None:
+        return None, None
+    kind = group_type(types, columns)
+    column = table.column(columns.group).combine_chunks() if table.num_rows else pa.array([], kind)
+    if is_text(kind):
+        # Only a skipped row, which has no labels, has no group.
+        texts = pc.fill_null(column, "")
+        return torch.from_numpy(numbers_of(texts)), texts
+    return torch.from_numpy(pc.fill_null(column, 0).to_numpy().copy()), None
 
 
 def _bags(column: pa.ChunkedArray) -> tuple[NDArray, NDArray]:
     """The values of all rows, and how many each row has."""
     array = column.combine_chunks()
+    if pa.types.is_null(array.type):
+        return np.empty(0, dtype=np.int64), np.zeros(len(array), dtype=np.int32)
     values = pc.list_flatten(array) if is_list(array.type) else array.drop_null()
     return values.to_numpy(), row_lengths(array)
 
@@ -92,12 +128,17 @@ def _weights(table: pa.Table, columns: Columns, ids: list[NDArray]) -> Tensor:
     return torch.from_numpy(np.concatenate(weights, dtype=np.float32))
 
 
-def _stack(table: pa.Table, names: tuple[str, ...], padding: int, filler: float) -> Tensor:
-    """Columns side by side as float32 (B, len(names)): null as `filler`, then `padding` rows of `filler`."""
+def _stack(
+    table: pa.Table, names: tuple[str, ...], padding: int, filler: float, fills: Mapping[str, float] | None = None
+) -> Tensor:
+    """Columns side by side as float32 (B, len(names)): null as `filler`, then `padding` rows of `filler`.
+
+    A column in `fills` has its number there in the place of nulls.
+    """
     stacked = np.full((table.num_rows + padding, len(names)), filler, dtype=np.float32)
     for i, name in enumerate(names if table.num_rows else ()):
-        column = table.column(name).cast(pa.float32())
-        # A dense feature is null only in a row that is skipped; a label's null becomes NaN in numpy.
-        column = pc.fill_null(column, filler) if column.null_count and filler == filler else column
+        column, fill = table.column(name).cast(pa.float32()), (fills or {}).get(name, filler)
+        # Without a fill, null is a number's only in a row that is skipped; a label's null becomes NaN in numpy.
+        column = pc.fill_null(column, fill) if column.null_count and fill == fill else column
         stacked[: table.num_rows, i] = column.to_numpy(zero_copy_only=False)
     return torch.from_numpy(stacked)

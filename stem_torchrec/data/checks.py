@@ -2,18 +2,23 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from stem_torchrec.data.files import Columns, items
-from stem_torchrec.data.footers import is_list
+from stem_torchrec.data.column_types import in_one_form, is_list, is_text, items, nan_as_null
+from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.listing import RowGroup
+from stem_torchrec.data.type_checks import group_type
 
 _SHOWN = 60
 """Characters of a value that a message shows."""
+_EXACT = {pa.float16(): 2**11, pa.float32(): 2**24}
+"""Up to which whole numbers floats are exact; beyond them, two ids may have become one."""
+_EXACT_DOUBLE = 2**53
 
 
 @dataclass(frozen=True)
@@ -26,18 +31,29 @@ class _Check:
     """What a value must be."""
 
 
+def prepared(chunks: pa.ChunkedArray, name: str, columns: Columns) -> pa.Array:
+    """A column of a file in the form that is checked: see `in_one_form`; where NaN means the same as null, it is null.
+
+    That is so for ids (not within a list), labels, and dense features with a fill.
+    """
+    column = in_one_form(chunks)
+    if name in columns.sparse or name in columns.labels or name in columns.fills:
+        column = nan_as_null(column)
+    return column
+
+
 def bad_rows(
     table: pa.Table, name: str, row_group: RowGroup, columns: Columns
 ) -> Iterator[tuple[NDArray[np.int64], str]]:
     """Rows in which a column breaks the schema, with a sentence about the first of them.
 
     Args:
-        table: the rows of the row group.
-        name: the column.
+        table: the rows of the row group, prepared.
+        name: of the column.
         row_group: where the rows are from.
         columns: the columns of the log.
     """
-    column = table.column(name).combine_chunks()
+    column, shown = table.column(name).combine_chunks(), repr(columns.column_of(name))
     path = f"{row_group.path}, row group {row_group.index}, row"
     for check in _checks(column, name, columns):
         position = pc.index(check.bad, True).as_py()
@@ -45,70 +61,129 @@ def bad_rows(
             continue
         positions = np.flatnonzero(pc.fill_null(check.bad, False).to_numpy(zero_copy_only=False))
         rows = pc.list_parent_indices(column).to_numpy()[positions] if is_list(column.type) else positions
-        value = items(column)[position].as_py()
         row = row_group.first_row + int(rows[0])
-        yield rows, f"{path} {row}, column {name!r}: {'null' if value is None else value} is not {check.need}."
+        yield rows, f"{path} {row}, column {shown}: {_shown(items(column)[position])} is not {check.need}."
     for feature in (feature for feature, weights in columns.weights.items() if weights == name):
         ids, weights = row_lengths(table.column(feature).combine_chunks()), row_lengths(column)
         rows = np.flatnonzero(ids != weights)
         if len(rows):
-            value, row = column[int(rows[0])].as_py(), row_group.first_row + int(rows[0])
-            shown = "null" if value is None else str(value)
-            shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+            value, row = _shown(column[int(rows[0])]), row_group.first_row + int(rows[0])
             count, of_row = int(ids[rows[0]]), f"of {feature!r} in this row"
             need = {0: f"null or empty: there is no id {of_row}", 1: f"one weight, for the one id {of_row}"}
             needed = need.get(count, f"{count} weights, one for each id {of_row}")
-            yield rows, f"{path} {row}, column {name!r}: {shown} is not {needed}."
+            yield rows, f"{path} {row}, column {shown}: {value} is not {needed}."
+
+
+def _shown(value: pa.Scalar) -> str:
+    text = "null" if value.as_py() is None else str(value.as_py())
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def row_lengths(column: pa.Array) -> NDArray[np.int32]:
     """How many values each row has: of lists their lengths, else 1; 0 for a null."""
     if is_list(column.type):
         return pc.fill_null(pc.list_value_length(column), 0).to_numpy()
+    if not column.null_count:
+        return np.ones(len(column), np.int32)
     return column.is_valid().to_numpy(zero_copy_only=False)
 
 
 def _checks(column: pa.Array, name: str, columns: Columns) -> Iterator[_Check]:
-    values = _cast(column, name, columns)
+    values = items(column)
+    # A null within a list is no id and no weight.
+    null = is_list(column.type)
     if name in columns.sparse:
         size = columns.sparse[name].num_embeddings
-        outside = pc.or_(pc.less(values, 0), pc.greater_equal(values, size))
-        # A null is an empty bag, but not an id within a list.
-        yield _Check(
-            pc.fill_null(outside, is_list(column.type)), f"an id in [0, {size}), the table's rows in schema.json"
-        )
+        yield from _check_whole(values)
+        if not _within(values, 0, size - 1) or (null and values.null_count):
+            numbers = _as_numbers(values)
+            outside = pc.or_(pc.less(numbers, 0), pc.greater_equal(numbers, size))
+            yield _Check(pc.fill_null(outside, null), f"an id in [0, {size}), the table's rows in schema.json")
     if name in columns.weights.values():
-        # A null is for a row without ids, but not a weight within a list.
-        yield _Check(pc.invert(pc.fill_null(pc.is_finite(values), not is_list(column.type))), "a finite 32-bit float")
+        yield _Check(_not_finite(values, accept_null=not null), "a finite 32-bit float")
     if name in columns.dense:
-        yield _Check(pc.invert(pc.fill_null(pc.is_finite(values), False)), "a finite 32-bit float")
-    if name in columns.labels:
-        yield _Check(pc.and_(pc.not_equal(values, 0), pc.not_equal(values, 1)), "0, 1 or null")
+        yield from _check_dense(values, name, columns)
+    if name in columns.labels and not _within(values, 0, 1):
+        numbers = _as_floats(values)
+        yield _Check(pc.and_(pc.not_equal(numbers, 0), pc.not_equal(numbers, 1)), "0, 1 or null")
     if name == columns.group:
-        yield _Check(pc.is_null(values), "an integer")
+        yield _Check(pc.is_null(values, nan_is_null=True), "text" if is_text(values.type) else "an integer")
+        yield from _check_whole(values)
+    if name in columns.row_weights:
+        numbers = _as_floats(values)
+        bad = pc.or_(pc.less(numbers, 0), pc.invert(pc.is_finite(numbers)))
+        yield _Check(pc.fill_null(bad, True), "a weight from 0 on: a finite 32-bit float")
 
 
-def _cast(column: pa.Array, name: str, columns: Columns) -> pa.Array:
-    """The values, of lists the items, as int64 or float32."""
-    whole = name in columns.sparse or name == columns.group
-    # Unsafe: what does not fit becomes negative or infinite, and that is refused.
-    return items(column).cast(pa.int64() if whole else pa.float32(), safe=False)
+def _within(values: pa.Array, least: int, greatest: int) -> bool:
+    """Whether whole numbers or booleans lie in [least, greatest], nulls aside; the fast way, by two numbers."""
+    if not (pa.types.is_integer(values.type) or pa.types.is_boolean(values.type)):
+        return False
+    ends: dict[str, Any] = pc.min_max(values).as_py()
+    return ends["min"] is None or (ends["min"] >= least and ends["max"] <= greatest)
 
 
-def converted(chunks: pa.ChunkedArray, name: str, columns: Columns) -> pa.Array:
-    """A column without bad values in a type that does not depend on the file.
+def _check_whole(values: pa.Array) -> Iterator[_Check]:
+    """Floats and decimals are ids where they are whole numbers that their type has exactly."""
+    kind = values.type
+    if not (pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
+        return
+    # The fraction of a decimal may be lost in a float.
+    exact = values if pa.types.is_decimal(kind) else values.cast(pa.float64())
+    whole, numbers = pc.equal(pc.floor(exact), exact), values.cast(pa.float64())
+    yield _Check(pc.or_(pc.invert(whole), pc.is_inf(numbers)), "a whole number, as an id must be")
+    limit = _EXACT.get(kind, _EXACT_DOUBLE)
+    beyond = pc.greater(pc.abs(numbers), float(limit))
+    yield _Check(beyond, f"an id that {kind} has exactly, as those up to {limit}; write it as an integer")
+
+
+def _check_dense(values: pa.Array, name: str, columns: Columns) -> Iterator[_Check]:
+    null = name in columns.fills
+    if not null:
+        missing = pc.is_null(values, nan_is_null=True)
+        fix = f'{{"name": {_quoted(name)}, "fill": 0.0}}'
+        yield _Check(missing, f"a finite 32-bit float; schema.json may give {fix} in dense_features to take its place")
+    yield _Check(_not_finite(values, accept_null=True), "a finite 32-bit float")
+
+
+def _quoted(name: str) -> str:
+    return f'"{name}"'
+
+
+def _not_finite(values: pa.Array, *, accept_null: bool) -> pa.BooleanArray:
+    """Which values are NaN or infinite as 32-bit floats, or null unless that is accepted."""
+    return pc.invert(pc.fill_null(pc.is_finite(_as_floats(values)), accept_null))
+
+
+def _as_floats(values: pa.Array) -> pa.Array:
+    # Unsafe: what does not fit becomes infinite, and that is refused.
+    if pa.types.is_boolean(values.type):
+        values = values.cast(pa.int8())
+    return values.cast(pa.float32(), safe=False)
+
+
+def _as_numbers(values: pa.Array) -> pa.Array:
+    """Ids as int64, or as float64 where they are floats or decimals."""
+    if pa.types.is_integer(values.type) or pa.types.is_null(values.type):
+        # Unsafe: a large uint64 becomes negative, and that is refused.
+        return values.cast(pa.int64(), safe=False)
+    return values.cast(pa.float64())
+
+
+def converted(column: pa.Array, name: str, columns: Columns) -> pa.Array:
+    """A column without bad values in a type that does not depend on the file, but for a column of nulls.
 
     Ids become int32 where the table allows it, since a reader holds hundreds of thousands of rows.
     """
-    column = chunks.combine_chunks()
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if name in columns.sparse:
+    if name in columns.sparse or name in columns.weights.values():
+        # Which of lists and single values its nulls stand for, only other files tell.
+        if pa.types.is_null(column.type):
+            return column
+        if name not in columns.sparse:
+            return column.cast(pa.list_(pa.float32()), safe=False) if is_list(column.type) else _as_floats(column)
         wide = columns.sparse[name].num_embeddings > 2**31 or name == columns.group
         item = pa.int64() if wide else pa.int32()
         return column.cast(pa.list_(item) if is_list(column.type) else item)
-    if is_list(column.type):
-        return column.cast(pa.list_(pa.float32()), safe=False)
     if name == columns.group:
-        return column.cast(columns.group_type(pa.schema([(name, column.type)])))
-    return _cast(column, name, columns)
+        return column.cast(group_type(pa.schema([(columns.column_of(name), column.type)]), columns))
+    return _as_floats(column)

@@ -3,13 +3,14 @@
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stem_torchrec.data.column_types import is_list
 from stem_torchrec.data.listing import RowGroup
 from stem_torchrec.data.schema import Split
 from stem_torchrec.runtime.errors import UserError
@@ -113,8 +114,11 @@ def null_counts(row_groups: Sequence[RowGroup], names: Sequence[str]) -> dict[st
     counts: dict[str, int | None] = dict.fromkeys(names, 0)
     for column, chunk in column_chunks(row_groups, names):
         statistics, before = chunk.statistics, counts[column.name]
-        known = before is not None and statistics is not None and statistics.has_null_count
-        counts[column.name] = before + statistics.null_count if known else None
+        # A column that is null by its type has no statistics.
+        of_chunk = chunk.num_values if pa.types.is_null(column.type) else None
+        if statistics is not None and statistics.has_null_count:
+            of_chunk = statistics.null_count
+        counts[column.name] = None if before is None or of_chunk is None else before + of_chunk
     return counts
 
 
@@ -123,15 +127,24 @@ def missing_labels(row_groups: Sequence[RowGroup], labels: Sequence[str]) -> boo
     return any(count is None or count for count in null_counts(row_groups, labels).values())
 
 
-def check_counts(folder: str, row_groups: Sequence[RowGroup], split: Split, labels: Sequence[str]) -> None:
+def check_counts(folder: str, row_groups: Sequence[RowGroup], split: Split, labels: Mapping[str, str]) -> None:
     """Raises UserError where the rows or the missing labels in a folder are not as many as schema.json says.
 
-    The positives are not in the footers.
+    The positives are not in the footers, nor are the NaNs of floats, which are missing labels as well.
+
+    Args:
+        folder: of the split.
+        row_groups: of the split.
+        split: its counts in schema.json.
+        labels: the column of each label.
     """
     counted = {"rows": (sum(row_group.rows for row_group in row_groups), split.rows)}
-    for label, nulls in null_counts(row_groups, labels).items():
-        if label in split.labels and nulls is not None:
-            counted[f"rows without {label!r}"] = (nulls, split.labels[label].missing)
+    nulls, floats = null_counts(row_groups, [*labels.values()]), float_columns(row_groups, [*labels.values()])
+    for label, column in labels.items():
+        count = nulls[column]
+        if label in split.labels and count is not None:
+            missing = split.labels[label].missing
+            counted[f"rows without {label!r}"] = (max(count, missing) if column in floats else count, missing)
     for what, (count, expected) in counted.items():
         if count != expected:
             raise UserError(
@@ -140,15 +153,16 @@ def check_counts(folder: str, row_groups: Sequence[RowGroup], split: Split, labe
             )
 
 
+def float_columns(row_groups: Sequence[RowGroup], names: Sequence[str]) -> set[str]:
+    """Those of the columns that are floats in some file, and so may have NaNs."""
+    chunks = column_chunks(row_groups, names)
+    return {column.name for column, _ in chunks if pa.types.is_floating(column.type)}
+
+
 def ids_per_row(row_groups: Sequence[RowGroup], features: Iterable[str]) -> dict[str, float]:
-    """Mean number of ids in a row by feature, by the files' footers, where an empty list counts as one id."""
+    """Mean number of ids in a row by column of ids, by the files' footers, where an empty list counts as one id."""
     ids = dict.fromkeys(features, 0)
     for column, chunk in column_chunks(row_groups, ids):
         ids[column.name] += chunk.num_values
     rows = sum(row_group.rows for row_group in row_groups)
     return {name: number / rows for name, number in ids.items()}
-
-
-def is_list(column: pa.DataType) -> bool:
-    """Whether a type is one of lists."""
-    return pa.types.is_list(column) or pa.types.is_large_list(column)

@@ -2,51 +2,77 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stem_torchrec.data.footers import column_chunks
+from stem_torchrec.data.checks import prepared
+from stem_torchrec.data.column_types import is_text
+from stem_torchrec.data.columns import Columns
+from stem_torchrec.data.footers import column_chunks, float_columns, missing_labels
 from stem_torchrec.data.listing import RowGroup
 from stem_torchrec.runtime.errors import UserError, reason_of
 from stem_torchrec.runtime.file_systems import g_pathmgr
 
 
-def label_kinds(row_groups: Sequence[RowGroup], label: str) -> set[float]:
-    """The different labels of a task, without nulls; reads no further once 0 and 1 have occurred.
+def label_kinds(row_groups: Sequence[RowGroup], columns: Columns, label: str) -> set[float]:
+    """The different labels of a task, without missing ones and those that weigh 0; ends once 0 and 1 have occurred.
 
     A number that is neither breaks the schema; whoever reads the row reports it.
 
     Example::
 
-        label_kinds(row_groups, "like")  # {0}: nobody liked anything, so no order of the rows is better than another
+        label_kinds(row_groups, columns, "like")  # {0}: nobody liked anything, so no order of the rows is better
     """
     kinds: set[float] = set()
-    for row_group, (_, chunk) in zip(row_groups, column_chunks(row_groups, {label}), strict=True):
-        in_footer = _kinds_in_footer(chunk)
-        values = pc.unique(_read(row_group, label)).to_pylist() if in_footer is None else in_footer
-        kinds |= {float(value) for value in values if value is not None}
+    for row_group in row_groups:
+        in_footer = None if columns.weights_of(label) else _kinds_in_footer(row_group, columns.column_of(label))
+        if in_footer is None:
+            in_footer = set(pc.unique(_labeled(row_group, columns, label)["label"]).to_pylist())
+        kinds |= in_footer
         if kinds >= {0, 1}:
             break
     return kinds
 
 
-def has_mixed_group(row_groups: Sequence[RowGroup], label: str, group: str) -> bool:
+def has_mixed_group(row_groups: Sequence[RowGroup], columns: Columns, label: str) -> bool:
     """Whether some group (user) has labels of both kinds, without which gAUC is undefined; reads until one has."""
-    kinds = pa.table({"group": pa.array([], pa.int64()), "label": pa.array([], pa.float32())})
+    kinds: pa.Table | None = None
     for row_group in row_groups:
-        # Ids beyond 2^63 wrap around, and stay different.
-        groups = _read(row_group, group).cast(pa.int64(), safe=False)
-        rows = pa.table({"group": groups, "label": _read(row_group, label).cast(pa.float32())})
+        rows = _labeled(row_group, columns, label, with_group=True)
         labeled = rows.filter(pc.is_in(rows["label"], pa.array([0, 1], pa.float32())))
-        kinds = pa.concat_tables([kinds, labeled]).group_by(["group", "label"]).aggregate([])
+        both = labeled if kinds is None else pa.concat_tables([kinds, labeled], promote_options="default")
+        kinds = both.group_by(["group", "label"]).aggregate([])
         if pc.count_distinct(kinds["group"]).as_py() < kinds.num_rows:
             return True
     return False
 
 
-def _kinds_in_footer(chunk: pq.ColumnChunkMetaData) -> set[float] | None:
+def may_lack_labels(row_groups: Sequence[RowGroup], columns: Columns) -> bool:
+    """Whether some row has no label of some task, or one that weighs 0, which trains as little.
+
+    Reads floats, whose NaNs the footers do not tell. A row group whose writer left the nulls out may lack labels.
+    """
+    labels = [columns.column_of(label) for label in columns.labels]
+    if missing_labels(row_groups, labels):
+        return True
+    floats, weights = float_columns(row_groups, labels), set(map(columns.column_of, columns.row_weights))
+    for row_group in row_groups if floats or weights else ():
+        for column, _ in column_chunks([row_group], floats):
+            if pa.types.is_floating(column.type) and pc.any(pc.is_nan(_read(row_group, column.name))).as_py():
+                return True
+        for column, chunk in column_chunks([row_group], weights):
+            known = chunk.statistics is not None and chunk.statistics.has_min_max
+            least = chunk.statistics.min if known else pc.min(_read(row_group, column.name)).as_py()
+            if least is None or not np.float32(least):
+                return True
+    return False
+
+
+def _kinds_in_footer(row_group: RowGroup, column: str) -> set[float] | None:
     """The least and the greatest label of a row group, or none where all are null; None where the footer lacks them."""
+    [(_, chunk)] = column_chunks([row_group], {column})
     statistics = chunk.statistics
     if statistics is None:
         return None
@@ -54,6 +80,25 @@ def _kinds_in_footer(chunk: pq.ColumnChunkMetaData) -> set[float] | None:
         least, greatest = float(statistics.min), float(statistics.max)
         return {least, greatest} if {least, greatest} <= {0, 1} else None
     return set() if statistics.has_null_count and statistics.null_count == chunk.num_values else None
+
+
+def _labeled(row_group: RowGroup, columns: Columns, label: str, *, with_group: bool = False) -> pa.Table:
+    """The labels of a task as `label`, without missing ones and those that weigh 0, and the groups as `group`."""
+
+    def read(name: str) -> pa.Array:
+        return prepared(_read(row_group, columns.column_of(name)), name, columns)
+
+    table = pa.table({"label": read(label).cast(pa.float32(), safe=False)})
+    if with_group:
+        assert columns.group is not None
+        groups = read(columns.group)
+        # Ids beyond 2^63 wrap around, and stay different.
+        kind = pa.large_string() if is_text(groups.type) else pa.int64()
+        table = table.append_column("group", groups.cast(kind, safe=False))
+    counted = pc.is_valid(table["label"])
+    for name in columns.weights_of(label):
+        counted = pc.and_(counted, pc.greater(read(name).cast(pa.float32(), safe=False), 0))
+    return table.filter(counted)
 
 
 def _read(row_group: RowGroup, column: str) -> pa.ChunkedArray:

@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 from stem_torchrec.runtime.errors import UserError, reason_of
 from stem_torchrec.runtime.file_systems import g_pathmgr
 
+_SUFFIXES = (".parquet", ".pq")
+"""Ends of the names of Parquet files, in letters of any case."""
 _SKIPPED = (".", "_")
 """First characters of names that are left out: `_SUCCESS`, `_temporary`, `.part-0.parquet.crc`, `._part-0.parquet`."""
 
@@ -30,7 +32,7 @@ class RowGroup:
 
 
 def read_footers(folder: str) -> dict[str, pq.FileMetaData]:
-    """The footers of all .parquet files below `folder`, in the order of their paths, which are relative to it.
+    """The footers of all .parquet and .pq files below `folder`, in the order of their paths, which are relative to it.
 
     Reads folders inside it as well, such as the `day=1/` of Spark and Hive. Asks for nothing but the footer of a file
     with the name of a Parquet file.
@@ -74,7 +76,7 @@ def _visible_names(folder: str) -> list[str]:
 
 def _read_footer(path: str) -> pq.FileMetaData | None:
     """None for a folder."""
-    is_parquet = path.lower().endswith(".parquet")
+    is_parquet = path.lower().endswith(_SUFFIXES)
     # A pipe would wait for its writer. A remote path is none on this host, and a store has only files.
     if is_parquet and (os.path.isfile(path) or not os.path.exists(path)):
         try:
@@ -86,7 +88,7 @@ def _read_footer(path: str) -> pq.FileMetaData | None:
                 raise UserError(f"{path} is not a whole Parquet file ({reason_of(error)}); write it again.") from error
     elif not g_pathmgr.isdir(path):
         raise UserError(
-            f"{path} is not a .parquet file, and what it holds would be left out; write it as one, move it away, or "
-            "begin its name with _ to leave it out."
+            f"{path} is not a .parquet or .pq file, and what it holds would be left out; write it as one, move it "
+            "away, or begin its name with _ to leave it out."
         )
     return None

@@ -74,7 +74,8 @@ def check_out(out: Path, *, overwrite: bool) -> None:
             raise UserError(f"--out {out} is not a folder; give another.")
         return
     content = {path.name: path for path in out.iterdir()}
-    if not content:
+    # A spec alone is one that stem-prepare has guessed and that the log will have as well.
+    if not content or set(content) == {"spec.yaml"}:
         return
     foreign = [f"{out / name}" for name, path in sorted(content.items()) if not _is_of_log(path)]
     if foreign:

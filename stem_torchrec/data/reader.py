@@ -13,17 +13,19 @@ from itertools import cycle
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 from torchrec.datasets.utils import Batch
 
-from stem_torchrec.data.batch import Exposures, to_batch
-from stem_torchrec.data.files import Columns
+from stem_torchrec.data.batch import Exposures, groups_of, to_batch
+from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.listing import RowGroup
 from stem_torchrec.data.rows import BadRows, read_row_group
 from stem_torchrec.data.spans import Left, Span, Spans, after, count, cut, divide, steps_of
 from stem_torchrec.runtime.errors import UserError
+
+_READS_AT_ONCE = 8
+"""Row groups that a reader asks a store for at the same time."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ class ParquetReader(IterableDataset[Batch | Exposures]):
             size, largest = (max(0, min(self.batch_size, total - position)) for total in (rows, most_rows))
             while buffer.num_rows < size:
                 table = next(tables)
-                buffer = pa.concat_tables([buffer, table]) if buffer.num_rows else table
+                buffer = _concatenated([buffer, table]) if buffer.num_rows else table
             table, buffer = buffer.slice(0, size), buffer.slice(size)
             if self.training:
                 # Some collectives need batches of the same size on all ranks for the backward pass.
@@ -174,14 +176,9 @@ class ParquetReader(IterableDataset[Batch | Exposures]):
 
     def _exposures(self, table: pa.Table, spans: Spans) -> Exposures:
         rows = torch.cat([torch.arange(*span) for span in spans or [(0, 0)]])
-        groups = None
-        if self.columns.group is not None:
-            types = self.row_groups[0].metadata.schema.to_arrow_schema()
-            empty = pa.chunked_array([], self.columns.group_type(types))
-            # Only a skipped row, which has no labels, has no group.
-            column = pc.fill_null(table.column(self.columns.group), 0) if len(rows) else empty
-            groups = torch.from_numpy(column.to_numpy().copy())
-        return Exposures(to_batch(table, self.columns, rows=max(len(rows), 1)), rows, groups)
+        batch = to_batch(table, self.columns, rows=max(len(rows), 1))
+        types = self.row_groups[0].metadata.schema.to_arrow_schema()
+        return Exposures(batch, rows, *groups_of(table, self.columns, types))
 
     def _read(self, blocks: Sequence[Block], spans: Spans) -> Iterator[pa.Table]:
         """The rows of `spans` in the epoch's order; a thread decodes the next block while one is used."""
@@ -200,14 +197,28 @@ class ParquetReader(IterableDataset[Batch | Exposures]):
                 yield table
 
     def _load(self, block: Block, span: Span) -> pa.Table:
-        skip = self.bad is not None
-        table = pa.concat_tables([read_row_group(group, self.columns, skip=skip) for group in block.row_groups])
+        skip, group = self.bad is not None, not self.training
+
+        def read(row_group: RowGroup) -> pa.Table:
+            return read_row_group(row_group, self.columns, skip=skip, group=group)
+
+        if len(block.row_groups) > 1 and "://" in block.row_groups[0].path:
+            # A store answers after a while, in which it can be asked for more.
+            with ThreadPoolExecutor(min(len(block.row_groups), _READS_AT_ONCE)) as executor:
+                table = _concatenated([*executor.map(read, block.row_groups)])
+        else:
+            table = _concatenated([*map(read, block.row_groups)])
         first, last = max(span[0] - block.start, 0), min(span[1] - block.start, table.num_rows)
         if block.seed is None:
             table = table.slice(first, last - first)
         else:
             table = table.take(np.random.default_rng(block.seed).permutation(table.num_rows)[first:last])
         return table if self.bad is None else self.bad.take(table)
+
+
+def _concatenated(tables: Sequence[pa.Table]) -> pa.Table:
+    """The rows of tables, of which some may have a column of nulls only, which takes the type of the others."""
+    return pa.concat_tables(tables, promote_options="default")
 
 
 def _in_turn(iterators: Sequence[Iterator[Batch | Exposures]]) -> Iterator[Batch | Exposures]:

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from stem_torchrec.data.checks import bad_rows, converted
-from stem_torchrec.data.files import Columns
+from stem_torchrec.data.checks import bad_rows, converted, prepared
+from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.listing import RowGroup
 from stem_torchrec.runtime.errors import DataError, reason_of
 from stem_torchrec.runtime.file_systems import g_pathmgr
@@ -66,32 +66,28 @@ def reasons_of(columns: Columns) -> list[str]:
     return [*columns.names, UNREADABLE]
 
 
-def read_row_group(row_group: RowGroup, columns: Columns, *, skip: bool = False) -> pa.Table:
-    """Reads the columns of one row group and checks every value; a column's type does not depend on the file.
+def read_row_group(row_group: RowGroup, columns: Columns, *, skip: bool = False, group: bool = True) -> pa.Table:
+    """Reads the columns of one row group by name and checks every value.
+
+    A column's type does not depend on the file, but for one of nulls, which goes with any.
 
     Args:
         row_group: the row group to read.
         columns: the columns to read.
         skip: returns rows that break the schema as rows of nulls, with the number of the reason in a column BAD.
+        group: whether to return the group, which is checked anyway; if it is a feature, it is returned as one.
 
     Raises DataError with the file, row group, row and column of the first value that breaks the schema, unless `skip`
     is true.
     """
-    place = f"{row_group.path}, row group {row_group.index}"
+    names = [name for name in columns.names if group or name != columns.group or name in columns.sparse]
+    table, damage = _read_columns(row_group, columns)
     reasons = np.zeros(row_group.rows, dtype=np.uint16)
-    try:
-        with g_pathmgr.open(row_group.path, "rb") as file:
-            # Only the checksums that a writer can add show every damaged page.
-            parquet = pq.ParquetFile(file, metadata=row_group.metadata, page_checksum_verification=True)
-            table = parquet.read_row_group(row_group.index, columns=columns.names)
-    except (pa.ArrowException, OSError) as error:
-        message = f"{place}: cannot be read ({reason_of(error)}); write the file again."
-        if not skip or isinstance(error, FileNotFoundError | PermissionError):
-            raise DataError(message) from error
-        _report_skipped(message)
+    if damage is not None:
+        if not skip or isinstance(damage.__cause__, FileNotFoundError | PermissionError):
+            raise damage
+        _report_skipped(str(damage))
         reasons[:] = len(reasons_of(columns))
-        types = row_group.metadata.schema.to_arrow_schema()
-        table = pa.table({name: pa.nulls(row_group.rows, types.field(name).type) for name in columns.names})
     else:
         for number, name in enumerate(columns.names):
             for rows, message in bad_rows(table, name, row_group, columns):
@@ -101,8 +97,26 @@ def read_row_group(row_group: RowGroup, columns: Columns, *, skip: bool = False)
                 reasons[rows[reasons[rows] == 0]] = number + 1
         if reasons.any():
             table = table.take(pa.array(np.arange(table.num_rows), mask=reasons > 0))
-    read = pa.table({name: converted(table.column(name), name, columns) for name in columns.names})
-    return read.append_column(BAD, pa.array(reasons)) if skip else read
+    done = pa.table({name: converted(table.column(name).combine_chunks(), name, columns) for name in names})
+    return done.append_column(BAD, pa.array(reasons)) if skip else done
+
+
+def _read_columns(row_group: RowGroup, columns: Columns) -> tuple[pa.Table, DataError | None]:
+    """The columns of a row group by name, prepared for the checks; nulls and the error where it cannot be read."""
+    error, files = None, {name: columns.column_of(name) for name in columns.names}
+    try:
+        with g_pathmgr.open(row_group.path, "rb") as file:
+            # Only the checksums that a writer can add show every damaged page.
+            parquet = pq.ParquetFile(file, metadata=row_group.metadata, page_checksum_verification=True)
+            read = parquet.read_row_group(row_group.index, columns=list(dict.fromkeys(files.values())))
+    except (pa.ArrowException, OSError) as cause:
+        place = f"{row_group.path}, row group {row_group.index}"
+        error = DataError(f"{place}: cannot be read ({reason_of(cause)}); write the file again.")
+        error.__cause__ = cause
+        types = row_group.metadata.schema.to_arrow_schema()
+        kinds = {column: types.field(column).type for column in files.values()}
+        read = pa.table({column: pa.nulls(row_group.rows, kind) for column, kind in kinds.items()})
+    return pa.table({name: prepared(read.column(column), name, columns) for name, column in files.items()}), error
 
 
 _reported: list[str] = []

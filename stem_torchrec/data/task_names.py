@@ -16,6 +16,9 @@ def check_task_names(tasks: Sequence[str]) -> None:
     for task in tasks:
         # Groups name submodules, and a ModuleDict refuses the names of its own attributes.
         if task in ("", SHARED) or set(task) & set("./+") or hasattr(nn.ModuleDict(), task):
-            raise UserError(f"a task cannot be called {task!r}; rename the label column.")
+            raise UserError(
+                f"a task cannot be called {task!r}, as parts of the model are called so; in schema.json, give the "
+                "label another name and the field column, which names the column of the files."
+            )
     if not tasks or len(set(tasks)) < len(tasks):
         raise UserError(f"the tasks must be one or more different labels, not {list(tasks)}.")

@@ -65,12 +65,14 @@ def _pieces(edges: Edges) -> tuple[list[float], list[float], list[float]]:
 
 def _interpolate_in_engine(_: Engine, value: ibis.Value, edges: Edges) -> ibis.Value:
     starts, heights, slopes = _pieces(edges)
-    inside = ibis.least(ibis.greatest(value, constant(starts[0])), constant(starts[-1]))
-    branches = [
-        constant(height) + (inside - constant(start)) * constant(slope)
-        for start, height, slope in zip(starts, heights, slopes, strict=True)
+    lines = [
+        constant(height) + (value - constant(start)) * constant(slope)
+        for start, height, slope in zip(starts[:-1], heights, slopes, strict=False)
     ]
-    return ibis.cases((value.notnull(), engine_functions.choose(value, starts, branches)), else_=ibis.null("float64"))
+    quantile = engine_functions.choose(
+        value, [starts[0], *starts], [constant(heights[0]), *lines, constant(heights[-1])]
+    )
+    return ibis.cases((value.notnull(), quantile), else_=ibis.null("float64"))
 
 
 def _interpolate_in_arrow(values: pa.Array, edges: Edges) -> pa.Array:

@@ -1,5 +1,5 @@
 """Exact metrics over all rows and ranks, the collectives that they need, and predictions on disk.
 
-Reading order: multi_task.py, task_chunk.py, auc.py, sorted_rows.py, collectives.py, predictions.py.
+Reading order: multi_task.py, task_metrics.py, task_chunk.py, auc.py, sorted_rows.py, collectives.py, predictions.py.
 Import from the modules. May import `data`, `config` and `runtime`.
 """

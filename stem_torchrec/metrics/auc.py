@@ -3,6 +3,7 @@
 An AUC is the share of (negative, positive) pairs in which the positive has the higher score, a tie counting
 half (the Mann-Whitney U statistic over the number of pairs). Twice U is an integer, so pairs are counted in
 int64 and any split of the rows over ranks gives the same bits. 30M x 30M pairs, doubled, are 2e15 of 9e18.
+Where rows have weights, a pair counts the product of its two, summed up in float64.
 
 No rank ever holds all rows: they are exchanged in pieces of about as many rows as the caller allows.
 """
@@ -34,16 +35,19 @@ class GroupedAUC:
     """Rows of those groups."""
 
 
-def by_score(scores: Tensor, positive: Tensor, file: Path | None = None) -> SortedRows:
+def by_score(
+    scores: Tensor, positive: Tensor, file: Path | None = None, *, weights: Tensor | None = None
+) -> SortedRows:
     """Sorts a chunk of rows for `auc_over_ranks`.
 
     Args:
         scores: none is NaN, shape (N,).
         positive: whether the label is 1, shape (N,).
         file: see `SortedRows`.
+        weights: above 0, shape (N,), in all chunks of all ranks or in none.
     """
     # Adding 0.0 turns -0.0 into 0.0, its equal, so that no sort or hash can tell them apart.
-    return SortedRows(scores + 0.0, positive, file=file)
+    return SortedRows(scores + 0.0, positive, *([] if weights is None else [weights]), file=file)
 
 
 def auc_over_ranks(chunks: Sequence[SortedRows], rows_at_once: int = ROWS_AT_ONCE) -> float:
@@ -64,15 +68,15 @@ def auc_over_ranks(chunks: Sequence[SortedRows], rows_at_once: int = ROWS_AT_ONC
         auc_over_ranks([by_score(scores, labels == 1)])  # 0.625 on both ranks
     """
     rounds = plan_rounds(chunks, rows_at_once, lambda pieces: quantiles(chunks, pieces))
-    # Python integers, which do not overflow.
+    # Python integers, which do not overflow, unless rows have weights.
     doubled_u = negatives_below = positives_below = 0
     for turn in range(rounds.number):
         classes: tuple[list[_Runs], list[_Runs]] = ([], [])
         # One chunk at a time: equal scores shrink to one run, and may be all rows of a rank.
         for chunk in chunks:
-            scores, positive = chunk.cut(*rounds.limits(turn))
+            scores, positive, *weights = chunk.cut(*rounds.limits(turn))
             for label, runs in enumerate(classes):
-                runs.append(_runs(scores[positive == label]))
+                runs.append(_runs(*(column[positive == label] for column in (scores, *weights))))
         inner = rounds.inner(turn)
         negatives, positives = (
             _Runs(*send_to_piece_ranks(inner, torch.cat([r.scores for r in runs]), torch.cat([r.rows for r in runs])))
@@ -87,7 +91,9 @@ def auc_over_ranks(chunks: Sequence[SortedRows], rows_at_once: int = ROWS_AT_ONC
     return doubled_u / (2 * pairs) if pairs else math.nan
 
 
-def by_group(groups: Tensor, scores: Tensor, positive: Tensor, file: Path | None = None) -> SortedRows:
+def by_group(
+    groups: Tensor, scores: Tensor, positive: Tensor, file: Path | None = None, *, weights: Tensor | None = None
+) -> SortedRows:
     """Sorts a chunk of rows for `grouped_auc_over_ranks`.
 
     Args:
@@ -95,13 +101,17 @@ def by_group(groups: Tensor, scores: Tensor, positive: Tensor, file: Path | None
         scores: none is NaN, shape (N,).
         positive: whether the label is 1, shape (N,).
         file: see `SortedRows`.
+        weights: see `by_score`.
     """
+    columns = [positive.to(torch.uint8), *([] if weights is None else [weights])]
     # Times 2^64 / golden ratio, wrapping around: maps each id to another integer, spread evenly.
-    return SortedRows(groups * -7046029254386353131, scores, positive.to(torch.uint8), file=file)
+    return SortedRows(groups * -7046029254386353131, scores, *columns, file=file)
 
 
 def grouped_auc_over_ranks(chunks: Sequence[SortedRows], rows_at_once: int = ROWS_AT_ONCE) -> GroupedAUC:
     """Returns the mean of the groups' AUCs, weighted by their rows, over groups that have both classes.
+
+    If rows have weights, a group's AUC is that of the weighted pairs, and it counts with the sum of its rows' weights.
 
     With users as groups this is gAUC of Zhu et al., "Optimized Cost per Click in Taobao Display Advertising"
     (KDD 2017), and the metric of "Deep Interest Network" (KDD 2018):
@@ -123,32 +133,37 @@ def grouped_auc_over_ranks(chunks: Sequence[SortedRows], rows_at_once: int = ROW
     rounds = plan_rounds(chunks, rows_at_once, cut)
     totals: list[float] = []
     num_groups = num_rows = 0
+    weights: list[float] = []
     for turn in range(rounds.number):
         parts = [chunk.cut(*rounds.limits(turn)) for chunk in chunks]
         columns = [torch.cat(column) for column in zip(*parts, strict=True)]
-        doubled_u, negatives, positives = _doubled_u_by_group(*send_to_piece_ranks(rounds.inner(turn), *columns))
-        both = (negatives > 0) & (positives > 0)
-        rows = (negatives + positives)[both]
+        sums = _doubled_u_by_group(*send_to_piece_ranks(rounds.inner(turn), *columns))
+        both = (sums.rows > sums.positive_rows) & (sums.positive_rows > 0)
         # In float64, as torch divides integers into float32.
-        values = doubled_u[both].double() / (2 * negatives * positives)[both].double()
-        counts = gather(torch.stack([both.sum(), rows.sum()])).sum(0).tolist()
+        values = sums.doubled_u[both].double() / (2 * sums.negatives * sums.positives)[both].double()
+        counts = gather(torch.stack([both.sum(), sums.rows[both].sum()])).sum(0).tolist()
         num_groups, num_rows = num_groups + counts[0], num_rows + counts[1]
-        totals += gather((rows * values).sum()).tolist()
+        weight = (sums.negatives + sums.positives)[both]
+        totals += gather((weight * values).sum()).tolist()
+        weights += gather(weight.sum()).tolist()
     # fsum rounds once, so the order of the pieces does not matter.
-    value = math.fsum(totals) / num_rows if num_rows else math.nan
+    value = math.fsum(totals) / math.fsum(weights) if num_rows else math.nan
     return GroupedAUC(value=value, groups=num_groups, rows=num_rows)
 
 
 @dataclass(frozen=True)
 class _Runs:
-    """Scores of one class, each with the number of its rows; shapes (R,)."""
+    """Scores of one class, each with the number of its rows or the sum of their weights; shapes (R,)."""
 
     scores: Tensor
     rows: Tensor
 
 
-def _runs(scores: Tensor) -> _Runs:
-    return _Runs(*torch.unique(scores, return_counts=True))
+def _runs(scores: Tensor, weights: Tensor | None = None) -> _Runs:
+    if weights is None:
+        return _Runs(*torch.unique(scores, return_counts=True))
+    values, run = torch.unique(scores, return_inverse=True)
+    return _Runs(values, _sums_by(run, weights.double(), len(values)))
 
 
 def _doubled_u(negatives: _Runs, positives: _Runs) -> Tensor:
@@ -160,8 +175,20 @@ def _doubled_u(negatives: _Runs, positives: _Runs) -> Tensor:
     return (positives.rows * (left + right)).sum()
 
 
-def _doubled_u_by_group(groups: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns 2 U, the negatives and the positives of every group, each of shape (G,), without a loop.
+@dataclass(frozen=True)
+class _GroupSums:
+    """Sums over the rows of each of G groups, (G,)."""
+
+    doubled_u: Tensor
+    negatives: Tensor
+    """The number of negatives, or the sum of their weights."""
+    positives: Tensor
+    rows: Tensor
+    positive_rows: Tensor
+
+
+def _doubled_u_by_group(groups: Tensor, scores: Tensor, labels: Tensor, weights: Tensor | None = None) -> _GroupSums:
+    """Returns 2 U, the negatives and the positives of every group without a loop.
 
     Example::
 
@@ -173,6 +200,7 @@ def _doubled_u_by_group(groups: Tensor, scores: Tensor, labels: Tensor) -> tuple
     order = scores.argsort()
     order = order[groups[order].argsort(stable=True)]
     groups, scores, labels = groups[order], scores[order], labels[order]
+    weights = None if weights is None else weights[order].double()
     del order  # 8 of the 150 bytes a row that this function holds at its peak.
     group_begins = torch.ones_like(groups, dtype=torch.bool)
     group_begins[1:] = groups[1:] != groups[:-1]
@@ -180,18 +208,30 @@ def _doubled_u_by_group(groups: Tensor, scores: Tensor, labels: Tensor) -> tuple
     run_begins[1:] |= scores[1:] != scores[:-1]
 
     run_edges = _edges(run_begins)
-    positives = _running_sum(labels)[run_edges]
-    negatives = run_edges - positives
+    positive_rows = _running_sum(labels)[run_edges]
+    if weights is None:
+        positives, negatives = positive_rows, run_edges - positive_rows
+    else:
+        positives, negatives = (_running_sum(weights * amount)[run_edges] for amount in (labels, 1 - labels))
     group_begins = group_begins[run_edges[:-1]]
     group_edges = _edges(group_begins)
+    group = group_begins.cumsum(0) - 1
     # Negatives of all earlier groups, which form no pairs with the run.
-    before = negatives[group_edges][group_begins.cumsum(0) - 1]
+    before = negatives[group_edges][group]
     doubled_u = positives.diff() * (negatives[:-1] + negatives[1:] - 2 * before)
-    return (
-        _running_sum(doubled_u)[group_edges].diff(),
-        negatives[group_edges].diff(),
-        positives[group_edges].diff(),
+    sums = [_sums_by(group, each, len(group_edges) - 1) for each in (doubled_u, negatives.diff(), positives.diff())]
+    return _GroupSums(
+        doubled_u=sums[0],
+        negatives=sums[1],
+        positives=sums[2],
+        rows=run_edges[group_edges].diff(),
+        positive_rows=positive_rows[group_edges].diff(),
     )
+
+
+def _sums_by(part: Tensor, amounts: Tensor, parts: int) -> Tensor:
+    """The sum of the amounts (N,) of each part, (parts,); apart from each other, so that large ones cost no digits."""
+    return amounts.new_zeros(parts).index_add_(0, part, amounts)
 
 
 def _edges(begins: Tensor) -> Tensor:
@@ -199,6 +239,7 @@ def _edges(begins: Tensor) -> Tensor:
     return torch.nn.functional.pad(begins.nonzero().squeeze(1), (0, 1), value=len(begins))
 
 
-def _running_sum(counts: Tensor) -> Tensor:
-    """Returns the int64 sums of the first 0, 1, ..., N counts, shape (N + 1,)."""
-    return torch.nn.functional.pad(counts.cumsum(0, dtype=torch.int64), (1, 0))
+def _running_sum(amounts: Tensor) -> Tensor:
+    """Returns the sums of the first 0, 1, ..., N amounts, shape (N + 1,): of counts in int64, else in float64."""
+    kind = torch.float64 if amounts.is_floating_point() else torch.int64
+    return torch.nn.functional.pad(amounts.cumsum(0, dtype=kind), (1, 0))

@@ -3,7 +3,7 @@
 import math
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import mkdtemp
 from weakref import finalize
@@ -12,45 +12,11 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from stem_torchrec.metrics.auc import ROWS_AT_ONCE, GroupedAUC, auc_over_ranks, grouped_auc_over_ranks
+from stem_torchrec.metrics.auc import ROWS_AT_ONCE
 from stem_torchrec.metrics.collectives import gather
 from stem_torchrec.metrics.task_chunk import TaskChunk
-from stem_torchrec.runtime.errors import DataError, UserError
-
-
-@dataclass(frozen=True)
-class TaskMetrics:
-    """Metrics of one task's predictions; NaN if the rows leave a metric undefined.
-
-    y is a label, p = sigmoid(logit) the prediction; rows without a label for the task are left out.
-    """
-
-    auc: float
-    """Share of (negative, positive) pairs that the logits order rightly, a tie counting half."""
-
-    gauc: float
-    """Mean AUC of the users that have both classes, weighted by their rows (Zhu et al., KDD 2017)."""
-
-    logloss: float
-    """-mean(y ln p + (1 - y) ln(1 - p)), in nats."""
-
-    ne: float
-    """Normalized entropy: logloss over that of always predicting mean(y) (He et al., ADKDD 2014, eq. 1)."""
-
-    pcoc: float
-    """Predicted over observed click-through rate: sum(p) / sum(y)."""
-
-    rows: int
-    """Rows with a label for this task."""
-
-    positives: int
-    """Rows whose label is 1."""
-
-    gauc_groups: int
-    """Groups (users) that have both classes."""
-
-    gauc_rows: int
-    """Rows of those groups."""
+from stem_torchrec.metrics.task_metrics import TaskMetrics, compute_task
+from stem_torchrec.runtime.errors import DataError
 
 
 class MultiTaskMetrics:
@@ -64,6 +30,7 @@ class MultiTaskMetrics:
         tasks: names, in the order of the logits' columns.
         device: where the rows are kept and counted, the CPU if None. The process group's backend must serve
             it: "cuda" for NCCL, "cpu" for gloo.
+        weighted: whether labels have weights, the same on all ranks; 4 T more bytes a row.
         rows_in_memory: rows of this rank above which they are moved to disk.
 
     Example::
@@ -75,10 +42,16 @@ class MultiTaskMetrics:
     """
 
     def __init__(
-        self, tasks: Sequence[str], device: torch.device | None = None, *, rows_in_memory: int = ROWS_AT_ONCE
+        self,
+        tasks: Sequence[str],
+        device: torch.device | None = None,
+        *,
+        weighted: bool = False,
+        rows_in_memory: int = ROWS_AT_ONCE,
     ) -> None:
         self.tasks = list(tasks)
         self.device = device or torch.device("cpu")
+        self.weighted = weighted
         self.rows_in_memory = rows_in_memory
         self._remove: Callable[[], object] = lambda: None
         self.reset()
@@ -96,14 +69,18 @@ class MultiTaskMetrics:
         self._logits = [torch.empty(0, len(self.tasks), device=self.device)]
         self._labels = [torch.empty(0, len(self.tasks), device=self.device)]
         self._groups = [torch.empty(0, dtype=torch.int64, device=self.device)]
+        self._weights = [torch.empty(0, len(self.tasks), device=self.device)]
 
-    def update(self, logits: Tensor, labels: Tensor, groups: Tensor | None = None) -> None:
+    def update(
+        self, logits: Tensor, labels: Tensor, groups: Tensor | None = None, weights: Tensor | None = None
+    ) -> None:
         """Adds a batch of this rank's rows.
 
         Args:
             logits: before the sigmoid, shape (B, T).
             labels: 0, 1, or NaN where the label is missing, shape (B, T).
             groups: integers, the user of each row, shape (B,). gAUC is NaN if any batch has none.
+            weights: of the labels, from 0 on, shape (B, T); needed if `weighted` is true.
 
         Raises:
             ValueError: the shapes do not fit.
@@ -125,6 +102,11 @@ class MultiTaskMetrics:
             )
         if groups is not None and groups.shape != expected[:1]:
             raise ValueError(f"groups {tuple(groups.shape)} must have shape {expected[:1]}, one group a row")
+        if self.weighted != (weights is not None) or (weights is not None and weights.shape != expected):
+            needed = f"shape {expected}" if self.weighted else "none, or MultiTaskMetrics(..., weighted=True)"
+            raise ValueError(f"weights are {None if weights is None else tuple(weights.shape)}, but need {needed}")
+        if weights is not None:
+            self._weights.append(weights.detach().to(self.device, torch.float32, copy=True))
         # Copies, because the caller may reuse its tensors.
         self._logits.append(logits.detach().to(self.device, torch.float32, copy=True))
         self._labels.append(labels.detach().to(self.device, torch.float32, copy=True))
@@ -152,9 +134,13 @@ class MultiTaskMetrics:
     def _chunk(self, column: int, file: Path | None = None) -> TaskChunk:
         """The rows of a task that are in memory."""
         labels = torch.cat([batch[:, column] for batch in self._labels])
-        labeled = ~labels.isnan()
+        labeled, weights = ~labels.isnan(), None
+        if self.weighted:
+            weights = torch.cat([batch[:, column] for batch in self._weights])
+            labeled &= weights > 0
+            weights = weights[labeled]
         logits = torch.cat([batch[:, column] for batch in self._logits])[labeled]
-        return TaskChunk.sort(logits, labels[labeled], torch.cat(self._groups)[labeled], file)
+        return TaskChunk.sort(logits, labels[labeled], torch.cat(self._groups)[labeled], file, weights=weights)
 
     def compute(self) -> dict[str, TaskMetrics]:
         """Returns the metrics of each task over all ranks' rows, the same on all ranks, which all call it.
@@ -167,46 +153,8 @@ class MultiTaskMetrics:
         metrics = {}
         for column, task in enumerate(self.tasks):
             chunks = [*(stored[column] for stored in self._stored), self._chunk(column)]
-            metrics[task] = _compute_task(task, chunks, has_groups, self.rows_in_memory)
+            metrics[task] = compute_task(task, chunks, has_groups, self.rows_in_memory)
         return metrics
-
-
-def _compute_task(task: str, chunks: Sequence[TaskChunk], has_groups: bool, rows_at_once: int) -> TaskMetrics:
-    by_rank = gather(_fsum(torch.stack([chunk.sums for chunk in chunks])))
-    # fsum rounds once, so the order of the ranks does not matter.
-    loss_sum, prediction_sum, positives, negatives, undefined, rows = _fsum(by_rank).tolist()
-    if positives + negatives != rows:
-        raise UserError(
-            f"task {task!r} has {int(rows - positives - negatives)} labels that are neither 0 nor 1; "
-            "metrics need binary labels, with NaN for a missing one"
-        )
-    # These sums are the same on all ranks, so all of them take part in the exchanges below, or none does.
-    exact_auc, grouped = math.nan, GroupedAUC(value=math.nan, groups=0, rows=0)
-    if positives and negatives and not undefined:
-        exact_auc = auc_over_ranks([chunk.by_score for chunk in chunks], rows_at_once)
-        if has_groups:
-            grouped = grouped_auc_over_ranks([chunk.by_group for chunk in chunks], rows_at_once)
-    logloss = loss_sum / rows if rows else math.nan
-    return TaskMetrics(
-        auc=exact_auc,
-        gauc=grouped.value,
-        logloss=logloss,
-        ne=logloss / _entropy(positives / rows) if positives and negatives else math.nan,
-        pcoc=prediction_sum / positives if positives else math.nan,
-        rows=int(rows),
-        positives=int(positives),
-        gauc_groups=grouped.groups,
-        gauc_rows=grouped.rows,
-    )
-
-
-def _fsum(rows: Tensor) -> Tensor:
-    """The sum of each column."""
-    return rows.new_tensor([math.fsum(column) for column in rows.T.tolist()])
-
-
-def _entropy(rate: float) -> float:
-    return -rate * math.log(rate) - (1 - rate) * math.log1p(-rate)
 
 
 def format_table(metrics: dict[str, TaskMetrics]) -> str:

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from stem_torchrec.data.files import Columns
+from stem_torchrec.data.columns import Columns
 from stem_torchrec.runtime.file_systems import g_pathmgr
 from stem_torchrec.runtime.paths import move
 from stem_torchrec.runtime.whole_file import naming_file
@@ -30,9 +30,11 @@ class PredictionsFile:
         with PredictionsFile("predictions", columns, rank=0) as file:
             file.write(rows, groups, labels, logits)
 
-        # row   user_id   label/like   prediction/like
-        # 0     17        1.0          0.83                row of the split; columns.group; a probability
-        # 1     17        null         0.02                null for a missing label
+        # row   user_id   label/like   prediction/like   weight/like
+        # 0     17        1.0          0.83              0.5           row of the split; columns.group; a probability
+        # 1     17        null         0.02              2.0           null for a missing label
+
+    The column of weights exists where rows or labels have them, those of labels where the log has labels.
     """
 
     def __init__(self, folder: str, columns: Columns, *, rank: int) -> None:
@@ -43,16 +45,29 @@ class PredictionsFile:
         self._writer: pq.ParquetWriter | None = None
         self._pending: list[pa.Table] = []
 
-    def write(self, rows: Tensor, groups: Tensor | None, labels: Tensor, logits: Tensor) -> None:
-        """Adds rows (B,) with their groups (B,), labels (B, T), NaN where missing, and logits (B, T)."""
+    def write(
+        self,
+        rows: Tensor,
+        groups: Tensor | pa.Array | None,
+        labels: Tensor,
+        logits: Tensor,
+        weights: Tensor | None = None,
+    ) -> None:
+        """Adds rows (B,) with their groups (B,), numbers or text, labels (B, T), NaN where missing, and logits (B, T).
+
+        `weights` are those of the labels, (B, T), where the columns have some.
+        """
         # float64 keeps probabilities distinct that float32 would round to the same number, up to logits of about 24.
         predictions = logits.cpu().double().sigmoid()
         table = {"row": rows.numpy()}
         if self._columns.group is not None and groups is not None:
-            table[self._columns.group] = groups.numpy()
+            table[self._columns.group] = groups.numpy() if isinstance(groups, Tensor) else groups
         for i, task in enumerate(self._columns.labels):
-            table[f"label/{task}"] = pa.array(labels[:, i].numpy(), from_pandas=True)
+            if self._columns.labeled:
+                table[f"label/{task}"] = pa.array(labels[:, i].numpy(), from_pandas=True)
             table[f"prediction/{task}"] = predictions[:, i].numpy()
+            if weights is not None:
+                table[f"weight/{task}"] = weights[:, i].numpy()
         self._pending.append(pa.table(table))
         if sum(each.num_rows for each in self._pending) >= _ROW_GROUP:
             with naming_file(self._path):

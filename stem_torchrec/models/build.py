@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from stem_torchrec.config import ModelConfig
-from stem_torchrec.data.files import Columns
+from stem_torchrec.data.columns import Columns
 from stem_torchrec.models.loss import MultiTaskTrain
 from stem_torchrec.models.table import MODELS, options_of
 from stem_torchrec.runtime.errors import UserError

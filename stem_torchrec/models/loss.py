@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchrec.datasets.utils import Batch
 
-from stem_torchrec.data.label_counts import CountedBatch
+from stem_torchrec.data.label_counts import CountedBatch, weights_of
 from stem_torchrec.runtime.errors import UserError
 
 
@@ -17,7 +17,7 @@ class MultiTaskTrain(nn.Module):
     The mean is over the rows of all ranks if the batch comes from a LabelCounter: a rank's loss is the sum over its
     rows, divided by the labels of all ranks and multiplied by the number of ranks, because data parallelism and
     TorchRec's tables average gradients over the ranks. Otherwise it is the mean over this rank's rows. A task without a
-    label adds nothing.
+    label adds nothing. Where the labels of a batch have weights w, a task's mean of losses l is sum(w l) / sum(w).
 
     Args:
         model: maps dense features (B, N) and a KeyedJaggedTensor to logits (B, T): STEM, TorchRec's DLRM, or yours.
@@ -40,19 +40,23 @@ class MultiTaskTrain(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         logits = self.model(batch.dense_features, batch.sparse_features).float()
-        losses = multi_task_loss(logits, labels_like(logits, batch.labels), labels_per_rank(batch, logits))
+        labels, weights = labels_like(logits, batch.labels), weights_like(logits, batch)
+        losses = multi_task_loss(logits, labels, labels_per_rank(batch, logits), weights)
         total = losses.sum() if self.task_weights is None else (losses * self.task_weights).sum()
         return total, (losses.detach(), logits.detach())
 
 
-def multi_task_loss(logits: Tensor, labels: Tensor, per_rank: Tensor | None = None) -> Tensor:
+def multi_task_loss(
+    logits: Tensor, labels: Tensor, per_rank: Tensor | None = None, weights: Tensor | None = None
+) -> Tensor:
     """Mean binary cross entropy per task, (T,), of logits and labels (B, T); a missing label is NaN.
 
     Args:
         logits: of this rank's rows.
         labels: 0, 1 or NaN.
         per_rank: what to divide the sums by, (T,): the labels of all ranks over the number of ranks; by default the
-            labels given.
+            labels given, each times its weight.
+        weights: of the labels, (B, T); 1 for each by default.
 
     Example::
 
@@ -61,9 +65,10 @@ def multi_task_loss(logits: Tensor, labels: Tensor, per_rank: Tensor | None = No
     """
     known = ~labels.isnan()
     losses = binary_cross_entropy_with_logits(logits, labels.nan_to_num(), reduction="none")
-    divisors = known.sum(dim=0) if per_rank is None else per_rank
+    shares = known if weights is None else known * weights
+    divisors = shares.sum(dim=0) if per_rank is None else per_rank
     # Without a label the sum is 0, whatever it is divided by.
-    return (losses * known).sum(dim=0) / torch.where(divisors > 0, divisors, 1)
+    return (losses * shares).sum(dim=0) / torch.where(divisors > 0, divisors, 1)
 
 
 def labels_like(logits: Tensor, labels: Tensor) -> Tensor:
@@ -88,6 +93,13 @@ def labels_per_rank(batch: Batch, logits: Tensor) -> Tensor | None:
     return batch.labels_of_step.per_rank().to(logits.device, logits.dtype, non_blocking=True)
 
 
+def weights_like(logits: Tensor, batch: Batch) -> Tensor | None:
+    """The weights of a batch's labels as floats (B, T) of the logits' type; None if they have none."""
+    weights = weights_of(batch)
+    return None if weights is None else weights.to(logits.dtype)
+
+
 # The pipeline traces a model with FX, which cannot follow a decision about shapes or types: each is one step to it.
 torch.fx.wrap("labels_like")
 torch.fx.wrap("labels_per_rank")
+torch.fx.wrap("weights_like")

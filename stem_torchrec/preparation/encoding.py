@@ -1,8 +1,5 @@
 """From the kept rows to the columns of a log: values become ids and scaled numbers."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import ibis
 import ibis.expr.types as ir
 
@@ -17,23 +14,10 @@ from stem_torchrec.preparation.feature_trees import identity_or_hash, is_missing
 from stem_torchrec.preparation.fitting import Fitted
 from stem_torchrec.preparation.id_spaces import IdSpace
 from stem_torchrec.preparation.spec import Feature, Spec
+from stem_torchrec.preparation.vocabularies import Vocabularies
 
 _SMALL = 2**31
 """Ids below it are written as int32."""
-
-
-@dataclass(frozen=True)
-class Vocabularies:
-    """The id spaces with their kept tables, by the feature that they were made for."""
-
-    spaces: Mapping[str, IdSpace]
-    tables: Mapping[str, ir.Table]
-    sizes: Mapping[str, int]
-    """Ids of each space, with 0 and that of a missing value."""
-
-    def of(self, feature: str) -> str | None:
-        """The space of a feature; None for a feature without a vocabulary."""
-        return next((name for name, space in self.spaces.items() if feature in space.features), None)
 
 
 def num_embeddings(name: str, feature: Feature, vocabularies: Vocabularies) -> int:
@@ -100,12 +84,12 @@ def _with_ids(
     for name in spec.features:
         space = vocabularies.of(name)
         if space is not None:
-            value, found = f"value of {name}", f"id of {name}"
-            side = vocabularies.tables[space].select(**{value: "value", found: "id"})
+            value, id_column = f"value of {name}", f"id of {name}"
+            side = vocabularies.tables[space].select(**{value: "value", id_column: "id"})
             if expressions.features[name].type in LISTS:
-                side = _ids_of_lists(table, name, side, value, found)
+                side = _ids_of_lists(table, name, side, value, id_column)
             joined = joined.left_join(side, table[name] == side[value])
-            ids[name] = found
+            ids[name] = id_column
     columns: dict[str, ir.Value] = {}
     for name in table.columns:
         column = joined[name]
@@ -131,14 +115,14 @@ def _known_ids(value: ir.Value, ids: ir.Value) -> ir.Value:
     return ibis.ifelse(value.isnull(), ibis.null(kind), ids.fill_null(none))
 
 
-def _ids_of_lists(table: ir.Table, column: str, ids: ir.Table, value: str, found: str) -> ir.Table:
+def _ids_of_lists(table: ir.Table, column: str, ids: ir.Table, value: str, id_column: str) -> ir.Table:
     """The list of ids of each different list of values; an empty list, which has none, is not among them."""
     lists = table.select(**{"list": column}).distinct()
     elements = lists.mutate(element=lists["list"]).unnest("element", offset="position")
     joined = elements.left_join(ids, elements["element"] == ids[value])
-    pair = ibis.struct({"position": joined["position"], "id": joined[found].fill_null(0)})
+    pair = ibis.struct({"position": joined["position"], "id": joined[id_column].fill_null(0)})
     pairs = joined.group_by("list").aggregate(pairs=pair.collect())
-    return pairs.select(**{value: "list", found: pairs["pairs"].sort().map(lambda pair: pair["id"])})
+    return pairs.select(**{value: "list", id_column: pairs["pairs"].sort().map(lambda pair: pair["id"])})
 
 
 def _float32(value: ir.Value) -> ir.Value:

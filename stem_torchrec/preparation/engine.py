@@ -11,9 +11,25 @@ import ibis.expr.types as ir
 
 from stem_torchrec.expressions.function import Engine as EngineName
 from stem_torchrec.preparation.spec import ColumnType, Source
+from stem_torchrec.runtime.errors import UserError
 
 ROW = "__row"
 """Column of a kept table that rises in the order of its rows; an engine that reads files out of order scans it too."""
+
+
+class RefusedCellError(UserError):
+    """A cell is not of the type of its column.
+
+    Args:
+        source: its name.
+        column: the name of the column.
+        kind: the type of the column.
+        value: of the cell, as the engine writes it.
+    """
+
+    def __init__(self, source: str, column: str, kind: str, value: str) -> None:
+        self.source, self.column, self.kind, self.value = source, column, kind, value
+        super().__init__(f"column {column!r} of sources[{source}] has {value!r}, which is not {kind}.")
 
 
 class Engine(Protocol):
@@ -47,8 +63,8 @@ class Engine(Protocol):
     def write_file(self, table: ir.Table, file: Path, *, row_group_size: int) -> None:
         """Runs a query and writes its rows, in its order, as one Parquet file, which appears when it is complete."""
 
-    def parquet(self, folder: Path) -> ir.Table:
-        """The rows of a folder of Parquet files."""
+    def parquet(self, path: Path) -> ir.Table:
+        """The rows of a Parquet file, or of a folder of such files."""
 
     def progress(self) -> float | None:
         """The percentage of the query that runs, for another thread; None if the engine does not tell."""

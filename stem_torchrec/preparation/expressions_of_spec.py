@@ -9,6 +9,7 @@ from stem_torchrec.expressions.value_types import LISTS, ValueType
 from stem_torchrec.preparation.expression_reader import ExpressionReader, Value, from_sql
 from stem_torchrec.preparation.row_order import ORDERED, read_order, read_split
 from stem_torchrec.preparation.spec import Feature, Spec
+from stem_torchrec.runtime.errors import UserError
 
 SPLIT, ORDER = "__split", "__order"
 
@@ -82,6 +83,7 @@ def read_expressions(spec: Spec, types: Mapping[str, ValueType]) -> SpecExpressi
         if feature.weights is not None:
             kinds = (_T.FLOATS, _T.INTS) if features[name].type in LISTS else _NUMBERS
             feature_weights[name] = reader.value(feature.weights, f"features[{name}].weights", kinds, "the weights")
+    _check_shared(spec, features)
     dense = {}
     for name, number in spec.numbers.items():
         place = f"dense[{name}]"
@@ -113,6 +115,19 @@ def _feature(reader: ExpressionReader, name: str, feature: Feature) -> Value:
     kinds = (_T.INT, _T.FLOAT) if feature.buckets else (_T.INT, _T.INTS) if feature.identity else _IDS
     what = "what is put into buckets" if feature.buckets else "an id" if feature.identity else "the value of a feature"
     return reader.typed(tree, place, kinds, what, feature.value or name)
+
+
+def _check_shared(spec: Spec, features: Mapping[str, Value]) -> None:
+    """Raises UserError for a feature with the ids of another, whose values are of another type."""
+    for name, feature in spec.id_features.items():
+        of = feature.vocabulary.of if feature.vocabulary else None
+        if of is not None:
+            own, other = (LISTS.get(features[each].type, features[each].type) for each in (name, of))
+            if own != other:
+                raise UserError(
+                    f"features[{name}] is {own}, but {of!r}, whose ids it has by vocabulary.of, is {other}; give both "
+                    "the same type."
+                )
 
 
 def _keys(reader: ExpressionReader, names: Sequence[str], place: str) -> tuple[Value, ...]:

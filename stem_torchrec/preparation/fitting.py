@@ -43,17 +43,26 @@ class Fitted:
         return substituted(self.dense[name], {VALUE.name: value})
 
 
-def fit(spec: Spec, expressions: SpecExpressions, rows: ir.Table, engine: Engine) -> Fitted:
-    """Fits the constants of all features on the rows of train; raises UserError where train has no value."""
+def fit(spec: Spec, expressions: SpecExpressions, rows: ir.Table, engine: Engine, known: Fitted) -> Fitted:
+    """Fits the constants of all features on the rows of train, but of those that are known.
+
+    Raises UserError where train has no value.
+    """
     train = rows.filter(rows[SPLIT] == 0)
     features: dict[str, Expression] = {}
     for name, feature in spec.id_features.items():
+        if name in known.features:
+            features[name] = known.features[name]
+            continue
         steps = _Steps(train, f"feature {name}", expressions.features[name].type, engine, f"features[{name}]")
         if feature.buckets is not None:
             steps.put_into_buckets(feature.buckets)
         features[name] = steps.tree
     dense: dict[str, Expression] = {}
     for name, number in spec.numbers.items():
+        if name in known.dense:
+            dense[name] = known.dense[name]
+            continue
         steps = _Steps(train, f"dense {name}", expressions.dense[name].type, engine, f"dense[{name}]")
         steps.scale(number)
         dense[name] = steps.tree

@@ -14,13 +14,15 @@ from stem_torchrec.data.schema import LabelCounts, Schema, SparseFeature, Split
 from stem_torchrec.expressions.expression import Call, Expression, to_json
 from stem_torchrec.expressions.functions import type_of
 from stem_torchrec.expressions.value_types import ValueType
-from stem_torchrec.preparation.encoding import Vocabularies, missing_id, num_embeddings
+from stem_torchrec.preparation.earlier_log import space_entry
+from stem_torchrec.preparation.encoding import missing_id, num_embeddings
 from stem_torchrec.preparation.engine import ROW, Engine
 from stem_torchrec.preparation.expressions_of_spec import ORDER, SPLIT, SpecExpressions
 from stem_torchrec.preparation.feature_trees import identity_or_hash, is_missing, weights_of, with_missing
 from stem_torchrec.preparation.fitting import Fitted
 from stem_torchrec.preparation.spec import Spec
 from stem_torchrec.preparation.transforms import TRANSFORMS_FORMAT
+from stem_torchrec.preparation.vocabularies import Vocabularies
 
 _ROW_GROUP = 1_048_576
 
@@ -85,7 +87,16 @@ def schema_of(spec: Spec, expressions: SpecExpressions, vocabularies: Vocabulari
         for column in (name, *([f"{name}_missing"] if number.missing.flag else []))
     ]
     group = None if expressions.group is None else expressions.group_column
-    return Schema(features, tuple(spec.labels), splits, tuple(dense), group, spec.description)
+    return Schema(
+        features,
+        tuple(spec.labels),
+        splits,
+        dense_features=tuple(dense),
+        group=group,
+        weight=None if expressions.weight is None else "weight",
+        label_weights={name: f"{name}_weight" for name in expressions.label_weights},
+        description=spec.description,
+    )
 
 
 def transforms_of(
@@ -124,5 +135,13 @@ def transforms_of(
         "features": {name: to_json(tree) for name, tree in features.items()},
         "weights": {name: to_json(tree) for name, tree in weights.items()},
         "dense": {name: to_json(tree) for name, tree in dense.items()},
+        "vocabularies": {
+            name: space_entry(space, str(expressions.features[name].type)) | {"ids": vocabularies.sizes[name]}
+            for name, space in vocabularies.spaces.items()
+        },
+        "fitted": {
+            "features": {name: to_json(tree) for name, tree in fitted.features.items()},
+            "dense": {name: to_json(tree) for name, tree in fitted.dense.items()},
+        },
     }
     return with_format(content, TRANSFORMS_FORMAT)

@@ -1,5 +1,6 @@
-"""Makes a log from a spec: rows, then what is fitted on train, then the splits, each kept until the log is done."""
+"""Makes a log from a spec: rows, what is fitted on train, splits and report, each kept until the log is done."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import ibis.expr.types as ir
@@ -7,43 +8,55 @@ import ibis.expr.types as ir
 from stem_torchrec.data.schema import Schema, save_schema
 from stem_torchrec.expressions.expression import Column
 from stem_torchrec.expressions.relational import to_ibis
-from stem_torchrec.preparation.encoding import Vocabularies, encode
+from stem_torchrec.preparation.earlier_log import EarlierLog, check_earlier_log
+from stem_torchrec.preparation.encoding import encode
 from stem_torchrec.preparation.engine import Engine
 from stem_torchrec.preparation.expressions_of_spec import SPLIT, SpecExpressions
 from stem_torchrec.preparation.fitting import Fitted, fit
-from stem_torchrec.preparation.id_spaces import id_spaces, keep_vocabulary
+from stem_torchrec.preparation.id_spaces import IdSpace, id_spaces
 from stem_torchrec.preparation.log_writer import (
     schema_of,
     transforms_of,
     write_splits,
     write_vocabularies,
 )
+from stem_torchrec.preparation.report import write_report
+from stem_torchrec.preparation.report_features import WrittenLog
 from stem_torchrec.preparation.row_checks import check_rows
 from stem_torchrec.preparation.rows import keep_rows
 from stem_torchrec.preparation.spec import Spec
 from stem_torchrec.preparation.stages import Stages
 from stem_torchrec.preparation.transforms import TRANSFORMS_FILE
+from stem_torchrec.preparation.vocabularies import keep_vocabularies
 from stem_torchrec.runtime.paths import write_json
 
 
-def make_log(spec: Spec, engine: Engine, folder: Path) -> Schema:
+def make_log(spec: Spec, engine: Engine, folder: Path, earlier: EarlierLog | None = None) -> Schema:
     """Makes the log in a folder, which may have what an earlier call with the same spec and files has left.
 
     Args:
         spec: what to make.
         engine: keeps what is done.
         folder: of the log.
+        earlier: a log whose ids and constants this one takes over.
 
     Returns its schema. Raises UserError for what is wrong in the spec or the sources.
     """
     stages = Stages(engine.progress)
     with stages.stage("rows") as done:
-        rows, expressions, types = keep_rows(spec, engine)
+        rows, expressions, types, steps = keep_rows(spec, engine)
         counts = check_rows(spec, expressions, rows, engine)
         done(sum(counts.values()))
+    print("  " + ", ".join(f"{step} {left:,}" for step, left in steps.items()))
     with stages.stage("fit"):
-        fitted = fit(spec, expressions, rows, engine)
-        vocabularies = _vocabularies(spec, expressions, fitted, rows, engine)
+        spaces = id_spaces(spec)
+        if earlier is not None:
+            check_earlier_log(earlier, spec, expressions, spaces)
+        known = Fitted({}, {}) if earlier is None else Fitted(earlier.features, earlier.dense)
+        fitted = fit(spec, expressions, rows, engine, known)
+        train = rows.filter(rows[SPLIT] == 0)
+        values = _values(expressions, fitted, spaces, train, engine)
+        vocabularies = keep_vocabularies(engine, spaces, values, earlier)
         write_vocabularies(vocabularies, folder, engine)
     with stages.stage("write") as done:
         table = encode(spec, expressions, fitted, vocabularies, rows, engine=engine.name)
@@ -55,23 +68,22 @@ def make_log(spec: Spec, engine: Engine, folder: Path) -> Schema:
     schema = schema_of(spec, expressions, vocabularies, splits)
     write_json(folder / TRANSFORMS_FILE, transforms_of(spec, expressions, fitted, vocabularies, types))
     save_schema(schema, str(folder))
+    with stages.stage("report"):
+        parts = {name: engine.parquet(folder / name) for name in splits}
+        warnings = write_report(WrittenLog(spec, expressions, fitted, rows, parts, schema), steps, engine, folder)
+    for warning in warnings:
+        print(f"warning: {warning}")
     return schema
 
 
-def _vocabularies(
-    spec: Spec, expressions: SpecExpressions, fitted: Fitted, rows: ir.Table, engine: Engine
-) -> Vocabularies:
-    """Keeps the ids of all features that have a vocabulary."""
-    train, spaces = rows.filter(rows[SPLIT] == 0), id_spaces(spec)
-    tables, sizes = {}, {}
-    for name, space in spaces.items():
-        values = {}
-        for feature in space.features:
-            column, kind = f"feature {feature}", expressions.features[feature].type
-            tree = fitted.feature(feature, Column(column))
-            value = to_ibis(tree, {column: train[column]}, {column: kind}, engine=engine.name)
-            values[feature] = train.select(value=value)
-        tables[name] = keep_vocabulary(engine, space, values)
-        [(number,)] = engine.rows(tables[name].aggregate(rows=tables[name].count()))
-        sizes[name] = int(number) + space.first_id
-    return Vocabularies(spaces, tables, sizes)
+def _values(
+    expressions: SpecExpressions, fitted: Fitted, spaces: Mapping[str, IdSpace], rows: ir.Table, engine: Engine
+) -> dict[str, ir.Table]:
+    """For each feature with a vocabulary, what its ids are of, in the column `value`."""
+    values = {}
+    for feature in [name for space in spaces.values() for name in space.features]:
+        column, kind = f"feature {feature}", expressions.features[feature].type
+        tree = fitted.feature(feature, Column(column))
+        value = to_ibis(tree, {column: rows[column]}, {column: kind}, engine=engine.name)
+        values[feature] = rows.select(value=value)
+    return values

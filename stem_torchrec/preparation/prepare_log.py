@@ -14,17 +14,24 @@ from stem_torchrec.config.yaml_text import to_yaml
 from stem_torchrec.data.new_log import WORK, check_out, new_log
 from stem_torchrec.data.schema import Schema
 from stem_torchrec.preparation.duckdb_engine import DuckDBEngine
+from stem_torchrec.preparation.earlier_log import read_earlier_log
 from stem_torchrec.preparation.engine import Engine
+from stem_torchrec.preparation.guess_command import (
+    SPEC_FILE,
+    check_no_guess,
+    guess_with_labels,
+    naming_guess_only,
+    raw_inputs,
+    write_guess,
+)
+from stem_torchrec.preparation.guess_inputs import is_spec
 from stem_torchrec.preparation.make_log import make_log
 from stem_torchrec.preparation.options import PrepareOptions
 from stem_torchrec.preparation.source_files import find_files
 from stem_torchrec.preparation.spark_engine import SparkEngine
 from stem_torchrec.preparation.spec import Spec
-from stem_torchrec.preparation.spec_file import SPEC_FORMAT, read_spec
+from stem_torchrec.preparation.spec_file import SPEC_FORMAT, spec_of, spec_text
 from stem_torchrec.runtime.errors import UserError, nearest
-
-SPEC_FILE = "spec.yaml"
-"""The spec in the folder of its log, with the values of its variables."""
 
 
 def prepare_log(options: PrepareOptions) -> str:
@@ -35,18 +42,38 @@ def prepare_log(options: PrepareOptions) -> str:
     """
     if not options.out:
         raise UserError("--out is missing; name the folder of the log, as in --out DIR.")
-    spec = read_spec(spec_path(options.spec), options.set)
     out = Path(options.out)
+    if not is_spec(raw_inputs(options), installed_specs()):
+        if options.guess_only:
+            return write_guess(options)
+        check_out(out, overwrite=options.overwrite)
+        guess = guess_with_labels(options)
+        with naming_guess_only():
+            return "\n\n".join([_prepared(guess.text, "the guessed spec", options), *guess.notes])
+    check_no_guess(options)
+    path = spec_path(options.spec)
+    return _prepared(spec_text(path), path, options)
+
+
+def _prepared(text: str, path: str | Path, options: PrepareOptions) -> str:
+    """Makes the log of the text of a spec and returns its sizes to print."""
+    spec, out = spec_of(text, options.set, path), Path(options.out)
     check_out(out, overwrite=options.overwrite)
-    work = _work(spec, options.engine)
+    if options.grow and not options.vocabularies:
+        raise UserError("--grow needs --vocabularies, the log whose ids grow.")
+    earlier = read_earlier_log(options.vocabularies, grows=options.grow) if options.vocabularies else None
+    work = _work(spec, options)
     with new_log(out, overwrite=options.overwrite, take_over=options.take_over, work=work) as folder:
         kept = folder.with_name(WORK)
         for each in (folder, kept):
             each.mkdir(exist_ok=True)
-        (folder / SPEC_FILE).write_text(to_yaml(with_format(to_dict(spec), SPEC_FORMAT)))
+        if options.set or "${" in text:
+            text = to_yaml(with_format(to_dict(spec), SPEC_FORMAT))
+        # Else with the comments that it has.
+        (folder / SPEC_FILE).write_text(text)
         engine = _engine(options, kept)
         try:
-            schema = make_log(spec, engine, folder)
+            schema = make_log(spec, engine, folder, earlier)
         finally:
             engine.close()
     return summary(schema)
@@ -61,6 +88,8 @@ def spec_path(name: str) -> Path:
     if not name:
         raise UserError(f"the spec is missing; give a YAML file, or one of {', '.join(installed_specs())}.")
     if path.suffix in (".yaml", ".yml") or path.exists():
+        if path.is_dir():
+            raise UserError(f"the spec {name} is a folder; give a YAML file.")
         if not path.is_file():
             raise UserError(f"there is no spec {name}; give a YAML file, or one of {', '.join(installed_specs())}.")
         return path
@@ -81,11 +110,13 @@ def installed_specs() -> dict[str, Path]:
     return {}
 
 
-def _work(spec: Spec, engine: str) -> str:
+def _work(spec: Spec, options: PrepareOptions) -> str:
     """Tells a spec, the engine and the files apart, by their names, sizes and times."""
     files = [file for name, source in spec.sources.items() for file in find_files(name, source)]
+    if options.vocabularies:
+        files += sorted(map(str, Path(options.vocabularies).rglob("*.parquet")))
     local = [(file, os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in files if "://" not in file]
-    content = json.dumps([to_dict(spec), engine, files, local], default=str)
+    content = json.dumps([to_dict(spec), options.engine, options.grow, files, local], default=str)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -102,5 +133,5 @@ def summary(schema: Schema) -> str:
         for name, split in schema.splits.items()
     ]
     features = [(feature.name, feature.num_embeddings) for feature in schema.sparse_features]
-    tables = (tabulate(splits, headers=("split", "rows", *schema.labels)), tabulate(features, ("feature", "ids")))
+    tables = (tabulate(splits, headers=("split", "rows", *schema.label_names)), tabulate(features, ("feature", "ids")))
     return "\n\n".join(filter(None, (schema.description, *tables)))

@@ -70,7 +70,7 @@ def _at_random(reader: ExpressionReader, spec: Spec) -> Expression:
     split = spec.split.random
     assert split is not None
     bounds = [round((1 - split.valid - split.test) * HASHES), round((1 - split.test) * HASHES)]
-    position = _hash(reader, split.by or spec.row_key, f"split {split.seed} ")
+    position = _hash(reader, split.by or spec.row_key, _salt(spec))
     first, second = map(Literal, bounds)
     text = "case when position < first then 0 when position < second then 1 else 2 end"
     return from_sql(text, position=position, first=first, second=second)
@@ -91,8 +91,13 @@ def read_order(reader: ExpressionReader, spec: Spec) -> Value | None:
     if spec.order == "source":
         return None
     if spec.order == "shuffle":
-        return Value(_hash(reader, spec.row_key, "order "), _T.INT)
+        return Value(_hash(reader, spec.row_key, _salt(spec)), _T.INT)
     return reader.value(spec.order, "order", ORDERED, "what rows are sorted by")
+
+
+def _salt(spec: Spec) -> str:
+    """The same for split and order: rows in the order of the hash that splits them are shuffled, at half the cost."""
+    return f"rows {spec.split.random.seed if spec.split.random else 0} "
 
 
 def _hash(reader: ExpressionReader, names: Sequence[str], salt: str) -> Expression:

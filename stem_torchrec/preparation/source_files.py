@@ -1,17 +1,17 @@
-"""The files of a source: which they are, in which order, and the columns that they have."""
+"""The files of a source: which they are, and in which order."""
 
-import csv
 import glob
-import io
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from urllib.parse import unquote
 
 import fsspec
 
-from stem_torchrec.preparation.spec import ColumnType, Source
-from stem_torchrec.runtime.errors import UserError, nearest, reason_of
+from stem_torchrec.preparation.csv_text import PACKED
+from stem_torchrec.preparation.source_names import NAMED
+from stem_torchrec.preparation.spec import Source
+from stem_torchrec.runtime.errors import UserError, reason_of
+from stem_torchrec.runtime.file_systems import STORES, check_package
 
 _SKIPPED = (".", "_")
 """First characters of names that are left out: `_SUCCESS`, `_delta_log`, `.part-0.parquet.crc`."""
@@ -21,8 +21,9 @@ _ENDINGS = {
     "json": (".json", ".jsonl", ".ndjson"),
     "delta": (),
 }
-_NAMED = re.compile(r"\{(\w+)\}")
-_PACKED = (".gz", ".zst", ".bz2", ".xz")
+_ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar")
+_DELTA_FEATURES = {"timestampNtz", "vacuumProtocolCheck", "v2Checkpoint"}
+"""What a table may need of its reader; others, such as deletion vectors, change which rows of its files count."""
 
 
 def find_files(name: str, source: Source) -> list[str]:
@@ -38,28 +39,53 @@ def find_files(name: str, source: Source) -> list[str]:
         return _files_of_delta(name, source)
     files = []
     for pattern in [source.files] if isinstance(source.files, str) else source.files:
-        matches = _matches(os.path.expanduser(pattern), source)
+        matches = _matches(_expanded(pattern), source)
         if not matches:
-            raise UserError(f"sources[{name}].files is {pattern!r}, of which no file exists; correct the path.")
+            endings = ", ".join(_ENDINGS[source.type])
+            hint = f"a folder must have files that end in {endings}" if os.path.isdir(pattern) else "correct the path"
+            raise UserError(f"sources[{name}].files is {pattern!r}, of which no file exists; {hint}.")
         files += matches
-    return files
+    for file in files:
+        if file.lower().endswith(_ARCHIVES):
+            raise UserError(f"{file} is an archive, which is not read; unpack it.")
+    return list(dict.fromkeys(files))
+
+
+def _expanded(pattern: str) -> str:
+    if pattern.lower().startswith("file://"):
+        return unquote(pattern[len("file://") :].removeprefix("localhost"))
+    return os.path.expanduser(pattern)
 
 
 def _matches(pattern: str, source: Source) -> list[str]:
     # `{part}` stands for any text, which is the value of the column part.
-    pattern = _NAMED.sub("*", pattern)
+    pattern = NAMED.sub("*", pattern)
     if "://" in pattern:
-        store, path = fsspec.url_to_fs(pattern)
-        try:
-            paths = store.glob(path) if glob.has_magic(path) else [path] if store.exists(path) else []
-            below = {each: store.find(each) for each in paths if store.isdir(each)}
-        except OSError as error:
-            raise UserError(f"{pattern} cannot be listed ({reason_of(error)}).") from error
-        files = [store.unstrip_protocol(each) for each in _data_files(paths, below, source)]
-    else:
+        return _matches_in_store(pattern, source)
+    try:
         paths = glob.glob(pattern, recursive=True)
-        files = _data_files(paths, {each: _files_below(each) for each in paths if os.path.isdir(each)}, source)
-    return list(dict.fromkeys(files))
+    except ValueError as error:
+        raise UserError(f"{pattern!r} is no path ({reason_of(error)}).") from error
+    return list(_data_files(paths, {each: _files_below(each) for each in paths if os.path.isdir(each)}, source))
+
+
+def _matches_in_store(pattern: str, source: Source) -> list[str]:
+    scheme = pattern.partition("://")[0]
+    is_web = scheme in ("http", "https")
+    try:
+        if scheme in STORES:
+            check_package(pattern)
+        store, path = fsspec.url_to_fs(pattern)
+        # A `?` begins the query of a URL.
+        has_pattern = "*" in pattern if is_web else glob.has_magic(path)
+        paths = store.glob(path) if has_pattern else [path] if store.exists(path) else []
+        below = {} if is_web else {each: store.find(each) for each in paths if store.isdir(each)}
+    # Each store has errors of its own.
+    except Exception as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{pattern} cannot be listed ({reason_of(error)[:300]}).") from error
+    return [store.unstrip_protocol(each) for each in _data_files(paths, below, source)]
 
 
 def _data_files(paths: Sequence[str], below: Mapping[str, Sequence[str]], source: Source) -> Iterator[str]:
@@ -76,7 +102,7 @@ def _is_data(path: str, folder: str, source: Source) -> bool:
     """Whether a file in a folder holds rows, by its name."""
     parts = path.removeprefix(folder).strip("/").split("/")
     name = parts[-1].lower()
-    for ending in _PACKED:
+    for ending in PACKED:
         name = name.removesuffix(ending)
     return name.endswith(_ENDINGS[source.type]) and not any(part.startswith(_SKIPPED) for part in parts)
 
@@ -90,73 +116,16 @@ def _files_of_delta(name: str, source: Source) -> list[str]:
         ) from error
     if not isinstance(source.files, str):
         raise UserError(f"sources[{name}].files must be the folder of one Delta table.")
+    folder = _expanded(source.files)
     try:
-        return sorted(deltalake.DeltaTable(source.files).file_uris())
+        table = deltalake.DeltaTable(folder)
+        protocol = table.protocol()
+        files = [each.removeprefix("file://") for each in table.file_uris()]
     # Its errors have no common class.
     except Exception as error:
-        raise UserError(f"{source.files} cannot be read as a Delta table ({reason_of(error)}).") from error
-
-
-def column_types(name: str, source: Source, files: Sequence[str]) -> dict[str, ColumnType]:
-    """The types of the columns of CSV or JSON lines, in the order of the files; a column without a type is text.
-
-    Raises UserError if a part has other columns than the first, or `columns` names one that they lack.
-    """
-    if source.type != "csv" or not source.header:
-        return dict(source.columns)
-    first, *parts = files
-    header = _header(first, source)
-    for part in parts:
-        columns = _header(part, source)
-        if columns != header:
-            other = next((a for a, b in zip(columns, header, strict=False) if a != b), None)
-            raise UserError(
-                f"{part} has the columns {', '.join(columns)}, but {first} has {', '.join(header)}"
-                f"{f', so {other!r} stands in another place' if other in header else ''}; the parts of "
-                f"sources[{name}] must have the same columns in the same order."
-            )
-    for column in source.columns:
-        if column not in header:
-            hint = nearest(column, header) or f"; it has {', '.join(header)}."
-            raise UserError(f"sources[{name}].columns names {column!r}, which {first} lacks{hint}")
-    types: dict[str, Any] = {column: source.columns.get(column, "text") for column in header}
-    return types
-
-
-def _header(path: str, source: Source) -> list[str]:
-    """The first line of a CSV file."""
-    try:
-        with fsspec.open(path, "rb", compression="infer") as file:
-            # Without `newline` a line break inside quotes would end the line.
-            text = io.TextIOWrapper(file, encoding=source.encoding.replace("utf-8", "utf-8-sig"), newline="")
-            quoting = csv.QUOTE_MINIMAL if source.quote else csv.QUOTE_NONE
-            reader = csv.reader(text, delimiter=source.delimiter, quotechar=source.quote or None, quoting=quoting)
-            header = next(reader, [])
-    except (OSError, ValueError, LookupError) as error:
-        raise UserError(f"{path} cannot be read ({reason_of(error)}).") from error
-    if not header:
-        raise UserError(f"{path} is empty; a CSV file begins with the names of its columns, or say header: false.")
-    names = [name.strip() for name in header]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise UserError(f"{path} names the column {twice!r} twice; give its columns names of their own.")
-    return names
-
-
-def name_parts(source: Source, file: str) -> dict[str, str]:
-    """The columns in the name of a file, by the `{part}` of the pattern that it matches.
-
-    Example::
-
-        name_parts(Source("raw/log_{part}.csv"), "raw/log_train.csv")  # {"part": "train"}
-    """
-    for pattern in [source.files] if isinstance(source.files, str) else source.files:
-        names = _NAMED.findall(pattern)
-        text = "".join(
-            f"(?P<{piece}>[^/]*)" if i % 2 else re.escape(piece).replace(r"\*", "[^/]*").replace(r"\?", "[^/]")
-            for i, piece in enumerate(_NAMED.split(pattern))
-        )
-        match = re.search(f"{text}$", file) if names else None
-        if match is not None:
-            return match.groupdict()
-    return {}
+        raise UserError(f"{folder} cannot be read as a Delta table ({reason_of(error)[:300]}).") from error
+    needed = set(protocol.reader_features or ()) - _DELTA_FEATURES
+    if needed or protocol.min_reader_version == 2:
+        words = ", ".join(sorted(needed)) or "column mapping"
+        raise UserError(f"{folder} is a Delta table with {words}, which is not read; write it as Parquet.")
+    return sorted(files)

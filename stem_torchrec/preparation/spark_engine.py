@@ -14,9 +14,10 @@ import ibis.expr.types as ir
 import pyarrow.parquet as pq
 
 from stem_torchrec.expressions.function import Engine as EngineName
+from stem_torchrec.preparation.copies import readable
 from stem_torchrec.preparation.engine import ROW
 from stem_torchrec.preparation.spark_errors import sentences_of_spark
-from stem_torchrec.preparation.spark_files import SparkFiles
+from stem_torchrec.preparation.spark_files import SparkFiles, spark_path
 from stem_torchrec.preparation.spark_session import spark_session
 from stem_torchrec.preparation.spec import ColumnType, Source
 from stem_torchrec.runtime.whole_file import whole_file
@@ -27,6 +28,8 @@ _GROUPS_PER_FILE = 32
 _BYTES = {"array": 8, "string": 16}
 """Of a value, where no file tells; numbers take fewer than 8."""
 _SAMPLED_FILES = 4
+_UNREAD = (".xz", ".zst")
+"""Packings that Spark has no code for, or only with libraries of the system."""
 
 
 class SparkEngine:
@@ -41,21 +44,22 @@ class SparkEngine:
     name: EngineName = "spark"
 
     def __init__(self, folder: Path, *, memory: float, threads: int | None = None) -> None:
-        self._folder = folder.absolute() / "kept"
+        self._folder, self._copies = folder.absolute() / "kept", folder.absolute() / "copies"
         self._session, self._own = spark_session(folder.absolute(), memory=memory, threads=threads)
         # The errors that are told apart are causes of others, which Spark shows with Java's stack only.
         self._session.conf.set("spark.sql.pyspark.jvmStacktrace.enabled", "true")
         self._backend = ibis.pyspark.connect(self._session)
         self._files = SparkFiles(self._session)
-        self._scanned: dict[str, Source] = {}
+        self._scanned: dict[str, tuple[str, Source]] = {}
         self._views = 0
         self._kept: list[Path] = []
 
     def scan(self, files: Sequence[str], source: Source, types: Mapping[str, ColumnType]) -> ir.Table:
         """The rows of files; see Engine."""
-        self._scanned |= dict.fromkeys(files, source)
+        paths = readable(files, source, self._copies, unread=_UNREAD)
+        self._scanned |= {path: (file, source) for path, file in paths.items()}
         with sentences_of_spark(self._scanned):
-            return self._view(self._files.read(files, source, types))
+            return self._view(self._files.read(paths, source, types))
 
     def keep(self, name: str, table: ir.Table) -> ir.Table:
         """Keeps the rows of a query; see Engine."""
@@ -70,7 +74,7 @@ class SparkEngine:
                     # Behind a sort, the partitions are in its order.
                     frame = frame.withColumn(ROW, F.monotonically_increasing_id())
                 options = {"mapreduce.fileoutputcommitter.marksuccessfuljobs": "true"}
-                frame.write.mode("overwrite").options(**options).parquet(folder.as_uri())
+                frame.write.mode("overwrite").options(**options).parquet(spark_path(str(folder), escaped=False))
         self._kept.append(folder)
         return self.parquet(folder)
 
@@ -89,7 +93,9 @@ class SparkEngine:
             "mapreduce.fileoutputcommitter.marksuccessfuljobs": "false",
         }
         with sentences_of_spark(self._scanned):
-            self._frame(table).write.mode("overwrite").options(**options).parquet(folder.absolute().as_uri())
+            self._frame(table).write.mode("overwrite").options(**options).parquet(
+                spark_path(str(folder), escaped=False)
+            )
         files = sorted(folder.glob("part-*.parquet"))
         # A sort leaves some partitions without rows.
         full = [file for file in files if pq.read_metadata(file).num_rows] or files[:1]
@@ -114,10 +120,10 @@ class SparkEngine:
         finally:
             shutil.rmtree(parts, ignore_errors=True)
 
-    def parquet(self, folder: Path) -> ir.Table:
-        """The rows of a folder of Parquet files."""
+    def parquet(self, path: Path) -> ir.Table:
+        """The rows of a Parquet file, or of a folder of such files."""
         with sentences_of_spark(self._scanned):
-            return self._view(self._session.read.parquet(folder.absolute().as_uri()))
+            return self._view(self._session.read.parquet(spark_path(str(path))))
 
     def progress(self) -> float | None:
         """The percentage of the stages that run; None on a remote Spark, which does not tell."""

@@ -2,32 +2,38 @@
 
 import csv
 import io
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import unquote
 
-import fsspec
-
-from stem_torchrec.preparation.engine_errors import bad_cell, ragged_line, unclosed_quote
+from stem_torchrec.preparation.cell_types import ragged_line, unclosed_quote
+from stem_torchrec.preparation.csv_text import is_utf8, open_bytes
+from stem_torchrec.preparation.engine import RefusedCellError
 from stem_torchrec.preparation.spec import Source
 from stem_torchrec.runtime.errors import UnwritableError, UserError
 
-_CELL = re.compile(r"cell\t(?P<column>[^\t]*)\t(?P<kind>[^\t]*)\t(?P<value>.*?) SQLSTATE: P0001", re.DOTALL)
-"""What `sources` lets a query end with."""
+_CELL = re.compile(
+    r"cell\t(?P<source>[^\t]*)\t(?P<column>[^\t]*)\t(?P<kind>[^\t]*)\t(?P<value>.*?) SQLSTATE: P0001", re.DOTALL
+)
+"""What `source_values` lets a query end with."""
 _FILE = re.compile(r"(?:reading file|footer for file:|path does not exist:) *(?P<file>\S*[^\s.])", re.IGNORECASE)
 _CLASS = re.compile(r"\[(?P<name>[A-Z_.0-9]+)\] (?P<text>[^\n]*)")
 _NO_ROOM = ("No space left", "DiskErrorException")
 _NO_MEMORY = ("OutOfMemoryError", "Java heap space", "SparkOutOfMemoryError", "GC overhead")
 
 
+Scanned = Mapping[str, tuple[str, Source]]
+
+
 @contextmanager
-def sentences_of_spark(scanned: Mapping[str, Source]) -> Iterator[None]:
+def sentences_of_spark(scanned: Scanned) -> Iterator[None]:
     """Raises the errors of Spark as UserError, or as UnwritableError where a disk is full.
 
     Args:
-        scanned: the sources by the files that have been scanned.
+        scanned: what the user calls the files that have been read, with their sources.
     """
     from py4j.protocol import Py4JError
     from pyspark.errors import PySparkException
@@ -41,16 +47,16 @@ def sentences_of_spark(scanned: Mapping[str, Source]) -> Iterator[None]:
             raise UnwritableError("the disk is full (Spark has no space left); make room.") from error
         if any(words in text for words in _NO_MEMORY):
             raise UserError("the memory of Spark does not suffice; give more with --memory.") from error
+        if cell := _CELL.search(text):
+            raise RefusedCellError(cell["source"], cell["column"], cell["kind"], cell["value"]) from error
         raise UserError(_sentence(text, scanned)) from error
 
 
-def _sentence(text: str, scanned: Mapping[str, Source]) -> str:
-    if cell := _CELL.search(text):
-        return bad_cell(cell["column"], cell["kind"], cell["value"])
-    found_file = _FILE.search(text)
-    file = _named(found_file["file"], scanned) if found_file else ""
+def _sentence(text: str, scanned: Scanned) -> str:
+    match = _FILE.search(text)
+    file, source = _named(match["file"], scanned) if match else ("", None)
     if file and "MALFORMED" in text:
-        return _wrong_line(file, scanned.get(file))
+        return _wrong_line(file, source)
     if "PATH_NOT_FOUND" in text or "FileNotFoundException" in text:
         return f"{file or 'a file'} does not exist any more; correct the path."
     if "is not a Parquet file" in text or "CANNOT_READ_FILE_FOOTER" in text:
@@ -64,10 +70,22 @@ def _sentence(text: str, scanned: Mapping[str, Source]) -> str:
     return f"Spark cannot do it ({reason.strip().rstrip('.')[:300]})."
 
 
-def _named(uri: str, scanned: Mapping[str, Source]) -> str:
-    """The file as the spec's pattern gave it."""
-    path = unquote(re.sub(r"^\w+:/*", "/", uri))
-    return next((file for file in scanned if path.endswith(re.sub(r"^\w+:/*", "/", file).lstrip("."))), path)
+def _named(uri: str, scanned: Scanned) -> tuple[str, Source | None]:
+    """The file as the user calls it, and its source."""
+    path = without_scheme(unquote(uri))
+    return next(
+        (
+            each
+            for read, each in scanned.items()
+            if without_scheme(read if "://" in read else os.path.abspath(read)) == path
+        ),
+        (path, None),
+    )
+
+
+def without_scheme(path: str) -> str:
+    """A path or URL without its scheme, which Spark may write otherwise: `file:/a` or `s3a://a`."""
+    return re.sub(r"^\w+:/*", "/", path)
 
 
 def _wrong_line(file: str, source: Source | None) -> str:
@@ -79,8 +97,9 @@ def _wrong_line(file: str, source: Source | None) -> str:
 
 def _wrong_lines(file: str, source: Source) -> Iterator[str]:
     quoting = csv.QUOTE_MINIMAL if source.quote else csv.QUOTE_NONE
-    with fsspec.open(file, "rb", compression="infer") as raw:
-        lines = io.TextIOWrapper(raw, encoding=source.encoding, errors="replace", newline="")
+    with open_bytes(file) as raw:
+        encoding = "utf-8-sig" if is_utf8(source.encoding) else source.encoding
+        lines = io.TextIOWrapper(raw, encoding=encoding, errors="replace", newline="")
         dialect: dict[str, Any] = {"quotechar": source.quote or None, "quoting": quoting, "strict": bool(source.quote)}
         rows = csv.reader(lines, delimiter=source.delimiter, **dialect)
         number, width = 1, None if source.header else len(source.columns)

@@ -3,15 +3,15 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
-from datetime import date
 from typing import Any
 from urllib.parse import unquote
 
 import fsspec
 
+from stem_torchrec.preparation.csv_text import check_bytes
 from stem_torchrec.preparation.engine import ROW
-from stem_torchrec.preparation.engine_errors import bad_cell
-from stem_torchrec.preparation.spark_errors import check_quotes
+from stem_torchrec.preparation.source_names import NO_VALUE
+from stem_torchrec.preparation.spark_errors import check_quotes, without_scheme
 from stem_torchrec.preparation.spec import ColumnType, Source
 from stem_torchrec.runtime.errors import UserError
 
@@ -21,13 +21,12 @@ _IN_PARTITION = 33
 _NO_CELL = "\ue000"
 """Text that no cell has, as Spark wants one that means null."""
 _NO_QUOTE = "\x00"
-_SCHEME = r"^\w+:/*"
 _SPARK: Mapping[ColumnType, str] = {
     "int": "bigint",
     "float": "double",
     "text": "string",
     "bool": "boolean",
-    "timestamp": "timestamp_ntz",
+    "timestamp": "timestamp",
     "date": "date",
 }
 
@@ -40,15 +39,20 @@ class SparkFiles:
         self._first = 0
         """Where the next file begins, if all files lie one after another, in MiB."""
 
-    def read(self, files: Sequence[str], source: Source, types: Mapping[str, ColumnType]) -> Any:
+    def read(self, files: Mapping[str, str], source: Source, types: Mapping[str, ColumnType]) -> Any:
         """The rows of files with all cells of CSV and JSON lines as text; see Engine.scan.
 
-        Costs one more pass over the text where cells may be in quotes, to see whether any has a line end.
+        Costs one more pass over text, to see whether it is UTF-8, and whether a cell in quotes has a line end.
+
+        Args:
+            files: what the user calls each file, in order.
+            source: how to read them.
+            types: of the columns of CSV and JSON lines.
         """
         from pyspark.sql import functions as F
 
-        paths = [_path(file) for file in files]
-        frame = self._reader(paths, source, types).load(paths)
+        paths = [spark_path(file) for file in files]
+        frame = self._reader(files, source, types).load(paths)
         names = [name for name in frame.columns if name not in source.partitions]
         if source.type == "csv":
             # An empty cell is read as null.
@@ -58,19 +62,20 @@ class SparkFiles:
         places = ["_metadata.file_path", "_metadata.file_block_start", F.monotonically_increasing_id().alias("__id")]
         placed = frame.select(*cells, *places)
         known = F.broadcast(self._table_of(files, frame.inputFiles(), source))
-        block = f"shiftleft(__first + shiftright(file_block_start, 20), {_IN_PARTITION})"
-        row = f"{block} + (__id & {2**_IN_PARTITION - 1})"
         # Spark writes `file:/` here and `file:///` there.
-        path = F.regexp_replace(placed["file_path"], _SCHEME, "/")
+        path = F.regexp_replace(placed["file_path"], r"^\w+:/*", "/")
         joined = placed.join(known, path == known["__path"], "left")
         kept = [*names, *(name for name in known.columns if name in source.partitions)]
+        block = f"shiftleft(__first + shiftright(file_block_start, 20), {_IN_PARTITION})"
+        row = f"{block} + (__id & {2**_IN_PARTITION - 1})"
         return joined.select(*map(_column, kept), F.expr(row).alias(ROW))
 
-    def _reader(self, paths: Sequence[str], source: Source, types: Mapping[str, ColumnType]) -> Any:
+    def _reader(self, files: Mapping[str, str], source: Source, types: Mapping[str, ColumnType]) -> Any:
         # Without this, names of folders such as `date=2022-05-03` would become columns of types that Spark guesses.
         reader = self._session.read.option("recursiveFileLookup", True)
         if source.type in ("parquet", "delta"):
             return reader.format("parquet").option("mergeSchema", True)
+        has_line_ends = self._check_text(files, source)
         reader = reader.schema(_schema(types)).option("mode", "FAILFAST")
         if source.type == "json":
             return reader.format("json")
@@ -80,41 +85,49 @@ class SparkFiles:
             quote=source.quote or _NO_QUOTE,
             escape=source.quote or _NO_QUOTE,
             nullValue=_NO_CELL,
-            encoding=source.encoding,
             # Otherwise a line with too many or too few cells is not noticed.
             columnPruning=False,
             maxColumns=100_000,
-            multiLine=self._has_line_ends_in_cells(paths, source),
+            multiLine=has_line_ends,
         )
 
-    def _has_line_ends_in_cells(self, paths: Sequence[str], source: Source) -> bool:
-        """Whether some line has an odd number of quotes; if not, Spark can read parts of a file at the same time."""
+    def _check_text(self, files: Mapping[str, str], source: Source) -> bool:
+        """Whether a line has an odd number of quotes; if none has, Spark can read parts of a file at the same time.
+
+        Raises UserError for bytes that are not UTF-8, which Spark would replace, and for a quote that is not closed.
+        """
         from pyspark.sql import functions as F
 
-        if not source.quote:
-            return False
-        lines = self._session.read.option("recursiveFileLookup", True).text(list(paths))
-        quotes = F.length("value") - F.length(F.translate("value", source.quote, ""))
-        sums = lines.where(quotes % 2 == 1).groupBy(F.col("_metadata.file_path")).count().collect()
-        for path, odd in sums:
+        lines = self._session.read.option("recursiveFileLookup", True).text([spark_path(file) for file in files])
+        quotes = F.lit(0)
+        if source.type == "csv" and source.quote:
+            quotes = F.length("value") - F.length(F.translate("value", source.quote, ""))
+        marked = lines.select(
+            "_metadata.file_path", (quotes % 2).alias("odd"), F.expr("is_valid_utf8(value)").alias("text")
+        )
+        sums = marked.groupBy("file_path").agg(F.sum("odd"), F.sum(F.expr("int(not text)"))).collect()
+        by_name = {without_scheme(spark_path(file, escaped=False)): file for file in files}
+        for path, odd, wrong in sums:
+            file = by_name[without_scheme(unquote(path))]
+            if wrong:
+                check_bytes(file, "utf-8")
             if odd % 2:
-                check_quotes(unquote(path).removeprefix("file://"), source)
-        return bool(sums)
+                check_quotes(files[file], source)
+        return any(odd for _, odd, _ in sums)
 
-    def _table_of(self, files: Sequence[str], paths: Sequence[str], source: Source) -> Any:
+    def _table_of(self, files: Mapping[str, str], paths: Sequence[str], source: Source) -> Any:
         """A row for each file: its name as Spark has it, where it begins, and the columns in its folders' names."""
-        by_name = {unquote(_name(path)): path for path in paths}
-        names = [name for name in source.partitions if all(f"/{name}=" in file for file in files)]
+        by_name = {without_scheme(unquote(path)): without_scheme(path) for path in paths}
         rows = []
-        for file in files:
-            path = by_name.get(_name(_path(file, escaped=False)))
+        for read, file in files.items():
+            path = by_name.get(without_scheme(spark_path(read, escaped=False)))
             # Spark leaves out names that begin with `_` or a point.
             if path is None:
                 raise UserError(f"Spark does not read {file}, whose name means that it holds no rows; rename it.")
-            parts = [_literal(_part(name, file), source.partitions[name], name, file) for name in names]
-            rows.append(f"({', '.join([_text(_name(path)), f'{self._first}L', *parts])})")
-            self._first += _size(file) // _MIB + 1
-        columns = ", ".join(["__path", "__first", *(f"`{name.replace('`', '``')}`" for name in names)])
+            parts = [_literal(_part(name, file), kind) for name, kind in source.partitions.items()]
+            rows.append(f"({', '.join([_text(path), f'{self._first}L', *parts])})")
+            self._first += _size(read) // _MIB + 1
+        columns = ", ".join(["__path", "__first", *(f"`{name.replace('`', '``')}`" for name in source.partitions)])
         return self._session.sql(f"SELECT * FROM VALUES {', '.join(rows)} AS files ({columns})")
 
 
@@ -133,15 +146,10 @@ def _column(name: str) -> Any:
     return F.col(f"`{name.replace('`', '``')}`")
 
 
-def _path(file: str, *, escaped: bool = True) -> str:
-    """A file as Spark takes it; it reads some characters of a path as a pattern."""
+def spark_path(file: str, *, escaped: bool = True) -> str:
+    """A file as Spark takes it; to read, it takes some characters of a path for a pattern unless they are escaped."""
     path = file if "://" in file else f"file://{os.path.abspath(file)}"
     return re.sub(r"([\[\]{}*?\\])", r"\\\1", path) if escaped else path
-
-
-def _name(path: str) -> str:
-    """A path without its scheme, which Spark may write otherwise: `file:/a` or `s3a://a`."""
-    return re.sub(_SCHEME, "/", path)
 
 
 def _size(file: str) -> int:
@@ -154,16 +162,11 @@ def _size(file: str) -> int:
 def _part(name: str, file: str) -> str | None:
     """The value of a column in the names of folders: that of `date` in `date=2022-05-03/`."""
     value = unquote(file.rsplit(f"/{name}=", 1)[1].split("/", 1)[0])
-    return None if value == "__HIVE_DEFAULT_PARTITION__" else value
+    return None if value == NO_VALUE else value
 
 
-def _literal(value: str | None, kind: ColumnType, name: str, file: str) -> str:
+def _literal(value: str | None, kind: ColumnType) -> str:
     """The value as Spark's SQL writes it."""
-    checks: dict[str, Any] = {"int": int, "float": float, "date": date.fromisoformat}
-    try:
-        checks.get(kind, str)(value or "0001-01-01" if kind == "date" else value or "0")
-    except ValueError as error:
-        raise UserError(f"{file}: {bad_cell(name, kind, str(value))}") from error
     return f"CAST({'NULL' if value is None else _text(value)} AS {_SPARK[kind]})"
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from stem_torchrec.config.formats import without_format
 from stem_torchrec.config.serialization import from_dict
 from stem_torchrec.config.yaml_text import parse_yaml
-from stem_torchrec.preparation.spec import Feature, Spec, Split
+from stem_torchrec.preparation.spec import Spec
+from stem_torchrec.preparation.spec_checks import check_spec
 from stem_torchrec.runtime.errors import UserError, nearest, reason_of
 
 SPEC_FORMAT = 1
@@ -29,9 +30,22 @@ def read_spec(path: str | Path, settings: Sequence[str] = ()) -> Spec:
 
         read_spec("datasets/adult.yaml", ["raw=../adult"])
     """
+    return spec_of(spec_text(path), settings, path)
+
+
+def spec_text(path: str | Path) -> str:
+    """The text of a file; raises UserError if it cannot be read."""
     try:
-        content = parse_yaml(Path(path).read_text())
+        return Path(path).read_text()
     except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a spec ({reason_of(error)}).") from error
+
+
+def spec_of(text: str, settings: Sequence[str], path: str | Path) -> Spec:
+    """The spec that a text is, as `read_spec` reads it from the file `path`."""
+    try:
+        content = parse_yaml(text)
+    except ValueError as error:
         raise UserError(f"{path} cannot be read as a spec ({reason_of(error)}).") from error
     values = without_format(content, SPEC_FORMAT, str(path))
     if not isinstance(values, dict):
@@ -58,7 +72,11 @@ def _set(values: dict[str, Any], settings: Sequence[str], path: str) -> dict[str
                 raise UserError(f"--set {setting}: {path} has no variable {name!r}{hint}")
             values = {**values, "variables": {**variables, name: text}}
             continue
-        values = _with_field(values, name.split("."), parse_yaml(text), setting)
+        try:
+            value = parse_yaml(text)
+        except ValueError as error:
+            raise UserError(f"--set {setting} cannot be read ({reason_of(error)}); put the value in quotes.") from error
+        values = _with_field(values, name.split("."), value, setting)
     return values
 
 
@@ -95,59 +113,3 @@ def _substituted(value: Any, variables: Mapping[str, str]) -> Any:
     if isinstance(value, list):
         return [_substituted(item, variables) for item in value]
     return _VARIABLE.sub(text_of, value) if isinstance(value, str) else value
-
-
-def check_spec(spec: Spec) -> None:
-    """Raises UserError for fields that exclude each other, and names that nothing has."""
-    if not spec.sources:
-        raise UserError("sources is empty; name the log as the first.")
-    for section in ("labels", "features"):
-        if not getattr(spec, section):
-            raise UserError(f"{section} is empty; a log needs one.")
-    _check_split(spec.split)
-    _check_sources(spec)
-    for name, feature in spec.id_features.items():
-        _check_feature(name, feature, spec)
-    roles = {"a label": spec.labels, "a feature": spec.features, "a dense feature": spec.dense, "kept": spec.keep}
-    for name in [name for names in roles.values() for name in names]:
-        of_name = [role for role, names in roles.items() if name in names]
-        if len(of_name) > 1:
-            raise UserError(f"{name!r} is {' and '.join(of_name)}; give one of them another name.")
-
-
-def _check_split(split: Split) -> None:
-    given = [name for name in ("time", "random", "column") if getattr(split, name) is not None]
-    if len(given) != 1:
-        raise UserError(f"split has {' and '.join(given) or 'no way'}, but must have one of time, random and column.")
-    if split.random is not None and split.random.valid + split.random.test >= 1:
-        raise UserError("split.random leaves nothing for train: valid and test must be below 1 together.")
-
-
-def _check_sources(spec: Spec) -> None:
-    for i, join in enumerate(spec.joins):
-        if join.source not in spec.sources or join.source == spec.log:
-            sides = [name for name in spec.sources if name != spec.log]
-            hint = nearest(join.source, sides) or f"; it has {', '.join(sides) or 'none'}."
-            raise UserError(f"joins[{i}].source is {join.source!r}, which is no side table of the sources{hint}")
-    for name, source in spec.sources.items():
-        if source.type == "csv" and not source.header and not source.columns:
-            raise UserError(f"sources[{name}] has no header, so columns must name all of its columns, in order.")
-        if source.type == "csv" and len(source.delimiter) != 1:
-            raise UserError(f"sources[{name}].delimiter is {source.delimiter!r}, but must be one character.")
-
-
-def _check_feature(name: str, feature: Feature, spec: Spec) -> None:
-    place, given = f"features[{name}]", [kind for kind in ("vocabulary", "hash", "identity") if getattr(feature, kind)]
-    if len(given) > 1:
-        raise UserError(f"{place} has {' and '.join(given)}, but must have one of them.")
-    if feature.buckets is not None and (feature.buckets.edges is None) == (feature.buckets.quantiles is None):
-        raise UserError(f"{place}.buckets must have either edges or quantiles.")
-    if feature.buckets is not None and (feature.hash or feature.identity):
-        raise UserError(f"{place} has buckets, which get ids by a vocabulary, and {given[0]}; leave one of them out.")
-    if feature.vocabulary is not None and feature.vocabulary.of is not None:
-        other = spec.id_features.get(feature.vocabulary.of)
-        if other is None or other.hash or other.identity or (other.vocabulary and other.vocabulary.of):
-            raise UserError(
-                f"{place}.vocabulary.of is {feature.vocabulary.of!r}, which is no feature with a vocabulary of its own"
-                f"{nearest(feature.vocabulary.of, list(spec.features)) or '.'}"
-            )

@@ -49,7 +49,10 @@ def embedding_bag_configs(
             of_feature = "" if feature.embedding_dim is None else f" of {feature.name!r}"
             raise UserError(f"the embedding dimension{of_feature} is {dim}, but must be a multiple of 4.")
         if "." in feature.name or "@" in feature.name:
-            raise UserError(f"a sparse feature cannot be called {feature.name!r}; rename the column.")
+            raise UserError(
+                f"a sparse feature cannot be called {feature.name!r}, as its tables are called so; in schema.json, "
+                "give it another name and the field column, which names the column of the files."
+            )
     return [
         EmbeddingBagConfig(
             name=table_name("+".join(side_by_side), feature.name),

@@ -14,7 +14,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.optim.keyed import CombinedOptimizer
 
 from stem_torchrec.config import Precision, ShardingConfig, SparseOptimizerConfig, TrainConfig
-from stem_torchrec.data.files import Columns
+from stem_torchrec.data.columns import Columns
 from stem_torchrec.models.build import build_model
 from stem_torchrec.models.trained_by import tasks_of_parameters
 from stem_torchrec.runtime.errors import UserError

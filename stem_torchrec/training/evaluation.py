@@ -12,6 +12,7 @@ from torchrec.datasets.utils import Batch
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from stem_torchrec.data.batch import Exposures
+from stem_torchrec.data.label_counts import weights_of
 from stem_torchrec.metrics.multi_task import MultiTaskMetrics, TaskMetrics
 from stem_torchrec.models.loss import labels_like
 from stem_torchrec.runtime.hang_detection import set_activity
@@ -73,19 +74,22 @@ def evaluate(
     *,
     tasks: Sequence[str],
     device: torch.device,
+    weighted: bool = False,
     should_end: Callable[[], bool] | None = None,
 ) -> dict[str, TaskMetrics]:
     """Exact metrics by task over the exposures of all ranks; see `predict`.
 
+    `weighted` is true where the batches have weights of labels.
+
     `should_end` is called after each batch; where it returns True, on all ranks after the same batch, the evaluation
     raises EvaluationCut.
     """
-    metrics = MultiTaskMetrics(tasks, device)
+    metrics = MultiTaskMetrics(tasks, device, weighted=weighted)
     cut = False
 
     def consume(item: Exposures, logits: Tensor, labels: Tensor) -> None:
         nonlocal cut
-        metrics.update(logits, labels, item.groups)
+        metrics.update(logits, labels, item.groups, weights_of_rows(item))
         cut = cut or (should_end is not None and should_end())
 
     predict(pipeline, model, takewhile(lambda _: not cut, exposures), consume)
@@ -130,6 +134,12 @@ def predict(
             rows = len(item.rows)
             consume(item, logits[:rows], labels_like(logits, item.batch.labels)[:rows])
     model.train()
+
+
+def weights_of_rows(item: Exposures) -> Tensor | None:
+    """The weights (B, T) of the labels of exposures, without padding; None if they have none."""
+    weights = weights_of(item.batch)
+    return None if weights is None else weights[: len(item.rows)]
 
 
 def exposures_of(batches: Iterable[Batch], *, groups: Callable[[Batch], Tensor] | None = None) -> Iterator[Exposures]:

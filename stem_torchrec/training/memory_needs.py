@@ -3,7 +3,7 @@
 import torch
 
 from stem_torchrec.config import TrainConfig
-from stem_torchrec.data.files import Columns
+from stem_torchrec.data.columns import Columns
 from stem_torchrec.models.build import build_model
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.memory import host_memory

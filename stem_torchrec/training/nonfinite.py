@@ -7,7 +7,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torchrec.datasets.utils import Batch
 
-from stem_torchrec.data.files import Columns
+from stem_torchrec.data.columns import Columns
+from stem_torchrec.data.label_counts import weights_of
 from stem_torchrec.runtime.internals.torchrec_hooks import BackwardPipeline
 from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.runtime.store_path import AnyPath
@@ -33,7 +34,7 @@ class SkippingPipeline(BackwardPipeline):
 
 
 def keep_batch(batch: Batch, folder: AnyPath, columns: Columns, *, name: str) -> AnyPath:
-    """Writes a batch as Parquet, with features, weights and labels of each row, and returns the path.
+    """Writes a batch as Parquet, with the features and labels of each row and their weights, and returns the path.
 
     Args:
         batch: as the reader made it.
@@ -42,7 +43,7 @@ def keep_batch(batch: Batch, folder: AnyPath, columns: Columns, *, name: str) ->
         name: of the file, without its suffix.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    features = batch.sparse_features.to_dict()
+    features, row_weights = batch.sparse_features.to_dict(), weights_of(batch)
 
     def lists(feature: str, values: Tensor) -> pa.ListArray:
         return pa.ListArray.from_arrays(features[feature].offsets().to(torch.int32).numpy(), values.numpy())
@@ -53,6 +54,8 @@ def keep_batch(batch: Batch, folder: AnyPath, columns: Columns, *, name: str) ->
         **{key: batch.dense_features[:, i].numpy() for i, key in enumerate(columns.dense)},
         **{key: pa.array(batch.labels[:, i].numpy(), from_pandas=True) for i, key in enumerate(columns.labels)},
     }
+    if row_weights is not None:
+        table |= {f"weight/{key}": row_weights[:, i].numpy() for i, key in enumerate(columns.labels)}
     path = folder / f"{name}.parquet"
     with path.open("wb") as file:
         pq.write_table(pa.table(table), file)

@@ -9,9 +9,11 @@ from torchrec.datasets.utils import Batch
 
 from stem_torchrec.config import DataConfig, TrainConfig
 from stem_torchrec.data.batch import Exposures
-from stem_torchrec.data.files import Columns, find_row_groups
-from stem_torchrec.data.footers import contents, ids_per_row, missing_labels
+from stem_torchrec.data.columns import Columns
+from stem_torchrec.data.files import find_row_groups, with_labels
+from stem_torchrec.data.footers import contents, ids_per_row
 from stem_torchrec.data.label_counts import LabelCounter
+from stem_torchrec.data.label_kinds import may_lack_labels
 from stem_torchrec.data.loader import data_loader
 from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.data.schema import Schema
@@ -73,13 +75,15 @@ class RunData:
 
     @property
     def labels_missing(self) -> bool:
-        """Whether the training split has rows without a label for some task."""
-        return missing_labels(self.train.row_groups, self.columns.labels)
+        """Whether the training split has rows without a label for some task; all ranks ask for it at once."""
+        return from_first_rank(lambda: may_lack_labels(self.train.row_groups, self.columns))
 
     @property
     def ids_per_row(self) -> dict[str, float]:
         """Mean number of ids in a training row by feature."""
-        return ids_per_row(self.train.row_groups, self.columns.sparse)
+        files = {name: self.columns.column_of(name) for name in self.columns.sparse}
+        of_columns = ids_per_row(self.train.row_groups, files.values())
+        return {name: of_columns[column] for name, column in files.items()}
 
     def skipped_rows(self) -> Mapping[str, int]:
         """Rows that break the schema on any rank, as `count/skipped_rows/train/tags`, and shows them.
@@ -111,6 +115,7 @@ def open_split(
     training: bool = False,
     batch_size: int | None = None,
     seed: int = 0,
+    needs_labels: bool = True,
 ) -> ParquetReader:
     """This rank's reader of a split: batches in shuffled order for training, exposures in the log's order otherwise.
 
@@ -124,10 +129,12 @@ def open_split(
         training: whether the rows are trained on.
         batch_size: rows per rank and step; by default --data.batch-size or --data.eval-batch-size.
         seed: of the order of the rows.
+        needs_labels: whether files without any label are refused; otherwise the reader's columns tell what they have.
     """
+    row_groups = find_row_groups(path, split, schema, columns, needs_labels=needs_labels)
     return ParquetReader(
-        find_row_groups(path, split, schema, columns),
-        columns,
+        row_groups,
+        columns if needs_labels else with_labels(columns, row_groups),
         batch_size=batch_size or (data.batch_size if training else data.eval_batch_size),
         rank=process.rank,
         world_size=process.world_size,
@@ -140,9 +147,13 @@ def open_split(
 
 
 def note_other_counts(schema: Schema, split: str, metrics: Mapping[str, TaskMetrics]) -> None:
-    """Notes the labels that are 1 more or less often in a split than schema.json says, which only its rows tell."""
+    """Notes the labels that are 1 more or less often in a split than schema.json says, which only its rows tell.
+
+    Metrics leave out labels that weigh 0, so those with weights are not compared.
+    """
     for task, counts in schema.splits[split].labels.items() if split in schema.splits else ():
-        if task in metrics and metrics[task].positives != counts.positives:
+        weighted = schema.weight is not None or task in schema.label_weights
+        if task in metrics and not weighted and metrics[task].positives != counts.positives:
             log_rank0(
                 f"note: {split}/ of the log has {metrics[task].positives} rows in which {task!r} is 1, but schema.json "
                 f"says {counts.positives}"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 import tyro
@@ -14,7 +14,7 @@ from stem_torchrec.checkpoints.weights import find_weights, load_weights
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.path_fields import with_paths
 from stem_torchrec.data.batch import Exposures
-from stem_torchrec.data.files import Columns
+from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.folder import data_folder
 from stem_torchrec.data.loader import data_loader
 from stem_torchrec.data.schema import Schema, load_schema
@@ -29,7 +29,7 @@ from stem_torchrec.runtime.progress import log_rank0, progress_bar
 from stem_torchrec.runtime.store_path import path_of
 from stem_torchrec.training.assembly import build_pipeline, build_sharded_model, for_weights_only
 from stem_torchrec.training.configuration import load_config
-from stem_torchrec.training.evaluation import predict
+from stem_torchrec.training.evaluation import predict, weights_of_rows
 from stem_torchrec.training.evaluation_outputs import prepare_outputs, write_results
 from stem_torchrec.training.run_data import note_other_counts, open_split
 from stem_torchrec.training.run_folder import BEST_WEIGHTS, CONFIG_FILE
@@ -59,7 +59,7 @@ class EvaluateConfig:
     """File for the metrics as JSON, `{"test": {"like": {"auc": ...}}}`."""
     predictions: OutputFolder | None = None
     """Folder for the predictions as Parquet, one file per rank: row of the split, group, and per task label and
-    prediction."""
+    prediction. The rows may be without labels, in files that have none of their columns."""
     take_over: bool = False
     """Takes --predictions from another process that owns the folder."""
 
@@ -71,6 +71,8 @@ def evaluate_run(
     watch: Callable[[nn.Module], AbstractContextManager[object]] = nullcontext,
 ) -> dict[str, TaskMetrics]:
     """Metrics of one split by task, from the run's best weights; all ranks of the process group call it.
+
+    Where the files have no column of labels, only predictions are made, and there are no metrics.
 
     Args:
         config: what to evaluate.
@@ -86,28 +88,43 @@ def evaluate_run(
     run, weights = load_config(str(folder / CONFIG_FILE)), find_weights(folder / BEST_WEIGHTS)
     path = config.data.path or data_folder(run.data)
     schema = load_schema(path)
-    columns = _columns_of(config.run, run, path, schema)
-    reader = open_split(run.data, path, config.split, schema, columns, process, batch_size=config.data.batch_size)
+    columns = _columns_of(config.run, run, path, schema, predicts=config.predictions is not None)
+    reader = open_split(
+        run.data, path, config.split, schema, columns, process,
+        batch_size=config.data.batch_size, needs_labels=config.predictions is None,
+    )  # fmt: skip
+    columns = reader.columns
+    if config.json and not columns.labeled:
+        raise UserError(f"--json is for metrics, but the rows of {path}/{config.split} have no labels; leave it out.")
     lock = FolderLock(take_over=config.take_over)
     from_first_rank(lambda: prepare_outputs(config.run, lock, metrics=config.json, predictions=config.predictions))
     model, _ = build_sharded_model(for_weights_only(run), columns, process, trains=False)
     load_weights(model, weights)
     pipeline = build_pipeline(model, CombinedOptimizer([]), run, process)
 
-    metrics = MultiTaskMetrics(columns.labels, process.device)
+    metrics = MultiTaskMetrics(columns.labels, process.device, weighted=columns.weighs_rows)
     file = PredictionsFile(config.predictions, columns, rank=process.rank) if config.predictions else nullcontext()
     watched = heartbeat(process, timeout=run.train.timeout)
     with lock, progress_bar(reader.steps, "step") as bar, watched, watch(model), file as predictions:
 
         def consume(item: Exposures, logits: Tensor, labels: Tensor) -> None:
             bar.update()
-            metrics.update(logits, labels, item.groups)
+            weights = weights_of_rows(item)
+            if columns.labeled:
+                metrics.update(logits, labels, item.groups, weights)
             if predictions is not None:
-                predictions.write(item.rows, item.groups, labels, logits)
+                groups = item.groups if item.texts is None else item.texts
+                predictions.write(item.rows, groups, labels, logits, weights)
 
         exposures = data_loader(reader, pin_memory=process.device.type == "cuda")
         predict(pipeline, model, exposures, consume)
         from_first_rank(lock.confirm)
+    if not columns.labeled:
+        log_rank0(
+            f"\n{config.split} split of {path}, {reader.rows:,} rows without labels, and so without metrics; their "
+            f"predictions are in {config.predictions}"
+        )
+        return {}
     result = metrics.compute()
     log_rank0(f"\n{config.split} split of {path}, {reader.rows:,} rows:\n{format_table(result)}")
     note_other_counts(schema, config.split, result)
@@ -116,13 +133,18 @@ def evaluate_run(
     return result
 
 
-def _columns_of(folder: str, run: TrainConfig, path: str, schema: Schema) -> Columns:
-    """The columns that the run in `folder` was trained on; raises UserError where the log in `path` has others."""
+def _columns_of(folder: str, run: TrainConfig, path: str, schema: Schema, *, predicts: bool) -> Columns:
+    """The columns of the log in `path` that the run in `folder` was trained on; raises UserError where it has others.
+
+    To predict, the schema of the log needs no labels.
+    """
     columns = Columns.select(load_schema(folder), features=run.data.features, labels=run.data.labels)
+    if predicts and not schema.labels:
+        schema = replace(schema, labels=columns.labels)
     present = Columns.select(schema, features=tuple(columns.sparse), labels=columns.labels)
     if differences := present.differences(columns):
         raise UserError(
             f"{path} is not a log like that of {folder}: {', '.join(differences)}; convert it with the vocabularies of "
             "the training log."
         )
-    return columns
+    return present

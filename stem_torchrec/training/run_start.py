@@ -14,7 +14,7 @@ from stem_torchrec.config import TrainConfig, check_fields
 from stem_torchrec.config.files import dump_config, what_is_trained
 from stem_torchrec.config.path_fields import with_paths
 from stem_torchrec.config.serialization import to_dict
-from stem_torchrec.data.files import Columns
+from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.folder import data_folder
 from stem_torchrec.data.schema import SCHEMA_FILE, Schema, load_schema, schema_to_dict
 from stem_torchrec.metrics.multi_task import TaskMetrics, from_json

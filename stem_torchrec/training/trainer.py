@@ -216,7 +216,8 @@ class Trainer:
         with nullcontext(self.pipeline) if empty else with_batches_aside(self.pipeline, forward, device=device) as each:
             metrics = evaluate(
                 each, self.model, self.data.exposures,
-                tasks=self.data.columns.labels, device=device, should_end=self.checkpoints.watch.should_end,
+                tasks=self.data.columns.labels, device=device, weighted=self.data.columns.weighs_rows,
+                should_end=self.checkpoints.watch.should_end,
             )  # fmt: skip
         # FBGEMM counts lookups, those of evaluations as well, and corrects the bias of moments by the number.
         self.optimizer.set_optimizer_step(self.schedule.last_epoch)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stem_torchrec.data.files import Columns
+from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.label_kinds import has_mixed_group, label_kinds
 from stem_torchrec.data.listing import RowGroup
 from stem_torchrec.metrics.multi_task import TaskMetrics
@@ -76,7 +76,7 @@ class WatchedMetric:
 
     def problem_of(self, task: str, columns: Columns, row_groups: Sequence[RowGroup]) -> str | None:
         """What leaves the metric of a task undefined, or None; raises UserError for labels that are no labels."""
-        metric, labels = self.name.partition("/")[0], label_kinds(row_groups, task)
+        metric, labels = self.name.partition("/")[0], label_kinds(row_groups, columns, task)
         kinds, wrong = labels & {0, 1}, labels - {0, 1}
         if wrong and len(kinds) < 2:
             raise UserError(
@@ -87,7 +87,7 @@ class WatchedMetric:
             return _NO_LABEL
         if metric != "logloss" and len(kinds) == 1:
             return f"only labels that are {kinds.pop():g}"
-        if metric == "gauc" and columns.group is not None and not has_mixed_group(row_groups, task, columns.group):
+        if metric == "gauc" and columns.group is not None and not has_mixed_group(row_groups, columns, task):
             return f"no {columns.group} with labels of both kinds"
         return None
 

@@ -136,7 +136,7 @@ def _tasks_of_run(source: Source) -> Sequence[str]:
             "only a run folder records its tasks; give those of the trained model, in the order of its logits: "
             "trained=[...]."
         )
-    return load_config(str(folder / CONFIG_FILE)).data.labels or load_schema(str(folder)).labels
+    return load_config(str(folder / CONFIG_FILE)).data.labels or load_schema(str(folder)).label_names
 
 
 def _only_stem(model: nn.Module) -> STEM:

@@ -9,7 +9,7 @@ import tyro
 from stem_torchrec.checkpoints.weights import find_weights, load_weights, save_weights
 from stem_torchrec.config import Layout, TrainConfig
 from stem_torchrec.config.files import dump_config
-from stem_torchrec.data.files import Columns
+from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.schema import load_schema, save_schema
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.folder_lock import FolderLock

@@ -16,7 +16,8 @@ from stem_torchrec.config.command_line import option_names
 from stem_torchrec.config.model import check_owned
 from stem_torchrec.config.serialization import from_dict, to_dict
 from stem_torchrec.config.yaml_text import parse_yaml
-from stem_torchrec.data.files import Columns, find_row_groups
+from stem_torchrec.data.columns import Columns
+from stem_torchrec.data.files import find_row_groups
 from stem_torchrec.data.folder import data_folder
 from stem_torchrec.data.footers import fingerprint
 from stem_torchrec.data.listing import RowGroup

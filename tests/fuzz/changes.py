@@ -21,7 +21,7 @@ RUNS = ("run", "paused")
 GIVEN = ("log", *RUNS, "raw", "tables.yaml")
 """What an example starts from."""
 SPLITS = ("log/train", "log/valid", "log/test")
-LOG_MAKERS = ("synthetic", "kuairand")
+LOG_MAKERS = ("synthetic", "kuairand", "prepare")
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def converted(case: Case, answer: Answer, folder: Path) -> Iterator[str]:
 
 
 def made_log(case: Case, answer: Answer, folder: Path) -> Iterator[str]:
-    """Of the scripts in datasets/: the rows and positives that schema.json counts."""
+    """Of prepare and the scripts in datasets/: the rows and positives that schema.json counts."""
     out = folder / (case.place("--out") or "")
     for split, counts in _read(out / "schema.json")["splits"].items():
         yield from _unequal(f"rows of the {split} split", counts["rows"], _count(out / split))
@@ -106,6 +106,7 @@ RESULTS: Mapping[str, Callable[[Case, Answer, Path], Iterator[str]]] = {
     "convert": converted,
     "synthetic": made_log,
     "kuairand": made_log,
+    "prepare": made_log,
 }
 """What is wrong with the results of each command, in words that are the same for the same fault."""
 
@@ -129,8 +130,9 @@ def wrong_metrics(metrics: Metrics, split: Path | None) -> Iterator[str]:
             if (value is None and _is_defined(name, values)) or (value is not None and not math.isfinite(value)):
                 yield f"metric: {name} of a task is {value}"
         rows, positives = values["rows"], values["positives"]
-        if split is not None:
-            labels = [label for label in _column(split, task) if label is not None]
+        if split is not None and not _has_weights(split.parent / "schema.json"):
+            # NaN is a missing label, as null is.
+            labels = [label for label in _column(split, task) if label is not None and label == label]
             yield from _unequal("evaluated rows", rows, len(labels))
             yield from _unequal("evaluated positives", positives, sum(label == 1 for label in labels))
         if split is not None and min(positives, rows - positives) >= FEW and (values["auc"] or 0) > 0.999:
@@ -176,6 +178,11 @@ def _log_of(run: Path, folder: Path) -> Path | None:
     return log if own and data.on_bad_row != "skip" else None
 
 
+def _has_weights(schema: Path) -> bool:
+    """Whether rows may weigh 0, and then do not count."""
+    return any(_read(schema).get(name) for name in ("weight", "label_weights"))
+
+
 def _config(run: Path) -> Any:
     return load_config(str(run / "config.yaml"))
 
@@ -208,7 +215,7 @@ def _column(folder: Path, name: str) -> Iterator[Any]:
     """The values of a column in all files below a folder but those that Spark or macOS hide; None where it is not."""
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
-        if path.is_file() and path.suffix.lower() == ".parquet" and not hidden:
+        if path.is_file() and path.suffix.lower() in (".parquet", ".pq") and not hidden:
             with pq.ParquetFile(path) as file:
                 known = name in file.schema_arrow.names
                 # Of another column only the number of values counts.

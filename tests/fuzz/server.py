@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-MODULES = {name: f"stem_torchrec.{name}" for name in ("train", "evaluate", "convert", "tune", "compare")}
+MODULES = {name: f"stem_torchrec.{name}" for name in ("train", "evaluate", "convert", "tune", "compare", "prepare")}
 MODULES |= {"resume": "fuzz.resumed"}
 SCRIPTS = {name: f"datasets/{name}.py" for name in ("synthetic", "kuairand")}
 BENCHMARKS = ("plan", "sharding", "throughput", "metrics", "conflict", "faults", "checkpoint_pause")
@@ -30,7 +30,7 @@ COMMANDS = (*MODULES, *SCRIPTS)
 # What the commands import while they run, so that no fork pays for it.
 LATER = ("tensorboard.compat.tensorflow_stub", "torch.utils.tensorboard", "pydantic.dataclasses", "torch._dynamo")
 LATER += ("planning.run", "sweep.run", "contest.run", "studies.exact_metrics", "studies.task_conflict")
-LATER += ("recovery.soak", "recovery.pauses", "kuairand_csv")
+LATER += ("recovery.soak", "recovery.pauses", "kuairand_csv", "stem_torchrec.preparation.prepare_log")
 MAX_FILE = 2**28
 """Bytes of a file that an example may write."""
 

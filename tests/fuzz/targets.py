@@ -26,6 +26,7 @@ EXAMPLES = {
     "resumed runs": 4,
     "environments": 10,
     "other commands": 20,
+    "preparations": 20,
 }
 """Examples of each target in `make test`; a campaign shares its number out in the same proportion."""
 LIMIT = 120.0

@@ -14,6 +14,7 @@ from fuzz.targets import check, target
 COLUMNS = ("uid", "tags", "age", "finish", "like")
 NAMES = (
     "c.parquet",
+    "c.pq",
     ".c.parquet",
     "_c.parquet",
     "sub/c.parquet",
@@ -87,12 +88,16 @@ def file_edits(draw: st.DrawFn) -> Edit:
     return edit
 
 
+SCHEMA_CHANGES = ["feature", "size", "pooling", "weights", "dense", "labels", "group", "dim", "splits", "fill", "alias"]
+SCHEMA_CHANGES += ["row weights"]
+
+
 @st.composite
 def schemas(draw: st.DrawFn) -> Edit:
     """A schema.json of valid form that fits the files more or less."""
     schema: dict[str, Any] = copy.deepcopy(SCHEMA)
     names = st.sampled_from([*COLUMNS, "nowhere"])
-    match draw(st.sampled_from(["feature", "size", "pooling", "weights", "dense", "labels", "group", "dim", "splits"])):
+    match draw(st.sampled_from(SCHEMA_CHANGES)):
         case "feature":
             schema["sparse_features"].append({"name": draw(names), "num_embeddings": 20})
         case "size":
@@ -111,6 +116,14 @@ def schemas(draw: st.DrawFn) -> Edit:
             schema["group"] = draw(names | st.none())
         case "dim":
             schema["sparse_features"][0]["embedding_dim"] = draw(st.sampled_from([0, 3, 4, 6, 8, 12, 1024, None]))
+        case "fill":
+            fill = draw(st.sampled_from([0, -1.5, 1e38, 1e39, "0", None]))
+            schema["dense_features"] = [{"name": "age", "fill": fill}]
+        case "alias":
+            schema["sparse_features"][1] |= {"name": draw(st.sampled_from(["renamed", "a.b"])), "column": draw(names)}
+        case "row weights":
+            schema |= {"weight": draw(names | st.none()), "dense_features": []}
+            schema["label_weights"] = draw(st.dictionaries(st.sampled_from(["like", "nowhere"]), names, max_size=1))
         case "splits":
             counts = {name: {"positives": draw(st.integers(0, 99)), "missing": 0} for name in ("finish", "like")}
             schema["splits"] = {"train": {"rows": draw(st.sampled_from([0, 95, 96, 97])), "labels": counts}}

@@ -1,0 +1,99 @@
+"""The metrics of one task, from the chunks of rows that all ranks have."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stem_torchrec.metrics.auc import GroupedAUC, auc_over_ranks, grouped_auc_over_ranks
+from stem_torchrec.metrics.collectives import gather
+from stem_torchrec.metrics.task_chunk import TaskChunk
+from stem_torchrec.runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class TaskMetrics:
+    """Metrics of one task's predictions; NaN if the rows leave a metric undefined.
+
+    y is a label, p = sigmoid(logit) the prediction; rows without a label for the task are left out. If rows have
+    weights, a pair of rows counts the product of theirs in AUC and gAUC, means and sums are weighted, and rows that
+    weigh 0 are left out.
+    """
+
+    auc: float
+    """Share of (negative, positive) pairs that the logits order rightly, a tie counting half."""
+
+    gauc: float
+    """Mean AUC of the users that have both classes, weighted by their rows (Zhu et al., KDD 2017)."""
+
+    logloss: float
+    """-mean(y ln p + (1 - y) ln(1 - p)), in nats."""
+
+    ne: float
+    """Normalized entropy: logloss over that of always predicting mean(y) (He et al., ADKDD 2014, eq. 1)."""
+
+    pcoc: float
+    """Predicted over observed click-through rate: sum(p) / sum(y)."""
+
+    rows: int
+    """Rows with a label for this task."""
+
+    positives: int
+    """Rows whose label is 1."""
+
+    gauc_groups: int
+    """Groups (users) that have both classes."""
+
+    gauc_rows: int
+    """Rows of those groups."""
+
+
+def compute_task(task: str, chunks: Sequence[TaskChunk], has_groups: bool, rows_at_once: int) -> TaskMetrics:
+    """The metrics of a task over all ranks' rows, the same on all ranks, which all call it.
+
+    Args:
+        task: its name, for errors.
+        chunks: this rank's rows; one chunk or more, which may be empty.
+        has_groups: whether the rows of all ranks have groups.
+        rows_at_once: about as many rows of a rank are in memory.
+
+    Raises UserError for a label that is neither 0 nor 1, on all ranks.
+    """
+    by_rank = gather(_fsum(torch.stack([chunk.sums for chunk in chunks])))
+    # fsum rounds once, so the order of the ranks does not matter.
+    loss_sum, prediction_sum, positives, negatives, undefined, rows, *weights = _fsum(by_rank).tolist()
+    of_positives, of_all = weights or (positives, rows)
+    if positives + negatives != rows:
+        raise UserError(
+            f"task {task!r} has {int(rows - positives - negatives)} labels that are neither 0 nor 1; "
+            "metrics need binary labels, with NaN for a missing one"
+        )
+    # These sums are the same on all ranks, so all of them take part in the exchanges below, or none does.
+    exact_auc, grouped = math.nan, GroupedAUC(value=math.nan, groups=0, rows=0)
+    if positives and negatives and not undefined:
+        exact_auc = auc_over_ranks([chunk.by_score for chunk in chunks], rows_at_once)
+        if has_groups:
+            grouped = grouped_auc_over_ranks([chunk.by_group for chunk in chunks], rows_at_once)
+    logloss = loss_sum / of_all if rows else math.nan
+    return TaskMetrics(
+        auc=exact_auc,
+        gauc=grouped.value,
+        logloss=logloss,
+        ne=logloss / _entropy(of_positives / of_all) if positives and negatives else math.nan,
+        pcoc=prediction_sum / of_positives if positives else math.nan,
+        rows=int(rows),
+        positives=int(positives),
+        gauc_groups=grouped.groups,
+        gauc_rows=grouped.rows,
+    )
+
+
+def _fsum(rows: Tensor) -> Tensor:
+    """The sum of each column."""
+    return rows.new_tensor([math.fsum(column) for column in rows.T.tolist()])
+
+
+def _entropy(rate: float) -> float:
+    return -rate * math.log(rate) - (1 - rate) * math.log1p(-rate)

@@ -1,0 +1,151 @@
+"""Raw files as text, for what an engine does not tell: the names of columns, and the line of a cell or a byte."""
+
+import bz2
+import codecs
+import csv
+import gzip
+import io
+import lzma
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+import fsspec
+import pyarrow as pa
+
+from stem_torchrec.preparation.spec import Source
+from stem_torchrec.runtime.errors import UserError, nearest, reason_of
+
+PACKED: Mapping[str, Callable[[Any], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": lambda file: pa.CompressedInputStream(file, "zstd"),
+}
+"""How to unpack a file, by the end of its name."""
+_DIVIDER = "\ue000"
+"""Stands for a delimiter of several characters, as Python's reader of CSV takes one."""
+_CHUNK = 2**20
+_WRONG = ("\udc80", "\udcff")
+"""First and last of the characters that Python reads for bytes that are not UTF-8."""
+
+
+@contextmanager
+def open_bytes(path: str) -> Iterator[BinaryIO]:
+    """The unpacked bytes of a file, local or in a store; raises UserError if it cannot be read."""
+    ending = os.path.splitext(path)[1].lower()
+    try:
+        with fsspec.open(path, "rb") as file:
+            if ending not in PACKED:
+                yield file
+                return
+            with PACKED[ending](file) as unpacked:
+                yield unpacked
+    except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} cannot be read ({reason_of(error)}).") from error
+
+
+def csv_rows(path: str, source: Source) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV file, each with the number of the line on which it begins.
+
+    Example::
+
+        # a,b
+        # 1,"x
+        # y"
+        list(csv_rows("log.csv", Source("log.csv")))  # [(1, ["a", "b"]), (2, ["1", "x\\ny"])]
+    """
+    encoding = "utf-8-sig" if is_utf8(source.encoding) else source.encoding
+    errors = "surrogateescape" if is_utf8(source.encoding) else "replace"
+    several = len(source.delimiter) > 1
+    with open_bytes(path) as file:
+        # Without `newline` a line break inside quotes would end the line.
+        text: Any = io.TextIOWrapper(file, encoding=encoding, errors=errors, newline="")
+        if several:
+            text = (line.replace(source.delimiter, _DIVIDER) for line in text)
+        reader = csv.reader(
+            text,
+            delimiter=_DIVIDER if several else source.delimiter,
+            quotechar=source.quote or None,
+            quoting=csv.QUOTE_MINIMAL if source.quote else csv.QUOTE_NONE,
+        )
+        line = 1
+        try:
+            for row in reader:
+                if row:
+                    yield line, row
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise UserError(f"{path}, line {line}: the line cannot be read ({reason_of(error)}).") from error
+
+
+def header_of(path: str, source: Source) -> list[str]:
+    """The names in the first line of a CSV file, `column_N` for an empty one; an empty list for an empty file.
+
+    Raises UserError for names that an engine cannot tell apart, and for bytes that are not text.
+    """
+    _, cells = next(csv_rows(path, source), (1, []))
+    if any("\ufffd" in cell or any(_WRONG[0] <= each <= _WRONG[1] for each in cell) for cell in cells):
+        check_bytes(path, source.encoding)
+    names = [cell.strip() or f"column_{i}" for i, cell in enumerate(cells, start=1)]
+    check_names(path, names)
+    return names
+
+
+def check_names(path: str, names: list[str]) -> None:
+    """Raises UserError for names that a file has twice, also if they differ in case alone."""
+    known: dict[str, str] = {}
+    for name in names:
+        other = known.setdefault(name.lower(), name)
+        if other is name:
+            continue
+        if other == name:
+            raise UserError(f"{path} names the column {name!r} twice; give its columns names of their own.")
+        raise UserError(f"{path} names the columns {other!r} and {name!r}, which differ in case alone; rename one.")
+
+
+def is_utf8(encoding: str) -> bool:
+    """Whether text in an encoding is UTF-8."""
+    return codecs.lookup(encoding).name in ("utf-8", "utf-8-sig", "ascii")
+
+
+def check_encoding(encoding: str, place: str) -> None:
+    """Raises UserError for the name of an encoding that Python does not have."""
+    try:
+        "a\n".encode(encoding).decode(encoding)
+    except (LookupError, ValueError) as error:
+        hint = nearest(encoding, ("utf-8", "latin-1", "gb18030", "gbk", "utf-16", "cp1252", "shift_jis", "euc_kr"))
+        raise UserError(f"{place} is {encoding!r}, which Python does not know{hint or '; latin-1 is one.'}") from error
+
+
+def decoded(path: str, encoding: str) -> Iterator[str]:
+    """The text of a file, in pieces; raises UserError with the position and line of a byte that is none."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig" if is_utf8(encoding) else encoding)()
+    position, lines = 0, 1
+    with open_bytes(path) as file:
+        while True:
+            chunk = file.read(_CHUNK)
+            try:
+                text = decoder.decode(chunk, final=not chunk)
+            except UnicodeDecodeError as error:
+                # What the chunk before left over is in front of this one.
+                start = position + len(chunk) - len(error.object) + error.start
+                lines += error.object[: error.start].decode(encoding, "ignore").count("\n")
+                raise UserError(
+                    f"{path}, line {lines}: the byte 0x{error.object[error.start]:02x} at position {start} is not "
+                    f"{encoding}; name the encoding of the source, such as latin-1 or gb18030."
+                ) from error
+            yield text
+            if not chunk:
+                return
+            position += len(chunk)
+            lines += text.count("\n")
+
+
+def check_bytes(path: str, encoding: str) -> None:
+    """Raises UserError as `decoded` does."""
+    for _ in decoded(path, encoding):
+        pass

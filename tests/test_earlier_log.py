@@ -1,0 +1,54 @@
+"""Ids and constants of an earlier log: taken over as they are, or grown."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from stem_torchrec.preparation.options import PrepareOptions
+from stem_torchrec.preparation.prepare_log import prepare_log
+from stem_torchrec.runtime.errors import UserError
+
+from prepared_logs import Rows, prepared, raw_rows, spec_of, split
+
+
+@pytest.fixture(scope="module")
+def rows() -> Rows:
+    return raw_rows()
+
+
+def test_another_day_takes_over_ids_and_constants_and_grows_them(tmp_path: Path, rows: Rows) -> None:
+    fields: dict[str, Any] = {
+        "features": {"user": None, "city": {"missing": "own"}},
+        "dense": {"price": {"standardize": True}},
+        "keep": ["time"],
+    }
+    first = prepared(tmp_path, rows, split={"time": {"by": "time", "train_until": 99, "valid_until": 199}}, **fields)
+    spec = spec_of(tmp_path, rows, **fields)
+    later = {"same": False, "grown": True}
+    for name, grow in later.items():
+        prepare_log(PrepareOptions(spec=str(spec), out=str(tmp_path / name), vocabularies=str(first), grow=grow))
+    old, same, grown = (pq.read_table(tmp_path / log / "vocabulary" / "user.parquet") for log in ("log", *later))
+    assert same.equals(old)
+    assert grown.num_rows > old.num_rows
+    assert grown.slice(0, old.num_rows)["value"].to_pylist() == old["value"].to_pylist()
+    assert grown["id"].to_pylist() == list(range(1, grown.num_rows + 1))
+    # The prices of a day are scaled as those of the first one.
+    by_time = dict(zip(split(first, "train")["time"], split(first, "train")["price"], strict=True))
+    train = split(tmp_path / "grown", "train")
+    again = dict(zip(train["time"], train["price"], strict=True))
+    assert {time: again[time] for time in by_time} == by_time
+    fitted = [json.loads((tmp_path / log / "transforms.json").read_text())["fitted"] for log in ("log", *later)]
+    assert fitted[0] == fitted[1] == fitted[2]
+
+
+def test_the_vocabulary_of_another_feature_is_refused(tmp_path: Path, rows: Rows) -> None:
+    first = prepared(tmp_path, rows)
+    spec = spec_of(tmp_path, rows, features={"user": {"value": "city"}})
+    with pytest.raises(UserError) as error:
+        prepare_log(PrepareOptions(spec=str(spec), out=str(tmp_path / "next"), vocabularies=str(first)))
+    assert str(error.value) == (
+        f"features[user] has type text, but int in {first}: that is the vocabulary of another feature."
+    )
