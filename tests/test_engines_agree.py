@@ -30,6 +30,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
     pytest.mark.filterwarnings("ignore:.*<socket.socket:pytest.PytestUnraisableExceptionWarning"),
 ]
+ENGINES: tuple[Engines, ...] = ("duckdb", "spark")
 FEW = ("user", "item", "tags")
 """Features of the specs that differ in their split and order."""
 
@@ -56,10 +57,11 @@ def spark() -> Iterator[None]:
     gc.collect()
 
 
-def prepare(spec: Path, engine: Engines, raw: Path) -> Path:
+def prepare(spec: Path, engine: Engines, raw: Path, *, report: bool = False) -> Path:
     """The folder of the log that an engine makes, beside the spec."""
     out = spec.with_name(f"{spec.stem}_{engine}")
-    prepare_log(PrepareOptions(spec=str(spec), out=str(out), set=(f"raw={raw}",), engine=engine, threads=2))
+    options = PrepareOptions(spec=str(spec), out=str(out), set=(f"raw={raw}",), engine=engine, threads=2, report=report)
+    prepare_log(options)
     return out
 
 
@@ -136,24 +138,28 @@ def test_spark_makes_the_log_of_duckdb_in_each_split_and_order(
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("1;1;tea;5;1;1;0;;;true;;;x;y", "log_a.csv, line 112: the line has 14 cells, not 13"),
-        ('1;1;tea;5;1;1;0;;;true;;;"x', "log_a.csv, line 112: a quote is not closed"),
-        ("1;1;tea;5;cheap;1;0;;;true;;;x", "column 'price' has 'cheap', which is not float"),
+        ("1;1;tea;5;1;1;0;;;true;;;x;y", "the line has 14 cells, not 13"),
+        ('1;1;tea;5;1;1;0;;;true;;;"x', "a quote is not closed"),
+        ("1;1;tea;5;cheap;1;0;;;true;;;x", "column 'price' has 'cheap', which is not a number"),
         ("1;1;tea;5;1;0.5;0;;;true;;;x", "column 'clicked' has '0.5', which is not a whole number"),
+        ("1;1;\udcff;5;1;1;0;;;true;;;x", "the byte 0xff at position"),
     ],
 )
 def test_spark_and_duckdb_refuse_a_line_with_the_same_words(spark: None, line: str, words: str, tmp_path: Path) -> None:
     raw, spec = write_raw(tmp_path / "raw"), tmp_path / "spec.yaml"
     spec.write_text(SPEC)
-    with (raw / "log_a.csv").open("a") as file:
-        file.write(f"{line}\r\n")
-    for engine in ("duckdb", "spark"):
+    path, messages = raw / "log_a.csv", []
+    number = path.read_bytes().count(b"\n") + 1
+    with path.open("ab") as file:
+        file.write(f"{line}\r\n".encode(errors="surrogateescape"))
+    for engine in ENGINES:
         with pytest.raises(UserError) as error:
             prepare(spec, engine, raw)
-        assert words in str(error.value)
-        assert "Java" not in str(error.value)
-        assert "\n" not in str(error.value)
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["raw", "spec.yaml"]
+        messages.append(str(error.value))
+        assert sorted(each.name for each in tmp_path.iterdir()) == ["raw", "spec.yaml"]
+    assert messages[0] == messages[1]
+    assert messages[0].startswith(f"{path}, line {number}: {words}")
+    assert "\n" not in messages[0]
 
 
 def raw_rows(raw: Path, columns: Mapping[str, Any]) -> pa.Table:
@@ -235,3 +241,11 @@ def test_spark_makes_the_log_of_duckdb_of_each_public_data_set(spark: None, name
     WRITERS[name.removesuffix("_by_time")](raw, 3000, 0)
     spec.write_text((ROOT / "datasets" / f"{name}.yaml").read_text())
     assert_same_log(prepare(spec, "spark", raw), prepare(spec, "duckdb", raw))
+
+
+@pytest.mark.long
+def test_spark_writes_the_report_of_duckdb(spark: None, raw: Path, tmp_path: Path) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(SPEC)
+    texts = [(prepare(spec, engine, raw, report=True) / "report.md").read_text() for engine in ENGINES]
+    assert texts[0] == texts[1]

@@ -31,7 +31,9 @@ from stem_torchrec.preparation.vocabularies import keep_vocabularies
 from stem_torchrec.runtime.paths import write_json
 
 
-def make_log(spec: Spec, engine: Engine, folder: Path, earlier: EarlierLog | None = None) -> Schema:
+def make_log(
+    spec: Spec, engine: Engine, folder: Path, earlier: EarlierLog | None = None, *, report: bool = True
+) -> Schema:
     """Makes the log in a folder, which may have what an earlier call with the same spec and files has left.
 
     Args:
@@ -39,6 +41,7 @@ def make_log(spec: Spec, engine: Engine, folder: Path, earlier: EarlierLog | Non
         engine: keeps what is done.
         folder: of the log.
         earlier: a log whose ids and constants this one takes over.
+        report: whether to write the report and to look for leaks.
 
     Returns its schema. Raises UserError for what is wrong in the spec or the sources.
     """
@@ -68,11 +71,12 @@ def make_log(spec: Spec, engine: Engine, folder: Path, earlier: EarlierLog | Non
     schema = schema_of(spec, expressions, vocabularies, splits)
     write_json(folder / TRANSFORMS_FILE, transforms_of(spec, expressions, fitted, vocabularies, types))
     save_schema(schema, str(folder))
-    with stages.stage("report"):
-        parts = {name: engine.parquet(folder / name) for name in splits}
-        warnings = write_report(WrittenLog(spec, expressions, fitted, rows, parts, schema), steps, engine, folder)
-    for warning in warnings:
-        print(f"warning: {warning}")
+    if report:
+        with stages.stage("report"):
+            parts = {name: engine.parquet(folder / name) for name in splits}
+            warnings = write_report(WrittenLog(spec, expressions, fitted, rows, parts, schema), steps, engine, folder)
+        for warning in warnings:
+            print(f"warning: {warning}")
     return schema
 
 

@@ -46,6 +46,8 @@ class PrepareOptions:
     Spark on this machine, of at least 1 GiB."""
     threads: Annotated[int, Interval(ge=1, le=1024)] | None = None
     """Threads of DuckDB, or of a Spark on this machine; by default all processors."""
+    report: bool = True
+    """Writes report.html and report.md, and looks for leaks: a few queries for each feature."""
     overwrite: bool = False
     """Replaces an existing log in `out`, and nothing but a log."""
     take_over: bool = False

@@ -73,7 +73,7 @@ def _prepared(text: str, path: str | Path, options: PrepareOptions) -> str:
         (folder / SPEC_FILE).write_text(text)
         engine = _engine(options, kept)
         try:
-            schema = make_log(spec, engine, folder, earlier)
+            schema = make_log(spec, engine, folder, earlier, report=options.report)
         finally:
             engine.close()
     return summary(schema)

@@ -11,9 +11,9 @@ from stem_torchrec.data.schema import Schema
 from stem_torchrec.expressions.expression import Column
 from stem_torchrec.expressions.relational import to_ibis
 from stem_torchrec.expressions.value_types import ValueType
-from stem_torchrec.preparation.encoding import identity_or_hash
 from stem_torchrec.preparation.engine import Engine
 from stem_torchrec.preparation.expressions_of_spec import SPLIT, SpecExpressions
+from stem_torchrec.preparation.feature_trees import identity_or_hash
 from stem_torchrec.preparation.fitting import Fitted
 from stem_torchrec.preparation.leak_check import LoneAuc, auc_of_scores, in_buckets, scores_of_ids, scores_of_lists
 from stem_torchrec.preparation.report_counts import count_ids, leading_digits, number_of_digits, with_labels
@@ -185,7 +185,8 @@ class FeatureMeasures:
         values = values.filter(values["value"].notnull())
         values = values.group_by("value").aggregate(times=values.count())
         scalar = _ELEMENTS.get(kind, kind)
-        tree = identity_or_hash(feature, Column("value"))
+        # With several hashes, values are one only if they share all ids.
+        tree = identity_or_hash(feature, Column("value"), scalar)
         hashed = to_ibis(tree, {"value": values["value"]}, {"value": scalar}, engine=self._engine.name)
         values = values.mutate(id=hashed)
         ids = values.group_by("id").aggregate(
