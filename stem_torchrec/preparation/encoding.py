@@ -80,7 +80,7 @@ def _with_ids(
     spec: Spec, expressions: SpecExpressions, vocabularies: Vocabularies, table: ir.Table, *, engine: EngineName
 ) -> ir.Table:
     """Puts ids in the place of values: one query that joins all vocabularies."""
-    joined, ids = table, {}
+    joined, ids, space_of = table, {}, {}
     for name in spec.features:
         space = vocabularies.of(name)
         if space is not None:
@@ -89,13 +89,13 @@ def _with_ids(
             if expressions.features[name].type in LISTS:
                 side = _ids_of_lists(table, name, side, value, id_column)
             joined = joined.left_join(side, table[name] == side[value])
-            ids[name] = id_column
+            ids[name], space_of[name] = id_column, vocabularies.spaces[space]
     columns: dict[str, ir.Value] = {}
     for name in table.columns:
         column = joined[name]
         if name in ids:
             feature, kind = spec.id_features[name], expressions.features[name].type
-            missing = missing_id(feature, vocabularies.spaces[vocabularies.of(name)])
+            missing = missing_id(feature, space_of[name])
             tree = with_missing(feature, Column("ids"), kind, missing)
             column = _known_ids(column, joined[ids[name]])
             if tree != Column("ids"):

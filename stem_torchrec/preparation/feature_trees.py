@@ -1,6 +1,6 @@
 """The last steps from values to the columns of a log, as trees: an engine and serving take the same ones."""
 
-from stem_torchrec.expressions.expression import Call, Expression, Literal
+from stem_torchrec.expressions.expression import Call, Expression, Literal, Parameter
 from stem_torchrec.expressions.value_types import LISTS, ValueType
 from stem_torchrec.preparation.expression_reader import from_sql
 from stem_torchrec.preparation.spec import Feature
@@ -14,7 +14,7 @@ def identity_or_hash(feature: Feature, value: Expression, kind: ValueType) -> Ex
         return value
     if kind in _HASHED_AS:
         value = from_sql(_HASHED_AS[kind], value=value)
-    constants = {"buckets": feature.hash.buckets, "salt": feature.hash.salt}
+    constants: dict[str, Parameter] = {"buckets": feature.hash.buckets, "salt": feature.hash.salt}
     if feature.hash.hashes == 1:
         return Call("hash_id", (value,), constants)
     return Call("hash_ids", (value,), {**constants, "hashes": feature.hash.hashes})

@@ -67,6 +67,8 @@ class SparkEngine:
 
         # A name may have any characters.
         folder = self._folder / hashlib.sha256(name.encode()).hexdigest()[:32]
+        self._kept.append(folder)
+        reader = self._session.read
         if not (folder / _DONE).exists():
             with sentences_of_spark(self._scanned):
                 frame = self._frame(table)
@@ -75,8 +77,10 @@ class SparkEngine:
                     frame = frame.withColumn(ROW, F.monotonically_increasing_id())
                 options = {"mapreduce.fileoutputcommitter.marksuccessfuljobs": "true"}
                 frame.write.mode("overwrite").options(**options).parquet(spark_path(str(folder), escaped=False))
-        self._kept.append(folder)
-        return self.parquet(folder)
+                # Otherwise Spark looks for it in the files.
+                reader = reader.schema(frame.schema)
+        with sentences_of_spark(self._scanned):
+            return self._view(reader.parquet(spark_path(str(folder))))
 
     def rows(self, table: ir.Table) -> list[tuple[Any, ...]]:
         """The rows of a query."""

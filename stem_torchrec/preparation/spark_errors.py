@@ -35,7 +35,7 @@ def sentences_of_spark(scanned: Scanned) -> Iterator[None]:
     Args:
         scanned: what the user calls the files that have been read, with their sources.
     """
-    from py4j.protocol import Py4JError
+    from py4j.protocol import Py4JError  # type: ignore[import-untyped]
     from pyspark.errors import PySparkException
 
     try:
