@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import ibis
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pa_json
@@ -16,8 +17,11 @@ import pytest
 from stem_torchrec.config.yaml_text import parse_yaml, to_yaml
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.expressions.value_types import arrow_type
+from stem_torchrec.preparation.engine import ROW
 from stem_torchrec.preparation.options import Engines, PrepareOptions
 from stem_torchrec.preparation.prepare_log import prepare_log
+from stem_torchrec.preparation.spark_engine import SparkEngine
+from stem_torchrec.preparation.spec import Source
 from stem_torchrec.preparation.transforms import apply_transforms, read_transforms
 from stem_torchrec.runtime.errors import UserError
 
@@ -251,3 +255,18 @@ def test_spark_writes_the_report_of_duckdb(spark: None, raw: Path, tmp_path: Pat
     spec.write_text(SPEC)
     texts = [(prepare(spec, engine, raw, report=True) / "report.md").read_text() for engine in ENGINES]
     assert texts[0] == texts[1]
+
+
+@pytest.mark.long
+def test_rows_that_spark_reads_in_parts_keep_their_order(spark: None, tmp_path: Path) -> None:
+    rows, paths = 1_500_000, [tmp_path / "b.csv", tmp_path / "a.csv"]
+    for first, path in zip((0, rows), paths, strict=True):
+        path.write_text("i\n" + "".join(f"{i}\n" for i in range(first, first + rows)))
+    engine = SparkEngine(tmp_path, memory=1)
+    table = engine.keep("rows", engine.scan(list(map(str, paths)), Source(str(tmp_path)), {"i": "text"}))
+    parts = (table[ROW] / 2**33).floor().cast("int64")
+    [(number,)] = engine.rows(table.aggregate(number=parts.nunique()))
+    assert number > 3
+    ordered = table.mutate(position=ibis.row_number().over(order_by=ROW))
+    [(wrong,)] = engine.rows(ordered.aggregate(wrong=(ordered["position"] != ordered["i"].cast("int64")).sum()))
+    assert wrong == 0
