@@ -41,24 +41,20 @@ labels:
   buy: {value: bought, where: clicked = 1, weight: "coalesce(price, 1)"}
 group: user
 weight: case when flag then 2 else 1 end
-keep: [row, note]
+keep: [row, note, country, part]
 features:
   user: {vocabulary: {min_count: 1}}
   item: {vocabulary: {most_frequent: 12}, missing: own}
   follows: {vocabulary: {of: user}, pooling: mean}
-  hour: {}
+  hour: {buckets: {edges: [0, 6, 12]}, vocabulary: {min_count: 1}}
   city: {missing: none}
-  country: {}
-  part: {}
   tags:
     {value: "ints(split(tags, '|'))", weights: "floats(split(weights, '|'))", missing: own,
      vocabulary: {min_count: 1}}
   brands: {missing: none, vocabulary: {min_count: 1}}
   flag: {vocabulary: {min_count: 1}}
-  day: {}
   price_bucket: {value: price, buckets: {quantiles: 5}}
   age_bucket: {value: age, buckets: {edges: [0, 18, 30.5, 50]}, missing: own}
-  category_bucket: {value: category, buckets: {edges: [0, 3, 6]}}
   where_and_when: {hash: {buckets: 50, salt: x}}
   hashed_item: {value: item, hash: {buckets: 40, hashes: 2}, weights: "coalesce(price, 0.5)"}
   hashed_user: {value: user, hash: {buckets: 2000, hashes: 3}, missing: none, weights: "1"}

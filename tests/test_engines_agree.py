@@ -48,7 +48,7 @@ def spark() -> Iterator[None]:
         "spark.ui.enabled": "false",
         "spark.sql.shuffle.partitions": "2",
         # Compiling each query takes longer than running it on a few rows.
-        "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1",
+        "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
         "spark.sql.codegen.wholeStage": "false",
         "spark.sql.codegen.factoryMode": "NO_CODEGEN",
         "spark.sql.adaptive.enabled": "false",
@@ -128,7 +128,9 @@ def test_spark_makes_the_log_of_duckdb_with_every_kind_of_feature(spark: None, l
     assert_same_log(prepare(raw.with_name("every_kind.yaml"), "spark", raw), log)
 
 
-@pytest.mark.parametrize("change", [RANDOM, BY_COLUMN], ids=["random", "by_column"])
+@pytest.mark.parametrize(
+    "change", [pytest.param(RANDOM, id="random", marks=pytest.mark.long), pytest.param(BY_COLUMN, id="by_column")]
+)
 def test_spark_makes_the_log_of_duckdb_in_each_split_and_order(
     spark: None, change: dict[str, Any], raw: Path, tmp_path: Path
 ) -> None:
@@ -145,9 +147,17 @@ def test_spark_makes_the_log_of_duckdb_in_each_split_and_order(
     ("line", "words"),
     [
         ("1;1;tea;5;1;1;0;;;true;;;x;y", "the line has 14 cells, not 13"),
-        ('1;1;tea;5;1;1;0;;;true;;;"x', "a quote is not closed"),
-        ("1;1;tea;5;cheap;1;0;;;true;;;x", "column 'price' has 'cheap', which is not a number"),
-        ("1;1;tea;5;1;0.5;0;;;true;;;x", "column 'clicked' has '0.5', which is not a whole number"),
+        pytest.param('1;1;tea;5;1;1;0;;;true;;;"x', "a quote is not closed", marks=pytest.mark.long),
+        pytest.param(
+            "1;1;tea;5;cheap;1;0;;;true;;;x",
+            "column 'price' has 'cheap', which is not a number",
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            "1;1;tea;5;1;0.5;0;;;true;;;x",
+            "column 'clicked' has '0.5', which is not a whole number",
+            marks=pytest.mark.long,
+        ),
         ("1;1;\udcff;5;1;1;0;;;true;;;x", "the byte 0xff at position"),
     ],
 )

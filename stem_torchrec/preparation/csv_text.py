@@ -5,6 +5,7 @@ import codecs
 import csv
 import gzip
 import io
+import itertools
 import lzma
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,7 @@ from typing import Any, BinaryIO
 import fsspec
 import pyarrow as pa
 
+from stem_torchrec.preparation.cell_types import ragged_line, unclosed_quote
 from stem_torchrec.preparation.spec import Source
 from stem_torchrec.runtime.errors import UserError, nearest, reason_of
 
@@ -58,6 +60,29 @@ def csv_rows(path: str, source: Source) -> Iterator[tuple[int, list[str]]]:
         # y"
         list(csv_rows("log.csv", Source("log.csv")))  # [(1, ["a", "b"]), (2, ["1", "x\\ny"])]
     """
+    for line, row in _all_rows(path, source):
+        if row:
+            yield line, row
+
+
+def line_of_row(path: str, source: Source, number: int) -> int:
+    """The line on which a row begins, of rows and blank lines counted from 1; the number itself in a shorter file."""
+    rows = itertools.islice(_all_rows(path, source), number - 1, None)
+    line, _ = next(rows, (number, []))
+    return line
+
+
+def check_cells(path: str, source: Source) -> None:
+    """Raises UserError for the first line with too many or too few cells, or with a quote that is not closed."""
+    width = None if source.header else len(source.columns)
+    for line, row in _all_rows(path, source, strict=bool(source.quote)):
+        width = width or len(row)
+        if row and len(row) != width:
+            raise UserError(ragged_line(f"{path}, line {line}", len(row), width))
+
+
+def _all_rows(path: str, source: Source, *, strict: bool = False) -> Iterator[tuple[int, list[str]]]:
+    """As csv_rows, with an empty row for a blank line."""
     encoding = "utf-8-sig" if is_utf8(source.encoding) else source.encoding
     errors = "surrogateescape" if is_utf8(source.encoding) else "replace"
     several = len(source.delimiter) > 1
@@ -71,14 +96,16 @@ def csv_rows(path: str, source: Source) -> Iterator[tuple[int, list[str]]]:
             delimiter=_DIVIDER if several else source.delimiter,
             quotechar=source.quote or None,
             quoting=csv.QUOTE_MINIMAL if source.quote else csv.QUOTE_NONE,
+            strict=strict,
         )
         line = 1
         try:
             for row in reader:
-                if row:
-                    yield line, row
+                yield line, row
                 line = reader.line_num + 1
         except csv.Error as error:
+            if strict:
+                raise UserError(unclosed_quote(f"{path}, line {line}")) from error
             raise UserError(f"{path}, line {line}: the line cannot be read ({reason_of(error)}).") from error
 
 

@@ -66,6 +66,7 @@ class DuckDBEngine:
         self._folder, self._views = folder, 0
         self._names: dict[str, str] = {}
         self._kinds: dict[str, str] = {}
+        self._sources: dict[str, Source] = {}
         self._connection: duckdb.DuckDBPyConnection = self._backend.con
 
     def scan(self, files: Sequence[str], source: Source, types: Mapping[str, ColumnType]) -> ir.Table:
@@ -75,6 +76,7 @@ class DuckDBEngine:
                 self._connection.register_filesystem(fsspec.filesystem(scheme))
         paths = readable(files, source, self._folder / "copies")
         self._kinds |= {column: kind for column, kind in types.items() if kind == "int"}
+        self._sources |= dict.fromkeys(files, source)
         self._names |= {path: file for path, file in paths.items() if path != file}
         with self._sentences():
             return self._view(_reader(list(paths), source, types))
@@ -116,7 +118,7 @@ class DuckDBEngine:
         return self._view(f"read_parquet({_text(path / '*.parquet' if path.is_dir() else path)})")
 
     def _sentences(self) -> AbstractContextManager[None]:
-        return sentences_of_duckdb(self._names, self._kinds)
+        return sentences_of_duckdb(self._names, self._kinds, self._sources)
 
     def _view(self, reader: str) -> ir.Table:
         self._views += 1

@@ -1,5 +1,7 @@
 """From the kept rows to the columns of a log: values become ids and scaled numbers."""
 
+from collections.abc import Mapping
+
 import ibis
 import ibis.expr.types as ir
 
@@ -73,13 +75,26 @@ def encode(
     columns |= {name: rows[f"kept {name}"] for name in expressions.kept}
     columns |= {expressions.group_column: rows["group"]} if expressions.group is not None else {}
     columns |= {"weight": _float32(rows["weight"])} if expressions.weight is not None else {}
-    return _with_ids(spec, expressions, vocabularies, rows.select(**columns), engine=engine)
+    lists = {
+        name: rows.select(list=columns[name]) for name, value in expressions.features.items() if value.type in LISTS
+    }
+    return _with_ids(spec, expressions, vocabularies, rows.select(**columns), lists, engine=engine)
 
 
 def _with_ids(
-    spec: Spec, expressions: SpecExpressions, vocabularies: Vocabularies, table: ir.Table, *, engine: EngineName
+    spec: Spec,
+    expressions: SpecExpressions,
+    vocabularies: Vocabularies,
+    table: ir.Table,
+    lists: Mapping[str, ir.Table],
+    *,
+    engine: EngineName,
 ) -> ir.Table:
-    """Puts ids in the place of values: one query that joins all vocabularies."""
+    """Puts ids in the place of values: one query that joins all vocabularies.
+
+    Args:
+        lists: the values of a feature alone, in the column `list`; a part of `table`, which engines read anew for each.
+    """
     joined, ids, space_of = table, {}, {}
     for name in spec.features:
         space = vocabularies.of(name)
@@ -87,7 +102,7 @@ def _with_ids(
             value, id_column = f"value of {name}", f"id of {name}"
             side = vocabularies.tables[space].select(**{value: "value", id_column: "id"})
             if expressions.features[name].type in LISTS:
-                side = _ids_of_lists(table, name, side, value, id_column)
+                side = _ids_of_lists(lists[name], side, value, id_column)
             joined = joined.left_join(side, table[name] == side[value])
             ids[name], space_of[name] = id_column, vocabularies.spaces[space]
     columns: dict[str, ir.Value] = {}
@@ -115,9 +130,9 @@ def _known_ids(value: ir.Value, ids: ir.Value) -> ir.Value:
     return ibis.ifelse(value.isnull(), ibis.null(kind), ids.fill_null(none))
 
 
-def _ids_of_lists(table: ir.Table, column: str, ids: ir.Table, value: str, id_column: str) -> ir.Table:
+def _ids_of_lists(lists: ir.Table, ids: ir.Table, value: str, id_column: str) -> ir.Table:
     """The list of ids of each different list of values; an empty list, which has none, is not among them."""
-    lists = table.select(**{"list": column}).distinct()
+    lists = lists.distinct()
     elements = lists.mutate(element=lists["list"]).unnest("element", offset="position")
     joined = elements.left_join(ids, elements["element"] == ids[value])
     pair = ibis.struct({"position": joined["position"], "id": joined[id_column].fill_null(0)})

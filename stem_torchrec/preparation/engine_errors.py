@@ -9,8 +9,9 @@ from itertools import islice
 import duckdb
 
 from stem_torchrec.preparation.cell_types import WORDS, ragged_line, unclosed_quote
-from stem_torchrec.preparation.csv_text import check_bytes, open_bytes
+from stem_torchrec.preparation.csv_text import check_bytes, line_of_row, open_bytes
 from stem_torchrec.preparation.engine import RefusedCellError
+from stem_torchrec.preparation.spec import Source
 from stem_torchrec.runtime.errors import UnwritableError, UserError, reason_of
 
 _CELL = re.compile(r"cell\t(?P<source>.*?)\t(?P<column>.*?)\t(?P<kind>.*?)\t(?P<value>.*)", re.DOTALL)
@@ -32,13 +33,16 @@ _KINDS = {
 
 @contextmanager
 def sentences_of_duckdb(
-    names: Mapping[str, str] | None = None, kinds: Mapping[str, str] | None = None
+    names: Mapping[str, str] | None = None,
+    kinds: Mapping[str, str] | None = None,
+    sources: Mapping[str, Source] | None = None,
 ) -> Iterator[None]:
     """Raises the errors of DuckDB as UserError, or as UnwritableError where a disk is full.
 
     Args:
         names: the files of the user by those that DuckDB reads in their place.
         kinds: types of columns that DuckDB reads as another type.
+        sources: of the files of the user.
     """
     try:
         yield
@@ -54,12 +58,12 @@ def sentences_of_duckdb(
             ) from error
         if cell := _CELL.search(text):
             raise RefusedCellError(cell["source"], cell["column"], cell["kind"], cell["value"]) from error
-        raise UserError(_sentence(text, kinds or {})) from error
+        raise UserError(_sentence(text, kinds or {}, sources or {})) from error
 
 
-def _sentence(text: str, kinds: Mapping[str, str]) -> str:
+def _sentence(text: str, kinds: Mapping[str, str], sources: Mapping[str, Source]) -> str:
     line, file = _LINE.search(text), _FILE.search(text)
-    place = f"{file['file']}, line {line['line']}" if line and file else ""
+    place = _place(file["file"], int(line["line"]), sources) if line and file else ""
     if cast := _CAST.search(text):
         kind = kinds.get(cast["column"], _KINDS.get(cast["kind"], cast["kind"].lower()))
         what = WORDS.get(kind, kind)
@@ -77,6 +81,11 @@ def _sentence(text: str, kinds: Mapping[str, str]) -> str:
         # It may be a cell of another type, whose bytes DuckDB does not print.
         check_bytes(file["file"], "utf-8")
     return f"{place + ': ' if place else ''}{text.splitlines()[0]}"
+
+
+def _place(file: str, row: int, sources: Mapping[str, Source]) -> str:
+    """The file and the line; DuckDB counts rows, of which one may have several lines."""
+    return f"{file}, line {line_of_row(file, sources[file], row) if file in sources else row}"
 
 
 def _sentence_of_json(path: str, text: str) -> str:

@@ -47,8 +47,8 @@ def _kept_rows(
     log = sources[spec.log]
     types = joined_types(spec, sources)
     expressions = read_expressions(spec, types)
-    if (spec.joins or spec.deduplicate) and ROW not in log.columns:
-        # Joins need not keep the order of rows, so it is numbered before.
+    if spec.joins or spec.deduplicate:
+        # Joins need not keep the order of rows, so it is numbered before; and files are read once for several queries.
         log = engine.keep(_LOG, log)
     source = log
     for i, join in enumerate(spec.joins):

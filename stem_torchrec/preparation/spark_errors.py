@@ -1,16 +1,12 @@
 """What Spark raises, in one sentence as DuckDB's: with the file, the line, the value and the fix."""
 
-import csv
-import io
 import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 from urllib.parse import unquote
 
-from stem_torchrec.preparation.cell_types import ragged_line, unclosed_quote
-from stem_torchrec.preparation.csv_text import is_utf8, open_bytes
+from stem_torchrec.preparation.csv_text import check_cells
 from stem_torchrec.preparation.engine import RefusedCellError
 from stem_torchrec.preparation.spec import Source
 from stem_torchrec.runtime.errors import UnwritableError, UserError
@@ -92,28 +88,5 @@ def _wrong_line(file: str, source: Source | None) -> str:
     """Reads a file until the line that has stopped Spark, which does not tell its number."""
     if source is None or source.type == "json":
         return f"{file} has a line that is not JSON, or not of the types of its columns; correct it."
-    return next(_wrong_lines(file, source), f"{file} has a line that cannot be read; correct it.")
-
-
-def _wrong_lines(file: str, source: Source) -> Iterator[str]:
-    quoting = csv.QUOTE_MINIMAL if source.quote else csv.QUOTE_NONE
-    with open_bytes(file) as raw:
-        encoding = "utf-8-sig" if is_utf8(source.encoding) else source.encoding
-        lines = io.TextIOWrapper(raw, encoding=encoding, errors="replace", newline="")
-        dialect: dict[str, Any] = {"quotechar": source.quote or None, "quoting": quoting, "strict": bool(source.quote)}
-        rows = csv.reader(lines, delimiter=source.delimiter, **dialect)
-        number, width = 1, None if source.header else len(source.columns)
-        try:
-            for cells in rows:
-                width = width or len(cells)
-                if cells and len(cells) != width:
-                    yield ragged_line(f"{file}, line {number}", len(cells), width)
-                number = rows.line_num + 1
-        except csv.Error:
-            yield unclosed_quote(f"{file}, line {number}")
-
-
-def check_quotes(file: str, source: Source) -> None:
-    """Raises UserError if a cell of a file begins with a quote and no other ends it; reads the whole file."""
-    for sentence in _wrong_lines(file, source):
-        raise UserError(sentence)
+    check_cells(file, source)
+    return f"{file} has a line that cannot be read; correct it."

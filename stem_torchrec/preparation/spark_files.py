@@ -8,10 +8,10 @@ from urllib.parse import unquote
 
 import fsspec
 
-from stem_torchrec.preparation.csv_text import check_bytes
+from stem_torchrec.preparation.csv_text import check_bytes, check_cells
 from stem_torchrec.preparation.engine import ROW
 from stem_torchrec.preparation.source_names import NO_VALUE
-from stem_torchrec.preparation.spark_errors import check_quotes, without_scheme
+from stem_torchrec.preparation.spark_errors import without_scheme
 from stem_torchrec.preparation.spec import ColumnType, Source
 from stem_torchrec.runtime.errors import UserError
 
@@ -112,7 +112,7 @@ class SparkFiles:
             if wrong:
                 check_bytes(file, "utf-8")
             if odd % 2:
-                check_quotes(files[file], source)
+                check_cells(files[file], source)
         return any(odd for _, odd, _ in sums)
 
     def _table_of(self, files: Mapping[str, str], paths: Sequence[str], source: Source) -> Any:

@@ -40,7 +40,7 @@ def keep_vocabularies(
         values: for each feature, a table with its values in train in the column `value`.
         earlier: a log whose ids stay as they are.
     """
-    tables, sizes = {}, {}
+    tables = {}
     for name, space in spaces.items():
         if earlier is None or name not in earlier.spaces:
             table = _new(space, values)
@@ -49,9 +49,16 @@ def keep_vocabularies(
         else:
             table = engine.parquet(earlier.vocabulary(name))
         tables[name] = engine.keep(f"vocabulary {name}", table.select(*COLUMNS).order_by("id"))
-        [(greatest,)] = engine.rows(tables[name].aggregate(greatest=tables[name]["id"].max()))
-        sizes[name] = space.first_id if greatest is None else int(greatest) + 1
-    return Vocabularies(spaces, tables, sizes)
+    return Vocabularies(spaces, tables, _sizes(engine, spaces, tables))
+
+
+def _sizes(engine: Engine, spaces: Mapping[str, IdSpace], tables: Mapping[str, ir.Table]) -> dict[str, int]:
+    """The ids of each space, by one query."""
+    greatest = [table.aggregate(name=ibis.literal(name), greatest=table["id"].max()) for name, table in tables.items()]
+    rows = (
+        dict(engine.rows(ibis.union(*greatest, distinct=False) if len(greatest) > 1 else greatest[0])) if tables else {}
+    )
+    return {name: space.first_id if rows[name] is None else int(rows[name]) + 1 for name, space in spaces.items()}
 
 
 def _new(space: IdSpace, values: Mapping[str, ir.Table]) -> ir.Table:
