@@ -7,7 +7,7 @@ from stem_torchrec.data.schema import Schema
 from stem_torchrec.expressions.expression import columns_of
 from stem_torchrec.preparation.expressions_of_spec import SpecExpressions
 from stem_torchrec.preparation.leak_check import leak_warnings
-from stem_torchrec.preparation.report_facts import Collisions, FeatureFacts, GroupFacts, LogFacts
+from stem_torchrec.preparation.report_facts import Collisions, FeatureFacts, GroupFacts, LogFacts, NumberFacts
 
 RARE_LABEL = 0.001
 """Share of positives in train below which a label is named."""
@@ -31,7 +31,7 @@ _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 def warnings_of(facts: LogFacts, schema: Schema, expressions: SpecExpressions) -> list[str]:
     """The sentences, leaks first."""
-    of_all = {**facts.features, **facts.numbers}
+    of_all: dict[str, FeatureFacts | NumberFacts] = {**facts.features, **facts.numbers}
     aucs = {
         label: {name: each.aucs[label] for name, each in of_all.items() if label in each.aucs}
         for label in schema.labels
