@@ -325,7 +325,7 @@ BAD_SPECS = [
     ),
     BadInput(
         "two columns of the log with one name",
-        "spec.yaml: 'User' is a feature and a label, as 'user' with other capitals; give one of them another name.",
+        "spec.yaml: 'User' is a label and a feature, as 'user' with other capitals; give one of them another name.",
         spec=spec_with(labels={"user": "click"}, features={"User": {"value": "user"}}),
     ),
     BadInput(
@@ -344,7 +344,6 @@ BAD_SPECS = [
         "spec.yaml: sources[log].encoding is 'latin1x', which Python does not know; did you mean 'latin-1'?",
         spec=source(encoding="latin1x"),
     ),
-    BadInput("a spec that is a folder", "the spec . is a folder; give a YAML file.", options={"spec": "."}),
     BadInput("no `--out`", "--out is missing; name the folder of the log, as in --out DIR.", options={"out": ""}),
 ]
 """Specs and options that are refused, most before a file is read."""
