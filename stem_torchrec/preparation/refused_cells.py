@@ -63,8 +63,8 @@ def _cells(file: str, source: Source, column: str) -> Iterator[tuple[int, str]]:
                 yield line, row[place].strip() if source.trim else row[place]
     elif source.type == "json":
         with open_bytes(file) as lines:
-            for number, line in enumerate(lines, start=1):
-                for cell in _flat(_value(line, column)):
+            for number, text in enumerate(lines, start=1):
+                for cell in _flat(_value(text, column)):
                     yield number, cell
     else:
         number = 0

@@ -62,7 +62,8 @@ class Cells:
             return column
         if given.is_date() and kind in (None, "date"):
             return column
-        return self._mismatch(given, name, kind)
+        self._mismatch(given, name, kind)
+        return None
 
     def _mismatch(self, given: dt.DataType, name: str, kind: ColumnType | None) -> None:
         if kind is not None:
@@ -107,7 +108,8 @@ class Cells:
             return self._all(column, column.map(lambda each: each.try_cast("int64")), wrong, name, kind)
         if element.is_numeric() and kind in (None, "list<float>"):
             return column.cast("array<float64>")
-        return self._mismatch(given, name, kind)
+        self._mismatch(given, name, kind)
+        return None
 
     def _all(self, column: ir.ArrayColumn, values: ir.Value, wrong: ir.ArrayValue, name: str, kind: str) -> ir.Value:
         """The values of lists without a wrong element."""
