@@ -330,7 +330,7 @@ BAD_SPECS = [
     ),
     BadInput(
         "two columns of the log with one name",
-        "spec.yaml: 'User' is a feature and a label, as 'user' with other capitals; give one of them another name.",
+        "spec.yaml: 'User' is a label and a feature, as 'user' with other capitals; give one of them another name.",
         spec=spec_with(labels={"user": "click"}, features={"User": {"value": "user"}}),
     ),
     BadInput(
