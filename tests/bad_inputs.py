@@ -193,6 +193,11 @@ BAD_ROWS = [
         spec=spec_with(split={"time": {"by": "day", "train_until": 5, "valid_until": 6}}),
     ),
     BadInput(
+        "rows drawn by a number with a fraction",
+        "split.random.by names 'x', which is float, but rows are drawn by int, text, bool.",
+        spec=spec_with(columns={"x": "day / 2"}, split={"random": {"by": ["x"]}}),
+    ),
+    BadInput(
         "a condition that no row fulfills",
         "where and split keep none of the 12 rows of sources[log]; correct them.",
         spec=spec_with(where="user > 100"),

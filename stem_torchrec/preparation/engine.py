@@ -1,6 +1,6 @@
 """What an engine does: read files, keep the result of a query, and write it as Parquet. Queries are Ibis tables.
 
-DuckDB runs inside this process and spills to disk; Spark runs on a cluster. Both give the same log.
+DuckDB runs inside this process and spills to disk. Expressions are tested on Spark as well, which is no engine yet.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ class RefusedCellError(UserError):
 
 
 class Engine(Protocol):
-    """DuckDB or Spark."""
+    """DuckDB, so far."""
 
     name: EngineName
 

@@ -8,7 +8,7 @@ from annotated_types import Interval
 
 from stem_torchrec.runtime.path_options import LocalFile, LocalFolder, LocalOutput
 
-Engines = Literal["duckdb", "spark"]
+Engines = Literal["duckdb"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class PrepareOptions:
     grow: bool = False
     """Gives new values of train ids behind those of --vocabularies, and fits features that it lacks."""
     engine: Engines = "duckdb"
-    """duckdb runs in this process; spark in the session of spark-submit or SPARK_REMOTE, else on this machine."""
+    """duckdb runs in this process, out of core."""
     memory: Annotated[float, Interval(ge=0.25, le=10_000)] = 1.2
     """GiB that DuckDB may take; it spills to the disk of --out. The process takes about 0.3 GiB more."""
     threads: Annotated[int, Interval(ge=1, le=1024)] | None = None

@@ -140,8 +140,6 @@ class Hash:
     """Ids by the MD5 of the value."""
 
     buckets: Annotated[int, Interval(ge=1, le=2**40)]
-    hashes: Annotated[int, Interval(ge=1, le=4)] = 1
-    """Ids of a value; with 2, values that share one id rarely share the other."""
     salt: str = ""
 
 
