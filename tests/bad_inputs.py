@@ -193,6 +193,11 @@ BAD_ROWS = [
         spec=spec_with(split={"time": {"by": "day", "train_until": 5, "valid_until": 6}}),
     ),
     BadInput(
+        "rows drawn by a number with a fraction",
+        "split.random.by names 'x', which is float, but rows are drawn by int, text, bool.",
+        spec=spec_with(columns={"x": "day / 2"}, split={"random": {"by": ["x"]}}),
+    ),
+    BadInput(
         "a condition that no row fulfills",
         "where and split keep none of the 12 rows of sources[log]; correct them.",
         spec=spec_with(where="user > 100"),
@@ -325,7 +330,7 @@ BAD_SPECS = [
     ),
     BadInput(
         "two columns of the log with one name",
-        "spec.yaml: 'User' is a feature and a label, as 'user' with other capitals; give one of them another name.",
+        "spec.yaml: 'User' is a label and a feature, as 'user' with other capitals; give one of them another name.",
         spec=spec_with(labels={"user": "click"}, features={"User": {"value": "user"}}),
     ),
     BadInput(
@@ -344,7 +349,6 @@ BAD_SPECS = [
         "spec.yaml: sources[log].encoding is 'latin1x', which Python does not know; did you mean 'latin-1'?",
         spec=source(encoding="latin1x"),
     ),
-    BadInput("a spec that is a folder", "the spec . is a folder; give a YAML file.", options={"spec": "."}),
     BadInput("no `--out`", "--out is missing; name the folder of the log, as in --out DIR.", options={"out": ""}),
 ]
 """Specs and options that are refused, most before a file is read."""

@@ -15,7 +15,7 @@ def prepare(spec: str | Path, out: Path, settings: Sequence[str] = ()) -> list[s
     """Makes a log and returns what the command prints on the way, line by line."""
     printed = io.StringIO()
     with redirect_stdout(printed):
-        prepare_log(PrepareOptions(str(spec), str(out), set=tuple(settings)))
+        prepare_log(PrepareOptions(spec=str(spec), out=str(out), set=tuple(settings)))
     return printed.getvalue().splitlines()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 from unittest import mock
+from urllib.request import Request, urlopen
 
 import s3fs
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
@@ -50,6 +51,8 @@ def s3_server() -> Iterator[tuple[S3Server, s3fs.S3FileSystem]]:
         with mock.patch.dict(os.environ, environment):
             s3fs.S3FileSystem.clear_instance_cache()
             store = s3fs.S3FileSystem(use_listings_cache=False)
+            # moto keeps buckets for the whole process, also those of another test's server.
+            urlopen(Request(f"http://127.0.0.1:{server.port}/moto-api/reset", method="POST")).close()
             store.mkdir(BUCKET)
             yield answers, store
     finally:

@@ -19,6 +19,7 @@ from stem_torchrec.training.run_evaluation import EvaluateConfig, EvaluationData
 
 from distributed import run_ranks
 from runs import this_process
+from small_runs import run_script
 
 DATA = Path(__file__).parent / "data"
 
@@ -105,12 +106,11 @@ def rows_to_predict(folder: Path, *, dropped: tuple[str, ...] = ("finish", "like
     return folder
 
 
-def test_rows_without_labels_get_predictions_and_no_metrics(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_rows_without_labels_get_predictions_and_no_metrics(tmp_path: Path) -> None:
     log = rows_to_predict(tmp_path / "log")
     run_ranks(2, evaluate_log, DATA / "log", tmp_path / "labeled")
-    capfd.readouterr()
-    run_ranks(2, evaluate_log, log, tmp_path / "predictions")
-    printed = capfd.readouterr().out
+    options = ("--run", DATA / "run_format_1", "--data.path", log, "--split", "test")
+    printed = run_script("stem_torchrec/evaluate.py", *options, "--predictions", tmp_path / "predictions", ranks=2)
     assert (
         f"test split of {log}, 32 rows without labels, and so without metrics; their predictions are in "
         f"{tmp_path}/predictions\n" in printed
@@ -118,7 +118,10 @@ def test_rows_without_labels_get_predictions_and_no_metrics(tmp_path: Path, capf
     assert "AUC" not in printed
     rows, labeled = (pq.read_table(tmp_path / each).sort_by("row") for each in ("predictions", "labeled"))
     assert rows.column_names == ["row", "group_user_id", "prediction/finish", "prediction/like"]
-    assert rows.equals(labeled.select(rows.column_names))
+    assert rows["row"].to_pylist() == list(range(32))
+    for name in rows.column_names[2:]:
+        # Another number of threads adds up float32 in another order.
+        assert rows[name].to_pylist() == pytest.approx(labeled[name].to_pylist(), rel=1e-5)
 
 
 @pytest.mark.parametrize("labels", [["finish", "like"], []])
@@ -165,7 +168,10 @@ def test_groups_of_text_are_compared_across_ranks_and_written_as_text(tmp_path: 
     for ranks in (1, 2):
         out = tmp_path / f"texts-{ranks}"
         results = run_ranks(ranks, evaluate_texts, log, out)
-        assert all(result == numbers for result in results)
+        for task, expected in numbers.items():
+            # On two ranks batches are smaller, whose float32 sums may round otherwise; the order of the rows stays.
+            ranking = [(each[task].auc, each[task].gauc, each[task].gauc_groups) for each in results]
+            assert ranking == [(expected.auc, expected.gauc, expected.gauc_groups)] * ranks
         assert numbers["finish"].gauc_groups > 1
         rows = pq.read_table(out).sort_by("row")
         users = pq.read_table(tmp_path / "numbers").sort_by("row")["group_user_id"].to_pylist()

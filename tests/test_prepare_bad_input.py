@@ -88,7 +88,7 @@ def test_a_bad_place_for_the_log_is_refused(out: str, words: str, folder: Path) 
 
 
 def test_a_full_disk_ends_with_status_74_and_the_work_goes_on_later(folder: Path) -> None:
-    answer = command(folder, "spec.yaml", "--out", "made", RLIMIT_FSIZE=100_000)
+    answer = command(folder, "spec.yaml", "--out", "made", RLIMIT_FSIZE=1_000)
     assert answer.returncode == 74, answer.stderr
     assert answer.stderr.startswith("error: ")
     assert answer.stderr.count("\n") == 1

@@ -21,6 +21,8 @@ _FILE = re.compile(r"^  file = (?P<file>.*)$", re.MULTILINE)
 _CAST = re.compile(r"""column "(?P<column>.*?)"\. Could not convert string "(?P<value>.*?)" to '(?P<kind>.*?)'""")
 _CELLS = re.compile(r"Expected Number of Columns: (?P<expected>\d+) Found: (?P<given>\d+)")
 _JSON = re.compile(r'JSON in(?: file)? "(?P<file>.*?)"|JSON transform error in file "(?P<cell_file>.*?)"')
+_DISK = re.compile("max_temp_directory_size|No space left|Could not write file|Disk quota|Input/output error")
+"""What an error of another class has where the disk fails, as the end of a transaction."""
 _KINDS = {
     "DOUBLE": "float",
     "BIGINT": "int",
@@ -50,7 +52,7 @@ def sentences_of_duckdb(
         text = str(error)
         for copy, file in (names or {}).items():
             text = text.replace(copy, file)
-        if "max_temp_directory_size" in text or "No space left" in text or isinstance(error, duckdb.IOException):
+        if _DISK.search(text) or isinstance(error, duckdb.IOException):
             raise UnwritableError(f"the disk cannot be used ({reason_of(error)[:300]}); make room.") from error
         if isinstance(error, duckdb.OutOfMemoryException):
             raise UserError(

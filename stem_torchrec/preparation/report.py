@@ -175,8 +175,8 @@ def _lone_aucs(report: Report, labels: Sequence[str], features: Mapping[str, Fea
     )
     for start in range(0, len(labels), _LABELS_OF_TABLE):
         some = labels[start : start + _LABELS_OF_TABLE]
-        greatest = {name: max(_auc(feature, label) for label in some) for name, feature in features.items()}
-        order = sorted(features, key=greatest.__getitem__, reverse=True)
+        best = {name: max(_auc(feature, label) for label in some) for name, feature in features.items()}
+        order = sorted(best, key=lambda name: -best[name])
         report.table([{"feature": name} | dict(_auc_cells(features[name], some)) for name in order])
 
 

@@ -72,7 +72,8 @@ def leading_digits(number: ir.Value) -> ir.Value:
 
         # 17.0 -> 1000 * (1 + 500) + 170;  0.12345 -> 1000 * (-1 + 500) + 123;  -0.12345 -> the negative of that
     """
-    size = number.cast("float64").abs()
+    number = number.cast("float64")  # Of true and false as well.
+    size = number.abs()
     exponent = size.nullif(0.0).log10().floor().fill_null(0.0)
     digits = (size * ibis.literal(10.0).pow(2.0 - exponent) + 0.5).floor()
     key = ((exponent + _LEAST_POWER) * 1000 + digits).cast("int64")

@@ -72,7 +72,7 @@ class FeatureMeasures:
         counts = count_ids(
             {k: with_labels(part, part[name], self._labels) for k, part in log.parts.items()}, self._tasks
         )
-        counts = engine.keep(f"counts of {name}", counts)
+        counts = engine.keep(f"counts of feature {name}", counts)
         if column.type().is_array():
             valid = log.parts["valid"]
             labels = {f"label_{i}": valid[label].cast("int64") for i, label in enumerate(self._labels)}
@@ -99,7 +99,7 @@ class FeatureMeasures:
         labels = {f"label_{i}": rows[f"label {label}"].cast("int64") for i, label in enumerate(self._labels)}
         table = rows.select(SPLIT, id=key, **labels)
         parts = {split: table.filter(table[SPLIT] == SPLITS.index(split)).drop(SPLIT) for split in log.parts}
-        counts = self._engine.keep(f"counts of number {name}", count_ids(parts, self._tasks))
+        counts = self._engine.keep(f"counts of dense {name}", count_ids(parts, self._tasks))
         filled = {split: self._filled[split][f"dense {name}"] for split in log.parts}
         buckets = in_buckets(counts, self._tasks, filled["train"])
         times = [f"rows_{split}" for split in log.parts]

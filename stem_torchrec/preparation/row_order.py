@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from stem_torchrec.expressions.expression import Call, Expression, Literal
-from stem_torchrec.expressions.value_types import ValueType
+from stem_torchrec.expressions.value_types import NULL, ValueType
 from stem_torchrec.preparation.expression_reader import ExpressionReader, Value, from_sql
 from stem_torchrec.preparation.spec import ColumnSplit, Spec, TimeSplit
 from stem_torchrec.runtime.errors import UserError
@@ -14,6 +14,7 @@ HASHES = 2**52
 
 _1970 = datetime(1970, 1, 1, tzinfo=UTC)
 _T = ValueType
+_DRAWN = (_T.INT, _T.TEXT, _T.BOOL)
 ORDERED = (_T.INT, _T.FLOAT, _T.TEXT, _T.TIMESTAMP, _T.DATE)
 
 
@@ -70,7 +71,8 @@ def _at_random(reader: ExpressionReader, spec: Spec) -> Expression:
     split = spec.split.random
     assert split is not None
     bounds = [round((1 - split.valid - split.test) * HASHES), round((1 - split.test) * HASHES)]
-    position = _hash(reader, split.by or spec.row_key, _salt(spec))
+    place = "split.random.by" if split.by else "row_key"
+    position = _hash(reader, split.by or spec.row_key, _salt(spec), place)
     first, second = map(Literal, bounds)
     text = "case when position < first then 0 when position < second then 1 else 2 end"
     return from_sql(text, position=position, first=first, second=second)
@@ -100,12 +102,16 @@ def _salt(spec: Spec) -> str:
     return f"rows {spec.split.random.seed if spec.split.random else 0} "
 
 
-def _hash(reader: ExpressionReader, names: Sequence[str], salt: str) -> Expression:
+def _hash(reader: ExpressionReader, names: Sequence[str], salt: str, place: str = "row_key") -> Expression:
     """A number below HASHES for each row, by some columns, or by all that are numbers and texts if none is named."""
     known = [name for name, kind in reader.types.items() if kind in (_T.INT, _T.TEXT)]
     if not names and not known:
         raise UserError("row_key is empty, and no column is a number or text by which rows could be drawn.")
+    for name in names:
+        kind = reader.typed(reader.column(name, place), place, tuple(_T), "a key", name).type
+        if kind not in (*_DRAWN, NULL):
+            raise UserError(f"{place} names {name!r}, which is {kind}, but rows are drawn by {', '.join(_DRAWN)}.")
     parts = tuple(
-        from_sql("coalesce(cast(part as text), '')", part=reader.column(name, "row_key")) for name in names or known
+        from_sql("coalesce(cast(part as text), '')", part=reader.column(name, place)) for name in names or known
     )
     return Call("hash_id", (parts[0] if len(parts) == 1 else Call("cross", parts),), {"buckets": HASHES, "salt": salt})

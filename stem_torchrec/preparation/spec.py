@@ -141,7 +141,7 @@ class Hash:
 
     buckets: Annotated[int, Interval(ge=1, le=2**40)]
     hashes: Annotated[int, Interval(ge=1, le=4)] = 1
-    """Ids of a value; with 2, values that share one id rarely share the other."""
+    """Ids of a value; with 2, values that share one id rarely share the other. The log has a list of them."""
     salt: str = ""
 
 

@@ -22,6 +22,7 @@ _STYLE = """\
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; }
 table { border-collapse: collapse; margin: 1em 0; display: block; overflow-x: auto; white-space: nowrap; }
 td, th { padding: .25em .7em; border-bottom: 1px solid var(--line); } td { font-variant-numeric: tabular-nums; }
+th { white-space: normal; overflow-wrap: anywhere; min-width: 3.5em; }
 td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 9em; }
 img { max-width: 100%; background: white; } code { background: var(--code); }"""
 

@@ -17,6 +17,7 @@ from stem_torchrec.data.batch import Exposures
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.folder import data_folder
 from stem_torchrec.data.loader import data_loader
+from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.data.schema import Schema, load_schema
 from stem_torchrec.metrics.multi_task import MultiTaskMetrics, TaskMetrics, format_table, to_json
 from stem_torchrec.metrics.predictions import PredictionsFile
@@ -26,7 +27,7 @@ from stem_torchrec.runtime.hang_detection import heartbeat
 from stem_torchrec.runtime.path_options import InputFolder, OutputFile, OutputFolder
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0, progress_bar
-from stem_torchrec.runtime.store_path import path_of
+from stem_torchrec.runtime.store_path import AnyPath, path_of
 from stem_torchrec.training.assembly import build_pipeline, build_sharded_model, for_weights_only
 from stem_torchrec.training.configuration import load_config
 from stem_torchrec.training.evaluation import predict, weights_of_rows
@@ -84,18 +85,8 @@ def evaluate_run(
     if not config.run:
         raise UserError("say which run to evaluate: --run RUN, the folder that training wrote.")
     config = with_paths(config)
-    folder = path_of(config.run)
-    run, weights = load_config(str(folder / CONFIG_FILE)), find_weights(folder / BEST_WEIGHTS)
-    path = config.data.path or data_folder(run.data)
-    schema = load_schema(path)
-    columns = _columns_of(config.run, run, path, schema, predicts=config.predictions is not None)
-    reader = open_split(
-        run.data, path, config.split, schema, columns, process,
-        batch_size=config.data.batch_size, needs_labels=config.predictions is None,
-    )  # fmt: skip
+    run, weights, path, schema, reader = _opened(config, process)
     columns = reader.columns
-    if config.json and not columns.labeled:
-        raise UserError(f"--json is for metrics, but the rows of {path}/{config.split} have no labels; leave it out.")
     lock = FolderLock(take_over=config.take_over)
     from_first_rank(lambda: prepare_outputs(config.run, lock, metrics=config.json, predictions=config.predictions))
     model, _ = build_sharded_model(for_weights_only(run), columns, process, trains=False)
@@ -131,6 +122,22 @@ def evaluate_run(
     if config.json and process.is_first:
         write_results(config.json, {config.split: to_json(result)})
     return result
+
+
+def _opened(config: EvaluateConfig, process: Process) -> tuple[TrainConfig, AnyPath, str, Schema, ParquetReader]:
+    """The configuration of the run, its weights, and the path, schema and rows of the log; raises UserError."""
+    folder = path_of(config.run)
+    run, weights = load_config(str(folder / CONFIG_FILE)), find_weights(folder / BEST_WEIGHTS)
+    path = config.data.path or data_folder(run.data)
+    schema = load_schema(path)
+    columns = _columns_of(config.run, run, path, schema, predicts=config.predictions is not None)
+    reader = open_split(
+        run.data, path, config.split, schema, columns, process,
+        batch_size=config.data.batch_size, needs_labels=config.predictions is None,
+    )  # fmt: skip
+    if config.json and not reader.columns.labeled:
+        raise UserError(f"--json is for metrics, but the rows of {path}/{config.split} have no labels; leave it out.")
+    return run, weights, path, schema, reader
 
 
 def _columns_of(folder: str, run: TrainConfig, path: str, schema: Schema, *, predicts: bool) -> Columns:

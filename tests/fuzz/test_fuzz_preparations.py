@@ -52,13 +52,12 @@ SPECS: tuple[dict[str, Any], ...] = (
                 "columns": {"user": "int", "ids": "list<int>", "click": "int", "price": "float"},
             }
         },
-        "split": {"random": {"by": ["user", "price"], "seed": 1, "valid": 0.3, "test": 0.1}},
+        "split": {"random": {"by": ["user"], "seed": 1, "valid": 0.3, "test": 0.1}},
         "row_key": ["user"],
         "labels": {"click": "click"},
         "features": {"user": {"identity": 4}, "ids": {"vocabulary": {"min_count": 1}, "weights": "ids"}},
         "dense": {"price": {"quantiles": 3}},
         "weight": "price",
-        "keep": ["price"],
     },
 )
 FILES = {"given/log.csv": LOG, "given/items.csv": ITEMS, "given/log.jsonl": LINES}
@@ -127,7 +126,7 @@ def preparations(draw: st.DrawFn) -> Case:
         case "option":
             args.append(draw(st.sampled_from(OPTIONS)))
             args += draw(st.lists(words | texts | st.sampled_from(SETTINGS), max_size=2))
-    text = yaml.safe_dump(spec, allow_unicode=True)
+    text = yaml.safe_dump(spec, allow_unicode=True, sort_keys=False)
     text = draw(damaged(text)) if draw(st.integers(0, 9)) == 0 else text
     edits: list[Edit] = [{"do": "write", "path": path, "text": content} for path, content in files.items()]
     return Case("prepare", args, [*edits, {"do": "write", "path": "spec.yaml", "text": text}])
