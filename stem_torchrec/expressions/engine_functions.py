@@ -121,11 +121,9 @@ def element(engine: Engine, values: ibis.Value, index: int) -> ibis.Value:
     return _builtin(name, f"array<{kind}>, {position.type()}", kind)(values, position)
 
 
-def size(engine: Engine, values: ibis.Value) -> ibis.Value:
-    """The number of elements; Spark's own `size` is -1 for null without its ANSI mode."""
-    if engine == "duckdb":
-        return values.length().cast("int64")
-    return _builtin("array_size", str(values.type()), "int32")(values).cast("int64")
+def size(values: ibis.Value) -> ibis.Value:
+    """The number of elements; Spark's own is -1 for null without its ANSI mode."""
+    return ibis.cases((values.notnull(), values.length().cast("int64")), else_=ibis.null("int64"))
 
 
 def sublist(engine: Engine, values: ibis.Value, start: ibis.Value, count: int) -> ibis.Value:

@@ -97,7 +97,7 @@ def _part_in_arrow(lists: pa.Array, count: int, from_end: bool) -> pa.Array:
 
 
 def _last_in_engine(engine: Engine, lists: ibis.Value, count: int) -> ibis.Value:
-    size = engine_functions.size(engine, lists)
+    size = engine_functions.size(lists)
     start = ibis.greatest(size - constant(count), constant(0)) + constant(1)
     # `greatest` ignores nulls, but a null list stays one.
     return engine_functions.sublist(engine, lists, start, count)
@@ -138,7 +138,7 @@ LIST_FUNCTIONS = (
         "len(list)",
         "The number of elements.",
         one_of(dict.fromkeys(LISTS, INT)),
-        engine_functions.size,
+        lambda engine, lists: engine_functions.size(lists),
         lambda lists: pc.cast(pc.list_value_length(lists), pa.int64()),
     ),
     Function(
