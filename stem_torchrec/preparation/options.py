@@ -40,7 +40,8 @@ class PrepareOptions:
     grow: bool = False
     """Gives new values of train ids behind those of --vocabularies, and fits features that it lacks."""
     engine: Engines = "duckdb"
-    """duckdb runs in this process, out of core; spark in the session of spark-submit or SPARK_REMOTE, else on this machine."""
+    """duckdb runs in this process, out of core; spark in the session of spark-submit or SPARK_REMOTE, else on this
+    machine."""
     memory: Annotated[float, Interval(ge=0.25, le=10_000)] = 1.2
     """GiB that DuckDB may take; it spills to the disk of --out. The process takes about 0.3 GiB more. The heap of a
     Spark on this machine, of at least 1 GiB."""
