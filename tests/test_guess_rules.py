@@ -11,13 +11,19 @@ from stem_torchrec.config.yaml_text import parse_yaml
 from stem_torchrec.expressions.expression import Column
 from stem_torchrec.expressions.sql import parse_expression
 from stem_torchrec.expressions.value_types import ValueType
-from stem_torchrec.preparation.guess_facts import Facts, Separated
-from stem_torchrec.preparation.guess_features import Choice, Known, choose, list_text
-from stem_torchrec.preparation.guess_labels import candidates, column_text, parse_labels
-from stem_torchrec.preparation.guess_leaks import leaks_and_suspects
-from stem_torchrec.preparation.guess_names import feature_name, names_feedback, names_id, names_result, user_rank
-from stem_torchrec.preparation.guess_text import lines, printable, text_of
-from stem_torchrec.preparation.guess_time import TimeColumn, time_column
+from stem_torchrec.preparation.guessing.column_names import (
+    feature_name,
+    names_feedback,
+    names_id,
+    names_result,
+    user_rank,
+)
+from stem_torchrec.preparation.guessing.commented_yaml import lines, printable, text_of
+from stem_torchrec.preparation.guessing.facts import Facts, Separated
+from stem_torchrec.preparation.guessing.features import Choice, Known, choose, list_text
+from stem_torchrec.preparation.guessing.labels import candidates, column_text, parse_labels
+from stem_torchrec.preparation.guessing.leaks import leaks_and_suspects
+from stem_torchrec.preparation.guessing.times import TimeColumn, time_column
 from stem_torchrec.runtime.errors import UserError
 
 _T = ValueType

@@ -13,10 +13,11 @@ from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.config.yaml_text import to_yaml
 from stem_torchrec.data.new_log import WORK, check_out, new_log
 from stem_torchrec.data.schema import Schema
-from stem_torchrec.preparation.duckdb_engine import DuckDBEngine
-from stem_torchrec.preparation.earlier_log import read_earlier_log
-from stem_torchrec.preparation.engine import Engine
-from stem_torchrec.preparation.guess_command import (
+from stem_torchrec.preparation.engines.duckdb_engine import DuckDBEngine
+from stem_torchrec.preparation.engines.engine import Engine
+from stem_torchrec.preparation.engines.spark_engine import SparkEngine
+from stem_torchrec.preparation.fitting.earlier_log import read_earlier_log
+from stem_torchrec.preparation.guessing.command import (
     SPEC_FILE,
     check_no_guess,
     guess_with_labels,
@@ -24,13 +25,12 @@ from stem_torchrec.preparation.guess_command import (
     raw_inputs,
     write_guess,
 )
-from stem_torchrec.preparation.guess_inputs import is_spec
+from stem_torchrec.preparation.guessing.inputs import is_spec
 from stem_torchrec.preparation.make_log import make_log
 from stem_torchrec.preparation.options import PrepareOptions
-from stem_torchrec.preparation.source_files import find_files
-from stem_torchrec.preparation.spark_engine import SparkEngine
-from stem_torchrec.preparation.spec import Spec
-from stem_torchrec.preparation.spec_file import SPEC_FORMAT, spec_of, spec_text
+from stem_torchrec.preparation.raw_files.listing import find_files
+from stem_torchrec.preparation.specs.spec import Spec
+from stem_torchrec.preparation.specs.spec_file import SPEC_FORMAT, spec_of, spec_text
 from stem_torchrec.runtime.errors import UserError, nearest
 
 
