@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-from importlib import resources
 from pathlib import Path
 
 from tabulate import tabulate
@@ -29,9 +28,10 @@ from stem_torchrec.preparation.guessing.inputs import is_spec
 from stem_torchrec.preparation.make_log import make_log
 from stem_torchrec.preparation.options import PrepareOptions
 from stem_torchrec.preparation.raw_files.listing import find_files
+from stem_torchrec.preparation.specs.installed_specs import installed_specs, spec_path
 from stem_torchrec.preparation.specs.spec import Spec
 from stem_torchrec.preparation.specs.spec_file import SPEC_FORMAT, spec_of, spec_text
-from stem_torchrec.runtime.errors import UserError, nearest
+from stem_torchrec.runtime.errors import UserError
 
 
 def prepare_log(options: PrepareOptions) -> str:
@@ -77,37 +77,6 @@ def _prepared(text: str, path: str | Path, options: PrepareOptions) -> str:
         finally:
             engine.close()
     return summary(schema)
-
-
-def spec_path(name: str) -> Path:
-    """The file of a spec: a path, or the name of one that is installed.
-
-    Raises UserError with the nearest name if it is neither.
-    """
-    path = Path(os.path.expanduser(name))
-    if not name:
-        raise UserError(f"the spec is missing; give a YAML file, or one of {', '.join(installed_specs())}.")
-    if path.suffix in (".yaml", ".yml") or path.exists():
-        if path.is_dir():
-            raise UserError(f"the spec {name} is a folder; give a YAML file.")
-        if not path.is_file():
-            raise UserError(f"there is no spec {name}; give a YAML file, or one of {', '.join(installed_specs())}.")
-        return path
-    known = installed_specs()
-    if name not in known:
-        hint = nearest(name, list(known)) or f"; give a YAML file, or one of {', '.join(known)}."
-        raise UserError(f"there is no spec {name!r}{hint}")
-    return known[name]
-
-
-def installed_specs() -> dict[str, Path]:
-    """The specs of public logs, by name: those of the wheel, or in a checkout those in datasets/."""
-    package = Path(str(resources.files("stem_torchrec")))
-    for folder in (package / "preparation" / "specs", package.parent / "datasets"):
-        files = sorted(folder.glob("*.yaml"))
-        if files:
-            return {file.stem: file for file in files}
-    return {}
 
 
 def _work(spec: Spec, options: PrepareOptions) -> str:
