@@ -248,5 +248,6 @@ def test_a_column_far_above_all_others_is_named() -> None:
     leaks, suspects = leaks_and_suspects(scores)
     assert leaks == {"a": "alone has an AUC of 0.990 for click"}
     assert suspects == {"b": "alone has an AUC of 0.900 for click"}
-    # One of two columns that are alike is no suspect.
+    # One of two columns that are alike is no suspect, and neither is the user.
     assert leaks_and_suspects({"click": {"a": 0.84, "b": 0.83}}) == ({}, {})
+    assert leaks_and_suspects({"click": {"user": 0.90, "a": 0.62, "b": 0.6, "c": 0.5}}, ["user"]) == ({}, {})

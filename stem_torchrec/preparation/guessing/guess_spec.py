@@ -97,7 +97,8 @@ def _guess(engine: Engine, inputs: Sequence[str], wishes: Wishes) -> Guess:
         of_labels, frozenset(wishes.drop), time=split.time, days=split.days, split_by=split.column, group=group
     )
     looked_at = [each.name for each in usable if time_column(each) is None and is_used(each, known)]
-    leaks, suspects = leaks_and_suspects(lone_aucs(engine, sample, types, labels, looked_at) if labels else {})
+    aucs = lone_aucs(engine, sample, types, labels, looked_at) if labels else {}
+    leaks, suspects = leaks_and_suspects(aucs, [group] if group else [])
     known = replace(known, leaks=leaks, suspects=suspects)
     columns = facts.values()
     choices = _with_own_names([choice for each in columns for choice in choose(each, known)], set(texts))

@@ -1,6 +1,6 @@
 """Columns that alone tell a label: what the exposure has produced, mostly, and not what was known before it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import ibis.expr.types as ir
@@ -11,19 +11,10 @@ from stem_torchrec.expressions.relational import to_ibis
 from stem_torchrec.expressions.value_types import ValueType
 from stem_torchrec.preparation.engines.engine import ROW, Engine
 from stem_torchrec.preparation.guessing.facts import NUMBERS
+from stem_torchrec.preparation.report.leak_rule import BUCKETS, LEAST_ROWS, SMOOTHING, leaks_of
 from stem_torchrec.preparation.specs.expression_reader import Value
 
-LEAK_AUC = 0.95
-"""AUC of one column from which on it is left out."""
-SUSPECT_AUC = 0.85
-"""AUC from which on a column is named, if it is far above the others."""
-_FAR = 1.25
-"""How many times the next best column's distance from 0.5 is far above."""
 _ROWS = 20_000
-_BINS = 50
-_LEAST_POSITIVES = 20
-_PRIOR = 5.0
-"""Rows of the mean label that each value has besides its own."""
 
 
 def lone_aucs(
@@ -61,8 +52,8 @@ def _keys(cells: Sequence[Any], *, in_bins: bool) -> NDArray[np.int64]:
     if in_bins:
         numbers = np.array([np.nan if each is None else float(each) for each in cells])
         kinds = np.unique(numbers)
-        if len(kinds) > _BINS:
-            edges = np.unique(np.nanquantile(numbers, np.linspace(0, 1, _BINS + 1)))
+        if len(kinds) > BUCKETS:
+            edges = np.unique(np.nanquantile(numbers, np.linspace(0, 1, BUCKETS + 1)))
             return np.where(np.isnan(numbers), -1, np.searchsorted(edges, numbers, side="right")) + 1
         cells = list(numbers)
     index: dict[str, int] = {}
@@ -74,13 +65,13 @@ def _score(keys: NDArray[np.int64], label: NDArray[np.float64]) -> float | None:
     known = ~np.isnan(label)
     keys, label = keys[known], label[known]
     fitted, scored = (keys[::2], label[::2]), (keys[1::2], label[1::2])
-    if min(each.sum() for _, each in (fitted, scored)) < _LEAST_POSITIVES:
+    if min(each.sum() for _, each in (fitted, scored)) < LEAST_ROWS:
         return None
-    if min((1 - each).sum() for _, each in (fitted, scored)) < _LEAST_POSITIVES:
+    if min((1 - each).sum() for _, each in (fitted, scored)) < LEAST_ROWS:
         return None
     size = int(keys.max()) + 1
     count, positive = np.bincount(fitted[0], minlength=size), np.bincount(fitted[0], fitted[1], size)
-    mean = (positive + _PRIOR * fitted[1].mean()) / (count + _PRIOR)
+    mean = (positive + SMOOTHING * fitted[1].mean()) / (count + SMOOTHING)
     return _auc(mean[scored[0]], scored[1])
 
 
@@ -92,17 +83,19 @@ def _auc(score: NDArray[np.float64], label: NDArray[np.float64]) -> float:
     return float((rank[label == 1].sum() - positives * (positives + 1) / 2) / (positives * (len(label) - positives)))
 
 
-def leaks_and_suspects(scores: Mapping[str, Mapping[str, float]]) -> tuple[dict[str, str], dict[str, str]]:
-    """What to say of columns that alone tell a label, and of those that come close and stand far above all others."""
+def leaks_and_suspects(
+    scores: Mapping[str, Mapping[str, float]], groups: Collection[str] = ()
+) -> tuple[dict[str, str], dict[str, str]]:
+    """What to say of columns that leak a label, and of those that may do so, by the rule of the report.
+
+    Args:
+        scores: AUCs by label and by column.
+        groups: columns that are the group of gAUC.
+    """
     leaks: dict[str, str] = {}
     suspects: dict[str, str] = {}
     for label, by_column in scores.items():
-        ordered = sorted(by_column.items(), key=lambda pair: -pair[1])
-        for i, (column, score) in enumerate(ordered):
-            words = f"alone has an AUC of {score:.3f} for {label}"
-            following = next((other for _, other in ordered[i + 1 :] if other < SUSPECT_AUC), 0.5)
-            if score >= LEAK_AUC:
-                leaks.setdefault(column, words)
-            elif score >= SUSPECT_AUC and score - 0.5 >= _FAR * (following - 0.5):
-                suspects.setdefault(column, words)
+        for column, leak in leaks_of(by_column, groups).items():
+            words = f"alone has an AUC of {leak.auc:.3f} for {label}"
+            (leaks if leak.certain else suspects).setdefault(column, words)
     return leaks, {column: words for column, words in suspects.items() if column not in leaks}

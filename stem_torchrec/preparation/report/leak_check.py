@@ -7,25 +7,13 @@ has the mean rate. A number has the rate of its bucket, one of BUCKETS with abou
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
 
 import ibis
 import ibis.expr.types as ir
 
 from stem_torchrec.preparation.report.counts import count_columns
+from stem_torchrec.preparation.report.leak_rule import BUCKETS, LEAST_ROWS, SMOOTHING, leaks_of
 
-SMOOTHING = 10.0
-"""Rows of the mean rate that each id has besides its own."""
-BUCKETS = 100
-LEAK_AUC = 0.95
-"""AUC of one feature from which on it is named."""
-HIGH_AUC = 0.88
-"""AUC from which on a feature is named if it is far above the others."""
-TIMES = 3.0
-"""How many times the median lift of the others is far above; the lift is the AUC less 0.5."""
-LEAST_OTHERS = 3
-LEAST_ROWS = 20
-"""Positive and negative rows of valid below which an AUC says nothing."""
 _DIGITS = 12
 """Of a mean of rates: the last ones depend on the order in which an engine adds, and would untie equal lists."""
 
@@ -114,10 +102,7 @@ def auc_of_scores(scores: ir.Table) -> ir.Table:
 
 
 def leak_warnings(aucs: Mapping[str, Mapping[str, LoneAuc]], group: Sequence[str] = ()) -> list[str]:
-    """A sentence for each feature that leaks a label, or looks like it.
-
-    Named are a feature with an AUC of at least LEAK_AUC, and one with at least HIGH_AUC and TIMES times the median lift
-    of the other features. The latter does not hold for what tells groups apart: users differ by nature.
+    """A sentence for each feature that leaks a label, or looks like it, by the rule of `leaks_of`.
 
     Args:
         aucs: by label, and by feature.
@@ -128,15 +113,12 @@ def leak_warnings(aucs: Mapping[str, Mapping[str, LoneAuc]], group: Sequence[str
         enough = {
             name: lone.auc for name, lone in by_feature.items() if min(lone.positives, lone.negatives) >= LEAST_ROWS
         }
-        for name, auc in enough.items():
-            others = [other for each, other in enough.items() if each != name]
-            usual = max(median(others), 0.5) if others else 0.5
-            beside = f", where the median of the other {len(others)} features is {usual:.3f}" if others else ""
-            far = len(others) >= LEAST_OTHERS and auc - 0.5 >= TIMES * (usual - 0.5) and name not in group
-            if auc >= LEAK_AUC or (auc >= HIGH_AUC and far):
-                verb = "leaks" if auc >= LEAK_AUC else "may leak"
-                sentences.append(
-                    f"feature {name!r} {verb} the label {label!r}: its rate of train alone has an AUC of {auc:.3f} on "
-                    f"valid{beside}. Leave it out unless it is known before the exposure."
-                )
+        for name, leak in leaks_of(enough, group).items():
+            verb = "leaks" if leak.certain else "may leak"
+            usual = f"the median of the other {leak.others} features is {leak.usual:.3f}"
+            beside = f", where {usual}" if leak.others else ""
+            sentences.append(
+                f"feature {name!r} {verb} the label {label!r}: its rate of train alone has an AUC of {leak.auc:.3f} on "
+                f"valid{beside}. Leave it out unless it is known before the exposure."
+            )
     return sentences

@@ -15,7 +15,7 @@ from stem_torchrec.preparation.report.facts import (
     pairs_of_labels,
 )
 from stem_torchrec.preparation.report.features import FeatureMeasures, WrittenLog
-from stem_torchrec.preparation.report.leak_check import SMOOTHING
+from stem_torchrec.preparation.report.leak_rule import SMOOTHING
 from stem_torchrec.preparation.report.warning_sentences import collision_text, warnings_of
 from stem_torchrec.runtime.report_file import Report, escape
 
