@@ -63,6 +63,12 @@ def _check_split(split: Split) -> None:
         raise UserError(f"split has {' and '.join(given) or 'no way'}, but must have one of time, random and column.")
     if split.random is not None and split.random.valid + split.random.test >= 1:
         raise UserError("split.random leaves nothing for train: valid and test must be below 1 together.")
+    if split.column is not None:
+        names: dict[int | str, str] = {}
+        for name in ("train", "valid", "test"):
+            for value in getattr(split.column, name):
+                if names.setdefault(value, name) != name:
+                    raise UserError(f"split.column has {value!r} in {names[value]} and {name}; leave one of them out.")
 
 
 def _check_sources(spec: Spec) -> None:
