@@ -48,10 +48,15 @@ def find_files(name: str, source: Source) -> list[str]:
     for file in files:
         if file.lower().endswith(_ARCHIVES):
             raise UserError(f"{file} is an archive, which is not read; unpack it.")
-        other = next((kind for kind in ("parquet", "json") if file.lower().endswith(_ENDINGS[kind])), source.type)
-        if source.type == "csv" and other != "csv":
-            raise UserError(f"sources[{name}].type is csv, but {file} ends as {other} does; say type: {other}.")
     return list(dict.fromkeys(files))
+
+
+def check_type(name: str, source: Source, files: Sequence[str]) -> None:
+    """Raises UserError for a file of another type, by its name, that would be read as CSV."""
+    for file in files if source.type == "csv" else ():
+        kind = next((kind for kind in ("parquet", "json") if file.lower().endswith(_ENDINGS[kind])), "")
+        if kind:
+            raise UserError(f"sources[{name}].type is csv, but {file} ends as {kind} does; say type: {kind}.")
 
 
 def _expanded(pattern: str) -> str:

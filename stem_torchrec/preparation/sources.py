@@ -10,7 +10,7 @@ import ibis.expr.types as ir
 
 from stem_torchrec.preparation.engine import ROW, Engine
 from stem_torchrec.preparation.source_columns import columns_of, files_with_rows
-from stem_torchrec.preparation.source_files import find_files
+from stem_torchrec.preparation.source_files import check_type, find_files
 from stem_torchrec.preparation.source_names import NO_VALUE, check_partitions, name_parts
 from stem_torchrec.preparation.source_values import Cells, ibis_type_of
 from stem_torchrec.preparation.spec import ColumnType, Source
@@ -32,6 +32,7 @@ def read_source(engine: Engine, name: str, source: Source, *, exact: bool = Fals
     A query of the table raises RefusedCellError at a cell that is not of the type of its column.
     """
     files = files_with_rows(find_files(name, source), source)
+    check_type(name, source, files)
     columns = columns_of(name, source, files)
     for file, shape in columns.items():
         if own := [column for column, _ in shape.kinds if column.lower() == ROW]:
