@@ -126,7 +126,7 @@ def test_a_missing_value_beside_ids_as_they_are_has_an_id_behind_them(tmp_path: 
 
 def test_rows_without_a_time_belong_to_no_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec = spec_with(split={"time": {"by": "nullif(user, 1) + day * 0", "train_until": 3, "valid_until": 4}})
-    assert column(prepare(tmp_path, spec, report=False), "user") == [2, 3] * 3 + [4] * 3
+    assert column(prepare(tmp_path, spec, report=False), "user") == [1, 2] * 3 + [0] * 3
     assert "source 12, split 9" in capsys.readouterr().out
 
 
