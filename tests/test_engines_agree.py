@@ -131,9 +131,8 @@ def test_spark_makes_the_log_of_duckdb_with_every_kind_of_feature(spark: None, l
     assert_same_log(prepare(raw.with_name("every_kind.yaml"), "spark", raw), log)
 
 
-@pytest.mark.parametrize(
-    "change", [pytest.param(RANDOM, id="random", marks=pytest.mark.long), pytest.param(BY_COLUMN, id="by_column")]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("change", [RANDOM, BY_COLUMN], ids=["random", "by_column"])
 def test_spark_makes_the_log_of_duckdb_in_each_split_and_order(
     spark: None, change: dict[str, Any], raw: Path, tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 from scipy.spatial.distance import jensenshannon
 
 from stem_torchrec.data.schema import LabelCounts, Schema, SparseFeature, Split, load_schema
-from stem_torchrec.expressions.fitted_functions import hash_id
+from stem_torchrec.expressions.id_functions import hash_id
 from stem_torchrec.expressions.value_types import ValueType
 from stem_torchrec.preparation.expressions_of_spec import SpecExpressions, read_expressions
 from stem_torchrec.preparation.leak_check import LoneAuc
