@@ -128,7 +128,7 @@ def _sentence_of_json(path: str, text: str) -> str:
         return f"{path}: a line has more than 16 MiB; shorten it."
     wrong = _WRONG_JSON.search(text)
     number = int(wrong["line"]) if wrong else None
-    if line := _first_no_object(path, number):
+    if line := first_no_object(path, number):
         return line
     if wrong is None:
         return f"{path}: {_CLASS.sub('', text.splitlines()[0])}"
@@ -144,7 +144,7 @@ def _sentence_of_json(path: str, text: str) -> str:
     return f"{place}{reason}; correct it."
 
 
-def _first_no_object(path: str, last: int | None) -> str:
+def first_no_object(path: str, last: int | None = None) -> str:
     """The sentence for the first line, up to a last one, that is no JSON object; empty if all are."""
     with suppress(UserError), open_bytes(path) as file:
         for number, line in enumerate(islice(file, last), start=1):

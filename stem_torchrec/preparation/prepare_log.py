@@ -18,7 +18,6 @@ from stem_torchrec.preparation.duckdb_engine import DuckDBEngine
 from stem_torchrec.preparation.earlier_log import EarlierLog, read_earlier_log
 from stem_torchrec.preparation.engine import Engine
 from stem_torchrec.preparation.guess_command import (
-    SPEC_FILE,
     check_no_guess,
     guess_with_labels,
     naming_guess_only,
@@ -31,7 +30,7 @@ from stem_torchrec.preparation.options import PrepareOptions
 from stem_torchrec.preparation.source_files import find_files
 from stem_torchrec.preparation.spark_engine import SparkEngine
 from stem_torchrec.preparation.spec import Spec
-from stem_torchrec.preparation.spec_file import SPEC_FORMAT, spec_of, spec_text
+from stem_torchrec.preparation.spec_file import SPEC_FILE, SPEC_FORMAT, spec_of, spec_text
 from stem_torchrec.preparation.transforms import TRANSFORMS_FILE
 from stem_torchrec.runtime.errors import UserError, nearest
 
