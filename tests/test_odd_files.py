@@ -13,10 +13,10 @@ import pyarrow as pa
 import pytest
 
 from stem_torchrec.data.schema import load_schema
-from stem_torchrec.preparation.engine_errors import sentences_of_duckdb
+from stem_torchrec.preparation.engines.duckdb_errors import sentences_of_duckdb
 from stem_torchrec.preparation.prepare_log import _state
-from stem_torchrec.preparation.source_files import find_files
-from stem_torchrec.preparation.spec import Source
+from stem_torchrec.preparation.raw_files.listing import find_files
+from stem_torchrec.preparation.specs.spec import Source
 from stem_torchrec.runtime.errors import UnwritableError, UserError
 
 from preparations import column, prepare, refusal, spec_with

@@ -59,13 +59,13 @@ def run_main(main: Callable[[], None], *, every_rank_speaks: bool = False) -> No
     status, sentence = _outcome(main, every_rank_speaks=every_rank_speaks)
     if output is not None:
         exit_on_signals()
+        if status > killed_by(0):
+            exit_at_the_latest(status)
     sys.stdout.flush()
     if status == ExitStatus.OK and output is not None and output.failure is not None:
         status, sentence = ExitStatus.UNWRITABLE, f"standard output cannot be written ({_reason(output.failure)})."
     if sentence:
         print(f"error: {sentence}", file=sys.stderr)
-    if status > killed_by(0):
-        exit_at_the_latest(status)
     if status:
         sys.exit(status)
 
