@@ -50,8 +50,8 @@ class Cells:
         given = column.type()
         if isinstance(given, dt.Array):
             return self._list(column, given, name, kind)
-        if given.is_null() or given.is_unknown():
-            return ibis.null(ibis_type_of(kind or "int"))
+        if nearest := _without_values(given):
+            return ibis.null(ibis_type_of(kind or nearest))
         if given.is_string():
             return self.from_text(column, name, kind or "text")
         if given.is_integer() and kind in (None, "int", "float", "text"):
@@ -72,8 +72,9 @@ class Cells:
 
     def _check_known(self, given: dt.DataType, name: str, kind: ColumnType | None) -> None:
         if kind is not None:
+            files = given.raw_type.sql() if isinstance(given, dt.Unknown) else str(given)
             raise UserError(
-                f"sources[{self._source}].columns[{name}] is {kind}, but the files have {str(given).lower()}, which is "
+                f"sources[{self._source}].columns[{name}] is {kind}, but the files have {files.lower()}, which is "
                 "not read as such; leave it out, and compute what you need under columns."
             )
 
@@ -95,7 +96,7 @@ class Cells:
 
     def _list(self, column: ir.ArrayColumn, given: dt.Array, name: str, kind: ColumnType | None) -> ir.Value | None:
         element = given.value_type
-        if (element.is_null() or element.is_unknown()) and kind in (None, "list<int>", "list<float>", "list<text>"):
+        if _without_values(element) and kind in (None, "list<int>", "list<float>", "list<text>"):
             lists = ibis_type_of(kind or "list<int>")
             return ibis.ifelse(column.isnull(), ibis.null(lists), ibis.literal([], lists))
         if element.is_string() and kind in (None, "list<text>"):
@@ -149,6 +150,16 @@ class Cells:
         """Ends the query in a row that is evaluated here."""
         text = ibis.literal(f"cell\t{self._source}\t{name}\t{kind}\t") + value.cast("string")
         return engine_functions.stop(self._engine, text).cast(result)
+
+
+def _without_values(given: dt.DataType) -> ColumnType | None:
+    """The type of values to take for a column that has none; None for a column of another type.
+
+    Arrow has the null type for it, and Ibis does not know by name what DuckDB makes of that.
+    """
+    name = given.raw_type.sql() if isinstance(given, dt.Unknown) else "NULL" if given.is_null() else ""
+    names: dict[str, ColumnType] = {"NULL": "int", '"NULL"': "int", '"NULL"[]': "list<int>"}
+    return names.get(name)
 
 
 def _is_whole(number: ir.NumericValue) -> ir.BooleanValue:
