@@ -9,7 +9,7 @@ from stem_torchrec.config import parse_arguments
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.preparation.options import PrepareOptions
 from stem_torchrec.preparation.prepare_log import prepare_log
-from stem_torchrec.preparation.spec_file import read_spec
+from stem_torchrec.preparation.specs.spec_file import read_spec
 from stem_torchrec.runtime.errors import UserError
 
 from raw_logs import adult, aliexpress, shop, tenrec, tiktok
@@ -91,6 +91,7 @@ def test_a_label_is_never_guessed(people: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
+        (["--label", "incom"], "--label incom: no column is called 'incom'; did you mean 'income'?"),
         (
             ["--label", "a=incom = 1"],
             "--label a is 'incom = 1': no column is called 'incom'; did you mean 'income'?",

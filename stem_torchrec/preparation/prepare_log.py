@@ -3,9 +3,9 @@
 import hashlib
 import json
 import os
-from importlib import resources
 from pathlib import Path
 
+import fsspec
 from tabulate import tabulate
 
 from stem_torchrec.config.formats import with_format
@@ -13,25 +13,26 @@ from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.config.yaml_text import to_yaml
 from stem_torchrec.data.new_log import WORK, check_out, new_log
 from stem_torchrec.data.schema import Schema
-from stem_torchrec.preparation.duckdb_engine import DuckDBEngine
-from stem_torchrec.preparation.earlier_log import read_earlier_log
-from stem_torchrec.preparation.engine import Engine
-from stem_torchrec.preparation.guess_command import (
-    SPEC_FILE,
+from stem_torchrec.preparation.engines.duckdb_engine import DuckDBEngine
+from stem_torchrec.preparation.engines.engine import Engine
+from stem_torchrec.preparation.engines.spark_engine import SparkEngine
+from stem_torchrec.preparation.fitting.earlier_log import EarlierLog, read_earlier_log
+from stem_torchrec.preparation.guessing.command import (
     check_no_guess,
     guess_with_labels,
     naming_guess_only,
     raw_inputs,
     write_guess,
 )
-from stem_torchrec.preparation.guess_inputs import is_spec
+from stem_torchrec.preparation.guessing.inputs import is_spec
 from stem_torchrec.preparation.make_log import make_log
 from stem_torchrec.preparation.options import PrepareOptions
-from stem_torchrec.preparation.source_files import find_files
-from stem_torchrec.preparation.spark_engine import SparkEngine
-from stem_torchrec.preparation.spec import Spec
-from stem_torchrec.preparation.spec_file import SPEC_FORMAT, spec_of, spec_text
-from stem_torchrec.runtime.errors import UserError, nearest
+from stem_torchrec.preparation.raw_files.listing import find_files
+from stem_torchrec.preparation.specs.installed_specs import installed_specs, spec_path
+from stem_torchrec.preparation.specs.spec import Spec
+from stem_torchrec.preparation.specs.spec_file import SPEC_FILE, SPEC_FORMAT, spec_of, spec_text
+from stem_torchrec.preparation.transforms import TRANSFORMS_FILE
+from stem_torchrec.runtime.errors import UserError
 
 
 def prepare_log(options: PrepareOptions) -> str:
@@ -62,7 +63,8 @@ def _prepared(text: str, path: str | Path, options: PrepareOptions) -> str:
     if options.grow and not options.vocabularies:
         raise UserError("--grow needs --vocabularies, the log whose ids grow.")
     earlier = read_earlier_log(options.vocabularies, grows=options.grow) if options.vocabularies else None
-    work = _work(spec, options)
+    _check_apart(spec, out)
+    work = _work(spec, options, earlier)
     with new_log(out, overwrite=options.overwrite, take_over=options.take_over, work=work) as folder:
         kept = folder.with_name(WORK)
         for each in (folder, kept):
@@ -79,45 +81,34 @@ def _prepared(text: str, path: str | Path, options: PrepareOptions) -> str:
     return summary(schema)
 
 
-def spec_path(name: str) -> Path:
-    """The file of a spec: a path, or the name of one that is installed.
-
-    Raises UserError with the nearest name if it is neither.
-    """
-    path = Path(os.path.expanduser(name))
-    if not name:
-        raise UserError(f"the spec is missing; give a YAML file, or one of {', '.join(installed_specs())}.")
-    if path.suffix in (".yaml", ".yml") or path.exists():
-        if path.is_dir():
-            raise UserError(f"the spec {name} is a folder; give a YAML file.")
-        if not path.is_file():
-            raise UserError(f"there is no spec {name}; give a YAML file, or one of {', '.join(installed_specs())}.")
-        return path
-    known = installed_specs()
-    if name not in known:
-        hint = nearest(name, list(known)) or f"; give a YAML file, or one of {', '.join(known)}."
-        raise UserError(f"there is no spec {name!r}{hint}")
-    return known[name]
+def _check_apart(spec: Spec, out: Path) -> None:
+    """Raises UserError for a log in a folder whose files are all read, as its own files would be among them."""
+    for name, source in spec.sources.items():
+        for pattern in [source.files] if isinstance(source.files, str) else source.files:
+            folder = Path(os.path.expanduser(pattern.partition("**")[0] or "."))
+            reads_all = source.type in ("parquet", "json") and ("**" in pattern or folder.is_dir())
+            if reads_all and out.resolve().is_relative_to(folder.resolve()):
+                raise UserError(
+                    f"--out {out} is in {folder}, all of whose files sources[{name}] has; give another folder."
+                )
 
 
-def installed_specs() -> dict[str, Path]:
-    """The specs of public logs, by name: those of the wheel, or in a checkout those in datasets/."""
-    package = Path(str(resources.files("stem_torchrec")))
-    for folder in (package / "preparation" / "specs", package.parent / "datasets"):
-        files = sorted(folder.glob("*.yaml"))
-        if files:
-            return {file.stem: file for file in files}
-    return {}
-
-
-def _work(spec: Spec, options: PrepareOptions) -> str:
+def _work(spec: Spec, options: PrepareOptions, earlier: EarlierLog | None) -> str:
     """Tells a spec, the engine and the files apart, by their names, sizes and times."""
     files = [file for name, source in spec.sources.items() for file in find_files(name, source)]
-    if options.vocabularies:
-        files += sorted(map(str, Path(options.vocabularies).rglob("*.parquet")))
-    local = [(file, os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in files if "://" not in file]
-    content = json.dumps([to_dict(spec), options.engine, options.grow, files, local], default=str)
-    return hashlib.sha256(content.encode()).hexdigest()
+    if earlier is not None:
+        files += [str(earlier.folder / TRANSFORMS_FILE), *sorted(map(str, earlier.folder.rglob("*.parquet")))]
+    content = [to_dict(spec), options.engine, options.grow, [(file, _state(file)) for file in files]]
+    return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()
+
+
+def _state(file: str) -> object:
+    """What changes when a file does: its size and time, or what its store tells of them."""
+    if "://" not in file:
+        return os.stat(file).st_size, os.stat(file).st_mtime_ns
+    store, path = fsspec.url_to_fs(file)
+    info = store.info(path)
+    return [info.get(key) for key in ("size", "mtime", "LastModified", "last_modified", "updated", "ETag", "etag")]
 
 
 def _engine(options: PrepareOptions, folder: Path) -> Engine:
