@@ -84,9 +84,11 @@ class Cells:
         if kind.is_integer() and not kind.is_uint64():
             return number.cast("int64")
         if kind.is_floating():
-            number = ibis.ifelse(number.isnan(), ibis.null(kind), number)
-            fits = _is_whole(number)
-        elif kind.is_decimal():
+            # The null comes second, as engines compute it only for rows that the first condition leaves.
+            refused = self._refused(number, name, "int", "int64")
+            whole = (_is_whole(number), number.try_cast("int64"))
+            return ibis.cases(whole, (number.isnull() | number.isnan(), ibis.null("int64")), else_=refused)
+        if kind.is_decimal():
             fits = (number % 1 == 0) & number.try_cast("int64").notnull()
         else:
             fits = number.try_cast("int64").notnull()
@@ -163,8 +165,7 @@ def _without_values(given: dt.DataType) -> ColumnType | None:
 
 
 def _is_whole(number: ir.NumericValue) -> ir.BooleanValue:
-    # Ibis rounds to int64, which ends the query at a number that is none.
-    return (number % 1 == 0) & (number.abs() < EXACT)
+    return (number.try_cast("int64") == number) & (number.abs() < EXACT)
 
 
 def _parsed(text: ir.StringValue, kind: str) -> ir.Value:
