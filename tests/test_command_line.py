@@ -91,8 +91,8 @@ def test_help_shows_every_field_with_its_documentation_and_default(capsys: pytes
         for name in names or [section.name]:
             assert f"--{name.replace('_', '-')}" in text
     assert (
-        "Rows per rank and step; the global batch is this times the world size. From 1 to 16777216. (default: 1024)"
-        in text
+        "Rows per rank and step; the global batch is this times the world size. 0 chooses it by the number of rows and "
+        "ranks. From 0 to 16777216. (default: 1024)" in text
     )
     assert "Layer widths of an expert; the last is its output. From 1 to 65536. (default: 64 32)" in text
     for recipe in RECIPES:

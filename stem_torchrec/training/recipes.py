@@ -67,15 +67,15 @@ def tiktok() -> TrainConfig:
 def log() -> TrainConfig:
     """A log of one's own, with the published sizes; what `--data.path` takes without `--recipe`.
 
-    Batch size and evaluations follow from the number of rows and ranks (steps_by_rows.py); training ends when three
-    evaluations in a row bring no gain. docs/own_log.md has the trial by which the values were chosen.
+    Batch size and evaluations follow from the number of rows and ranks (steps_by_rows.py). Training ends after a pass,
+    four evaluations, without a gain. docs/own_log.md tells how the values were chosen.
     """
     return TrainConfig(
         recipe="log",
         data=DataConfig(path="", batch_size=0),
         model=STEMOptions(),
         sparse=SparseOptimizerConfig(learning_rate=0.02),
-        train=LoopConfig(epochs=20, eval_every=0, patience=3),
+        train=LoopConfig(epochs=20, eval_every=0, patience=4),
     )
 
 
