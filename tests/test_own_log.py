@@ -30,11 +30,11 @@ def test_a_log_without_a_recipe_trains_with_the_recipe_log_and_says_so_in_a_line
     options = (*SMALL, "--data.path", log, "--train.max-steps", "3", "--output-dir", tmp_path / "run")
     output = run_script("stem_torchrec/train.py", *options, ranks=2)
     assert re.findall("^settings.*$", output, re.MULTILINE) == [
-        "settings: recipe log (the default with --data.path): batches of 32 for 9,000 rows on 2 ranks, an evaluation "
-        "every 35 of 141 steps, stops after 4 without a gain"
+        "settings: recipe log (the default with --data.path): batches of 128 for 9,000 rows on 2 ranks, an evaluation "
+        "every 16 of 36 steps, stops after 4 without a gain"
     ]
     trained = load_config(str(tmp_path / "run" / "config.yaml"))
-    assert (trained.recipe, trained.data.batch_size, trained.train.eval_every) == ("log", 32, 35)
+    assert (trained.recipe, trained.data.batch_size, trained.train.eval_every) == ("log", 128, 16)
 
 
 def test_options_and_other_recipes_come_before_what_rows_decide(log: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_comparison_takes_the_recipe_log_for_all_models_and_is_continued_by_th
 ) -> None:
     options = ("--data.path", log, *SMALL, "--train.max-steps", "2", "--seeds", "0", "--resamples", "5")
     command = ("stem_torchrec/compare.py", *options, "--models", "stem,single_task", "--out", tmp_path / "out")
-    assert run_script(*command).count("settings: recipe log (the default with --data.path): batches of 64 for") == 1
+    assert run_script(*command).count("settings: recipe log (the default with --data.path): batches of 256 for") == 1
     assert "2 of 2 runs are done already" in run_script(*command)
     configs = [load_config(str(each)) for each in (tmp_path / "out" / "runs").rglob("config.yaml")]
-    assert {(each.model.arch, each.data.batch_size) for each in configs} == {("stem", 64), ("single_task", 64)}
+    assert {(each.model.arch, each.data.batch_size) for each in configs} == {("stem", 256), ("single_task", 256)}

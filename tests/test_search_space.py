@@ -114,7 +114,7 @@ def test_a_trial_evaluates_four_times_an_epoch_unless_told_otherwise(rows: int, 
 
 def test_a_trial_fills_in_what_the_recipe_log_leaves_to_the_rows() -> None:
     trial = Search(log(), {}, 20_000).trial_config({})
-    assert (trial.data.batch_size, trial.train.eval_every) == (128, 39)
+    assert (trial.data.batch_size, trial.train.eval_every) == (256, 19)
     assert Search(log(), {}, 20_000).trial_config({"data.batch_size": 500}).train.eval_every == 16
 
 

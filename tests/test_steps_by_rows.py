@@ -14,17 +14,19 @@ from stem_torchrec.training.steps_by_rows import batch_size_for, choose_steps, d
         (149_732, 1, 1024),
         (149_732, 2, 512),
         (149_732, 3, 256),
-        (131_072, 1, 1024),
-        (131_071, 1, 512),
-        (874_000, 2, 2048),
-        (275_800_000, 16, 4096),
-        (26_001, 1, 128),
+        (116_508, 1, 512),
+        (116_509, 1, 1024),
+        (874_000, 1, 2048),
+        (874_000, 2, 1024),
+        (20_000_000, 1, 4096),
+        (275_800_000, 16, 2048),
+        (26_001, 1, 256),
         (26_001, 16, 32),
         (10, 1, 32),
         (1, 1024, 32),
     ],
 )
-def test_a_batch_is_the_largest_power_of_two_with_which_an_epoch_makes_128_steps(
+def test_a_batch_of_all_ranks_is_the_largest_power_of_two_up_to_three_times_the_root_of_the_rows(
     rows: int, ranks: int, batch_size: int
 ) -> None:
     assert batch_size_for(rows, ranks) == batch_size

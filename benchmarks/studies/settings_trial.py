@@ -28,6 +28,7 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
     "log": ("--recipe", "log"),
     "synthetic": ("--recipe", "synthetic"),
     "batch_4096": ("--recipe", "log", "--data.batch-size", "4096"),
+    "batch_128": ("--recipe", "log", "--data.batch-size", "128"),
     "batch_512": ("--recipe", "log", "--data.batch-size", "512"),
     "tables_0.005": ("--recipe", "log", "--sparse.learning-rate", "0.005"),
     "tables_0.05": ("--recipe", "log", "--sparse.learning-rate", "0.05"),
