@@ -6,7 +6,7 @@
     long; OLD => NEW     only in the long tier; with NEW in the place of OLD, to make it smaller; more may follow
 
 The blocks of a page run one after another in one folder that looks like a clone of the repository. `RUN` is a run in it
-that two ranks trained, and `DIR` has a small KuaiRand-Pure as its CSV files; `adult.data` is rows in the format of Adult.
+that two ranks trained, `DIR` has a small KuaiRand-Pure as its CSV files, and `adult.data` is in the format of Adult.
 """
 
 import os

@@ -15,9 +15,8 @@ STEPS_BETWEEN = 16
 def batch_size_for(rows: int, ranks: int) -> int:
     """Rows per rank and step: the largest power of two with which all ranks take at most 3 * sqrt(rows), within limits.
 
-    So both the batch and the steps of an epoch grow with the log. Small batches make enough steps on a short log, but on
-    a long one they cost time; 1024 for 150,000 rows is what was best on KuaiRand-Pure, and 4096 is published for 20
-    million and more.
+    So both the batch and the steps of an epoch grow with the log: small batches make enough steps on a short log, and
+    cost time on a long one. 1024 for 150,000 rows was best on KuaiRand-Pure; 4096 is published for millions of rows.
 
     Example::
 
