@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 LONGEST = (
     *("resume", "train", "offline_plan", "comparison", "sweep", "faults_benchmark", "trainer", "reader", "stem"),
     *("fuzz_command_lines", "fuzz_logs", "fuzz_run_folders", "fuzz_structured_files", "fuzz_other_commands"),
-    "fuzz_preparations",
+    *("fuzz_preparations", "engines_agree"),
     *("throughput", "metrics_benchmark", "plan", "tune", "layouts", "sharded", "stores", "quick", "quick_commands"),
 )
 """The files that take longest come first, so that the workers of `make test` end at about the same time."""

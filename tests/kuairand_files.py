@@ -1,4 +1,4 @@
-"""KuaiRand-Pure in small, as its CSV files, and what datasets/kuairand.py wrote of it."""
+"""KuaiRand-Pure in small, as its CSV files, and what the logs of it hold."""
 
 import csv
 import importlib

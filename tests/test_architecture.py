@@ -15,6 +15,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "stem_torchrec"
 COMMANDS = {"compare", "convert", "evaluate", "prepare", "train", "tune"}
 PACKAGES = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+ROOMS = sorted(str(path.parent.relative_to(PACKAGE)) for path in PACKAGE.glob("*/**/__init__.py"))
+"""The packages, and the packages inside of them as `preparation/rows`."""
 
 LONG_FILES: set[str] = set()
 """Files that may have more than MAX_LINES lines."""
@@ -49,17 +51,16 @@ def test_the_package_holds_commands_and_packages_only() -> None:
 
 def test_no_file_or_folder_has_the_name_of_a_standard_module() -> None:
     # A script run by path has its own folder first on sys.path: an inspect.py beside it would break `import torch`.
-    names = {path.stem for path in python_files("stem_torchrec")} | PACKAGES
+    names = {path.stem for path in python_files("stem_torchrec")} | {Path(room).name for room in ROOMS}
     assert not names & set(sys.stdlib_module_names)
 
 
-@pytest.mark.parametrize("package", sorted(PACKAGES))
+@pytest.mark.parametrize("package", ROOMS)
 def test_a_package_says_which_files_it_has_and_what_it_may_import(package: str) -> None:
-    text = ast.get_docstring(ast.parse((PACKAGE / package / "__init__.py").read_text())) or ""
+    text = " ".join((ast.get_docstring(ast.parse((PACKAGE / package / "__init__.py").read_text())) or "").split())
     purpose, _, imports = text.partition("May import ")
-    listed = re.findall(r"\w+\.py", purpose)
-    assert listed
-    assert not [name for name in listed if not (PACKAGE / package / name).exists()]
+    listed = re.findall(r"(?<![\w/])\w+\.py", purpose)
+    assert set(listed) == {path.name for path in (PACKAGE / package).glob("*.py")} - {"__init__.py"}
     assert imports
     # Packages high in the list say which ones they may not import.
     if "all" not in imports and "every" not in imports:
@@ -67,14 +68,15 @@ def test_a_package_says_which_files_it_has_and_what_it_may_import(package: str) 
 
 
 def imported_by(package: str) -> set[str]:
-    """The other packages that it imports."""
-    names = {
-        node.module.split(".")[1]
+    """The other packages that it imports, and of the package around it the modules and packages."""
+    *around, own = package.split("/")
+    imports = {
+        tuple(node.module.split(".")[1:])
         for path in (PACKAGE / package).glob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("stem_torchrec.")
     }
-    return names - {package}
+    return {names[1] if around == [names[0]] else names[0] for names in imports} - {own}
 
 
 @pytest.mark.quick

@@ -41,6 +41,8 @@ def test_lists_and_dictionaries_are_written_with_spaces() -> None:
             "unknown option '--model.embedding-dum'; did you mean '--model.embedding-dim'?",
         ),
         (["--train.epochs", "two"], "--train.epochs: invalid literal for int() with base 10: 'two'"),
+        # An option of several types, as `int | None`.
+        (["--train.max-steps", "x"], "--train.max-steps: invalid literal for int() with base 10: 'x'; --help shows"),
         (["--sharding.type", "tabel_wise"], "did you mean 'table_wise'?"),
         (["--recipe", "kuairand"], "there is no recipe 'kuairand', only synthetic"),
         (["--config", "nowhere.yaml"], "there is no configuration 'nowhere.yaml'"),

@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -33,7 +34,7 @@ from stem_torchrec.comparison.train_all import train_all
 from stem_torchrec.config import SyntheticConfig, TrainConfig
 from stem_torchrec.data import synthetic
 from stem_torchrec.data.files import Columns, find_row_groups
-from stem_torchrec.data.schema import load_schema
+from stem_torchrec.data.schema import load_schema, save_schema
 from stem_torchrec.models.gated_experts import GatedExperts
 from stem_torchrec.runtime.errors import DivergedError, UserError
 from stem_torchrec.runtime.exit_status import ExitStatus
@@ -181,6 +182,27 @@ def test_the_report_has_every_model_and_the_metrics_of_its_runs(compared: Path, 
     page = (compared / "report.html").read_text()
     assert 'src="data:image/png;base64,' in page
     assert not re.search(r'src="(?!data:)', page)
+
+
+def test_a_log_with_weights_is_compared_by_weighted_rows(log: Path, tmp_path: Path) -> None:
+    shutil.copytree(log, tmp_path / "log")
+    schema = load_schema(str(log))
+    save_schema(replace(schema, weight="w", label_weights={schema.labels[1]: "lw"}), str(tmp_path / "log"))
+    for file in (tmp_path / "log").glob("*/*.parquet"):
+        table = pq.read_table(file)
+        rows = np.arange(len(table))
+        table = table.append_column("w", pa.array(1 + rows % 3))
+        pq.write_table(table.append_column("lw", pa.array((rows % 5) / 2)), file)
+    out = tmp_path / "out"
+    call(out, tmp_path / "log", "stem,single_task", "--train.max-steps", "4", seeds="0")
+    metrics = {(row["model"], row["task"]): row for row in pq.read_table(out / "results.parquet").to_pylist()}
+    compared = [row for row in pq.read_table(out / "differences.parquet").to_pylist() if row["model"] == "stem"]
+    assert len(compared) == 6
+    for row in compared:
+        # The metrics of the runs are those of the weighted rows of all ranks (tests/test_row_weights.py).
+        of_runs = [metrics[model, row["task"]][row["metric"].lower()] for model in ("stem", "single_task")]
+        assert row["value"] == pytest.approx(of_runs[0] - of_runs[1], abs=1e-9)
+        assert row["low"] <= row["value"] <= row["high"]
 
 
 def test_the_report_has_raw_and_adjusted_p_values_of_one_family(compared: Path) -> None:

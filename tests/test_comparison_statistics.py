@@ -62,6 +62,20 @@ def test_gauc_is_the_mean_over_the_drawn_users_by_their_rows() -> None:
     assert math.isnan(gauc_of(np.empty(0), np.empty(0, dtype=bool), nothing)(nothing))
 
 
+def test_measures_weigh_rows_as_repeated_rows() -> None:
+    generator = np.random.default_rng(0)
+    scores = generator.integers(1, 8, 300) / 8  # With ties.
+    user = np.unique(generator.integers(0, 40, 300), return_inverse=True)[1]
+    positive = generator.random(300) < 0.3
+    times = generator.integers(1, 4, 300)
+    repeated = [np.repeat(each, times) for each in (scores, positive, user)]
+    draws = generator.integers(0, 3, user.max() + 1)
+    for measure in (auc_of, gauc_of, logloss_of):
+        weighted = measure(scores, positive, user, times / 2)(draws)
+        assert weighted == pytest.approx(measure(*repeated)(draws), abs=1e-12)
+        assert abs(weighted - measure(scores, positive, user)(draws)) > 1e-3
+
+
 def differences(
     scores: dict[str, list[np.ndarray]], positive: np.ndarray, users: np.ndarray, resamples: int
 ) -> dict[str, Interval]:

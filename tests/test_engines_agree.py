@@ -17,11 +17,11 @@ import pytest
 from stem_torchrec.config.yaml_text import parse_yaml, to_yaml
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.expressions.value_types import arrow_type
-from stem_torchrec.preparation.engine import ROW
+from stem_torchrec.preparation.engines.engine import ROW
+from stem_torchrec.preparation.engines.spark_engine import SparkEngine
 from stem_torchrec.preparation.options import Engines, PrepareOptions
 from stem_torchrec.preparation.prepare_log import prepare_log
-from stem_torchrec.preparation.spark_engine import SparkEngine
-from stem_torchrec.preparation.spec import Source
+from stem_torchrec.preparation.specs.spec import Source
 from stem_torchrec.preparation.transforms import apply_transforms, read_transforms
 from stem_torchrec.runtime.errors import UserError
 
@@ -131,9 +131,8 @@ def test_spark_makes_the_log_of_duckdb_with_every_kind_of_feature(spark: None, l
     assert_same_log(prepare(raw.with_name("every_kind.yaml"), "spark", raw), log)
 
 
-@pytest.mark.parametrize(
-    "change", [pytest.param(RANDOM, id="random", marks=pytest.mark.long), pytest.param(BY_COLUMN, id="by_column")]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("change", [RANDOM, BY_COLUMN], ids=["random", "by_column"])
 def test_spark_makes_the_log_of_duckdb_in_each_split_and_order(
     spark: None, change: dict[str, Any], raw: Path, tmp_path: Path
 ) -> None:

@@ -115,6 +115,15 @@ def test_a_signal_ends_a_command_with_one_line_after_it_has_cleaned_up(number: s
     assert error == f"error: stopped by {number.name} before it was complete.\n"
 
 
+def test_a_signal_ends_a_command_with_a_thread_that_nobody_ends() -> None:
+    body = f"import threading\nthreading.Thread(target=time.sleep, args=(60,)).start()\n{WAITS}"
+    with subprocess.Popen(command(body), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.terminate()
+        assert process.wait(timeout=20) == 128 + signal.SIGTERM
+
+
 def test_an_ignored_signal_stays_ignored() -> None:
     # As under nohup.
     line = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", *command(WAITS)]

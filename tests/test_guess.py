@@ -9,7 +9,7 @@ from stem_torchrec.config import parse_arguments
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.preparation.options import PrepareOptions
 from stem_torchrec.preparation.prepare_log import prepare_log
-from stem_torchrec.preparation.spec_file import read_spec
+from stem_torchrec.preparation.specs.spec_file import read_spec
 from stem_torchrec.runtime.errors import UserError
 
 from raw_logs import adult, aliexpress, shop, tenrec, tiktok

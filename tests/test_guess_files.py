@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stem_torchrec.preparation.guess_dialect import Dialect, guess_dialect
-from stem_torchrec.preparation.guess_inputs import files_of, is_spec, partitions_of
-from stem_torchrec.preparation.guess_spec import Wishes, guess_spec
-from stem_torchrec.preparation.spec import Spec
-from stem_torchrec.preparation.spec_file import read_spec
+from stem_torchrec.preparation.guessing.dialect import Dialect, guess_dialect
+from stem_torchrec.preparation.guessing.guess_spec import Wishes, guess_spec
+from stem_torchrec.preparation.guessing.inputs import files_of, is_spec, partitions_of
+from stem_torchrec.preparation.specs.spec import Spec
+from stem_torchrec.preparation.specs.spec_file import read_spec
 from stem_torchrec.runtime.errors import UserError
 
 

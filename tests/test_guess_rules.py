@@ -11,13 +11,19 @@ from stem_torchrec.config.yaml_text import parse_yaml
 from stem_torchrec.expressions.expression import Column
 from stem_torchrec.expressions.sql import parse_expression
 from stem_torchrec.expressions.value_types import ValueType
-from stem_torchrec.preparation.guess_facts import Facts, Separated
-from stem_torchrec.preparation.guess_features import Choice, Known, choose, list_text
-from stem_torchrec.preparation.guess_labels import candidates, column_text, parse_labels
-from stem_torchrec.preparation.guess_leaks import leaks_and_suspects
-from stem_torchrec.preparation.guess_names import feature_name, names_feedback, names_id, names_result, user_rank
-from stem_torchrec.preparation.guess_text import lines, printable, text_of
-from stem_torchrec.preparation.guess_time import TimeColumn, time_column
+from stem_torchrec.preparation.guessing.column_names import (
+    feature_name,
+    names_feedback,
+    names_id,
+    names_result,
+    user_rank,
+)
+from stem_torchrec.preparation.guessing.commented_yaml import lines, printable, text_of
+from stem_torchrec.preparation.guessing.facts import Facts, Separated
+from stem_torchrec.preparation.guessing.features import Choice, Known, choose, list_text
+from stem_torchrec.preparation.guessing.labels import candidates, column_text, parse_labels
+from stem_torchrec.preparation.guessing.leaks import leaks_and_suspects
+from stem_torchrec.preparation.guessing.times import TimeColumn, time_column
 from stem_torchrec.runtime.errors import UserError
 
 _T = ValueType
@@ -242,5 +248,6 @@ def test_a_column_far_above_all_others_is_named() -> None:
     leaks, suspects = leaks_and_suspects(scores)
     assert leaks == {"a": "alone has an AUC of 0.990 for click"}
     assert suspects == {"b": "alone has an AUC of 0.900 for click"}
-    # One of two columns that are alike is no suspect.
+    # One of two columns that are alike is no suspect, and neither is the user.
     assert leaks_and_suspects({"click": {"a": 0.84, "b": 0.83}}) == ({}, {})
+    assert leaks_and_suspects({"click": {"user": 0.90, "a": 0.62, "b": 0.6, "c": 0.5}}, ["user"]) == ({}, {})

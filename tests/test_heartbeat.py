@@ -142,7 +142,7 @@ def wait_until_ended(pids: list[int]) -> None:
 @pytest.mark.parametrize(
     ("number", "sentence"),
     [
-        (signal.SIGKILL, "error: a reader process (--data.num-workers) was lost (DataLoader worker (pid "),
+        (signal.SIGKILL, "error: a reader process (--data.num-workers) was lost ("),
         pytest.param(signal.SIGSTOP, "error: rank 0 hangs: for ", marks=pytest.mark.long),
     ],
 )

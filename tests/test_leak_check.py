@@ -9,10 +9,9 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from stem_torchrec.config.yaml_text import parse_yaml, to_yaml
-from stem_torchrec.preparation.duckdb_engine import DuckDBEngine
-from stem_torchrec.preparation.leak_check import (
-    BUCKETS,
-    SMOOTHING,
+from stem_torchrec.preparation.engines.duckdb_engine import DuckDBEngine
+from stem_torchrec.preparation.report.counts import count_ids, leading_digits, with_labels
+from stem_torchrec.preparation.report.leak_check import (
     LoneAuc,
     auc_of_scores,
     in_buckets,
@@ -20,7 +19,7 @@ from stem_torchrec.preparation.leak_check import (
     scores_of_ids,
     scores_of_lists,
 )
-from stem_torchrec.preparation.report_counts import count_ids, leading_digits, with_labels
+from stem_torchrec.preparation.report.leak_rule import BUCKETS, SMOOTHING
 
 from raw_logs.ali_ccp import write_ali_ccp
 from raw_logs.kuairand import write_kuairand

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import resource
+import signal
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stem_torchrec.data.loader import BatchLoader, data_loader
-from stem_torchrec.runtime.errors import DataError
+from stem_torchrec.runtime.errors import DataError, LostRankError
 
 from distributed import run_ranks
 from test_reader import reader_of, rows_of, write_log
@@ -73,3 +74,25 @@ def test_workers_send_the_same_batches_with_and_without_room_in_shared_memory(
     expected = tensors_of(reader_of(folder, batch_size=9, shuffle_rows=30, num_workers=2))
     assert len(batches) == 12
     torch.testing.assert_close(batches, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def read_after_a_kill(folder: Path) -> tuple[str, bool]:
+    """The error of the loader whose first worker is killed, and whether SIGCHLD is still handled as before."""
+    loader = data_loader(reader_of(folder, batch_size=1, num_workers=1))
+    batches = iter(loader)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    try:
+        list(batches)
+    except LostRankError as error:
+        return str(error), signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL
+    raise AssertionError("all batches have come")
+
+
+def test_a_killed_worker_is_an_error_where_the_next_batch_is_read(tmp_path: Path) -> None:
+    folder = write_log(tmp_path, 500, [[100] * 5])
+    ((error, is_handled_as_before),) = run_ranks(1, read_after_a_kill, folder)
+    assert error.startswith("a reader process (--data.num-workers) was lost (")
+    assert is_handled_as_before

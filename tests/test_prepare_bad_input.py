@@ -9,6 +9,7 @@ import pytest
 
 from stem_torchrec.config.yaml_text import to_yaml
 from stem_torchrec.expressions.functions import functions_page
+from stem_torchrec.prepare import main
 
 from bad_inputs import BAD_FILES, BAD_ROWS, BAD_SPECS, BadInput
 from preparations import CSV, SPEC, prepare, refusal, spec_with, write_files
@@ -58,6 +59,22 @@ def command(folder: Path, *options: str, **limits: int) -> subprocess.CompletedP
 def folder(tmp_path: Path) -> Path:
     write_files(tmp_path, {"log.csv": CSV, "spec.yaml": to_yaml(SPEC), "a file": ""})
     return tmp_path
+
+
+@pytest.mark.parametrize(
+    "option", ["--threads=x", "--threads=1.5", "--memory=x", "--engine=x", "--report=x", "--treads=1"]
+)
+def test_an_option_of_another_type_is_refused_in_one_sentence(
+    option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["stem-prepare", "spec.yaml", "--out", "made", option])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert option.partition("=")[0] in error
+    assert error.count("\n") == 1
 
 
 def test_the_command_ends_with_status_2_and_one_line(folder: Path) -> None:

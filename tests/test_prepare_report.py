@@ -9,12 +9,10 @@ import pytest
 from scipy.spatial.distance import jensenshannon
 
 from stem_torchrec.data.schema import LabelCounts, Schema, SparseFeature, Split, load_schema
-from stem_torchrec.expressions.fitted_functions import hash_id
+from stem_torchrec.expressions.id_functions import hash_id
 from stem_torchrec.expressions.value_types import ValueType
-from stem_torchrec.preparation.expressions_of_spec import SpecExpressions, read_expressions
-from stem_torchrec.preparation.leak_check import LoneAuc
-from stem_torchrec.preparation.report_counts import number_of_digits
-from stem_torchrec.preparation.report_facts import (
+from stem_torchrec.preparation.report.counts import number_of_digits
+from stem_torchrec.preparation.report.facts import (
     Collisions,
     FeatureFacts,
     GroupFacts,
@@ -22,10 +20,12 @@ from stem_torchrec.preparation.report_facts import (
     NumberFacts,
     divergence,
 )
-from stem_torchrec.preparation.report_warnings import collision_text
-from stem_torchrec.preparation.report_warnings import warnings_of as sentences_of
-from stem_torchrec.preparation.spec import Source, Spec, TimeSplit
-from stem_torchrec.preparation.spec import Split as SpecSplit
+from stem_torchrec.preparation.report.leak_check import LoneAuc
+from stem_torchrec.preparation.report.warning_sentences import collision_text
+from stem_torchrec.preparation.report.warning_sentences import warnings_of as sentences_of
+from stem_torchrec.preparation.specs.spec import Source, Spec, TimeSplit
+from stem_torchrec.preparation.specs.spec import Split as SpecSplit
+from stem_torchrec.preparation.specs.spec_expressions import SpecExpressions, read_expressions
 
 from report_tables import by, number, prepare, tables, warnings_of
 

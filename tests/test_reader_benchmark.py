@@ -19,7 +19,7 @@ def test_a_slow_store_gives_the_same_batches_and_takes_its_time(
 ) -> None:
     write_log(tmp_path, shape, 70_000)
     waits: list[float] = []
-    monkeypatch.setattr("feeding.slow_store.time.sleep", waits.append)
+    monkeypatch.setattr("feeding.slow_store.sleep", waits.append)
     batches = []
     for latency in (0.0, 0.05):
         with slow_store(str(tmp_path), latency) as path:

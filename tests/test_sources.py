@@ -18,12 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stem_torchrec.preparation.duckdb_engine import DuckDBEngine
-from stem_torchrec.preparation.engine import RefusedCellError
-from stem_torchrec.preparation.source_files import find_files
-from stem_torchrec.preparation.sources import read_source
-from stem_torchrec.preparation.spec import Source
-from stem_torchrec.preparation.spec_checks import check_source
+from stem_torchrec.preparation.engines.duckdb_engine import DuckDBEngine
+from stem_torchrec.preparation.engines.engine import RefusedCellError
+from stem_torchrec.preparation.raw_files.listing import find_files
+from stem_torchrec.preparation.rows.sources import read_source
+from stem_torchrec.preparation.specs.checks import check_source
+from stem_torchrec.preparation.specs.spec import Source
 from stem_torchrec.runtime.errors import UserError
 
 from preparations import CSV, column, prepare, spec_with, write_files

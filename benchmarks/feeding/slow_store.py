@@ -1,9 +1,9 @@
 """A store that answers each request after a while: local files as `slow://...`, read ahead as those of a store are."""
 
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import sleep
 from typing import Any
 
 from fsspec import AbstractFileSystem
@@ -33,7 +33,7 @@ class SlowStore(PathHandler):
     def answer(self, path: str) -> str:
         """The local path, after the latency."""
         self.requests += 1
-        time.sleep(self.latency)
+        sleep(self.latency)
         return path.removeprefix(_PREFIX)
 
     def _get_supported_prefixes(self) -> list[str]:

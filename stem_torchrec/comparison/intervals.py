@@ -87,47 +87,54 @@ class Ranking:
         return float((positives * (below + negatives / 2)).sum() / pairs) if pairs else np.nan
 
 
-def auc_of(scores: Floats, positive: NDArray[np.bool_], user: Ints) -> Measure:
-    """The AUC of N rows, each counted as often as its user is drawn.
+def auc_of(scores: Floats, positive: NDArray[np.bool_], user: Ints, weights: Floats | None = None) -> Measure:
+    """The AUC of N rows, each counted as often as its user is drawn, times its weight.
 
     Args:
         scores: higher for positives, (N,).
         positive: whether the label is 1, (N,).
         user: the user of each row, numbered from 0, (N,).
+        weights: of the rows, above 0, (N,); 1 if left out.
     """
     ranking = Ranking(scores, positive)
     user_by_score = user[ranking.order]
-    return lambda draws: ranking.auc(draws[user_by_score])
+    if weights is None:
+        return lambda draws: ranking.auc(draws[user_by_score])
+    by_score = weights[ranking.order]
+    return lambda draws: ranking.auc(draws[user_by_score] * by_score)
 
 
-def gauc_of(scores: Floats, positive: NDArray[np.bool_], user: Ints) -> Measure:
-    """The mean of the AUCs of the drawn users with labels of both kinds, weighted by their rows; see `auc_of`."""
+def gauc_of(scores: Floats, positive: NDArray[np.bool_], user: Ints, weights: Floats | None = None) -> Measure:
+    """The mean of the AUCs of the drawn users with labels of both kinds, by the weights of their rows; see `auc_of`."""
     order = np.lexsort((scores, user))
-    by_user, ordered, label = user[order], scores[order], positive[order].astype(np.float64)
-    ties = np.ones(len(order), dtype=bool)
-    ties[1:] = (by_user[1:] != by_user[:-1]) | (ordered[1:] != ordered[:-1])
-    run = np.cumsum(ties) - 1
-    # The rows before a run of ties, plus half of the run: its middle.
-    rank = (np.flatnonzero(ties) + (np.bincount(run) - 1) / 2)[run] if len(order) else np.empty(0)
-    rows = np.bincount(user)
-    positives = np.bincount(by_user, label, minlength=len(rows))
-    first = np.cumsum(rows) - rows
-    above = np.bincount(by_user, label * (rank - first[by_user]), minlength=len(rows)) - positives * (positives - 1) / 2
-    both = (positives > 0) & (positives < rows)
-    aucs = above[both] / (positives * (rows - positives))[both]
+    by_user, ordered, label = user[order], scores[order], positive[order]
+    amounts = np.ones(len(order)) if weights is None else weights[order]
+    begins = np.ones(len(order), dtype=bool)
+    begins[1:] = (by_user[1:] != by_user[:-1]) | (ordered[1:] != ordered[:-1])
+    # Equal scores of a user form one run.
+    run, of_user = np.cumsum(begins) - 1, by_user[begins]
+    positives, negatives = (np.bincount(run, amounts * each) for each in (label, ~label))
+    all_positives, all_negatives = (np.bincount(of_user, each) for each in (positives, negatives))
+    users_before = np.cumsum(all_negatives) - all_negatives
+    below = np.cumsum(negatives) - negatives - users_before[of_user]
+    right = np.bincount(of_user, positives * (below + negatives / 2))
+    both = (all_positives > 0) & (all_negatives > 0)
+    aucs = right[both] / (all_positives * all_negatives)[both]
+    total = all_positives + all_negatives
 
     def measure(draws: Ints) -> float:
-        weights = draws[: len(rows)][both] * rows[both]
-        return float((weights * aucs).sum() / weights.sum()) if weights.sum() else np.nan
+        drawn = draws[: len(total)][both] * total[both]
+        return float((drawn * aucs).sum() / drawn.sum()) if drawn.sum() else np.nan
 
     return measure
 
 
-def logloss_of(scores: Floats, positive: NDArray[np.bool_], user: Ints) -> Measure:
+def logloss_of(scores: Floats, positive: NDArray[np.bool_], user: Ints, weights: Floats | None = None) -> Measure:
     """The mean cross entropy of the rows, in nats; scores are probabilities. See `auc_of`."""
     right = np.where(positive, scores, 1 - scores)
     # In float64 a probability above 1 - 1e-16 is 1.
-    losses, rows = np.bincount(user, -np.log(right.clip(min=1e-16))), np.bincount(user)
+    loss = -np.log(right.clip(min=1e-16))
+    losses, rows = np.bincount(user, loss if weights is None else loss * weights), np.bincount(user, weights)
 
     def measure(draws: Ints) -> float:
         drawn = draws[: len(rows)]

@@ -167,11 +167,6 @@ def resolve_log(request: Request) -> Request:
     path = data_folder(train.data)
     schema = load_schema(path)
     columns = Columns.select(schema, features=train.data.features, labels=train.data.labels)
-    if columns.weighs_rows:
-        raise UserError(
-            f"{path} has weights of rows ({', '.join(columns.row_weights)}), but a comparison counts every row once; "
-            "leave them out of schema.json to compare models without them."
-        )
     train = replace(train, data=replace(train.data, path=path, labels=columns.labels))
     pair = tuple(_split(config.pair)) or columns.labels[:2]
     if config.pair and (len(set(pair)) != 2 or set(pair) - set(columns.labels)):

@@ -88,6 +88,8 @@ class ScoredRows:
         predicted = first.predictions()
         self.tasks = [name.partition("/")[2] for name in predicted if name.startswith("label/")]
         self.labels = {task: predicted[f"label/{task}"] for task in self.tasks}
+        # None for a log without weights of rows.
+        self.weights = {task: predicted.get(f"weight/{task}") for task in self.tasks}
         self.rows = predicted["row"]
         # Without a group column rows are drawn instead of users.
         self.unit = "users" if self.columns.group else "rows"
@@ -114,12 +116,16 @@ class ScoredRows:
     def labeled(
         self, task: str, rows: NDArray[np.bool_] | None = None
     ) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.int64]]:
-        """Selects the rows that have a label, of `rows` (N,) if given.
+        """Selects the rows that have a label whose weight is not 0, of `rows` (N,) if given.
 
         Returns which rows have one (N,); and for the M that do, whether the label is 1 (M,) and the user, numbered from
         0 (M,).
         """
-        known = ~np.isnan(self.labels[task]) if rows is None else rows & ~np.isnan(self.labels[task])
+        known, weights = ~np.isnan(self.labels[task]), self.weights[task]
+        if weights is not None:
+            known &= weights > 0
+        if rows is not None:
+            known &= rows
         return known, self.labels[task][known] == 1, np.unique(self.users[known], return_inverse=True)[1]
 
     def resample(
@@ -130,11 +136,13 @@ class ScoredRows:
         Without draws, and so without intervals, if too few users have labels of a kind; see `MIN_USERS`.
         """
         known, positive, user = self.labeled(task, rows)
+        of_rows = self.weights[task]
+        weights = None if of_rows is None else of_rows[known].astype(np.float64)
         counts = UserCounts.count(positive, user)
         fewest = counts.both if measure == "gAUC" else min(counts.positives, counts.negatives)
         return resample(
             {
-                model: [self.measures[measure](scores[known], positive, user) for scores in by_seed]
+                model: [self.measures[measure](scores[known], positive, user, weights) for scores in by_seed]
                 for model, by_seed in self.scores[task].items()
             },
             int(user.max(initial=-1)) + 1,

@@ -137,13 +137,18 @@ def _sentence(event: tyro_errors.ParseErrorEvent, options: Sequence[str]) -> str
             return f"{argument.display_name()} got no value or too few; --help shows what it takes."
         case tyro_errors.InstantiationFailure(argument=argument, message=message):
             place = f"{argument.display_name()}: " if argument else ""
-            if "Exceeds the limit" in message:
-                message = "a number with too many digits"
-            return f"{place}{message}; --help shows what it takes."
+            return f"{place}{_reason(message)}; --help shows what it takes."
         case tyro_errors.MissingArgs(missing_arguments=missing):
             return f"missing {', '.join(arg.arg.display_name() for arg in missing)}; --help shows what it takes."
         case _:
             return f"the command line cannot be parsed ({event}); --help shows the options."
+
+
+def _reason(message: str) -> str:
+    """A reason of tyro in one line; of an option of several types, as `int | None`, that of the last one."""
+    *_, last = message.strip().splitlines()
+    reason = re.sub(r"^- .*?[\]>]: ", "", last)
+    return "a number with too many digits" if "Exceeds the limit" in reason else reason
 
 
 def option_names(config: Any, prefix: str = "--") -> list[str]:

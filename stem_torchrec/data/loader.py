@@ -8,7 +8,9 @@ import pickle
 import resource
 import signal
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
@@ -21,7 +23,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from stem_torchrec.data.batch import Exposures
 from stem_torchrec.data.reader import ParquetReader
-from stem_torchrec.runtime.errors import DataError, reason_of
+from stem_torchrec.runtime.errors import DataError, LostRankError, reason_of
 from stem_torchrec.runtime.signals import ENDING_SIGNALS
 
 _PR_SET_PDEATHSIG = 1
@@ -57,21 +59,56 @@ def data_loader(reader: ParquetReader, *, pin_memory: bool = False) -> "BatchLoa
 
 
 class BatchLoader:
-    """The batches of a DataLoader; raises DataError on the start of an iteration whose workers cannot start."""
+    """The batches of a DataLoader.
+
+    Raises DataError on the start of an iteration whose workers cannot start, and LostRankError where one has died.
+    """
 
     def __init__(self, loader: DataLoader) -> None:
         self._loader = loader
 
     def __iter__(self) -> Iterator[Any]:
-        try:
-            if self._loader.num_workers:
-                _try_pipes(2 * self._loader.num_workers + 12)
+        if not self._loader.num_workers:
             return iter(self._loader)
+        try:
+            _try_pipes(2 * self._loader.num_workers + 12)
+            with _handler_kept(signal.SIGCHLD):
+                return _received(iter(self._loader))
         except OSError as error:
             raise DataError(
                 f"--data.num-workers is {self._loader.num_workers}, but the workers cannot start ({reason_of(error)}); "
                 "allow more files (ulimit -n), processes or shared memory (df /dev/shm), or give fewer workers."
             ) from error
+
+
+@contextmanager
+def _handler_kept(number: signal.Signals) -> Iterator[None]:
+    """A signal is handled after the block as before it.
+
+    torch's handler of SIGCHLD raises an error wherever the main thread is, such as at the start of a thread, for which
+    Python then waits for ever. Without the handler, the loader asks every 5 s while it waits for a batch.
+    """
+    handler = signal.getsignal(number)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(number, handler)
+
+
+def _received(batches: Iterator[Any]) -> Iterator[Any]:
+    """The same batches; raises LostRankError where a worker has died."""
+    try:
+        yield from batches
+    except (RuntimeError, EOFError, OSError) as error:
+        # A batch's tensors come by a connection to the worker. An error that a worker raised begins with "Caught".
+        of_connection = isinstance(error, EOFError | ConnectionError | FileNotFoundError)
+        if str(error).startswith("DataLoader worker") or (of_connection and not str(error).startswith("Caught")):
+            raise LostRankError(
+                f"a reader process (--data.num-workers) was lost ({reason_of(error)[:200]}), perhaps because memory "
+                "ran out; the same command resumes from the last checkpoint."
+            ) from error
+        raise
 
 
 def _try_pipes(number: int) -> None:
@@ -160,8 +197,6 @@ def _kill_workers_at_exit() -> None:
     """
 
     def kill() -> None:
-        # torch's handler would raise an error for each worker that dies.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for process in multiprocessing.active_children():
             if process.daemon:
                 process.kill()

@@ -8,26 +8,26 @@ import ibis.expr.types as ir
 from stem_torchrec.data.schema import Schema, save_schema
 from stem_torchrec.expressions.expression import Column
 from stem_torchrec.expressions.relational import to_ibis
-from stem_torchrec.preparation.earlier_log import EarlierLog, check_earlier_log
-from stem_torchrec.preparation.encoding import encode
-from stem_torchrec.preparation.engine import Engine
-from stem_torchrec.preparation.expressions_of_spec import SPLIT, SpecExpressions
-from stem_torchrec.preparation.fitting import Fitted, fit
-from stem_torchrec.preparation.id_spaces import IdSpace, id_spaces
-from stem_torchrec.preparation.log_writer import (
+from stem_torchrec.preparation.engines.engine import Engine
+from stem_torchrec.preparation.fitting.earlier_log import EarlierLog, check_earlier_log
+from stem_torchrec.preparation.fitting.fit import Fitted, fit
+from stem_torchrec.preparation.fitting.id_spaces import IdSpace, id_spaces
+from stem_torchrec.preparation.fitting.vocabularies import keep_vocabularies
+from stem_torchrec.preparation.report.features import WrittenLog
+from stem_torchrec.preparation.report.write_report import write_report
+from stem_torchrec.preparation.rows.kept_rows import keep_rows
+from stem_torchrec.preparation.rows.row_checks import check_rows
+from stem_torchrec.preparation.specs.spec import Spec
+from stem_torchrec.preparation.specs.spec_expressions import SPLIT, SpecExpressions
+from stem_torchrec.preparation.stages import Stages
+from stem_torchrec.preparation.transforms import TRANSFORMS_FILE
+from stem_torchrec.preparation.writing.encoding import encode
+from stem_torchrec.preparation.writing.log_writer import (
     schema_of,
     transforms_of,
     write_splits,
     write_vocabularies,
 )
-from stem_torchrec.preparation.report import write_report
-from stem_torchrec.preparation.report_features import WrittenLog
-from stem_torchrec.preparation.row_checks import check_rows
-from stem_torchrec.preparation.rows import keep_rows
-from stem_torchrec.preparation.spec import Spec
-from stem_torchrec.preparation.stages import Stages
-from stem_torchrec.preparation.transforms import TRANSFORMS_FILE
-from stem_torchrec.preparation.vocabularies import keep_vocabularies
 from stem_torchrec.runtime.paths import write_json
 
 

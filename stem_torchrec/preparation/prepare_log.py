@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-from importlib import resources
 from pathlib import Path
 
 from tabulate import tabulate
@@ -13,10 +12,11 @@ from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.config.yaml_text import to_yaml
 from stem_torchrec.data.new_log import WORK, check_out, new_log
 from stem_torchrec.data.schema import Schema
-from stem_torchrec.preparation.duckdb_engine import DuckDBEngine
-from stem_torchrec.preparation.earlier_log import read_earlier_log
-from stem_torchrec.preparation.engine import Engine
-from stem_torchrec.preparation.guess_command import (
+from stem_torchrec.preparation.engines.duckdb_engine import DuckDBEngine
+from stem_torchrec.preparation.engines.engine import Engine
+from stem_torchrec.preparation.engines.spark_engine import SparkEngine
+from stem_torchrec.preparation.fitting.earlier_log import read_earlier_log
+from stem_torchrec.preparation.guessing.command import (
     SPEC_FILE,
     check_no_guess,
     guess_with_labels,
@@ -24,14 +24,14 @@ from stem_torchrec.preparation.guess_command import (
     raw_inputs,
     write_guess,
 )
-from stem_torchrec.preparation.guess_inputs import is_spec
+from stem_torchrec.preparation.guessing.inputs import is_spec
 from stem_torchrec.preparation.make_log import make_log
 from stem_torchrec.preparation.options import PrepareOptions
-from stem_torchrec.preparation.source_files import find_files
-from stem_torchrec.preparation.spark_engine import SparkEngine
-from stem_torchrec.preparation.spec import Spec
-from stem_torchrec.preparation.spec_file import SPEC_FORMAT, spec_of, spec_text
-from stem_torchrec.runtime.errors import UserError, nearest
+from stem_torchrec.preparation.raw_files.listing import find_files
+from stem_torchrec.preparation.specs.installed_specs import installed_specs, spec_path
+from stem_torchrec.preparation.specs.spec import Spec
+from stem_torchrec.preparation.specs.spec_file import SPEC_FORMAT, spec_of, spec_text
+from stem_torchrec.runtime.errors import UserError
 
 
 def prepare_log(options: PrepareOptions) -> str:
@@ -77,37 +77,6 @@ def _prepared(text: str, path: str | Path, options: PrepareOptions) -> str:
         finally:
             engine.close()
     return summary(schema)
-
-
-def spec_path(name: str) -> Path:
-    """The file of a spec: a path, or the name of one that is installed.
-
-    Raises UserError with the nearest name if it is neither.
-    """
-    path = Path(os.path.expanduser(name))
-    if not name:
-        raise UserError(f"the spec is missing; give a YAML file, or one of {', '.join(installed_specs())}.")
-    if path.suffix in (".yaml", ".yml") or path.exists():
-        if path.is_dir():
-            raise UserError(f"the spec {name} is a folder; give a YAML file.")
-        if not path.is_file():
-            raise UserError(f"there is no spec {name}; give a YAML file, or one of {', '.join(installed_specs())}.")
-        return path
-    known = installed_specs()
-    if name not in known:
-        hint = nearest(name, list(known)) or f"; give a YAML file, or one of {', '.join(known)}."
-        raise UserError(f"there is no spec {name!r}{hint}")
-    return known[name]
-
-
-def installed_specs() -> dict[str, Path]:
-    """The specs of public logs, by name: those of the wheel, or in a checkout those in datasets/."""
-    package = Path(str(resources.files("stem_torchrec")))
-    for folder in (package / "preparation" / "specs", package.parent / "datasets"):
-        files = sorted(folder.glob("*.yaml"))
-        if files:
-            return {file.stem: file for file in files}
-    return {}
 
 
 def _work(spec: Spec, options: PrepareOptions) -> str:

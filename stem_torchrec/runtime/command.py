@@ -14,12 +14,11 @@ from stem_torchrec.runtime.errors import (
     LostRankError,
     UnwritableError,
     UserError,
-    reason_of,
 )
 from stem_torchrec.runtime.exit_status import ExitStatus, killed_by
 from stem_torchrec.runtime.launch_environment import is_first_on_host
 from stem_torchrec.runtime.memory import is_out_of_memory
-from stem_torchrec.runtime.signals import Stopped, exit_on_signals, hook_for, stopping_on_signals
+from stem_torchrec.runtime.signals import Stopped, exit_at_the_latest, exit_on_signals, hook_for, stopping_on_signals
 from stem_torchrec.runtime.standard_streams import keep_streams
 
 _WRONG_PATH = {
@@ -60,6 +59,8 @@ def run_main(main: Callable[[], None], *, every_rank_speaks: bool = False) -> No
     status, sentence = _outcome(main, every_rank_speaks=every_rank_speaks)
     if output is not None:
         exit_on_signals()
+        if status > killed_by(0):
+            exit_at_the_latest(status)
     sys.stdout.flush()
     if status == ExitStatus.OK and output is not None and output.failure is not None:
         status, sentence = ExitStatus.UNWRITABLE, f"standard output cannot be written ({_reason(output.failure)})."
@@ -99,13 +100,6 @@ def _outcome(main: Callable[[], None], *, every_rank_speaks: bool) -> tuple[int,
         )
         return ExitStatus.UNWRITABLE, f"{path} cannot be read or written ({_reason(error)}); {fix}."
     except (MemoryError, RuntimeError) as error:
-        if str(error).startswith("DataLoader worker"):
-            # torch raises it wherever the main thread is.
-            return (
-                ExitStatus.LOST_RANK,
-                f"a reader process (--data.num-workers) was lost ({reason_of(error)[:200]}), perhaps because memory "
-                "ran out; the same command resumes from the last checkpoint.",
-            )
         if not is_out_of_memory(error):
             raise
         lines = str(error).strip().splitlines() or [type(error).__name__]

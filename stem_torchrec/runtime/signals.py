@@ -23,6 +23,8 @@ ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 """Signals that ask a process to end."""
 _GRACE = 10.0
 """Seconds in which the main thread stops; one that waits for other ranks in C++ code does not see a signal."""
+_LATEST = 5.0
+"""Seconds in which a stopped process ends."""
 _SOON = 0.05
 """Seconds after which a signal that came in a finalizer comes again."""
 
@@ -82,6 +84,16 @@ def exit_on_signals() -> None:
     for number in ENDING_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handle)
+
+
+def exit_at_the_latest(status: int) -> None:
+    """Ends the process with this status in 5 seconds, if it has not ended by then.
+
+    A signal that comes while a thread starts leaves that thread without anyone to end it, and Python waits for it.
+    """
+    timer = Timer(_LATEST, os._exit, (status,))
+    timer.daemon = True
+    timer.start()
 
 
 @contextmanager

@@ -40,7 +40,7 @@ def tiny() -> TrainConfig:
 
 
 def kuairand_pure() -> TrainConfig:
-    """long_view and is_like on KuaiRand-Pure, as datasets/kuairand.py writes it; chosen on its validation days.
+    """long_view and is_like on KuaiRand-Pure, as datasets/kuairand_pure.yaml has it; chosen on its validation days.
 
     One pass, as the tables of users and videos overfit in a second one, in global batches of 1024: on 8 ranks give
     --data.batch-size 128 for the same learning.

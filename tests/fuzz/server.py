@@ -30,7 +30,7 @@ COMMANDS = (*MODULES, *SCRIPTS)
 # What the commands import while they run, so that no fork pays for it.
 LATER = ("tensorboard.compat.tensorflow_stub", "torch.utils.tensorboard", "pydantic.dataclasses", "torch._dynamo")
 LATER += ("planning.run", "sweep.run", "contest.run", "studies.exact_metrics", "studies.task_conflict")
-LATER += ("recovery.soak", "recovery.pauses", "kuairand_csv", "stem_torchrec.preparation.prepare_log")
+LATER += ("recovery.soak", "recovery.pauses", "kuairand_exposures", "stem_torchrec.preparation.prepare_log")
 MAX_FILE = 2**28
 """Bytes of a file that an example may write."""
 

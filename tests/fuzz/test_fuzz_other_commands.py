@@ -87,7 +87,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], Options]] = {
         },
     ),
     "kuairand": (
-        ("--raw", "raw", "--out", "out"),
+        ("--raw", "raw", "--out", "out", "--no-report"),
         {
             "--raw": ("raw", "./raw/"),
             "--out": ("log", *OUT),

@@ -1,0 +1,113 @@
+"""What an earlier log has fitted, for the log of another day: the same ids, edges, means and deviations."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stem_torchrec.config.formats import without_format
+from stem_torchrec.config.json_text import parse_json
+from stem_torchrec.config.yaml_text import parse_yaml
+from stem_torchrec.data.new_log import VOCABULARY
+from stem_torchrec.expressions.expression import Expression, from_json
+from stem_torchrec.preparation.fitting.id_spaces import IdSpace
+from stem_torchrec.preparation.specs.spec import Spec
+from stem_torchrec.preparation.specs.spec_expressions import SpecExpressions
+from stem_torchrec.preparation.transforms import TRANSFORMS_FILE, TRANSFORMS_FORMAT
+from stem_torchrec.runtime.errors import UserError, reason_of
+
+
+@dataclass(frozen=True)
+class EarlierLog:
+    """A prepared log whose ids another log takes over."""
+
+    folder: Path
+    features: Mapping[str, Expression]
+    """The fitted step of each feature, over its value."""
+    dense: Mapping[str, Expression]
+    spaces: Mapping[str, Mapping[str, Any]]
+    """Of each vocabulary the type of its values, its features, and the ids of the first and the missing value."""
+    grows: bool
+    """Whether new values get ids behind the old ones, and new features are fitted."""
+
+    def vocabulary(self, name: str) -> Path:
+        """The file of a vocabulary."""
+        return self.folder / VOCABULARY / f"{name}.parquet"
+
+
+def read_earlier_log(path: str, *, grows: bool) -> EarlierLog:
+    """Reads what a log has fitted.
+
+    Args:
+        path: of a log, or of a run, which names its log.
+        grows: see EarlierLog.
+
+    Raises UserError if it is neither, or the log was not prepared by `stem-prepare`.
+    """
+    folder = Path(path)
+    config = folder / "config.yaml"
+    if config.is_file():
+        folder = _log_of_run(config)
+    file = folder / TRANSFORMS_FILE
+    try:
+        content = without_format(parse_json(file.read_bytes()), TRANSFORMS_FORMAT, str(file))
+        fitted = content["fitted"]
+        features, dense = (
+            {name: from_json(tree, f"fitted.{kind}.{name}") for name, tree in fitted[kind].items()}
+            for kind in ("features", "dense")
+        )
+        return EarlierLog(folder, features, dense, dict(content["vocabularies"]), grows)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"--vocabularies {path}: {folder} has no {TRANSFORMS_FILE}, which stem-prepare writes into a log; give a "
+            "log or a run."
+        ) from error
+    except UserError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} cannot be read ({reason_of(error)}); prepare that log again.") from error
+
+
+def _log_of_run(config: Path) -> Path:
+    try:
+        path = parse_yaml(config.read_text())["data"]["path"]
+        assert isinstance(path, str)
+    except (OSError, ValueError, LookupError, TypeError, AssertionError) as error:
+        raise UserError(f"{config} names no log of a path; give the log itself to --vocabularies.") from error
+    return Path(path)
+
+
+def check_earlier_log(
+    earlier: EarlierLog, spec: Spec, expressions: SpecExpressions, spaces: Mapping[str, IdSpace]
+) -> None:
+    """Raises UserError for a feature that the earlier log lacks, or has with other ids."""
+    for kind, names, known in (
+        ("features", spec.features, earlier.features),
+        ("dense", spec.dense, earlier.dense),
+    ):
+        new = [name for name in names if name not in known]
+        if new and not earlier.grows:
+            raise UserError(f"{kind}[{new[0]}] is not in {earlier.folder}; add --grow to fit it anew, or leave it out.")
+    for name, space in spaces.items():
+        if name not in earlier.spaces:
+            if name in earlier.features:
+                raise UserError(f"features[{name}] has a vocabulary, but none in {earlier.folder}; keep its ids.")
+            continue
+        old, kind = earlier.spaces[name], str(expressions.features[name].type)
+        new_entry = space_entry(space, kind)
+        for field, value in new_entry.items():
+            if field != "features" and old.get(field) != value:
+                raise UserError(
+                    f"features[{name}] has {field} {value}, but {old.get(field)} in {earlier.folder}: that is the "
+                    "vocabulary of another feature."
+                )
+
+
+def space_entry(space: IdSpace, kind: str) -> dict[str, Any]:
+    """What transforms.json says of a vocabulary; `kind` is the type of the feature's value."""
+    return {
+        "type": kind.removeprefix("list<").removesuffix(">"),
+        "first_id": space.first_id,
+        "missing_id": space.missing_id,
+        "features": list(space.features),
+    }
