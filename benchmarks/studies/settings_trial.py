@@ -29,6 +29,7 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
     "synthetic": ("--recipe", "synthetic"),
     "batch_4096": ("--recipe", "log", "--data.batch-size", "4096"),
     "batch_128": ("--recipe", "log", "--data.batch-size", "128"),
+    "batch_1024": ("--recipe", "log", "--data.batch-size", "1024"),
     "batch_512": ("--recipe", "log", "--data.batch-size", "512"),
     "tables_0.005": ("--recipe", "log", "--sparse.learning-rate", "0.005"),
     "tables_0.05": ("--recipe", "log", "--sparse.learning-rate", "0.05"),
