@@ -1,5 +1,6 @@
 """Bad input of `stem-prepare`, each with the sentence that refuses it; docs/prepare.md lists them."""
 
+import gzip
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -173,6 +174,54 @@ BAD_FILES = [
         spec=source(files="log.parquet", type="parquet"),
         files={"log.parquet": "zz"},
     ),
+    BadInput(
+        "lines with two kinds of ends",
+        "log.csv, line 3 ends with CRLF, but the first one with LF; give all lines the same end.",
+        files={"log.csv": CSV.replace("2,1,1\n", "2,1,1\r\n")},
+    ),
+    BadInput(
+        "a blank line in front of the names",
+        "log.csv begins with a blank line, but the first one has the names of its columns; delete it.",
+        files={"log.csv": "\n" + CSV},
+    ),
+    BadInput(
+        "a line that is too long",
+        "log.csv, line 14: the line has more than 2 MiB; shorten it, or correct the quote of the source.",
+        spec=spec_with(keep=["t"]),
+        files={"log.csv": "user,day,click,t\n" + "1,1,1,\n" * 12 + "1,2,1," + "x" * 2**22 + "\n1,2,1,\n"},
+    ),
+    BadInput(
+        "a packed file that is cut",
+        "log.csv.gz cannot be read (Unexpected end of GZIP stream: log.csv.gz).",
+        spec=source(files="log.csv.gz"),
+        files={"log.csv.gz": gzip.compress(CSV.encode(), mtime=0)[:-9]},
+    ),
+    BadInput(
+        "a Parquet file that is read as CSV",
+        "sources[log].type is csv, but log.parquet ends as parquet does; say type: parquet.",
+        spec=source(files="log.parquet"),
+        files={"log.parquet": "PAR1"},
+    ),
+    BadInput(
+        "JSON of several lines",
+        "log.json, line 1: the line is [{'user': 1}, {'user': 2}], not an object in braces; correct it.",
+        spec=source(files="log.json", type="json"),
+        files={"log.json": '[{"user": 1}, {"user": 2}]'},
+    ),
+    BadInput(
+        "JSON lines of another encoding",
+        "log.json, line 2: the line has the byte 0xe9, which is not utf-8, as JSON is; convert the file.",
+        spec=spec_with(
+            sources={"log": {"files": "log.json", "type": "json", "columns": {"user": "text", "click": "int"}}},
+            split={"random": {}},
+        ),
+        files={"log.json": b'{"user": "a", "click": 1}\n{"user": "\xe9", "click": 0}\n'},
+    ),
+    BadInput(
+        "a column with a name of this program",
+        "log.csv names the column '__row', which this program has for itself; rename it.",
+        files={"log.csv": CSV.replace("user", "user,__row").replace("1,", "1,1,")},
+    ),
 ]
 """Files that cannot be read as the spec says."""
 
@@ -254,6 +303,11 @@ BAD_ROWS = [
         "two features with one id space and two types",
         "features[t] is text, but 'user', whose ids it has by vocabulary.of, is int; give both the same type.",
         spec=spec_with(columns={"t": "cast(day as text)"}, features={"user": {}, "t": {"vocabulary": {"of": "user"}}}),
+    ),
+    BadInput(
+        "a missing group",
+        "group is missing in 3 rows, but must be a value, as gAUC leaves no row out.",
+        spec=spec_with(group="nullif(user, 1)"),
     ),
 ]
 """Rows that cannot become a log."""
@@ -350,5 +404,10 @@ BAD_SPECS = [
         spec=source(encoding="latin1x"),
     ),
     BadInput("no `--out`", "--out is missing; name the folder of the log, as in --out DIR.", options={"out": ""}),
+    BadInput(
+        "a value of two splits",
+        "spec.yaml: split.column has 2 in train and valid; leave one of them out.",
+        spec=spec_with(split={"column": {"by": "day", "train": [1, 2], "valid": [2, 3]}}),
+    ),
 ]
 """Specs and options that are refused, most before a file is read."""

@@ -52,3 +52,32 @@ def test_the_vocabulary_of_another_feature_is_refused(tmp_path: Path, rows: Rows
     assert str(error.value) == (
         f"features[user] has type text, but int in {first}: that is the vocabulary of another feature."
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"features": {"user": {"hash": {"buckets": 9}}}}, "features[user].hash is {'buckets': 9, "),
+        ({"features": {"user": {"identity": 9_000}}}, "features[user].identity is 9000, but left out in "),
+        ({"dense": {"price": {"log": True}}}, "dense[price].log is True, but False in "),
+    ],
+)
+def test_ids_and_numbers_that_are_made_in_another_way_are_refused(
+    change: dict[str, Any], words: str, tmp_path: Path, rows: Rows
+) -> None:
+    first = prepared(tmp_path, rows, features={"user": None}, dense={"price": None})
+    spec = spec_of(tmp_path, rows, **{"features": {"user": None}, "dense": {"price": None}, **change})
+    with pytest.raises(UserError) as error:
+        prepare_log(PrepareOptions(spec=str(spec), out=str(tmp_path / "next"), vocabularies=str(first), grow=True))
+    assert str(error.value).startswith(words)
+
+
+def test_a_log_that_lacks_a_vocabulary_is_refused(tmp_path: Path, rows: Rows) -> None:
+    first = prepared(tmp_path, rows, features={"user": None})
+    file, options = first / "vocabulary" / "user.parquet", {"spec": str(spec_of(tmp_path, rows)), "out": "next"}
+    file.write_bytes(b"no Parquet")
+    with pytest.raises(UserError, match=r"cannot be read .*; prepare that log again"):
+        prepare_log(PrepareOptions(**options, vocabularies=str(first)))
+    file.unlink()
+    with pytest.raises(UserError, match=r"lacks a file .*user.parquet.*; prepare that log again"):
+        prepare_log(PrepareOptions(**options, vocabularies=str(first)))

@@ -91,6 +91,7 @@ def test_a_label_is_never_guessed(people: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
+        (["--label", "incom"], "--label incom: no column is called 'incom'; did you mean 'income'?"),
         (
             ["--label", "a=incom = 1"],
             "--label a is 'incom = 1': no column is called 'incom'; did you mean 'income'?",

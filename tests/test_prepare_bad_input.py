@@ -61,9 +61,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    "option", ["--threads=x", "--threads=1.5", "--memory=x", "--engine=x", "--report=x", "--treads=1"]
-)
+@pytest.mark.parametrize("option", ["--threads=x", "--threads=1.5", "--memory=x", "--engine=x", "--treads=1"])
 def test_an_option_of_another_type_is_refused_in_one_sentence(
     option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

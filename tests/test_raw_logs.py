@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from stem_torchrec.config.yaml_text import parse_yaml
 
-from kuairand_files import LOG, ROOT, USER, VIDEO, kuairand
+from kuairand_files import LOG, ROOT, USER, VIDEO
 from raw_logs import adult, ali_ccp, aliexpress, shop, tenrec, tiktok
 from raw_logs.kuairand import PERIODS, REPEATS, Version, write_kuairand
 
@@ -129,12 +129,6 @@ def test_kuairand_has_the_oddities_of_the_real_files(raw: Path) -> None:
     assert '"[10,100)"' in (folder / "user_features_pure.csv").read_text()
     assert {"9.0", "4.0"} <= set(videos["music_type"].to_pylist())
     assert any(re.fullmatch(r"\d+,\d+", tag) for tag in videos["tag"].to_pylist())
-
-
-def test_the_script_of_kuairand_reads_the_files(raw: Path, tmp_path: Path) -> None:
-    summary = kuairand.write_log(kuairand.Options(raw / "kuairand_pure", tmp_path / "log"))
-    assert "rows dropped as repeats" in summary
-    assert {path.name for path in (tmp_path / "log").iterdir()} >= {"train", "valid", "test"}
 
 
 def test_tiktok_is_whole_numbers_with_the_shares_of_the_real_file(tmp_path: Path) -> None:

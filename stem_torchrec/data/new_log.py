@@ -56,6 +56,8 @@ def new_log(out: Path, *, overwrite: bool, take_over: bool = False, work: str | 
             new.rename(out)
         except (UnwritableError, OSError, KeyboardInterrupt):
             keeps = work is not None
+            # What another process has taken over looks like a disk that fails.
+            lock.confirm()
             raise
         finally:
             with suppress(UserError):

@@ -5,6 +5,7 @@ import json
 import os
 from pathlib import Path
 
+import fsspec
 from tabulate import tabulate
 
 from stem_torchrec.config.formats import with_format
@@ -15,9 +16,8 @@ from stem_torchrec.data.schema import Schema
 from stem_torchrec.preparation.engines.duckdb_engine import DuckDBEngine
 from stem_torchrec.preparation.engines.engine import Engine
 from stem_torchrec.preparation.engines.spark_engine import SparkEngine
-from stem_torchrec.preparation.fitting.earlier_log import read_earlier_log
+from stem_torchrec.preparation.fitting.earlier_log import EarlierLog, read_earlier_log
 from stem_torchrec.preparation.guessing.command import (
-    SPEC_FILE,
     check_no_guess,
     guess_with_labels,
     naming_guess_only,
@@ -30,7 +30,8 @@ from stem_torchrec.preparation.options import PrepareOptions
 from stem_torchrec.preparation.raw_files.listing import find_files
 from stem_torchrec.preparation.specs.installed_specs import installed_specs, spec_path
 from stem_torchrec.preparation.specs.spec import Spec
-from stem_torchrec.preparation.specs.spec_file import SPEC_FORMAT, spec_of, spec_text
+from stem_torchrec.preparation.specs.spec_file import SPEC_FILE, SPEC_FORMAT, spec_of, spec_text
+from stem_torchrec.preparation.transforms import TRANSFORMS_FILE
 from stem_torchrec.runtime.errors import UserError
 
 
@@ -62,7 +63,8 @@ def _prepared(text: str, path: str | Path, options: PrepareOptions) -> str:
     if options.grow and not options.vocabularies:
         raise UserError("--grow needs --vocabularies, the log whose ids grow.")
     earlier = read_earlier_log(options.vocabularies, grows=options.grow) if options.vocabularies else None
-    work = _work(spec, options)
+    _check_apart(spec, out)
+    work = _work(spec, options, earlier)
     with new_log(out, overwrite=options.overwrite, take_over=options.take_over, work=work) as folder:
         kept = folder.with_name(WORK)
         for each in (folder, kept):
@@ -79,14 +81,34 @@ def _prepared(text: str, path: str | Path, options: PrepareOptions) -> str:
     return summary(schema)
 
 
-def _work(spec: Spec, options: PrepareOptions) -> str:
+def _check_apart(spec: Spec, out: Path) -> None:
+    """Raises UserError for a log in a folder whose files are all read, as its own files would be among them."""
+    for name, source in spec.sources.items():
+        for pattern in [source.files] if isinstance(source.files, str) else source.files:
+            folder = Path(os.path.expanduser(pattern.partition("**")[0] or "."))
+            reads_all = source.type in ("parquet", "json") and ("**" in pattern or folder.is_dir())
+            if reads_all and out.resolve().is_relative_to(folder.resolve()):
+                raise UserError(
+                    f"--out {out} is in {folder}, all of whose files sources[{name}] has; give another folder."
+                )
+
+
+def _work(spec: Spec, options: PrepareOptions, earlier: EarlierLog | None) -> str:
     """Tells a spec, the engine and the files apart, by their names, sizes and times."""
     files = [file for name, source in spec.sources.items() for file in find_files(name, source)]
-    if options.vocabularies:
-        files += sorted(map(str, Path(options.vocabularies).rglob("*.parquet")))
-    local = [(file, os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in files if "://" not in file]
-    content = json.dumps([to_dict(spec), options.engine, options.grow, files, local], default=str)
-    return hashlib.sha256(content.encode()).hexdigest()
+    if earlier is not None:
+        files += [str(earlier.folder / TRANSFORMS_FILE), *sorted(map(str, earlier.folder.rglob("*.parquet")))]
+    content = [to_dict(spec), options.engine, options.grow, [(file, _state(file)) for file in files]]
+    return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()
+
+
+def _state(file: str) -> object:
+    """What changes when a file does: its size and time, or what its store tells of them."""
+    if "://" not in file:
+        return os.stat(file).st_size, os.stat(file).st_mtime_ns
+    store, path = fsspec.url_to_fs(file)
+    info = store.info(path)
+    return [info.get(key) for key in ("size", "mtime", "LastModified", "last_modified", "updated", "ETag", "etag")]
 
 
 def _engine(options: PrepareOptions, folder: Path) -> Engine:

@@ -1,5 +1,6 @@
 """DuckDB as the engine: inside this process, out of core, with all that it keeps in Parquet files."""
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -86,7 +87,7 @@ class DuckDBEngine:
         file = self._folder / f"{quote(name, safe=' ')}.parquet"
         if not file.exists():
             self._write(table, file, "COMPRESSION lz4_raw")
-        kept = self._view(f"read_parquet({_text(file)}, file_row_number = true)")
+        kept = self._view(f"read_parquet({_path(file)}, file_row_number = true)")
         return kept.drop(_NUMBER) if ROW in kept.columns else kept.rename({ROW: _NUMBER})
 
     def rows(self, table: ir.Table) -> list[tuple[Any, ...]]:
@@ -115,7 +116,8 @@ class DuckDBEngine:
 
     def parquet(self, path: Path) -> ir.Table:
         """The rows of a Parquet file, or of a folder of such files."""
-        return self._view(f"read_parquet({_text(path / '*.parquet' if path.is_dir() else path)})")
+        files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+        return self._view(f"read_parquet([{', '.join(map(_path, files))}])")
 
     def _sentences(self) -> AbstractContextManager[None]:
         return sentences_of_duckdb(self._names, self._kinds, self._sources)
@@ -140,14 +142,14 @@ class DuckDBEngine:
 
 def _reader(files: Sequence[str], source: Source, types: Mapping[str, ColumnType]) -> str:
     """The table function that reads the files."""
-    paths = f"[{', '.join(map(_text, files))}]"
-    hive = {name: _TYPES[kind].replace("DOUBLE", "BIGINT") for name, kind in source.partitions.items()}
+    paths = f"[{', '.join(map(_path, files))}]"
+    hive = {name: "BIGINT" if kind == "int" else _TYPES[kind] for name, kind in source.partitions.items()}
     partitions = f", hive_partitioning = true, hive_types = {_struct(hive)}" if hive else ", hive_partitioning = false"
     if source.type in ("parquet", "delta"):
         return f"read_parquet({paths}, union_by_name = true{partitions})"
     columns = _struct({name: _TYPES[kind] for name, kind in types.items()})
     if source.type == "json":
-        return f"read_json({paths}, format = 'newline_delimited', columns = {columns}{partitions})"
+        return f"read_json({paths}, format = 'newline_delimited', records = true, columns = {columns}{partitions})"
     nulls = ", ".join(map(_text, source.nulls or [_NO_CELL]))
     return (
         f"read_csv({paths}, auto_detect = false, columns = {columns}, header = {str(source.header).lower()}, "
@@ -162,6 +164,11 @@ def _struct(values: Mapping[str, str]) -> str:
 
 def _name(column: str) -> str:
     return '"' + column.replace('"', '""') + '"'
+
+
+def _path(file: object) -> str:
+    """A file by its own name, as DuckDB takes `*`, `?` and `[` for patterns."""
+    return _text(re.sub(r"[*?\[]", r"[\g<0>]", str(file)))
 
 
 def _text(value: object) -> str:

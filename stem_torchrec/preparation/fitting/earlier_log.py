@@ -5,14 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from stem_torchrec.config.formats import without_format
 from stem_torchrec.config.json_text import parse_json
+from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.config.yaml_text import parse_yaml
 from stem_torchrec.data.new_log import VOCABULARY
 from stem_torchrec.expressions.expression import Expression, from_json
 from stem_torchrec.preparation.fitting.id_spaces import IdSpace
 from stem_torchrec.preparation.specs.spec import Spec
 from stem_torchrec.preparation.specs.spec_expressions import SpecExpressions
+from stem_torchrec.preparation.specs.spec_file import SPEC_FILE, read_spec
 from stem_torchrec.preparation.transforms import TRANSFORMS_FILE, TRANSFORMS_FORMAT
 from stem_torchrec.runtime.errors import UserError, reason_of
 
@@ -27,6 +32,8 @@ class EarlierLog:
     dense: Mapping[str, Expression]
     spaces: Mapping[str, Mapping[str, Any]]
     """Of each vocabulary the type of its values, its features, and the ids of the first and the missing value."""
+    spec: Spec
+    """What the log was made by."""
     grows: bool
     """Whether new values get ids behind the old ones, and new features are fitted."""
 
@@ -56,16 +63,22 @@ def read_earlier_log(path: str, *, grows: bool) -> EarlierLog:
             {name: from_json(tree, f"fitted.{kind}.{name}") for name, tree in fitted[kind].items()}
             for kind in ("features", "dense")
         )
-        return EarlierLog(folder, features, dense, dict(content["vocabularies"]), grows)
+        spaces = dict(content["vocabularies"])
+        earlier = EarlierLog(folder, features, dense, spaces, read_spec(folder / SPEC_FILE), grows)
+        for name in spaces:
+            pq.read_schema(earlier.vocabulary(name)).field("id")
+        return earlier
     except FileNotFoundError as error:
+        if file.is_file():
+            raise UserError(f"{folder} lacks a file ({reason_of(error)[:200]}); prepare that log again.") from error
         raise UserError(
             f"--vocabularies {path}: {folder} has no {TRANSFORMS_FILE}, which stem-prepare writes into a log; give a "
             "log or a run."
         ) from error
     except UserError:
         raise
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} cannot be read ({reason_of(error)}); prepare that log again.") from error
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, pa.ArrowException) as error:
+        raise UserError(f"{folder} cannot be read ({reason_of(error)[:200]}); prepare that log again.") from error
 
 
 def _log_of_run(config: Path) -> Path:
@@ -88,6 +101,7 @@ def check_earlier_log(
         new = [name for name in names if name not in known]
         if new and not earlier.grows:
             raise UserError(f"{kind}[{new[0]}] is not in {earlier.folder}; add --grow to fit it anew, or leave it out.")
+    _check_steps(earlier, spec)
     for name, space in spaces.items():
         if name not in earlier.spaces:
             if name in earlier.features:
@@ -101,6 +115,27 @@ def check_earlier_log(
                     f"features[{name}] has {field} {value}, but {old.get(field)} in {earlier.folder}: that is the "
                     "vocabulary of another feature."
                 )
+
+
+def _check_steps(earlier: EarlierLog, spec: Spec) -> None:
+    """Raises UserError for a feature whose ids or numbers would not be made as in the earlier log."""
+    for kind, new, old, fields in (
+        ("features", spec.id_features, earlier.spec.id_features, ("buckets", "hash", "identity")),
+        ("dense", spec.numbers, earlier.spec.numbers, ("log", "clip", "quantiles", "standardize", "missing")),
+    ):
+        for name in [name for name in new if name in old]:
+            given, known = to_dict(new[name]), to_dict(old[name])
+            for field in fields:
+                # More ids of the same kind are new rows of the tables.
+                if given[field] != known[field] and not (field == "identity" and given[field] and known[field]):
+                    raise UserError(
+                        f"{kind}[{name}].{field} is {_words(given[field])}, but {_words(known[field])} in "
+                        f"{earlier.folder}, whose ids and constants are taken over; give the same."
+                    )
+
+
+def _words(value: Any) -> str:
+    return "left out" if value is None else str(value)
 
 
 def space_entry(space: IdSpace, kind: str) -> dict[str, Any]:

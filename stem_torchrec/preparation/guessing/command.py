@@ -6,11 +6,10 @@ from pathlib import Path
 
 from stem_torchrec.preparation.guessing.guess_spec import Guess, Wishes, guess_spec
 from stem_torchrec.preparation.options import PrepareOptions
+from stem_torchrec.preparation.specs.spec_file import SPEC_FILE
 from stem_torchrec.runtime.errors import UnwritableError, UserError
 from stem_torchrec.runtime.whole_file import naming_file, whole_file
 
-SPEC_FILE = "spec.yaml"
-"""The spec in the folder of its log, with the values of its variables."""
 _OF_RAW_FILES = ("label", "drop", "columns", "header_from", "guess_only")
 
 

@@ -12,7 +12,7 @@ from stem_torchrec.preparation.engines.engine import Engine
 from stem_torchrec.preparation.guessing.column_names import feature_name, names_feedback, names_result
 from stem_torchrec.preparation.guessing.facts import Facts
 from stem_torchrec.preparation.specs.expression_reader import ExpressionReader, Value
-from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.errors import UserError, nearest
 
 _T = ValueType
 _MOST_CANDIDATES = 10
@@ -49,6 +49,9 @@ def parse_labels(options: Sequence[str], columns: Sequence[str]) -> dict[str, st
         name, equals, text = (part.strip() for part in option.partition("="))
         if not equals and name in columns:
             name, text = feature_name(name), column_text(name)
+        elif not equals and name.isidentifier():
+            hint = nearest(name, list(columns)) or f"; the files have {', '.join(columns)}."
+            raise UserError(f"--label {option}: no column is called {name!r}{hint}")
         if not name.isidentifier() or not text or (equals and not _reads_column(text)):
             raise UserError(
                 f'--label {option} has no name or expression; write --label NAME="EXPRESSION", as in '

@@ -10,6 +10,7 @@ import duckdb
 import ibis
 import ibis.expr.types as ir
 
+from stem_torchrec.preparation.engines.duckdb_errors import first_no_object
 from stem_torchrec.preparation.engines.engine import ROW, Engine
 from stem_torchrec.preparation.guessing.column_types import guess_types
 from stem_torchrec.preparation.guessing.dialect import Dialect, first_text, guess_dialect
@@ -138,7 +139,8 @@ def _json_types(file: str) -> tuple[dict[str, ColumnType], dict[str, str]]:
                 if greatest is not None and greatest > 2**53:
                     types[name] = "text"
         except duckdb.Error as error:
-            raise UserError(f"{file} cannot be read as JSON lines ({reason_of(error)[:200]}).") from error
+            reason = first_no_object(file) or f"{file} cannot be read as JSON lines ({reason_of(error)[:200]})."
+            raise UserError(reason) from error
     unread = {name: f"{kind.lower()[:40]}, which no feature takes" for name, kind, *_ in described if not types[name]}
     return {name: kind for name, kind in types.items() if kind}, unread
 

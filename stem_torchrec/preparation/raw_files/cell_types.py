@@ -16,7 +16,8 @@ WORDS = {
 
 def ragged_line(place: str, given: int, expected: int) -> str:
     """The sentence for a line with too many or too few cells."""
-    return f"{place}: the line has {given} cells, not {expected}; correct it, or the delimiter and quote of the source."
+    cells = f"{given} cell{'s' if given != 1 else ''}"
+    return f"{place}: the line has {cells}, not {expected}; correct it, or the delimiter and quote of the source."
 
 
 def unclosed_quote(place: str) -> str:
@@ -25,3 +26,8 @@ def unclosed_quote(place: str) -> str:
         f"{place}: a quote is not closed, or text follows it; correct it, or say quote: '' if quotes are no more "
         "than characters."
     )
+
+
+def long_line(place: str) -> str:
+    """The sentence for a line that the engine has no room for."""
+    return f"{place}: the line has more than 2 MiB; shorten it, or correct the quote of the source."

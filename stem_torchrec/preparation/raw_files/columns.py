@@ -21,6 +21,11 @@ class Columns:
     kinds: tuple[tuple[str, str], ...]
     types: Mapping[str, ColumnType] = field(default_factory=dict, compare=False)
 
+    @property
+    def without_type(self) -> set[str]:
+        """The columns of Parquet's null type, as pandas and Polars write one that has no value in a part."""
+        return {column for column, kind in self.kinds if kind == "null"}
+
 
 def files_with_rows(files: Sequence[str], source: Source) -> list[str]:
     """The files without those of zero bytes, as Spark writes for a part without rows; all of them if all are so."""
@@ -45,7 +50,7 @@ def columns_of(name: str, source: Source, files: Sequence[str]) -> dict[str, Col
     Raises UserError if a file has other columns than the first, or `columns` names one that the first lacks.
     """
     if source.type in ("parquet", "delta"):
-        return _columns_of_parquet(name, files)
+        return _columns_of_parquet(name, files, evolves=source.type == "delta")
     if source.type == "json" or not source.header:
         kinds = tuple((column, str(kind)) for column, kind in source.columns.items())
         return dict.fromkeys(files, Columns(kinds, source.columns))
@@ -84,13 +89,14 @@ def _drift(name: str, file: str, columns: Sequence[str], first: str, header: Seq
     return f"{file} {difference}; the files of sources[{name}] must have the same columns in the same order."
 
 
-def _columns_of_parquet(name: str, files: Sequence[str]) -> dict[str, Columns]:
+def _columns_of_parquet(name: str, files: Sequence[str], *, evolves: bool) -> dict[str, Columns]:
+    """The columns of Parquet files; of a table that evolves, a file may lack some, which are null in it."""
     columns = {file: _footer(file) for file in files}
     first, names = next((file, [column for column, _ in each.kinds]) for file, each in columns.items())
-    check_names(first, names)
     for file, each in columns.items():
         others = [column for column, _ in each.kinds]
-        if set(others) != set(names):
+        check_names(file, others)
+        if set(others) != set(names) and not evolves:
             raise UserError(_drift(name, file, others, first, names).replace(" in the same order", ""))
     return columns
 

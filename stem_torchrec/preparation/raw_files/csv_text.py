@@ -30,6 +30,9 @@ PACKED: Mapping[str, Callable[[Any], Any]] = {
 _DIVIDER = "\ue000"
 """Stands for a delimiter of several characters, as Python's reader of CSV takes one."""
 _CHUNK = 2**20
+_LONGEST_CELL = 2**31 - 1
+"""Python's own limit would end the look for a line before it."""
+_ENDS = {"\n": "LF", "\r": "CR", "\r\n": "CRLF"}
 _WRONG = ("\udc80", "\udcff")
 """First and last of the characters that Python reads for bytes that are not UTF-8."""
 
@@ -82,11 +85,28 @@ def check_cells(path: str, source: Source) -> None:
             raise UserError(ragged_line(f"{path}, line {line}", len(row), width))
 
 
+def check_line_ends(path: str, source: Source) -> None:
+    """Raises UserError for the first line that ends in another way than the first one, outside of quotes."""
+    first, quotes = "", 0
+    encoding = "utf-8" if is_utf8(source.encoding) else source.encoding
+    with open_bytes(path) as file, io.TextIOWrapper(file, encoding=encoding, errors="replace", newline="") as text:
+        for number, line in enumerate(text, start=1):
+            quotes += line.count(source.quote) if source.quote else 0
+            end = line[len(line.rstrip("\r\n")) :]
+            first = first or end
+            if end and end != first and quotes % 2 == 0:
+                raise UserError(
+                    f"{path}, line {number} ends with {_ENDS.get(end, 'line breaks')}, but the first one with "
+                    f"{_ENDS[first]}; give all lines the same end."
+                )
+
+
 def _all_rows(path: str, source: Source, *, strict: bool = False) -> Iterator[tuple[int, list[str]]]:
     """As csv_rows, with an empty row for a blank line."""
     encoding = "utf-8-sig" if is_utf8(source.encoding) else source.encoding
     errors = "surrogateescape" if is_utf8(source.encoding) else "replace"
     several = len(source.delimiter) > 1
+    csv.field_size_limit(_LONGEST_CELL)
     with open_bytes(path) as file:
         # Without `newline` a line break inside quotes would end the line.
         text: Any = io.TextIOWrapper(file, encoding=encoding, errors=errors, newline="")
@@ -115,7 +135,9 @@ def header_of(path: str, source: Source) -> list[str]:
 
     Raises UserError for names that an engine cannot tell apart, and for bytes that are not text.
     """
-    _, cells = next(csv_rows(path, source), (1, []))
+    line, cells = next(csv_rows(path, source), (1, []))
+    if line > 1:
+        raise UserError(f"{path} begins with a blank line, but the first one has the names of its columns; delete it.")
     if any("\ufffd" in cell or any(_WRONG[0] <= each <= _WRONG[1] for each in cell) for cell in cells):
         check_bytes(path, source.encoding)
     names = [cell.strip() or f"column_{i}" for i, cell in enumerate(cells, start=1)]

@@ -51,6 +51,14 @@ def find_files(name: str, source: Source) -> list[str]:
     return list(dict.fromkeys(files))
 
 
+def check_type(name: str, source: Source, files: Sequence[str]) -> None:
+    """Raises UserError for a file of another type, by its name, that would be read as CSV."""
+    for file in files if source.type == "csv" else ():
+        kind = next((kind for kind in ("parquet", "json") if file.lower().endswith(_ENDINGS[kind])), "")
+        if kind:
+            raise UserError(f"sources[{name}].type is csv, but {file} ends as {kind} does; say type: {kind}.")
+
+
 def _expanded(pattern: str) -> str:
     if pattern.lower().startswith("file://"):
         return unquote(pattern[len("file://") :].removeprefix("localhost"))
@@ -66,6 +74,7 @@ def _matches(pattern: str, source: Source) -> list[str]:
         paths = glob.glob(pattern, recursive=True)
     except ValueError as error:
         raise UserError(f"{pattern!r} is no path ({reason_of(error)}).") from error
+    paths = [path for path in paths if not _is_marked(path, pattern)]
     return list(_data_files(paths, {each: _files_below(each) for each in paths if os.path.isdir(each)}, source))
 
 
@@ -78,7 +87,8 @@ def _matches_in_store(pattern: str, source: Source) -> list[str]:
         store, path = fsspec.url_to_fs(pattern)
         # A `?` begins the query of a URL.
         has_pattern = "*" in pattern if is_web else glob.has_magic(path)
-        paths = store.glob(path) if has_pattern else [path] if store.exists(path) else []
+        matches = store.glob(path) if has_pattern else [path] if store.exists(path) else []
+        paths = [each for each in matches if not _is_marked(each, path)]
         below = {} if is_web else {each: store.find(each) for each in paths if store.isdir(each)}
     # Each store has errors of its own.
     except Exception as error:
@@ -86,6 +96,13 @@ def _matches_in_store(pattern: str, source: Source) -> list[str]:
             raise
         raise UserError(f"{pattern} cannot be listed ({reason_of(error)[:300]}).") from error
     return [store.unstrip_protocol(each) for each in _data_files(paths, below, source)]
+
+
+def _is_marked(path: str, pattern: str) -> bool:
+    """Whether a path matches `**` by a folder whose name is that of no data, as `_temporary`."""
+    before, stars, after = pattern.partition("**")
+    between = path.split("/")[before.count("/") :][: -after.count("/") or None]
+    return bool(stars) and any(part.startswith(_SKIPPED) for part in between)
 
 
 def _data_files(paths: Sequence[str], below: Mapping[str, Sequence[str]], source: Source) -> Iterator[str]:

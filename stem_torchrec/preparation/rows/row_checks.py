@@ -112,6 +112,8 @@ def _checks(spec: Spec, expressions: SpecExpressions, rows: ir.Table) -> list[_C
         wrong = rows[column].isnull() | (rows[column].cast("float64") < 0)
         place = column if column == "weight" else f"labels[{column.removeprefix('weight of ')}].weight"
         checks.append(_Check(place, column, wrong, "a weight of at least 0"))
+    if spec.group is not None:
+        checks.append(_Check("group", "group", rows["group"].isnull(), "a value, as gAUC leaves no row out"))
     return checks
 
 

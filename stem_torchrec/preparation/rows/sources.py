@@ -5,11 +5,12 @@ from dataclasses import replace
 from itertools import groupby
 
 import ibis
+import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 
 from stem_torchrec.preparation.engines.engine import ROW, Engine
 from stem_torchrec.preparation.raw_files.columns import columns_of, files_with_rows
-from stem_torchrec.preparation.raw_files.listing import find_files
+from stem_torchrec.preparation.raw_files.listing import check_type, find_files
 from stem_torchrec.preparation.raw_files.path_columns import NO_VALUE, check_partitions, name_parts
 from stem_torchrec.preparation.rows.cell_values import Cells, ibis_type_of
 from stem_torchrec.preparation.specs.spec import ColumnType, Source
@@ -31,10 +32,14 @@ def read_source(engine: Engine, name: str, source: Source, *, exact: bool = Fals
     A query of the table raises RefusedCellError at a cell that is not of the type of its column.
     """
     files = files_with_rows(find_files(name, source), source)
+    check_type(name, source, files)
     columns = columns_of(name, source, files)
+    for file, shape in columns.items():
+        if own := [column for column, _ in shape.kinds if column.lower() == ROW]:
+            raise UserError(f"{file} names the column {own[0]!r}, which this program has for itself; rename it.")
     folders = check_partitions(name, source, files)
     below = replace(source, partitions=folders)
-    tables = []
+    tables, nulls = [], []
     # Neighbours that are alike become one query, and the order of the files stays.
     for (shape, parts), members in groupby(
         files, key=lambda file: (columns[file], tuple(name_parts(source, file).items()))
@@ -42,7 +47,8 @@ def read_source(engine: Engine, name: str, source: Source, *, exact: bool = Fals
         table = _scanned(engine, name, below, list(members), shape.types, exact=exact)
         constants = {part: _constant(text, source.partitions.get(part, "text")) for part, text in parts}
         tables.append(table.mutate(**constants))
-    table = _together(name, tables)
+        nulls.append(shape.without_type - set(source.columns))
+    table = _together(name, _with_nulls(tables, nulls))
     for column in (*source.columns, *source.partitions):
         if column not in table.columns:
             hint = nearest(column, table.columns) or f"; it has {', '.join(table.columns)}."
@@ -84,6 +90,24 @@ def _scanned(
 
 def _constant(text: str, kind: ColumnType) -> ir.Value:
     return ibis.literal(None if text == NO_VALUE else text, type="string").try_cast(ibis_type_of(kind))
+
+
+def _with_nulls(tables: Sequence[ir.Table], nulls: Sequence[set[str]]) -> list[ir.Table]:
+    """The tables with all columns of all, which are null, of the type that others have, where one has no values.
+
+    Args:
+        tables: of which some may lack columns.
+        nulls: of each table the columns without a type.
+    """
+    kinds: dict[str, dt.DataType] = {}
+    for table, without in zip(tables, nulls, strict=True):
+        kinds |= {name: kind for name, kind in table.schema().items() if name not in kinds and name not in without}
+    return [
+        table.mutate(
+            **{name: ibis.null(kind) for name, kind in kinds.items() if name in without or name not in table.columns}
+        )
+        for table, without in zip(tables, nulls, strict=True)
+    ]
 
 
 def _together(name: str, tables: Sequence[ir.Table]) -> ir.Table:

@@ -62,6 +62,12 @@ def _check_split(split: Split) -> None:
         raise UserError(f"split has {' and '.join(given) or 'no way'}, but must have one of time, random and column.")
     if split.random is not None and split.random.valid + split.random.test >= 1:
         raise UserError("split.random leaves nothing for train: valid and test must be below 1 together.")
+    if split.column is not None:
+        names: dict[int | str, str] = {}
+        for name in ("train", "valid", "test"):
+            for value in getattr(split.column, name):
+                if names.setdefault(value, name) != name:
+                    raise UserError(f"split.column has {value!r} in {names[value]} and {name}; leave one of them out.")
 
 
 def _check_sources(spec: Spec) -> None:
@@ -105,12 +111,12 @@ def check_names(path: str, names: list[str]) -> None:
     """Raises UserError for names that a file has twice, also if they differ in case alone."""
     known: dict[str, str] = {}
     for name in names:
-        other = known.setdefault(name.lower(), name)
-        if other is name:
-            continue
+        other = known.get(name.lower())
         if other == name:
             raise UserError(f"{path} names the column {name!r} twice; give its columns names of their own.")
-        raise UserError(f"{path} names the columns {other!r} and {name!r}, which differ in case alone; rename one.")
+        if other is not None:
+            raise UserError(f"{path} names the columns {other!r} and {name!r}, which differ in case alone; rename one.")
+        known[name.lower()] = name
 
 
 def check_encoding(encoding: str, place: str) -> None:

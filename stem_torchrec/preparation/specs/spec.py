@@ -63,7 +63,7 @@ class TimeSplit:
     """train, then valid, then test."""
 
     by: str
-    """Column or expression, such as a day or a time; rows without it are refused."""
+    """Column or expression, such as a day or a time; rows without it belong to no split."""
     train_until: int | float | str
     """Last value of train."""
     valid_until: int | float | str

@@ -14,6 +14,8 @@ from stem_torchrec.runtime.errors import UserError, nearest, reason_of
 
 SPEC_FORMAT = 1
 """Format version of a spec."""
+SPEC_FILE = "spec.yaml"
+"""The spec in the folder of its log, with the values of its variables."""
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 

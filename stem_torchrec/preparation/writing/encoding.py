@@ -30,7 +30,7 @@ def num_embeddings(name: str, feature: Feature, vocabularies: Vocabularies) -> i
     if feature.hash is not None:
         return feature.hash.buckets + 1
     assert feature.identity is not None
-    return feature.identity
+    return feature.identity + (feature.missing == "own")
 
 
 def encode(
@@ -150,4 +150,6 @@ def missing_id(feature: Feature, space: IdSpace | None) -> int | None:
         return None
     if feature.hash is not None:
         return feature.hash.buckets
+    if feature.identity is not None and feature.missing == "own":
+        return feature.identity
     return space.missing_id if space is not None and feature.missing == "own" else 0

@@ -61,7 +61,7 @@ def has_list(feature: Feature, kind: ValueType) -> bool:
 
 def _fills_lists(feature: Feature, kind: ValueType) -> bool:
     """Whether a missing or empty list becomes one with the id of a missing value."""
-    return feature.missing == "own" or (kind not in LISTS and has_list(feature, kind) and feature.missing != "none")
+    return has_list(feature, kind) and (feature.missing == "own" or (kind not in LISTS and feature.missing != "none"))
 
 
 def is_missing(value: Expression) -> Expression:
