@@ -24,8 +24,8 @@ def batch_size_for(rows: int, ranks: int) -> int:
         batch_size_for(150_000, 2)  # 512: as many rows in a step of both ranks
         batch_size_for(874_000, 1)  # 2048: 427 steps
     """
-    most = max(int(3 * math.sqrt(rows)) // ranks, 1)
-    return min(max(1 << (most.bit_length() - 1), LEAST_BATCH), LARGEST_BATCH)
+    largest = max(int(3 * math.sqrt(rows)) // ranks, 1)
+    return min(max(1 << (largest.bit_length() - 1), LEAST_BATCH), LARGEST_BATCH)
 
 
 def eval_every_for(steps: int) -> int:
