@@ -44,13 +44,13 @@ def test_lists_and_dictionaries_are_written_with_spaces() -> None:
         # An option of several types, as `int | None`.
         (["--train.max-steps", "x"], "--train.max-steps: invalid literal for int() with base 10: 'x'; --help shows"),
         (["--sharding.type", "tabel_wise"], "did you mean 'table_wise'?"),
-        (["--recipe", "kuairand"], "there is no recipe 'kuairand', only synthetic"),
+        (["--recipe", "kuairand"], "there is no recipe 'kuairand', only log, synthetic"),
         (["--config", "nowhere.yaml"], "there is no configuration 'nowhere.yaml'"),
         (["--recipe", "tiny", "--config", "x.yaml"], "give --recipe or --config, not both"),
         (["--seed"], "--seed got no value"),
         (["--recipe"], "--recipe got no value"),
         (["stray"], "unknown option 'stray'"),
-        (["--recipe="], "there is no recipe '', only synthetic"),
+        (["--recipe="], "there is no recipe '', only log, synthetic"),
         (["--config", ""], "''"),
         (["--seed", "9" * 5000], "--seed: a number with too many digits"),
         (["--train.timeout", "nan"], "--train.timeout is nan, but must be from 1 to 1e+06."),
@@ -93,8 +93,8 @@ def test_help_shows_every_field_with_its_documentation_and_default(capsys: pytes
         for name in names or [section.name]:
             assert f"--{name.replace('_', '-')}" in text
     assert (
-        "Rows per rank and step; the global batch is this times the world size. From 1 to 16777216. (default: 1024)"
-        in text
+        "Rows per rank and step; the global batch is this times the world size. 0 chooses it by the number of rows and "
+        "ranks. From 0 to 16777216. (default: 1024)" in text
     )
     assert "Layer widths of an expert; the last is its output. From 1 to 65536. (default: 64 32)" in text
     for recipe in RECIPES:

@@ -177,12 +177,12 @@ def test_a_configuration_made_in_python_is_checked_before_it_is_used() -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("data: {batch_size: true}", "data.batch_size is True, but must be a whole number from 1 to 16777216."),
+        ("data: {batch_size: true}", "data.batch_size is True, but must be a whole number from 0 to 16777216."),
         ("seed: yes", "seed is 'yes', but must be a whole number from 0 to 4294967295."),
         (f"seed: {10**400}", "but must be from 0 to 4294967295."),
         (f"dense: {{learning_rate: {10**400}}}", "but must be from 0 to 1e+06."),
         (f"seed: {'9' * 5000}", "line 1: 999999999999...9999999999999 is no number, or has too many digits"),
-        ("data: {batch_size: 1.0}", "data.batch_size is 1.0, but must be a whole number from 1 to 16777216."),
+        ("data: {batch_size: 1.0}", "data.batch_size is 1.0, but must be a whole number from 0 to 16777216."),
         ("dense: {learning_rate: true}", "dense.learning_rate is True, but must be a number from 0 to 1e+06."),
         ("dense: {learning_rate: '1'}", "dense.learning_rate is '1', but must be a number from 0 to 1e+06."),
         ("train: {profile: 1}", "train.profile is 1, but must be true or false."),

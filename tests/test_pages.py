@@ -6,7 +6,7 @@
     long; OLD => NEW     only in the long tier; with NEW in the place of OLD, to make it smaller; more may follow
 
 The blocks of a page run one after another in one folder that looks like a clone of the repository. `RUN` is a run in it
-that two ranks trained, and `DIR` has a small KuaiRand-Pure as its CSV files.
+that two ranks trained, `DIR` has a small KuaiRand-Pure as its CSV files, and `adult.data` is in the format of Adult.
 """
 
 import os
@@ -25,6 +25,7 @@ from sybil import Document
 from sybil.parsers.markdown.lexers import DirectiveInHTMLCommentLexer, FencedCodeBlockLexer
 
 from kuairand_files import LOG, LOG_FILE, exposure, write_csv, write_raw
+from raw_logs import adult
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -103,6 +104,7 @@ def clone(folder: Path) -> Path:
         for video in (10, 11, 12)
     ]
     write_csv(folder / "DIR" / LOG_FILE, LOG, rows)
+    adult.write_adult(folder, 1000)
     return folder
 
 

@@ -9,7 +9,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from stem_torchrec.config import DataConfig, LoopConfig, TrainConfig
 from stem_torchrec.data.schema import save_schema
 from stem_torchrec.runtime.errors import UserError
-from stem_torchrec.training.recipes import tiny
+from stem_torchrec.training.recipes import log, tiny
 from stem_torchrec.tuning.search_space import SPACE, Search, read_space, resolve_log, to_space
 from stem_torchrec.tuning.study import record_options
 
@@ -110,6 +110,12 @@ def test_a_trial_evaluates_four_times_an_epoch_unless_told_otherwise(rows: int, 
     base = TrainConfig(data=DataConfig(batch_size=5), train=loop)
     # The batch size is the one that the trial has chosen.
     assert Search(base, {}, rows).trial_config({"data.batch_size": 10}).train.eval_every == steps
+
+
+def test_a_trial_fills_in_what_the_recipe_log_leaves_to_the_rows() -> None:
+    trial = Search(log(), {}, 20_000).trial_config({})
+    assert (trial.data.batch_size, trial.train.eval_every) == (256, 19)
+    assert Search(log(), {}, 20_000).trial_config({"data.batch_size": 500}).train.eval_every == 16
 
 
 def test_a_chosen_evaluation_interval_is_kept() -> None:

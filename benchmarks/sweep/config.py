@@ -1,13 +1,14 @@
 """The command line of a sweep, and what follows from it: the cases, and the run that they vary."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from annotated_types import Interval
 
 from stem_torchrec.config import (
     Communication,
+    DataConfig,
     InputDist,
     Kernel,
     Layout,
@@ -83,6 +84,9 @@ def read_command_line(args: Sequence[str] | None = None) -> tuple[SweepConfig, T
             raise UserError(f"--{option.replace('_', '-')} is empty; leave it out for the default.")
     if train.sharding.plan is not None:
         raise UserError("--sharding.plan pins every table, so there is nothing to sweep; leave it out.")
+    if not train.data.batch_size:
+        # A sweep asks for the speed of a step, whose rows do not follow from those of a log.
+        train = replace(train, data=replace(train.data, batch_size=DataConfig.batch_size))
     return config, train
 
 

@@ -1,6 +1,7 @@
 """Trains and tests the runs of a comparison, after a search for each model's settings if the options ask for one."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from threading import Event
 
 from stem_torchrec.comparison.grid_search import search_grid
@@ -12,6 +13,7 @@ from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import TimeLeft, log_rank0, progress_bar
+from stem_torchrec.training.open_fields import with_open_fields
 
 
 def train_all(request: Request, process: Process, *, ending: Event | None = None) -> Comparison:
@@ -26,6 +28,8 @@ def train_all(request: Request, process: Process, *, ending: Event | None = None
     the base diverged.
     """
     request = resolve_log(request)
+    path = request.train.data.path or ""
+    request = replace(request, train=with_open_fields(request.train, path, process))
     with FolderLock(take_over=request.train.take_over) as lock:
         from_first_rank(lambda: lock.take(request.config.out, other="--out"))
         return _train_in_folder(request, process, lock, ending=ending)

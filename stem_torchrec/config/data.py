@@ -18,8 +18,9 @@ class DataConfig:
     path: Annotated[str, PathOption("folder", words=("",))] | None = None
     """Folder with schema.json, train/ and valid/, local or in a store (s3://, gs://, abfs://, hdfs://). None makes the
     synthetic log below data/ once and uses that; a recipe for a log of your own needs the path."""
-    batch_size: Annotated[int, Interval(ge=1, le=2**24)] = 4096
-    """Rows per rank and step; the global batch is this times the world size."""
+    batch_size: Annotated[int, Interval(ge=0, le=2**24)] = 4096
+    """Rows per rank and step; the global batch is this times the world size. 0 chooses it by the number of rows and
+    ranks."""
     eval_batch_size: Annotated[int, Interval(ge=1, le=2**24)] = 8192
     """Rows per rank and step in evaluation."""
     shuffle_rows: Annotated[int, Interval(ge=0, le=10**12)] = 262_144

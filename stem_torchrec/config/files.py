@@ -40,7 +40,8 @@ def what_is_trained(config: TrainConfig) -> TrainConfig:
     """The configuration with the defaults of all fields that do not change what a run learns, to tell runs apart."""
     default = LoopConfig()
     loop = replace(config.train, timeout=default.timeout, log_every=default.log_every, profile=default.profile)
-    return replace(config, train=loop, checkpoint=CheckpointConfig(), resume="auto", output_dir=None, take_over=False)
+    folders = replace(config, checkpoint=CheckpointConfig(), resume="auto", output_dir=None, take_over=False)
+    return replace(folders, recipe="", train=loop)
 
 
 def read_config(path: str, models: Models) -> TrainConfig:
@@ -125,7 +126,7 @@ def config_from_arguments(
     start, rest = parse_known_arguments(_Start(), args)
     if start.recipe is not None and start.config is not None:
         raise UserError("give --recipe or --config, not both; options change single fields of either.")
-    recipe = "synthetic" if start.recipe is None else start.recipe
+    recipe = _default_recipe(rest) if start.recipe is None else start.recipe
     if recipe not in recipes:
         known = ", ".join(recipes)
         raise UserError(f"there is no recipe {recipe!r}, only {known}{nearest(recipe, list(recipes))}")
@@ -140,12 +141,17 @@ def config_from_arguments(
     return parse_arguments(default, rest, description=description)
 
 
+def _default_recipe(options: Sequence[str]) -> str:
+    """A log of one's own has a recipe of its own; without a log a run trains on the synthetic one."""
+    return "log" if "--data.path" in {option.partition("=")[0] for option in options} else "synthetic"
+
+
 def _description(start: str, arch: str, recipes: Recipes, about: Mapping[str, str]) -> str:
     recipe_lines = "\n".join(f"  {name}: {(recipe.__doc__ or '').splitlines()[0]}" for name, recipe in recipes.items())
     model_lines = "\n".join(f"  {name}: {line}" for name, line in about.items())
     return (
         f"Trains a model, STEM by default. The defaults below are those of {start}.\n\n"
-        f"--recipe NAME starts from another recipe:\n{recipe_lines}\n\n"
+        f"--recipe NAME starts from another recipe; with --data.path the default is log:\n{recipe_lines}\n\n"
         "--config FILE starts from the config.yaml of a run.\n\n"
         f"--model.arch NAME trains another model; the other --model options below are those of {arch}:\n{model_lines}"
     )

@@ -20,8 +20,8 @@ class LoopConfig:
     """Passes over the training rows."""
     max_steps: _Steps | None = None
     """Stops after this many steps, before the epochs are over."""
-    eval_every: _Steps | None = None
-    """Steps between two evaluations; by default once per epoch."""
+    eval_every: Annotated[int, Interval(ge=0, le=10**12)] | None = None
+    """Steps between two evaluations; by default once per epoch. 0 makes four in an epoch, fewer where it is short."""
     metric: str = "auc"
     """What early stopping watches on the validation split: the mean over the tasks of auc, gauc, logloss or ne,
     or one task's (`auc/like`)."""

@@ -17,6 +17,8 @@ from stem_torchrec.runtime.path_options import OutputFolder, PathOption
 class TrainConfig:
     """One run. The defaults come from `--recipe NAME` or `--config RUN/config.yaml`."""
 
+    recipe: str = ""
+    """The recipe that the defaults come from: log with --data.path, and synthetic without it, if none is given."""
     data: DataConfig = field(default_factory=DataConfig)
     """The log, and how rows become batches."""
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -50,7 +50,9 @@ class Columns:
                 raise UserError(f"schema.json names no {kind}; a log needs one. datasets/README.md describes the file.")
             for name in names:
                 if name not in known:
-                    raise UserError(f"the log has no {kind} {name!r}, only {', '.join(known)}{nearest(name, known)}")
+                    near, given = nearest(name, known), f"--data.labels {' '.join(known)}" if kind == "label" else ""
+                    fix = given and (f" Give {given}." if near else f"; give {given}.")
+                    raise UserError(f"the log has no {kind} {name!r}, only {', '.join(known)}{near}{fix}")
             for each in (names, known):
                 if len(set(each)) < len(each):
                     raise UserError(f"a {kind} is named twice in {', '.join(each)}.")

@@ -16,6 +16,7 @@ from stem_torchrec.models.stem import STEMOptions
 def synthetic() -> TrainConfig:
     """Two tasks on the default synthetic log, a small STEM-Net; about a minute on two CPU cores."""
     return TrainConfig(
+        recipe="synthetic",
         data=DataConfig(batch_size=1024),
         model=STEMOptions(num_shared_experts=2, expert_hidden=(64, 32), gate_hidden=(32,), tower_hidden=(32,)),
         sparse=SparseOptimizerConfig(learning_rate=0.1),
@@ -27,6 +28,7 @@ def synthetic() -> TrainConfig:
 def tiny() -> TrainConfig:
     """Two tasks on a few thousand synthetic rows; trains on a laptop CPU in seconds, to see that all works."""
     return TrainConfig(
+        recipe="tiny",
         data=DataConfig(
             batch_size=256,
             synthetic=SyntheticConfig(train_rows=8192, valid_rows=2048, test_rows=2048),
@@ -44,6 +46,7 @@ def kuairand_pure() -> TrainConfig:
     --data.batch-size 128 for the same learning.
     """
     return TrainConfig(
+        recipe="kuairand_pure",
         data=DataConfig(path="", batch_size=1024, labels=("long_view", "is_like")),
         model=STEMOptions(),
         sparse=SparseOptimizerConfig(learning_rate=0.02),
@@ -54,12 +57,28 @@ def kuairand_pure() -> TrainConfig:
 def tiktok() -> TrainConfig:
     """finish and like on a TikTok short video log in our Parquet format, with the published sizes of STEM-Net."""
     return TrainConfig(
+        recipe="tiktok",
         data=DataConfig(path="", labels=("finish", "like")),
         model=STEMOptions(),
         train=LoopConfig(epochs=1, precision="bf16"),
     )
 
 
+def log() -> TrainConfig:
+    """A log of one's own, with the published sizes; what `--data.path` takes without `--recipe`.
+
+    Batch size and evaluations follow from the number of rows and ranks (steps_by_rows.py). Training ends after a pass,
+    four evaluations, without a gain. docs/own_log.md tells how the values were chosen.
+    """
+    return TrainConfig(
+        recipe="log",
+        data=DataConfig(path="", batch_size=0),
+        model=STEMOptions(),
+        sparse=SparseOptimizerConfig(learning_rate=0.02),
+        train=LoopConfig(epochs=20, eval_every=0, patience=4),
+    )
+
+
 RECIPES: Mapping[str, Callable[[], TrainConfig]] = {
-    recipe.__name__: recipe for recipe in (synthetic, tiny, kuairand_pure, tiktok)
+    recipe.__name__: recipe for recipe in (log, synthetic, tiny, kuairand_pure, tiktok)
 }

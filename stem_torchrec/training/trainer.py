@@ -27,6 +27,7 @@ from stem_torchrec.training.loop import StepOutput, TrainLoop
 from stem_torchrec.training.memory_needs import check_memory
 from stem_torchrec.training.meter import Meter
 from stem_torchrec.training.metrics_log import MetricsLog
+from stem_torchrec.training.open_fields import with_open_fields
 from stem_torchrec.training.optimizers import build_optimizer, build_schedule
 from stem_torchrec.training.run_checkpoints import RunCheckpoints
 from stem_torchrec.training.run_data import RunData, note_other_counts
@@ -71,6 +72,7 @@ class Trainer:
         ending: Event | None = None,
     ) -> None:
         config, path = with_data_folder(config)
+        config = with_open_fields(config, path, process)
         self.config, self.process, self._watch = config, process, watch
         schema, self._lock = load_schema(path), FolderLock(take_over=config.take_over)
         check_run_folder(config, schema, self._lock)
@@ -240,8 +242,9 @@ def train(
     A run that has ended already is not trained again.
     """
     resolved, path = with_data_folder(config)
+    resolved = with_open_fields(resolved, path, process)
     done = finished(resolved, path, process)
     if done is not None:
         log_rank0(f"the run in {config.output_dir} has ended already; its best evaluation:\n{format_table(done)}")
         return done
-    return Trainer(config, process, watch=watch, ending=ending).run()
+    return Trainer(resolved, process, watch=watch, ending=ending).run()

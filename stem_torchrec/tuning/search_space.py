@@ -25,6 +25,7 @@ from stem_torchrec.data.schema import load_schema
 from stem_torchrec.models.table import all_options
 from stem_torchrec.runtime.errors import UserError, nearest, reason_of
 from stem_torchrec.training.configuration import run_config
+from stem_torchrec.training.steps_by_rows import choose_steps
 from stem_torchrec.training.watched_metric import WatchedMetric
 
 Space = dict[str, BaseDistribution]
@@ -60,7 +61,7 @@ class Search:
 
     def trial_config(self, choices: Mapping[str, Any]) -> TrainConfig:
         """The configuration of a trial, for one rank; without `train.eval_every` it evaluates four times an epoch."""
-        config = with_choices(self.base, choices)
+        config = choose_steps(with_choices(self.base, choices), self.train_rows, 1)
         if config.train.eval_every is not None:
             return config
         steps = math.ceil(self.train_rows / config.data.batch_size)
