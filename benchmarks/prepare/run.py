@@ -91,12 +91,12 @@ def _write(folder: Path, head: Mapping[str, str]) -> None:
     for (rows, side), measured in sorted(runs.items()):
         seconds = median(each["seconds"] for each in measured)
         middle = min(measured, key=lambda each: abs(each["seconds"] - seconds))
-        most = {name: max(each[name] for each in measured) for name in ("peak_gib", "spill_gib", "others")}
+        greatest = {name: max(each[name] for each in measured) for name in ("peak_gib", "spill_gib", "others")}
         numbers = (
             f"{seconds:.1f}",
             f"{rows / seconds / 1e6:.2f}",
             f"{middle['cpu_seconds'] / rows * 1e6:.2f}",
-            *(f"{number:.2f}" for number in most.values()),
+            *(f"{number:.2f}" for number in greatest.values()),
         )
         stages = ", ".join(f"{name} {value:.1f}" for name, value in middle["stages"].items())
         lines.append((side, f"{rows:,}", str(len(measured)), *numbers, stages))
