@@ -74,19 +74,18 @@ def measure_case(side: Side, raw: Path, rows: int, folder: Path, *, memory: floa
         options += [] if report else ["--no-report"]
         command = module_command("stem_torchrec.prepare", "tiktok", *options)
     before = CpuTime.now()
-    process = subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ, **module_path()}, stdout=subprocess.PIPE, text=True
-    )
+    environment = {**os.environ, **module_path()}
     peak = spill = 0
-    try:
-        while process.poll() is None:
-            peak = max(peak, _peak_memory(process.pid))
-            spill = max(spill, _bytes_in(unfinished / WORK))
-            time.sleep(_EVERY)
-    finally:
-        process.kill()
-    after = CpuTime.now()
-    output = process.stdout.read() if process.stdout is not None else ""
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            while process.poll() is None:
+                peak = max(peak, _peak_memory(process.pid))
+                spill = max(spill, _bytes_in(unfinished / WORK))
+                time.sleep(_EVERY)
+        finally:
+            process.kill()
+        after = CpuTime.now()
+        output = process.stdout.read() if process.stdout is not None else ""
     if process.returncode:
         raise UserError(f"{side} ended with status {process.returncode} on {rows:,} rows.")
     shutil.rmtree(out)
