@@ -39,7 +39,7 @@ order: time
 labels:
   click: clicked
   buy: {value: bought, where: clicked = 1, weight: "coalesce(price, 1)"}
-group: user
+group: coalesce(user, -1)
 weight: case when flag then 2 else 1 end
 keep: [row, note, country, part]
 features:

@@ -310,7 +310,7 @@ def test_real_log_reads_back_as_the_csv_says(tmp_path: Path) -> None:
             assert (int(source["date"]) <= 20220503) == (split == "train")
             assert (row["long_view"], row["is_like"]) == (int(source["long_view"]), int(source["is_like"]))
             tags = [int(tag) for tag in source["tag"].split(",") if tag]
-            assert [words["tag"].get(i) for i in row["tag"]] == [
+            assert [words["tag"].get(i) for i in row["tag"] or ()] == [
                 t if t in words["tag"].values() else None for t in tags
             ]
             for name in ("author_id", "onehot_feat4"):

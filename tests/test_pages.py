@@ -98,7 +98,14 @@ def clone(folder: Path) -> Path:
     write_raw(folder / "DIR")
     rows = [
         # Labels of both kinds for each task on each day.
-        exposure(user, video, day, long_view=(user + video) % 2, is_like=int((user + video + day) % 3 == 0))
+        exposure(
+            user,
+            video,
+            day,
+            duration_ms=900 * video,
+            long_view=(user + video) % 2,
+            is_like=int((user + video + day) % 3 == 0),
+        )
         for day in range(1, 7)
         for user in (1, 2, 3)
         for video in (10, 11, 12)

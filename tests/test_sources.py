@@ -6,6 +6,7 @@ import http.server
 import importlib.util
 import io
 import lzma
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from datetime import date, datetime
@@ -230,6 +231,7 @@ ARRAYS = [
     (pa.array(["x", None], pa.large_string()), "x"),
     (pa.array(["x", None]).dictionary_encode(), "x"),
     (pa.nulls(2), None),
+    (pa.nulls(2, pa.list_(pa.null())), None),
     *((pa.array([TIME, None], pa.timestamp(unit)), TIME) for unit in ("s", "ms", "us", "ns")),
     (pa.array([DAY, None]), DAY),
     (pa.array([DAY, None], pa.date64()), DAY),
@@ -245,6 +247,25 @@ ARRAYS = [
 def test_parquet_of_every_type(reader: Reader, array: pa.Array, value: Any) -> None:
     table = pa.table({"a": array, "struct": [{"x": 1}] * 2, "bytes": [b""] * 2})
     assert reader.rows({"log.parquet": parquet(table)}, type="parquet") == [(value,), (None,)]
+
+
+OTHER_KINDS = [pa.time64("us"), pa.time64("ns"), pa.list_(pa.time64("ns"))]
+"""Types of Parquet that are not read."""
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS, ids=str)
+def test_a_column_of_parquet_that_cannot_be_read_is_left_out(reader: Reader, kind: pa.DataType) -> None:
+    table = pa.table({"a": [1, 2], "b": pa.nulls(2, kind)})
+    assert reader.rows({"log.parquet": parquet(table)}, type="parquet") == [(1,), (2,)]
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS, ids=str)
+def test_a_column_of_parquet_that_cannot_be_read_and_is_named_is_refused(reader: Reader, kind: pa.DataType) -> None:
+    table = pa.table({"a": [1, 2], "b": pa.nulls(2, kind)})
+    with pytest.raises(
+        UserError, match=r"^sources\[log\].columns\[b\] is int, but the files have .+, which is not read"
+    ):
+        reader.rows({"log.parquet": parquet(table)}, type="parquet", columns={"b": "int"})
 
 
 @pytest.mark.parametrize("unit", ["ms", "us", "ns"])
@@ -337,8 +358,8 @@ def test_files_behind_http(reader: Reader, tmp_path: Path) -> None:
         thread.join()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("deltalake") is not None, reason="deltalake is installed")
-def test_a_delta_table_needs_its_package() -> None:
+def test_a_delta_table_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "deltalake", None)
     with pytest.raises(UserError) as error:
         find_files("log", Source("table", type="delta"))
     assert str(error.value) == (

@@ -1,6 +1,7 @@
 """What is installed works without the repository: the specs of public logs are in the wheel."""
 
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -24,6 +25,14 @@ def test_the_build_puts_every_spec_into_the_wheel() -> None:
         f"datasets/{name}": f"stem_torchrec/preparation/public_logs/{name}" for name in SPECS
     }
     assert set(installed_specs()) == {Path(name).stem for name in SPECS}
+
+
+def test_every_extra_that_a_sentence_or_a_page_names_can_be_installed() -> None:
+    folders = [ROOT / "stem_torchrec", ROOT / "docs"]
+    texts = [path.read_text() for folder in folders for path in folder.rglob("*.*") if path.suffix in (".py", ".md")]
+    named = set(re.findall(r"stem_torchrec\[([a-z0-9-]+)\]", " ".join(texts)))
+    assert {"delta", "s3", "spark"} <= named
+    assert named <= set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
 
 
 @pytest.mark.long

@@ -50,8 +50,8 @@ class Cells:
         given = column.type()
         if isinstance(given, dt.Array):
             return self._list(column, given, name, kind)
-        if given.is_null() or given.is_unknown():
-            return ibis.null(ibis_type_of(kind or "int"))
+        if nearest := _without_values(given):
+            return ibis.null(ibis_type_of(kind or nearest))
         if given.is_string():
             return self.from_text(column, name, kind or "text")
         if given.is_integer() and kind in (None, "int", "float", "text"):
@@ -72,8 +72,9 @@ class Cells:
 
     def _check_known(self, given: dt.DataType, name: str, kind: ColumnType | None) -> None:
         if kind is not None:
+            files = given.raw_type.sql() if isinstance(given, dt.Unknown) else str(given)
             raise UserError(
-                f"sources[{self._source}].columns[{name}] is {kind}, but the files have {str(given).lower()}, which is "
+                f"sources[{self._source}].columns[{name}] is {kind}, but the files have {files.lower()}, which is "
                 "not read as such; leave it out, and compute what you need under columns."
             )
 
@@ -83,9 +84,11 @@ class Cells:
         if kind.is_integer() and not kind.is_uint64():
             return number.cast("int64")
         if kind.is_floating():
-            number = ibis.ifelse(number.isnan(), ibis.null(kind), number)
-            fits = _is_whole(number)
-        elif kind.is_decimal():
+            # The null comes second, as engines compute it only for rows that the first condition leaves.
+            refused = self._refused(number, name, "int", "int64")
+            whole = (_is_whole(number), number.try_cast("int64"))
+            return ibis.cases(whole, (number.isnull() | number.isnan(), ibis.null("int64")), else_=refused)
+        if kind.is_decimal():
             fits = (number % 1 == 0) & number.try_cast("int64").notnull()
         else:
             fits = number.try_cast("int64").notnull()
@@ -95,7 +98,7 @@ class Cells:
 
     def _list(self, column: ir.ArrayColumn, given: dt.Array, name: str, kind: ColumnType | None) -> ir.Value | None:
         element = given.value_type
-        if (element.is_null() or element.is_unknown()) and kind in (None, "list<int>", "list<float>", "list<text>"):
+        if _without_values(element) and kind in (None, "list<int>", "list<float>", "list<text>"):
             lists = ibis_type_of(kind or "list<int>")
             return ibis.ifelse(column.isnull(), ibis.null(lists), ibis.literal([], lists))
         if element.is_string() and kind in (None, "list<text>"):
@@ -151,9 +154,18 @@ class Cells:
         return engine_functions.stop(self._engine, text).cast(result)
 
 
+def _without_values(given: dt.DataType) -> ColumnType | None:
+    """The type of values to take for a column that has none; None for a column of another type.
+
+    Arrow has the null type for it, and Ibis does not know by name what DuckDB makes of that.
+    """
+    name = given.raw_type.sql() if isinstance(given, dt.Unknown) else "NULL" if given.is_null() else ""
+    names: dict[str, ColumnType] = {"NULL": "int", '"NULL"': "int", '"NULL"[]': "list<int>"}
+    return names.get(name)
+
+
 def _is_whole(number: ir.NumericValue) -> ir.BooleanValue:
-    # Ibis rounds to int64, which ends the query at a number that is none.
-    return (number % 1 == 0) & (number.abs() < EXACT)
+    return (number.try_cast("int64") == number) & (number.abs() < EXACT)
 
 
 def _parsed(text: ir.StringValue, kind: str) -> ir.Value:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import ibis
 import ibis.expr.types as ir
 
-from stem_torchrec.expressions.expression import Expression
+from stem_torchrec.expressions.expression import Column, Expression
 from stem_torchrec.expressions.relational import to_ibis
 from stem_torchrec.expressions.value_types import ValueType, type_of_ibis
 from stem_torchrec.preparation.engines.engine import ROW, Engine, RefusedCellError
@@ -69,10 +69,12 @@ def _kept_rows(
         first = engine.keep("first rows", log.group_by(**keys).aggregate(first_row=log[ROW].min()).select("first_row"))
         steps |= _counted(engine, "deduplicate", first.aggregate(deduplicate=first.count()))
         log = log.semi_join(first, log[ROW] == first["first_row"])
-    values = {name: value(each.tree) for name, each in expressions.outputs.items()}
+    repeated = _repeated(expressions)
+    values = {name: value(each.tree) for name, each in expressions.outputs.items() if name not in repeated}
     rows = log.select(**values, **({ROW: log[ROW]} if ROW in log.columns else {}))
     # Rows of no split are kept as well, as it takes no further look at the files to count them.
     kept = engine.keep(ROWS, rows)
+    kept = kept.mutate(**{name: kept[first] for name, first in repeated.items()})
     counted = kept.aggregate(rows=kept.count(), split=kept[SPLIT].count())
     return (
         kept.filter(kept[SPLIT].notnull()),
@@ -80,6 +82,18 @@ def _kept_rows(
         types,
         _steps(spec, steps, _counted(engine, "split", counted)),
     )
+
+
+def _repeated(expressions: SpecExpressions) -> dict[str, str]:
+    """The outputs that are the same column of a source as an output before them, which alone is kept.
+
+    Example::
+
+        {"group": "feature user"}
+    """
+    trees = {name: each.tree for name, each in expressions.outputs.items() if isinstance(each.tree, Column)}
+    first = {tree: name for name, tree in reversed(trees.items())}
+    return {name: first[tree] for name, tree in trees.items() if first[tree] != name}
 
 
 def _counted(engine: Engine, step: str, counts: ir.Table) -> dict[str, int]:
