@@ -68,7 +68,7 @@ def log() -> TrainConfig:
     """A log of one's own, with the published sizes; what `--data.path` takes without `--recipe`.
 
     Batch size and evaluations follow from the number of rows and ranks (steps_by_rows.py). Training ends after a pass,
-    four evaluations, without a gain. docs/own_log.md has all values.
+    four evaluations, without a gain. docs/own_log.md has all values, and how they were chosen.
     """
     return TrainConfig(
         recipe="log",
