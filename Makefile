@@ -38,7 +38,7 @@ bench: $(INSTALLED)
 quick: $(INSTALLED)
 	$(RUN) pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m quick
 
-# Every fact once, 7 minutes on 2 cores. A file's tests share what they have trained, so they stay on one worker.
+# Every fact once, 9 minutes on 2 cores. A file's tests share what they have trained, so they stay on one worker.
 test: $(INSTALLED)
 	$(RUN) pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not long"
 

@@ -184,6 +184,7 @@ def test_the_report_has_every_model_and_the_metrics_of_its_runs(compared: Path, 
     assert not re.search(r'src="(?!data:)', page)
 
 
+@pytest.mark.long
 def test_a_log_with_weights_is_compared_by_weighted_rows(log: Path, tmp_path: Path) -> None:
     shutil.copytree(log, tmp_path / "log")
     schema = load_schema(str(log))
@@ -391,6 +392,7 @@ def test_another_comparison_does_not_go_into_the_folder(
     assert "holds a comparison with other options" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_each_model_is_set_to_the_cell_that_validates_best(log: Path, tmp_path: Path) -> None:
     options = ["--tune", "--learning-rates", "1e-5", "0.05", "--embedding-l2", "0"]
     call(tmp_path / "out", log, "stem,single_task", *options, seeds="0")

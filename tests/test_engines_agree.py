@@ -160,7 +160,7 @@ def test_spark_makes_the_log_of_duckdb_in_each_split_and_order(
             "column 'clicked' has '0.5', which is not a whole number",
             marks=pytest.mark.long,
         ),
-        ("1;1;\udcff;5;1;1;0;;;true;;;x", "the byte 0xff at position"),
+        pytest.param("1;1;\udcff;5;1;1;0;;;true;;;x", "the byte 0xff at position", marks=pytest.mark.long),
     ],
 )
 def test_spark_and_duckdb_refuse_a_line_with_the_same_words(spark: None, line: str, words: str, tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ def test_packages_that_are_missing_are_named(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 def test_one_section_runs_by_itself(tmp_path: Path) -> None:
     # pytest reads the variables: of all GPU tests it runs one, which takes a second, in one process.
     options = {"PYTEST_ADDOPTS": "-k 'batches_of_all_sizes and fp32-12'", "PYTEST_XDIST_AUTO_NUM_WORKERS": "1"}
