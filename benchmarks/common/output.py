@@ -20,6 +20,12 @@ _LOCK = FolderLock(take_over=None)
 """Of the folders that this process writes results to."""
 
 
+def check_out(out: str) -> None:
+    """Raises UserError if the command line does not say where the results go."""
+    if not out:
+        raise UserError("say where the results go: --out DIR.")
+
+
 def make_folder(out: str) -> Path:
     """Makes the folder of the results, before they are measured; this process owns it until it ends.
 

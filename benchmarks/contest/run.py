@@ -15,7 +15,7 @@ from stem_torchrec.runtime.process import trains_on_gpu
 
 from common.load import CpuTime, busy_with_others
 from common.machine import describe_run, memory_gib
-from common.output import make_folder
+from common.output import check_out, make_folder
 from contest.cases import Case, contests, largest_models, possible_cases
 from contest.problem import Contestant, Problem
 from contest.report import Result, write_report
@@ -64,8 +64,7 @@ def read_command_line(args: Sequence[str] | None = None, *, description: str | N
         description: what `--help` shows above the options.
     """
     config = parse_arguments(ThroughputConfig(), args, description=description or "")
-    if not config.out:
-        raise UserError("say where the results go: --out DIR.")
+    check_out(config.out)
     if not config.rows or list(config.rows) != sorted(set(config.rows)):
         raise UserError(f"--rows is {list(config.rows)}, but must be numbers from few to many.")
     if len(config.rows) < 2 and {"rows", "memory"} & set(config.cases):

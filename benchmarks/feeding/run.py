@@ -19,7 +19,7 @@ from stem_torchrec.runtime.process import Process, join_process_group
 
 from common.load import CpuTime, busy_with_others, cores
 from common.machine import describe_run
-from common.output import make_folder, write_table, write_whole
+from common.output import check_out, make_folder, write_table, write_whole
 from feeding.logs import FEATURES, Shape, write_log
 from feeding.rates import measure_rate
 from feeding.slow_store import slow_store
@@ -58,8 +58,7 @@ def read_command_line(args: Sequence[str] | None = None, *, description: str | N
         description: what `--help` shows above the options.
     """
     config = parse_arguments(ReaderConfig(), args, description=description or "")
-    if not config.out:
-        raise UserError("say where the results go: --out DIR.")
+    check_out(config.out)
     if not config.workers:
         raise UserError("--workers is empty; leave it out for the default.")
     return config

@@ -15,6 +15,7 @@ from stem_torchrec.sharding.topology import Bandwidths, make_topology
 from stem_torchrec.tables import SHARED
 from stem_torchrec.training.configuration import load_config
 
+from common.output import check_out
 from common.table_list import TableSpec, check_labels, read_table_list
 
 _DESCRIPTION = """\
@@ -125,8 +126,7 @@ class PlanConfig:
 def read_options(args: Sequence[str] | None = None) -> tuple[PlanConfig, list[TableSpec], TrainConfig]:
     """The options, the tables, and the run that is planned; raises UserError for values that make no sense."""
     config = parse_arguments(PlanConfig(), args, description=_DESCRIPTION)
-    if not config.out:
-        raise UserError("say where the results go: --out DIR.")
+    check_out(config.out)
     for name in ("types", "layouts", "nodes"):
         if not getattr(config, name):
             raise UserError(f"--{name} is empty; leave it out for the default, --help shows the choices.")

@@ -12,11 +12,10 @@ from annotated_types import Interval
 from tabulate import tabulate
 
 from stem_torchrec.config import parse_arguments
-from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.path_options import LocalOutput
 
 from common.machine import command_line, describe_run
-from common.output import make_folder, record_identity, write_whole
+from common.output import check_out, make_folder, record_identity, write_whole
 from prepare.cases import Side, measure_case, raw_file
 
 Rows = Annotated[int, Interval(ge=1000, le=10**12)]
@@ -47,8 +46,7 @@ class PreparationConfig:
 def read_command_line(args: Sequence[str] | None = None, *, description: str | None = None) -> PreparationConfig:
     """What to measure; raises UserError for values that make no sense."""
     config = parse_arguments(PreparationConfig(), args, description=description or "")
-    if not config.out:
-        raise UserError("say where the results go: --out DIR.")
+    check_out(config.out)
     return config
 
 

@@ -20,7 +20,7 @@ from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.path_options import LocalOutput
 
 from common.machine import describe_run
-from common.output import make_folder, write_table, write_whole
+from common.output import check_out, make_folder, write_table, write_whole
 from recovery.train_runs import TrainRun, differences
 
 LINE = [
@@ -59,8 +59,7 @@ def read_command_line(
         description: what `--help` shows above the options.
     """
     config, rest = parse_known_arguments(FaultsConfig(), args, description=description or "")
-    if not config.out:
-        raise UserError("say where the results go: --out DIR.")
+    check_out(config.out)
     return config, rest
 
 

@@ -17,7 +17,7 @@ from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.path_options import LocalOutput
 
 from common.machine import describe_run
-from common.output import make_folder, write_table, write_whole
+from common.output import check_out, make_folder, write_table, write_whole
 from common.processes import module_command, module_path, rank_environments
 
 Side = Literal["ours", "sklearn", "torchmetrics"]
@@ -48,8 +48,7 @@ def read_command_line(args: Sequence[str] | None = None, *, description: str | N
         description: what `--help` shows above the options.
     """
     config = parse_arguments(MetricsConfig(), args, description=description or "")
-    if not config.out:
-        raise UserError("say where the results go: --out DIR.")
+    check_out(config.out)
     if not config.rows or not config.ranks:
         raise UserError("--rows or --ranks is empty; leave it out for the default.")
     return config

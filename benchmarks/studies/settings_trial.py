@@ -21,7 +21,7 @@ from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.training.configuration import config_from_command_line
 from stem_torchrec.training.open_fields import with_open_fields
 
-from common.output import make_folder
+from common.output import check_out, make_folder
 from studies.settings_report import write_report
 
 SETTINGS: Mapping[str, tuple[str, ...]] = {
@@ -71,8 +71,7 @@ def read_command_line(
         description: what `--help` shows above the options.
     """
     config, rest = parse_known_arguments(TrialConfig(), args, description=description or "")
-    if not config.out:
-        raise UserError("say where the results go: --out DIR.")
+    check_out(config.out)
     if not config.logs or not config.settings or not config.seeds:
         raise UserError("--logs, --settings and --seeds need at least one value each.")
     for name in config.settings:

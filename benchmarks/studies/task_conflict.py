@@ -25,7 +25,7 @@ from stem_torchrec.runtime.process import from_first_rank, join_process_group
 from stem_torchrec.runtime.progress import log_rank0
 
 from common.machine import describe_run
-from common.output import make_folder, write_figure, write_table, write_whole
+from common.output import check_out, make_folder, write_figure, write_table, write_whole
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,7 @@ def read_command_line(
         description: what `--help` shows above the options.
     """
     config, rest = parse_known_arguments(ConflictConfig(), args, description=description or "")
-    if not config.out:
-        raise UserError("say where the results go: --out DIR.")
+    check_out(config.out)
     if not config.dials:
         raise UserError("--dials is empty; leave it out for the default.")
     names = [name.strip() for name in config.models.split(",")]

@@ -23,6 +23,7 @@ from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.path_options import LocalFile, LocalOutput
 from stem_torchrec.training.configuration import config_from_command_line
 
+from common.output import check_out
 from common.table_list import TableSpec, check_labels, read_table_list
 from sweep.cases import TYPES, Axes, Case, list_cases
 
@@ -77,8 +78,7 @@ def read_command_line(args: Sequence[str] | None = None) -> tuple[SweepConfig, T
     """What to sweep, and the run that all cases vary; raises UserError for values that make no sense in either."""
     config, rest = parse_known_arguments(SweepConfig(), args, description=_DESCRIPTION)
     train = config_from_command_line(rest)
-    if not config.out:
-        raise UserError("say where the results go: --out DIR.")
+    check_out(config.out)
     for option in ("types", "layouts", "input_dists", "kernels", "communications"):
         if not getattr(config, option):
             raise UserError(f"--{option.replace('_', '-')} is empty; leave it out for the default.")
