@@ -2,15 +2,20 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from stem_torchrec.preparation.engines.duckdb_engine import DuckDBEngine
+from stem_torchrec.preparation.engines.engine import ROW
 from stem_torchrec.preparation.guessing.dialect import Dialect, guess_dialect
 from stem_torchrec.preparation.guessing.guess_spec import Wishes, guess_spec
 from stem_torchrec.preparation.guessing.inputs import files_of, is_spec, partitions_of
+from stem_torchrec.preparation.guessing.source import guess_source
+from stem_torchrec.preparation.raw_files.csv_text import open_bytes
 from stem_torchrec.preparation.specs.spec import Spec
 from stem_torchrec.preparation.specs.spec_file import read_spec
 from stem_torchrec.runtime.errors import UserError
@@ -175,3 +180,23 @@ def test_a_file_without_an_ending_is_known_by_its_content(tmp_path: Path) -> Non
 
 def test_partitions_are_those_of_all_files() -> None:
     assert partitions_of(["a/d=1/h=2/x", "a/d=2/y"]) == {"d": ["1", "2"]}
+
+
+def test_the_sample_has_the_rows_of_several_files_in_their_order(tmp_path: Path) -> None:
+    for i in range(3):
+        pq.write_table(pa.table({"n": [10 * i, 10 * i + 1]}), tmp_path / f"{i}.parquet")
+    (tmp_path / "kept").mkdir()
+    engine = DuckDBEngine(tmp_path / "kept", memory="0.5GiB")
+    _, sample = guess_source(engine, [str(tmp_path / "*.parquet")])
+    rows = engine.rows(sample.order_by(ROW).select("n"))
+    engine.close()
+    assert rows == [(0,), (1,), (10,), (11,), (20,), (21,)]
+
+
+def test_a_damaged_archive_is_refused_by_name(tmp_path: Path) -> None:
+    content = bytearray(gzip.compress(b"a,b\n" + bytes(range(48, 58)) * 200))
+    content[10] = 0xFF  # A kind of block that does not exist.
+    path = tmp_path / "x.csv.gz"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"^{re.escape(str(path))} cannot be read "), open_bytes(str(path)) as file:
+        file.read()

@@ -63,9 +63,7 @@ def make_log(
         write_vocabularies(vocabularies, folder, engine)
     with stages.stage("write") as done:
         table = encode(spec, expressions, fitted, vocabularies, rows, engine=engine.name)
-        if engine.name == "spark":
-            # A sort of Spark computes its rows twice, and each split would do so.
-            table = engine.keep("encoded", table)
+        table = engine.settled("encoded", table)
         splits = write_splits(spec, table, counts, folder, engine)
         done(sum(counts.values()))
     schema = schema_of(spec, expressions, vocabularies, splits)

@@ -84,7 +84,7 @@ def _prepared(text: str, path: str | Path, options: PrepareOptions) -> str:
 def _check_apart(spec: Spec, out: Path) -> None:
     """Raises UserError for a log in a folder whose files are all read, as its own files would be among them."""
     for name, source in spec.sources.items():
-        for pattern in [source.files] if isinstance(source.files, str) else source.files:
+        for pattern in source.patterns:
             folder = Path(os.path.expanduser(pattern.partition("**")[0] or "."))
             reads_all = source.type in ("parquet", "json") and ("**" in pattern or folder.is_dir())
             if reads_all and out.resolve().is_relative_to(folder.resolve()):

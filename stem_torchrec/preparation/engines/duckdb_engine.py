@@ -14,7 +14,7 @@ import ibis.expr.types as ir
 
 from stem_torchrec.expressions.function import Engine as EngineName
 from stem_torchrec.preparation.engines.duckdb_errors import sentences_of_duckdb
-from stem_torchrec.preparation.engines.engine import ROW
+from stem_torchrec.preparation.engines.engine import NO_CELL, ROW
 from stem_torchrec.preparation.raw_files.copies import readable
 from stem_torchrec.preparation.specs.spec import ColumnType, Source
 from stem_torchrec.runtime.whole_file import whole_file
@@ -32,8 +32,6 @@ _TYPES: Mapping[ColumnType, str] = {
     "list<float>": "DOUBLE[]",
     "list<text>": "VARCHAR[]",
 }
-_NO_CELL = "\ue000"
-"""Text that no cell has, as DuckDB wants at least one that means null."""
 _NUMBER = "file_row_number"
 """DuckDB's name for the number of a row in its Parquet file."""
 _FILE_BYTES = "512MB"
@@ -89,6 +87,10 @@ class DuckDBEngine:
             self._write(table, file, "COMPRESSION lz4_raw")
         kept = self._view(f"read_parquet({_path(file)}, file_row_number = true)")
         return kept.drop(_NUMBER) if ROW in kept.columns else kept.rename({ROW: _NUMBER})
+
+    def settled(self, name: str, table: ir.Table) -> ir.Table:
+        """The query itself; see Engine."""
+        return table
 
     def rows(self, table: ir.Table) -> list[tuple[Any, ...]]:
         """The rows of a query."""
@@ -150,7 +152,7 @@ def _reader(files: Sequence[str], source: Source, types: Mapping[str, ColumnType
     columns = _struct({name: _TYPES[kind] for name, kind in types.items()})
     if source.type == "json":
         return f"read_json({paths}, format = 'newline_delimited', records = true, columns = {columns}{partitions})"
-    nulls = ", ".join(map(_text, source.nulls or [_NO_CELL]))
+    nulls = ", ".join(map(_text, source.nulls or [NO_CELL]))
     return (
         f"read_csv({paths}, auto_detect = false, columns = {columns}, header = {str(source.header).lower()}, "
         f"delim = {_text(source.delimiter)}, quote = {_text(source.quote)}, escape = {_text(source.quote)}, "

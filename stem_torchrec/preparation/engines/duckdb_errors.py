@@ -10,8 +10,8 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stem_torchrec.preparation.engines.engine import RefusedCellError
-from stem_torchrec.preparation.raw_files.cell_types import WORDS, long_line, ragged_line, unclosed_quote
+from stem_torchrec.preparation.engines.engine import refused_cell
+from stem_torchrec.preparation.raw_files.cell_types import WORDS, long_line, ragged_line, unclosed_quote, wrong_cell
 from stem_torchrec.preparation.raw_files.csv_text import (
     check_bytes,
     check_cells,
@@ -22,8 +22,6 @@ from stem_torchrec.preparation.raw_files.csv_text import (
 from stem_torchrec.preparation.specs.spec import Source
 from stem_torchrec.runtime.errors import UnwritableError, UserError, reason_of
 
-_CELL = re.compile(r"cell\t(?P<source>.*?)\t(?P<column>.*?)\t(?P<kind>.*?)\t(?P<value>.*)", re.DOTALL)
-"""What `cell_values` lets a query end with."""
 _LINE = re.compile(r"CSV Error on Line: (?P<line>\d+)")
 _FILE = re.compile(r"^  file = (?P<file>.*)$", re.MULTILINE)
 _CAST = re.compile(r"""column "(?P<column>.*?)"\. Could not convert string "(?P<value>.*?)" to '(?P<kind>.*?)'""")
@@ -76,8 +74,8 @@ def sentences_of_duckdb(
             raise UserError(
                 f"the memory does not suffice ({text.splitlines()[0]}); give more with --memory."
             ) from error
-        if cell := _CELL.search(text):
-            raise RefusedCellError(cell["source"], cell["column"], cell["kind"], cell["value"]) from error
+        if cell := refused_cell(text):
+            raise cell from error
         raise UserError(_sentence(text, kinds or {}, sources or {})) from error
 
 
@@ -87,7 +85,7 @@ def _sentence(text: str, kinds: Mapping[str, str], sources: Mapping[str, Source]
     if cast := _CAST.search(text):
         kind = kinds.get(cast["column"], _KINDS.get(cast["kind"], cast["kind"].lower()))
         what = WORDS.get(kind, kind)
-        return f"{place}: column {cast['column']!r} has {cast['value']!r}, which is not {what}; correct it or its type."
+        return wrong_cell(place, f"column {cast['column']!r} has {cast['value']!r}", what)
     if cells := _CELLS.search(text):
         return ragged_line(place, int(cells["given"]), int(cells["expected"]))
     if "Invalid unicode" in text and file:
@@ -138,7 +136,7 @@ def _sentence_of_json(path: str, text: str) -> str:
         return line
     if wrong is None:
         return f"{path}: {_CLASS.sub('', text.splitlines()[0])}"
-    place, reason = f"{path}, line {wrong['line']}: ", wrong["reason"].rstrip(".")
+    place, reason = f"{path}, line {wrong['line']}", wrong["reason"].rstrip(".")
     if cell := _WRONG_VALUE.fullmatch(reason):
         value = next(filter(None, cell.group("value", "other", "third")))
         kind = cell["kind"] or cell["other_kind"] or "ARRAY"
@@ -146,8 +144,8 @@ def _sentence_of_json(path: str, text: str) -> str:
             _KINDS.get(kind, ""), kind
         )
         column = _column_of_json(path, int(wrong["line"]), value)
-        return f"{place}{column}{value}, which is not {what}; correct it or its type."
-    return f"{place}{reason}; correct it."
+        return wrong_cell(place, f"{column}{value}", what)
+    return f"{place}: {reason}; correct it."
 
 
 def first_no_object(path: str, last: int | None = None) -> str:

@@ -3,10 +3,12 @@
 DuckDB runs inside this process and spills to disk; Spark runs on a cluster. Both give the same log.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import ibis
 import ibis.expr.types as ir
 
 from stem_torchrec.expressions.function import Engine as EngineName
@@ -15,6 +17,9 @@ from stem_torchrec.runtime.errors import UserError
 
 ROW = "__row"
 """Column of a kept table that rises in the order of its rows; an engine that reads files out of order scans it too."""
+NO_CELL = "\ue000"
+"""Text that no cell has, as engines want at least one that means null."""
+_CELL = re.compile(r"cell\t(?P<source>[^\t]*)\t(?P<column>[^\t]*)\t(?P<kind>[^\t]*)\t(?P<value>.*)", re.DOTALL)
 
 
 class RefusedCellError(UserError):
@@ -30,6 +35,29 @@ class RefusedCellError(UserError):
     def __init__(self, source: str, column: str, kind: str, value: str) -> None:
         self.source, self.column, self.kind, self.value = source, column, kind, value
         super().__init__(f"column {column!r} of sources[{source}] has {value!r}, which is not {kind}.")
+
+
+def refused_text(source: str, column: str, kind: str) -> str:
+    """What a query ends with at a cell that is not of the type of its column, followed by the value of the cell."""
+    return f"cell\t{source}\t{column}\t{kind}\t"
+
+
+def refused_cell(text: str) -> RefusedCellError | None:
+    """The error for a cell of which the text of an engine's error tells by `refused_text`; None for another error."""
+    cell = _CELL.search(text)
+    return None if cell is None else RefusedCellError(cell["source"], cell["column"], cell["kind"], cell["value"])
+
+
+def in_order(tables: Sequence[ir.Table]) -> ir.Table:
+    """The rows of tables with the same columns, one after another; Ibis alone begins with the last of three.
+
+    Args:
+        tables: at least one.
+    """
+    if len(tables) == 1:
+        return tables[0]
+    middle = len(tables) // 2
+    return ibis.union(in_order(tables[:middle]), in_order(tables[middle:]), distinct=False)
 
 
 class Engine(Protocol):
@@ -53,6 +81,9 @@ class Engine(Protocol):
 
         What was kept under the name before counts as the same, so that interrupted work goes on behind it.
         """
+
+    def settled(self, name: str, table: ir.Table) -> ir.Table:
+        """The rows of a query that several others read, kept if the engine would compute them for each of these."""
 
     def rows(self, table: ir.Table) -> list[tuple[Any, ...]]:
         """The few rows of a query, in its order."""

@@ -82,6 +82,10 @@ class SparkEngine:
         with sentences_of_spark(self._scanned):
             return self._view(reader.parquet(spark_path(str(folder))))
 
+    def settled(self, name: str, table: ir.Table) -> ir.Table:
+        """The kept rows; see Engine. A sort of Spark computes its rows twice."""
+        return self.keep(name, table)
+
     def rows(self, table: ir.Table) -> list[tuple[Any, ...]]:
         """The rows of a query."""
         with sentences_of_spark(self._scanned):

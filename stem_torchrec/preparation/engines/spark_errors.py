@@ -6,15 +6,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from urllib.parse import unquote
 
-from stem_torchrec.preparation.engines.engine import RefusedCellError
+from stem_torchrec.preparation.engines.engine import refused_cell
 from stem_torchrec.preparation.raw_files.csv_text import check_cells
 from stem_torchrec.preparation.specs.spec import Source
 from stem_torchrec.runtime.errors import UnwritableError, UserError
 
-_CELL = re.compile(
-    r"cell\t(?P<source>[^\t]*)\t(?P<column>[^\t]*)\t(?P<kind>[^\t]*)\t(?P<value>.*?) SQLSTATE: P0001", re.DOTALL
-)
-"""What `cell_values` lets a query end with."""
+_STOP = " SQLSTATE: P0001"
+"""Stands behind the text that a query ends with."""
 _FILE = re.compile(r"(?:reading file|footer for file:|path does not exist:) *(?P<file>\S*[^\s.])", re.IGNORECASE)
 _CLASS = re.compile(r"\[(?P<name>[A-Z_.0-9]+)\] (?P<text>[^\n]*)")
 _NO_ROOM = ("No space left", "DiskErrorException")
@@ -43,8 +41,8 @@ def sentences_of_spark(scanned: Scanned) -> Iterator[None]:
             raise UnwritableError("the disk is full (Spark has no space left); make room.") from error
         if any(words in text for words in _NO_MEMORY):
             raise UserError("the memory of Spark does not suffice; give more with --memory.") from error
-        if cell := _CELL.search(text):
-            raise RefusedCellError(cell["source"], cell["column"], cell["kind"], cell["value"]) from error
+        if _STOP in text and (cell := refused_cell(text.partition(_STOP)[0])):
+            raise cell from error
         raise UserError(_sentence(text, scanned)) from error
 
 

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 import fsspec
 
-from stem_torchrec.preparation.engines.engine import ROW
+from stem_torchrec.preparation.engines.engine import NO_CELL, ROW
 from stem_torchrec.preparation.engines.spark_errors import without_scheme
 from stem_torchrec.preparation.raw_files.csv_text import check_bytes, check_cells
 from stem_torchrec.preparation.raw_files.path_columns import NO_VALUE
@@ -18,8 +18,6 @@ from stem_torchrec.runtime.errors import UserError
 _MIB = 2**20
 _IN_PARTITION = 33
 """Bits of `monotonically_increasing_id` that count the rows of a partition."""
-_NO_CELL = "\ue000"
-"""Text that no cell has, as Spark wants one that means null."""
 _NO_QUOTE = "\x00"
 _SPARK: Mapping[ColumnType, str] = {
     "int": "bigint",
@@ -84,7 +82,7 @@ class SparkFiles:
             sep=source.delimiter,
             quote=source.quote or _NO_QUOTE,
             escape=source.quote or _NO_QUOTE,
-            nullValue=_NO_CELL,
+            nullValue=NO_CELL,
             # Otherwise a line with too many or too few cells is not noticed.
             columnPruning=False,
             maxColumns=100_000,

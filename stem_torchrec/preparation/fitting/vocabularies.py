@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import ibis
 import ibis.expr.types as ir
 
-from stem_torchrec.preparation.engines.engine import Engine
+from stem_torchrec.preparation.engines.engine import Engine, in_order
 from stem_torchrec.preparation.fitting.earlier_log import EarlierLog
 from stem_torchrec.preparation.fitting.id_spaces import IdSpace
 from stem_torchrec.preparation.fitting.statistics_of_train import count_values
@@ -55,9 +55,7 @@ def keep_vocabularies(
 def _sizes(engine: Engine, spaces: Mapping[str, IdSpace], tables: Mapping[str, ir.Table]) -> dict[str, int]:
     """The ids of each space, by one query."""
     greatest = [table.aggregate(name=ibis.literal(name), greatest=table["id"].max()) for name, table in tables.items()]
-    rows = (
-        dict(engine.rows(ibis.union(*greatest, distinct=False) if len(greatest) > 1 else greatest[0])) if tables else {}
-    )
+    rows = dict(engine.rows(in_order(greatest))) if tables else {}
     return {name: space.first_id if rows[name] is None else int(rows[name]) + 1 for name, space in spaces.items()}
 
 
@@ -84,11 +82,11 @@ def _grown(old: ir.Table, space: IdSpace, values: Mapping[str, ir.Table]) -> ir.
     next_id = old.aggregate(next_id=old["old_id"].max().fill_null(space.first_id - 1) + 1)
     numbered = _numbered(new, 0).cross_join(next_id)
     numbered = numbered.select("value", id=numbered["id"] + numbered["next_id"], count="count")
-    return ibis.union(known, numbered, distinct=False)
+    return in_order([known, numbered])
 
 
 def _counts(space: IdSpace, values: Mapping[str, ir.Table]) -> ir.Table:
-    counts = ibis.union(*(count_values(values[name], "value") for name in space.features), distinct=False)
+    counts = in_order([count_values(values[name], "value") for name in space.features])
     return counts.group_by("value").aggregate(count=counts["count"].sum()) if len(space.features) > 1 else counts
 
 

@@ -10,9 +10,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import fsspec
-
-from stem_torchrec.runtime.errors import UserError, reason_of
+from stem_torchrec.preparation.raw_files.csv_text import open_bytes
+from stem_torchrec.runtime.errors import UserError
 
 SAMPLE_BYTES = 1 << 20
 _DELIMITERS = (",", "\t", ";", "|", "\x01", "\x02", "^", "~")
@@ -43,12 +42,8 @@ def first_text(path: str) -> str:
 
     Raises UserError for a file that cannot be read, is empty, or is not UTF-8.
     """
-    try:
-        with fsspec.open(path, "rb", compression="infer") as file:
-            content = file.read(SAMPLE_BYTES + 1)
-    # Unpackers raise errors without a common class.
-    except Exception as error:
-        raise UserError(f"{path} cannot be read ({reason_of(error)}).") from error
+    with open_bytes(path) as file:
+        content = file.read(SAMPLE_BYTES + 1)
     if len(content) > SAMPLE_BYTES:
         content = content[: content.rfind(b"\n") + 1] or content
     try:

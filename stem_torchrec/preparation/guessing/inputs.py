@@ -6,14 +6,12 @@ import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 
-import fsspec
-
+from stem_torchrec.preparation.raw_files.csv_text import PACKED, open_bytes
 from stem_torchrec.preparation.raw_files.listing import find_files
 from stem_torchrec.preparation.specs.spec import Source
-from stem_torchrec.runtime.errors import UserError, reason_of
+from stem_torchrec.runtime.errors import UserError
 
 SPEC_ENDINGS = (".yaml", ".yml")
-_PACKED = (".gz", ".zst", ".bz2", ".xz")
 _KINDS = {
     **dict.fromkeys((".csv", ".tsv", ".txt", ".tab", ".psv"), "csv"),
     **dict.fromkeys((".parquet", ".pq"), "parquet"),
@@ -61,13 +59,8 @@ def _is_one_spec(name: str, installed: Collection[str]) -> bool:
 
 
 def _first_bytes(path: str, count: int = 65_536) -> bytes:
-    try:
-        with fsspec.open(path, "rb", compression="infer") as file:
-            content: bytes = file.read(count)
-    # Unpackers raise errors without a common class.
-    except Exception as error:
-        raise UserError(f"{path} cannot be read ({reason_of(error)}).") from error
-    return content
+    with open_bytes(path) as file:
+        return file.read(count)
 
 
 def files_of(inputs: Sequence[str]) -> tuple[Source, list[str]]:
@@ -116,7 +109,7 @@ def _kinds_of(pattern: str) -> dict[str, str]:
 
 def _kind_by_name(path: str) -> str | None:
     name = path.lower()
-    for ending in _PACKED:
+    for ending in PACKED:
         name = name.removesuffix(ending)
     return _KINDS.get(os.path.splitext(name)[1])
 

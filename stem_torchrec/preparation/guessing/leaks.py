@@ -36,7 +36,7 @@ def lone_aucs(
     [(rows,)] = engine.rows(sample.aggregate(rows=sample.count()))
     some = sample.filter(sample[ROW] % max(1, rows // _ROWS) == 0)
     read = {name: some[name] for name in types}
-    values = {f"label {name}": to_ibis(value.tree, read, types, engine="duckdb") for name, value in labels.items()}
+    values = {f"label {name}": to_ibis(value.tree, read, types, engine=engine.name) for name, value in labels.items()}
     fetched = engine.rows(some.select(**values, **{f"column {name}": some[name] for name in columns}))
     cells = list(zip(*fetched, strict=True))
     keys = {name: _keys(cells[len(labels) + i], in_bins=types[name] in NUMBERS) for i, name in enumerate(columns)}

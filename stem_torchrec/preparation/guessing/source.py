@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import duckdb
-import ibis
 import ibis.expr.types as ir
 
 from stem_torchrec.preparation.engines.duckdb_errors import first_no_object
-from stem_torchrec.preparation.engines.engine import ROW, Engine
+from stem_torchrec.preparation.engines.engine import ROW, Engine, in_order
 from stem_torchrec.preparation.guessing.column_types import guess_types
 from stem_torchrec.preparation.guessing.dialect import Dialect, first_text, guess_dialect
 from stem_torchrec.preparation.guessing.inputs import files_of, partitions_of
@@ -103,7 +102,7 @@ def _csv_source(
     texts: dict[str, ColumnType] = dict.fromkeys(names, "text")
     read = replace(source, nulls=(), columns=texts, trim=True, partitions={})
     tables = [read_source(engine, "log", replace(read, files=file)).limit(rows) for file, rows in _parts(files)]
-    cells = engine.keep("cells", ibis.union(*tables, distinct=False) if len(tables) > 1 else tables[0])
+    cells = engine.keep("cells", in_order(tables))
     types, nulls, remarks = guess_types(engine, cells, names)
     return replace(source, columns=types, nulls=nulls), remarks
 
@@ -173,7 +172,7 @@ def _sample(engine: Engine, source: Source, files: Sequence[str], name: str) -> 
         table = read_source(engine, "log", replace(source, files=file))
         # One row more than is wanted tells that there are more.
         tables.append(table.drop(*[column for column in (ROW,) if column in table.columns]).limit(rows + 1))
-    sample = engine.keep(name, ibis.union(*tables, distinct=False) if len(tables) > 1 else tables[0])
+    sample = engine.keep(name, in_order(tables))
     [(rows,)] = engine.rows(sample.aggregate(rows=sample.count()))
     if not rows:
         raise UserError(f"{files[0]} has no rows; give files with some.")

@@ -14,6 +14,17 @@ WORDS = {
 }
 
 
+def wrong_cell(place: str, cell: str, what: str) -> str:
+    """The sentence for a cell that is not of the type of its column.
+
+    Example::
+
+        wrong_cell("log.csv, line 2", "column 'age' has 'x'", "a number")
+        # "log.csv, line 2: column 'age' has 'x', which is not a number; correct it or its type."
+    """
+    return f"{place}: {cell}, which is not {what}; correct it or its type."
+
+
 def ragged_line(place: str, given: int, expected: int) -> str:
     """The sentence for a line with too many or too few cells."""
     cells = f"{given} cell{'s' if given != 1 else ''}"

@@ -8,6 +8,7 @@ import io
 import itertools
 import lzma
 import os
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, BinaryIO
@@ -48,7 +49,7 @@ def open_bytes(path: str) -> Iterator[BinaryIO]:
                 return
             with PACKED[ending](file) as unpacked:
                 yield unpacked
-    except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
+    except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} cannot be read ({reason_of(error)}).") from error

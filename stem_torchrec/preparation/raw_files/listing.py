@@ -38,7 +38,7 @@ def find_files(name: str, source: Source) -> list[str]:
     if source.type == "delta":
         return _files_of_delta(name, source)
     files = []
-    for pattern in [source.files] if isinstance(source.files, str) else source.files:
+    for pattern in source.patterns:
         matches = _matches(_expanded(pattern), source)
         if not matches:
             endings = ", ".join(_ENDINGS[source.type])

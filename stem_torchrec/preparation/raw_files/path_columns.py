@@ -28,7 +28,7 @@ def check_partitions(name: str, source: Source, files: Sequence[str]) -> dict[st
 
     Raises UserError for a file that is in no such folder, or whose value is not of the type.
     """
-    in_names = {part for pattern in _patterns(source) for part in NAMED.findall(pattern)}
+    in_names = {part for pattern in source.patterns for part in NAMED.findall(pattern)}
     for file in files:
         values = name_parts(source, file)
         folders = dict(part.split("=", 1) for part in file.split("/")[:-1] if "=" in part)
@@ -56,7 +56,7 @@ def name_parts(source: Source, file: str) -> dict[str, str]:
 
         name_parts(Source("raw/log_{part}.csv"), "raw/log_train.csv")  # {"part": "train"}
     """
-    for pattern in _patterns(source):
+    for pattern in source.patterns:
         names = NAMED.findall(pattern)
         text = "".join(
             f"(?P<{piece}>[^/]*)" if i % 2 else re.escape(piece).replace(r"\*", "[^/]*").replace(r"\?", "[^/]")
@@ -66,7 +66,3 @@ def name_parts(source: Source, file: str) -> dict[str, str]:
         if match is not None:
             return match.groupdict()
     return {}
-
-
-def _patterns(source: Source) -> Sequence[str]:
-    return [source.files] if isinstance(source.files, str) else source.files

@@ -13,6 +13,7 @@ import ibis
 import ibis.expr.types as ir
 
 from stem_torchrec.data.new_log import SPLITS
+from stem_torchrec.preparation.engines.engine import in_order
 
 LABELED = ("train", "valid")
 """Splits whose labels are counted: rates are fitted on the first and judged on the second."""
@@ -29,7 +30,7 @@ def count_ids(parts: Mapping[str, ir.Table], tasks: int) -> ir.Table:
     """
     counted = [_counted(part, split, tasks) for split, part in parts.items()]
     # Each row is grouped once; what is grouped again is one row for each id and split.
-    together = ibis.union(*counted, distinct=False) if len(counted) > 1 else counted[0]
+    together = in_order(counted)
     sums = {name: together[name].sum().cast("int64") for name in count_columns(tasks)}
     return together.group_by("id").aggregate(**sums)
 

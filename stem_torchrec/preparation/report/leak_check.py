@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import ibis
 import ibis.expr.types as ir
 
+from stem_torchrec.preparation.engines.engine import in_order
 from stem_torchrec.preparation.report.counts import count_columns
 from stem_torchrec.preparation.report.leak_rule import BUCKETS, LEAST_ROWS, SMOOTHING, leaks_of
 
@@ -34,7 +35,7 @@ def scores_of_ids(counts: ir.Table, rates: Sequence[float]) -> ir.Table:
         counts: of ids, as `count_ids` makes them.
         rates: the mean of each label in train.
     """
-    return _together([_scores(counts, i, _rate(counts, i, rate)) for i, rate in enumerate(rates)])
+    return in_order([_scores(counts, i, _rate(counts, i, rate)) for i, rate in enumerate(rates)])
 
 
 def scores_of_lists(lists: ir.Table, counts: ir.Table, rates: Sequence[float]) -> ir.Table:
@@ -52,7 +53,7 @@ def scores_of_lists(lists: ir.Table, counts: ir.Table, rates: Sequence[float]) -
     means = {f"mean_{i}": joined[f"rate_{i}"].fill_null(rate).mean().round(_DIGITS) for i, rate in enumerate(rates)}
     by_list = joined.group_by("list").aggregate(**means)
     scored = lists.left_join(by_list, lists["id"] == by_list["list"])
-    return _together([_scores(scored, i, scored[f"mean_{i}"].fill_null(rate)) for i, rate in enumerate(rates)])
+    return in_order([_scores(scored, i, scored[f"mean_{i}"].fill_null(rate)) for i, rate in enumerate(rates)])
 
 
 def in_buckets(counts: ir.Table, tasks: int, rows: int) -> ir.Table:
@@ -80,10 +81,6 @@ def _scores(counts: ir.Table, task: int, score: ir.Value) -> ir.Table:
     positives, labels = counts[f"positives_{task}_valid"], counts[f"labels_{task}_valid"]
     table = counts.select(task=ibis.literal(task), score=score, positives=positives, negatives=labels - positives)
     return table.filter(table["positives"] + table["negatives"] > 0)
-
-
-def _together(tables: Sequence[ir.Table]) -> ir.Table:
-    return ibis.union(*tables, distinct=False) if len(tables) > 1 else tables[0]
 
 
 def auc_of_scores(scores: ir.Table) -> ir.Table:

@@ -6,6 +6,7 @@ import ibis.expr.types as ir
 
 from stem_torchrec.expressions import engine_functions
 from stem_torchrec.expressions.function import Engine as EngineName
+from stem_torchrec.preparation.engines.engine import refused_text
 from stem_torchrec.preparation.raw_files.cell_types import EXACT
 from stem_torchrec.preparation.specs.spec import ColumnType
 from stem_torchrec.runtime.errors import UserError
@@ -150,7 +151,7 @@ class Cells:
 
     def _refused(self, value: ir.Value, name: str, kind: str, result: dt.DataType | str) -> ir.Value:
         """Ends the query in a row that is evaluated here."""
-        text = ibis.literal(f"cell\t{self._source}\t{name}\t{kind}\t") + value.cast("string")
+        text = ibis.literal(refused_text(self._source, name, kind)) + value.cast("string")
         return engine_functions.stop(self._engine, text).cast(result)
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stem_torchrec.preparation.engines.engine import RefusedCellError
-from stem_torchrec.preparation.raw_files.cell_types import EXACT, WORDS
+from stem_torchrec.preparation.raw_files.cell_types import EXACT, WORDS, wrong_cell
 from stem_torchrec.preparation.raw_files.csv_text import csv_rows, header_of, open_bytes
 from stem_torchrec.preparation.raw_files.listing import find_files
 from stem_torchrec.preparation.specs.spec import Source, Spec
@@ -33,7 +33,7 @@ def with_place(error: RefusedCellError, spec: Spec) -> UserError:
     what = WORDS.get(error.kind, error.kind)
     if error.kind in ("int", "list<int>") and is_inexact(error):
         what += " from -2^63 to 2^63 - 1"
-    return UserError(f"{place}: column {error.column!r} has {cell!r}, which is not {what}; correct it or its type.")
+    return UserError(wrong_cell(place, f"column {error.column!r} has {cell!r}", what))
 
 
 def first_place(spec: Spec, column: str, value: Any) -> list[str]:

@@ -8,7 +8,7 @@ import ibis
 import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 
-from stem_torchrec.preparation.engines.engine import ROW, Engine
+from stem_torchrec.preparation.engines.engine import ROW, Engine, in_order
 from stem_torchrec.preparation.raw_files.columns import columns_of, files_with_rows
 from stem_torchrec.preparation.raw_files.listing import check_type, find_files
 from stem_torchrec.preparation.raw_files.path_columns import NO_VALUE, check_partitions, name_parts
@@ -122,12 +122,4 @@ def _together(name: str, tables: Sequence[ir.Table]) -> ir.Table:
                     f"the column {column!r} of sources[{name}] is {' and '.join(sorted(given))} in different files; "
                     f"name its type, as in columns: {{{column}: {fix}}}."
                 )
-    return _in_order([first, *(table.select(*first.columns) for table in others)])
-
-
-def _in_order(tables: Sequence[ir.Table]) -> ir.Table:
-    """The rows of tables, one after another; Ibis alone begins with the last of three."""
-    if len(tables) == 1:
-        return tables[0]
-    middle = len(tables) // 2
-    return ibis.union(_in_order(tables[:middle]), _in_order(tables[middle:]), distinct=False)
+    return in_order([first, *(table.select(*first.columns) for table in others)])

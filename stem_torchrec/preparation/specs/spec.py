@@ -37,6 +37,11 @@ class Source:
     nulls: tuple[str, ...] = ("",)
     """Cells of CSV that mean that there is no value."""
 
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """The paths and patterns of the files."""
+        return (self.files,) if isinstance(self.files, str) else tuple(self.files)
+
 
 @dataclass(frozen=True)
 class Join:
