@@ -69,6 +69,8 @@ dense:
   age: {quantiles: 10, missing: {fill: 0.25}}
   score: {value: "element(scores, 1) * 3", standardize: true, missing: {fill: -1, flag: true}}
   minutes: {value: minute(moment)}
+  is_flag: {value: flag, clip: [0, 1]}
+  nothing: {value: "null"}
 row_group_size: 100
 """
 RANDOM = {"split": {"random": {"by": ["user"], "seed": 3, "valid": 0.2, "test": 0.2}}, "order": "shuffle"}

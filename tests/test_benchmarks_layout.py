@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 FRONT_SCRIPTS = {path.stem for path in BENCHMARKS.glob("*.py")}
@@ -52,6 +54,7 @@ def test_every_front_script_puts_its_folder_first_on_the_path() -> None:
     assert [script for script in FRONT_SCRIPTS if line not in (BENCHMARKS / f"{script}.py").read_text()] == []
 
 
+@pytest.mark.long
 def test_the_launcher_starts_a_front_script_in_any_folder(tmp_path: Path) -> None:
     # Folders of results with the names of packages, such as `--out sweep` makes.
     for package in PACKAGES:

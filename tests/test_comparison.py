@@ -260,7 +260,7 @@ def test_the_same_command_trains_only_what_is_missing(
     assert "| shared_bottom |" in re.sub(r" +", " ", (compared / "report.md").read_text())
 
 
-@pytest.mark.parametrize("damaged", [False, True])
+@pytest.mark.parametrize("damaged", [pytest.param(False, marks=pytest.mark.long), True])
 def test_an_interrupted_run_ends_with_the_same_numbers(
     compared: Path,
     log: Path,

@@ -90,6 +90,7 @@ def load_both_ways(folder: Path) -> None:
             assert torch.equal(loaded, value) if isinstance(value, Tensor) else loaded == value
 
 
+@pytest.mark.long
 def test_weights_load_across_values_of_dropout_and_with_the_names_from_before(tmp_path: Path) -> None:
     run_ranks(2, load_both_ways, tmp_path)
 

@@ -60,6 +60,10 @@ def test_the_vocabulary_of_another_feature_is_refused(tmp_path: Path, rows: Rows
         ({"features": {"user": {"hash": {"buckets": 9}}}}, "features[user].hash is {'buckets': 9, "),
         ({"features": {"user": {"identity": 9_000}}}, "features[user].identity is 9000, but left out in "),
         ({"dense": {"price": {"log": True}}}, "dense[price].log is True, but False in "),
+        (
+            {"features": {"user": {"missing": "own"}}},
+            "features[user] gives a missing value an id of its own, but no id of its own in ",
+        ),
     ],
 )
 def test_ids_and_numbers_that_are_made_in_another_way_are_refused(

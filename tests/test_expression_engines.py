@@ -38,7 +38,7 @@ def query_of(expressions: Sequence[Expression], table: Any, types: Mapping[str, 
     return table.select(**{f"v{i}": to_ibis(tree, columns, types, engine=engine) for i, tree in enumerate(expressions)})
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(expressions=st.lists(trees(), min_size=TREES, max_size=TREES), batch=batches())
 def test_duckdb_and_arrow_agree_on_random_expressions(
     connection: Any, expressions: list[Expression], batch: pa.RecordBatch

@@ -71,6 +71,7 @@ def test_one_section_runs_by_itself(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {REPORT, LOG, "sections.json"}
 
 
+@pytest.mark.long
 def test_every_section_runs_even_if_those_before_have_failed(tmp_path: Path) -> None:
     python, out = tmp_path / "python", tmp_path / "out"
     python.write_text(

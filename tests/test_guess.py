@@ -60,6 +60,7 @@ def test_adult_becomes_a_log_with_one_command_and_its_spec_keeps_the_comments(pe
     assert (log / "spec.yaml").read_text() == edited.read_text()
 
 
+@pytest.mark.long
 def test_guess_only_writes_a_spec_that_the_next_command_takes(people: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     shown = prepare_log(options(people, "--label", "rich=col14 = '>50K'", "--guess-only", "--out", log))

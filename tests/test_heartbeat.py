@@ -99,7 +99,11 @@ def test_without_the_reports_of_all_no_rank_is_named_for_waiting() -> None:
     [
         (1, "error: rank 1 has stopped: for "),
         # It serves the store through which the other rank would learn of it.
-        (0, "error: the store of the ranks, which rank 0 or the launcher serves, has not answered for "),
+        pytest.param(
+            0,
+            "error: the store of the ranks, which rank 0 or the launcher serves, has not answered for ",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_a_stopped_rank_ends_the_others_with_a_sentence(tmp_path: Path, stopped: int, sentence: str) -> None:

@@ -186,6 +186,7 @@ def leaks(printed: list[str]) -> list[tuple[str, str]]:
     ]
 
 
+@pytest.mark.long
 def test_a_field_of_ali_ccp_that_tells_the_click_is_named(tmp_path: Path) -> None:
     write_ali_ccp(tmp_path / "raw", 4000, leak="301")
     printed = prepare("ali_ccp", tmp_path / "log", [f"raw={tmp_path / 'raw'}"])
@@ -195,6 +196,7 @@ def test_a_field_of_ali_ccp_that_tells_the_click_is_named(tmp_path: Path) -> Non
     assert number(rows[("f301",)]["click"]) == 1
 
 
+@pytest.mark.long
 def test_the_play_time_of_kuairand_is_named(tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     write_kuairand(tmp_path / "raw", 4000)

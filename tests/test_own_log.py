@@ -99,6 +99,7 @@ def test_a_run_that_has_ended_is_known_by_its_folder_whatever_its_rows_decided(l
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.long
 def test_a_comparison_takes_the_recipe_log_for_all_models_and_is_continued_by_the_same_command(
     log: Path, tmp_path: Path
 ) -> None:

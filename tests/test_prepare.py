@@ -81,6 +81,24 @@ def test_buckets_and_scales_have_exact_constants_of_train(tmp_path: Path, rows: 
     np.testing.assert_allclose(split(log, "valid")["scaled"], expected[300:], rtol=1e-6, atol=1e-6)
 
 
+def test_conditions_are_dense_features_and_constants_are_values_like_others(tmp_path: Path, rows: Rows) -> None:
+    dense = {
+        "dear": {"value": "price > 8"},
+        "scaled": {"value": "price > 8", "log": True, "standardize": True, "missing": {"flag": True}},
+        "nothing": {"value": "null"},
+        "one_and_a_half": {"value": "1.5", "clip": [0, 1]},
+    }
+    features = {"user": None, "same": {"value": "'a'"}}
+    log = prepared(tmp_path, rows, features=features, dense=dense, where="true", weight="2.5")
+    train = split(log, "train")
+    dear = [float(price > 8) for price in in_time(rows, "price")[:300]]
+    assert train["dear"] == dear
+    scaled = np.log1p(dear)
+    np.testing.assert_allclose(train["scaled"], (scaled - scaled.mean()) / scaled.std(), rtol=1e-6, atol=1e-6)
+    for name, value in {"scaled_missing": 0, "nothing": 0, "one_and_a_half": 1.5, "same": 1, "weight": 2.5}.items():
+        assert set(train[name]) == {value}, name
+
+
 def test_a_random_split_draws_users_by_their_md5(tmp_path: Path, rows: Rows) -> None:
     log = prepared(
         tmp_path,

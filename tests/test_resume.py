@@ -63,6 +63,7 @@ def test_torchrun_restarts_a_run_when_a_worker_dies(folder: Path, whole: Path) -
     assert differences(run, whole) == []
 
 
+@pytest.mark.long
 def test_a_full_disk_neither_ends_the_training_nor_loses_a_line(folder: Path, whole: Path) -> None:
     run = folder / "full"
     part = start(run, "--checkpoint.max-failures", "1000", ranks=2)
@@ -115,6 +116,7 @@ def test_a_second_ctrl_c_ends_a_run_at_once(folder: Path) -> None:
     assert statuses in ([ExitStatus.RESUME], [128 + signal.SIGINT])
 
 
+@pytest.mark.long
 def test_a_run_resumes_on_other_ranks_plans_and_layouts(folder: Path) -> None:
     first = folder / "elastic"
     part = start(first, "--sparse.name", "adagrad", ranks=2)

@@ -345,6 +345,7 @@ def resume(folder: Path, steps: int) -> dict[str, list[Tensor]]:
     return bits
 
 
+@pytest.mark.long
 def test_a_run_with_weights_resumes_to_the_same_bits(tmp_path: Path) -> None:
     make_log(tmp_path / "log")
     for whole, resumed in zip(run_ranks(2, resume, tmp_path, 0), run_ranks(2, resume, tmp_path, 4), strict=True):

@@ -74,6 +74,7 @@ def test_a_folder_of_a_store_has_one_owner(store: s3fs.S3FileSystem) -> None:
     assert not store.exists(f"{BUCKET}/owned/.owner.json")
 
 
+@pytest.mark.long
 def test_a_run_in_a_store_is_the_run_on_disk(store: s3fs.S3FileSystem, log: Path) -> None:
     folder = log.parent
     for place, data in ((folder / "run", log), (f"{URL}/run", f"{URL}/log")):

@@ -230,6 +230,7 @@ def test_a_gpu_seats_the_first_contestants_that_fit_it_together() -> None:
     assert alone == []
 
 
+@pytest.mark.long
 def test_a_contestant_that_fails_leaves_the_contest_with_a_reason() -> None:
     sides = [Contestant("ours", kernel="fused_uvm", rows=50), Contestant("tables", rows=50)]
     small = replace(Problem(), features=2, model=SMALL)

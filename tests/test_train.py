@@ -177,6 +177,7 @@ def test_a_recipe_for_a_log_of_your_own_names_the_missing_option(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 def test_the_installed_command_trains_outside_of_the_repository(tmp_path: Path) -> None:
     run("stem-train", "--recipe", "tiny", "--train.max-steps", "2", "--output-dir", "run", cwd=tmp_path)
     assert (tmp_path / "run" / "metrics.json").exists()

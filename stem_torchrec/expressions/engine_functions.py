@@ -66,7 +66,8 @@ def multiply(engine: Engine, a: ibis.Value, b: ibis.Value) -> ibis.Value:
 def quotient(engine: Engine, a: ibis.Value, b: ibis.Value) -> ibis.Value:
     """The quotient of whole numbers towards 0; null where the divisor is 0 or the quotient leaves 64 bits."""
     if engine == "duckdb":
-        return _null_on_error(_duckdb_quotient(a, b))
+        # TRY computes row by row from the first error on, so that divisors of 0 would take their time.
+        return _null_on_error(_duckdb_quotient(a, b.nullif(0)))
     # With -1 only the least number leaves 64 bits, which is an error or wraps around, by Spark's settings.
     return ibis.cases((b == -1, _spark_subtract(constant(0), a)), else_=_spark_quotient(a, b.nullif(0)))
 

@@ -7,16 +7,12 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 
 from stem_torchrec.preparation.raw_files.csv_text import PACKED, open_bytes
-from stem_torchrec.preparation.raw_files.listing import find_files
+from stem_torchrec.preparation.raw_files.listing import ENDINGS, find_files
 from stem_torchrec.preparation.specs.spec import Source
 from stem_torchrec.runtime.errors import UserError
 
 SPEC_ENDINGS = (".yaml", ".yml")
-_KINDS = {
-    **dict.fromkeys((".csv", ".tsv", ".txt", ".tab", ".psv"), "csv"),
-    **dict.fromkeys((".parquet", ".pq"), "parquet"),
-    **dict.fromkeys((".json", ".jsonl", ".ndjson"), "json"),
-}
+_KINDS = {ending: kind for kind, endings in ENDINGS.items() for ending in endings}
 _FIRST_KEY = re.compile(rb"(?:\s*(?:#[^\n]*)?\n)*(?:format|sources|variables|description):")
 """What a spec begins with, behind comments."""
 

@@ -15,12 +15,13 @@ from stem_torchrec.runtime.file_systems import STORES, check_package
 
 _SKIPPED = (".", "_")
 """First characters of names that are left out: `_SUCCESS`, `_delta_log`, `.part-0.parquet.crc`."""
-_ENDINGS = {
-    "csv": (".csv", ".tsv", ".txt"),
+ENDINGS = {
+    "csv": (".csv", ".tsv", ".txt", ".tab", ".psv"),
     "parquet": (".parquet", ".pq"),
     "json": (".json", ".jsonl", ".ndjson"),
     "delta": (),
 }
+"""Of the files of a folder that are read, by their type."""
 _ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar")
 _DELTA_FEATURES = {"timestampNtz", "vacuumProtocolCheck", "v2Checkpoint"}
 """What a table may need of its reader; others, such as deletion vectors, change which rows of its files count."""
@@ -41,7 +42,7 @@ def find_files(name: str, source: Source) -> list[str]:
     for pattern in source.patterns:
         matches = _matches(_expanded(pattern), source)
         if not matches:
-            endings = ", ".join(_ENDINGS[source.type])
+            endings = ", ".join(ENDINGS[source.type])
             hint = f"a folder must have files that end in {endings}" if os.path.isdir(pattern) else "correct the path"
             raise UserError(f"sources[{name}].files is {pattern!r}, of which no file exists; {hint}.")
         files += matches
@@ -54,7 +55,7 @@ def find_files(name: str, source: Source) -> list[str]:
 def check_type(name: str, source: Source, files: Sequence[str]) -> None:
     """Raises UserError for a file of another type, by its name, that would be read as CSV."""
     for file in files if source.type == "csv" else ():
-        kind = next((kind for kind in ("parquet", "json") if file.lower().endswith(_ENDINGS[kind])), "")
+        kind = next((kind for kind in ("parquet", "json") if file.lower().endswith(ENDINGS[kind])), "")
         if kind:
             raise UserError(f"sources[{name}].type is csv, but {file} ends as {kind} does; say type: {kind}.")
 
@@ -121,7 +122,7 @@ def _is_data(path: str, folder: str, source: Source) -> bool:
     name = parts[-1].lower()
     for ending in PACKED:
         name = name.removesuffix(ending)
-    return name.endswith(_ENDINGS[source.type]) and not any(part.startswith(_SKIPPED) for part in parts)
+    return name.endswith(ENDINGS[source.type]) and not any(part.startswith(_SKIPPED) for part in parts)
 
 
 def _files_of_delta(name: str, source: Source) -> list[str]:

@@ -59,9 +59,9 @@ def _kept_rows(
 
     steps: dict[str, int] = {}
     if expressions.where is not None:
-        counted = log.aggregate(source=log.count(), where=value(expressions.where).cast("int64").sum())
-        steps |= _counted(engine, "where", counted)
-        log = log.filter(value(expressions.where))
+        where = value(expressions.where)
+        steps |= _counted(engine, "where", log.aggregate(source=log.count(), where=log.count(where=where)))
+        log = log.filter(where)
     elif expressions.deduplicate:
         steps |= _counted(engine, "source", source.aggregate(source=source.count()))
     if expressions.deduplicate:

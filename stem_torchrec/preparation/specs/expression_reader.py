@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from stem_torchrec.expressions.expression import Call, Column, Expression, columns_of
 from stem_torchrec.expressions.functions import type_of
 from stem_torchrec.expressions.sql import parse_expression
-from stem_torchrec.expressions.value_types import NULL, ValueType
+from stem_torchrec.expressions.value_types import LISTS, NULL, ValueType
 from stem_torchrec.runtime.errors import UserError, nearest
 
 
@@ -53,10 +53,13 @@ class ExpressionReader:
         return self.typed(self.tree(text, place), place, kinds, what, text)
 
     def typed(self, tree: Expression, place: str, kinds: Sequence[ValueType], what: str, text: str) -> Value:
-        """A tree with its type, which must be one of `kinds`."""
+        """A tree with its type, which must be one of `kinds`; a constant null is of the first of them."""
         kind = type_of(tree, self.types)
         if kind not in (*kinds, NULL):
             raise UserError(f"{place} is {text!r}, which is {kind}, but {what} is one of {', '.join(kinds)}.")
+        if kind == NULL and kinds[0] not in LISTS:
+            # Engines have a type for every column.
+            return Value(Call("cast", (tree,), {"to": str(kinds[0])}), kinds[0])
         return Value(tree, kind)
 
 

@@ -88,7 +88,10 @@ def read_expressions(spec: Spec, types: Mapping[str, ValueType]) -> SpecExpressi
     for name, number in spec.numbers.items():
         place = f"dense[{name}]"
         tree = reader.column(name, place) if number.value is None else reader.tree(number.value, place)
-        dense[name] = reader.typed(tree, place, _NUMBERS, "a number", number.value or name)
+        value = reader.typed(tree, place, _NUMBERS, "a number", number.value or name)
+        if value.type == _T.BOOL:
+            value = Value(from_sql("cast(x as float)", x=value.tree), _T.FLOAT)
+        dense[name] = value
     where = None if spec.where is None else reader.value(spec.where, "where", (_T.BOOL,), "a condition").tree
     group = None if spec.group is None else reader.value(spec.group, "group", (_T.INT, _T.TEXT), "a group")
     kept = {name: reader.column(name, f"keep[{i}]") for i, name in enumerate(spec.keep)}
