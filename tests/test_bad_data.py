@@ -256,6 +256,7 @@ def test_the_command_line_prints_one_sentence(
     assert capsys.readouterr().err == error_of_tags(tmp_path)
 
 
+@pytest.mark.long
 def test_the_command_line_prints_one_sentence_of_a_worker_process(tmp_path: Path) -> None:
     # A process of its own: torch waits 5 s per worker if the loader of a caught error is garbage-collected.
     write_split(tmp_path, table_with("tags", [1, None]), LAYOUT)

@@ -86,6 +86,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProc
     return subprocess.run([*launcher, "run.py"], cwd=folder, env=environment, text=True, capture_output=True)
 
 
+@pytest.mark.long
 def test_torchrun_trains_and_evaluates_and_benchmarks_import_with_the_listed_packages_only(
     result: subprocess.CompletedProcess[str],
 ) -> None:

@@ -355,6 +355,7 @@ def train_as_rank(line: list[str]) -> str:
     return output.getvalue()
 
 
+@pytest.mark.long
 def test_two_ranks_test_every_row_once_and_rank_0_prints(log: Path, tmp_path: Path) -> None:
     line = ["--recipe", "tiny", "--data.path", str(log), "--seeds", "0", "--base", "stem", "--out", str(tmp_path)]
     output, silence = run_ranks(2, train_as_rank, [*line, "--models", "stem,shared_bottom"])

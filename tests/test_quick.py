@@ -15,6 +15,7 @@ import torch
 from stem_torchrec import add_tasks, load_config, load_schema, warm_start
 from stem_torchrec.data.files import Columns
 from stem_torchrec.models.build import build_model
+from stem_torchrec.runtime.exit_status import ExitStatus
 
 from recovery.train_runs import differences
 from small_runs import run_script, start
@@ -37,7 +38,7 @@ def whole(folder: Path) -> Path:
     return folder / "whole"
 
 
-def test_a_killed_run_resumes_and_ends_with_the_bits_of_an_uninterrupted_and_profiled_one(
+def test_a_killed_and_terminated_run_ends_with_the_bits_of_an_uninterrupted_and_profiled_one(
     folder: Path, whole: Path
 ) -> None:
     run = folder / "killed"
@@ -46,6 +47,13 @@ def test_a_killed_run_resumes_and_ends_with_the_bits_of_an_uninterrupted_and_pro
     part.send(signal.SIGKILL)
     part.end()
     assert list((run / "checkpoints").glob("step-*"))
+    part = start(run, *ONCE, ranks=2)
+    part.wait_for("step 40  ")
+    part.send(signal.SIGTERM, 1)
+    statuses, output = part.end(60)
+    assert statuses == [ExitStatus.RESUME] * 2, output
+    assert "resuming after step" in output
+    assert "checkpoint written" in output
     statuses, output = start(run, *ONCE, ranks=2).end()
     assert statuses == [0, 0], output
     assert "resuming after step" in output

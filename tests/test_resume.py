@@ -85,6 +85,7 @@ def test_a_full_disk_neither_ends_the_training_nor_loses_a_line(folder: Path, wh
     assert counts["count/failed_best_weights"] > 0
 
 
+@pytest.mark.long
 def test_a_signal_ends_a_run_with_a_checkpoint_and_it_resumes(folder: Path, whole: Path) -> None:
     run = folder / "terminated"
     for moment, number, in_evaluation in (("step 5  ", signal.SIGTERM, False), ("step 40  ", signal.SIGINT, True)):

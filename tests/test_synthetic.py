@@ -272,6 +272,7 @@ def _ensure_at_once(barrier: Any, folder: str) -> None:
     ensure(SMALL, folder)
 
 
+@pytest.mark.long
 def test_two_processes_at_once_generate_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     barrier, folder = context.Barrier(2), tmp_path / "runs/log"

@@ -140,6 +140,7 @@ def test_a_search_chooses_lists_for_longer_than_its_random_trials(
     ]
 
 
+@pytest.mark.long
 def test_trials_that_diverge_are_pruned_and_leave_no_connections_open(
     log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
