@@ -61,8 +61,9 @@ def _may_write(case: Case, name: str, before: Snapshot) -> bool:
         return False
     if not _is_in(name, *GIVEN):
         return True
-    if _is_in(name, "log") and case.command in LOG_MAKERS and "--overwrite" in case.args:
-        return case.place("--out") == "log"
+    overwrites = case.command in LOG_MAKERS and "--overwrite" in case.args and case.place("--out") == "log"
+    if _is_in(name, "log") and overwrites:
+        return True
     if name not in before.files:
         return not _is_in(name, *SPLITS)
     run, _, inside = name.partition("/")

@@ -40,6 +40,7 @@ RIGHT = [
     ("train", "--output-dir run/best", "run/best/config.yaml"),
     ("tune", "--out log", "log/study.yaml"),
     ("synthetic", "--out log --overwrite", "log/train/a.parquet"),
+    ("kuairand", "--out out --out log/new --overwrite", "log/new/schema.json"),
     ("resume", "compare 1", "whole/config.yaml"),
 ]
 
