@@ -85,3 +85,15 @@ def test_a_log_that_lacks_a_vocabulary_is_refused(tmp_path: Path, rows: Rows) ->
     file.unlink()
     with pytest.raises(UserError, match=r"lacks a file .*user.parquet.*; prepare that log again"):
         prepare_log(PrepareOptions(**options, vocabularies=str(first)))
+
+
+def test_a_vocabulary_that_does_not_tell_the_id_of_a_missing_value_has_none(tmp_path: Path, rows: Rows) -> None:
+    first = prepared(tmp_path, rows)
+    file = first / "transforms.json"
+    content = json.loads(file.read_text())
+    del content["vocabularies"]["user"]["missing_id"]
+    file.write_text(json.dumps(content))
+    spec = spec_of(tmp_path, rows)
+    prepare_log(PrepareOptions(spec=str(spec), out=str(tmp_path / "next"), vocabularies=str(first)))
+    old, new = (pq.read_table(log / "vocabulary" / "user.parquet") for log in (first, tmp_path / "next"))
+    assert new.equals(old)

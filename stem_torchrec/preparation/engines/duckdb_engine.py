@@ -86,7 +86,7 @@ class DuckDBEngine:
         """Keeps the rows of a query; see Engine."""
         file = self._folder / f"{quote(name, safe=' ')}.parquet"
         if not file.exists():
-            # What is read once or twice is not worth packing, which takes as long as a third of reading CSV.
+            # What is read once or twice is not worth packing.
             self._write(table, file, "COMPRESSION uncompressed")
         kept = self._view(f"read_parquet({_path(file)}, file_row_number = true)")
         return kept.drop(_NUMBER) if ROW in kept.columns else kept.rename({ROW: _NUMBER})

@@ -108,9 +108,9 @@ def check_earlier_log(
                 raise UserError(f"features[{name}] has a vocabulary, but none in {earlier.folder}; keep its ids.")
             continue
         old, kind = earlier.spaces[name], str(expressions.features[name].type)
-        if old["missing_id"] != space.missing_id:
+        if (old_missing := old.get("missing_id")) != space.missing_id:
             # All other ids begin one later with it.
-            now, before = ("no" if each is None else "an" for each in (space.missing_id, old["missing_id"]))
+            now, before = ("no" if each is None else "an" for each in (space.missing_id, old_missing))
             raise UserError(
                 f"features[{name}] gives a missing value {now} id of its own, but {before} id of its own in "
                 f"{earlier.folder}, whose ids are taken over; give the same missing."
