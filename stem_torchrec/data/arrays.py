@@ -11,7 +11,6 @@ from torch import Tensor
 
 from stem_torchrec.data.checks import row_lengths
 from stem_torchrec.data.column_types import is_list
-from stem_torchrec.data.columns import Columns
 
 
 def bags_of(column: pa.ChunkedArray) -> tuple[NDArray, NDArray]:

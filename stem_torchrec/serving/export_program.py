@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
-from torch.fx.experimental import _config as shape_config
 
+from stem_torchrec.runtime.internals.export import any_sizes, compile_for_this_machine
 from stem_torchrec.serving.served_model import ServedModel
 from stem_torchrec.serving.table_file import quantized
 
@@ -16,23 +16,20 @@ Inputs = tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
 def export_program(model: ServedModel, dense_in_features: int) -> ExportedProgram:
     """The program of a model, for any number of rows and ids, none included, and tables of any number of rows."""
     inputs = example_inputs(model, dense_in_features)
-    shapes = tuple(_dynamic(value) for value in inputs)
-    # Without it, sizes of 0 and 1 would become special cases, and a program for several rows would refuse one.
-    with torch.no_grad(), shape_config.patch(backed_size_oblivious=True):
-        program = torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
-    # They would be saved with the program.
+    with torch.no_grad(), any_sizes():
+        return torch.export.export(model, inputs, dynamic_shapes=tuple(map(_dynamic, inputs)), strict=False)
+
+
+def compile_program(program: ExportedProgram, file: Path) -> None:
+    """Writes the program as machine code; takes a C++ compiler one to two minutes."""
+    with torch.no_grad(), any_sizes():
+        compile_for_this_machine(program, str(file))
+
+
+def save_program(program: ExportedProgram, file: Path) -> None:
+    """Writes the program; its example inputs are dropped, as they would be saved with it."""
     program.example_inputs = None
-    return program
-
-
-def compile_program(model: ServedModel, dense_in_features: int, file: Path) -> None:
-    """Writes the program compiled for this machine, which takes a C++ compiler one to two minutes."""
-    inputs = example_inputs(model, dense_in_features)
-    with torch.no_grad(), shape_config.patch(backed_size_oblivious=True):
-        program = torch.export.export(
-            model, inputs, dynamic_shapes=tuple(_dynamic(value) for value in inputs), strict=False
-        )
-        torch._inductor.aoti_compile_and_package(program, package_path=str(file))
+    torch.export.save(program, file)
 
 
 def example_inputs(model: ServedModel, dense_in_features: int) -> Inputs:

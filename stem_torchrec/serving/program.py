@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from stem_torchrec.runtime.errors import DamagedError, UserError, reason_of
+from stem_torchrec.runtime.internals.export import load_compiled
 from stem_torchrec.serving.manifest import COMPILED_FILE, PROGRAM_FILE, Machine, Manifest
 
 Program = Callable[[Tensor, list[Tensor], list[Tensor], list[Tensor], list[Tensor]], Tensor]
@@ -36,7 +37,7 @@ def load_program(folder: Path, manifest: Manifest, *, compiled: bool | None = No
     file = folder / (COMPILED_FILE if (fits if compiled is None else compiled) else PROGRAM_FILE)
     try:
         if file.name == COMPILED_FILE:
-            return torch._inductor.aoti_load_package(str(file))
+            return load_compiled(str(file))
         return torch.export.load(file).module()
     # A program of another version of torch makes its reader raise almost any error.
     except Exception as error:

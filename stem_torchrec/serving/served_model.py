@@ -99,6 +99,4 @@ def sum_bags(
     if precision == "fp16":
         # Looked up first: a bag of fp16 would be rounded to fp16 again, and large weights of ids would overflow.
         table, values = embedding(values, table).float(), torch.arange(values.shape[0], dtype=values.dtype)
-    return embedding_bag(
-        values, table, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True
-    )
+    return embedding_bag(values, table, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)

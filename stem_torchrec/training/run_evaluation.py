@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchrec.optim.keyed import CombinedOptimizer
 
 from stem_torchrec.checkpoints.weights import find_weights, load_weights
-from stem_torchrec.config import TrainConfig
+from stem_torchrec.config import Precision, TrainConfig
 from stem_torchrec.config.path_fields import with_paths
 from stem_torchrec.data.batch import Exposures
 from stem_torchrec.data.columns import Columns
@@ -54,6 +54,8 @@ class EvaluateConfig:
     """The run folder that training wrote. Under torchrun use --run-dir, as torchrun takes --run for its own."""
     data: EvaluationData = field(default_factory=EvaluationData)
     """The log to evaluate on."""
+    precision: Precision | None = None
+    """Format of matrix products, by default the run's --train.precision; a bundle computes in fp32."""
     split: str = "valid"
     """Folder of the log: valid, test or train."""
     json: OutputFile | None = None
@@ -128,6 +130,8 @@ def _opened(config: EvaluateConfig, process: Process) -> tuple[TrainConfig, AnyP
     """The configuration of the run, its weights, and the path, schema and rows of the log; raises UserError."""
     folder = path_of(config.run)
     run, weights = load_config(str(folder / CONFIG_FILE)), find_weights(folder / BEST_WEIGHTS)
+    if config.precision is not None:
+        run = replace(run, train=replace(run.train, precision=config.precision))
     path = config.data.path or data_folder(run.data)
     schema = load_schema(path)
     columns = _columns_of(config.run, run, path, schema, predicts=config.predictions is not None)
