@@ -54,10 +54,10 @@ class EvaluateConfig:
     """The run folder that training wrote. Under torchrun use --run-dir, as torchrun takes --run for its own."""
     data: EvaluationData = field(default_factory=EvaluationData)
     """The log to evaluate on."""
-    precision: Precision | None = None
-    """Format of matrix products, by default the run's --train.precision; a bundle computes in fp32."""
     split: str = "valid"
     """Folder of the log: valid, test or train."""
+    precision: Precision | None = None
+    """Of the matrix products, as --train.precision has it: fp32, tf32 or bf16; by default the run's own."""
     json: OutputFile | None = None
     """File for the metrics as JSON, `{"test": {"like": {"auc": ...}}}`."""
     predictions: OutputFolder | None = None
