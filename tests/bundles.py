@@ -18,7 +18,7 @@ from stem_torchrec.training.run_evaluation import EvaluateConfig, evaluate_run
 from stem_torchrec.training.trainer import train
 from stem_torchrec.transfer.convert_layout import ConvertConfig, convert_run
 
-from preparations import ROWS, Rows, prepared, raw_rows
+from prepared_logs import ROWS, Rows, prepared, raw_rows
 from runs import this_process
 
 SPEC: dict[str, Any] = {
