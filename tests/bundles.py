@@ -32,8 +32,8 @@ SPEC: dict[str, Any] = {
     "features": {
         "user": {"vocabulary": {"min_count": 3}},
         "city": {"missing": "own"},
-        "tags": {"value": "split(tags, '|')", "pooling": "mean", "weights": "1.0 / (1.0 + price)"},
-        "hour": {"value": "time % 24", "identity": 24},
+        "tags": {"value": "split(tags, '|')", "pooling": "mean"},
+        "hour": {"value": "time % 24", "identity": 24, "weights": "0.5 + 0.01 * (time % 7)"},
     },
     "dense": {"price": {"log": True, "standardize": True, "missing": {"fill": "mean"}}},
 }
@@ -48,7 +48,7 @@ MODELS["single_task"] = with_arch(MODELS["stem"], "single_task")
 MODELS["esmm"] = with_arch(MODELS["stem"], "esmm")
 MODELS["me_ple"] = with_arch(MODELS["stem"], "me_ple", num_layers=1)
 RUNS = (*MODELS, "stem-packed")
-TASKS = ("click", "buy")
+TASKS = ("buy", "click")
 
 
 def raw() -> Rows:

@@ -200,7 +200,7 @@ def flip(file: Path) -> None:
         ({"out": ""}, "--run or --out is missing"),
         ({"out": "esmm/best"}, "--out FOLDER/esmm/best is a part of the run"),
         ({"out": "bundle-stem"}, "FOLDER/bundle-stem exists already; give another --out, or delete it."),
-        ({"tasks": ("bye",)}, "--tasks bye is not a task of the run, only click, buy; did you mean 'buy'?"),
+        ({"tasks": ("bye",)}, "--tasks bye is not a task of the run, only buy, click; did you mean 'buy'?"),
         ({"log": "nowhere"}, "the log FOLDER/nowhere is not a folder of this machine; give a copy of its schema.json"),
         ({"run": "log"}, "there is no configuration 'FOLDER/log/config.yaml'"),
     ],
