@@ -1,5 +1,6 @@
 """From a served model to the files of its program."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,7 +18,9 @@ def export_program(model: ServedModel, dense_in_features: int) -> ExportedProgra
     """The program of a model, for any number of rows and ids, none included, and tables of any number of rows."""
     inputs = example_inputs(model, dense_in_features)
     with torch.no_grad(), any_sizes():
-        return torch.export.export(model, inputs, dynamic_shapes=tuple(map(_dynamic, inputs)), strict=False)
+        return torch.export.export(
+            model, inputs, dynamic_shapes=tuple(_dynamic(value) for value in inputs), strict=False
+        )
 
 
 def compile_program(program: ExportedProgram, file: Path) -> None:
@@ -43,5 +46,5 @@ def example_inputs(model: ServedModel, dense_in_features: int) -> Inputs:
     return torch.zeros(rows, dense_in_features), values, offsets, weights, tables
 
 
-def _dynamic(value: Tensor | list[Tensor]) -> object:
-    return [{0: Dim.AUTO} for _ in value] if isinstance(value, list) else {0: Dim.AUTO}
+def _dynamic(value: Tensor | Sequence[Tensor]) -> object:
+    return {0: Dim.AUTO} if isinstance(value, Tensor) else [{0: Dim.AUTO} for _ in value]

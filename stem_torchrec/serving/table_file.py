@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,8 @@ def create_tables(path: Path, tables: Sequence[TableEntry], precision: TablePrec
     """
     code, kind, extra = _KINDS[precision]
     item = np.dtype(kind).itemsize
-    header, end = {}, 0
+    header: dict[str, dict[str, Any]] = {}
+    end = 0
     for table in tables:
         shape = [table.rows, table.columns + extra]
         start, end = end, end + shape[0] * shape[1] * item
@@ -48,7 +50,9 @@ def create_tables(path: Path, tables: Sequence[TableEntry], precision: TablePrec
     filled = {}
     for name, entry in header.items():
         offset = 8 + len(text) + entry["data_offsets"][0]
-        filled[name] = torch.from_numpy(np.memmap(path, kind, "r+", offset, tuple(entry["shape"])))
+        filled[name] = torch.from_numpy(
+            np.memmap(path, dtype=np.dtype(kind), mode="r+", offset=offset, shape=tuple(entry["shape"]))
+        )
     return filled
 
 

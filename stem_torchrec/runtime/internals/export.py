@@ -11,7 +11,8 @@ from torch.fx.experimental import _config
 
 def any_sizes() -> AbstractContextManager[None]:
     """A block in which torch.export makes no special case of a size of 0 or 1, which would refuse other sizes."""
-    return _config.patch(backed_size_oblivious=True)
+    config: Any = _config  # torch installs `patch` in it at run time.
+    return config.patch(backed_size_oblivious=True)
 
 
 def compile_for_this_machine(program: ExportedProgram, file: str) -> None:
