@@ -53,8 +53,8 @@ def test_a_bundle_scores_raw_rows_as_the_run_predicts_them(folder: Path, run: st
 def test_each_row_is_scored_by_itself(folder: Path) -> None:
     bundle, rows = load_bundle(folder / "bundle-stem"), raw_of_valid()
     whole = scores(bundle.score(rows))
-    one_by_one = np.concatenate([scores(bundle.score(rows.slice(i, 1))) for i in range(len(rows))])
-    np.testing.assert_allclose(one_by_one, whole, rtol=0, atol=ROUNDING)
+    one_by_one = np.concatenate([scores(bundle.score(rows.slice(i, 1))) for i in range(10)])
+    np.testing.assert_allclose(one_by_one, whole[:10], rtol=0, atol=ROUNDING)
     many = scores(bundle.score(pa.concat_tables([rows] * 45)))  # More than are scored at once.
     np.testing.assert_allclose(many, np.tile(whole, (45, 1)), rtol=0, atol=ROUNDING)
     assert scores(bundle.score(rows.slice(0, 0))).shape == (0, 2)
@@ -82,8 +82,8 @@ def test_unseen_and_missing_values_get_what_training_gave_them(folder: Path) -> 
             "the rows have no column 'city'; give it, with nulls where its values",
         ),
         (
-            lambda rows: rows.rename_columns(["cyti" if name == "city" else name for name in rows.column_names]),
-            "the rows have no column 'city'; did you mean 'cyti'?",
+            lambda rows: rows.rename_columns(["citi" if name == "city" else name for name in rows.column_names]),
+            "the rows have no column 'city'; did you mean 'citi'?",
         ),
         (
             lambda rows: rows.set_column(0, "user", pa.array([None, "anna"], pa.string())),
@@ -97,7 +97,10 @@ def test_a_wrong_column_is_named(folder: Path, change: Callable[[pa.Table], pa.T
     assert str(error.value).startswith(message)
 
 
-@pytest.mark.parametrize("run", ["stem", "stem-packed", "single_task", "esmm", "me_ple"])
+@pytest.mark.parametrize(
+    "run",
+    ["stem", *(pytest.param(run, marks=pytest.mark.long) for run in ("stem-packed", "single_task", "esmm", "me_ple"))],
+)
 def test_one_task_alone_scores_as_beside_the_others(folder: Path, run: str, capsys: pytest.CaptureFixture) -> None:
     bundle, rows = bundle_of(folder, run, tasks=("buy",)), raw_of_valid()
     printed = capsys.readouterr().out
@@ -114,7 +117,10 @@ def test_one_task_alone_scores_as_beside_the_others(folder: Path, run: str, caps
         assert "alone keeps" not in printed
 
 
-@pytest.mark.parametrize(("tables", "run", "tolerance"), [("fp16", "stem", 1e-3), ("int8", "stem-packed", 1e-2)])
+@pytest.mark.parametrize(
+    ("tables", "run", "tolerance"),
+    [pytest.param("fp16", "stem", 1e-3, marks=pytest.mark.long), ("int8", "stem-packed", 1e-2)],
+)
 def test_smaller_tables_score_almost_the_same(folder: Path, tables: str, run: str, tolerance: float) -> None:
     # Embeddings are about 0.5: half a step is 0.5 / 2^11 in fp16, and 2 / 2^9 of the largest in int8.
     bundle = bundle_of(folder, run, tables=tables)
@@ -127,14 +133,15 @@ def test_smaller_tables_score_almost_the_same(folder: Path, tables: str, run: st
 
 HIDDEN = """
 import sys
+from importlib.machinery import PathFinder
 
-class Hidden:
-    @staticmethod
-    def find_spec(name, path=None, target=None):
-        if name.partition(".")[0] in ("torchrec", "fbgemm_gpu"):
-            raise ModuleNotFoundError(name)
+class WithoutTorchRec(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        hidden = name.partition(".")[0] in ("torchrec", "fbgemm_gpu")
+        return None if hidden else super().find_spec(name, path, target)
 
-sys.meta_path.insert(0, Hidden)
+sys.meta_path[sys.meta_path.index(PathFinder)] = WithoutTorchRec
 """
 
 
@@ -147,7 +154,8 @@ import torch.distributed as dist
 import pyarrow as pa
 from stem_torchrec.serving.bundle import load_bundle
 rows = pa.ipc.open_file("rows.arrow").read_all()
-scored = load_bundle({str(folder / "bundle-stem")!r}).score(rows)
+bundle = load_bundle({str(folder / "bundle-stem")!r})
+scored = bundle.score(rows)
 assert not dist.is_initialized()
 assert not [name for name in sys.modules if name.partition(".")[0] in ("torchrec", "fbgemm_gpu")]
 [mapped] = [line for line in open("/proc/self/maps") if "tables.safetensors" in line]
