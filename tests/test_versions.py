@@ -39,6 +39,8 @@ def builds(changes: dict[str, str]) -> dict[str, list[Build]]:
         {**CUDA, "fbgemm_gpu": GPU},
         {"torch": "torch 2.13.0+cu129 cuda", "fbgemm_gpu": "fbgemm-gpu 1.8.0+cu129 cuda"},
         OLDER,
+        # A machine that scores bundles has torch alone.
+        {"fbgemm_gpu": "", "torchrec": ""},
         {**OLDER, "torch": "torch 2.11.0+cpu"},
         {**OLDER, "torch": "torch 2.11.0+cu130 cuda", "fbgemm_gpu": "fbgemm-gpu 1.6.0 cuda"},
     ],

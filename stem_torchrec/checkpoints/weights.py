@@ -1,12 +1,12 @@
 """Weights on disk, by torch.distributed.checkpoint: all ranks write them, any number of ranks reads them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from stem_torchrec.checkpoints.dropout_names import names_with_dropout
@@ -103,8 +103,20 @@ def load_weights(model: nn.Module, folder: AnyPath) -> None:
     """
     folder = find_weights(folder)
     state = {"model": model.state_dict()}
+    check_weights(state["model"], folder)
+    load_state(state, folder)
+    model.load_state_dict(state["model"])
+
+
+def check_weights(weights: Mapping[str, Tensor], folder: AnyPath) -> None:
+    """Raises UserError unless `folder` holds weights of these names and sizes, in any layout.
+
+    Args:
+        weights: of a model, which may be on the meta device.
+        folder: as `find_weights` returns it.
+    """
     with without_warnings():
-        sizes = split_sizes({name: weight.size() for name, weight in state["model"].items()})
+        sizes = split_sizes({name: weight.size() for name, weight in weights.items()})
     written = {name: weight.size for name, weight in saved_tensors(folder).items() if name.startswith("model.")}
     saved = split_sizes({name.removeprefix("model."): size for name, size in written.items()})
     renamed = names_with_dropout(saved, sizes)
@@ -117,8 +129,6 @@ def load_weights(model: nn.Module, folder: AnyPath) -> None:
                 f"the weights in {folder} are another model's: {name} is {saved.get(name, 'missing')} there and "
                 f"{sizes.get(name, 'missing')} in this model."
             )
-    load_state(state, folder)
-    model.load_state_dict(state["model"])
 
 
 def load_state(state: State, folder: AnyPath | str) -> None:

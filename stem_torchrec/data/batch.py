@@ -1,6 +1,5 @@
 """Rows to tensors: a slice of an Arrow table becomes a TorchRec Batch, without a Python loop over rows."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,8 +11,8 @@ from torch import Tensor
 from torchrec.datasets.utils import Batch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from stem_torchrec.data.checks import row_lengths
-from stem_torchrec.data.column_types import is_list, is_text
+from stem_torchrec.data.arrays import bags_of, stacked
+from stem_torchrec.data.column_types import is_text
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.label_counts import WeightedBatch
 from stem_torchrec.data.text_groups import numbers_of
@@ -64,25 +63,25 @@ def to_batch(table: pa.Table, columns: Columns, *, rows: int) -> Batch:
     """
     padding = max(rows - table.num_rows, 0)
     no_ids = np.empty(0, dtype=np.int64)
-    bags = [_bags(table.column(name)) if table.num_rows else (no_ids, no_ids) for name in columns.sparse]
+    bags = [bags_of(table.column(name)) if table.num_rows else (no_ids, no_ids) for name in columns.sparse]
     values = [values for values, _ in bags]
     empty = np.zeros(padding, dtype=np.int32)
     lengths = [part for _, lengths in bags for part in (lengths, empty)]
     batch = Batch(
-        dense_features=_stack(table, columns.dense, padding, 0.0, columns.fills),
+        dense_features=stacked(table, columns.dense, padding, 0.0, columns.fills),
         sparse_features=KeyedJaggedTensor(
             keys=list(columns.sparse),
             values=torch.from_numpy(np.concatenate(values, dtype=np.int64)),
             weights=_weights(table, columns, values) if columns.weights else None,
             lengths=torch.from_numpy(np.concatenate(lengths, dtype=np.int32)),
         ),
-        labels=_stack(table, columns.labels, padding, np.nan)
+        labels=stacked(table, columns.labels, padding, np.nan)
         if columns.labeled
         else torch.full((table.num_rows + padding, len(columns.labels)), torch.nan),
     )
     if not columns.weighs_rows:
         return batch
-    weights = _stack(table, tuple(columns.row_weights), padding, 0.0)
+    weights = stacked(table, tuple(columns.row_weights), padding, 0.0)
     of_task = [[columns.row_weights.index(name) for name in columns.weights_of(label)] for label in columns.labels]
     by_task = torch.stack([weights[:, positions].prod(dim=1) for positions in of_task], dim=1)
     return WeightedBatch(batch.dense_features, batch.sparse_features, batch.labels, by_task)
@@ -107,15 +106,6 @@ def groups_of(table: pa.Table, columns: Columns, types: pa.Schema) -> tuple[Tens
     return torch.from_numpy(pc.fill_null(column, 0).to_numpy().copy()), None
 
 
-def _bags(column: pa.ChunkedArray) -> tuple[NDArray, NDArray]:
-    """The values of all rows, and how many each row has."""
-    array = column.combine_chunks()
-    if pa.types.is_null(array.type):
-        return np.empty(0, dtype=np.int64), np.zeros(len(array), dtype=np.int32)
-    values = pc.list_flatten(array) if is_list(array.type) else array.drop_null()
-    return values.to_numpy(), row_lengths(array)
-
-
 def _weights(table: pa.Table, columns: Columns, ids: list[NDArray]) -> Tensor:
     """A weight for each id of each feature, 1 for features without a column of weights."""
     weights = []
@@ -124,21 +114,5 @@ def _weights(table: pa.Table, columns: Columns, ids: list[NDArray]) -> Tensor:
         if column is None or not len(values):
             weights.append(np.ones(len(values), dtype=np.float32))
         else:
-            weights.append(_bags(table.column(column))[0])
+            weights.append(bags_of(table.column(column))[0])
     return torch.from_numpy(np.concatenate(weights, dtype=np.float32))
-
-
-def _stack(
-    table: pa.Table, names: tuple[str, ...], padding: int, filler: float, fills: Mapping[str, float] | None = None
-) -> Tensor:
-    """Columns side by side as float32 (B, len(names)): null as `filler`, then `padding` rows of `filler`.
-
-    A column in `fills` has its number there in the place of nulls.
-    """
-    stacked = np.full((table.num_rows + padding, len(names)), filler, dtype=np.float32)
-    for i, name in enumerate(names if table.num_rows else ()):
-        column, fill = table.column(name).cast(pa.float32()), (fills or {}).get(name, filler)
-        # Without a fill, null is a number's only in a row that is skipped; a label's null becomes NaN in numpy.
-        column = pc.fill_null(column, fill) if column.null_count and fill == fill else column
-        stacked[: table.num_rows, i] = column.to_numpy(zero_copy_only=False)
-    return torch.from_numpy(stacked)

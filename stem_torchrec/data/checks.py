@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from stem_torchrec.data.column_types import in_one_form, is_list, is_text, items, nan_as_null
 from stem_torchrec.data.columns import Columns
-from stem_torchrec.data.listing import RowGroup
 from stem_torchrec.data.type_checks import group_type
 
 _SHOWN = 60
@@ -43,35 +42,35 @@ def prepared(chunks: pa.ChunkedArray, name: str, columns: Columns) -> pa.Array:
 
 
 def bad_rows(
-    table: pa.Table, name: str, row_group: RowGroup, columns: Columns
+    table: pa.Table, name: str, columns: Columns, *, place: str, first_row: int
 ) -> Iterator[tuple[NDArray[np.int64], str]]:
     """Rows in which a column breaks the schema, with a sentence about the first of them.
 
     Args:
-        table: the rows of the row group, prepared.
+        table: the rows, prepared.
         name: of the column.
-        row_group: where the rows are from.
         columns: the columns of the log.
+        place: where the rows are from, which stands before the number of a row.
+        first_row: the number of the first row.
     """
     column, shown = table.column(name).combine_chunks(), repr(columns.column_of(name))
-    path = f"{row_group.path}, row group {row_group.index}, row"
     for check in _checks(column, name, columns):
         position = pc.index(check.bad, True).as_py()
         if position < 0:
             continue
         positions = np.flatnonzero(pc.fill_null(check.bad, False).to_numpy(zero_copy_only=False))
         rows = pc.list_parent_indices(column).to_numpy()[positions] if is_list(column.type) else positions
-        row = row_group.first_row + int(rows[0])
-        yield rows, f"{path} {row}, column {shown}: {_shown(items(column)[position])} is not {check.need}."
+        row = first_row + int(rows[0])
+        yield rows, f"{place} {row}, column {shown}: {_shown(items(column)[position])} is not {check.need}."
     for feature in (feature for feature, weights in columns.weights.items() if weights == name):
         ids, weights = row_lengths(table.column(feature).combine_chunks()), row_lengths(column)
         rows = np.flatnonzero(ids != weights)
         if len(rows):
-            value, row = _shown(column[int(rows[0])]), row_group.first_row + int(rows[0])
+            value, row = _shown(column[int(rows[0])]), first_row + int(rows[0])
             count, of_row = int(ids[rows[0]]), f"of {feature!r} in this row"
             need = {0: f"null or empty: there is no id {of_row}", 1: f"one weight, for the one id {of_row}"}
             needed = need.get(count, f"{count} weights, one for each id {of_row}")
-            yield rows, f"{path} {row}, column {shown}: {value} is not {needed}."
+            yield rows, f"{place} {row}, column {shown}: {value} is not {needed}."
 
 
 def _shown(value: pa.Scalar) -> str:

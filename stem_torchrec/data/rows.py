@@ -89,8 +89,9 @@ def read_row_group(row_group: RowGroup, columns: Columns, *, skip: bool = False,
         _report_skipped(str(damage))
         reasons[:] = len(reasons_of(columns))
     else:
+        place, first_row = f"{row_group.path}, row group {row_group.index}, row", row_group.first_row
         for number, name in enumerate(columns.names):
-            for rows, message in bad_rows(table, name, row_group, columns):
+            for rows, message in bad_rows(table, name, columns, place=place, first_row=first_row):
                 if not skip:
                     raise DataError(message)
                 _report_skipped(message)

@@ -49,8 +49,9 @@ class _AFTB(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weights: Tensor, experts: Tensor, trained: Tensor) -> Tensor:
         closed = weights == 0
-        # On CUDA a look at the weights would wait for the device, so the experts are always masked.
-        masked = closed.is_cuda or bool(closed.any())
+        # On CUDA a look at the weights would wait for the device, and an exported program has no branches, so there the
+        # experts are always masked.
+        masked = closed.is_cuda or torch.compiler.is_exporting() or bool(closed.any())
         if masked:
             overflowed = ~torch.linalg.vector_norm(experts, torch.inf, dim=2).isfinite()
             experts = experts.masked_fill(overflowed.unsqueeze(2), 0)

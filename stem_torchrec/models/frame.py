@@ -84,13 +84,16 @@ class MultiTaskModel(nn.Module):
 
     def forward(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
         check_dense(dense_features, sparse_features, self.dense_in_features)
-        x = self.sparse_arch(sparse_features)
+        return self.above_tables(dense_features, self.sparse_arch(sparse_features))
+
+    def above_tables(self, dense_features: Tensor, x: dict[str, Tensor]) -> Tensor:
+        """The logits (B, T) from the dense features (B, N) and the groups' pooled embeddings (B, F * D)."""
         if self.embedding_l2 > 0:
             x = {g: l2_penalty(x[g], self.embedding_l2) for g in x}
         if self.dense_arch:
             x = {g: torch.cat([x[g], self.dense_arch[g](dense_features)], dim=1) for g in x}
         x = self.arch({g: self.embedding_dropout(x[g]) for g in x})
-        return self.logits(torch.cat([self.towers[task](x[task]) for task in self.tasks], dim=1))
+        return self.logits(torch.cat([self.towers[task](x[task]) for task in self.towers], dim=1))
 
     def logits(self, towers: Tensor) -> Tensor:
         """The logits (B, T) from the towers' outputs (B, T), which they are unless the tasks depend on each other."""

@@ -1,6 +1,6 @@
 """Experts behind gates: what MMoE, PLE and STEM are layers of."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +90,18 @@ class GatedExperts(nn.Module):
                 mixed[stream] = mixed[stream] + part if stream in mixed else part
         return {stream: mixed[stream] for stream in self.streams}
 
+    def keep_streams(self, streams: Collection[str]) -> tuple[str, ...]:
+        """Drops the gates and experts that only other streams read; returns the groups whose inputs are still read."""
+        self.streams = tuple(stream for stream in self.streams if stream in streams)
+        self.reads = {stream: self.reads[stream] for stream in self.streams}
+        read = {group for groups in self.reads.values() for group in groups}
+        self.experts = nn.ModuleDict({group: self.experts[group] for group in self.experts if group in read})
+        self.gates = nn.ModuleDict({stream: self.gates[stream] for stream in self.gates if stream in self.streams})
+        products = [product for product in self.products if isinstance(product, _Product)]
+        self.products = nn.ModuleList(product for product in products if product.keep_streams(self.streams))
+        gated = {group for stream in self.streams for group in self.gate_inputs[stream]}
+        return tuple(group for group in dict.fromkeys([*self.num_experts, *gated]) if group in read | gated)
+
     def _gate(self, stream: str, x: dict[str, Tensor]) -> Tensor:
         first, *others = self.gate_inputs[stream]
         if stream not in self.gates:
@@ -124,6 +136,13 @@ class _Product(nn.Module):
         self.columns = {stream: _columns(self.groups, read, num_experts) for stream, read in reads.items()}
         trained = [[group in trains[stream] for group in groups for _ in range(num_experts[group])] for stream in reads]
         self.register_buffer("trained", torch.tensor(trained), persistent=False)
+
+    def keep_streams(self, streams: Collection[str]) -> bool:
+        """Drops the other streams; returns whether any is left."""
+        rows = [i for i, stream in enumerate(self.columns) if stream in streams]
+        self.columns = {stream: columns for stream, columns in self.columns.items() if stream in streams}
+        self.trained = self.trained[rows]
+        return bool(rows)
 
     def forward(self, weights: dict[str, Tensor], experts: dict[str, Tensor]) -> dict[str, Tensor]:
         """Weights by stream, (B, K) of what it reads, and experts by group, (K_g, B, H): `{stream: (B, H)}`."""

@@ -54,7 +54,7 @@ def read_transforms(log: Path) -> Transforms:
     # KeyError, AttributeError: a section is missing, or is no mapping.
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{path} cannot be read ({reason_of(error)}); prepare the log again.") from error
-    names = {name: None for tree in columns.values() for name in _vocabularies(tree)}
+    names = {name: None for tree in columns.values() for name in vocabularies_of(tree)}
     return Transforms(types, columns, {name: _values(log, name) for name in names})
 
 
@@ -80,11 +80,12 @@ def _written(kind: pa.DataType) -> pa.DataType:
     return pa.float32() if pa.types.is_floating(kind) else kind
 
 
-def _vocabularies(tree: Any) -> list[str]:
+def vocabularies_of(tree: Any) -> list[str]:
+    """The names of the vocabularies that an expression reads."""
     if not isinstance(tree, Call):
         return []
     own = [str(tree.parameters["name"])] if tree.function == "vocabulary" else []
-    return [*own, *(name for argument in tree.arguments for name in _vocabularies(argument))]
+    return [*own, *(name for argument in tree.arguments for name in vocabularies_of(argument))]
 
 
 def _values(log: Path, name: str) -> pa.Array:

@@ -67,6 +67,8 @@ def check_versions() -> None:
 def version_problem(builds: Builds) -> str:
     """Names what is installed and what to install, in one sentence; empty if the builds fit or may fit.
 
+    Neither fbgemm nor torchrec is needed to score bundles, so a machine may lack both.
+
     A CUDA build of torch takes both kinds of fbgemm, `fbgemm-gpu-cpu` for training on CPU; a CPU build takes only that.
 
     Example::
@@ -81,6 +83,8 @@ def version_problem(builds: Builds) -> str:
     )
     if not builds["torch"]:
         return f"stem_torchrec needs torch, fbgemm-gpu and torchrec, but found {installed}; run make install."
+    if not builds["fbgemm_gpu"] and not builds["torchrec"]:
+        return ""  # A machine that scores bundles needs neither.
     torch, kept = builds["torch"][0], _fbgemm_to_keep(builds)
     known = [build for name in _DISTRIBUTIONS for build in builds[name] if build.version]
     superfluous = [build.name for build in known if build not in (torch, kept, *builds["torchrec"][:1])]

@@ -1,0 +1,25 @@
+"""Private parts of torch for exported programs: sizes of 0 and 1, and AOTInductor; both checked with torch 2.13."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch._inductor import aoti_compile_and_package, aoti_load_package
+from torch.export import ExportedProgram
+from torch.fx.experimental import _config
+
+
+def any_sizes() -> AbstractContextManager[None]:
+    """A block in which torch.export makes no special case of a size of 0 or 1, which would refuse other sizes."""
+    config: Any = _config  # torch installs `patch` in it at run time.
+    return config.patch(backed_size_oblivious=True)
+
+
+def compile_for_this_machine(program: ExportedProgram, file: str) -> None:
+    """Writes a program as a package of AOTInductor; takes a C++ compiler one to two minutes."""
+    aoti_compile_and_package(program, package_path=file)
+
+
+def load_compiled(file: str) -> Callable[..., Any]:
+    """The program in a package of AOTInductor."""
+    return aoti_load_package(file)

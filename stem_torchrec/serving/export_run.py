@@ -1,0 +1,140 @@
+"""Exports a run as a bundle: a folder that scores rows without the run, TorchRec or FBGEMM."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from stem_torchrec.config.path_fields import with_paths
+from stem_torchrec.data.columns import Columns
+from stem_torchrec.data.schema import SCHEMA_FILE, load_schema, save_schema
+from stem_torchrec.runtime.errors import UserError, nearest
+from stem_torchrec.runtime.path_options import InputFolder, LocalFolder, LocalOutput
+from stem_torchrec.runtime.progress import log_rank0
+from stem_torchrec.runtime.store_path import AnyPath, path_of
+from stem_torchrec.serving.export_program import compile_program, export_program, save_program
+from stem_torchrec.serving.manifest import (
+    COMPILED_FILE,
+    PROGRAM_FILE,
+    TABLES_FILE,
+    Manifest,
+    TablePrecision,
+    file_entries,
+    write_manifest,
+)
+from stem_torchrec.serving.new_folder import new_folder
+from stem_torchrec.serving.program import this_machine
+from stem_torchrec.serving.run_log import copy_transforms, folder_of_log, schema_of_bundle
+from stem_torchrec.serving.trained_model import TrainedModel, open_trained_model
+from stem_torchrec.training.configuration import load_config
+from stem_torchrec.training.evaluation_outputs import check_apart
+from stem_torchrec.training.run_folder import BEST_WEIGHTS, CONFIG_FILE, METRICS_FILE, read_metrics
+
+_MB = 1e6
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Which run to export, and how."""
+
+    run: Annotated[InputFolder, tyro.conf.arg(aliases=["--run-dir"])] = ""
+    """The run folder that training wrote."""
+    out: LocalOutput = ""
+    """The folder of the bundle, which must not exist."""
+    tasks: tuple[str, ...] = ()
+    """The tasks to score, all of the run by default; what only the others need is left out."""
+    tables: TablePrecision = "fp32"
+    """Numbers in the tables; int8 has a scale and an offset in each row, 24 bytes where fp32 has 64."""
+    compile: bool = False
+    """Also compiles the program for this machine by AOTInductor; takes a C++ compiler one to two minutes."""
+    log: LocalFolder | None = None
+    """Folder of the log whose transforms.json and vocabularies the bundle takes, by default the run's own."""
+    take_over: bool = False
+    """Takes the new folder from another export that runs."""
+
+
+def export_run(config: ExportConfig) -> None:
+    """Writes the bundle `config.out` from the run's best weights; docs/serving.md lists its files.
+
+    Memory holds the dense weights, and of tables in fp16 and int8 the largest one.
+
+    Raises UserError, without making the folder, if the run, its weights or its log are missing or damaged, or the
+    folder exists; OSError if it cannot be written.
+    """
+    if not config.run or not config.out:
+        raise UserError("--run or --out is missing; give the run to export and the new folder: --run RUN --out BUNDLE.")
+    config = with_paths(config)
+    check_apart(config.out, config.run, "--out")
+    run, out = path_of(config.run), Path(config.out)
+    trained, schema = load_config(str(run / CONFIG_FILE)), load_schema(str(run))
+    columns = Columns.select(schema, features=trained.data.features, labels=trained.data.labels)
+    tasks = _tasks(config.tasks, columns.labels)
+    log = folder_of_log(config.log, trained, schema, columns)
+    with new_folder(out, take_over=config.take_over) as folder:
+        model = open_trained_model(trained, columns, run / BEST_WEIGHTS, tasks=tasks, precision=config.tables)
+        model.write_tables(folder / TABLES_FILE)
+        program = export_program(model.served, len(columns.dense))
+        programs = [PROGRAM_FILE, COMPILED_FILE] if config.compile else [PROGRAM_FILE]
+        if config.compile:
+            compile_program(program, folder / COMPILED_FILE)
+        save_program(program, folder / PROGRAM_FILE)
+        save_schema(schema_of_bundle(schema, columns, tasks), str(folder))
+        read = replace(Columns.select(load_schema(str(folder))), labeled=False)
+        transforms = [] if log is None else copy_transforms(log, folder, read)
+        manifest = Manifest(
+            tasks=tasks,
+            arch=trained.model.arch,
+            precision=config.tables,
+            tables=tuple(model.served.tables),
+            raw=bool(transforms),
+            versions={name: version(name) for name in ("stem_torchrec", "torch", "torchrec")},
+            run=_lineage(run, columns.labels),
+            files=file_entries(folder, [*programs, TABLES_FILE, SCHEMA_FILE, *transforms]),
+            compiled=this_machine() if config.compile else None,
+        )
+        write_manifest(folder, manifest)
+    rows = "raw rows" if manifest.raw else "rows of ids"
+    log_rank0(f"\n{out} scores {', '.join(tasks)} of {rows}, with the weights of {run}")
+    log_rank0(_sizes(model, tasks, columns.labels))
+
+
+def _tasks(wanted: Sequence[str], trained: Sequence[str]) -> tuple[str, ...]:
+    """The tasks to serve, in the order of the run; raises UserError for one that the run does not have."""
+    for task in wanted:
+        if task not in trained:
+            raise UserError(
+                f"--tasks {task} is not a task of the run, only {', '.join(trained)}{nearest(task, trained)}"
+            )
+    return tuple(task for task in trained if task in (wanted or trained))
+
+
+def _lineage(run: AnyPath, tasks: Sequence[str]) -> dict[str, Any]:
+    """The folder of a run, the checksum of its configuration, and its best evaluation, if it has ended one."""
+    config = (run / CONFIG_FILE).read_text()
+    lineage: dict[str, Any] = {"folder": str(run), "config_sha256": hashlib.sha256(config.encode()).hexdigest()}
+    if (run / METRICS_FILE).exists():
+        metrics = read_metrics(run, tasks)
+        lineage |= {"step": metrics.step, "valid": metrics.valid}
+    return lineage
+
+
+def _sizes(model: TrainedModel, tasks: Sequence[str], trained: Sequence[str]) -> str:
+    """What the bundle takes in MB, beside what all tasks of the run take."""
+    tables, weights = f"{model.table_bytes / _MB:.1f} MB", f"{model.dense_bytes / _MB:.1f} MB"
+    text = f"tables {tables} ({model.precision}), other weights {weights}"
+    if len(tasks) == len(trained):
+        return text
+    text += (
+        f"; all {len(trained)} tasks take {model.run_table_bytes / _MB:.1f} and {model.run_dense_bytes / _MB:.1f} MB"
+    )
+    others = [group for group in model.served.groups if group in trained and group not in tasks]
+    if others:
+        kept = f"{', '.join(others)}, {model.bytes_of_groups(others) / _MB:.1f} MB"
+        text += (
+            f"\nnote: {', '.join(tasks)} alone keeps the tables of {kept}: its gate reads the experts of every group"
+        )
+    return text

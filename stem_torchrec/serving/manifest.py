@@ -1,0 +1,136 @@
+"""What a bundle has, in manifest.json: its files with their checksums, and what its program takes and returns."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from stem_torchrec.config.formats import FormatError, with_format, without_format
+from stem_torchrec.config.json_text import parse_json
+from stem_torchrec.config.serialization import from_dict, to_dict
+from stem_torchrec.runtime.errors import DamagedError, UserError, reason_of
+from stem_torchrec.runtime.paths import write_json
+
+MANIFEST_FILE = "manifest.json"
+BUNDLE_FORMAT = 1
+"""Format version of a bundle."""
+PROGRAM_FILE = "model.pt2"
+"""The program, by torch.export."""
+COMPILED_FILE = "compiled.pt2"
+"""The same program, compiled by AOTInductor for one kind of machine."""
+TABLES_FILE = "tables.safetensors"
+_HASHED_TABLES = 2**30
+"""Bytes of tables up to which loading reads them all for their checksum, in about a second."""
+_BLOCK = 2**24
+
+TablePrecision = Literal["fp32", "fp16", "int8"]
+"""The numbers in tables.safetensors; int8 has a scale and an offset of its own in each row."""
+
+
+@dataclass(frozen=True)
+class TableEntry:
+    """A table, which the program takes as an input."""
+
+    name: str
+    feature: str
+    rows: int
+    columns: int
+    """Width of an embedding."""
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of the bundle."""
+
+    size: int
+    """Bytes."""
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What AOTInductor compiled for."""
+
+    torch: str
+    processor: str
+    """The architecture, and the vector instructions that torch uses."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The contents of manifest.json."""
+
+    tasks: tuple[str, ...]
+    """In the order of the probabilities' columns."""
+    arch: str
+    precision: TablePrecision
+    tables: tuple[TableEntry, ...]
+    """In the order in which the program takes them."""
+    raw: bool
+    """Whether rows have the columns of the raw log, which transforms.json turns into ids."""
+    versions: dict[str, str]
+    run: dict[str, Any]
+    """Where the weights are from: the run's folder, the checksum of its configuration, and its best evaluation."""
+    files: dict[str, FileEntry] = field(default_factory=dict)
+    compiled: Machine | None = None
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes manifest.json. Raises UnwritableError."""
+    write_json(folder / MANIFEST_FILE, with_format(to_dict(manifest), BUNDLE_FORMAT))
+
+
+def read_manifest(folder: Path, *, verify: bool | None = None) -> Manifest:
+    """Reads manifest.json and compares the other files with it.
+
+    Args:
+        folder: the bundle.
+        verify: whether to read all bytes of the tables for their checksum; by default if they have up to 1 GiB. Their
+            size is always compared, and the other files' checksums.
+
+    Raises UserError for a folder that is no bundle, FormatError for a newer format, and DamagedError for a file that is
+    missing or was changed.
+    """
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        raise UserError(f"{folder} is no bundle, as it has no {MANIFEST_FILE}; stem-export writes one.")
+    try:
+        content = parse_json(path.read_bytes())
+        if not isinstance(content, dict) or "format" not in content:
+            raise ValueError("it has no format")
+        manifest = from_dict(Manifest, without_format(content, BUNDLE_FORMAT, str(path)))
+    except FormatError:
+        raise
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"{path} cannot be read ({reason_of(error)}); export the bundle again.") from error
+    for name, entry in manifest.files.items():
+        _check_file(folder / name, entry, verify=verify)
+    return manifest
+
+
+def _check_file(path: Path, entry: FileEntry, *, verify: bool | None) -> None:
+    if not path.is_file():
+        raise DamagedError(f"{path} is missing; copy the bundle as a whole, or export it again.")
+    size = path.stat().st_size
+    if size != entry.size:
+        raise DamagedError(
+            f"{path} has {size} bytes, but {entry.size} when it was exported; copy the bundle again, or export it."
+        )
+    reads = path.name != TABLES_FILE or (size <= _HASHED_TABLES if verify is None else verify)
+    if reads and checksum(path) != entry.sha256:
+        raise DamagedError(f"{path} was changed after the export (its checksum differs); export the bundle again.")
+
+
+def file_entries(folder: Path, names: Sequence[str]) -> dict[str, FileEntry]:
+    """Sizes and checksums of files of a bundle."""
+    return {name: FileEntry((folder / name).stat().st_size, checksum(folder / name)) for name in names}
+
+
+def checksum(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,82 @@
+"""What a bundle takes from the run's log: the columns that are read, and the transforms that make them of raw rows."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from stem_torchrec.config import TrainConfig
+from stem_torchrec.config.formats import with_format
+from stem_torchrec.config.json_text import parse_json
+from stem_torchrec.data.columns import Columns
+from stem_torchrec.data.new_log import VOCABULARY
+from stem_torchrec.data.schema import Schema, load_schema
+from stem_torchrec.preparation.transforms import TRANSFORMS_FILE, TRANSFORMS_FORMAT, read_transforms, vocabularies_of
+from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.paths import write_json
+
+_SECTIONS = ("features", "weights", "dense")
+
+
+def folder_of_log(log: str | None, trained: TrainConfig, schema: Schema, columns: Columns) -> Path | None:
+    """The folder of the log, None for the synthetic log, which has no transforms.
+
+    Args:
+        log: `--log`.
+        trained: the configuration of the run.
+        schema: of the run.
+        columns: that the run reads.
+
+    Raises UserError for a folder that is missing, and for another log.
+    """
+    path = log or trained.data.path
+    if path is None:
+        return None
+    fix = "give a copy of its schema.json, transforms.json and vocabulary/ as --log"
+    if "://" in path or not Path(path).is_dir():
+        raise UserError(f"the log {path} is not a folder of this machine; {fix}.")
+    present = Columns.select(
+        replace(load_schema(path), labels=schema.labels, label_weights=schema.label_weights),
+        features=tuple(columns.sparse),
+        labels=columns.labels,
+    )
+    if differences := present.differences(columns):
+        raise UserError(f"{path} is not the log that the run was trained on: {', '.join(differences)}; {fix}.")
+    return Path(path)
+
+
+def schema_of_bundle(schema: Schema, columns: Columns, tasks: Sequence[str]) -> Schema:
+    """The schema of a run without what a bundle does not read: labels, weights and groups of rows, and its splits."""
+    return Schema(
+        sparse_features=tuple(columns.sparse.values()),
+        labels=tuple(tasks),
+        dense_features=schema.dense_features,
+        description=schema.description,
+    )
+
+
+def copy_transforms(log: Path, folder: Path, columns: Columns) -> list[str]:
+    """Copies transforms.json and its vocabularies into a bundle; returns the files, none if the log has none.
+
+    Args:
+        log: folder of the log.
+        folder: the bundle.
+        columns: that the bundle reads.
+
+    Raises UserError if transforms.json is damaged, or lacks a column that the bundle reads.
+    """
+    source = log / TRANSFORMS_FILE
+    if not source.exists():
+        return []
+    transforms, content = read_transforms(log), parse_json(source.read_bytes())
+    needed = {columns.column_of(name) for name in columns.names}
+    if missing := sorted(needed - transforms.columns.keys()):
+        raise UserError(f"{source} does not make the column {missing[0]!r}, which the run reads; give another --log.")
+    cut = {section: {n: tree for n, tree in content[section].items() if n in needed} for section in _SECTIONS}
+    write_json(folder / TRANSFORMS_FILE, with_format({"columns": content["columns"]} | cut, TRANSFORMS_FORMAT))
+    (folder / VOCABULARY).mkdir()
+    names = {name for column in needed for name in vocabularies_of(transforms.columns[column])}
+    vocabularies = [f"{VOCABULARY}/{name}.parquet" for name in sorted(names)]
+    for file in vocabularies:
+        shutil.copyfile(log / file, folder / file)
+    return [TRANSFORMS_FILE, *vocabularies]

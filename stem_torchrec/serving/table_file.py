@@ -1,0 +1,106 @@
+"""tables.safetensors: tables on disk, written and read as memory-mapped tensors.
+
+A process that opens the file reads the rows that it looks up, and processes on one machine share them in memory.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from stem_torchrec.runtime.errors import DamagedError, reason_of
+from stem_torchrec.runtime.whole_file import naming_file
+from stem_torchrec.serving.manifest import TableEntry, TablePrecision
+
+_KINDS: dict[TablePrecision, tuple[str, str, int]] = {
+    "fp32": ("F32", "<f4", 0),
+    "fp16": ("F16", "<f2", 0),
+    # FBGEMM's bytes: behind the D of a row its scale and offset, as two floats of 32 bits.
+    "int8": ("U8", "u1", 8),
+}
+"""By precision: the names of the type in safetensors and numpy, and what a row has behind its columns."""
+
+
+def create_tables(path: Path, tables: Sequence[TableEntry], precision: TablePrecision) -> dict[str, Tensor]:
+    """Makes the file and returns its tables to be filled; safetensors itself writes only what is in memory.
+
+    Raises OSError if the disk has not enough room.
+    """
+    code, kind, extra = _KINDS[precision]
+    item = np.dtype(kind).itemsize
+    header: dict[str, dict[str, Any]] = {}
+    end = 0
+    for table in tables:
+        shape = [table.rows, table.columns + extra]
+        start, end = end, end + shape[0] * shape[1] * item
+        header[table.name] = {"dtype": code, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-(8 + len(text)) % 64)
+    with naming_file(path), path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.flush()
+        # Where a disk is full, writing to memory that is mapped would end the process.
+        os.posix_fallocate(file.fileno(), 0, 8 + len(text) + end)
+    filled = {}
+    for name, entry in header.items():
+        offset = 8 + len(text) + entry["data_offsets"][0]
+        filled[name] = torch.from_numpy(
+            np.memmap(path, dtype=np.dtype(kind), mode="r+", offset=offset, shape=tuple(entry["shape"]))
+        )
+    return filled
+
+
+def open_tables(path: Path, tables: Sequence[TableEntry], precision: TablePrecision) -> list[Tensor]:
+    """The tables in the given order, mapped from the file: nothing is read until it is looked up.
+
+    Raises DamagedError if the file is not one of safetensors, or has other tables.
+    """
+    code, _, extra = _KINDS[precision]
+    try:
+        # A mapped tensor outlives the file object.
+        with safe_open(path, framework="pt") as file:
+            for table in tables:
+                kind, shape = file.get_slice(table.name).get_dtype(), file.get_slice(table.name).get_shape()
+                if (kind, shape) != (code, [table.rows, table.columns + extra]):
+                    raise DamagedError(f"{path} has {table.name} as {kind} {shape}; export the bundle again.")
+            return [file.get_tensor(table.name) for table in tables]
+    except SafetensorError as error:
+        raise DamagedError(f"{path} cannot be read ({reason_of(error)}); export the bundle again.") from error
+
+
+def quantized(weight: Tensor, precision: TablePrecision) -> Tensor:
+    """Rows of a table (R, D) in a precision: (R, D), or as int8 (R, D + 8)."""
+    if precision == "int8":
+        return torch.ops.quantized.embedding_bag_byte_prepack(weight)
+    return weight.half() if precision == "fp16" else weight
+
+
+def bytes_of(tables: Sequence[TableEntry], precision: TablePrecision) -> int:
+    """Bytes of tables in a precision.
+
+    Example::
+
+        bytes_of([TableEntry("like/uid", "uid", rows=1000, columns=16)], "int8")  # 24_000
+    """
+    _, kind, extra = _KINDS[precision]
+    return sum(table.rows * (table.columns + extra) for table in tables) * np.dtype(kind).itemsize
+
+
+def write_rows(target: Tensor, weight: Tensor, precision: TablePrecision, *, block: int = 65_536) -> None:
+    """Fills a table of the file from its weights, block by block."""
+    for start in range(0, len(weight), block):
+        target[start : start + block] = quantized(weight[start : start + block], precision)
+
+
+def read_targets(tables: Mapping[str, Tensor], precision: TablePrecision) -> dict[str, Tensor]:
+    """What to read a checkpoint into: the tables of the file themselves in fp32, else memory of their sizes."""
+    if precision == "fp32":
+        return dict(tables)
+    extra = _KINDS[precision][2]
+    return {name: torch.empty(len(table), table.shape[1] - extra) for name, table in tables.items()}

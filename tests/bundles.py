@@ -1,0 +1,109 @@
+"""Small trained runs on a log of raw rows, exported as bundles, for tests."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stem_torchrec.config import ModelConfig
+from stem_torchrec.models.stem import STEMOptions
+from stem_torchrec.models.table import with_arch
+from stem_torchrec.serving.bundle import Bundle, load_bundle
+from stem_torchrec.serving.export_run import ExportConfig, export_run
+from stem_torchrec.training.recipes import tiny
+from stem_torchrec.training.run_evaluation import EvaluateConfig, evaluate_run
+from stem_torchrec.training.trainer import train
+from stem_torchrec.transfer.convert_layout import ConvertConfig, convert_run
+
+from prepared_logs import ROWS, Rows, prepared, raw_rows
+from runs import this_process
+
+SPEC: dict[str, Any] = {
+    "sources": {
+        "log": {
+            "files": "raw.csv",
+            "columns": {"user": "int", "price": "float", "time": "int", "click": "int", "buy": "int"},
+        }
+    },
+    "labels": {"click": "click", "buy": "buy"},
+    "features": {
+        "user": {"vocabulary": {"min_count": 3}},
+        "city": {"missing": "own"},
+        "tags": {"value": "split(tags, '|')", "pooling": "mean"},
+        "hour": {"value": "time % 24", "identity": 24, "weights": "0.5 + 0.01 * (time % 7)"},
+    },
+    "dense": {"price": {"log": True, "standardize": True, "missing": {"fill": "mean"}}},
+}
+"""Vocabularies of numbers, text and lists, an id without one, weights of ids, and a number."""
+MODELS: dict[str, ModelConfig] = {
+    "stem": STEMOptions(
+        embedding_dim=8, num_layers=2, num_shared_experts=2, expert_hidden=(16, 8), gate_hidden=(8,), tower_hidden=(8,),
+        embedding_std=0.5,
+    ),
+}  # fmt: skip
+MODELS["single_task"] = with_arch(MODELS["stem"], "single_task")
+MODELS["esmm"] = with_arch(MODELS["stem"], "esmm")
+MODELS["me_ple"] = with_arch(MODELS["stem"], "me_ple", num_layers=1)
+RUNS = (*MODELS, "stem-packed")
+TASKS = ("buy", "click")
+
+
+def raw() -> Rows:
+    """The rows of the raw file; some have no user, city or price."""
+    rows, rng = raw_rows(), np.random.default_rng(1)
+    for name in ("user", "price"):
+        rows[name] = [None if gone else value for gone, value in zip(rng.random(ROWS) < 0.1, rows[name], strict=True)]
+    return rows | {"buy": rng.integers(0, 2, ROWS).tolist()}
+
+
+def raw_of_valid() -> pa.Table:
+    """The raw rows of the validation split, in its order, as a caller of `score` has them."""
+    rows = pa.table(raw()).sort_by("time").slice(300)
+    # The spec reads an empty text as null.
+    city = [value or None for value in rows["city"].to_pylist()]
+    tags = [value or None for value in rows["tags"].to_pylist()]
+    return (
+        rows.drop_columns(["click", "buy", "city", "tags"]).append_column("city", [city]).append_column("tags", [tags])
+    )
+
+
+def train_and_export(folder: Path) -> None:
+    """Prepares `log`, trains and exports each of RUNS as `NAME` and `bundle-NAME`, and predicts as `predicted-NAME`.
+
+    One rank of a process group calls it.
+    """
+    process = this_process()
+    sources = {"log": SPEC["sources"]["log"] | {"files": str(folder / "raw.csv")}}
+    prepared(folder, raw(), **(SPEC | {"sources": sources}))
+    for name, model in MODELS.items():
+        config = tiny()
+        config = replace(
+            config,
+            data=replace(config.data, path=str(folder / "log"), batch_size=64),
+            model=model,
+            train=replace(config.train, epochs=2, precision="bf16"),
+            output_dir=str(folder / name),
+        )
+        train(config, process)
+    convert_run(ConvertConfig(run=str(folder / "stem"), out=str(folder / "stem-packed")), process)
+    for name in RUNS:
+        predictions = str(folder / f"predicted-{name}")
+        evaluate_run(EvaluateConfig(run=str(folder / name), precision="fp32", predictions=predictions), process)
+        export_run(ExportConfig(run=str(folder / name), out=str(folder / f"bundle-{name}")))
+
+
+def bundle_of(folder: Path, name: str, **options: Any) -> Bundle:
+    """A bundle of a run with options of its own, exported once."""
+    out = folder / "-".join(["bundle", name, *(str(value) for value in options.values())])
+    if not out.exists():
+        export_run(ExportConfig(run=str(folder / name), out=str(out), **options))
+    return load_bundle(out)
+
+
+def predictions(folder: Path, name: str) -> dict[str, np.ndarray]:
+    """What evaluate.py predicts for the validation split, by task."""
+    table = pq.read_table(folder / f"predicted-{name}").sort_by("row")
+    return {task: table[f"prediction/{task}"].to_numpy() for task in TASKS}
