@@ -21,7 +21,8 @@ SPECS = {path.name for path in (ROOT / "datasets").glob("*.yaml")}
 
 def test_the_build_puts_every_spec_into_the_wheel() -> None:
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
-    assert wheel["force-include"] == {
+    components = {"launch/components.py": "stem_torchrec_components.py"}
+    assert wheel["force-include"] == components | {
         f"datasets/{name}": f"stem_torchrec/preparation/public_logs/{name}" for name in SPECS
     }
     assert set(installed_specs()) == {Path(name).stem for name in SPECS}
