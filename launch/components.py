@@ -3,7 +3,8 @@
 torchx run -s slurm launch/components.py:train -j 2x8 --out /shared/runs/a -- --recipe kuairand_pure --data.path DIR
 
 The installed package has them as stem.train, stem.compare, stem.tune, stem.bench and stem.prepare. docs/launch.md has a
-section for each scheduler. TorchX reads annotations and docstrings of this file: it takes Optional[str], not str | None.
+section for each scheduler. TorchX reads annotations and docstrings: it takes Optional[str], not str | None, and leaves
+the value of an Optional[int] as text.
 """
 
 import os
@@ -22,9 +23,9 @@ def train(
     *args: str,
     j: str = "1x1",
     out: Optional[str] = None,
-    gpu: Optional[int] = None,
-    cpu: Optional[int] = None,
-    memMB: Optional[int] = None,
+    gpu: int = -1,
+    cpu: int = -1,
+    memMB: int = -1,
     h: Optional[str] = None,
     image: str = "stem_torchrec",
     mounts: Optional[List[str]] = None,
@@ -39,9 +40,9 @@ def train(
         args: options of stem_torchrec/train.py, behind --
         j: hosts and ranks on each, as 2x8
         out: run folder, on a file system or in a store that all hosts see (--output-dir)
-        gpu: GPUs of each host; one for each rank if not given, 0 trains on CPU
-        cpu: cores of each host; 8 for each GPU, or 2 for each rank without one, if not given
-        memMB: megabytes of each host; 60000 for each GPU, or 8000 for each rank without one, if not given
+        gpu: GPUs of each host; -1 is one for each rank, 0 trains on CPU
+        cpu: cores of each host; -1 is 8 for each GPU, or 2 for each rank without one
+        memMB: megabytes of each host; -1 is 60000 for each GPU, or 8000 for each rank without one
         h: a named resource of TorchX in the place of gpu, cpu and memMB
         image: container image; Slurm and local_cwd take the installed package instead
         mounts: what containers mount, as type=bind,src=/host,dst=/path or type=volume,src=CLAIM,dst=/path
@@ -59,9 +60,9 @@ def compare(
     *args: str,
     j: str = "1x1",
     out: Optional[str] = None,
-    gpu: Optional[int] = None,
-    cpu: Optional[int] = None,
-    memMB: Optional[int] = None,
+    gpu: int = -1,
+    cpu: int = -1,
+    memMB: int = -1,
     h: Optional[str] = None,
     image: str = "stem_torchrec",
     mounts: Optional[List[str]] = None,
@@ -76,9 +77,9 @@ def compare(
         args: options of stem_torchrec/compare.py, behind --
         j: hosts and ranks on each, as 2x8; the ranks train each model together
         out: folder of the runs and the report, on a file system that all hosts see (--out)
-        gpu: GPUs of each host; one for each rank if not given, 0 trains on CPU
-        cpu: cores of each host; 8 for each GPU, or 2 for each rank without one, if not given
-        memMB: megabytes of each host; 60000 for each GPU, or 8000 for each rank without one, if not given
+        gpu: GPUs of each host; -1 is one for each rank, 0 trains on CPU
+        cpu: cores of each host; -1 is 8 for each GPU, or 2 for each rank without one
+        memMB: megabytes of each host; -1 is 60000 for each GPU, or 8000 for each rank without one
         h: a named resource of TorchX in the place of gpu, cpu and memMB
         image: container image; Slurm and local_cwd take the installed package instead
         mounts: what containers mount, as type=bind,src=/host,dst=/path or type=volume,src=CLAIM,dst=/path
@@ -96,9 +97,9 @@ def tune(
     *args: str,
     ranks: int = 1,
     out: Optional[str] = None,
-    gpu: Optional[int] = None,
-    cpu: Optional[int] = None,
-    memMB: Optional[int] = None,
+    gpu: int = -1,
+    cpu: int = -1,
+    memMB: int = -1,
     h: Optional[str] = None,
     image: str = "stem_torchrec",
     mounts: Optional[List[str]] = None,
@@ -112,9 +113,9 @@ def tune(
         args: options of stem_torchrec/tune.py, behind --
         ranks: trials at a time; each rank trains trials of its own
         out: folder of the study, on a file system that outlives the job (--out)
-        gpu: GPUs of the host; one for each rank if not given, 0 trains on CPU
-        cpu: cores of the host; 8 for each GPU, or 2 for each rank without one, if not given
-        memMB: megabytes of the host; 60000 for each GPU, or 8000 for each rank without one, if not given
+        gpu: GPUs of the host; -1 is one for each rank, 0 trains on CPU
+        cpu: cores of the host; -1 is 8 for each GPU, or 2 for each rank without one
+        memMB: megabytes of the host; -1 is 60000 for each GPU, or 8000 for each rank without one
         h: a named resource of TorchX in the place of gpu, cpu and memMB
         image: container image; Slurm and local_cwd take the installed package instead
         mounts: what containers mount, as type=bind,src=/host,dst=/path or type=volume,src=CLAIM,dst=/path
@@ -133,9 +134,9 @@ def bench(
     j: str = "1x1",
     script: str = "benchmarks/sharding.py",
     out: Optional[str] = None,
-    gpu: Optional[int] = None,
-    cpu: Optional[int] = None,
-    memMB: Optional[int] = None,
+    gpu: int = -1,
+    cpu: int = -1,
+    memMB: int = -1,
     h: Optional[str] = None,
     image: str = "stem_torchrec",
     mounts: Optional[List[str]] = None,
@@ -151,9 +152,9 @@ def bench(
         j: hosts and ranks on each, as 2x8
         script: its path in the repository; the wheel has none, the image has all
         out: folder of the results, on a file system that all hosts see (--out)
-        gpu: GPUs of each host; one for each rank if not given, 0 measures on CPU
-        cpu: cores of each host; 8 for each GPU, or 2 for each rank without one, if not given
-        memMB: megabytes of each host; 60000 for each GPU, or 8000 for each rank without one, if not given
+        gpu: GPUs of each host; -1 is one for each rank, 0 measures on CPU
+        cpu: cores of each host; -1 is 8 for each GPU, or 2 for each rank without one
+        memMB: megabytes of each host; -1 is 60000 for each GPU, or 8000 for each rank without one
         h: a named resource of TorchX in the place of gpu, cpu and memMB
         image: container image; Slurm and local_cwd take the files of the current folder instead
         mounts: what containers mount, as type=bind,src=/host,dst=/path or type=volume,src=CLAIM,dst=/path
@@ -209,13 +210,13 @@ def _hosts_and_ranks(j: str) -> Tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _resource(j: str, gpu: Optional[int], cpu: Optional[int], memMB: Optional[int], h: Optional[str]) -> specs.Resource:
+def _resource(j: str, gpu: int, cpu: int, memMB: int, h: Optional[str]) -> specs.Resource:
     """What each host needs; `h` goes before the others."""
     _, ranks = _hosts_and_ranks(j)
-    gpus = ranks if gpu is None else gpu
+    gpus = ranks if gpu < 0 else gpu
     cores = gpus * CORES_PER_GPU if gpus else ranks * CORES_PER_RANK
     megabytes = gpus * MEGABYTES_PER_GPU if gpus else ranks * MEGABYTES_PER_RANK
-    return specs.resource(cpu=cores if cpu is None else cpu, gpu=gpus, memMB=megabytes if memMB is None else memMB, h=h)
+    return specs.resource(cpu=cores if cpu < 0 else cpu, gpu=gpus, memMB=megabytes if memMB < 0 else memMB, h=h)
 
 
 def _job(
