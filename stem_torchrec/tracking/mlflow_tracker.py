@@ -5,14 +5,11 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from mlflow import MlflowClient
-from mlflow.entities import Metric
-
 from stem_torchrec.runtime.store_path import AnyPath
 
 ARTIFACTS = ("config.yaml", "schema.json", "plan.json", "metrics.json")
 """Small files, which MLflow gets copies of; weights stay in the run folder."""
-_FOLDER = "stem_torchrec.run_folder"
+_FOLDER = "run_folder"
 
 
 class MLflowTracker:
@@ -25,12 +22,16 @@ class MLflowTracker:
     """
 
     def __init__(self, folder: AnyPath) -> None:
-        self._client = MlflowClient()
+        # Imported late: the package is an extra.
+        from mlflow import MlflowClient
+        from mlflow.entities import Metric
+
+        self._client, self._metric = MlflowClient(), Metric
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "stem_torchrec")
         experiment = self._client.get_experiment_by_name(name)
         number = experiment.experiment_id if experiment else self._client.create_experiment(name)
         place = str(folder.resolve() if isinstance(folder, Path) else folder)
-        runs = [run for run in self._client.search_runs([number]) if run.data.tags.get(_FOLDER) == place]
+        runs = self._client.search_runs([number], filter_string=f'tags.{_FOLDER} = "{place}"')
         run = runs[0] if runs else self._client.create_run(number, run_name=folder.name, tags={_FOLDER: place})
         self._id = run.info.run_id
         self._client.update_run(self._id, "RUNNING")
@@ -38,7 +39,7 @@ class MLflowTracker:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Records the numbers of a step."""
         now = int(time.time() * 1000)
-        self._client.log_batch(self._id, [Metric(name, value, now, step) for name, value in values.items()])
+        self._client.log_batch(self._id, [self._metric(name, value, now, step) for name, value in values.items()])
 
     def end(self, folder: AnyPath) -> None:
         """Copies the small files of a local run folder, and ends the run of MLflow."""
