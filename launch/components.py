@@ -52,8 +52,8 @@ def train(
         name: of the job
     """
     line = ["-m", "stem_torchrec.train", *_option("--output-dir", out), *args]
-    job = _job(name, image, mounts, env, max_retries)
-    return _ranks(job, line, j=j, resource=_resource(j, gpu, cpu, memMB, h), port=rdzv_port)
+    role = _role(name, image, mounts, env, max_retries)
+    return _with_ranks(role, line, j=j, resource=_resource(j, gpu, cpu, memMB, h), port=rdzv_port)
 
 
 def compare(
@@ -89,8 +89,8 @@ def compare(
         name: of the job
     """
     line = ["-m", "stem_torchrec.compare", *_option("--out", out), *args]
-    job = _job(name, image, mounts, env, max_retries)
-    return _ranks(job, line, j=j, resource=_resource(j, gpu, cpu, memMB, h), port=rdzv_port)
+    role = _role(name, image, mounts, env, max_retries)
+    return _with_ranks(role, line, j=j, resource=_resource(j, gpu, cpu, memMB, h), port=rdzv_port)
 
 
 def tune(
@@ -125,8 +125,8 @@ def tune(
     """
     j = f"1x{ranks}"
     line = ["-m", "stem_torchrec.tune", *_option("--out", out), *args]
-    job = _job(name, image, mounts, env, max_retries)
-    return _ranks(job, line, j=j, resource=_resource(j, gpu, cpu, memMB, h))
+    role = _role(name, image, mounts, env, max_retries)
+    return _with_ranks(role, line, j=j, resource=_resource(j, gpu, cpu, memMB, h))
 
 
 def bench(
@@ -164,8 +164,8 @@ def bench(
         name: of the job
     """
     line = [script, *_option("--out", out), *args]
-    job = _job(name, image, mounts, env, max_retries)
-    return _ranks(job, line, j=j, resource=_resource(j, gpu, cpu, memMB, h), port=rdzv_port)
+    role = _role(name, image, mounts, env, max_retries)
+    return _with_ranks(role, line, j=j, resource=_resource(j, gpu, cpu, memMB, h), port=rdzv_port)
 
 
 def prepare(
@@ -195,8 +195,8 @@ def prepare(
         name: of the job
     """
     line = ["python", "-m", "stem_torchrec.prepare", *args, *_option("--out", out)]
-    job = _job(name, image, mounts, env, max_retries)
-    return _with_command(job, shlex.join(line), specs.resource(cpu=cpu, gpu=0, memMB=memMB, h=h))
+    role = _role(name, image, mounts, env, max_retries)
+    return _with_command(role, shlex.join(line), specs.resource(cpu=cpu, gpu=0, memMB=memMB, h=h))
 
 
 def _option(name: str, value: Optional[str]) -> List[str]:
@@ -219,11 +219,11 @@ def _resource(j: str, gpu: int, cpu: int, memMB: int, h: Optional[str]) -> specs
     return specs.resource(cpu=cores if cpu < 0 else cpu, gpu=gpus, memMB=megabytes if memMB < 0 else memMB, h=h)
 
 
-def _job(
+def _role(
     name: str, image: str, mounts: Optional[List[str]], env: Optional[Dict[str, str]], max_retries: int
-) -> specs.AppDef:
+) -> specs.Role:
     """A job of one host that lacks its command."""
-    role = specs.Role(
+    return specs.Role(
         name=name,
         image=image,
         entrypoint="bash",
@@ -231,10 +231,11 @@ def _job(
         max_retries=max_retries,
         mounts=specs.parse_mounts(mounts) if mounts else [],
     )
-    return specs.AppDef(name=name, roles=[role])
 
 
-def _ranks(job: specs.AppDef, line: List[str], *, j: str, resource: specs.Resource, port: int = 29500) -> specs.AppDef:
+def _with_ranks(
+    role: specs.Role, line: List[str], *, j: str, resource: specs.Resource, port: int = 29500
+) -> specs.AppDef:
     """The job with ranks on each of its hosts, which meet at the first host."""
     hosts, ranks = _hosts_and_ranks(j)
     # The scheduler sets the variable that rank0_env stands for, on some only on the other hosts. $$ is one $ of the
@@ -244,13 +245,11 @@ def _ranks(job: specs.AppDef, line: List[str], *, j: str, resource: specs.Resour
         f"python -m stem_torchrec.runtime.torchrun --nnodes {hosts} --nproc-per-node {ranks} --rdzv-backend c10d "
         f"--rdzv-endpoint {meeting} --rdzv-id '{specs.macros.app_id}'"
     )
-    (role,) = job.roles
     role.num_replicas, role.port_map = hosts, {"c10d": port}
-    return _with_command(job, f"{torchrun} {shlex.join(line)}", resource)
+    return _with_command(role, f"{torchrun} {shlex.join(line)}", resource)
 
 
-def _with_command(job: specs.AppDef, command: str, resource: specs.Resource) -> specs.AppDef:
+def _with_command(role: specs.Role, command: str, resource: specs.Resource) -> specs.AppDef:
     """The job with a command of the shell, which takes the place of the shell, so that it gets the signals."""
-    (role,) = job.roles
     role.args, role.resource = ["-c", f"exec {command}"], resource
-    return job
+    return specs.AppDef(name=role.name, roles=[role])
