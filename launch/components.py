@@ -14,10 +14,6 @@ from typing import Dict, List, Optional, Tuple
 
 from torchx import specs
 
-CORES_PER_GPU, MEGABYTES_PER_GPU = 8, 60_000
-CORES_PER_RANK, MEGABYTES_PER_RANK = 2, 8_000
-"""What a rank gets without a GPU, where a job does not say."""
-
 
 def train(
     *args: str,
@@ -214,9 +210,9 @@ def _resource(j: str, gpu: int, cpu: int, memMB: int, h: Optional[str]) -> specs
     """What each host needs; `h` goes before the others."""
     _, ranks = _hosts_and_ranks(j)
     gpus = ranks if gpu < 0 else gpu
-    cores = gpus * CORES_PER_GPU if gpus else ranks * CORES_PER_RANK
-    megabytes = gpus * MEGABYTES_PER_GPU if gpus else ranks * MEGABYTES_PER_RANK
-    return specs.resource(cpu=cores if cpu < 0 else cpu, gpu=gpus, memMB=megabytes if memMB < 0 else memMB, h=h)
+    units, cores, memory = (gpus, 8, 60_000) if gpus else (ranks, 2, 8_000)
+    cpu, memMB = (units * cores if cpu < 0 else cpu), (units * memory if memMB < 0 else memMB)
+    return specs.resource(cpu=cpu, gpu=gpus, memMB=memMB, h=h)
 
 
 def _role(
