@@ -14,8 +14,9 @@ INSTALLED := $(VENV)/.installed-$(DEVICE)
 
 install: $(INSTALLED)
 
-# torchrec goes in with --no-deps, as it asks for the CUDA fbgemm-gpu; pyproject.toml lists its other needs.
-$(INSTALLED): pyproject.toml
+# torchrec goes in with --no-deps, as it asks for the CUDA fbgemm-gpu; pyproject.toml lists its other needs. An editable
+# installation has a copy of launch/components.py, where TorchX finds it from any folder.
+$(INSTALLED): pyproject.toml launch/components.py
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(RUN) pip install --quiet --upgrade "pip>=25.1"
 	$(RUN) pip uninstall --quiet --yes fbgemm-gpu fbgemm-gpu-cpu
@@ -56,7 +57,7 @@ fuzz: $(INSTALLED)
 	$(RUN) PYTHONPATH=.:tests:benchmarks python -m fuzz.campaign $(FUZZ)
 
 lint: $(INSTALLED)
-	$(RUN) ruff check . && ruff format --check .
+	$(RUN) ruff check . && ruff format --check . && hadolint Dockerfile
 
 types: $(INSTALLED)
 	$(RUN) mypy

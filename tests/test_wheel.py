@@ -21,7 +21,8 @@ SPECS = {path.name for path in (ROOT / "datasets").glob("*.yaml")}
 
 def test_the_build_puts_every_spec_into_the_wheel() -> None:
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
-    assert wheel["force-include"] == {
+    components = {"launch/components.py": "stem_torchrec_components.py"}
+    assert wheel["force-include"] == components | {
         f"datasets/{name}": f"stem_torchrec/preparation/public_logs/{name}" for name in SPECS
     }
     assert set(installed_specs()) == {Path(name).stem for name in SPECS}
@@ -35,15 +36,32 @@ def test_every_extra_that_a_sentence_or_a_page_names_can_be_installed() -> None:
     assert named <= set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
 
 
-@pytest.mark.long
-def test_a_spec_of_the_wheel_prepares_a_log_in_a_folder_without_the_repository(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what is in the wheel."""
     pytest.importorskip("hatchling", reason="needs hatchling, which builds the wheel")
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    site, work = tmp_path / "site", tmp_path / "work"
+    (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(site)
+        archive.extractall(folder / "site")
+    return folder / "site"
+
+
+@pytest.mark.long
+def test_torchx_has_the_components_of_the_wheel_beside_its_own(site: Path, tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "torchx.cli.main", "builtins"]
+    variables = {**os.environ, "PYTHONPATH": str(site)}
+    done = subprocess.run(line, cwd=tmp_path, env=variables, check=True, capture_output=True, text=True)
+    listed = set(re.findall(r"\d+\. (\S+)", done.stdout))
+    assert {"dist.ddp", *(f"stem.{name}" for name in ("train", "compare", "tune", "bench", "prepare"))} <= listed
+    assert not [name for name in listed if name.startswith("stem._")]
+
+
+@pytest.mark.long
+def test_a_spec_of_the_wheel_prepares_a_log_in_a_folder_without_the_repository(site: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
     assert {path.name for path in (site / "stem_torchrec/preparation/public_logs").iterdir()} == SPECS
     work.mkdir()
     write_kuairand(work, 3000)

@@ -1,6 +1,7 @@
-"""The numbers of a run by step: metrics.jsonl and TensorBoard's files."""
+"""The numbers of a run by step: metrics.jsonl, TensorBoard's files, and trackers."""
 
 import json
+import os
 from contextlib import suppress
 from io import FileIO
 from typing import Any
@@ -15,6 +16,7 @@ from stem_torchrec.runtime.process import from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.runtime.staging import Staging
 from stem_torchrec.runtime.store_path import AnyPath
+from stem_torchrec.tracking.chosen import Trackers, open_trackers
 from stem_torchrec.training.run_folder import METRICS_LOG
 
 
@@ -51,6 +53,8 @@ def _is_metric(value: Any) -> bool:
 class MetricsLog:
     """Rank 0 writes a line of metrics.jsonl and points in TensorBoard for each call; the other ranks write nothing.
 
+    Trackers (`STEM_TRACKERS`) get the same numbers.
+
     The files of a run folder in a store are copied to it where the run pauses and at its end.
 
     A full disk does not end the run: lines wait in memory until there is room, and TensorBoard's files end.
@@ -62,7 +66,7 @@ class MetricsLog:
         evaluate: whether the evaluation after that step is still due.
 
     All ranks construct it. Raises UnwritableError on all ranks where the files cannot be opened, DamagedError where a
-    line of the earlier run is damaged.
+    line of the earlier run is damaged, UserError where a tracker cannot be opened.
 
     Example::
 
@@ -70,7 +74,8 @@ class MetricsLog:
     """
 
     def __init__(self, folder: AnyPath, lock: FolderLock, *, after: int = 0, evaluate: bool = False) -> None:
-        self._lock = lock
+        self._folder, self._lock = folder, lock
+        self._trackers = Trackers({})
         self._file: FileIO | None = None
         self._board: SummaryWriter | None = None
         self._staging: Staging | None = None
@@ -91,6 +96,7 @@ class MetricsLog:
             if not after:
                 remove_tree(folder / "tensorboard")
             self._board = SummaryWriter(str(local / "tensorboard"), purge_step=after + 1 if after else None)
+            self._trackers = open_trackers(os.environ, folder)
 
         from_first_rank(open_files)
 
@@ -112,6 +118,7 @@ class MetricsLog:
         except OSError as error:
             log_rank0(f"step {step}  TensorBoard's files cannot be written ({reason_of(error)}); they end at this step")
             self._board = None
+        self._trackers.write(step, values)
 
     def sync(self) -> None:
         """Copies the files to a run folder in a store, so that it has the lines before a checkpoint is written."""
@@ -139,3 +146,4 @@ class MetricsLog:
         with suppress(OSError):
             if self._staging is not None:
                 self._staging.close(copy=not self._lock.lost)
+        self._trackers.end(self._folder)

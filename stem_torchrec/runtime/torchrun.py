@@ -1,0 +1,74 @@
+"""torchrun for schedulers: it ends with the status of its ranks, and hands signals on to them.
+
+python -m stem_torchrec.runtime.torchrun --nproc-per-node 2 -m stem_torchrec.train --recipe tiny
+
+torchrun itself ends with 1 for whatever a rank ends with, so that a scheduler cannot tell a wrong option (2) from a run
+that resumes (75). At a signal it ends ranks that are not done in 30 seconds; here they have as long as the scheduler
+leaves them. Its options are the same.
+"""
+
+import os
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import parse_args, run
+
+from stem_torchrec.runtime.exit_status import ExitStatus, killed_by
+from stem_torchrec.runtime.signals import ENDING_SIGNALS
+
+
+def main() -> None:
+    """Runs the ranks of this host and ends with the status of the first one that failed."""
+    for number in ENDING_SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _hand_on)
+    # SIGQUIT is left to torchrun: it ends the ranks at once.
+    arguments = parse_args(["--signals-to-handle", "SIGQUIT", *sys.argv[1:]])
+    try:
+        run(arguments)
+    except ChildFailedError as error:
+        status = status_of(error)
+        if status != ExitStatus.RESUME:
+            print(error, file=sys.stderr)
+        sys.exit(status)
+
+
+def status_of(error: ChildFailedError) -> int:
+    """The status of the rank that failed first; 128 + n for one that signal n has killed.
+
+    Example::
+
+        status_of(error)  # 75: the run was asked to end, and resumes
+    """
+    _, failure = error.get_first_failure()
+    return killed_by(-failure.exitcode) if failure.exitcode < 0 else failure.exitcode
+
+
+def _hand_on(number: int, frame: FrameType | None) -> None:
+    """Sends the signal to the ranks; without ranks the process ends."""
+    ranks = _children()
+    for pid in ranks:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+    if not ranks:
+        sys.exit(killed_by(number))
+
+
+def _children() -> list[int]:
+    """The processes that this one has started and that have not ended."""
+    pids = []
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # It has ended meanwhile.
+            # PID (NAME) STATE PARENT ..., where NAME may have brackets and spaces.
+            state, parent = file.read_text().rpartition(")")[2].split()[:2]
+            if int(parent) == os.getpid() and state != "Z":
+                pids.append(int(file.parent.name))
+    return pids
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Which trackers a run has, and that none of them can end it."""
+
+from collections.abc import Callable, Mapping
+
+from stem_torchrec.runtime.errors import UserError, reason_of
+from stem_torchrec.runtime.progress import log_rank0
+from stem_torchrec.runtime.store_path import AnyPath
+from stem_torchrec.tracking.tracker import Tracker
+
+TRACKERS = ("mlflow", "torchx")
+
+
+class Trackers:
+    """The trackers of a run, by their names. One that fails gets nothing more, and the log says so once.
+
+    Args:
+        trackers: by name.
+
+    Example::
+
+        trackers = open_trackers({"STEM_TRACKERS": "mlflow"}, Path("runs/a"))
+        trackers.write(120, {"train/loss/like": 0.2314})
+        trackers.end(Path("runs/a"))
+    """
+
+    def __init__(self, trackers: Mapping[str, Tracker]) -> None:
+        self._trackers = dict(trackers)
+
+    def write(self, step: int, values: Mapping[str, float | int | None]) -> None:
+        """Hands on the numbers of a step but those that are undefined."""
+        numbers = {name: float(value) for name, value in values.items() if value is not None}
+        self._each(lambda tracker: tracker.write(step, numbers), f"step {step}  ")
+
+    def end(self, folder: AnyPath) -> None:
+        """Ends all of them."""
+        self._each(lambda tracker: tracker.end(folder), "")
+        self._trackers.clear()
+
+    def _each(self, call: Callable[[Tracker], None], place: str) -> None:
+        for name, tracker in list(self._trackers.items()):
+            try:
+                call(tracker)
+            except Exception as error:  # A library with errors of its own, or its server.
+                del self._trackers[name]
+                log_rank0(f"{place}the tracker {name} fails ({_reason(error)}); it gets nothing more of this run")
+
+
+def open_trackers(environ: Mapping[str, str], folder: AnyPath) -> Trackers:
+    """The trackers that STEM_TRACKERS names, separated by commas, and torchx where TorchX has configured some.
+
+    Args:
+        environ: the variables of this process.
+        folder: the run folder.
+
+    Raises UserError for an unknown name, a package that is not installed, and a tracker that cannot be opened.
+    """
+    names = [name.strip() for name in environ.get("STEM_TRACKERS", "").split(",") if name.strip()]
+    if "TORCHX_TRACKERS" in environ:
+        names.append("torchx")
+    return Trackers({name: _open(name, folder) for name in dict.fromkeys(names)})
+
+
+def _open(name: str, folder: AnyPath) -> Tracker:
+    if name not in TRACKERS:
+        raise UserError(f"STEM_TRACKERS names {name!r}, but must name {' or '.join(TRACKERS)}.")
+    try:
+        # Imported late: a run without trackers needs neither package.
+        if name == "torchx":
+            from stem_torchrec.tracking.torchx_tracker import TorchXTracker
+
+            return TorchXTracker(folder)
+        from stem_torchrec.tracking.mlflow_tracker import MLflowTracker
+
+        return MLflowTracker(folder)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"the tracker {name} needs {error.name}, which is not installed: pip install {error.name}."
+        ) from error
+    except Exception as error:  # A library with errors of its own, or its server.
+        raise UserError(
+            f"the tracker {name} cannot be opened ({_reason(error)}); mend its settings, or unset "
+            f"{'TORCHX_TRACKERS' if name == 'torchx' else 'STEM_TRACKERS'}."
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {reason_of(error)}"[:300]

@@ -1,0 +1,49 @@
+"""MLflow: a run folder is a run of MLflow, also after it has resumed."""
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from stem_torchrec.runtime.store_path import AnyPath
+
+ARTIFACTS = ("config.yaml", "schema.json", "plan.json", "metrics.json")
+"""Small files, which MLflow gets copies of; weights stay in the run folder."""
+_FOLDER = "run_folder"
+
+
+class MLflowTracker:
+    """Records all numbers by step, and the configuration and the best metrics as artifacts.
+
+    The server is that of MLFLOW_TRACKING_URI, the experiment that of MLFLOW_EXPERIMENT_NAME, by default stem_torchrec.
+
+    Args:
+        folder: the run folder; a run of MLflow that has it goes on.
+    """
+
+    def __init__(self, folder: AnyPath) -> None:
+        # Imported late: the package is an extra.
+        from mlflow import MlflowClient
+        from mlflow.entities import Metric
+
+        self._client, self._metric = MlflowClient(), Metric
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "stem_torchrec")
+        experiment = self._client.get_experiment_by_name(name)
+        number = experiment.experiment_id if experiment else self._client.create_experiment(name)
+        place = str(folder.resolve() if isinstance(folder, Path) else folder)
+        runs = self._client.search_runs([number], filter_string=f'tags.{_FOLDER} = "{place}"')
+        run = runs[0] if runs else self._client.create_run(number, run_name=folder.name, tags={_FOLDER: place})
+        self._id = run.info.run_id
+        self._client.update_run(self._id, "RUNNING")
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Records the numbers of a step."""
+        now = int(time.time() * 1000)
+        self._client.log_batch(self._id, [self._metric(name, value, now, step) for name, value in values.items()])
+
+    def end(self, folder: AnyPath) -> None:
+        """Copies the small files of a local run folder, and ends the run of MLflow."""
+        for name in ARTIFACTS:
+            if isinstance(folder, Path) and (folder / name).exists():
+                self._client.log_artifact(self._id, str(folder / name))
+        self._client.set_terminated(self._id)

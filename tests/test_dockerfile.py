@@ -1,0 +1,95 @@
+"""The Dockerfile: its steps, taken in an environment of this machine, give commands that run."""
+
+import fnmatch
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ARGUMENTS = {"DEVICE": "cpu"}
+
+
+def instructions() -> list[tuple[str, str]]:
+    """The instructions of the last stage, with their arguments filled in."""
+    text = re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE).replace("\\\n", " ")
+    lines = [line.partition(" ")[::2] for line in text.splitlines() if line]
+    last = max(number for number, (name, _) in enumerate(lines) if name == "FROM")
+    return [(name, re.sub(r"\$\{(\w+)\}", lambda word: ARGUMENTS[word[1]], rest)) for name, rest in lines[last:]]
+
+
+def ignored() -> list[str]:
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def is_ignored(path: Path) -> bool:
+    """Whether .dockerignore keeps a file of the repository from the build, by itself or with a folder around it."""
+    for pattern in ignored():
+        anywhere = pattern.removeprefix("**/")
+        names = [str(each) for each in (path, *path.parents)] if anywhere == pattern else path.parts
+        if any(fnmatch.fnmatch(name, anywhere) for name in names):
+            return True
+    return False
+
+
+def sources() -> list[Path]:
+    """The tracked and new files of the repository that the build sees."""
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
+    return [Path(name) for name in names if not is_ignored(Path(name)) and (ROOT / name).is_file()]
+
+
+def copy(words: list[str], folder: Path) -> None:
+    """COPY: files, folders with their contents, or all."""
+    *origins, target = words
+    for origin in origins:
+        files = [path for path in sources() if origin == "." or path.is_relative_to(origin)]
+        assert files, f"COPY {origin}: nothing to copy"
+        for path in files:
+            inside = path.name if str(path) == origin else path.relative_to(origin)
+            (folder / target / inside).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / path, folder / target / inside)
+
+
+def test_the_image_has_what_a_job_needs_and_no_tests() -> None:
+    names = {str(path) for path in sources()}
+    assert {"stem_torchrec/data/batch.py", "launch/run.py", ".torchxconfig", "benchmarks/sharding.py"} <= names
+    assert not [name for name in names if name.startswith(("tests/", ".git", "benchmarks/results/"))]
+
+
+@pytest.mark.long
+def test_the_steps_of_the_dockerfile_give_commands_that_run(tmp_path: Path) -> None:
+    folder, environment = tmp_path / "stem_torchrec", tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
+    # pip finds the packages of this environment, and downloads none that they are.
+    (site,) = environment.glob("lib/*/site-packages")
+    (site / "packages.pth").write_text(sysconfig.get_path("purelib"))
+    (environment / "bin/pip").write_text(f'#!/bin/bash\nexec {environment}/bin/python -m pip "$@"\n')
+    (environment / "bin/pip").chmod(0o755)
+    variables = {
+        **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        "PATH": f"{environment}/bin:{os.environ['PATH']}",
+        "PIP_NO_INDEX": "1",
+        "PIP_NO_BUILD_ISOLATION": "0",  # pip's name for: no isolation.
+    }
+    for name, rest in instructions():
+        match name:
+            case "WORKDIR":
+                folder.mkdir()
+            case "COPY":
+                copy(rest.split(), folder)
+            case "RUN":
+                done = subprocess.run(["bash", "-c", rest], cwd=folder, env=variables, text=True, capture_output=True)
+                assert done.returncode == 0, done.stdout + done.stderr
+    line = ["stem-train", "--recipe", "tiny", "--train.max-steps", "1", "--output-dir", str(tmp_path / "run")]
+    done = subprocess.run(line, cwd=tmp_path, env=variables, text=True, capture_output=True)
+    assert "best evaluation" in done.stdout, done.stderr
+    where = [f"{environment}/bin/python", "-c", "import stem_torchrec; print(stem_torchrec.__file__)"]
+    done = subprocess.run(where, cwd=tmp_path, env=variables, text=True, capture_output=True)
+    assert done.stdout == f"{folder}/stem_torchrec/__init__.py\n"

@@ -1,0 +1,51 @@
+"""The package's torchrun: which status it has, and that ranks get its signals."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+from stem_torchrec.runtime.torchrun import status_of
+
+from kuairand_files import ROOT
+
+SCRIPT = """
+import os, signal, sys, time
+
+def end(number, frame):
+    print("asked", flush=True)
+    sys.exit(75)
+
+signal.signal(signal.SIGTERM, end)
+print("ready", flush=True)
+time.sleep(100)
+"""
+
+
+def failure(status: int, *, seconds: int) -> ProcessFailure:
+    failed = ProcessFailure(local_rank=0, pid=1, exitcode=status, error_file="")
+    failed.timestamp = seconds
+    return failed
+
+
+@pytest.mark.parametrize(("status", "expected"), [(2, 2), (75, 75), (-9, 137)])
+def test_the_status_is_that_of_the_rank_that_failed_first(status: int, expected: int) -> None:
+    failures = {0: failure(3, seconds=8), 1: failure(status, seconds=7)}
+    assert status_of(ChildFailedError("train", failures)) == expected
+
+
+def test_a_signal_reaches_the_ranks_and_their_status_the_scheduler(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    line = ["-m", "stem_torchrec.runtime.torchrun", "--standalone", "--nproc-per-node", "2", str(script)]
+    with subprocess.Popen(
+        [sys.executable, *line], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as job:
+        assert job.stdout is not None
+        assert [job.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
+        job.send_signal(signal.SIGTERM)
+        assert job.stdout.read() == "asked\n" * 2
+        assert job.wait() == 75

@@ -1,0 +1,107 @@
+"""Trackers get what metrics.jsonl gets, and none of them can end a run."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from torchx.tracker.api import AppRun
+from torchx.tracker.backend.fsspec import create
+
+from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.folder_lock import FolderLock
+from stem_torchrec.tracking.chosen import Trackers, open_trackers
+from stem_torchrec.training.metrics_log import MetricsLog
+
+FSSPEC = "torchx.tracker.backend.fsspec:create"
+
+
+class Refusing:
+    """A tracker whose server is away."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self.calls += 1
+        raise ConnectionError("no answer")
+
+    def end(self, folder: Path) -> None:
+        self.calls += 1
+
+
+def write_run(folder: Path, *, after: int = 0) -> None:
+    """Two evaluations of a run, as a Trainer writes them."""
+    log = MetricsLog(folder, FolderLock(), after=after)
+    log.write(after + 5, {"train/loss/like": 0.5})
+    log.write(after + 6, {"valid/like/auc": 0.7, "valid/like/gauc": None})
+    (folder / "config.yaml").write_text("recipe: tiny\n")
+    log.close()
+
+
+@pytest.fixture
+def torchx_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of TorchX's tracker, which the variables of a job name."""
+    folder, settings = tmp_path / "tracking", tmp_path / "tracker.conf"
+    folder.mkdir()
+    settings.write_text(f"protocol=file\nroot_path={folder}\n")
+    monkeypatch.setenv("TORCHX_JOB_ID", "slurm://torchx/7")
+    monkeypatch.setenv("TORCHX_TRACKERS", FSSPEC)
+    monkeypatch.setenv(f"TORCHX_TRACKER_{FSSPEC.upper()}_CONFIG", str(settings))
+    AppRun.run_from_env.cache_clear()
+    return folder
+
+
+def test_torchx_records_run_metrics_and_artifacts(torchx_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    write_run(run)
+    tracker = create(str(tmp_path / "tracker.conf"))
+    assert list(tracker.run_ids()) == ["slurm://torchx/7"]
+    expected = {"run_folder": str(run), "step": 6, "valid/like/auc": 0.7}
+    assert tracker.metadata("slurm://torchx/7") == expected
+    paths = {name: artifact.path for name, artifact in tracker.artifacts("slurm://torchx/7").items()}
+    assert paths == {name: str(run / name) for name in ("config.yaml", "metrics.jsonl")}
+
+
+def test_a_tracker_of_torchx_that_cannot_be_opened_is_named(torchx_folder: Path, tmp_path: Path) -> None:
+    torchx_folder.rmdir()
+    with pytest.raises(
+        UserError, match=r"^the tracker torchx cannot be opened \(AssertionError: .*; mend its settings"
+    ):
+        MetricsLog(tmp_path, FolderLock())
+
+
+def test_a_tracker_that_fails_gets_nothing_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refusing = Refusing()
+    trackers = Trackers({"mlflow": refusing})
+    trackers.write(5, {"train/loss/like": 0.5})
+    trackers.write(10, {"train/loss/like": 0.4})
+    trackers.end(tmp_path)
+    assert refusing.calls == 1
+    sentence = "step 5  the tracker mlflow fails (ConnectionError: no answer); it gets nothing more of this run\n"
+    assert capsys.readouterr().out == sentence
+
+
+def test_an_unknown_tracker_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^STEM_TRACKERS names 'wandb', but must name mlflow or torchx\.$"):
+        open_trackers({"STEM_TRACKERS": "wandb"}, tmp_path)
+
+
+def test_mlflow_has_one_run_for_a_run_folder_that_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="needs mlflow-skinny, of the extra mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", str(tmp_path / "mlruns"))
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("STEM_TRACKERS", "mlflow")
+    run = tmp_path / "run"
+    run.mkdir()
+    write_run(run)
+    write_run(run, after=6)
+    client = mlflow.MlflowClient()
+    (recorded,) = client.search_runs([client.get_experiment_by_name("stem_torchrec").experiment_id])
+    history = client.get_metric_history(recorded.info.run_id, "valid/like/auc")
+    assert [(metric.step, metric.value) for metric in history] == [(6, 0.7), (12, 0.7)]
+    assert [each.path for each in client.list_artifacts(recorded.info.run_id)] == ["config.yaml"]
+    assert recorded.info.status == "FINISHED"
+    lines = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [5, 6, 11, 12]
