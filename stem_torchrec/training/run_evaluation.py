@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchrec.optim.keyed import CombinedOptimizer
 
 from stem_torchrec.checkpoints.weights import find_weights, load_weights
-from stem_torchrec.config import TrainConfig
+from stem_torchrec.config import Precision, TrainConfig
 from stem_torchrec.config.path_fields import with_paths
 from stem_torchrec.data.batch import Exposures
 from stem_torchrec.data.columns import Columns
@@ -56,6 +56,8 @@ class EvaluateConfig:
     """The log to evaluate on."""
     split: str = "valid"
     """Folder of the log: valid, test or train."""
+    precision: Precision | None = None
+    """Of the matrix products, as --train.precision has it: fp32, tf32 or bf16; by default the run's own."""
     json: OutputFile | None = None
     """File for the metrics as JSON, `{"test": {"like": {"auc": ...}}}`."""
     predictions: OutputFolder | None = None
@@ -128,6 +130,8 @@ def _opened(config: EvaluateConfig, process: Process) -> tuple[TrainConfig, AnyP
     """The configuration of the run, its weights, and the path, schema and rows of the log; raises UserError."""
     folder = path_of(config.run)
     run, weights = load_config(str(folder / CONFIG_FILE)), find_weights(folder / BEST_WEIGHTS)
+    if config.precision is not None:
+        run = replace(run, train=replace(run.train, precision=config.precision))
     path = config.data.path or data_folder(run.data)
     schema = load_schema(path)
     columns = _columns_of(config.run, run, path, schema, predicts=config.predictions is not None)
