@@ -17,9 +17,18 @@ pytestmark = pytest.mark.stack
 
 ROOT = Path(__file__).parent.parent
 
-ELSEWHERE = {"comparison", "tuning", "preparation", "expressions", "prepare.py", "report_file.py"}
-"""What such a machine need not run: comparisons and reports need statsmodels and markdown, searches optuna, raw logs an
-engine."""
+ELSEWHERE = {
+    "calibrate.py",
+    "calibration",
+    "comparison",
+    "tuning",
+    "preparation",
+    "expressions",
+    "prepare.py",
+    "report_file.py",
+}
+"""What such a machine need not run: calibrations need scipy, comparisons and reports statsmodels and markdown, searches
+optuna, raw logs an engine."""
 PACKAGES = """
     torch functorch torchgen triton filelock fsspec jinja2 markupsafe mpmath networkx sympy typing_extensions
     fbgemm_gpu torchrec pyre_extensions typing_inspect mypy_extensions iopath portalocker tqdm
