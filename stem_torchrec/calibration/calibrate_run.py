@@ -39,8 +39,8 @@ class CalibrateConfig:
 
     run: Annotated[InputFolder, tyro.conf.arg(aliases=["--run-dir"])] = ""
     """The run folder that training wrote. Under torchrun use --run-dir, as torchrun takes --run for its own."""
-    method: Method = "isotonic"
-    """isotonic fits any curve that does not fall, and needs hundreds of labels 1; platt fits two numbers."""
+    method: Method = "platt"
+    """platt fits two numbers; isotonic fits any curve that does not fall, for which a few hundred labels 1 are few."""
     data: EvaluationData = field(default_factory=EvaluationData)
     """The log with the rows to fit and to judge on."""
     judge_on: str | None = None
