@@ -17,8 +17,20 @@ pytestmark = pytest.mark.stack
 
 ROOT = Path(__file__).parent.parent
 
-ELSEWHERE = {"comparison", "tuning", "serving", "preparation", "expressions", "tracking", "prepare.py", "report_file.py"}
-"""What such a machine need not run: comparisons and reports need statsmodels and markdown, searches optuna, raw logs an
+ELSEWHERE = {
+    "calibrate.py",
+    "calibration",
+    "comparison",
+    "serving",
+    "tracking",
+    "tuning",
+    "preparation",
+    "expressions",
+    "prepare.py",
+    "report_file.py",
+}
+"""What such a machine need not run: calibrations need scipy, comparisons and reports statsmodels and markdown, searches
+optuna, raw logs an
 engine, trackers their own packages."""
 PACKAGES = """
     torch functorch torchgen triton filelock fsspec jinja2 markupsafe mpmath networkx sympy typing_extensions

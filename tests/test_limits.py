@@ -7,6 +7,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
+from stem_torchrec.calibration.calibrate_run import CalibrateConfig
 from stem_torchrec.comparison.options import CompareConfig
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.fields import limits_in
@@ -25,7 +26,10 @@ from studies.task_conflict import ConflictConfig
 from sweep.config import SweepConfig
 
 DATASETS = Path(__file__).parent.parent / "datasets"
-COMMANDS = [TrainConfig, EvaluateConfig, ConvertConfig, CompareConfig, TuneConfig, *all_options().values()]
+COMMANDS = [
+    *(TrainConfig, EvaluateConfig, CalibrateConfig, ConvertConfig, CompareConfig, TuneConfig),
+    *all_options().values(),
+]
 BENCHMARKS = [SweepConfig, PlanConfig, ThroughputConfig, PauseConfig, FaultsConfig, MetricsConfig, ConflictConfig]
 
 

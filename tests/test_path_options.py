@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from iopath.common.file_io import PathHandler
 
+from stem_torchrec.calibration.calibrate_run import CalibrateConfig
 from stem_torchrec.comparison import options as comparison
 from stem_torchrec.config import DataConfig, TrainConfig, parse_arguments
 from stem_torchrec.config.path_fields import with_paths
@@ -72,6 +73,7 @@ def options_of(config: Any) -> Callable[[Sequence[str]], Any]:
         (evaluate, "--run --run-dir --data.path --json --predictions"),
         (convert, "--run --out"),
         (options_of(ExportConfig()), "--run --out --log"),
+        (options_of(CalibrateConfig()), "--run --run-dir --data.path --out"),
         (comparison.read_command_line, "--out --data.path --config"),
         (study.read_command_line, "--out --space --data.path --config"),
         (read_options, "--out --tables --calibrate --config"),

@@ -9,6 +9,7 @@ best/            its weights
 checkpoints/     what the run resumes from
 profile/         where the time of a step goes, with --train.profile
 nonfinite/       a batch whose loss is not finite
+calibration.json curves from predictions to probabilities, of stem-calibrate
 """
 
 from collections.abc import Collection, Mapping

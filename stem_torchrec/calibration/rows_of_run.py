@@ -1,0 +1,73 @@
+"""Which rows a run is calibrated on: some to fit, and later ones to judge, never the same."""
+
+import posixpath
+from dataclasses import dataclass
+
+from stem_torchrec.calibration.calibration_file import RowsOfLog
+from stem_torchrec.data.columns import Columns
+from stem_torchrec.data.files import find_row_groups, with_labels
+from stem_torchrec.data.folder import data_folder
+from stem_torchrec.data.footers import fingerprint
+from stem_torchrec.data.schema import Schema, load_schema
+from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.file_systems import g_pathmgr
+from stem_torchrec.runtime.store_path import path_of
+from stem_torchrec.training.configuration import load_config
+from stem_torchrec.training.run_folder import CONFIG_FILE
+
+_FITTED, _LATER = "valid", "test"
+
+
+@dataclass(frozen=True)
+class RowsOfRun:
+    """The tasks of a run and the rows of its log."""
+
+    tasks: tuple[str, ...]
+    fitted: RowsOfLog
+    judged: RowsOfLog
+
+
+def rows_of_run(run: str, *, log: str | None, judge_on: str | None) -> RowsOfRun:
+    """The rows to fit and those to judge on.
+
+    Args:
+        run: the run folder.
+        log: another log than the run's.
+        judge_on: the split to judge on; by default test, or the second half of valid where the log has no test split
+            with labels.
+
+    Raises UserError where the run or log are missing, and where `judge_on` has rows that were trained or fitted on.
+    """
+    config = load_config(str(path_of(run) / CONFIG_FILE))
+    path = log or data_folder(config.data)
+    schema = load_schema(path)
+    columns = Columns.select(schema, features=config.data.features, labels=config.data.labels)
+    fitted = _labeled_rows(path, _FITTED, schema, columns)
+    if fitted is None:
+        raise UserError(f"the rows of {path}/{_FITTED} have no labels; give a log that has some with --data.path.")
+    if judge_on is None and g_pathmgr.isdir(posixpath.join(path, _LATER)):
+        later = _labeled_rows(path, _LATER, schema, columns)
+    elif judge_on is not None:
+        later = _labeled_rows(path, judge_on, schema, columns)
+        trained = _labeled_rows(path, "train", schema, columns)
+        if later is None:
+            raise UserError(f"the rows of {path}/{judge_on} have no labels; give another --judge-on.")
+        for other, use in ((fitted, "fitted"), (trained, "trained")):
+            if other is not None and other.fingerprint == later.fingerprint:
+                raise UserError(f"--judge-on {judge_on}: the run is {use} on these rows; give later ones.")
+    else:
+        later = None
+    if later is None:
+        half = fitted.stop // 2
+        later = RowsOfLog(path, _FITTED, half, fitted.stop, fitted.fingerprint)
+        fitted = RowsOfLog(path, _FITTED, 0, half, fitted.fingerprint)
+    return RowsOfRun(tuple(columns.labels), fitted, later)
+
+
+def _labeled_rows(path: str, split: str, schema: Schema, columns: Columns) -> RowsOfLog | None:
+    """All rows of a split; None where they have no labels."""
+    row_groups = find_row_groups(path, split, schema, columns, needs_labels=False)
+    if not with_labels(columns, row_groups).labeled:
+        return None
+    rows = sum(row_group.rows for row_group in row_groups)
+    return RowsOfLog(path, split, 0, rows, fingerprint(row_groups))
