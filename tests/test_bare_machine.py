@@ -17,7 +17,10 @@ pytestmark = pytest.mark.stack
 
 ROOT = Path(__file__).parent.parent
 
-ELSEWHERE = {"comparison", "tuning", "preparation", "expressions", "prepare.py", "report_file.py"}
+ELSEWHERE = {
+    *("comparison", "run_report", "tuning", "preparation", "expressions"),
+    *("prepare.py", "report.py", "report_file.py"),
+}
 """What such a machine need not run: comparisons and reports need statsmodels and markdown, searches optuna, raw logs an
 engine."""
 PACKAGES = """

@@ -27,7 +27,7 @@ from stem_torchrec import compare
 from stem_torchrec.comparison import runs
 from stem_torchrec.comparison.comparable import count_positives, read_keys
 from stem_torchrec.comparison.comparable_sections import comparable_samples
-from stem_torchrec.comparison.diagnostics import GateWeights, information_abundance, linear_cka
+from stem_torchrec.comparison.diagnostics import information_abundance, linear_cka
 from stem_torchrec.comparison.options import read_command_line
 from stem_torchrec.comparison.scored_rows import Comparison, ScoredRows
 from stem_torchrec.comparison.train_all import train_all
@@ -40,6 +40,7 @@ from stem_torchrec.runtime.errors import DivergedError, UserError
 from stem_torchrec.runtime.exit_status import ExitStatus
 from stem_torchrec.runtime.report_file import Report
 from stem_torchrec.training.configuration import load_config
+from stem_torchrec.training.gate_weights import GateWeights
 
 from distributed import run_ranks
 from runs import this_process

@@ -23,6 +23,7 @@ from stem_torchrec.training.best_weights import BestWeights
 from stem_torchrec.training.callbacks import Callback, KeepBest, ProfileSteps, TrainingLog
 from stem_torchrec.training.early_stopping import EarlyStopping
 from stem_torchrec.training.evaluation import evaluate, with_batches_aside
+from stem_torchrec.training.gate_weights import GateWeights
 from stem_torchrec.training.loop import StepOutput, TrainLoop
 from stem_torchrec.training.memory_needs import check_memory
 from stem_torchrec.training.meter import Meter
@@ -93,14 +94,13 @@ class Trainer:
         self.pipeline = build_pipeline(self.model, self.optimizer, config, process, forward=self._forward)
         self.folder = open_run_folder(config, schema, self._lock)
         from_first_rank(lambda: write_inputs(self.folder, schema, plan_to_json(plan)))
-        steps_per_epoch = self.data.train.steps
         log_rank0(
-            f"{self.data.train.rows:,} training rows: {steps_per_epoch} steps of {process.world_size} x "
+            f"{self.data.train.rows:,} training rows: {self.data.train.steps} steps of {process.world_size} x "
             f"{config.data.batch_size} an epoch\n{self.data.validation.rows:,} validation rows; run folder "
             f"{self.folder}"
         )
         self._make_callbacks(ending or Event())
-        self.loop = self._make_loop(steps_per_epoch, callbacks)
+        self.loop = self._make_loop(self.data.train.steps, callbacks)
 
     @property
     def state(self) -> TrainState:
@@ -177,18 +177,18 @@ class Trainer:
         """Makes the parts of the run that its loop calls, and restores them from a checkpoint."""
         config = self.config
         stopping = EarlyStopping(self._watched, config.train.patience)
-        self._meter = meter = Meter(self.data.columns.labels)
+        self._meter, self._gates = Meter(self.data.columns.labels), GateWeights(self.process.device)
         self._best = BestWeights(
             self.model, self.folder, self._lock, stopping, max_failures=config.checkpoint.max_failures
         )
         self.checkpoints = RunCheckpoints(
             config, self.folder, self._lock, self.data,
-            model=self.model, optimizer=self.optimizer, pipeline=self.pipeline, best=self._best, meter=meter,
+            model=self.model, optimizer=self.optimizer, pipeline=self.pipeline, best=self._best, meter=self._meter,
         )  # fmt: skip
         self._start = self.checkpoints.restore()
         self.checkpoints.start(ending)
         self._file = MetricsLog(self.folder, self._lock, after=self._start.step, evaluate=self._start.evaluate)
-        self._log = TrainingLog(meter, every_steps=config.train.log_every, file=self._file, counts=self._counts)
+        self._log = TrainingLog(self._meter, every_steps=config.train.log_every, file=self._file, beside=self._beside)
         self._keep_best = KeepBest(self._best.keep, stopping)
 
     def _make_loop(self, steps_per_epoch: int, callbacks: Sequence[Callback]) -> TrainLoop:
@@ -213,9 +213,9 @@ class Trainer:
         self.checkpoints.watch.check_finite()
         self.checkpoints.save_before_evaluation(self.state, last=self.state.step == self.loop.steps)
         self.data.validation.start_epoch(0)
-        device, forward = self.process.device, self._forward
-        empty = self.loop.pipeline_is_empty
-        with nullcontext(self.pipeline) if empty else with_batches_aside(self.pipeline, forward, device=device) as each:
+        device, empty = self.process.device, self.loop.pipeline_is_empty
+        aside = with_batches_aside(self.pipeline, self._forward, device=device)
+        with self._gates.watch(self.model), nullcontext(self.pipeline) if empty else aside as each:
             metrics = evaluate(
                 each, self.model, self.data.exposures,
                 tasks=self.data.columns.labels, device=device, weighted=self.data.columns.weighs_rows,
@@ -226,8 +226,8 @@ class Trainer:
         self._watch(metrics)
         return metrics
 
-    def _counts(self) -> dict[str, int]:
-        return {**self.data.skipped_rows(), **self.checkpoints.counts()}
+    def _beside(self) -> dict[str, float | None]:
+        return {**self.data.skipped_rows(), **self.checkpoints.counts(), **self._gates.values()}
 
 
 def train(
