@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, ScalarFormatter
 from numpy.typing import NDArray
 
 from stem_torchrec.run_report.reliability import Reliability
@@ -58,7 +58,9 @@ def over_steps(lines: Sequence[Line], what: str, *, level: float | None = None) 
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
     if any(line.label for line in lines):
-        axes.legend(loc="best", frameon=False, fontsize=8)
+        legend = axes.legend(loc="best", frameon=False, fontsize=8)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
     return figure
 
 
@@ -118,4 +120,5 @@ def _figure() -> tuple[Figure, Axes]:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(visible=True, axis="y", linewidth=0.6)
     axes.set_axisbelow(True)
+    axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
     return figure, axes

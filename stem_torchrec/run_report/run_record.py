@@ -58,6 +58,8 @@ class RunRecord:
     folder: AnyPath
     config: TrainConfig
     schema: Schema
+    tasks: Sequence[str]
+    """The labels that it trains on."""
     log: Sequence[Mapping[str, Any]]
     """The lines of metrics.jsonl; [] without the file."""
     best: StoredMetrics | None
@@ -74,6 +76,7 @@ class RunRecord:
         if missing:
             raise UserError(f"{folder} is no run folder: it has no {missing[0]}; give the --output-dir of a training.")
         config, schema = load_config(str(folder / CONFIG_FILE)), load_schema(str(folder))
+        tasks = Columns.select(schema, features=config.data.features, labels=config.data.labels).labels
         log, plan = folder / METRICS_LOG, folder / PLAN_FILE
         text = plan.read_text() if plan.exists() else None
         return cls(
@@ -81,16 +84,12 @@ class RunRecord:
             folder=folder,
             config=config,
             schema=schema,
+            tasks=tasks,
             log=read_metrics_log(log) if log.exists() else [],
-            best=read_metrics(folder) if (folder / METRICS_FILE).exists() else None,
+            best=read_metrics(folder, tasks) if (folder / METRICS_FILE).exists() else None,
             plan={} if text is None else tables_of_plan(text),
             world_size=None if text is None else parse_json(text)["world_size"],
         )
-
-    @cached_property
-    def tasks(self) -> Sequence[str]:
-        """The labels that it trains on."""
-        return Columns.select(self.schema, features=self.config.data.features, labels=self.config.data.labels).labels
 
     @property
     def steps(self) -> int:
