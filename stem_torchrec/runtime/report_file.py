@@ -28,14 +28,14 @@ nav ul {{ display: flex; flex-wrap: wrap; gap: .2em 1.2em; padding: 0; list-styl
 .table {{ overflow-x: auto; margin: 1em 0; }} table {{ border-collapse: collapse; }}
 td, th {{ padding: .25em .6em; border-bottom: 1px solid var(--line); vertical-align: baseline; overflow-wrap: normal; }}
 td {{ font-variant-numeric: tabular-nums; }} th {{ font-weight: 600; overflow-wrap: anywhere; min-width: 3.5em; }}
-td:first-child {{ overflow-wrap: anywhere; min-width: 7em; }}
+td:first-child {{ overflow-wrap: anywhere; min-width: 9em; }}
 .charts {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap: 1em 1.5em; }}
 figure {{ margin: 0; min-width: 0; }} figure.wide {{ grid-column: 1 / -1; overflow-x: auto; }}
 figure.wide svg {{ min-width: 44rem; }} svg {{ width: 100%; height: auto; }}
 figcaption {{ font-weight: 600; font-size: .93em; margin-bottom: .3em; }}
 pre, code {{ background: var(--code); }} pre {{ padding: .6em .8em; white-space: pre-wrap; }}
 @media (max-width: 700px) {{
-  th {{ overflow-wrap: normal; }} td {{ white-space: nowrap; }} td:first-child {{ white-space: normal; }}
+  th {{ overflow-wrap: normal; }} td {{ min-width: 4em; }}
 }}"""
 
 
