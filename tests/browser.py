@@ -24,9 +24,10 @@ _COLORS = f"""() => {{
     }});
 }}"""
 _CHARTS = """() => [...document.querySelectorAll('figure svg')].map(svg => {
-    const lengths = [...svg.querySelectorAll('path')].map(path => path.getTotalLength());
-    const box = svg.getBoundingClientRect();
-    return {name: svg.getAttribute('aria-label'), width: box.width, height: box.height, longest: Math.max(...lengths)};
+    const longest = part => Math.max(...[...part.querySelectorAll('path')].map(path => path.getTotalLength()));
+    const box = svg.getBoundingClientRect(), name = svg.getAttribute('aria-label');
+    const lines = [...svg.querySelectorAll('[class^=run-]')].map(longest);
+    return {name, width: box.width, height: box.height, longest: longest(svg), shortest: Math.min(99, ...lines)};
 })"""
 _TABBABLE = (
     "[...document.querySelectorAll('a[href], input, summary, [tabindex=\"0\"]')].filter(e => e.checkVisibility())"
@@ -88,13 +89,14 @@ def check_width(page: Any, width: int) -> None:
 
 
 def check_charts(page: Any, count: int) -> None:
-    """All charts are drawn: each has a size and a line across it."""
+    """All charts are drawn: each has a size and axes, and each line of a run goes somewhere."""
     charts = page.evaluate(_CHARTS)
     assert len(charts) == count
     for chart in charts:
         assert chart["width"] > 250, chart
         assert chart["height"] > 100, chart
         assert chart["longest"] > 100, chart
+        assert chart["shortest"] > 5, chart
 
 
 def check_contrast(page: Any) -> None:
