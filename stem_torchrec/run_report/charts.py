@@ -89,7 +89,7 @@ def calibration(by_run: dict[int, Reliability]) -> Figure:
     for run, points in by_run.items():
         drawn = (points.predicted > 0) & (points.observed > 0)
         axes.plot(
-            points.predicted[drawn], points.observed[drawn], "o-", color=f"C{run % _COLORS}", markersize=3.5,
+            points.predicted[drawn], points.observed[drawn], marker="o", color=f"C{run % _COLORS}", markersize=3.5,
             linewidth=1.2, linestyle=_DASHES[run // _COLORS % len(_DASHES)], gid=f"run-{run}",
         )  # fmt: skip
     for axis in (axes.xaxis, axes.yaxis):
