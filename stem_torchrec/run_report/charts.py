@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 from numpy.typing import NDArray
 
 from stem_torchrec.run_report.reliability import Reliability
@@ -92,9 +92,11 @@ def calibration(by_run: dict[int, Reliability]) -> Figure:
             points.predicted[drawn], points.observed[drawn], marker="o", color=f"C{run % _COLORS}", markersize=3.5,
             linewidth=1.2, linestyle=_DASHES[run // _COLORS % len(_DASHES)], gid=f"run-{run}",
         )  # fmt: skip
+    axes.set(xscale="log", yscale="log")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.axes.set(xscale="log", yscale="log")
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,)))
         axis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:g}"))
+        axis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("mean prediction")
     axes.set_ylabel("share of positives")
     return figure

@@ -29,7 +29,7 @@ nav ul {{ display: flex; flex-wrap: wrap; gap: .2em 1.2em; padding: 0; list-styl
 td, th {{ padding: .25em .6em; border-bottom: 1px solid var(--line); vertical-align: baseline; overflow-wrap: normal; }}
 td {{ font-variant-numeric: tabular-nums; }} th {{ font-weight: 600; overflow-wrap: anywhere; min-width: 3.5em; }}
 td:first-child {{ overflow-wrap: anywhere; min-width: 9em; }}
-.charts {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap: 1em 1.5em; }}
+.charts {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: 1em 1.5em; }}
 figure {{ margin: 0; min-width: 0; }} figure.wide {{ grid-column: 1 / -1; overflow-x: auto; }}
 figure.wide svg {{ min-width: 44rem; }} svg {{ width: 100%; height: auto; }}
 figcaption {{ font-weight: 600; font-size: .93em; margin-bottom: .3em; }}
