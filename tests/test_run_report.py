@@ -21,7 +21,7 @@ from stem_torchrec.runtime.exit_status import ExitStatus
 from stem_torchrec.training.metrics_log import read_metrics_log
 
 from browser import check_page, chromium, opened
-from report_tables import tables
+from report_tables import Rows, tables
 from small_runs import run_script, start
 
 SHORT = ("--train.max-steps", "40", "--data.eval-batch-size", "512")
@@ -50,6 +50,12 @@ def runs(run: Path) -> list[Path]:
     return [run, copy]
 
 
+@pytest.fixture(scope="module")
+def by_heading(run: Path) -> dict[str, list[Rows]]:
+    """The tables of that run's page, by heading."""
+    return tables("\n\n".join(page_of([RunRecord.read(run, "a")]).parts))
+
+
 def test_the_page_of_two_runs_works_in_a_browser(runs: list[Path], tmp_path: Path) -> None:
     file = tmp_path / "report.html"
     write_report(ReportOptions(tuple(map(str, runs)), str(file)))
@@ -66,9 +72,8 @@ def test_the_page_of_two_runs_works_in_a_browser(runs: list[Path], tmp_path: Pat
             assert page.locator(".run-1 path:visible").count() > 0
 
 
-def test_the_page_has_the_numbers_of_the_run(run: Path) -> None:
+def test_the_page_has_the_numbers_of_the_run(run: Path, by_heading: dict[str, list[Rows]]) -> None:
     record = RunRecord.read(run, "a")
-    by_heading = tables("\n\n".join(page_of([record]).parts))
     stored = json.loads((run / "metrics.json").read_text())
     for row in by_heading["Metrics"][0]:
         of_task = stored["valid"][row["task"]]
@@ -85,13 +90,13 @@ def test_the_page_has_the_numbers_of_the_run(run: Path) -> None:
     assert states == pytest.approx([sum(4 * t["rows"] for t in plan) / 2**20])
 
 
-def test_an_interrupted_run_shows_its_starts(run: Path) -> None:
+def test_an_interrupted_run_shows_its_starts(run: Path, by_heading: dict[str, list[Rows]]) -> None:
     first, second = RunRecord.read(run, "a").starts
     assert first.after == 0
     assert 25 <= first.last_step <= second.after + 7
     assert second.last_step == 40
     assert first.begin < first.end <= second.begin < second.end
-    [row, resumed] = tables("\n\n".join(page_of([RunRecord.read(run, "a")]).parts))["Starts and faults"][0]
+    [row, resumed] = by_heading["Starts and faults"][0]
     assert row["resumed after step"] == ""
     assert resumed["resumed after step"] == str(second.after)
 
@@ -166,7 +171,7 @@ def test_wrong_runs_and_files_are_refused(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, copy)
     (copy / "predictions/part-00000.parquet").write_bytes(b"PAR1")
     with pytest.raises(DamagedError, match=re.escape("part-00000.parquet holds no predictions that can be read")):
-        write_report(ReportOptions((str(copy),), out))
+        _ = RunRecord.read(copy, "copy").reliability
     assert not Path(out).exists()
 
 
