@@ -94,13 +94,14 @@ class Trainer:
         self.pipeline = build_pipeline(self.model, self.optimizer, config, process, forward=self._forward)
         self.folder = open_run_folder(config, schema, self._lock)
         from_first_rank(lambda: write_inputs(self.folder, schema, plan_to_json(plan)))
+        steps_per_epoch = self.data.train.steps
         log_rank0(
-            f"{self.data.train.rows:,} training rows: {self.data.train.steps} steps of {process.world_size} x "
+            f"{self.data.train.rows:,} training rows: {steps_per_epoch} steps of {process.world_size} x "
             f"{config.data.batch_size} an epoch\n{self.data.validation.rows:,} validation rows; run folder "
             f"{self.folder}"
         )
         self._make_callbacks(ending or Event())
-        self.loop = self._make_loop(self.data.train.steps, callbacks)
+        self.loop = self._make_loop(steps_per_epoch, callbacks)
 
     @property
     def state(self) -> TrainState:
@@ -126,14 +127,13 @@ class Trainer:
         Raises DivergedError for losses that are not finite, Interrupted where the run is asked to end, UnwritableError
         where no weights could be written.
         """
-        device, timeout = self.process.device, self.config.train.timeout
-        profiler = StepProfiler(self.folder / "profile", device) if self.config.train.profile else None
+        profiler = StepProfiler(self.folder / "profile", self.process.device) if self.config.train.profile else None
         if profiler is not None:
             self.loop.callbacks.insert(2, ProfileSteps(profiler))
         try:
             with (
                 closing(self._file),
-                heartbeat(self.process, timeout=timeout),
+                heartbeat(self.process, timeout=self.config.train.timeout),
                 progress_bar(self.loop.steps, "step") as self._log.bar,
                 profiler or nullcontext(),
             ):
