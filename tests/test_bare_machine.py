@@ -18,20 +18,11 @@ pytestmark = pytest.mark.stack
 ROOT = Path(__file__).parent.parent
 
 ELSEWHERE = {
-    "calibrate.py",
-    "calibration",
-    "comparison",
-    "serving",
-    "tracking",
-    "tuning",
-    "preparation",
-    "expressions",
-    "prepare.py",
-    "report_file.py",
+    *("calibration", "comparison", "run_report", "serving", "tracking", "tuning", "preparation", "expressions"),
+    *("calibrate.py", "prepare.py", "report.py", "report_file.py"),
 }
 """What such a machine need not run: calibrations need scipy, comparisons and reports statsmodels and markdown, searches
-optuna, raw logs an
-engine, trackers their own packages."""
+optuna, raw logs an engine, trackers their own packages."""
 PACKAGES = """
     torch functorch torchgen triton filelock fsspec jinja2 markupsafe mpmath networkx sympy typing_extensions
     fbgemm_gpu torchrec pyre_extensions typing_inspect mypy_extensions iopath portalocker tqdm

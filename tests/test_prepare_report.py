@@ -217,7 +217,7 @@ def test_the_page_needs_no_other_file_and_says_the_same(report: str, folder: Pat
     plain = sum(len(row) for of_heading in tables(report).values() for rows in of_heading for row in rows)
     assert len(cells) == plain
     for heading in tables(report):
-        assert f"<h2>{heading}</h2>" in page
+        assert re.search(f"<h2 id=.*?>{heading}</h2>", page)
 
 
 def test_the_command_prints_the_warnings_of_the_report(report: str, folder: Path) -> None:

@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stem_torchrec.checkpoints.resume import checkpoints_folder
-from stem_torchrec.comparison.diagnostics import GateWeights
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.files import what_is_trained
 from stem_torchrec.config.json_text import parse_json
@@ -27,6 +26,7 @@ from stem_torchrec.runtime.paths import write_json
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.training.configuration import load_config
+from stem_torchrec.training.gate_weights import GateWeights
 from stem_torchrec.training.metrics_log import read_metrics_log
 from stem_torchrec.training.run_evaluation import EvaluateConfig, evaluate_run
 from stem_torchrec.training.run_folder import CONFIG_FILE, METRICS_LOG

@@ -3,7 +3,7 @@
 Reading order: errors.py, exit_status.py, signals.py, standard_streams.py, command.py (how a command ends),
 torchrun.py (and how its ranks end), internals/ (private parts of libraries), versions.py, cgroups.py, memory.py,
 threads.py, launch_environment.py, rendezvous.py, process.py, hang_verdict.py, hang_detection.py, progress.py;
-file_systems.py (stores), store_path.py, paths.py, path_options.py, staging.py, whole_file.py, report_file.py;
-owner_file.py, folder_lock.py (one owner for each folder).
+file_systems.py (stores), store_path.py, paths.py, path_options.py, staging.py, whole_file.py, themed_svg.py,
+report_file.py; owner_file.py, folder_lock.py (one owner for each folder).
 Import from the modules. May import nothing of the project.
 """

@@ -1,6 +1,5 @@
 """A report with text, tables and plots: as Markdown, and as one HTML file that contains its plots."""
 
-import base64
 import html
 import re
 from collections.abc import Mapping, Sequence
@@ -8,65 +7,121 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import markdown
+from markdown.extensions.toc import TocExtension
 from tabulate import tabulate
 
+from stem_torchrec.runtime.themed_svg import SVG_STYLE, THEME, standalone, svg_of
 from stem_torchrec.runtime.whole_file import whole_file
 
 if TYPE_CHECKING:
     # Its import takes most of a second.
     from matplotlib.figure import Figure
 
-_STYLE = """\
-:root { color-scheme: light dark; --line: #ddd; --code: #f4f4f4; }
-@media (prefers-color-scheme: dark) { :root { --line: #444; --code: #2a2a2a; } }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; }
-table { border-collapse: collapse; margin: 1em 0; display: block; overflow-x: auto; white-space: nowrap; }
-td, th { padding: .25em .7em; border-bottom: 1px solid var(--line); } td { font-variant-numeric: tabular-nums; }
-th { white-space: normal; overflow-wrap: anywhere; min-width: 3.5em; }
-td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 9em; }
-img { max-width: 100%; background: white; } code { background: var(--code); }"""
+_STYLE = f"""\
+{THEME}{SVG_STYLE}
+html {{ background: var(--paper); color: var(--ink); scroll-behavior: smooth; }}
+body {{ font: 15px/1.55 system-ui, sans-serif; max-width: 1120px; margin: 2em auto; padding: 0 1em; }}
+body {{ overflow-wrap: anywhere; }}
+h1 {{ font-size: 1.7em; }} h2 {{ margin-top: 2em; padding-top: .6em; border-top: 1px solid var(--line); }}
+a {{ color: var(--c0); }} :focus-visible {{ outline: 2px solid var(--c0); outline-offset: 2px; }}
+nav ul {{ display: flex; flex-wrap: wrap; gap: .2em 1.2em; padding: 0; list-style: none; }}
+.table {{ overflow-x: auto; margin: 1em 0; }} table {{ border-collapse: collapse; }}
+td, th {{ padding: .25em .6em; border-bottom: 1px solid var(--line); vertical-align: baseline; overflow-wrap: normal; }}
+td {{ font-variant-numeric: tabular-nums; }} th {{ font-weight: 600; overflow-wrap: anywhere; min-width: 3.5em; }}
+td:first-child {{ overflow-wrap: anywhere; min-width: 9em; }}
+.charts {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: 1em 1.5em; }}
+figure {{ margin: 0; min-width: 0; }} figure.wide {{ grid-column: 1 / -1; overflow-x: auto; }}
+figure.wide svg {{ min-width: 44rem; }} svg {{ width: 100%; height: auto; }}
+figcaption {{ font-weight: 600; font-size: .93em; margin-bottom: .3em; }}
+pre, code {{ background: var(--code); }} pre {{ padding: .6em .8em; white-space: pre-wrap; }}
+@media (max-width: 700px) {{
+  th {{ overflow-wrap: normal; }} td {{ min-width: 4em; }}
+}}"""
+
+
+GENERATOR = "stem_torchrec"
+"""What a page names as the program that wrote it."""
+_CONTENTS = "[CONTENTS]"
+_WIDE = 400
+"""Points; a wider figure has a line of its own."""
 
 
 class Report:
-    """Collects text, tables and plots; `write` writes the files."""
+    """Collects text, tables and plots; `write` writes the files.
 
-    def __init__(self, title: str) -> None:
+    Args:
+        title: of the page, Markdown.
+        style: CSS besides that of all reports.
+    """
+
+    def __init__(self, title: str, *, style: str = "") -> None:
         self.parts = [f"# {title}"]
-        self.plots: dict[str, Figure] = {}
+        self._style = style
+        self._plots: dict[str, str] = {}
 
     def text(self, *paragraphs: str) -> None:
         """Adds paragraphs or headings of Markdown; `escape` the parts that are not."""
         self.parts += paragraphs
 
-    def table(self, rows: Sequence[Mapping[str, str]]) -> None:
-        """Adds a table with a column for each key of the first row; all but the first column are aligned right."""
+    def table(self, rows: Sequence[Mapping[str, str]], *, text_columns: int = 1) -> None:
+        """Adds a table with a column for each key of the first row; all but the first ones are aligned right."""
         names = list(rows[0])
-        aligned = ["left", *["right"] * (len(names) - 1)]
+        aligned = ["left"] * text_columns + ["right"] * (len(names) - text_columns)
         cells = [[_cell(row.get(name, "")) for name in names] for row in rows]
         titles = [escape(name) for name in names]
         self.parts.append(tabulate(cells, titles, tablefmt="pipe", disable_numparse=True, colalign=aligned))
 
     def plot(self, name: str, figure: "Figure", caption: str) -> None:
-        """Adds a plot, which `write` saves as `name.png`."""
-        self.plots[name] = figure
-        self.parts.append(f"![{escape(caption)}]({name}.png)")
+        """Adds a plot, which `write` saves as `name.svg`; plots that follow one another stand side by side."""
+        self._plots[name] = svg_of(figure, name, caption)
+        image = f"![{escape(caption)}]({name}.svg)"
+        if self.parts[-1].startswith("!["):
+            self.parts[-1] += f"\n{image}"
+        else:
+            self.parts.append(image)
 
     def write(self, folder: Path) -> None:
         """Writes report.md with its plots beside it, and report.html, which contains them."""
-        text = "\n\n".join(self.parts) + "\n"
-        encoded = {}
-        for name, figure in self.plots.items():
-            with whole_file(folder / f"{name}.png") as new:
-                figure.savefig(new, dpi=110)
-            encoded[name] = base64.b64encode((folder / f"{name}.png").read_bytes()).decode()
+        for name, svg in self._plots.items():
+            with whole_file(folder / f"{name}.svg") as new:
+                new.write_text(standalone(svg))
         with whole_file(folder / "report.md") as new:
-            new.write_text(text)
-        body = markdown.markdown(text, extensions=["tables"])
-        body = re.sub(r'src="([\w-]+)\.png"', lambda m: f'src="data:image/png;base64,{encoded[m[1]]}"', body)
-        title = self.parts[0].removeprefix("# ")
-        head = f'<meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
-        with whole_file(folder / "report.html") as new:
-            new.write_text(f"<!doctype html><html><head>{head}</head><body>{body}</body></html>\n")
+            new.write_text(self._markdown())
+        self.write_page(folder / "report.html")
+
+    def write_page(self, file: Path) -> None:
+        """Writes the page alone."""
+        with whole_file(file) as new:
+            new.write_text(self.page())
+
+    def page(self) -> str:
+        """The report as one HTML file, which needs no other one and runs no script."""
+        # The extension writes the list of contents where this mark stands.
+        title, *rest = self.parts
+        text = "\n\n".join([title, _CONTENTS, *rest])
+        body = markdown.markdown(text, extensions=["tables", TocExtension(marker=_CONTENTS, toc_depth="2-2")])
+        body = re.sub(r'<div class="toc">(.*?)</div>', r'<nav aria-label="contents">\1</nav>', body, flags=re.DOTALL)
+        body = re.sub(r"<p>(<img [^>]*>(?:\s*<img [^>]*>)*)</p>", r'<div class="charts">\1</div>', body)
+        body = re.sub(r'<img alt="([^"]*)" src="([\w-]+)\.svg" />', self._figure, body)
+        # A table that does not fit a narrow screen moves inside its frame, also by the keyboard.
+        frame = r'<div class="table" role="region" tabindex="0" aria-label="table of \2">\1'
+        body = re.sub(r"(<table>\s*<thead>\s*<tr>\s*<th[^>]*>([^<]*)</th>)", frame, body)
+        body = body.replace("</table>", "</table></div>")
+        head = (
+            '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+            f'<meta name="generator" content="{GENERATOR}"><title>{self.parts[0].removeprefix("# ")}</title>'
+            f"<style>{_STYLE}{self._style}</style>"
+        )
+        return f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n'
+
+    def _figure(self, image: re.Match[str]) -> str:
+        svg = self._plots[image[2]]
+        box = re.search(r'viewBox="0 0 ([\d.]+)', svg)
+        wide = ' class="wide" tabindex="0"' if box and float(box[1]) > _WIDE else ""
+        return f"<figure{wide}><figcaption>{image[1]}</figcaption>{svg}</figure>"
+
+    def _markdown(self) -> str:
+        return "\n\n".join(self.parts) + "\n"
 
 
 class Markup(str):

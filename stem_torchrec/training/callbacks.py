@@ -80,7 +80,7 @@ class TrainingLog(Callback):
         meter: sums up the losses.
         every_steps: steps between two lines.
         file: gets all numbers; only lines on rank 0's terminal without it.
-        counts: what is logged with each evaluation beside its metrics, by name.
+        beside: what is logged with each evaluation beside its metrics, by name; all ranks call it.
     """
 
     def __init__(
@@ -89,11 +89,11 @@ class TrainingLog(Callback):
         *,
         every_steps: int = 20,
         file: MetricsLog | None = None,
-        counts: Callable[[], Mapping[str, int]] = dict,
+        beside: Callable[[], Mapping[str, float | None]] = dict,
     ) -> None:
         self.bar: tqdm | None = None
         """Rank 0's progress bar, while there is one."""
-        self._meter, self._every_steps, self._file, self._counts = meter, every_steps, file, counts
+        self._meter, self._every_steps, self._file, self._beside = meter, every_steps, file, beside
 
     def after_step(self, loop: TrainLoop, output: StepOutput) -> bool:
         """Adds the losses to the meter, and reads it when a line is due."""
@@ -116,7 +116,7 @@ class TrainingLog(Callback):
 
     def after_evaluation(self, loop: TrainLoop, metrics: Metrics) -> None:
         """Writes the metrics; speeds count from here."""
-        values = evaluation_values(metrics) | dict(self._counts())
+        values = evaluation_values(metrics) | dict(self._beside())
         if self._file is not None:
             self._file.write(loop.state.step, values)
         self._meter.restart()

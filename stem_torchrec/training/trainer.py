@@ -23,6 +23,7 @@ from stem_torchrec.training.best_weights import BestWeights
 from stem_torchrec.training.callbacks import Callback, KeepBest, ProfileSteps, TrainingLog
 from stem_torchrec.training.early_stopping import EarlyStopping
 from stem_torchrec.training.evaluation import evaluate, with_batches_aside
+from stem_torchrec.training.gate_weights import GateWeights
 from stem_torchrec.training.loop import StepOutput, TrainLoop
 from stem_torchrec.training.memory_needs import check_memory
 from stem_torchrec.training.meter import Meter
@@ -126,14 +127,13 @@ class Trainer:
         Raises DivergedError for losses that are not finite, Interrupted where the run is asked to end, UnwritableError
         where no weights could be written.
         """
-        device, timeout = self.process.device, self.config.train.timeout
-        profiler = StepProfiler(self.folder / "profile", device) if self.config.train.profile else None
+        profiler = StepProfiler(self.folder / "profile", self.process.device) if self.config.train.profile else None
         if profiler is not None:
             self.loop.callbacks.insert(2, ProfileSteps(profiler))
         try:
             with (
                 closing(self._file),
-                heartbeat(self.process, timeout=timeout),
+                heartbeat(self.process, timeout=self.config.train.timeout),
                 progress_bar(self.loop.steps, "step") as self._log.bar,
                 profiler or nullcontext(),
             ):
@@ -177,18 +177,18 @@ class Trainer:
         """Makes the parts of the run that its loop calls, and restores them from a checkpoint."""
         config = self.config
         stopping = EarlyStopping(self._watched, config.train.patience)
-        self._meter = meter = Meter(self.data.columns.labels)
+        self._meter, self._gates = Meter(self.data.columns.labels), GateWeights(self.process.device)
         self._best = BestWeights(
             self.model, self.folder, self._lock, stopping, max_failures=config.checkpoint.max_failures
         )
         self.checkpoints = RunCheckpoints(
             config, self.folder, self._lock, self.data,
-            model=self.model, optimizer=self.optimizer, pipeline=self.pipeline, best=self._best, meter=meter,
+            model=self.model, optimizer=self.optimizer, pipeline=self.pipeline, best=self._best, meter=self._meter,
         )  # fmt: skip
         self._start = self.checkpoints.restore()
         self.checkpoints.start(ending)
         self._file = MetricsLog(self.folder, self._lock, after=self._start.step, evaluate=self._start.evaluate)
-        self._log = TrainingLog(meter, every_steps=config.train.log_every, file=self._file, counts=self._counts)
+        self._log = TrainingLog(self._meter, every_steps=config.train.log_every, file=self._file, beside=self._beside)
         self._keep_best = KeepBest(self._best.keep, stopping)
 
     def _make_loop(self, steps_per_epoch: int, callbacks: Sequence[Callback]) -> TrainLoop:
@@ -213,9 +213,9 @@ class Trainer:
         self.checkpoints.watch.check_finite()
         self.checkpoints.save_before_evaluation(self.state, last=self.state.step == self.loop.steps)
         self.data.validation.start_epoch(0)
-        device, forward = self.process.device, self._forward
-        empty = self.loop.pipeline_is_empty
-        with nullcontext(self.pipeline) if empty else with_batches_aside(self.pipeline, forward, device=device) as each:
+        device, empty = self.process.device, self.loop.pipeline_is_empty
+        aside = with_batches_aside(self.pipeline, self._forward, device=device)
+        with self._gates.watch(self.model), nullcontext(self.pipeline) if empty else aside as each:
             metrics = evaluate(
                 each, self.model, self.data.exposures,
                 tasks=self.data.columns.labels, device=device, weighted=self.data.columns.weighs_rows,
@@ -226,8 +226,8 @@ class Trainer:
         self._watch(metrics)
         return metrics
 
-    def _counts(self) -> dict[str, int]:
-        return {**self.data.skipped_rows(), **self.checkpoints.counts()}
+    def _beside(self) -> dict[str, float | None]:
+        return {**self.data.skipped_rows(), **self.checkpoints.counts(), **self._gates.values()}
 
 
 def train(

@@ -1,0 +1,126 @@
+"""The charts of runs: numbers over steps, and shares of positives over predictions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
+from numpy.typing import NDArray
+
+from stem_torchrec.run_report.reliability import Reliability
+from stem_torchrec.run_report.run_record import Series
+
+MOST_POINTS = 300
+"""Points of a line; a longer one shows the means of neighbors."""
+_SIZE = (4.7, 2.9)
+_DASHES = ("-", "--", ":", "-.")
+_COLORS = 10
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a chart over steps."""
+
+    run: int
+    """The number of its run, which the page can hide."""
+    series: Series
+    group: int = -1
+    """The number of its group, in a chart that has one line for each run and group."""
+    label: str = ""
+    """In the legend; none without."""
+
+
+def over_steps(lines: Sequence[Line], what: str, *, level: float | None = None) -> Figure:
+    """Draws numbers over steps.
+
+    The color tells the run, or, in a chart of groups, the group; there the dash tells the run.
+
+    Args:
+        lines: not empty.
+        what: the label of the vertical axis.
+        level: of a thin horizontal line.
+    """
+    figure, axes = _figure()
+    if level is not None:
+        axes.axhline(level, color="gray", linewidth=0.8)
+    for line in lines:
+        number = line.run if line.group < 0 else line.group
+        dash = line.run // _COLORS if line.group < 0 else line.run
+        steps, values = thinned(line.series)
+        axes.plot(
+            steps, values, color=f"C{number % _COLORS}", linestyle=_DASHES[dash % len(_DASHES)], linewidth=1.6,
+            marker="o" if len(steps) < 2 else None, label=line.label or None, gid=f"run-{line.run}",
+        )  # fmt: skip
+    axes.set_xlabel("step")
+    axes.set_ylabel(what)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+    if any(line.label for line in lines):
+        legend = axes.legend(loc="best", frameon=False, fontsize=8)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    return figure
+
+
+def thinned(series: Series) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Steps and values, as means of neighbors where there are more than MOST_POINTS; without NaN.
+
+    Example::
+
+        thinned(Series(np.arange(600), np.ones(600)))  # steps 0.5, 2.5, ..., 300 times the value 1
+    """
+    known = ~np.isnan(series.values)
+    steps, values = series.steps[known].astype(float), series.values[known]
+    if len(steps) <= MOST_POINTS:
+        return steps, values
+    starts = np.linspace(0, len(steps), MOST_POINTS, endpoint=False).astype(int)
+    sizes = np.diff(np.append(starts, len(steps)))
+    return np.add.reduceat(steps, starts) / sizes, np.add.reduceat(values, starts) / sizes
+
+
+def calibration(by_run: dict[int, Reliability]) -> Figure:
+    """Draws the share of positives over the mean prediction, by the number of the run; on logarithmic axes."""
+    figure, axes = _figure()
+    shown = [each[each > 0] for of_run in by_run.values() for each in (of_run.predicted, of_run.observed)]
+    low, high = min(each.min() for each in shown), max(each.max() for each in shown)
+    axes.plot([low, high], [low, high], color="gray", linewidth=0.8)
+    for run, points in by_run.items():
+        drawn = (points.predicted > 0) & (points.observed > 0)
+        axes.plot(
+            points.predicted[drawn], points.observed[drawn], marker="o", color=f"C{run % _COLORS}", markersize=3.5,
+            linewidth=1.2, linestyle=_DASHES[run // _COLORS % len(_DASHES)], gid=f"run-{run}",
+        )  # fmt: skip
+    axes.set(xscale="log", yscale="log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,)))
+        axis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:g}"))
+        axis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("mean prediction")
+    axes.set_ylabel("share of positives")
+    return figure
+
+
+def by_rank(weights: Sequence[float], states: Sequence[float], run: int) -> Figure:
+    """Draws the MiB of tables and of their optimizer states on each rank, of the run with this number."""
+    figure, axes = _figure()
+    ranks = np.arange(len(weights))
+    axes.bar(ranks, weights, color=f"C{run % _COLORS}", label="weights")
+    axes.bar(ranks, states, bottom=weights, color=f"C{run % _COLORS}", alpha=0.45, label="optimizer states")
+    axes.set_xlabel("rank")
+    axes.set_ylabel("MiB")
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axes.margins(y=0.25)
+    axes.legend(loc="upper right", frameon=False, fontsize=8, ncols=2)
+    return figure
+
+
+def _figure() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=_SIZE, layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(visible=True, axis="y", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
+    return figure, axes

@@ -1,0 +1,114 @@
+"""Writes the page of some runs: one HTML file that needs no other one."""
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from stem_torchrec.run_report.metric_sections import calibrations, gates, losses, metrics, watched
+from stem_torchrec.run_report.operation_sections import faults, lineage, plans, speed
+from stem_torchrec.run_report.run_record import RunRecord
+from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.path_options import PathOption, checked_path
+from stem_torchrec.runtime.report_file import GENERATOR, Report
+from stem_torchrec.runtime.store_path import path_of
+from stem_torchrec.training.evaluation_outputs import check_apart
+
+LocalHtml = Annotated[str, PathOption("file", writes=True, local=True)]
+_MOST_RUNS = 20
+_STYLE = """
+fieldset { border: 1px solid var(--line); border-radius: 6px; display: flex; flex-wrap: wrap; gap: .3em 1.4em; }
+fieldset { background: var(--paper); margin: 1em 0; min-width: 0; }
+@media (min-width: 701px) { fieldset { position: sticky; top: 0; z-index: 1; max-height: 30vh; overflow-y: auto; } }
+label { display: flex; align-items: center; gap: .45em; } .swatch { width: 1.4em; height: .25em; border-radius: 2px; }
+summary { cursor: pointer; padding: .3em 0; }"""
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Which runs to show, and where."""
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """The run folders that training wrote, local or in a store; of runs that train as well."""
+    out: LocalHtml = ""
+    """The HTML file; one that an earlier report wrote is replaced."""
+
+
+def write_report(options: ReportOptions) -> str:
+    """Writes the page, and returns the sentence that names it.
+
+    Raises UserError where a run or the file is missing or cannot be used, DamagedError for a damaged file of a run.
+    """
+    if not options.runs or not options.out:
+        raise UserError("RUN or --out is missing; give run folders and a file: stem-report RUN RUN --out FILE.html.")
+    folders = list(dict.fromkeys(checked_path(run, PathOption("folder")) for run in options.runs))
+    if len(folders) > _MOST_RUNS:
+        raise UserError(f"{len(folders)} runs are too many for a page; give at most {_MOST_RUNS}.")
+    file = Path(options.out)
+    for folder in folders:
+        check_apart(options.out, folder, "--out")
+    _check_replaceable(file)
+    runs = [RunRecord.read(path_of(folder), name) for folder, name in zip(folders, names_of(folders), strict=True)]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    page_of(runs).write_page(file)
+    return f"report: {file}, of {', '.join(run.name for run in runs)}"
+
+
+def page_of(runs: Sequence[RunRecord]) -> Report:
+    """The page of these runs, over one another."""
+    hidden = "".join(f"\nbody:has(#show-{i}:not(:checked)) .run-{i} {{ display: none; }}" for i in range(len(runs)))
+    report = Report("A training run" if len(runs) == 1 else "Training runs", style=_STYLE + hidden)
+    report.table(
+        [
+            {
+                "run": run.name, "model": f"{run.config.model.arch}, {run.config.model.layout}",
+                "ranks": "-" if run.world_size is None else f"{run.world_size}", "steps": f"{run.steps:,}",
+                "state": "ended" if run.best is not None and run.best.finished else "not ended",
+                "best step": "-" if run.best is None else f"{run.best.step:,}", "judged by": run.config.train.metric,
+                "best": watched(run),
+            }
+            for run in runs
+        ],
+        text_columns=2,
+    )  # fmt: skip
+    if len(runs) > 1:
+        report.text(_switches(runs))
+    for section in (losses, metrics, calibrations, gates, speed, plans, faults, lineage):
+        section(report, runs)
+    return report
+
+
+def names_of(folders: Sequence[str]) -> list[str]:
+    """The last parts of paths, as many as tell them apart.
+
+    Example::
+
+        names_of(["runs/a/seed_0", "runs/b/seed_0"])  # ["a/seed_0", "b/seed_0"]
+    """
+    parts = [Path(folder).resolve().parts if "://" not in folder else folder.split("/") for folder in folders]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(each[-count:]) for each in parts]
+        if len(set(names)) == len(names):
+            return names
+    return list(folders)
+
+
+def _switches(runs: Sequence[RunRecord]) -> str:
+    """A box for each run, which hides its lines; it needs no script."""
+    boxes = "".join(
+        f'<label><input type="checkbox" id="show-{i}" checked>'
+        f'<span class="swatch" style="background: var(--c{i % 10})"></span>{html.escape(run.name)}</label>'
+        for i, run in enumerate(runs)
+    )
+    return f"<fieldset><legend>Lines of</legend>{boxes}</fieldset>"
+
+
+def _check_replaceable(file: Path) -> None:
+    if file.is_file() and file.stat().st_size:
+        with file.open("rb") as opened:
+            begin = opened.read(1024)
+        if f'<meta name="generator" content="{GENERATOR}">'.encode() not in begin:
+            raise UserError(f"--out {file} exists, and no report is in it; give another.")
