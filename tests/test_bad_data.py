@@ -63,7 +63,7 @@ def read_all(folder: Path | str, **options: Any) -> None:
 def error_of_tags(folder: Path) -> str:
     return (
         f"error: {folder}/train/part-1.parquet, row group 1, row 17, column 'tags': "
-        "null is not an id in [0, 10), the table's rows in schema.json.\n"
+        "null is not an id in [0, 10), the table's rows in schema.json. [STEM-ROW]\n"
     )
 
 

@@ -144,6 +144,5 @@ def test_the_command_converts_and_answers_a_mistake_in_one_sentence(
     assert (tmp_path / "packed" / "best" / ".metadata").exists()
     with pytest.raises(SystemExit, match=r"^2$"):
         convert.main()
-    assert (
-        capsys.readouterr().err == f"error: {tmp_path / 'packed'} exists already; give another --out, or delete it.\n"
-    )
+    sentence = f"{tmp_path / 'packed'} exists already; give another --out, or delete it."
+    assert capsys.readouterr().err == f"error: {sentence} [STEM-TRANSFER]\n"

@@ -3,6 +3,7 @@
 import ast
 import errno
 import os
+import pickle
 import re
 import signal
 import socket
@@ -15,8 +16,10 @@ from pathlib import Path
 import pytest
 
 from stem_torchrec.runtime.command import run_main
-from stem_torchrec.runtime.errors import Interrupted, LaunchError, LostRankError, UnwritableError, UserError
+from stem_torchrec.runtime.error_kinds import OF_ROOMS, ErrorKind, kind_of_module
+from stem_torchrec.runtime.errors import DataError, Interrupted, LaunchError, LostRankError, UnwritableError, UserError
 from stem_torchrec.runtime.exit_status import ExitStatus, killed_by
+from stem_torchrec.runtime.path_options import PathOption, checked_path
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs/errors.md"
@@ -28,12 +31,39 @@ def test_the_page_lists_every_exit_status() -> None:
     assert "| 128 + n |" in PAGE.read_text()
 
 
+def test_the_page_lists_every_kind_of_error() -> None:
+    listed = re.findall(r"^\| `(STEM-[A-Z]+)` \|", PAGE.read_text(), re.MULTILINE)
+    assert listed == sorted(kind.value for kind in ErrorKind)
+
+
+def test_every_module_that_raises_an_error_gives_it_a_kind() -> None:
+    package = ROOT / "stem_torchrec"
+    raising = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in package.rglob("*.py")
+        if "UserError(" in path.read_text() and path.name != "errors.py"
+    ]
+    assert len(raising) > 100
+    assert [module for module in raising if kind_of_module(module) == ErrorKind.INPUT] == []
+    # A room that is gone has no kind.
+    assert [room for room in OF_ROOMS if not list(package.glob(f"{room.replace('.', '/')}*"))] == []
+
+
+def test_an_error_keeps_its_kind_on_its_way_to_other_ranks() -> None:
+    with pytest.raises(UserError) as raised:
+        checked_path(" ", PathOption("file"))
+    for error in (raised.value, pickle.loads(pickle.dumps(raised.value))):
+        assert error.kind == ErrorKind.PATH
+    assert pickle.loads(pickle.dumps(DataError("row 3"))).kind == ErrorKind.ROW
+    assert UserError("of a script").kind == ErrorKind.INPUT
+
+
 @pytest.mark.parametrize(
     ("error", "status", "sentence"),
     [
-        (UserError("--x is 0, but must be 1."), ExitStatus.INPUT, "--x is 0, but must be 1.\n"),
-        (LostRankError("rank 1 is lost."), ExitStatus.LOST_RANK, "rank 1 is lost.\n"),
-        (UnwritableError("f cannot be written."), ExitStatus.UNWRITABLE, "f cannot be written.\n"),
+        (UserError("--x is 0, but must be 1."), ExitStatus.INPUT, "--x is 0, but must be 1. [STEM-INPUT]\n"),
+        (LostRankError("rank 1 is lost."), ExitStatus.LOST_RANK, "rank 1 is lost. [STEM-RANK]\n"),
+        (UnwritableError("f cannot be written."), ExitStatus.UNWRITABLE, "f cannot be written. [STEM-WRITE]\n"),
         (OSError(errno.ENOSPC, "No space left", "/x/y"), ExitStatus.UNWRITABLE, "/x/y cannot be read or written (No"),
         (OSError("the store\nanswers 503"), ExitStatus.UNWRITABLE, "a file cannot be read or written (answers 503)"),
         (FileNotFoundError(errno.ENOENT, "No such file", "/x/y"), ExitStatus.INPUT, "/x/y cannot be used (No such"),
@@ -78,7 +108,8 @@ def test_a_sentence_about_a_full_disk_has_its_status(
     with pytest.raises(SystemExit) as exit_:
         run_main(main)
     assert exit_.value.code == status
-    assert capsys.readouterr().err == "error: the folder cannot be written; give another.\n"
+    kind = "STEM-WRITE" if status == ExitStatus.UNWRITABLE else "STEM-INPUT"
+    assert capsys.readouterr().err == f"error: the folder cannot be written; give another. [{kind}]\n"
 
 
 def test_an_interrupted_run_asks_to_be_resumed() -> None:
@@ -162,7 +193,7 @@ def test_a_command_without_an_output_completes_its_work(redirection: str, status
     process = subprocess.run(line, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert process.returncode == status
     assert (tmp_path / "file").read_text() == "whole"
-    lost = "error: standard output cannot be written (No space left on device).\n"
+    lost = "error: standard output cannot be written (No space left on device). [STEM-WRITE]\n"
     assert process.stderr.removeprefix("complete\n") == (lost if status else "")
 
 

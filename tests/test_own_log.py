@@ -48,10 +48,13 @@ def test_options_and_other_recipes_come_before_what_rows_decide(log: Path) -> No
 def test_a_recipe_for_other_labels_names_the_option_and_the_labels_of_the_log(log: Path, tmp_path: Path) -> None:
     line = ("--recipe", "kuairand_pure", "--data.path", log)
     output = run_script("stem_torchrec/train.py", *line, status=2, cwd=tmp_path)
-    assert output == ("error: the log has no label 'long_view', only finish, like; give --data.labels finish like.\n")
+    assert output == (
+        "error: the log has no label 'long_view', only finish, like; give --data.labels finish like. [STEM-LOG]\n"
+    )
     near = run_script("stem_torchrec/train.py", *line, "--data.labels", "lik", status=2, cwd=tmp_path)
     assert near == (
-        "error: the log has no label 'lik', only finish, like; did you mean 'like'? Give --data.labels finish like.\n"
+        "error: the log has no label 'lik', only finish, like; did you mean 'like'? Give --data.labels finish like. "
+        "[STEM-LOG]\n"
     )
 
 

@@ -79,7 +79,7 @@ def test_the_command_ends_with_status_2_and_one_line(folder: Path) -> None:
     (folder / "log.csv").write_text(CSV.replace("3,2,1", "3,2,2"))
     answer = command(folder, "spec.yaml", "--out", "made")
     sentence = "labels[click] is 2 in 1 row, first in log.csv, line 8, but must be 0, 1 or missing."
-    assert (answer.returncode, answer.stderr) == (2, f"error: {sentence}\n")
+    assert (answer.returncode, answer.stderr) == (2, f"error: {sentence} [STEM-RAW]\n")
     assert sorted(path.name for path in folder.iterdir()) == ["a file", "log.csv", "spec.yaml"]
 
 

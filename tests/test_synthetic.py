@@ -194,7 +194,7 @@ def test_a_name_that_training_refuses_is_refused_before_anything_is_written(
         runpy.run_path(script, run_name="__main__")
     assert capsys.readouterr().err == (
         f"error: a task cannot be called {task!r}, as parts of the model are called so; in schema.json, give the label "
-        "another name and the field column, which names the column of the files.\n"
+        "another name and the field column, which names the column of the files. [STEM-LOG]\n"
     )
     assert not list(tmp_path.iterdir())
 

@@ -8,6 +8,7 @@ would read it wrongly; a new field with a default does not need it.
 from collections.abc import Mapping
 from typing import Any
 
+from stem_torchrec.runtime.error_kinds import ErrorKind
 from stem_torchrec.runtime.errors import UserError
 
 _KEY = "format"
@@ -15,6 +16,8 @@ _KEY = "format"
 
 class FormatError(UserError):
     """A file in a format that this program does not read."""
+
+    of_class = ErrorKind.FORMAT
 
 
 def with_format(content: Mapping[str, Any], version: int) -> dict[str, Any]:

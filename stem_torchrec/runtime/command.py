@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable
 
+from stem_torchrec.runtime.error_kinds import ErrorKind
 from stem_torchrec.runtime.errors import (
     DataError,
     Interrupted,
@@ -44,7 +45,7 @@ def run_main(main: Callable[[], None], *, every_rank_speaks: bool = False) -> No
     an UnwritableError one sentence and status 74, Interrupted status 75, a signal one sentence and 128 + its number. A
     reader process that was killed counts as a lost rank. An OSError that nothing below has explained becomes a sentence
     as well, with status 2 for a wrong path or too few files and 74 for a disk or store that fails, as does a lack of
-    memory, with status 2.
+    memory, with status 2. The kind of the error stands behind its sentence, as [STEM-OPTION].
 
     All ranks of a host raise the same error for a wrong configuration, so only the first one prints it. A DataError is
     raised by the one rank that read the row, and that rank prints it, as it does a LaunchError and an OSError. If
@@ -63,7 +64,8 @@ def run_main(main: Callable[[], None], *, every_rank_speaks: bool = False) -> No
             exit_at_the_latest(status)
     sys.stdout.flush()
     if status == ExitStatus.OK and output is not None and output.failure is not None:
-        status, sentence = ExitStatus.UNWRITABLE, f"standard output cannot be written ({_reason(output.failure)})."
+        sentence = f"standard output cannot be written ({_reason(output.failure)})."
+        status, sentence = ExitStatus.UNWRITABLE, _with_kind(sentence, ErrorKind.WRITE)
     if sentence:
         print(f"error: {sentence}", file=sys.stderr)
     if status:
@@ -81,34 +83,45 @@ def _outcome(main: Callable[[], None], *, every_rank_speaks: bool) -> tuple[int,
     except Stopped as error:
         return killed_by(error.number), f"{error} before it was complete." if is_first else ""
     except LostRankError as error:
-        return ExitStatus.LOST_RANK, str(error)
+        return ExitStatus.LOST_RANK, _with_kind(str(error), ErrorKind.RANK)
     except UserError as error:
         # The error of a reader process comes wrapped in its traceback; the sentence follows the last name.
         sentence = str(error).rsplit("DataError: ", 1)[-1].strip()
-        status = ExitStatus.UNWRITABLE if _comes_from_storage(error) else ExitStatus.INPUT
-        return status, sentence if is_first or isinstance(error, DataError | LaunchError) else ""
+        status, kind = ExitStatus.INPUT, error.kind
+        if _comes_from_storage(error):
+            status, kind = ExitStatus.UNWRITABLE, ErrorKind.WRITE
+        speaks = is_first or isinstance(error, DataError | LaunchError)
+        return status, _with_kind(sentence, kind) if speaks else ""
     except OSError as error:
         path = error.filename2 or error.filename or "a file"
         if error.errno in _TOO_MANY_FILES:
-            return ExitStatus.INPUT, f"{path} cannot be opened ({_reason(error)}); allow more files with ulimit -n."
+            sentence = f"{path} cannot be opened ({_reason(error)}); allow more files with ulimit -n."
+            return ExitStatus.INPUT, _with_kind(sentence, ErrorKind.PATH)
         if not _comes_from_storage(error):
-            return ExitStatus.INPUT, f"{path} cannot be used ({_reason(error)}); give another path."
+            sentence = f"{path} cannot be used ({_reason(error)}); give another path."
+            return ExitStatus.INPUT, _with_kind(sentence, ErrorKind.PATH)
         fix = (
             "check the store and your credentials"
             if "://" in str(path)
             else "make room, or give a path on another disk"
         )
-        return ExitStatus.UNWRITABLE, f"{path} cannot be read or written ({_reason(error)}); {fix}."
+        sentence = f"{path} cannot be read or written ({_reason(error)}); {fix}."
+        return ExitStatus.UNWRITABLE, _with_kind(sentence, ErrorKind.WRITE)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        return ExitStatus.INPUT, f"the memory does not suffice ({lines[0][:300].rstrip('.')}); give smaller sizes."
+        sentence = f"the memory does not suffice ({lines[0][:300].rstrip('.')}); give smaller sizes."
+        return ExitStatus.INPUT, _with_kind(sentence, ErrorKind.MEMORY)
     except SystemExit as exit_:
         # --help ends so.
         if exit_.code:
             raise
     return ExitStatus.OK, ""
+
+
+def _with_kind(sentence: str, kind: ErrorKind) -> str:
+    return f"{sentence} [{kind}]"
 
 
 def _thread_has_ended(error: OSError) -> None:

@@ -1,7 +1,10 @@
 """Why a run ends early: a mistake of the user, in one sentence, or a request to end."""
 
 import difflib
+import sys
 from collections.abc import Sequence
+
+from stem_torchrec.runtime.error_kinds import ErrorKind, kind_of_module
 
 
 class UserError(ValueError):
@@ -14,25 +17,44 @@ class UserError(ValueError):
         UserError("--data.batch-size is 0, but must be at least 1.")
     """
 
+    of_class: ErrorKind | None = None
+    """The kind of a class that has its own."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        # It travels in the pickle to the other ranks, which the line that raised it does not.
+        self.kind = self.of_class or kind_of_module(_raising_module())
+        """Where the mistake was noticed; printed behind the sentence."""
+
 
 class DivergedError(UserError):
     """Losses or predictions are not finite; raised on all ranks."""
+
+    of_class = ErrorKind.DIVERGED
 
 
 class DamagedError(UserError):
     """A checkpoint cannot be read; raised on all ranks."""
 
+    of_class = ErrorKind.DAMAGED
+
 
 class UnwritableError(UserError):
     """Weights or metrics of a run cannot be written, for example to a full disk; raised on all ranks."""
+
+    of_class = ErrorKind.WRITE
 
 
 class DataError(UserError):
     """A row, column or file breaks the schema, or a disk is full; raised only on the rank that reads or writes it."""
 
+    of_class = ErrorKind.ROW
+
 
 class LaunchError(UserError):
     """The variables of a launcher do not fit this process or each other; raised only on the rank that has them."""
+
+    of_class = ErrorKind.LAUNCH
 
 
 class Interrupted(Exception):
@@ -41,6 +63,14 @@ class Interrupted(Exception):
 
 class LostRankError(Exception):
     """Another rank has ended, so this one cannot continue."""
+
+
+def _raising_module() -> str:
+    """The module that makes an error of this one."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__") == __name__:
+        frame = frame.f_back
+    return str(frame.f_globals.get("__name__"))
 
 
 def reason_of(error: BaseException) -> str:

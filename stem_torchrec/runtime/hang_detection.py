@@ -16,6 +16,7 @@ from threading import Event, Thread, main_thread
 
 import torch.distributed as dist
 
+from stem_torchrec.runtime.error_kinds import ErrorKind
 from stem_torchrec.runtime.errors import LostRankError, reason_of
 from stem_torchrec.runtime.exit_status import ExitStatus
 from stem_torchrec.runtime.hang_verdict import ALL_RANKS_END, HANGS_AFTER, Beat, Watcher, report_interval
@@ -158,7 +159,7 @@ class _Heartbeat:
 
 
 def _print_error(sentence: str) -> None:
-    sys.stderr.write(f"error: {sentence}\n")
+    sys.stderr.write(f"error: {sentence} [{ErrorKind.RANK}]\n")
     sys.stderr.flush()
 
 
