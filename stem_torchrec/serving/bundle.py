@@ -4,10 +4,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
+from stem_torchrec.calibration.calibration_file import CALIBRATION_FILE, read_calibration
+from stem_torchrec.calibration.curves import Curve, calibrate
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.expressions.expression import columns_of
@@ -39,6 +42,8 @@ class Bundle:
     """From raw columns to those of the log; None for a log that was not made by stem-prepare."""
     program: Program
     tables: list[Tensor]
+    curves: Mapping[str, Curve]
+    """The calibration of the tasks that have one, by task."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -60,13 +65,14 @@ class Bundle:
             return tuple(self.raw_types)
         return tuple(dict.fromkeys(map(self.columns.column_of, self.columns.names)))
 
-    def score(self, rows: pa.RecordBatch | pa.Table, *, first_row: int = 0) -> pa.Table:
+    def score(self, rows: pa.RecordBatch | pa.Table, *, first_row: int = 0, calibrated: bool = True) -> pa.Table:
         """The probability of each task, as a column of float32, for each row in its order.
 
         Args:
             rows: raw columns as `raw_types` has them, or those of the log if that is empty; others are not read. A
                 missing value is null, and gets what it got in training, as does one that training has not seen.
             first_row: the number of the first row in errors.
+            calibrated: whether `curves` are applied to what the model predicts.
 
         Raises UserError for a column that is missing or of another type, and DataError for a value that training would
         refuse, with its row.
@@ -83,7 +89,10 @@ class Bundle:
         batches = _batches(rows.select(list(self.input_columns)))
         parts = [self._scored(batch, first_row + start) for start, batch in batches]
         scores = torch.cat(parts) if parts else torch.empty(0, len(self.tasks))
-        return pa.table({task: scores[:, i].numpy() for i, task in enumerate(self.tasks)})
+        columns = {task: scores[:, i].numpy() for i, task in enumerate(self.tasks)}
+        for task, curve in self.curves.items() if calibrated else ():
+            columns[task] = calibrate(columns[task], curve).astype(np.float32)
+        return pa.table(columns)
 
     def _scored(self, batch: pa.RecordBatch, first_row: int) -> Tensor:
         """Probabilities (B, T)."""
@@ -109,6 +118,9 @@ def load_bundle(path: str | Path, *, compiled: bool | None = None, verify: bool 
     folder = Path(checked_path(str(path), PathOption("folder", local=True)))
     manifest = read_manifest(folder, verify=verify)
     columns = replace(Columns.select(load_schema(str(folder))), labeled=False)
+    curves: Mapping[str, Curve] = {}
+    if CALIBRATION_FILE in manifest.files:
+        curves = read_calibration(folder / CALIBRATION_FILE, weights=None).curves
     return Bundle(
         folder,
         manifest,
@@ -116,6 +128,7 @@ def load_bundle(path: str | Path, *, compiled: bool | None = None, verify: bool 
         read_transforms(folder) if manifest.raw else None,
         load_program(folder, manifest, compiled=compiled),
         open_tables(folder / TABLES_FILE, manifest.tables, manifest.precision),
+        {task: curve for task, curve in curves.items() if task in manifest.tasks},
     )
 
 
