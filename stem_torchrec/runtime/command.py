@@ -46,7 +46,8 @@ def run_main(main: Callable[[], None], *, every_rank_speaks: bool = False) -> No
     an UnwritableError one sentence and status 74, Interrupted status 75, a signal one sentence and 128 + its number. A
     reader process that was killed counts as a lost rank. An OSError that nothing below has explained becomes a sentence
     as well, with status 2 for a wrong path or too few files and 74 for a disk or store that fails, as does a lack of
-    memory, with status 2, and a machine without torchrec or fbgemm. The kind of the error stands behind its sentence, as [STEM-OPTION].
+    memory, with status 2, and a machine without torchrec or fbgemm. The kind of the error stands behind its sentence,
+    as [STEM-OPTION].
 
     All ranks of a host raise the same error for a wrong configuration, so only the first one prints it. A DataError is
     raised by the one rank that read the row, and that rank prints it, as it does a LaunchError and an OSError. If
