@@ -16,14 +16,8 @@ from stem_torchrec.preparation.transforms import Transforms
 from stem_torchrec.serving.inputs import ProgramInputs
 
 _OTHERS: Mapping[str, Any] = {
-    **{
-        "bool": True,
-        "int": 1000,
-        "float": 1.5,
-        "text": "1",
-        "timestamp": datetime(2022, 5, 4),
-        "date": date(2022, 5, 4),
-    },
+    **{"bool": True, "int": 1000, "float": 1.5, "text": "1"},
+    **{"timestamp": datetime(2022, 5, 4), "date": date(2022, 5, 4)},
     **{"list<int>": [1], "list<float>": [1.5], "list<text>": ["1"]},
 }
 """The value of a raw column that is no vocabulary's, by its type."""

@@ -114,7 +114,7 @@ def version_warning(builds: Builds) -> str:
 
 
 def missing_package(error: ModuleNotFoundError) -> str:
-    """The fix for a machine that has neither torchrec nor fbgemm, in one sentence; empty for another package.
+    """The fix for a machine that lacks torchrec or fbgemm, in one sentence; empty for what else is missing.
 
     Example::
 
@@ -122,7 +122,7 @@ def missing_package(error: ModuleNotFoundError) -> str:
         # torchrec is not installed: this machine can score bundles and prepare logs; for other commands run: ...
     """
     package = (error.name or "").partition(".")[0]
-    if package not in _DISTRIBUTIONS or package == "torch":
+    if package not in ("torchrec", "fbgemm_gpu") or find_spec(package) is not None:
         return ""
     torch = installed_builds()["torch"][0]
     fbgemm = _GPU_FBGEMM if torch.has_gpu else _CPU_FBGEMM
