@@ -36,5 +36,5 @@ def test_the_report_has_every_side_and_all_rank_the_rows_alike(stem_bundle: Path
 
 
 def test_a_benchmark_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="^--run or --rows is missing"):
+    with pytest.raises(UserError, match=r"^--run or --rows is missing"):
         read_command_line(["--out", str(tmp_path / "new")])

@@ -12,6 +12,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from stem_torchrec.config.files import dump_config, what_is_trained
+from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.serving.manifest import read_manifest
 from stem_torchrec.training.configuration import load_config
 
 from fuzz.case import Case
@@ -88,6 +90,17 @@ def converted(case: Case, answer: Answer, folder: Path) -> Iterator[str]:
             yield from wrong_metrics(metrics, folder / "log/valid")
 
 
+def exported(case: Case, answer: Answer, folder: Path) -> Iterator[str]:
+    """Of export: a bundle of tasks of the run whose files are whole."""
+    try:
+        bundle = read_manifest(folder / (case.place("--out") or ""))
+    except UserError as error:
+        yield f"export: {str(error).replace(str(folder), '')}"
+        return
+    if not bundle.tasks or not set(bundle.tasks) <= {"finish", "like"}:
+        yield f"export: the bundle has the tasks {bundle.tasks}"
+
+
 def made_log(case: Case, answer: Answer, folder: Path) -> Iterator[str]:
     """Of prepare and the scripts in datasets/: the rows and positives that schema.json counts."""
     out = folder / (case.place("--out") or "")
@@ -104,6 +117,7 @@ RESULTS: Mapping[str, Callable[[Case, Answer, Path], Iterator[str]]] = {
     "tune": tuned,
     "compare": compared,
     "convert": converted,
+    "export": exported,
     "synthetic": made_log,
     "kuairand": made_log,
     "prepare": made_log,

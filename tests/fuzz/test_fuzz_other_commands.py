@@ -1,4 +1,4 @@
-"""The command lines of evaluate.py, convert.py, tune.py, compare.py, and those of the data sets and benchmarks."""
+"""The command lines of evaluate.py, convert.py, export.py, tune.py, compare.py, and those of the data sets and benchmarks."""
 
 from dataclasses import fields
 
@@ -34,6 +34,18 @@ COMMANDS: dict[str, tuple[tuple[str, ...], Options]] = {
     "convert": (
         ("--run", "run", "--out", "out"),
         {"--run": ("run", "paused"), "--layout": ("packed", "split"), "--out": (*OUT, "run/new")},
+    ),
+    "export": (
+        ("--run", "run", "--log", "log", "--out", "out"),
+        {
+            "--run": ("run", "paused"),
+            "--run-dir": ("run",),
+            "--log": ("log", "./log/"),
+            "--out": (*OUT, "run/new"),
+            "--tasks": ("like", "finish like"),
+            "--tables": ("fp16", "int8"),
+            "--calibration": ("none",),
+        },
     ),
     "tune": (
         (*TRAIN, "--train.max-steps", "1", "--trials", "1", "--out", "out"),
