@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stem_torchrec.calibration.calibrate_run import CalibrateConfig, calibrate_run
+from stem_torchrec.calibration.calibration_file import CALIBRATION_FILE, write_calibration
+from stem_torchrec.calibration.curves import PlattCurve
 from stem_torchrec.config import ModelConfig
 from stem_torchrec.models.stem import STEMOptions
 from stem_torchrec.models.table import with_arch
@@ -108,8 +110,12 @@ def train_and_export(folder: Path, names: Sequence[str] = RUNS) -> None:
 
 def calibrate_stem(folder: Path) -> None:
     """Makes `stem-calibrated`, a copy of the run `stem` with a calibration.json. One rank calls it."""
-    shutil.copytree(folder / "stem", folder / "stem-calibrated")
-    calibrate_run(CalibrateConfig(run=str(folder / "stem-calibrated")), this_process())
+    run = folder / "stem-calibrated"
+    shutil.copytree(folder / "stem", run)
+    calibration = calibrate_run(CalibrateConfig(run=str(run)), this_process())
+    # Nothing predicts the labels, so the curves that fit are flat.
+    steep = replace(calibration, platt={"buy": PlattCurve(a=1.5, b=-0.4), "click": PlattCurve(a=0.5, b=0.1)})
+    write_calibration(run / CALIBRATION_FILE, steep)
 
 
 def bundle_of(folder: Path, name: str, **options: Any) -> Bundle:

@@ -106,24 +106,36 @@ def test_rows_that_cannot_be_scored_are_refused(
     assert str(error.value).startswith(message)
 
 
-def test_one_task_of_a_calibrated_run_scores_as_beside_the_others_and_is_calibrated(
-    stem_bundle: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture(scope="module")
+def calibrated_run(stem_bundle: Path) -> Path:
+    """The run `stem` with a calibration.json."""
     run_ranks(1, calibrate_stem, stem_bundle)
-    bundle, rows = bundle_of(stem_bundle, "stem-calibrated", tasks=("buy",)), raw_of_valid()
+    return stem_bundle / "stem-calibrated"
+
+
+def test_one_task_of_a_calibrated_run_scores_as_beside_the_others_and_is_calibrated(
+    stem_bundle: Path, calibrated_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, rows = bundle_of(stem_bundle, calibrated_run.name, tasks=("buy",)), raw_of_valid()
     printed = capsys.readouterr().out
     assert bundle.tasks == ("buy",)
     assert {table.name.partition("/")[0] for table in bundle.manifest.tables} == {"click", "buy", "shared"}
     assert "buy alone keeps the tables of click" in printed
-    assert f"with the weights and calibration.json of {stem_bundle / 'stem-calibrated'}" in printed
+    assert f"with the weights and calibration.json of {calibrated_run}" in printed
     predicted, calibrated = predictions(stem_bundle, "stem")["buy"], bundle.score(rows)["buy"]
     raw = bundle.score(rows, calibrated=False)["buy"].to_numpy()
     np.testing.assert_allclose(raw, predicted, rtol=0, atol=ROUNDING)
     assert calibrated.type == pa.float32()
     assert np.abs(calibrated.to_numpy() - raw).max() > 1e-3
     assert bundle.curves.keys() == {"buy"}
-    # A Platt curve is at most a / 4 times as steep as its prediction.
+    # The curve is at most 1.5 / 4 / 0.25 times as steep as its prediction.
     np.testing.assert_allclose(calibrated.to_numpy(), calibrate(predicted, bundle.curves["buy"]), rtol=0, atol=1e-5)
+
+
+def test_a_calibration_may_be_left_out(stem_bundle: Path, calibrated_run: Path) -> None:
+    left_out = bundle_of(stem_bundle, calibrated_run.name, tasks=("buy",), calibration="none")
+    assert not left_out.curves
+    assert left_out.score(raw_of_valid()).equals(left_out.score(raw_of_valid(), calibrated=False))
 
 
 HIDDEN = """
@@ -224,7 +236,10 @@ def with_program(folder: Path, program: bytes) -> None:
         ({"run": "unfinished"}, "FOLDER/unfinished/best holds no weights; a training run writes them at its first"),
         ({"run": "recalibrated"}, "FOLDER/recalibrated/calibration.json was fitted to other weights (sha256:0"),
         ({"log": "nowhere"}, "the log FOLDER/nowhere is not a folder of this machine; give a copy of its schema.json"),
-        ({"log": "other-log"}, "FOLDER/other-log is not the log that the run was trained on: "),
+        (
+            {"log": "other-log"},
+            "FOLDER/other-log is not the log that the run was trained on (the log has no",
+        ),
         ({"log": "less-log"}, "FOLDER/less-log/vocabulary/city.parquet cannot be read ("),
     ],
 )
@@ -239,15 +254,14 @@ def test_an_export_that_is_refused_leaves_nothing(odd_runs: Path, changes: dict,
 
 
 @pytest.fixture(scope="module")
-def odd_runs(stem_bundle: Path) -> Path:
+def odd_runs(stem_bundle: Path, calibrated_run: Path) -> Path:
     """`stem_bundle` with runs and logs that cannot be exported."""
     unfinished, recalibrated, less = (stem_bundle / name for name in ("unfinished", "recalibrated", "less-log"))
     for run in (unfinished, recalibrated):
-        shutil.copytree(stem_bundle / "stem", run)
+        shutil.copytree(calibrated_run, run)
     shutil.rmtree(unfinished / "best")
-    curves = {"format": 1, "weights": f"sha256:{'0' * 64}", "platt": {"buy": {"a": 1.0, "b": 0.5}}}
-    rows = {"log": "log", "split": "valid", "start": 0, "stop": 1, "fingerprint": ""}
-    (recalibrated / "calibration.json").write_text(json.dumps(curves | {"fitted_on": rows, "judged_on": rows}))
+    file = recalibrated / "calibration.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"weights": f"sha256:{'0' * 64}"}))
     shutil.copytree(stem_bundle / "log", less)
     (less / "vocabulary/city.parquet").unlink()
     shutil.copytree(DATA / "log", stem_bundle / "other-log")

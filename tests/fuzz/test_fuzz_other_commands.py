@@ -1,4 +1,4 @@
-"""The command lines of evaluate.py, convert.py, export.py, tune.py, compare.py, and those of the data sets and benchmarks."""
+"""The command lines of evaluate, convert, export, tune, compare, and those of the data sets and benchmarks."""
 
 from dataclasses import fields
 
