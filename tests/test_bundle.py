@@ -45,6 +45,15 @@ def test_a_bundle_scores_raw_rows_as_the_run_predicts_them(stem_bundle: Path, bu
         np.testing.assert_allclose(scored[task].to_numpy(), predicted[task], rtol=0, atol=ROUNDING)
 
 
+def test_the_program_on_the_page_runs(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs/serving.md").read_text()
+    program = page.partition("```python\n")[2].partition("```")[0]
+    exec(program.replace("bundles/all", str(bundle.folder)), {})
+    printed = capsys.readouterr().out
+    assert printed.startswith("('buy', 'click') ['city', 'time', ")
+    assert "click: float" in printed
+
+
 def test_each_row_is_scored_by_itself(bundle: Bundle) -> None:
     rows = raw_of_valid()
     whole = scores(bundle.score(rows))
