@@ -141,6 +141,7 @@ def test_one_task_of_a_calibrated_run_scores_as_beside_the_others_and_is_calibra
     np.testing.assert_allclose(calibrated.to_numpy(), calibrate(predicted, bundle.curves["buy"]), rtol=0, atol=1e-5)
 
 
+@pytest.mark.long
 def test_a_calibration_may_be_left_out(stem_bundle: Path, calibrated_run: Path) -> None:
     left_out = bundle_of(stem_bundle, calibrated_run.name, tasks=("buy",), calibration="none")
     assert not left_out.curves

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,7 @@ class Bundle:
         """The tasks, in the order of the columns that `score` returns."""
         return self.manifest.tasks
 
-    @property
+    @cached_property
     def raw_types(self) -> Mapping[str, ValueType]:
         """The types of the raw columns that `score` reads, by name; empty if it reads the columns of the log."""
         if self.transforms is None:
@@ -58,7 +59,7 @@ class Bundle:
         read = dict.fromkeys(name for tree in self.transforms.columns.values() for name in columns_of(tree))
         return {name: self.transforms.types[name] for name in read}
 
-    @property
+    @cached_property
     def input_columns(self) -> tuple[str, ...]:
         """The names of the columns that `score` reads."""
         if self.transforms is not None:
