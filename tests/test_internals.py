@@ -373,6 +373,6 @@ def test_an_exported_program_compares_the_sizes_of_its_inputs_only_if_it_is_told
     program = torch.export.export(nn.Linear(2, 1), (torch.zeros(3, 2),))
     torch.export.save(program, tmp_path / "model.pt2")
     wrong = torch.zeros(4, 2)
-    with pytest.raises((AssertionError, RuntimeError), match="shape"):
+    with pytest.raises((AssertionError, RuntimeError), match="Guard failed"):
         program.module()(wrong)
     assert load_exported(str(tmp_path / "model.pt2"))(wrong).shape == (4, 1)
