@@ -22,7 +22,7 @@ from scorers.sides import Side, open_side
 _WARM = 0.2
 """Share of the seconds that calls are made for before any is timed."""
 _LEAST = 5
-"""Calls that are timed at least, and made before."""
+"""Calls that are timed at least."""
 _AT_ONCE = 4096
 
 
@@ -52,13 +52,13 @@ def _answer(side: Side, log: str, split: str, request: dict[str, Any]) -> dict[s
 
 def _times(call: Callable[[], Any], seconds: float) -> list[float]:
     """The ms of each call for so many seconds, after some that warm up."""
-    _timed(call, seconds * _WARM)
-    return _timed(call, seconds)
+    _timed(call, seconds * _WARM, least=2)
+    return _timed(call, seconds, least=_LEAST)
 
 
-def _timed(call: Callable[[], Any], seconds: float) -> list[float]:
+def _timed(call: Callable[[], Any], seconds: float, *, least: int) -> list[float]:
     times, end = list[float](), time.perf_counter() + seconds
-    while len(times) < _LEAST or time.perf_counter() < end:
+    while len(times) < least or time.perf_counter() < end:
         start = time.perf_counter()
         call()
         times.append((time.perf_counter() - start) * 1000)
