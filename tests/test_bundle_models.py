@@ -1,9 +1,13 @@
 """Every kind of model and of table, exported as a bundle, scores raw rows as evaluate.py predicts them."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
+from safetensors.torch import load_file
 
 from stem_torchrec.serving.bundle import load_bundle
 
@@ -57,3 +61,43 @@ def test_smaller_tables_score_almost_the_same(folder: Path, tables: str, run: st
     for task in TASKS:
         predicted = predictions(folder, run)[task]
         np.testing.assert_allclose(bundle.score(raw_of_valid())[task].to_numpy(), predicted, rtol=0, atol=tolerance)
+
+
+def test_tables_of_gigabytes_are_not_read_to_load_them(folder: Path, tmp_path: Path) -> None:
+    small = load_bundle(folder / "bundle-stem")
+    shutil.copytree(small.folder, tmp_path / "large")
+    with_rows(tmp_path / "large", "user", 50_000_000)
+    before = resident_bytes()
+    large = load_bundle(tmp_path / "large")
+    assert sum(table.nbytes for table in large.tables) > 4 * 2**30
+    assert large.score(raw_of_valid()).equals(small.score(raw_of_valid()))
+    assert resident_bytes() - before < 2**28
+
+
+def with_rows(folder: Path, feature: str, rows: int) -> None:
+    """Gives the tables of a feature more rows, of zeros that take no room on the disk."""
+    file, manifest = folder / "tables.safetensors", json.loads((folder / "manifest.json").read_text())
+    content = load_file(file)
+    for table in manifest["tables"]:
+        table["rows"] = rows if table["feature"] == feature else table["rows"]
+    file.unlink()
+    header, end = {}, 0
+    for table in manifest["tables"]:
+        shape = [table["rows"], table["columns"]]
+        start, end = end, end + 4 * shape[0] * shape[1]
+        header[table["name"]] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-(8 + len(text)) % 64)
+    with file.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for name, entry in header.items():
+            stream.seek(8 + len(text) + entry["data_offsets"][0])
+            stream.write(content[name].numpy().tobytes())
+        stream.truncate(8 + len(text) + end)
+    manifest["files"][file.name]["size"] = 8 + len(text) + end
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def resident_bytes() -> int:
+    """Of this process in memory now."""
+    return psutil.Process().memory_info().rss
