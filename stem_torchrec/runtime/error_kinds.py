@@ -62,6 +62,7 @@ OF_ROOMS = {
     "runtime.process": ErrorKind.LAUNCH,
     "sharding": ErrorKind.SHARDING,
     "tables": ErrorKind.MODEL,
+    "tracking": ErrorKind.LAUNCH,
     "training": ErrorKind.RUN,
     "transfer": ErrorKind.TRANSFER,
     "tuning": ErrorKind.TUNING,
