@@ -2,9 +2,8 @@
 
 torchx run -s slurm launch/components.py:train -j 2x8 --out /shared/runs/a -- --recipe kuairand_pure --data.path DIR
 
-The installed package has them as stem.train, stem.compare, stem.tune, stem.bench and stem.prepare. docs/launch.md has a
-section for each scheduler. TorchX reads annotations and docstrings: it takes Optional[str], not str | None, and leaves
-the value of an Optional[int] as text.
+The installed package has them as stem.train, stem.compare and so on; docs/launch.md has a section for each scheduler.
+TorchX reads annotations and docstrings: it takes Optional[str], not str | None, and leaves an Optional[int] as text.
 """
 
 import re
@@ -12,6 +11,7 @@ import shlex
 from typing import Dict, List, Optional, Tuple
 
 from torchx import specs
+from torchx.specs.finder import ComponentValidationException
 
 
 def train(
@@ -201,7 +201,7 @@ def _option(name: str, value: Optional[str]) -> List[str]:
 def _hosts_and_ranks(j: str) -> Tuple[int, int]:
     match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,3})", j)
     if match is None:
-        raise ValueError(f"-j is {j!r}, but must be hosts and ranks on each, as 2x8.")
+        raise ComponentValidationException(f"-j is {j!r}, but must be hosts and ranks on each, as 2x8.")
     return int(match[1]), int(match[2])
 
 
