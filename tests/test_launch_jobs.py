@@ -191,7 +191,9 @@ def test_each_component_runs_its_command(runner: Runner, name: str, options: lis
 
 @pytest.mark.parametrize("j", ["8", "2x", "0x8", "1:2x8", "2X8"])
 def test_hosts_and_ranks_that_are_not_both_numbers_are_named(runner: Runner, j: str) -> None:
-    with pytest.raises(ComponentValidationException, match=f"^-j is '{j}', but must be hosts and ranks on each, as 2x8.$"):
+    with pytest.raises(
+        ComponentValidationException, match=f"^-j is '{j}', but must be hosts and ranks on each, as 2x8.$"
+    ):
         request_for(runner, "slurm", "train", "-j", j)
 
 
