@@ -282,4 +282,5 @@ def test_the_launcher_of_scripts_refuses_what_is_no_script(script: str | None) -
     process = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
     assert process.returncode == ExitStatus.INPUT
     first = repr(script) if script else "nothing"
-    assert process.stderr == f"error: the first argument must be a script of this repository, not {first}.\n"
+    sentence = f"the first argument must be a script of this repository, not {first}."
+    assert process.stderr == f"error: {sentence} [{ErrorKind.LAUNCH}]\n"
