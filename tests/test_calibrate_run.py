@@ -1,5 +1,6 @@
 """stem-calibrate: which rows it fits and judges on, what it writes, and what it refuses."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -49,22 +50,27 @@ def test_rows_that_are_fitted_or_trained_on_judge_nothing(tmp_path: Path) -> Non
     log = copied_log(tmp_path / "log", dropped=("finish", "like"))
     shutil.copytree(LOG / "valid", log / "copy")
     for split, sentence in {
-        "valid": "LOG/valid has the rows of LOG/valid, which tell nothing about later ones; give a log with others by "
-        "--data.path, or other rows to --judge-on.",
-        "copy": "LOG/copy has the rows of LOG/valid, which ",
-        "train": "LOG/train has the rows of LOG/train, which ",
+        "valid": "LOG/valid has the rows that the curves are fitted to, which tell nothing about later ones; give "
+        "a log with others by --data.path, or other rows by --judge-on.",
+        "copy": "LOG/copy has the rows that the curves are fitted to, ",
+        "train": "LOG/train has the rows that the run was trained on, ",
         "test": "the rows of LOG/test have no labels; give another --judge-on.",
         "later": "LOG/later holds no .parquet file; datasets/README.md shows the layout of a log.",
     }.items():
         assert refusal(log, split).startswith(sentence)
     # Nor a test part that is a copy, and nothing is fitted to the training part.
-    for split, other in (("test", "valid"), ("valid", "train")):
+    schema = json.loads((log / "schema.json").read_text())
+    (log / "schema.json").write_text(json.dumps({key: value for key, value in schema.items() if key != "splits"}))
+    for split, other, use in (
+        ("test", "valid", "the curves are fitted to"),
+        ("valid", "train", "the run was trained on"),
+    ):
         shutil.rmtree(log / split)
         shutil.copytree(LOG / other, log / split)
-        assert refusal(log, None).startswith(f"LOG/{split} has the rows of LOG/{other}, which ")
+        assert refusal(log, None).startswith(f"LOG/{split} has the rows that {use}, ")
     # A log of a later day needs no training part.
     shutil.rmtree(log / "train")
-    assert places(log) == ["rows 0 to 767 of LOG/valid", "rows 0 to 95 of LOG/test"]
+    assert places(log) == ["rows 0 to 191 of LOG/valid", "rows 0 to 95 of LOG/test"]
 
 
 def refusal(log: Path, judge_on: str | None) -> str:

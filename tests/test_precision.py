@@ -114,12 +114,11 @@ def test_an_evaluation_computes_in_the_precision_that_it_is_given_and_else_in_th
         EvaluateConfig(
             str(run), data, "test", precision=precision, predictions=str(tmp_path / f"{run.name}-{precision}")
         )
-        for run in (fp32, bf16)
-        for precision in (None, "fp32", "bf16")
+        for run, precision in ((fp32, None), (bf16, "fp32"), (bf16, None), (fp32, "bf16"))
     ]
-    [(exact, given_fp32, given_bf16, own_bf16, run_in_fp32, run_in_bf16)] = run_ranks(1, predictions_of, evaluations)
-    assert exact == given_fp32 == run_in_fp32
-    assert own_bf16 == given_bf16 == run_in_bf16
-    assert exact != own_bf16
+    [(own_fp32, given_fp32, own_bf16, given_bf16)] = run_ranks(1, predictions_of, evaluations)
+    assert own_fp32 == given_fp32
+    assert own_bf16 == given_bf16
+    assert own_fp32 != own_bf16
     # Numbers of 8 bits, by way of a few layers.
-    np.testing.assert_allclose(own_bf16, exact, rtol=0, atol=2**-6)
+    np.testing.assert_allclose(own_bf16, own_fp32, rtol=0, atol=2**-6)

@@ -52,11 +52,12 @@ def rows_of_run(run: str, *, log: str | None, judge_on: str | None) -> RowsOfRun
         raise UserError(f"the rows of {path}/{_FITTED} have no labels; give a log that has some with --data.path.")
     if judge_on is not None and later is None:
         raise UserError(f"the rows of {path}/{judge_on} have no labels; give another --judge-on.")
-    for rows, others in ((fitted, train), (later, train), (later, fitted)):
+    trained_on, fitted_to = "the run was trained on", "the curves are fitted to"
+    for rows, others, use in ((fitted, train, trained_on), (later, train, trained_on), (later, fitted, fitted_to)):
         if rows is not None and others is not None and rows.fingerprint == others.fingerprint:
             raise UserError(
-                f"{path}/{rows.split} has the rows of {path}/{others.split}, which tell nothing about later ones; give "
-                "a log with others by --data.path, or other rows to --judge-on."
+                f"{path}/{rows.split} has the rows that {use}, which tell nothing about later ones; give a log with "
+                "others by --data.path, or other rows by --judge-on."
             )
     if later is None:
         half = fitted.stop // 2
