@@ -19,6 +19,7 @@ _MIB = 2**20
 _BYTES = 4
 _MOST_RANKS = 64
 """Ranks that a table lists."""
+_PEAKS = {"host_mib": "peak MiB of host", "gpu_mib": "peak MiB of GPU"}
 _COUNTS = {
     "count/skipped_batches": "batches skipped, loss not finite",
     "count/skipped_rows": "bad rows skipped in the epoch",
@@ -55,28 +56,38 @@ def speed(report: Report, runs: Sequence[RunRecord]) -> None:
 
 
 def plans(report: Report, runs: Sequence[RunRecord]) -> None:
-    """Adds how tables are sharded, and the memory of each rank that follows from the plan."""
+    """Adds how tables are sharded, the memory of each rank that follows from the plan, and what it has taken."""
     report.text(
         "## Plan and memory",
-        "By plan.json: fp32 weights of the tables and the numbers that their optimizer keeps, each shard counted as an "
-        "equal part of its table. Dense weights, gradients and activations come on top; a run does not log how much "
-        "memory it takes.",
+        "MiB of tables follow from plan.json: fp32 weights and the numbers that their optimizer keeps, each shard "
+        "counted as an equal part of its table. Peaks are measured, up to the last evaluation: what a rank's process "
+        "has taken of its host, and PyTorch of its GPU, dense weights, gradients and activations included.",
     )
     known = [(i, run) for i, run in enumerate(runs) if run.plan and run.world_size]
     if not known:
         report.text("No run folder has a plan.")
         return
     kinds: list[dict[str, str]] = []
+    totals: list[dict[str, str]] = []
     loads: list[dict[str, str]] = []
     for i, run in known:
         weights, states = memory_by_rank(run)
+        sums = [weight + state for weight, state in zip(weights, states, strict=True)]
+        peaks = {title: _peaks(run, name) for name, title in _PEAKS.items()}
+        totals.append(
+            {
+                "run": run.name, "ranks": f"{len(sums)}", "MiB of tables": _mib(sum(sums)),
+                "on the fullest rank": _mib(max(sums)), "on the emptiest": _mib(min(sums)),
+            }
+            | {f"{title}, largest": _mib(max(of_ranks)) if of_ranks else "-" for title, of_ranks in peaks.items()}
+        )  # fmt: skip
         for kind in dict.fromkeys((table.sharding_type, table.compute_kernel) for table in run.plan.values()):
             tables = [table for table in run.plan.values() if (table.sharding_type, table.compute_kernel) == kind]
             mib = sum(table.rows * table.dim for table in tables) * _BYTES / _MIB
             kinds.append(
                 {
                     "run": run.name, "sharding": kind[0], "kernel": kind[1], "tables": f"{len(tables):,}",
-                    "rows": f"{sum(table.rows for table in tables):,}", "MiB of weights": f"{mib:,.2f}",
+                    "rows": f"{sum(table.rows for table in tables):,}", "MiB of weights": _mib(mib),
                 }
             )  # fmt: skip
         for rank in range(min(len(weights), _MOST_RANKS)):
@@ -84,16 +95,30 @@ def plans(report: Report, runs: Sequence[RunRecord]) -> None:
             loads.append(
                 {
                     "run": run.name, "rank": f"{rank}", "shards": f"{shards:,}",
-                    "MiB of weights": f"{weights[rank]:,.2f}", "MiB of optimizer states": f"{states[rank]:,.2f}",
-                    "MiB": f"{weights[rank] + states[rank]:,.2f}",
+                    "MiB of weights": _mib(weights[rank]), "MiB of optimizer states": _mib(states[rank]),
+                    "MiB of tables": _mib(sums[rank]),
                 }
+                | {title: _mib(of_ranks[rank]) if of_ranks else "-" for title, of_ranks in peaks.items()}
             )  # fmt: skip
         if len(weights) > 1:
             report.plot(f"ranks_{i}", by_rank(weights, states, i), f"tables by rank, {run.name}")
+    report.table(totals)
     report.table(kinds, text_columns=3)
-    report.table(loads)
+    if len(loads) > len(known):
+        report.folded_table("Rank by rank", loads)
     if cut := [run.name for _, run in known if (run.world_size or 0) > _MOST_RANKS]:
         report.text(f"The table has the first {_MOST_RANKS} ranks of {escape(', '.join(cut))}.")
+
+
+def _peaks(run: RunRecord, name: str) -> list[float]:
+    """What each rank has taken; [] where the run has not logged it."""
+    peaks = [run.last(f"memory/{name}/rank_{rank}") for rank in range(run.world_size or 0)]
+    known = [peak for peak in peaks if peak is not None]
+    return known if len(known) == len(peaks) else []
+
+
+def _mib(mib: float) -> str:
+    return f"{mib:,.0f}" if mib >= 100 else f"{mib:.3g}"
 
 
 def memory_by_rank(run: RunRecord) -> tuple[list[float], list[float]]:
@@ -122,7 +147,7 @@ def faults(report: Report, runs: Sequence[RunRecord]) -> None:
         "## Starts and faults",
         "A run that was interrupted, killed or restarted resumes after its newest checkpoint; the steps between that "
         "and its last line are made again. Times are rank 0's, in UTC. A run does not log why it ended or which rank "
-        "was lost: its output and the scheduler tell that.",
+        "was lost: its output and the scheduler tell that. A `-` stands for what a run does not log.",
     )
     starts = []
     for run in runs:
