@@ -7,7 +7,7 @@ import numpy as np
 
 from stem_torchrec.run_report.charts import COLORS, DASHES, Line, over_steps, swatch
 from stem_torchrec.run_report.run_record import RunRecord, Series
-from stem_torchrec.runtime.report_file import Report
+from stem_torchrec.runtime.report_file import Report, escape
 
 _SHARED = "shared"
 _NOTHING = Series(np.zeros(0, dtype=np.int64), np.zeros(0))
@@ -38,6 +38,8 @@ def gates(report: Report, runs: Sequence[RunRecord]) -> None:
                 rows.append(row | {group: "-" if share is None else f"{share:.3f}" for group, share in shares.items()})
     if rows:
         report.table(rows, text_columns=2)
+    if without := [run.name for run in runs if not run.names("gate/")]:
+        report.text(f"No gates of {escape(', '.join(without))}.")
     _over_steps(report, runs, streams, groups)
 
 
@@ -71,7 +73,8 @@ def _over_steps(
 def _legend(runs: Sequence[RunRecord], groups: Sequence[str]) -> str:
     parts = [f"{swatch(f'c{i % COLORS}', 0)}{html.escape(group)}" for i, group in enumerate(groups)]
     if len(runs) > 1:
-        parts += [f"{swatch('ink', i)}{html.escape(run.name)}" for i, run in enumerate(runs)]
+        gated = [(i, run) for i, run in enumerate(runs) if run.names("gate/")]
+        parts += [f"{swatch('ink', i)}{html.escape(run.name)}" for i, run in gated]
     return f'<div class="legend">{"".join(f"<span>{part}</span>" for part in parts)}</div>'
 
 

@@ -34,7 +34,7 @@ def metrics(report: Report, runs: Sequence[RunRecord]) -> None:
         "## Metrics",
         "Of the validation split, at the best evaluation, whose weights are kept; a dot marks it in the charts. AUC is "
         "how often a positive ranks above a negative, gAUC the same within each group of rows, such as a user's. NE is "
-        "logloss divided by that of always predicting the mean label; of both, less is better. PCOC is told below.",
+        "logloss divided by that of always predicting the mean label; of both, less is better. Calibration has PCOC.",
     )
     rows = []
     for task in tasks_of(runs):
@@ -74,7 +74,7 @@ def calibrations(report: Report, runs: Sequence[RunRecord]) -> None:
         folder = escape(str(without[0].folder))
         report.text(
             f"No curve for {_names(without)}, as there are no predictions in the run folder. This makes them: "
-            f"stem-evaluate --run {folder} --predictions {folder}/{PREDICTIONS}"
+            f"<code>stem-evaluate --run {folder} --predictions {folder}/{PREDICTIONS}</code>"
         )
     _before_and_after(report, runs)
 
@@ -100,7 +100,7 @@ def _before_and_after(report: Report, runs: Sequence[RunRecord]) -> None:
                 report.text(f"{escape(run.name)}: fitted on {fitted}, judged on {judged}.")
     if without := [run for run in runs if run.calibration is None]:
         folder = escape(str(without[0].folder))
-        report.text(f"{_names(without)} has not been calibrated. This does it: stem-calibrate --run {folder}")
+        report.text(f"No calibration of {_names(without)}. This makes one: <code>stem-calibrate --run {folder}</code>")
 
 
 def _names(runs: Sequence[RunRecord]) -> str:

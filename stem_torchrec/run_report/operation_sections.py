@@ -67,13 +67,14 @@ def plans(report: Report, runs: Sequence[RunRecord]) -> None:
     if not known:
         report.text("No run folder has a plan.")
         return
+    logged = {name: title for name, title in _PEAKS.items() if any(_peaks(run, name) for _, run in known)}
     kinds: list[dict[str, str]] = []
     totals: list[dict[str, str]] = []
     loads: list[dict[str, str]] = []
     for i, run in known:
         weights, states = memory_by_rank(run)
         sums = [weight + state for weight, state in zip(weights, states, strict=True)]
-        peaks = {title: _peaks(run, name) for name, title in _PEAKS.items()}
+        peaks = {title: _peaks(run, name) for name, title in logged.items()}
         totals.append(
             {
                 "run": run.name, "ranks": f"{len(sums)}", "MiB of tables": _mib(sum(sums)),
@@ -103,6 +104,8 @@ def plans(report: Report, runs: Sequence[RunRecord]) -> None:
         if len(weights) > 1:
             report.plot(f"ranks_{i}", by_rank(weights, states, i), f"tables by rank, {run.name}")
     report.table(totals)
+    if not logged:
+        report.text("No peaks: an earlier version trained these runs, or they have made no evaluation yet.")
     report.table(kinds, text_columns=3)
     if len(loads) > len(known):
         report.folded_table("Rank by rank", loads)

@@ -66,6 +66,7 @@ def write_projector(run: RunRecord, tables: Sequence[str], *, rows: int) -> str:
             raise UserError(f"--projector {table} is no table of {run.folder}, which has {some(list(known))}{near}")
     board = run.folder / "tensorboard"
     remove_tree(board / _FOLDER)
+    (board / _FOLDER).mkdir(parents=True, exist_ok=True)
     config = ProjectorConfig()
     without: list[str] = []
     for number, table in enumerate(tables):

@@ -37,7 +37,7 @@ figcaption {{ font-weight: 600; font-size: .93em; margin-bottom: .3em; }}
 pre, code {{ background: var(--code); }} pre {{ padding: .6em .8em; white-space: pre-wrap; }}
 summary {{ cursor: pointer; padding: .3em 0; }}
 @media (max-width: 700px) {{
-  th {{ overflow-wrap: normal; }} td {{ min-width: 4em; }} td:first-child {{ min-width: 5em; }}
+  th {{ overflow-wrap: normal; }} td {{ min-width: 4em; }} td:first-child {{ min-width: 7em; }}
   .table {{ border-right: 1px dashed var(--line); }}
   td:first-child, th:first-child {{ position: sticky; left: 0; background: var(--paper); }}
 }}
