@@ -27,7 +27,8 @@ a {{ color: var(--c0); }} :focus-visible {{ outline: 2px solid var(--c0); outlin
 nav ul {{ display: flex; flex-wrap: wrap; gap: .2em 1.2em; padding: 0; list-style: none; }}
 .table {{ overflow-x: auto; margin: 1em 0; }} table {{ border-collapse: collapse; }}
 td, th {{ padding: .25em .6em; border-bottom: 1px solid var(--line); vertical-align: baseline; overflow-wrap: normal; }}
-td {{ font-variant-numeric: tabular-nums; }} th {{ font-weight: 600; overflow-wrap: anywhere; min-width: 3.5em; }}
+td {{ font-variant-numeric: tabular-nums; }} th {{ font-weight: 600; font-size: .9em; }}
+th {{ overflow-wrap: anywhere; min-width: 4.7em; }}
 td:first-child {{ overflow-wrap: anywhere; min-width: 9em; }}
 .skip {{ position: absolute; left: -99em; background: var(--paper); padding: .4em .8em; }} .skip:focus {{ left: 1em; }}
 .charts {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: 1em 1.5em; }}
@@ -125,6 +126,8 @@ class Report:
         frame = r'<div class="table" role="region" tabindex="0" aria-label="table of \2">\1'
         body = re.sub(r"(<table>\s*<thead>\s*<tr>\s*<th[^>]*>([^<]*)</th>)", frame, body)
         body = body.replace("</table>", "</table></div>")
+        # Where a cell has two lines, `0.71 ± 0.02` breaks behind the sign, and `p 0.04, 0.2` stays together.
+        body = re.sub(r"\bp ([\d.]+), (?=[\d.])", "p\u00a0\\1,\u00a0", body.replace(" ± ", "\u00a0± "))
         name = html.escape(re.sub(r"\\(.)", r"\1", html.unescape(self.parts[0].removeprefix("# "))))
         head = (
             '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
