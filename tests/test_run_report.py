@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import signal
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -162,9 +163,9 @@ def test_the_log_has_the_peak_memory_of_each_rank(run: Path, by_heading: dict[st
         line["memory/host_mib/rank_0"] for line in read_metrics_log(run / "metrics.jsonl") if "valid/like/auc" in line
     ]
     # A process with torch takes 100 MiB at least.
-    assert 100 < peaks[0] <= peaks[-1]
+    assert min(peaks) > 100
     [row] = by_heading["Plan and memory"][0]
-    assert row["peak MiB of host, largest"] == f"{peaks[-1]:,.0f}"
+    assert row["peak MiB of host, largest"] == f"{max(peaks):,.0f}"
 
 
 def test_the_projector_has_the_first_rows_of_tables(run: Path) -> None:
@@ -176,7 +177,9 @@ def test_the_projector_has_the_first_rows_of_tables(run: Path) -> None:
     assert [each.tensor_name for each in config.embeddings] == list(tables_of_run)
     weights = run / "best"
     whole = {name: torch.empty(*each.size) for name, each in saved_tensors(weights).items() if "user_id" in name}
-    dcp.load(whole, checkpoint_id=weights, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        dcp.load(whole, checkpoint_id=weights, no_dist=True)
     for each in config.embeddings:
         shown = np.loadtxt(run / "tensorboard" / each.tensor_path, delimiter="\t")
         expected = next(table for name, table in whole.items() if f".{each.tensor_name}.weight" in name)

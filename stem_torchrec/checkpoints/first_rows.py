@@ -1,5 +1,7 @@
 """The first rows of a table on disk, whatever its layout and plan, for one process without a process group."""
 
+import warnings
+
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
@@ -46,6 +48,7 @@ def first_rows(folder: AnyPath, table: Part, rows: int) -> Tensor:
     target = torch.empty(min(rows, table.size[0]), table.size[1])
     try:
         with without_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
             dcp.load(
                 {table.tensor: target}, storage_reader=reader_from(str(folder)), planner=_RowsLoadPlanner(table),
                 no_dist=True,

@@ -114,10 +114,9 @@ def plans(report: Report, runs: Sequence[RunRecord]) -> None:
 
 
 def _peaks(run: RunRecord, name: str) -> list[float]:
-    """What each rank has taken; [] where the run has not logged it."""
-    peaks = [run.last(f"memory/{name}/rank_{rank}") for rank in range(run.world_size or 0)]
-    known = [peak for peak in peaks if peak is not None]
-    return known if len(known) == len(peaks) else []
+    """The most that each rank has taken in any start of the run; [] where the run has not logged it."""
+    peaks = [run.series(f"memory/{name}/rank_{rank}").values for rank in range(run.world_size or 0)]
+    return [float(of_rank.max()) for of_rank in peaks] if all(map(len, peaks)) else []
 
 
 def _mib(mib: float) -> str:
