@@ -26,7 +26,7 @@ from stem_torchrec.data.schema import load_schema
 from stem_torchrec.preparation.options import PrepareOptions
 from stem_torchrec.preparation.prepare_log import prepare_log
 from stem_torchrec.run_report.charts import MOST_POINTS, thinned
-from stem_torchrec.run_report.operation_sections import memory_by_rank
+from stem_torchrec.run_report.plan_section import memory_by_rank
 from stem_torchrec.run_report.projector import Values, values_file, values_of
 from stem_torchrec.run_report.reliability import reliability_of
 from stem_torchrec.run_report.run_record import RunRecord, Series
@@ -168,7 +168,8 @@ def test_the_log_has_the_peak_memory_of_each_rank(run: Path, by_heading: dict[st
     assert row["peak MiB of host, largest"] == f"{max(peaks):,.0f}"
 
 
-def test_the_projector_has_the_first_rows_of_tables(run: Path) -> None:
+def test_the_projector_has_the_first_rows_of_tables(run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "predictions"))
     tables_of_run = ("like/user_id", "shared/user_id")
     line = write_report(ReportOptions((str(run),), projector=tables_of_run, projector_rows=30))
     assert line.startswith(f"projector: {run}/tensorboard, like/user_id, shared/user_id, 30 rows at most; ids without")
@@ -235,6 +236,8 @@ def test_runs_of_other_tasks_share_a_page(run: Path, tmp_path: Path) -> None:
     judged = [(row["task"], row["run"]) for row in by_heading["Metrics"][0]]
     assert judged == [("finish", "a"), ("finish", "b"), ("like", "a"), ("share", "b")]
     assert {row["stream"]: row["share"] for row in by_heading["Gates"][0]}["like"] == "-"
+    differing = [(row["option"], row["runs"]) for row in by_heading["Lineage"][1]]
+    assert differing == [("--data.synthetic", "a"), ("--data.synthetic", "b")]
 
 
 def test_a_calibrated_run_shows_before_and_after(run: Path, tmp_path: Path) -> None:
@@ -317,6 +320,8 @@ def test_the_page_of_twenty_runs_works_in_a_browser(run: Path, tmp_path: Path) -
     for i in range(20):
         folder = tmp_path / f"a_run_with_a_long_name_of_seed_{i}"
         shutil.copytree(run, folder, ignore=shutil.ignore_patterns("predictions", "best", "checkpoints"))
+        config = (folder / "config.yaml").read_text()
+        (folder / "config.yaml").write_text(config.replace("\nseed: 0", f"\nseed: {i}"))
         plan = json.loads((folder / "plan.json").read_text())
         # On as many ranks as tables.
         spread = {name: table | {"ranks": [j]} for j, (name, table) in enumerate(plan["tables"].items())}

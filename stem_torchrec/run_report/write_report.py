@@ -13,7 +13,8 @@ from annotated_types import Interval
 from stem_torchrec.run_report.charts import COLORS, DASHES, swatch
 from stem_torchrec.run_report.gate_section import gates
 from stem_torchrec.run_report.metric_sections import calibrations, losses, metrics, watched
-from stem_torchrec.run_report.operation_sections import faults, lineage, plans, speed
+from stem_torchrec.run_report.operation_sections import faults, lineage, speed
+from stem_torchrec.run_report.plan_section import plans
 from stem_torchrec.run_report.projector import write_projector
 from stem_torchrec.run_report.run_record import RunRecord
 from stem_torchrec.runtime.errors import UserError
