@@ -1,5 +1,6 @@
 """Small trained runs on a log of raw rows, exported as bundles, for tests."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,8 @@ def raw_of_valid() -> pa.Table:
     )
 
 
-def train_and_export(folder: Path) -> None:
-    """Prepares `log`, trains and exports each of RUNS as `NAME` and `bundle-NAME`, and predicts as `predicted-NAME`.
+def train_and_export(folder: Path, runs: Sequence[str] = RUNS) -> None:
+    """Prepares `log`, trains and exports each run as `NAME` and `bundle-NAME`, and predicts as `predicted-NAME`.
 
     One rank of a process group calls it.
     """
@@ -79,6 +80,8 @@ def train_and_export(folder: Path) -> None:
     sources = {"log": SPEC["sources"]["log"] | {"files": str(folder / "raw.csv")}}
     prepared(folder, raw(), **(SPEC | {"sources": sources}))
     for name, model in MODELS.items():
+        if name not in runs:
+            continue
         config = tiny()
         config = replace(
             config,
@@ -88,8 +91,9 @@ def train_and_export(folder: Path) -> None:
             output_dir=str(folder / name),
         )
         train(config, process)
-    convert_run(ConvertConfig(run=str(folder / "stem"), out=str(folder / "stem-packed")), process)
-    for name in RUNS:
+    if "stem-packed" in runs:
+        convert_run(ConvertConfig(run=str(folder / "stem"), out=str(folder / "stem-packed")), process)
+    for name in runs:
         predictions = str(folder / f"predicted-{name}")
         evaluate_run(EvaluateConfig(run=str(folder / name), precision="fp32", predictions=predictions), process)
         export_run(ExportConfig(run=str(folder / name), out=str(folder / f"bundle-{name}")))

@@ -1,0 +1,23 @@
+"""Scores the rows of a file with a bundle: Parquet, CSV or JSON lines in, probabilities out.
+
+python stem_torchrec/score.py --bundle BUNDLE --input FILE --output FILE
+"""
+
+from stem_torchrec.runtime.command import run_main
+
+
+def main() -> None:
+    """The command `stem-score`."""
+
+    def run() -> None:
+        # Imported late, as that takes seconds, in which a signal should end the command as well.
+        from stem_torchrec.config import parse_arguments
+        from stem_torchrec.serving.score_file import ScoreConfig, score_file
+
+        score_file(parse_arguments(ScoreConfig(), description=__doc__ or ""))
+
+    run_main(run)
+
+
+if __name__ == "__main__":
+    main()
