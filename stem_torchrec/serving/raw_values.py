@@ -9,7 +9,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stem_torchrec.expressions.value_types import BOOL, DATE, FLOAT, INT, LISTS, TEXT, TIMESTAMP, ValueType
+from stem_torchrec.expressions.value_types import (
+    BOOL,
+    DATE,
+    FLOAT,
+    GREATEST_INT,
+    INT,
+    LISTS,
+    TEXT,
+    TIMESTAMP,
+    ValueType,
+)
 from stem_torchrec.preparation.raw_files.cell_types import EXACT
 from stem_torchrec.serving.text_values import Values, values_of_texts
 
@@ -66,8 +76,7 @@ def _of_arrow(column: pa.Array, wanted: ValueType) -> Values:
     if (pa.types.is_floating(given) or pa.types.is_decimal(given)) and wanted == INT:
         return _whole(column)
     if given == pa.uint64() and wanted == INT:
-        wrong = pc.fill_null(pc.greater(column, 2**63 - 1), False)
-        return _without(column, wrong, pa.int64())
+        return _without(column, pc.greater(column, pa.scalar(GREATEST_INT, pa.uint64())), pa.int64())
     if not _carries(given, wanted):
         raise TypeMismatchError(f"it is {given}")
     if pa.types.is_timestamp(given):

@@ -70,14 +70,18 @@ class ScoreConfig:
     """Replaces an existing output."""
 
 
-def score_file(config: ScoreConfig) -> None:
+def score_file(config: ScoreConfig, bundle: Bundle | None = None) -> None:
     """Writes the probabilities of each row of `config.input` to `config.output`, in the order of the rows.
+
+    Args:
+        config: the options.
+        bundle: that is loaded already; by default the one in `config.bundle`.
 
     Raises UserError for options that do not fit, for a bundle or file that is damaged, and for a column that is missing
     or of another type; DataError for a row with a wrong value; OSError where a file cannot be read or written. Then a
     file is not written, and standard output has the batches before.
     """
-    if not (config.bundle and config.input and config.output):
+    if not ((config.bundle or bundle) and config.input and config.output):
         raise UserError(
             "--bundle, --input or --output is missing; give --bundle BUNDLE --input FILE --output FILE, or - for a "
             "standard stream."
@@ -85,10 +89,10 @@ def score_file(config: ScoreConfig) -> None:
     config = with_paths(config)
     input_format = format_of(config.input, config.input_format, "--input")
     output_format = format_of(config.output, config.output_format, "--output")
-    _check_output(config)
     dialect = _dialect(config, input_format)
+    _check_output(config)
     started = time.perf_counter()
-    bundle = load_bundle(config.bundle)
+    bundle = bundle or load_bundle(config.bundle)
     for name in config.keep:
         if name in bundle.tasks:
             raise UserError(f"--keep {name} is a task of the bundle, whose column has this name; leave it out.")
