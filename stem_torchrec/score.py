@@ -3,6 +3,9 @@
 python stem_torchrec/score.py --bundle BUNDLE --input FILE --output FILE
 """
 
+import sys
+from contextlib import redirect_stdout
+
 from stem_torchrec.runtime.command import run_main
 
 
@@ -14,7 +17,10 @@ def main() -> None:
         from stem_torchrec.config import parse_arguments
         from stem_torchrec.serving.score_file import ScoreConfig, score_file
 
-        score_file(parse_arguments(ScoreConfig(), description=__doc__ or ""))
+        # A note about an option that is given twice must not be among the rows.
+        with redirect_stdout(sys.stderr if {"-", "--output=-"} & set(sys.argv) else sys.stdout):
+            config = parse_arguments(ScoreConfig(), description=__doc__ or "")
+        score_file(config)
 
     run_main(run)
 

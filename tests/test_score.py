@@ -164,7 +164,10 @@ def test_a_row_that_is_wrong_is_named_and_no_output_is_left(
         ('user,city,tags,time,price\n1,"a\nb",2,3,4\n1,a,2,3\n', "line 4: the line has 4 cells, not 5"),
         ("user,city,tags,time,price\n1,a,2,,4\n1,a,2,3.5,4\n", "line 3: column 'time' has '3.5', which is not a whole"),
         ('user,city,tags,time,price\n1,"a,2,3,4\n', "line 2: a quote is not closed"),
-        ("user;city;tags;time;price\n1;a;2;3;4\n", "the rows have no column 'user'"),
+        (
+            "user;city;tags;time;price\n1;a;2;3;4\n",
+            "the first line has one cell; is the delimiter ';'?",
+        ),
         ("user,city,tag,time,price\n1,a,2,3,4\n", "the rows have no column 'tags'; did you mean 'tag'?"),
         ("", "rows.csv is empty"),
     ],
@@ -179,7 +182,7 @@ def test_a_csv_file_that_is_wrong_is_refused(bundle: Bundle, tmp_path: Path, tex
 
 
 def test_texts_of_csv_stay_as_they_are_and_cells_mean_what_the_options_say(bundle: Bundle, tmp_path: Path) -> None:
-    text = "001; rome ;1|2;5;1.5\n,?,,6,\n"
+    text = "001; rome ;1|2;5;1.5\n;?;;6;\n"
     names = "user,city,tags,time,price"
     csv_options = {"columns": names, "delimiter": ";", "nulls": ("", "?"), "trim": True}
     [first, second] = scored_lines(bundle, tmp_path, text, "rows.csv", keep=("user", "city"), **csv_options)

@@ -14,6 +14,7 @@ from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.serving.row_files import RowBatch, check_columns
 
 _LONGEST_CELL = 2**31 - 1
+_DELIMITERS = (",", "\t", ";", "|")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ def csv_batches(
         names = dialect.names or [name.strip() for name in next(reader, [])]
         if not names:
             raise UserError(f"{path} is empty; a CSV file begins with the names of its columns, or give --columns.")
+        if other := next((each for each in _DELIMITERS if len(names) == 1 and each in names[0]), ""):
+            raise UserError(f"{path}: the first line has one cell; is the delimiter {other!r}? Give it as --delimiter.")
         check_columns(path, names, columns)
         first, rows, lines, broken = 0, list[list[str]](), list[int](), dict[int, str]()
         line = reader.line_num + 1

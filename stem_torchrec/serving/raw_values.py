@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,7 @@ from stem_torchrec.expressions.value_types import (
 from stem_torchrec.preparation.raw_files.cell_types import EXACT
 from stem_torchrec.serving.text_values import Values, values_of_texts
 
-Given = pa.Array | list[Any]
+Given: TypeAlias = pa.Array | list[Any]
 """A column as a reader gives it: of Arrow, or the values of JSON, which may be of different types."""
 
 

@@ -3,6 +3,7 @@
 What is wrong with one row, as a line that is no JSON, is kept beside the rows; what is wrong with a file is raised.
 """
 
+import io
 import json
 import lzma
 import os
@@ -104,14 +105,15 @@ def open_input(path: str, kind: Format) -> Iterator[BinaryIO]:
         with tempfile.TemporaryFile() as copy:
             shutil.copyfileobj(sys.stdin.buffer, copy)
             copy.seek(0)
-            yield copy  # type: ignore[misc]
+            yield copy
         return
     with path_of(path).open("rb") as file:
         if not packing:
             yield file
             return
         with PACKED[packing](file) as unpacked:
-            yield unpacked
+            # Arrow's own file knows no lines.
+            yield io.BufferedReader(unpacked) if isinstance(unpacked, pa.NativeFile) else unpacked
 
 
 def naming_input(path: str, batches: Iterator[RowBatch]) -> Iterator[RowBatch]:

@@ -65,7 +65,7 @@ def _standard_output() -> Iterator[BinaryIO]:
     try:
         # Unbuffered: a table is written as a whole.
         with naming_file("standard output"), io.FileIO(own, "w", closefd=False) as raw:
-            yield raw  # type: ignore[misc]
+            yield raw
     except BrokenPipeError as error:
         raise ReaderGoneError from error
     finally:
