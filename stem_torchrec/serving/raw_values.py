@@ -82,9 +82,11 @@ def _of_arrow(column: pa.Array, wanted: ValueType) -> Values:
     if pa.types.is_timestamp(given):
         # As a number, since a cast to a type without a zone would give the clock of that zone.
         column = column.cast(pa.timestamp("us", given.tz), safe=False).cast(pa.int64())
+    elif wanted == TIMESTAMP:
+        column = column.cast(pa.int64(), safe=False)
     elif wanted == DATE and pa.types.is_integer(given):
         # No calendar has a day beyond, and not each number fits a date.
-        column = pc.if_else(pc.less(pc.abs(column.cast(pa.int64())), _DAYS), column, None).cast(pa.int32())
+        column = pc.if_else(pc.less(pc.abs(column.cast(pa.int64(), safe=False)), _DAYS), column, None).cast(pa.int32())
     return column.cast(_TYPES[wanted], safe=False), np.zeros(len(column), dtype=bool)
 
 
