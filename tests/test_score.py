@@ -146,10 +146,10 @@ def test_a_row_that_is_wrong_is_named_and_no_output_is_left(
     with pytest.raises(DataError) as error:
         scored_lines(bundle, tmp_path, f"{GOOD}\n{GOOD}{line}\n{GOOD}", batch_rows=1)
     assert str(error.value).startswith(f"{tmp_path}/rows.jsonl, line 4: {what}")
-    assert str(error.value).endswith("; correct it, or score the others with --bad-rows null.")
+    assert str(error.value).endswith("; correct it, or score the others with --on-bad-row null.")
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
-    scores = scored_lines(bundle, tmp_path, f"{GOOD}\n{GOOD}{line}\n{GOOD}", bad_rows="null", keep=("time",))
+    scores = scored_lines(bundle, tmp_path, f"{GOOD}\n{GOOD}{line}\n{GOOD}", on_bad_row="null", keep=("time",))
     assert scores[2] == {"time": None, "buy": None, "click": None}
     assert scores[0] == scores[1] == scores[3]
     assert 0 < scores[0]["buy"] < 1
@@ -291,7 +291,7 @@ def test_a_wrong_row_ends_the_command_with_status_2_and_one_sentence(folder: Pat
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         f"error: {tmp_path}/rows.csv, line 2: column 'user' has 'anna', which is not a whole number; correct it, or "
-        "score the others with --bad-rows null. [STEM-ROW]\n"
+        "score the others with --on-bad-row null. [STEM-ROW]\n"
     )
 
 

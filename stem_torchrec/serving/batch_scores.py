@@ -128,7 +128,7 @@ class BatchScores:
 
     def _refuse(self, wrong: Mapping[int, str], batch: RowBatch) -> None:
         if wrong and not self._nulls:
-            raise DataError(f"{self._sentence(wrong, batch)}; correct it, or score the others with --bad-rows null.")
+            raise DataError(f"{self._sentence(wrong, batch)}; correct it, or score the others with --on-bad-row null.")
 
     def _sentence(self, wrong: Mapping[int, str], batch: RowBatch) -> str:
         row = min(wrong)

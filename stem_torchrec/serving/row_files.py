@@ -52,6 +52,8 @@ class RowBatch:
     """The line of each row, from 1; Parquet has none."""
     broken: dict[int, str] = field(default_factory=dict)
     """Rows of the batch that cannot be read, and why; their columns are null."""
+    absent: frozenset[str] = frozenset()
+    """Columns that no row has, as keys of JSON."""
 
     def place(self, row: int) -> str:
         """Where a row of the batch is in its file."""
@@ -174,7 +176,9 @@ def _json_batch(
         for name in columns:
             if name not in keys and (hint := nearest(name, sorted(keys.difference(columns)))):
                 raise UserError(f"{path}: no row has the key {name!r}{hint}")
-    return RowBatch({name: [row.get(name) for row in rows] for name in columns}, len(rows), first, lines, broken)
+    absent = frozenset(name for name in columns if not any(name in row for row in rows))
+    values = {name: [row.get(name) for row in rows] for name in columns}
+    return RowBatch(values, len(rows), first, lines, broken, absent)
 
 
 def _json_row(line: bytes) -> tuple[dict[str, Any], str]:

@@ -50,7 +50,7 @@ class ScoreConfig:
     unless --output-format says otherwise."""
     keep: tuple[str, ...] = ()
     """Columns of the input that the output has as well, in front of the probabilities."""
-    bad_rows: Literal["fail", "null"] = "fail"
+    on_bad_row: Literal["fail", "null"] = "fail"
     """What a row with a wrong value does: ends the command, without an output, or gets null probabilities."""
     input_format: Format | None = None
     """Of the input, where its name does not tell."""
@@ -96,8 +96,8 @@ def score_file(config: ScoreConfig, bundle: Bundle | None = None) -> None:
     for name in config.keep:
         if name in bundle.tasks:
             raise UserError(f"--keep {name} is a task of the bundle, whose column has this name; leave it out.")
-    scores = BatchScores(bundle, _shown(config.input), nulls=config.bad_rows == "null")
-    rows, missing = 0, {*bundle.input_columns, *config.keep}
+    scores = BatchScores(bundle, _shown(config.input), nulls=config.on_bad_row == "null")
+    rows, absent = 0, {*bundle.input_columns, *config.keep}
     # The reader has gone: nobody waits for the rows behind.
     with (
         suppress(ReaderGoneError),
@@ -111,10 +111,10 @@ def score_file(config: ScoreConfig, bundle: Bundle | None = None) -> None:
             kept = {name: _kept(name, batch) for name in config.keep}
             output.write(pa.table({**kept, **{task: scored[task] for task in bundle.tasks}}))
             rows += batch.rows
-            missing -= {name for name in missing if _has_value(batch, name)}
+            absent &= batch.absent
         if not rows:
             output.write(_no_rows(bundle, config.keep))
-    _print_summary(scores, rows, sorted(missing), time.perf_counter() - started)
+    _print_summary(scores, rows, sorted(absent), time.perf_counter() - started)
 
 
 def _check_output(config: ScoreConfig) -> None:
@@ -177,23 +177,16 @@ def _kept(name: str, batch: RowBatch) -> pa.Array:
         ) from error
 
 
-def _has_value(batch: RowBatch, name: str) -> bool:
-    values = batch.columns[name]
-    if isinstance(values, pa.Array):
-        return values.null_count < len(values)
-    return any(value is not None for value in values)
-
-
 def _no_rows(bundle: Bundle, keep: tuple[str, ...]) -> pa.Table:
     """An output without rows has its columns."""
     kept = {name: pa.nulls(0) for name in keep}
     return pa.table({**kept, **{task: pa.nulls(0, pa.float32()) for task in bundle.tasks}})
 
 
-def _print_summary(scores: BatchScores, rows: int, missing: list[str], seconds: float) -> None:
+def _print_summary(scores: BatchScores, rows: int, absent: list[str], seconds: float) -> None:
     """Prints to standard error, as standard output may have the rows."""
-    if missing and rows:
-        print(f"note: no row has a value of {', '.join(missing)}; each is scored as a missing one", file=sys.stderr)
+    if absent and rows:
+        print(f"note: no row has the key {', '.join(absent)}; its value counts as missing", file=sys.stderr)
     if scores.wrong_rows:
         print(
             f"warning: {scores.wrong_rows} of {rows} rows have null probabilities; the first is {scores.first_wrong}",
