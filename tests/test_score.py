@@ -20,27 +20,16 @@ from stem_torchrec.serving.bundle import Bundle, load_bundle
 from stem_torchrec.serving.export_run import ExportConfig, export_run
 from stem_torchrec.serving.score_file import ScoreConfig, score_file
 
-from bundles import TASKS, predictions, raw_of_valid, train_and_export
-from distributed import run_ranks
+from bundles import ROUNDING, TASKS, predictions, raw_of_valid
 from stores import s3_server
 
 ROOT = Path(__file__).parent.parent
-ROUNDING = 1e-6
-"""Of fp32 probabilities, as in test_bundle.py."""
 PACKINGS = {".gz": "gzip", ".zst": "zstd"}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on a log that was prepared from raw.csv, its bundle and its predictions."""
-    folder = tmp_path_factory.mktemp("score")
-    run_ranks(1, train_and_export, folder, ("stem",), timeout=300)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def bundle(folder: Path) -> Bundle:
-    return load_bundle(folder / "bundle-stem")
+def bundle(stem_bundle: Path) -> Bundle:
+    return load_bundle(stem_bundle / "bundle-stem")
 
 
 def raw_rows() -> pa.Table:
@@ -90,11 +79,11 @@ def read(file: str) -> dict[str, list[Any]]:
     ],
 )
 def test_the_rows_of_each_format_are_scored_as_the_run_predicts_them(
-    folder: Path, bundle: Bundle, tmp_path: Path, source: str, target: str
+    stem_bundle: Path, bundle: Bundle, tmp_path: Path, source: str, target: str
 ) -> None:
     file, output = write(raw_rows(), tmp_path / source), str(tmp_path / target)
     score_file(ScoreConfig(input=file, output=output, keep=("number",), batch_rows=13), bundle)
-    scored, predicted = read(output), predictions(folder, "stem")
+    scored, predicted = read(output), predictions(stem_bundle, "stem")
     assert list(scored) == ["number", *TASKS]
     assert list(map(int, scored["number"])) == list(range(100))
     for task in TASKS:
@@ -210,10 +199,10 @@ def test_texts_of_csv_stay_as_they_are_and_cells_mean_what_the_options_say(bundl
     ],
 )
 def test_options_that_do_not_fit_are_refused(
-    folder: Path, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict, message: str
+    stem_bundle: Path, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "bundle-stem").symlink_to(folder / "bundle-stem")
+    (tmp_path / "bundle-stem").symlink_to(stem_bundle / "bundle-stem")
     for name in ("rows.jsonl", "old.csv", "rows.parquet", "packed.jsonl.gz"):
         Path(name).write_text(GOOD.replace("time", "usr2"))
     before = sorted(tmp_path.iterdir())
@@ -254,9 +243,9 @@ def command(folder: Path, *options: str) -> list[str]:
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
-def test_the_command_is_a_part_of_a_pipeline_and_needs_no_torchrec(folder: Path, bundle: Bundle) -> None:
+def test_the_command_is_a_part_of_a_pipeline_and_needs_no_torchrec(stem_bundle: Path, bundle: Bundle) -> None:
     # Given twice, an option is noted, but not among the rows.
-    line = command(folder, "--input", "-", "--output", "-", "--batch-rows", "9", "--batch-rows", "2")
+    line = command(stem_bundle, "--input", "-", "--output", "-", "--batch-rows", "9", "--batch-rows", "2")
     done = subprocess.run(line, env=ENVIRONMENT, input=GOOD * 3, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
     [score, *others] = [json.loads(text) for text in done.stdout.splitlines()]
@@ -267,8 +256,8 @@ def test_the_command_is_a_part_of_a_pipeline_and_needs_no_torchrec(folder: Path,
 
 
 @pytest.mark.long
-def test_a_batch_is_written_before_the_next_is_read_and_the_command_ends_with_its_reader(folder: Path) -> None:
-    line = command(folder, "--input", "-", "--output", "-", "--batch-rows", "1")
+def test_a_batch_is_written_before_the_next_is_read_and_the_command_ends_with_its_reader(stem_bundle: Path) -> None:
+    line = command(stem_bundle, "--input", "-", "--output", "-", "--batch-rows", "1")
     with subprocess.Popen(line, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -284,9 +273,9 @@ def test_a_batch_is_written_before_the_next_is_read_and_the_command_ends_with_it
 
 
 @pytest.mark.long
-def test_a_wrong_row_ends_the_command_with_status_2_and_one_sentence(folder: Path, tmp_path: Path) -> None:
+def test_a_wrong_row_ends_the_command_with_status_2_and_one_sentence(stem_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("user,city,tags,time,price\nanna,a,2,3,4\n")
-    line = command(folder, "--input", str(tmp_path / "rows.csv"), "--output", str(tmp_path / "new.csv"))
+    line = command(stem_bundle, "--input", str(tmp_path / "rows.csv"), "--output", str(tmp_path / "new.csv"))
     done = subprocess.run(line, env=ENVIRONMENT, text=True, capture_output=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
@@ -296,7 +285,7 @@ def test_a_wrong_row_ends_the_command_with_status_2_and_one_sentence(folder: Pat
 
 
 @pytest.mark.long
-def test_files_in_a_store_are_scored(folder: Path, bundle: Bundle, tmp_path: Path) -> None:
+def test_files_in_a_store_are_scored(stem_bundle: Path, bundle: Bundle, tmp_path: Path) -> None:
     with s3_server() as (_, store):
         store.put(write(raw_rows(), tmp_path / "rows.csv.gz"), "bucket/rows.csv.gz")
         store.put(write(raw_rows(), tmp_path / "rows.parquet"), "bucket/rows.parquet")
@@ -312,7 +301,7 @@ def test_files_in_a_store_are_scored(folder: Path, bundle: Bundle, tmp_path: Pat
 
 
 @pytest.mark.long
-def test_memory_does_not_grow_with_the_file(folder: Path, tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_file(stem_bundle: Path, tmp_path: Path) -> None:
     few = pa.concat_tables([raw_rows()] * 300)
     peaks = {}
     for times in (1, 20):
@@ -321,7 +310,7 @@ def test_memory_does_not_grow_with_the_file(folder: Path, tmp_path: Path) -> Non
                 writer.write_table(few)
         program = COMMAND + "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
         line = [
-            *command(folder, "--input", str(tmp_path / f"{times}.parquet")),
+            *command(stem_bundle, "--input", str(tmp_path / f"{times}.parquet")),
             "--output",
             str(tmp_path / f"{times}.csv"),
         ]

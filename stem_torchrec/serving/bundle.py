@@ -79,7 +79,7 @@ class Bundle:
             # 0.31     0.08
             # 0.12     0.44
         """
-        check_names(rows.schema.names, self.input_columns)
+        check_names(rows.schema, self.input_columns)
         batches = _batches(rows.select(list(self.input_columns)))
         parts = [self._scored(batch, first_row + start) for start, batch in batches]
         scores = torch.cat(parts) if parts else torch.empty(0, len(self.tasks))

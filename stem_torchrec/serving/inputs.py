@@ -1,6 +1,6 @@
 """From rows to what a program takes: columns are checked as in training, and become bags of ids and numbers."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,11 +29,11 @@ class ProgramInputs:
     weights: list[Tensor]
 
 
-def check_names(present: Sequence[str], names: Iterable[str]) -> None:
+def check_names(rows: pa.Schema, names: Iterable[str]) -> None:
     """Raises UserError for a column that the rows lack or have twice."""
     for name in names:
-        if (count := present.count(name)) != 1:
-            fix = nearest(name, present) or "; give it, with nulls where its values are missing."
+        if (count := rows.names.count(name)) != 1:
+            fix = nearest(name, rows.names) or "; give it, with nulls where its values are missing."
             raise UserError(f"the rows have {'several columns' if count else 'no column'} {name!r}{fix}")
 
 

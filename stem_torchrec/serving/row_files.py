@@ -197,6 +197,6 @@ def _json_row(line: bytes) -> tuple[dict[str, Any], str]:
 def check_columns(path: str, present: Sequence[str], wanted: Sequence[str]) -> None:
     """Raises UserError, which names the file, for a column that it lacks or has twice."""
     try:
-        check_names(present, wanted)
+        check_names(pa.schema([(name, pa.null()) for name in present]), wanted)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
