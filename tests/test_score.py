@@ -92,7 +92,7 @@ def test_the_rows_of_each_format_are_scored_as_the_run_predicts_them(
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([source, target])
 
 
-def test_numbers_are_read_as_training_read_them(bundle: Bundle, tmp_path: Path) -> None:
+def test_numbers_are_read_as_training_read_them_and_other_types_refused(bundle: Bundle, tmp_path: Path) -> None:
     rows = raw_rows()
     score_file(ScoreConfig(input=write(rows, tmp_path / "rows.parquet"), output=str(tmp_path / "a.jsonl")), bundle)
     # As pandas writes a column of whole numbers with a missing one, and as a file of text does.
@@ -104,6 +104,13 @@ def test_numbers_are_read_as_training_read_them(bundle: Bundle, tmp_path: Path) 
         file = write(other, tmp_path / f"{name}.parquet")
         score_file(ScoreConfig(input=file, output=str(tmp_path / f"{name}.jsonl")), bundle)
         assert (tmp_path / f"{name}.jsonl").read_text() == (tmp_path / "a.jsonl").read_text()
+    times = rows.set_column(rows.column_names.index("user"), "user", rows["user"].cast(pa.timestamp("us")))
+    file = write(times, tmp_path / "times.parquet")
+    with pytest.raises(UserError) as error:
+        score_file(ScoreConfig(input=file, output=str(tmp_path / "new.csv"), on_bad_row="null"), bundle)
+    assert str(error.value) == (
+        f"{file}: column 'user' must hold int, but it is timestamp[us]; cast it where the file is written."
+    )
 
 
 GOOD = '{"user": 1, "city": "rome", "tags": "1|2", "time": 5, "price": 1.5}\n'
@@ -189,6 +196,7 @@ def test_texts_of_csv_stay_as_they_are_and_cells_mean_what_the_options_say(bundl
         ({"input": "rows.dat"}, "--input rows.dat does not end as a format does; give --input-format parquet|csv|tsv"),
         ({"output": "./rows.jsonl"}, "--output ./rows.jsonl is the input; give another."),
         ({"output": "old.csv"}, "--output old.csv exists already; give another, or --overwrite."),
+        ({"output": "nowhere/new.csv"}, "--output nowhere/new.csv is in a folder that does not exist"),
         ({"output": "new.csv.gz"}, "--output new.csv.gz would be packed"),
         ({"output": "bundle-stem/new.csv"}, "--output bundle-stem/new.csv is in a bundle"),
         ({"keep": ("buy",)}, "--keep buy is a task of the bundle"),

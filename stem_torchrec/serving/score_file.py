@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, BinaryIO, Literal
 
 import pyarrow as pa
@@ -133,6 +134,8 @@ def _check_output(config: ScoreConfig) -> None:
     path = path_of(config.output)
     if (path.parent / MANIFEST_FILE).exists():
         raise UserError(f"--output {config.output} is in a bundle; give a file outside of it.")
+    if isinstance(path, Path) and not path.parent.is_dir():
+        raise UserError(f"--output {config.output} is in a folder that does not exist; make it, or give another.")
     if path.exists() and not config.overwrite:
         raise UserError(f"--output {config.output} exists already; give another, or --overwrite.")
 
@@ -142,7 +145,7 @@ def _dialect(config: ScoreConfig, kind: Format) -> Dialect:
     delimiter = config.delimiter.replace("\\t", "\t") or ("\t" if kind == "tsv" else ",")
     if len(delimiter) != 1 or delimiter in '"\r\n':
         raise UserError(
-            f"--delimiter is {config.delimiter!r}, but must be one character, and neither a quote nor a line end."
+            f"--delimiter is {config.delimiter!r}, but must be one character, no quote and no end of a line."
         )
     names = tuple(name.strip() for name in config.columns.split(",")) if config.columns else ()
     return Dialect(delimiter, names, config.nulls, config.trim)

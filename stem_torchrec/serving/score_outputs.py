@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stem_torchrec.runtime.errors import UserError, reason_of
@@ -167,7 +169,8 @@ def _json_lines(table: pa.Table) -> str:
     for column in table.columns:
         if pa.types.is_float32(column.type):
             # Its shortest text, where the double of the same value would have 17 digits.
-            columns.append([value or "null" for value in column.cast(pa.string()).to_pylist()])
+            finite = pc.if_else(pc.is_finite(column), column, None)
+            columns.append([value or "null" for value in finite.cast(pa.string()).to_pylist()])
         else:
             columns.append([_json(value) for value in column.to_pylist()])
     rows = zip(*columns, strict=True)
@@ -175,5 +178,6 @@ def _json_lines(table: pa.Table) -> str:
 
 
 def _json(value: Any) -> str:
-    # NaN is no JSON; times and decimals are texts.
-    return "null" if value != value else json.dumps(value, ensure_ascii=False, default=str)
+    # NaN and infinity are no JSON; times and decimals are texts.
+    is_number = not isinstance(value, float) or math.isfinite(value)
+    return json.dumps(value, ensure_ascii=False, default=str) if is_number else "null"
