@@ -1,5 +1,7 @@
 """stem-score makes the same values of the cells of a file as stem-prepare, whose engine has made the log of them."""
 
+import csv
+import json
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -14,8 +16,14 @@ from stem_torchrec.expressions.value_types import ValueType
 from stem_torchrec.preparation.engines.duckdb_engine import DuckDBEngine
 from stem_torchrec.preparation.rows.sources import read_source
 from stem_torchrec.preparation.specs.spec import ColumnType, Source
+from stem_torchrec.preparation.transforms import apply_transforms, read_transforms
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.serving.csv_batches import Dialect, csv_batches
 from stem_torchrec.serving.raw_values import TypeMismatchError, typed
+from stem_torchrec.serving.row_files import json_batches
+
+from every_kind import SPEC, write_raw
+from test_engines_agree import assert_close, prepare, raw_rows, table_of
 
 TEXTS: dict[ColumnType, Sequence[str]] = {
     "int": ["7", "-7", "+7", "007", "7.", "7.00", "7.5", "1e3", "1e-1", "nan", "inf", "9223372036854775807",
@@ -124,3 +132,55 @@ def test_columns_of_arrow_have_the_values_that_preparation_gives_them(prepared: 
             if of_engine != own:
                 different[f"{cell[0].as_py()!r} as {kind}"] = (of_engine, own)
     assert different == {}
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
+def test_rows_written_as_text_give_every_column_of_the_log(log_of_every_kind: Path, tmp_path: Path, name: str) -> None:
+    transforms = read_transforms(log_of_every_kind)
+    # `row` numbers the rows, and is read by no transform.
+    rows = raw_rows(log_of_every_kind.parent / "raw", {**transforms.types, "row": ValueType.INT})
+    texts = [
+        {
+            column: value if value is None or isinstance(value, int | float | list) else str(value)
+            for column, value in row.items()
+        }
+        for row in rows.to_pylist()
+    ]
+    file = tmp_path / name
+    if name.endswith("jsonl"):
+        file.write_text("".join(json.dumps(row) + "\n" for row in texts))
+    else:
+        with file.open("w", newline="") as output:
+            writer = csv.DictWriter(output, rows.column_names)
+            writer.writeheader()
+            writer.writerows(
+                {c: json.dumps(value) if isinstance(value, list) else value for c, value in row.items()}
+                for row in texts
+            )
+    columns = list(rows.column_names)
+    with file.open("rb") as opened:
+        batches = (
+            list(json_batches(opened, name, columns, 50))
+            if name.endswith("jsonl")
+            else list(csv_batches(opened, name, columns, batch_rows=50, dialect=Dialect()))
+        )
+    parts = []
+    for batch in batches:
+        pairs = {column: typed(batch.columns[column], kind) for column, kind in transforms.types.items()}
+        assert not any(wrong.any() for _, wrong in pairs.values())
+        parts.append(apply_transforms(transforms, pa.record_batch({c: values for c, (values, _) in pairs.items()})))
+    made = pa.Table.from_batches(parts)
+    place = {number: i for i, number in enumerate(rows["row"].to_pylist())}
+    for split in ("train", "valid", "test"):
+        written = table_of(log_of_every_kind / split)
+        same_rows = made.take([place[number] for number in written["row"].to_pylist()])
+        for column in made.column_names:
+            assert_close(same_rows[column].to_pylist(), written[column].to_pylist(), column)
+
+
+@pytest.fixture(scope="module")
+def log_of_every_kind(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("every_kind")
+    raw, spec = write_raw(folder / "raw"), folder / "spec.yaml"
+    spec.write_text(SPEC)
+    return prepare(spec, "duckdb", raw)
