@@ -11,9 +11,8 @@ import pyarrow.compute as pc
 
 from stem_torchrec.preparation.raw_files.cell_types import unclosed_quote
 from stem_torchrec.runtime.errors import UserError
-from stem_torchrec.serving.row_files import RowBatch, check_columns
+from stem_torchrec.serving.row_files import LONGEST, RowBatch, check_columns
 
-_LONGEST_CELL = 2**31 - 1
 _DELIMITERS = (",", "\t", ";", "|")
 
 
@@ -37,7 +36,7 @@ def csv_batches(
 
     Raises UserError for a column that it lacks, and for a quote that is not closed.
     """
-    csv.field_size_limit(_LONGEST_CELL)
+    csv.field_size_limit(LONGEST)
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
     reader = csv.reader(text, delimiter=dialect.delimiter, strict=True)
     line = 1

@@ -30,6 +30,8 @@ Format = Literal["parquet", "csv", "tsv", "jsonl"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 STANDARD_STREAM = "-"
 """Stands for standard input or output."""
+LONGEST = 2**26
+"""Bytes of a line of JSON, and of a cell of CSV, which are in memory as a whole."""
 _TABS = (".tsv", ".tab")
 
 
@@ -150,10 +152,15 @@ def parquet_batches(file: BinaryIO, path: str, columns: Sequence[str], batch_row
 def json_batches(file: BinaryIO, path: str, columns: Sequence[str], batch_rows: int) -> Iterator[RowBatch]:
     """The rows of JSON lines; a key that a row lacks is null.
 
-    Raises UserError for a key that no row of the first batch has, where another one has almost its name.
+    Raises UserError for a key that no row of the first batch has, where another one has almost its name, and for a line
+    without an end.
     """
     first, rows, lines, broken = 0, list[dict[str, Any]](), list[int](), dict[int, str]()
-    for number, line in enumerate(file, start=1):
+    for number, line in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), start=1):
+        if len(line) > LONGEST:
+            raise UserError(
+                f"{path}, line {number}: the line has more than {LONGEST >> 20} MiB; give each row its own."
+            )
         if not line.strip():
             continue
         row, reason = _json_row(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
