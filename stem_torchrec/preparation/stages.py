@@ -27,12 +27,15 @@ class Stages:
 
     def __init__(self, progress: Callable[[], float | None]) -> None:
         self._progress = progress
+        self._rows = 0
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Callable[[int], None]]:
         """A stage; what it yields takes the number of its rows, for the line."""
         start, rows, ended = time.monotonic(), list[int](), Event()
-        with tqdm(total=100, desc=name, unit="%", disable=not sys.stderr.isatty(), leave=False) as bar:
+        # How many rows there are is known behind the first stage.
+        size = {"total": self._rows, "unit": " rows", "unit_scale": True} if self._rows else {"total": 100, "unit": "%"}
+        with tqdm(desc=name, disable=not sys.stderr.isatty(), leave=False, **size) as bar:
             thread = Thread(target=self._follow, args=(bar, ended), daemon=True)
             thread.start()
             try:
@@ -41,13 +44,18 @@ class Stages:
                 ended.set()
                 thread.join()
         seconds = time.monotonic() - start
+        self._rows = rows[-1] if rows else self._rows
         speed = f"{rows[-1]:13,} rows {seconds:8.1f} s {rows[-1] / seconds / 1e3:8,.0f}k rows/s" if rows else ""
         print(f"{name:<14}{speed or f'{seconds:27.1f} s'}", flush=True)
 
     def _follow(self, bar: tqdm, ended: Event) -> None:
+        before = 0.0
         while not ended.wait(_EVERY):
             percent = self._progress()
-            # A stage may have several queries, each of which begins anew.
-            if percent is not None and percent >= 0:
-                bar.n = round(percent)
-                bar.refresh()
+            if percent is None or percent < 0:
+                continue
+            if percent < before:
+                # A stage may have several queries, each of which begins anew.
+                bar.reset()
+            before, bar.n = percent, round(percent / 100 * bar.total)
+            bar.refresh()
