@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from stem_torchrec.preparation.stages import Stages
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """A terminal in the place of standard error: what reads it."""
     reader, writer = os.openpty()
+    termios.tcsetwinsize(writer, (24, 120))
     with os.fdopen(writer, "w") as stream:
         monkeypatch.setattr(sys, "stderr", stream)
         yield reader

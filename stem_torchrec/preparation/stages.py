@@ -34,9 +34,10 @@ class Stages:
         """A stage; what it yields takes the number of its rows, for the line."""
         start, rows, ended = time.monotonic(), list[int](), Event()
         # How many rows there are is known behind the first stage.
-        size = {"total": self._rows, "unit": " rows", "unit_scale": True} if self._rows else {"total": 100, "unit": "%"}
-        with tqdm(desc=name, disable=not sys.stderr.isatty(), leave=False, **size) as bar:
-            thread = Thread(target=self._follow, args=(bar, ended), daemon=True)
+        total, unit = (self._rows, " rows") if self._rows else (100, "%")
+        hidden = not sys.stderr.isatty()
+        with tqdm(desc=name, total=total, unit=unit, unit_scale=bool(self._rows), disable=hidden, leave=False) as bar:
+            thread = Thread(target=self._follow, args=(bar, total, ended), daemon=True)
             thread.start()
             try:
                 yield rows.append
@@ -48,14 +49,16 @@ class Stages:
         speed = f"{rows[-1]:13,} rows {seconds:8.1f} s {rows[-1] / seconds / 1e3:8,.0f}k rows/s" if rows else ""
         print(f"{name:<14}{speed or f'{seconds:27.1f} s'}", flush=True)
 
-    def _follow(self, bar: tqdm, ended: Event) -> None:
+    def _follow(self, bar: tqdm, total: int, ended: Event) -> None:
         before = 0.0
         while not ended.wait(_EVERY):
             percent = self._progress()
             if percent is None or percent < 0:
                 continue
-            if percent < before:
-                # A stage may have several queries, each of which begins anew.
+            # A stage may have several queries, each of which begins anew.
+            begins, before = percent < before, percent
+            if begins:
                 bar.reset()
-            before, bar.n = percent, round(percent / 100 * bar.total)
-            bar.refresh()
+            else:
+                bar.n = round(percent / 100 * total)
+                bar.refresh()
