@@ -188,13 +188,15 @@ def test_text_that_is_not_utf8_is_refused_with_what_to_do(tmp_path: Path, lines:
     options = PrepareOptions(spec=str(file), label=("y",), out=str(tmp_path / "log"), memory=0.5)
     with pytest.raises(UserError) as error:
         prepare_log(options)
-    assert str(error.value) == (
-        # Of a file of more than a MiB the guess reads the beginning.
-        f"{file} is not UTF-8 at byte {len(good) + 3}; convert it, or write a spec with its encoding, as latin-1."
-        if lines == 10
-        else f"{file}, line {lines + 2}: the byte 0xf6 at position {len(good) + 3} is not utf-8; name the encoding of "
-        "the source, such as latin-1 or gb18030. The spec was guessed; --guess-only writes it, to be edited."
-    )
+    fix = "A guess reads UTF-8: convert the file, or write a spec with its encoding, such as latin-1."
+    if lines == 10:
+        assert str(error.value) == f"{file} is not UTF-8 at byte {len(good) + 3}. {fix}"
+    else:
+        # The first MiB, which tells how the file is written, is UTF-8.
+        place = (
+            f"{file}, line {lines + 2}: the byte 0xf6 at position {len(good) + 3} is not utf-8; name the encoding of "
+        )
+        assert str(error.value) == f"{place}the source, such as latin-1 or gb18030. {fix}"
 
 
 def test_partitions_are_those_of_all_files() -> None:
