@@ -115,14 +115,19 @@ def test_tiktok_has_a_vocabulary_of_what_occurs_ten_times(tmp_path: Path) -> Non
     raw = tmp_path / "raw"
     raw.mkdir()
     tiktok.write_tiktok(raw / tiktok.FILE, 6000, 0)
-    log = made("tiktok", raw, "keep=[item_id, time]")
+    log = made("tiktok", raw)
     rows = [dict(zip(tiktok.COLUMNS, map(int, line), strict=True)) for line in read(raw / tiktok.FILE, "\t")]
     counts = [pq.read_table(log / split).num_rows / len(rows) for split in ("train", "valid", "test")]
     # Three standard deviations of 6000 draws.
     assert counts == pytest.approx([0.81, 0.09, 0.1], abs=0.016)
-    words = pq.read_table(log / "vocabulary" / "duration_time.parquet")
-    assert min(words["count"].to_pylist()) >= 10
-    assert pq.read_schema(log / "train" / "part-00000.parquet").names[:2] == ["uid", "item_id"]
+    written = [pq.read_table(log / split).to_pydict() for split in ("train", "valid", "test")]
+    for name in ("finish", "like"):
+        assert sum(sum(part[name]) for part in written) == sum(row[name] for row in rows)
+    assert sorted(uid for part in written for uid in part["group_uid"]) == sorted(row["uid"] for row in rows)
+    words = pq.read_table(log / "vocabulary" / "author_id.parquet").to_pydict()
+    of_author = {author: part.count(author) for part in [[row["author_id"] for row in rows]] for author in set(part)}
+    assert all(10 <= count <= of_author[value] for value, count in zip(words["value"], words["count"], strict=True))
+    assert {value for value, count in of_author.items() if count >= 30} <= set(words["value"])
 
 
 def test_each_country_of_aliexpress_has_numbers_as_they_are(tmp_path: Path) -> None:
