@@ -18,10 +18,11 @@ from stem_torchrec.preparation.stages import Stages
 
 
 @pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """A terminal in the place of standard error: what reads it."""
+def terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A terminal in the place of standard error, behind that of capsys: what reads it."""
     reader, writer = os.openpty()
     termios.tcsetwinsize(writer, (24, 120))
+    os.set_blocking(reader, False)
     with os.fdopen(writer, "w") as stream:
         monkeypatch.setattr(sys, "stderr", stream)
         yield reader
