@@ -41,7 +41,9 @@ class Seat:
     def close(self) -> None:
         """Ends the process."""
         assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.process.stdin.close()
+        self.process.stdout.close()
         self.process.wait()
 
     def _answer(self) -> dict[str, Any]:
