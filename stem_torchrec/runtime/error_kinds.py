@@ -55,6 +55,7 @@ OF_ROOMS = {
     "preparation.rows": ErrorKind.RAW,
     "preparation.specs": ErrorKind.SPEC,
     "profiles": ErrorKind.RUN,
+    "run_report": ErrorKind.RUN,
     "runtime.file_systems": ErrorKind.PATH,
     "runtime.folder_lock": ErrorKind.FOLDER,
     "runtime.owner_file": ErrorKind.FOLDER,
