@@ -30,6 +30,7 @@ from stem_torchrec.training.meter import Meter
 from stem_torchrec.training.metrics_log import MetricsLog
 from stem_torchrec.training.open_fields import with_open_fields
 from stem_torchrec.training.optimizers import build_optimizer, build_schedule
+from stem_torchrec.training.peak_memory import peak_memory
 from stem_torchrec.training.run_checkpoints import RunCheckpoints
 from stem_torchrec.training.run_data import RunData, note_other_counts
 from stem_torchrec.training.run_folder import finish, write_inputs
@@ -188,7 +189,10 @@ class Trainer:
         self._start = self.checkpoints.restore()
         self.checkpoints.start(ending)
         self._file = MetricsLog(self.folder, self._lock, after=self._start.step, evaluate=self._start.evaluate)
-        self._log = TrainingLog(self._meter, every_steps=config.train.log_every, file=self._file, beside=self._beside)
+        self._log = TrainingLog(
+            self._meter, every_steps=config.train.log_every, file=self._file,
+            beside=self._beside, histograms=self._gates.histograms,
+        )  # fmt: skip
         self._keep_best = KeepBest(self._best.keep, stopping)
 
     def _make_loop(self, steps_per_epoch: int, callbacks: Sequence[Callback]) -> TrainLoop:
@@ -227,7 +231,8 @@ class Trainer:
         return metrics
 
     def _beside(self) -> dict[str, float | None]:
-        return {**self.data.skipped_rows(), **self.checkpoints.counts(), **self._gates.values()}
+        counts = {**self.data.skipped_rows(), **self.checkpoints.counts()}
+        return {**counts, **self._gates.values(), **peak_memory(self.process.device)}
 
 
 def train(
