@@ -21,6 +21,7 @@ from stem_torchrec.runtime.file_systems import STORES, g_pathmgr
 from stem_torchrec.runtime.internals.path_handlers import StoreHandler, handler_of
 from stem_torchrec.runtime.path_options import PathOption, checked_path
 from stem_torchrec.serving.export_run import ExportConfig
+from stem_torchrec.serving.score_file import ScoreConfig
 from stem_torchrec.training.configuration import config_from_command_line
 from stem_torchrec.training.run_evaluation import EvaluateConfig
 from stem_torchrec.transfer.convert_layout import ConvertConfig
@@ -73,6 +74,7 @@ def options_of(config: Any) -> Callable[[Sequence[str]], Any]:
         (evaluate, "--run --run-dir --data.path --json --predictions"),
         (convert, "--run --out"),
         (options_of(ExportConfig()), "--run --out --log"),
+        (options_of(ScoreConfig()), "--bundle --input --output"),
         (options_of(CalibrateConfig()), "--run --run-dir --data.path --out"),
         (comparison.read_command_line, "--out --data.path --config"),
         (study.read_command_line, "--out --space --data.path --config"),

@@ -11,6 +11,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from stem_torchrec.calibration.calibration_file import read_calibration
+from stem_torchrec.checkpoints.checksum import weights_checksum
+from stem_torchrec.checkpoints.weights import find_weights
 from stem_torchrec.config.files import dump_config, what_is_trained
 from stem_torchrec.training.configuration import load_config
 
@@ -50,6 +53,20 @@ def evaluated(case: Case, answer: Answer, folder: Path) -> Iterator[str]:
         yield from wrong_metrics(_read(folder / place)[split], rows)
     if place := case.place("--predictions"):
         yield from _unequal(f"rows of predictions of the {split} split", _count(folder / place), _count(rows))
+
+
+def calibrated(case: Case, answer: Answer, folder: Path) -> Iterator[str]:
+    """Of calibrate: curves of the weights of the run, judged on all rows of the test part."""
+    run = folder / (case.place("--run") or case.place("--run-dir") or "")
+    weights = weights_checksum(find_weights(run / "best"))
+    calibration = read_calibration(folder / (case.place("--out") or ""), weights=weights)
+    rows = folder / (case.place("--data.path") or "log") / calibration.judged_on.split
+    for task, of_task in calibration.judged.items():
+        labels = [label for label in _column(rows, task) if label is not None and label == label]
+        yield from _unequal("rows that judge", of_task.rows, len(labels))
+        yield from _unequal("positives that judge", of_task.positives, sum(label == 1 for label in labels))
+    if list(folder.rglob("*.json.rows")):
+        yield "calibrate: predictions are left"
 
 
 def tuned(case: Case, answer: Answer, folder: Path) -> Iterator[str]:
@@ -101,6 +118,7 @@ def made_log(case: Case, answer: Answer, folder: Path) -> Iterator[str]:
 RESULTS: Mapping[str, Callable[[Case, Answer, Path], Iterator[str]]] = {
     "train": trained,
     "evaluate": evaluated,
+    "calibrate": calibrated,
     "tune": tuned,
     "compare": compared,
     "convert": converted,

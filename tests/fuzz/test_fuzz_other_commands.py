@@ -1,4 +1,4 @@
-"""The command lines of evaluate.py, convert.py, tune.py, compare.py, and those of the data sets and benchmarks."""
+"""Command lines of evaluate, calibrate, convert, tune and compare, and of the scripts in datasets/ and benchmarks/."""
 
 from dataclasses import fields
 
@@ -29,6 +29,19 @@ COMMANDS: dict[str, tuple[tuple[str, ...], Options]] = {
             "--data.batch-size": ("1", "7", "64", "1000"),
             "--json": ("new.json", "run/new.json", "new/new.json"),
             "--predictions": OUT,
+        },
+    ),
+    "calibrate": (
+        ("--run", "run", "--data.path", "log", "--out", "out.json"),
+        {
+            "--run": ("run", "paused"),
+            "--run-dir": ("run",),
+            "--data.path": ("log", "./log/"),
+            "--method": ("platt", "isotonic"),
+            "--judge-on": ("test",),
+            "--data.batch-size": ("7", "1000"),
+            "--out": ("new.json", "run/calibration.json", "new/new.json"),
+            "--take-over": ("",),
         },
     ),
     "convert": (

@@ -22,7 +22,7 @@ def is_inexact(error: RefusedCellError) -> bool:
     """Whether a cell was refused only because a double may not hold it."""
     with suppress(ValueError):
         number = float(error.value)
-        return error.kind in ("int", "list<int>") and math.isfinite(number) and abs(number) >= EXACT
+        return error.column_type in ("int", "list<int>") and math.isfinite(number) and abs(number) >= EXACT
     return False
 
 
@@ -30,8 +30,8 @@ def with_place(error: RefusedCellError, spec: Spec) -> UserError:
     """The error with the file and the line of the first such cell."""
     source = spec.sources[error.source]
     place, cell = next(_places(error, source), (f"sources[{error.source}]", error.value))
-    what = WORDS.get(error.kind, error.kind)
-    if error.kind in ("int", "list<int>") and is_inexact(error):
+    what = WORDS.get(error.column_type, error.column_type)
+    if error.column_type in ("int", "list<int>") and is_inexact(error):
         what += " from -2^63 to 2^63 - 1"
     return UserError(wrong_cell(place, f"column {error.column!r} has {cell!r}", what))
 
@@ -47,7 +47,7 @@ def _places(error: RefusedCellError, source: Source) -> Iterator[tuple[str, str]
     for file in find_files(error.source, source):
         word = "row" if source.type in ("parquet", "delta") else "line"
         for number, cell in _cells(file, source, error.column):
-            if _is_same(cell, error.value, error.kind):
+            if _is_same(cell, error.value, error.column_type):
                 yield f"{file}, {word} {number}", cell
 
 
