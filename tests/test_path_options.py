@@ -32,6 +32,7 @@ from kuairand_files import kuairand
 from planning.config import read_options
 from recovery.pauses import PauseConfig
 from recovery.soak import FaultsConfig
+from scorers.run import ServingConfig
 from studies.exact_metrics import MetricsConfig
 from studies.task_conflict import ConflictConfig
 from sweep.config import SweepConfig
@@ -82,6 +83,7 @@ def options_of(config: Any) -> Callable[[Sequence[str]], Any]:
         (options_of(SweepConfig()), "--out --tables"),
         *((options_of(each()), "--out") for each in (ThroughputConfig, FaultsConfig, PauseConfig)),
         *((options_of(each()), "--out") for each in (MetricsConfig, ConflictConfig)),
+        (options_of(ServingConfig()), "--run --out --log"),
         (options_of(kuairand.Options(Path("raw"), Path("out"))), "--raw --out --reconstructed"),
         (options_of(synthetic.Options(out="out")), "--out"),
     ],

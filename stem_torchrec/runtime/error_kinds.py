@@ -19,6 +19,7 @@ class ErrorKind(StrEnum):
     FOLDER = "STEM-FOLDER"
     FORMAT = "STEM-FORMAT"
     INPUT = "STEM-INPUT"
+    INSTALL = "STEM-INSTALL"
     LAUNCH = "STEM-LAUNCH"
     LOG = "STEM-LOG"
     MEMORY = "STEM-MEMORY"

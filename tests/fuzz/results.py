@@ -15,6 +15,8 @@ from stem_torchrec.calibration.calibration_file import read_calibration
 from stem_torchrec.checkpoints.checksum import weights_checksum
 from stem_torchrec.checkpoints.weights import find_weights
 from stem_torchrec.config.files import dump_config, what_is_trained
+from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.serving.manifest import read_manifest
 from stem_torchrec.training.configuration import load_config
 
 from fuzz.case import Case
@@ -105,6 +107,17 @@ def converted(case: Case, answer: Answer, folder: Path) -> Iterator[str]:
             yield from wrong_metrics(metrics, folder / "log/valid")
 
 
+def exported(case: Case, answer: Answer, folder: Path) -> Iterator[str]:
+    """Of export: a bundle of tasks of the run whose files are whole."""
+    try:
+        bundle = read_manifest(folder / (case.place("--out") or ""))
+    except UserError as error:
+        yield f"export: {str(error).replace(str(folder), '')}"
+        return
+    if not bundle.tasks or not set(bundle.tasks) <= {"finish", "like"}:
+        yield f"export: the bundle has the tasks {bundle.tasks}"
+
+
 def made_log(case: Case, answer: Answer, folder: Path) -> Iterator[str]:
     """Of prepare and the scripts in datasets/: the rows and positives that schema.json counts."""
     out = folder / (case.place("--out") or "")
@@ -122,6 +135,7 @@ RESULTS: Mapping[str, Callable[[Case, Answer, Path], Iterator[str]]] = {
     "tune": tuned,
     "compare": compared,
     "convert": converted,
+    "export": exported,
     "synthetic": made_log,
     "kuairand": made_log,
     "prepare": made_log,

@@ -1,4 +1,4 @@
-"""Command lines of evaluate, calibrate, convert, tune and compare, and of the scripts in datasets/ and benchmarks/."""
+"""Command lines of the commands but train and prepare, and of the scripts in datasets/ and benchmarks/."""
 
 from dataclasses import fields
 
@@ -47,6 +47,18 @@ COMMANDS: dict[str, tuple[tuple[str, ...], Options]] = {
     "convert": (
         ("--run", "run", "--out", "out"),
         {"--run": ("run", "paused"), "--layout": ("packed", "split"), "--out": (*OUT, "run/new")},
+    ),
+    "export": (
+        ("--run", "run", "--log", "log", "--out", "out"),
+        {
+            "--run": ("run", "paused"),
+            "--run-dir": ("run",),
+            "--log": ("log", "./log/"),
+            "--out": (*OUT, "run/new"),
+            "--tasks": ("like", "finish like"),
+            "--tables": ("fp16", "int8"),
+            "--calibration": ("none",),
+        },
     ),
     "tune": (
         (*TRAIN, "--train.max-steps", "1", "--trials", "1", "--out", "out"),
