@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from annotated_types import Interval
+from scipy.stats import rankdata
 
 from stem_torchrec.config import parse_arguments
 from stem_torchrec.data.columns import Columns
@@ -130,8 +131,6 @@ def _of_turn(number: int, side: str, rows: int, raw: bool, ms: Sequence[float]) 
 
 def _auc(probabilities: np.ndarray, tasks: Sequence[str], split: str, log: str) -> dict[str, float]:
     """AUC of each task, over the rows that have its label; ties count half."""
-    from scipy.stats import rankdata
-
     labels = Columns.select(load_schema(log), labels=tuple(tasks)).labels
     table, aucs = pq.read_table(split, columns=list(labels)), {}
     for i, task in enumerate(labels):
