@@ -30,6 +30,7 @@ class ErrorKind(StrEnum):
     RAW = "STEM-RAW"
     ROW = "STEM-ROW"
     RUN = "STEM-RUN"
+    SERVER = "STEM-SERVER"
     SHARDING = "STEM-SHARDING"
     SPEC = "STEM-SPEC"
     TRANSFER = "STEM-TRANSFER"
@@ -60,6 +61,7 @@ OF_ROOMS = {
     "runtime.owner_file": ErrorKind.FOLDER,
     "runtime.path_options": ErrorKind.PATH,
     "runtime.process": ErrorKind.LAUNCH,
+    "server": ErrorKind.SERVER,
     "sharding": ErrorKind.SHARDING,
     "tables": ErrorKind.MODEL,
     "training": ErrorKind.RUN,

@@ -17,7 +17,7 @@ from stem_torchrec.server.tensors import InferenceRequest
 
 _DATATYPES = {BOOL: "BOOL", INT: "INT64", FLOAT: "FP64", TEXT: "BYTES", TIMESTAMP: "BYTES", DATE: "BYTES"}
 VALUES, OFFSETS, MISSING = ".values", ".offsets", ".missing"
-"""What the names of a list's two tensors end with, and of the tensor that tells which values of a column are missing."""
+"""What the names of a list's two tensors end with, and of that which tells the missing values of a column."""
 
 
 @dataclass(frozen=True)
