@@ -1,0 +1,298 @@
+"""A server answers what its bundle scores, refuses what is wrong in a sentence, and ends without a lost request."""
+
+import json
+import math
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from stem_torchrec.serving.bundle import load_bundle
+
+from bundles import TASKS, raw_of_valid
+from distributed import run_ranks
+from served import ARROW, JSON, OPTIONS, TOKEN, Server, running_server, stream_of, write_bundles
+
+RIGHT = {"user": 7, "city": "rome", "tags": "1|2", "time": 3, "price": 2.5}
+ROUNDING = 1e-6
+"""A row is scored beside others in a batch of another size, whose products are rounded in another order."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With the bundles a, b, other, damaged, and the link current."""
+    folder = tmp_path_factory.mktemp("served")
+    run_ranks(1, write_bundles, folder, timeout=200)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Server]:
+    """One for all tests of this file."""
+    with running_server(folder / "bundles/current", *OPTIONS) as server:
+        yield server
+
+
+def scores_of(folder: Path, rows: pa.Table, bundle: str = "a") -> np.ndarray:
+    """What the bundle itself scores: (B, T)."""
+    table = load_bundle(folder / "bundles" / bundle).score(rows)
+    return np.stack([table[task].to_numpy() for task in TASKS], axis=1)
+
+
+def matrix(predictions: list[dict[str, float]]) -> np.ndarray:
+    return np.array([[row[task] for task in TASKS] for row in predictions])
+
+
+def test_json_and_arrow_get_the_scores_of_the_bundle(server: Server, folder: Path) -> None:
+    rows = raw_of_valid()
+    expected = scores_of(folder, rows)
+    answer = server.ask("/score", {"rows": rows.to_pylist()})
+    assert (answer.status, answer.json["errors"]) == (200, [])
+    np.testing.assert_allclose(matrix(answer.json["predictions"]), expected, rtol=0, atol=ROUNDING)
+    answer = server.ask("/score", stream_of(rows), ARROW)
+    assert (answer.status, answer.headers["Content-Type"]) == (200, ARROW)
+    assert answer.arrow.schema == pa.schema([*((task, pa.float32()) for task in TASKS), ("error", pa.string())])
+    assert answer.arrow["error"].null_count == len(rows)
+    columns = [answer.arrow[task].to_numpy() for task in TASKS]
+    np.testing.assert_allclose(np.stack(columns, axis=1), expected, rtol=0, atol=ROUNDING)
+
+
+def test_one_row_many_rows_and_none_are_scored(server: Server) -> None:
+    one = server.ask("/score", RIGHT).json["predictions"]
+    assert [row.keys() for row in one] == [set(TASKS)]
+    many = server.ask("/score", {"rows": [RIGHT] * 2500}).json["predictions"]
+    np.testing.assert_allclose(matrix(many), matrix(one * 2500), rtol=0, atol=ROUNDING)
+    assert server.ask("/score", {"rows": []}).json["predictions"] == []
+    nothing = server.ask("/score", stream_of(raw_of_valid().slice(0, 0)), ARROW)
+    assert (nothing.status, len(nothing.arrow)) == (200, 0)
+
+
+WRONG: list[tuple[Any, str | None, str]] = [
+    (RIGHT | {"user": "anna"}, "user", "user is 'anna', but must be a whole number of 64 bits."),
+    (RIGHT | {"user": 7.0}, "user", "user is 7.0, but must be a whole number of 64 bits."),
+    (RIGHT | {"user": 2**63}, "user", "user is 9223372036854775808, but must be a whole number of 64 bits."),
+    (RIGHT | {"price": "cheap"}, "price", "price is 'cheap', but must be a finite number."),
+    (RIGHT | {"price": True}, "price", "price is True, but must be a finite number."),
+    (RIGHT | {"city": ["rome"]}, "city", "city is ['rome'], but must be text."),
+    ({name: RIGHT[name] for name in RIGHT if name != "city"} | {"citi": "rome"}, "city", "the row has no 'city'; did"),
+    (7, None, "the row is 7, but must be an object."),
+    (None, None, "the row is None, but must be an object."),
+]
+
+
+def test_a_wrong_row_is_named_and_the_others_are_scored(server: Server) -> None:
+    rows = [RIGHT] + [part for row, _, _ in WRONG for part in (row, RIGHT)]
+    answer = server.ask("/score", {"rows": rows})
+    assert answer.status == 200
+    errors = {error["row"]: error for error in answer.json["errors"]}
+    assert list(errors) == list(range(1, len(rows), 2))
+    for i, (_, column, reason) in zip(errors, WRONG, strict=True):
+        assert errors[i]["column"] == column
+        assert errors[i]["reason"].startswith(reason)
+    right = [row for row in answer.json["predictions"] if row is not None]
+    assert len(right) == len(WRONG) + 1
+    np.testing.assert_allclose(matrix(right), matrix(right[:1] * len(right)), rtol=0, atol=ROUNDING)
+
+
+def test_a_request_of_wrong_rows_only_is_refused(server: Server) -> None:
+    answer = server.ask("/score", {"rows": [WRONG[0][0], WRONG[3][0]]})
+    assert answer.status == 422
+    assert answer.json["error"].startswith("row 0: user is 'anna', but must be a whole number of 64 bits (and 1 more")
+    assert [error["value"] for error in answer.json["errors"]] == ["'anna'", "'cheap'"]
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status", "sentence"),
+    [
+        (b'{"user": NaN}', JSON, 400, "the body is not JSON in UTF-8"),
+        (b'{"rows": [', JSON, 400, "the body is not JSON in UTF-8"),
+        (b'{"city": "\xff"}', JSON, 400, "the body is not JSON in UTF-8"),
+        (b"", JSON, 400, "the body is not JSON in UTF-8"),
+        (b"[" * 5000, JSON, 400, "the body is not JSON in UTF-8"),
+        (b"[]", JSON, 400, "the body is [], but must be an object of JSON."),
+        (b'{"rows": 3}', JSON, 400, "rows is 3, but must be a list of rows."),
+        (b"{}", "text/plain", 415, "Content-Type is text/plain, but must be application/json or"),
+        (b"{}", None, 415, "Content-Type is missing"),
+        (b"x" * (2**20 + 1), JSON, 413, "the body is larger than --limits.body-mib allows, 1 MiB."),
+        (json.dumps({"rows": [{}] * 3001}).encode(), JSON, 413, "the request has 3001 rows, but --limits.rows allows"),
+        (b"no arrow", ARROW, 400, "the body is no stream of Arrow"),
+    ],
+    ids=str,
+)
+def test_a_body_that_cannot_be_read_is_refused(
+    server: Server, body: bytes, kind: str | None, status: int, sentence: str
+) -> None:
+    answer = server.ask("/score", body, kind)
+    assert answer.status == status
+    assert answer.json["error"].startswith(sentence)
+
+
+def test_odd_streams_of_arrow_are_refused(server: Server) -> None:
+    rows = raw_of_valid()
+    place = rows.column_names.index("city")
+    long = pa.array(["x" * 100_000]).dictionary_encode()
+    indices = pa.DictionaryArray.from_arrays(pa.array([0] * len(rows), pa.int32()), long.dictionary)
+    cases = {
+        400: [stream_of(rows)[:-200], stream_of(rows)[:300]],
+        413: [stream_of(pa.concat_tables([rows] * 31)), stream_of(rows.set_column(place, "city", indices))],
+        415: [stream_of(rows, compression="zstd")],
+        422: [
+            stream_of(rows.drop_columns(["city"])),
+            stream_of(rows.set_column(place, "city", pa.array(range(len(rows))))),
+            stream_of(rows.set_column(place, "city", rows["city"].cast(pa.string_view()))),
+        ],
+    }
+    for status, bodies in cases.items():
+        for body in bodies:
+            answer = server.ask("/score", body, ARROW)
+            assert (answer.status, "error" in answer.json) == (status, True), answer.body
+    dictionary = rows.set_column(place, "city", rows["city"].combine_chunks().dictionary_encode())
+    assert server.ask("/score", stream_of(dictionary), ARROW).status == 200
+
+
+def test_numbers_that_the_model_cannot_take_are_named(server: Server) -> None:
+    # A price of 1e308 has a logarithm that the model takes; a weight, which no text can be, comes from time.
+    answer = server.ask("/score", {"rows": [RIGHT, RIGHT | {"price": 1e308}, RIGHT | {"time": -(2**63)}]})
+    assert answer.status == 200
+    for prediction, i in zip(answer.json["predictions"], range(3), strict=True):
+        wrong = [error for error in answer.json["errors"] if error["row"] == i]
+        assert (prediction is None) == bool(wrong)
+        assert prediction is None or all(0 <= value <= 1 and math.isfinite(value) for value in prediction.values())
+
+
+def test_unknown_paths_and_methods_are_answered_in_json(server: Server) -> None:
+    for path, method, status in (("/nothing", "GET", 404), ("/score", "GET", 405), ("/score/", "POST", 404)):
+        answer = server.ask(path, method=method)
+        assert (answer.status, list(answer.json)) == (status, ["error"])
+
+
+def test_only_probes_need_no_token(server: Server) -> None:
+    for path in ("/health", "/ready", "/v2/health/live", "/v2/health/ready"):
+        assert server.ask(path, token=None).status == 200
+    for path in ("/metrics", "/openapi.json", "/v2", "/v2/models/stem", "/nothing"):
+        for token in (None, "wrong", "0123456789abcdef-tokem"):
+            answer = server.ask(path, token=token)
+            assert (answer.status, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
+    assert server.ask("/score", RIGHT, token=None).status == 401
+    assert server.ask("/admin/swap", {}, token="wrong").status == 401
+
+
+def test_metrics_count_requests_rows_and_batches(server: Server) -> None:
+    def numbers() -> list[float]:
+        counted = ('stem_requests_total{endpoint="/score",status="200"}', 'stem_rows_total{outcome="scored"}')
+        return [server.metric(name) for name in (*counted, 'stem_rows_total{outcome="wrong"}', "stem_batch_rows_sum")]
+
+    before = numbers()
+    server.ask("/score", {"rows": [RIGHT, WRONG[0][0], RIGHT]})
+    assert [after - number for after, number in zip(numbers(), before, strict=True)] == [1, 2, 1, 2]
+    text = server.ask("/metrics").body.decode()
+    assert f'version="{server.ask("/ready").json["version"]}"' in text
+    assert "stem_queue_rows 0.0" in text
+    assert 'stem_request_seconds_bucket{endpoint="/score",le="0.1"}' in text
+
+
+def test_the_openapi_has_the_features_of_the_bundle(server: Server) -> None:
+    document = server.ask("/openapi.json").json
+    row = document["components"]["schemas"]["Row"]
+    assert set(row["properties"]) == set(row["required"]) == set(RIGHT)
+    assert row["properties"]["city"] == {"anyOf": [{"type": "string"}, {"type": "null"}]}
+    example = document["components"]["schemas"]["ScoreRequest"]["example"]
+    assert example["rows"][0]["city"] in ("rome", "oslo", "bonn")
+    assert server.ask("/score", example).json["errors"] == []
+
+
+def test_slow_and_lost_clients_do_not_hold_the_others_up(server: Server) -> None:
+    def connected(text: str) -> socket.socket:
+        client = socket.create_connection((server.host, server.port))
+        client.sendall(text.encode())
+        return client
+
+    head = f"POST /score HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
+    slow = [
+        connected("POST /sc"),
+        connected(f"{head}Content-Type: {JSON}\r\nContent-Length: 100\r\n\r\n{{"),
+    ]
+    for _ in range(5):
+        connected(f"{head}Content-Type: {JSON}\r\nContent-Length: 100\r\n\r\n{{").close()
+    assert server.ask("/score", RIGHT).status == 200
+    for client, answer in zip(slow, (b"", b"HTTP/1.1 408 Request Timeout"), strict=True):
+        client.settimeout(20)
+        assert client.recv(1000).startswith(answer)
+        client.close()
+
+
+def test_more_connections_than_allowed_are_refused_and_then_served(server: Server) -> None:
+    idle = [socket.create_connection((server.host, server.port)) for _ in range(45)]
+    assert server.ask("/health").status == 503
+    for client in idle:
+        client.close()
+    while server.ask("/health").status != 200:
+        time.sleep(0.05)
+
+
+def test_a_swap_loses_no_request_and_refuses_bad_bundles(server: Server, folder: Path) -> None:
+    rows = raw_of_valid()
+    expected = {name: scores_of(folder, rows, name) for name in ("a", "b")}
+    assert np.abs(expected["a"] - expected["b"]).max() > 10 * ROUNDING
+    versions = {"a": server.ask("/ready").json["version"]}
+    stop, answers = threading.Event(), list[tuple[int, bytes]]()
+
+    def load() -> None:
+        while not stop.is_set():
+            answer = server.ask("/score", stream_of(rows), ARROW)
+            answers.append((answer.status, answer.body))
+
+    with ThreadPoolExecutor(2) as clients:
+        loads = [clients.submit(load) for _ in range(2)]
+        swapped = server.ask("/admin/swap", {"bundle": "b"})
+        versions["b"] = swapped.json["version"]
+        refused = {
+            "damaged": (422, "the bundle is refused"),
+            "other": (422, "the bundle is refused"),
+            "nothing": (422, "the bundle is refused"),
+            "../log": (422, "'../log' is not in"),
+            "/etc": (422, "'/etc' is not in"),
+        }
+        for name, (status, sentence) in refused.items():
+            answer = server.ask("/admin/swap", {"bundle": name})
+            assert (answer.status, answer.json["error"].startswith(sentence)) == (status, True), answer.body
+        assert server.ask("/ready").json["version"] == versions["b"]
+        page = server.ask("/admin/swap", {}, headers={"Origin": "http://example.com"})
+        assert page.status == 403
+        (folder / "bundles/current").unlink()
+        (folder / "bundles/current").symlink_to("a")
+        assert server.ask("/admin/swap", {"bundle": "current"}).json["version"] == versions["a"]
+        stop.set()
+        for each in loads:
+            each.result()
+    assert versions["a"] != versions["b"]
+    assert {status for status, _ in answers} == {200}
+    for _, body in answers:
+        table = pa.ipc.open_stream(body).read_all()
+        scores = np.stack([table[task].to_numpy() for task in TASKS], axis=1)
+        assert min(np.abs(scores - each).max() for each in expected.values()) < ROUNDING
+
+
+def test_sigterm_answers_what_is_under_way_and_ends_with_its_status(server: Server) -> None:
+    with ThreadPoolExecutor(4) as clients:
+        under_way = [clients.submit(server.ask, "/score", {"rows": [RIGHT] * 3000}) for _ in range(4)]
+        while server.metric('stem_requests_total{endpoint="/score"') == 0:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        server.process.send_signal(signal.SIGTERM)
+        statuses = []
+        for each in under_way:
+            with suppress(ConnectionRefusedError):  # It came after the signal.
+                statuses.append(each.result().status)
+    assert set(statuses) <= {200}
+    assert server.process.wait(timeout=20) == 128 + signal.SIGTERM
+    assert server.process.stdout.read() == "SIGTERM: all requests are answered\n"
