@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from safetensors.torch import load_file, save_file
 
 from stem_torchrec.preparation.options import PrepareOptions
 from stem_torchrec.preparation.prepare_log import prepare_log
 from stem_torchrec.serving.export_run import ExportConfig, export_run
+from stem_torchrec.serving.manifest import PROGRAM_FILE, TABLES_FILE, file_entries, read_manifest, write_manifest
 from stem_torchrec.training.recipes import tiny
 from stem_torchrec.training.trainer import train
 
@@ -36,7 +38,8 @@ OPTIONS = (
 
 
 def write_bundles(folder: Path) -> None:
-    """Writes the bundles `a` and `b`, whose tables are in fp32 and fp16, and `other`, which scores one task.
+    """Writes the bundle `a` and others like it: `b` with other weights, `one_task` that lacks a task,
+    `ids` that takes rows of ids, and `damaged`.
 
     One rank of a process group calls it.
     """
@@ -52,12 +55,19 @@ def write_bundles(folder: Path) -> None:
         output_dir=str(folder / "run"),
     )
     train(config, this_process())
-    for name, options in {"a": {}, "b": {"tables": "fp16"}, "other": {"tasks": ("buy",)}}.items():
-        export_run(ExportConfig(run=str(folder / "run"), out=str(folder / "bundles" / name), **options))
-    damaged = folder / "bundles/damaged"
-    shutil.copytree(folder / "bundles/a", damaged)
-    (damaged / "model.pt2").write_bytes((damaged / "model.pt2").read_bytes()[:-100])
+    first = folder / "bundles/a"
+    export_run(ExportConfig(run=str(folder / "run"), out=str(first)))
     (folder / "bundles/current").symlink_to("a")
+    for name in ("b", "one_task", "ids", "damaged"):
+        shutil.copytree(first, folder / "bundles" / name)
+    tables = load_file(first / TABLES_FILE)
+    save_file({name: -table for name, table in tables.items()}, folder / "bundles/b" / TABLES_FILE)
+    manifest = read_manifest(first)
+    changed = manifest.files | file_entries(folder / "bundles/b", [TABLES_FILE])
+    write_manifest(folder / "bundles/b", replace(manifest, files=changed))
+    write_manifest(folder / "bundles/one_task", replace(manifest, tasks=manifest.tasks[:1]))
+    write_manifest(folder / "bundles/ids", replace(manifest, raw=False))
+    (folder / "bundles/damaged" / PROGRAM_FILE).write_bytes(b"no program")
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,25 @@
 
 import json
 import math
+import os
 import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
+from tritonclient.utils import InferenceServerException
 
 from stem_torchrec.serving.bundle import load_bundle
 
@@ -29,7 +35,7 @@ ROUNDING = 1e-6
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With the bundles a, b, other, damaged, and the link current."""
+    """With the bundles a, b, one_task, ids, damaged, and the link current."""
     folder = tmp_path_factory.mktemp("served")
     run_ranks(1, write_bundles, folder, timeout=200)
     return folder
@@ -78,7 +84,7 @@ def test_one_row_many_rows_and_none_are_scored(server: Server) -> None:
 
 WRONG: list[tuple[Any, str | None, str]] = [
     (RIGHT | {"user": "anna"}, "user", "user is 'anna', but must be a whole number of 64 bits."),
-    (RIGHT | {"user": 7.0}, "user", "user is 7.0, but must be a whole number of 64 bits."),
+    (RIGHT | {"user": 7.5}, "user", "user is 7.5, but must be a whole number of 64 bits."),
     (RIGHT | {"user": 2**63}, "user", "user is 9223372036854775808, but must be a whole number of 64 bits."),
     (RIGHT | {"price": "cheap"}, "price", "price is 'cheap', but must be a finite number."),
     (RIGHT | {"price": True}, "price", "price is True, but must be a finite number."),
@@ -239,6 +245,15 @@ def test_more_connections_than_allowed_are_refused_and_then_served(server: Serve
         time.sleep(0.05)
 
 
+@contextmanager
+def ending(stop: threading.Event) -> Iterator[None]:
+    """Sets the event at the end of the block, also if that fails."""
+    try:
+        yield
+    finally:
+        stop.set()
+
+
 def test_a_swap_loses_no_request_and_refuses_bad_bundles(server: Server, folder: Path) -> None:
     rows = raw_of_valid()
     expected = {name: scores_of(folder, rows, name) for name in ("a", "b")}
@@ -251,13 +266,13 @@ def test_a_swap_loses_no_request_and_refuses_bad_bundles(server: Server, folder:
             answer = server.ask("/score", stream_of(rows), ARROW)
             answers.append((answer.status, answer.body))
 
-    with ThreadPoolExecutor(2) as clients:
+    with ThreadPoolExecutor(2) as clients, ending(stop):
         loads = [clients.submit(load) for _ in range(2)]
         swapped = server.ask("/admin/swap", {"bundle": "b"})
         versions["b"] = swapped.json["version"]
         refused = {
             "damaged": (422, "the bundle is refused"),
-            "other": (422, "the bundle is refused"),
+            "one_task": (422, "the bundle is refused"),
             "nothing": (422, "the bundle is refused"),
             "../log": (422, "'../log' is not in"),
             "/etc": (422, "'/etc' is not in"),
@@ -271,15 +286,196 @@ def test_a_swap_loses_no_request_and_refuses_bad_bundles(server: Server, folder:
         (folder / "bundles/current").unlink()
         (folder / "bundles/current").symlink_to("a")
         assert server.ask("/admin/swap", {"bundle": "current"}).json["version"] == versions["a"]
-        stop.set()
-        for each in loads:
-            each.result()
+    for each in loads:
+        each.result()
     assert versions["a"] != versions["b"]
     assert {status for status, _ in answers} == {200}
     for _, body in answers:
         table = pa.ipc.open_stream(body).read_all()
         scores = np.stack([table[task].to_numpy() for task in TASKS], axis=1)
         assert min(np.abs(scores - each).max() for each in expected.values()) < ROUNDING
+
+
+@pytest.fixture
+def triton(server: Server) -> Iterator[InferenceServerClient]:
+    """The client that Triton and KServe have, with the token."""
+    client = InferenceServerClient(f"{server.host}:{server.port}")
+    client._client_stub.default_headers["Authorization"] = f"Bearer {TOKEN}"
+    yield client
+    client.close()
+
+
+def tensors_of(columns: dict[str, np.ndarray], *, binary: bool) -> list[InferInput]:
+    """Texts become BYTES, whole numbers INT64, and others FP32."""
+    tensors = []
+    for name, values in columns.items():
+        datatype = {"i": "INT64", "O": "BYTES"}.get(values.dtype.kind, "FP32")
+        tensors.append(InferInput(name, list(values.shape), datatype))
+        tensors[-1].set_data_from_numpy(values.astype("f4") if datatype == "FP32" else values, binary_data=binary)
+    return tensors
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_tritonclient_gets_the_scores_of_raw_rows(
+    server: Server, triton: InferenceServerClient, folder: Path, binary: bool
+) -> None:
+    assert triton.is_server_live()
+    assert triton.is_server_ready()
+    assert triton.is_model_ready("stem")
+    metadata = triton.get_model_metadata("stem")
+    inputs = {entry["name"]: entry["datatype"] for entry in metadata["inputs"]}
+    assert inputs == {"user": "INT64", "city": "BYTES", "tags": "BYTES", "time": "INT64", "price": "FP64"}
+    rows = raw_of_valid().slice(0, 20)
+    missing = {"BYTES": "", "INT64": 0, "FP64": 0.0}
+    rows = pa.table({name: rows[name].combine_chunks().fill_null(missing[inputs[name]]) for name in inputs})
+    columns = {name: rows[name].to_numpy() for name in inputs}
+    outputs = [InferRequestedOutput(task, binary_data=binary) for task in TASKS]
+    result = triton.infer("stem", tensors_of(columns, binary=binary), outputs=outputs, request_id="7")
+    assert result.get_response()["id"] == "7"
+    scores = np.stack([result.as_numpy(task) for task in TASKS], axis=1)
+    np.testing.assert_allclose(scores, scores_of(folder, rows), rtol=0, atol=ROUNDING)
+
+
+def test_tritonclient_sends_lists_as_values_and_offsets(
+    server: Server, triton: InferenceServerClient, folder: Path
+) -> None:
+    assert server.ask("/admin/swap", {"bundle": "ids", "allow_changes": True}).status == 200
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 4, 10)
+    columns = {name: rng.integers(0, 5, 10) for name in ("user", "city", "hour")}
+    tags, offsets = rng.integers(0, 9, lengths.sum()), np.concatenate([[0], np.cumsum(lengths)])
+    weights, price = rng.random(10).astype("f4"), rng.random(10).astype("f4")
+    sent = columns | {"tags.values": tags, "tags.offsets": offsets, "hour_weights": weights, "price": price}
+    result = triton.infer("stem", tensors_of(sent, binary=True))
+    lists = pa.ListArray.from_arrays(offsets, tags)
+    rows = pa.table(columns | {"tags": lists, "hour_weights": weights, "price": price})
+    scores = np.stack([result.as_numpy(task) for task in TASKS], axis=1)
+    np.testing.assert_allclose(scores, scores_of(folder, rows, "ids"), rtol=0, atol=ROUNDING)
+    with pytest.raises(InferenceServerException, match=r"row 0: .* is not an id in"):
+        triton.infer("stem", tensors_of(sent | {"user": columns["user"] + 10**6}, binary=True))
+    triton.load_model("stem")  # Again the bundle of this path, which still is ids.
+    assert server.ask("/admin/swap", {"bundle": "a", "allow_changes": True}).status == 200
+
+
+def test_the_protocol_refuses_in_its_own_words(server: Server, triton: InferenceServerClient) -> None:
+    with pytest.raises(InferenceServerException, match="there is no model 'other', only 'stem'"):
+        triton.get_model_metadata("other")
+    with pytest.raises(InferenceServerException, match="stem has no version '1'"):
+        triton.infer("stem", [], model_version="1")
+    with pytest.raises(InferenceServerException, match="the input 'city' is missing"):
+        triton.infer("stem", [])
+    assert triton.get_model_repository_index()[0]["state"] == "READY"
+    answer = server.ask("/v2/models/stem/infer", b"{}", headers={"Inference-Header-Content-Length": "9"})
+    assert (answer.status, answer.json["error"]) == (
+        400,
+        "Inference-Header-Content-Length is 9, and the body has 2 bytes.",
+    )
+
+
+def check_against_openapi(server: Server, examples: int) -> None:
+    """Sends requests that are drawn from the server's own document, right and wrong, and checks the answers by it."""
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    schema = schemathesis.openapi.from_url(f"http://{server.host}:{server.port}/openapi.json", headers=headers)
+    paths = set()
+    for each in schema.get_all_operations():
+        operation = each.ok()
+        if operation.path in ("/admin/swap", "/v2/repository/models/{name}/load") and examples < 100:
+            continue  # Each may load a bundle.
+        paths.add(operation.path)
+
+        @given(case=operation.as_strategy())
+        @settings(
+            max_examples=examples,
+            deadline=None,
+            database=None,
+            derandomize=True,
+            suppress_health_check=list(HealthCheck),
+        )
+        def check(case: schemathesis.Case) -> None:
+            # Texts that are no times and tensors that are no features are right by the document, and refused.
+            case.call_and_validate(headers=headers, timeout=30, excluded_checks=[positive_data_acceptance])
+
+        check()
+    assert {"/score", "/health", "/v2/models/{name}/infer"} <= paths
+
+
+@pytest.mark.parametrize("examples", [5, pytest.param(300, marks=pytest.mark.long)])
+@pytest.mark.filterwarnings("default")
+def test_answers_are_as_the_openapi_tells(server: Server, examples: int) -> None:
+    check_against_openapi(server, examples)
+
+
+@pytest.mark.parametrize(("seconds", "swap_every"), [(6, 1.5), pytest.param(600, 30, marks=pytest.mark.long)])
+def test_a_soak_loses_nothing_and_grows_in_nothing(
+    server: Server, folder: Path, seconds: float, swap_every: float
+) -> None:
+    rows = raw_of_valid().slice(0, 40)
+    expected = {}
+    for name in ("a", "b"):
+        version = server.ask("/admin/swap", {"bundle": name}).json["version"]
+        expected[version] = scores_of(folder, rows, name)
+    bodies = [(json.dumps({"rows": rows.to_pylist()}).encode(), JSON, 200), (stream_of(rows), ARROW, 200)]
+    bodies += [
+        (b"{", JSON, 400),
+        (b"{}", "text/plain", 415),
+        (b"x" * 2**21, JSON, 413),
+        (stream_of(rows)[:99], ARROW, 400),
+    ]
+    bodies += [(json.dumps({"rows": [{"user": "x"}, 3]}).encode(), JSON, 422)]
+    stop, wrong, swaps = threading.Event(), list[str](), list[tuple[int, int]]()
+
+    def ask(first: int) -> int:
+        count = first
+        while not stop.is_set():
+            body, kind, status = bodies[count % len(bodies)]
+            try:
+                answer = server.ask("/score", body, kind)
+            except OSError as error:
+                # The server may answer 413 and close before it has read the body, which is a reset for the client.
+                if status != 413:
+                    wrong.append(repr(error))
+            else:
+                if answer.status != status:
+                    wrong.append(f"{answer.status} {answer.body[:200]!r}")
+                elif kind == JSON and status == 200:
+                    scores = matrix(answer.json["predictions"])
+                    if np.abs(scores - expected[answer.json["version"]]).max() > ROUNDING:
+                        wrong.append("scores of another version")
+            count += 1
+        return count - first
+
+    before = size_of(server)
+    end = time.monotonic() + seconds
+    with ThreadPoolExecutor(4) as clients, ending(stop):
+        under_way = [clients.submit(ask, i) for i in range(4)]
+        while len(swaps) < 3 or time.monotonic() + swap_every < end:
+            bundle, status = (("a", 200), ("damaged", 422), ("b", 200))[len(swaps) % 3]
+            swaps.append((server.ask("/admin/swap", {"bundle": bundle}).status, status))
+            time.sleep(swap_every)
+    assert wrong[:3] == []
+    assert sum(each.result() for each in under_way) > 20
+    assert [status for status, _ in swaps] == [status for _, status in swaps]
+    time.sleep(1.5)  # The bundle before is let go a second after a swap.
+    after = size_of(server)
+    assert (after["bundles"], after["queue"]) == (1, 0)
+    # Connections of clients that are about to close, and threads that load bundles and stay for the next.
+    assert after["files"] <= before["files"] + 4
+    assert after["threads"] <= before["threads"] + 4
+    if seconds > 60:
+        assert after["mib"] < before["mib"] + 100
+
+
+def size_of(server: Server) -> dict[str, float]:
+    """What could grow in a server."""
+    process = Path(f"/proc/{server.process.pid}")
+    pages = int((process / "statm").read_text().split()[1])
+    return {
+        "mib": pages * os.sysconf("SC_PAGE_SIZE") / 2**20,
+        "files": len(list((process / "fd").iterdir())),
+        "threads": len(list((process / "task").iterdir())),
+        "bundles": server.metric("stem_bundles_loaded"),
+        "queue": server.metric("stem_queue_rows"),
+    }
 
 
 def test_sigterm_answers_what_is_under_way_and_ends_with_its_status(server: Server) -> None:
@@ -289,10 +485,10 @@ def test_sigterm_answers_what_is_under_way_and_ends_with_its_status(server: Serv
             time.sleep(0.01)
         time.sleep(0.05)
         server.process.send_signal(signal.SIGTERM)
-        statuses = []
+        answers = []
         for each in under_way:
             with suppress(ConnectionRefusedError):  # It came after the signal.
-                statuses.append(each.result().status)
-    assert set(statuses) <= {200}
+                answers.append(each.result())
+    assert {answer.status for answer in answers} <= {200}, answers
     assert server.process.wait(timeout=20) == 128 + signal.SIGTERM
     assert server.process.stdout.read() == "SIGTERM: all requests are answered\n"

@@ -59,6 +59,8 @@ def test_values_of_json_become_columns_of_their_types() -> None:
     [
         ("age", True, "a whole number of 64 bits"),
         ("age", -(2**63) - 1, "a whole number of 64 bits"),
+        ("age", 2.5, "a whole number of 64 bits"),
+        ("age", 2.0**60, "a whole number of 64 bits"),
         ("price", float("inf"), "a finite number"),
         ("price", 10**400, "a finite number"),
         ("sold", 1, "true or false"),
@@ -79,7 +81,7 @@ def test_a_wrong_value_of_json_makes_its_row_wrong(column: str, value: Any, need
 
 def test_an_id_of_a_log_may_stand_alone_or_in_a_list() -> None:
     columns = {"uid": InputColumn(ValueType.INTS, or_one=True)}
-    rows = rows_of_json([{"uid": 3}, {"uid": [4, 5]}, {"uid": None}, {"uid": "x"}], columns)
+    rows = rows_of_json([{"uid": 3}, {"uid": [4, 5.0]}, {"uid": None}, {"uid": "x"}], columns)
     assert rows.table["uid"].to_pylist() == [[3], [4, 5], None]
     assert rows.wrong[0].reason == "uid is 'x', but must be a whole number of 64 bits, or a list."
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from itertools import chain
 from types import NoneType
@@ -48,6 +49,7 @@ _NEEDS = {
     TIMESTAMP: "a time such as 2026-11-27T12:00:00Z, or microseconds since 1970",
     DATE: "a date such as 2026-11-27, or days since 1970",
 }
+_EXACT = 2**53
 _ABSENT = object()
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -159,8 +161,9 @@ def _read(value: Any, column: InputColumn) -> Any:
     item = LISTS[column.kind]
     one = f"{_NEEDS[item]}, or " if column.or_one else ""
     if not isinstance(value, list):
-        if column.or_one and type(value) in _TYPES[item]:
-            return [_read_one(value, item)]
+        if column.or_one:
+            with suppress(ValueError):
+                return [_read_one(value, item)]
         raise ValueError(f"{one}a list")
     try:
         return [None if each is None else _read_one(each, item) for each in value]
@@ -172,6 +175,9 @@ def _read_one(value: Any, kind: ValueType) -> Any:
     try:
         if isinstance(value, str) and kind in (TIMESTAMP, DATE):
             return _microseconds(value) if kind == TIMESTAMP else (date.fromisoformat(value) - _EPOCH.date()).days
+        if isinstance(value, float) and int in _TYPES[kind] and float not in _TYPES[kind] and value.is_integer():
+            # 7.0 is a whole number in JSON; beyond these a float may be another one than was meant.
+            value = int(value) if abs(value) <= _EXACT else value
         right = type(value) in _TYPES[kind]
         if right and kind == FLOAT:
             value = float(value)

@@ -1,6 +1,7 @@
 """What Prometheus reads at /metrics."""
 
 from collections.abc import Callable
+from weakref import WeakSet
 
 from prometheus_client import (
     CollectorRegistry,
@@ -47,10 +48,14 @@ class Metrics:
         )
         self._bundle = Info("stem_bundle", "The bundle that answers.", registry=registry)
         Gauge("stem_queue_rows", "Rows that wait.", registry=registry).set_function(queued_rows)
+        self._bundles = WeakSet[ServedBundle]()
+        loaded = Gauge("stem_bundles_loaded", "Bundles in memory: one, and more while requests end.", registry=registry)
+        loaded.set_function(lambda: len(self._bundles))
         ProcessCollector(registry=registry)
 
     def show_bundle(self, served: ServedBundle) -> None:
         """Names the bundle that answers."""
+        self._bundles.add(served)
         self._bundle.info({"version": served.version, "folder": served.bundle.folder.name})
 
     def text(self) -> bytes:

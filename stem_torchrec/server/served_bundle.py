@@ -17,7 +17,7 @@ _WARM_UP = (1, 2, 64)
 """Rows that a new bundle scores before it answers requests: the first calls take longer than the others."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ServedBundle:
     """A bundle that answers requests."""
 
