@@ -58,7 +58,7 @@ def test_a_token_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatc
 def test_what_cannot_be_served_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--bundle is missing"):
         run_server(ServeConfig())
-    with pytest.raises(UserError, match="is no bundle, as it has no manifest.json"):
+    with pytest.raises(UserError, match=r"is no bundle, as it has no manifest\.json"):
         run_server(ServeConfig(bundle=str(tmp_path), http=0))
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]

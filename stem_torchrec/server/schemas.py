@@ -18,6 +18,7 @@ from stem_torchrec.expressions.value_types import (
     ValueType,
 )
 from stem_torchrec.server.answers import SwapRequest, Tensor
+from stem_torchrec.server.gate import OPEN
 from stem_torchrec.server.input_columns import InputColumn
 from stem_torchrec.server.served_bundle import ServedBundle
 
@@ -76,6 +77,8 @@ def openapi_of(app: FastAPI, served: ServedBundle, *, token: bool) -> dict[str, 
     if token:
         content["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         content["security"] = [{"token": []}]
+        for path in OPEN:
+            content["paths"][path]["get"]["security"] = []
     return content
 
 
