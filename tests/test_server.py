@@ -27,6 +27,8 @@ from stem_torchrec.serving.bundle import load_bundle
 from bundles import TASKS, raw_of_valid
 from distributed import run_ranks
 from served import ARROW, JSON, OPTIONS, TOKEN, Server, running_server, stream_of, write_bundles
+from under_load.clients import missing_clients
+from under_load.run import ServingLoadConfig, measure
 
 RIGHT = {"user": 7, "city": "rome", "tags": "1|2", "time": 3, "price": 2.5}
 ROUNDING = 1e-6
@@ -476,6 +478,19 @@ def size_of(server: Server) -> dict[str, float]:
         "bundles": server.metric("stem_bundles_loaded"),
         "queue": server.metric("stem_queue_rows"),
     }
+
+
+@pytest.mark.long
+def test_the_benchmark_reports_each_case_and_loses_no_request(folder: Path, tmp_path: Path) -> None:
+    if missing := missing_clients():
+        pytest.skip(missing[0])
+    bundle = str(folder / "bundles/a")
+    measure(ServingLoadConfig(bundle=bundle, out=str(tmp_path), rows=(1, 8), connections=(2,), seconds=1))
+    rows = [line.split("|") for line in (tmp_path / "serving_load.md").read_text().splitlines() if "JSON" in line]
+    assert [(row[1].strip(), row[3].strip(), float(row[9])) for row in rows] == [
+        (name, count, 0) for count in ("1", "8") for name in ("wrk", "hey")
+    ]
+    assert all(float(row[5].replace(",", "")) > 1 and float(row[8].replace(",", "")) > 0 for row in rows)
 
 
 def test_sigterm_answers_what_is_under_way_and_ends_with_its_status(server: Server) -> None:
