@@ -96,8 +96,8 @@ class DuckDBEngine:
         return kept.drop(_NUMBER) if ROW in kept.columns else kept.rename({ROW: _NUMBER})
 
     def settled(self, name: str, table: ir.Table) -> ir.Table:
-        """The query itself; see Engine."""
-        return table
+        """A view of the query, so that Ibis translates it once; see Engine."""
+        return self._view(f"({self._backend.compile(table)})")
 
     def rows(self, table: ir.Table) -> list[tuple[Any, ...]]:
         """The rows of a query."""
