@@ -18,8 +18,9 @@ pytestmark = pytest.mark.stack
 ROOT = Path(__file__).parent.parent
 
 ELSEWHERE = {
-    *("calibration", "comparison", "run_report", "serving", "tracking", "tuning", "preparation", "expressions"),
-    *("calibrate.py", "prepare.py", "report.py", "report_file.py"),
+    *("calibration", "comparison", "run_report", "server", "serving", "tracking", "tuning"),
+    *("preparation", "expressions"),
+    *("calibrate.py", "prepare.py", "report.py", "report_file.py", "serve.py"),
 }
 """What such a machine need not run: calibrations need scipy, comparisons and reports statsmodels and markdown, searches
 optuna, raw logs an engine, trackers their own packages."""

@@ -2,11 +2,11 @@
 
 import os
 import re
-import sys
 import termios
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,38 +17,37 @@ from stem_torchrec.preparation.engines.duckdb_engine import DuckDBEngine
 from stem_torchrec.preparation.stages import Stages
 
 
-@pytest.fixture
-def terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """A terminal in the place of standard error, behind that of capsys: what reads it."""
+@contextmanager
+def terminal() -> Iterator[int]:
+    """A terminal in the place of standard error: what reads it."""
     reader, writer = os.openpty()
     termios.tcsetwinsize(writer, (24, 120))
     os.set_blocking(reader, False)
-    with os.fdopen(writer, "w") as stream:
-        monkeypatch.setattr(sys, "stderr", stream)
+    with os.fdopen(writer, "w") as stream, redirect_stderr(stream):
         yield reader
-        monkeypatch.undo()
     os.close(reader)
 
 
-def test_a_terminal_shows_rows_per_second_and_the_time_left(terminal: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_terminal_shows_rows_per_second_and_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
     percent = 0.0
     stages = Stages(lambda: percent)
-    with stages.stage("rows") as done:
-        percent = 40.0
-        time.sleep(0.5)
-        done(1_000_000)
-    first = os.read(terminal, 10_000).decode()
-    assert re.search(r"rows: +40%.*\| 40/100 \[00:0\d<00:0\d, .*%/s\]", first)
-    with stages.stage("write") as done:
-        percent = 60.0
-        time.sleep(0.5)
-        # The next query begins anew.
-        percent = 25.0
-        time.sleep(0.5)
-        done(1_000_000)
-    second = os.read(terminal, 10_000).decode()
-    assert re.search(r"write: +60%.*\| 600k/1\.00M \[00:0\d<00:0\d, \d.*M? rows/s\]", second)
-    assert re.search(r"write: +25%.*\| 250k/1\.00M \[00:0\d<00:0\d, \d.*M? rows/s\]", second)
+    with terminal() as reader:
+        with stages.stage("rows") as done:
+            percent = 40.0
+            time.sleep(0.5)
+            done(1_000_000)
+        first = os.read(reader, 10_000).decode()
+        assert re.search(r"rows: +40%.*\| 40/100 \[00:0\d<00:0\d, .*%/s\]", first)
+        with stages.stage("write") as done:
+            percent = 60.0
+            time.sleep(0.5)
+            # The next query begins anew.
+            percent = 25.0
+            time.sleep(0.5)
+            done(1_000_000)
+        second = os.read(reader, 10_000).decode()
+        assert re.search(r"write: +60%.*\| 600k/1\.00M \[00:0\d<00:0\d, \d.*M? rows/s\]", second)
+        assert re.search(r"write: +25%.*\| 250k/1\.00M \[00:0\d<00:0\d, \d.*M? rows/s\]", second)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     assert all(re.fullmatch(r"(rows|write) +1,000,000 rows +[\d.]+ s +[\d,]+k rows/s", line) for line in lines)

@@ -245,10 +245,18 @@ def test_a_calibrated_run_shows_before_and_after(run: Path, tmp_path: Path) -> N
     shutil.copytree(run, folder, ignore=shutil.ignore_patterns("predictions"))
     rows = RowsOfLog("log", "valid", 0, 100, "00")
     judged = BeforeAndAfter(90, 9, ne_before=0.81, ne_after=0.805, pcoc_before=1.25, pcoc_after=None)
-    curves = {"like": PlattCurve(1.0, -0.2)}
-    write_calibration(folder / "calibration.json", Calibration("sha256:00", rows, rows, {}, curves, {"like": judged}))
-    report = tables("\n\n".join(page_of([RunRecord.read(folder, "a")]).parts))
-    [row] = report["Calibration"][0]
+    calibration = Calibration(
+        weights="sha256:00",
+        fitted_on=rows,
+        judged_on=rows,
+        platt={"like": PlattCurve(1.0, -0.2)},
+        kept={"finish": "its rows have one label"},
+        judged={"like": judged},
+    )
+    write_calibration(folder / "calibration.json", calibration)
+    text = "\n\n".join(page_of([RunRecord.read(folder, "a")]).parts)
+    assert "finish keeps its predictions: its rows have one label." in text
+    [row] = tables(text)["Calibration"][0]
     expected = {"task": "like", "curve": "Platt", "NE after": "0.8050", "PCOC before": "1.2500", "PCOC after": "-"}
     assert row | expected == row
 

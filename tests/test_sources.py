@@ -148,6 +148,19 @@ def test_whole_numbers_above_2_to_the_53_are_read_exactly(reader: Reader) -> Non
     ]
 
 
+def test_whole_numbers_of_digits_alone_are_read_exactly_at_once(reader: Reader) -> None:
+    text = f"a\n+5\n007\n-0\n{2**53 + 1}\n{-(2**63)}\n"
+    numbers = [5, 7, 0, 2**53 + 1, -(2**63)]
+    assert reader.rows({"log.csv": text}, columns={"a": "int"}) == [(each,) for each in numbers]
+
+
+@pytest.mark.parametrize("cell", ["1.5", "1e-1", "15E-1", "0x1f", "0X1F", "0b1", "0B1", "0o7", "inf"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_what_an_int_of_duckdb_would_round_or_takes_besides_is_refused(reader: Reader, cell: str, end: str) -> None:
+    with pytest.raises(UserError):
+        reader.rows({"log.csv": end.join(["a", "1", cell, "2", ""])}, columns={"a": "int"})
+
+
 def test_a_log_with_numbers_above_2_to_the_53_is_read_again(tmp_path: Path) -> None:
     big = {"1": 2**53 + 1, "2": 2**53, "3": 2**63 - 1, "4": -(2**63)}
     text = CSV

@@ -150,5 +150,7 @@ def _figure() -> tuple[Figure, Axes]:
 class _Thousands(ScalarFormatter):
     """`1,500` on an axis that goes to 1,000 or beyond; as many digits as the ticks need on another."""
 
-    def __call__(self, x: float, pos: int | None = None) -> str:
-        return f"{x:,.0f}" if max(map(abs, self.locs), default=0) >= 1000 else super().__call__(x, pos)
+    def format_ticks(self, values: list[float]) -> list[str]:
+        """The labels of the ticks."""
+        large = max(map(abs, values), default=0) >= 1000
+        return [f"{value:,.0f}" for value in values] if large else super().format_ticks(values)

@@ -97,7 +97,8 @@ def _before_and_after(report: Report, runs: Sequence[RunRecord]) -> None:
         for run in runs:
             if run.calibration is not None:
                 fitted, judged = (escape(f"{each}") for each in (run.calibration.fitted_on, run.calibration.judged_on))
-                report.text(f"{escape(run.name)}: fitted on {fitted}, judged on {judged}.")
+                kept = " ".join(f"{task} keeps its predictions: {why}." for task, why in run.calibration.kept.items())
+                report.text(f"{escape(run.name)}: fitted on {fitted}, judged on {judged}. {escape(kept)}".rstrip())
     if without := [run for run in runs if run.calibration is None]:
         folder = escape(str(without[0].folder))
         report.text(f"No calibration of {_names(without)}. This makes one: <code>stem-calibrate --run {folder}</code>")

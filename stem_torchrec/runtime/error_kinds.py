@@ -32,6 +32,7 @@ class ErrorKind(StrEnum):
     REPORT = "STEM-REPORT"
     ROW = "STEM-ROW"
     RUN = "STEM-RUN"
+    SERVER = "STEM-SERVER"
     SERVING = "STEM-SERVING"
     SHARDING = "STEM-SHARDING"
     SPEC = "STEM-SPEC"
@@ -65,6 +66,7 @@ OF_ROOMS = {
     "runtime.owner_file": ErrorKind.FOLDER,
     "runtime.path_options": ErrorKind.PATH,
     "runtime.process": ErrorKind.LAUNCH,
+    "server": ErrorKind.SERVER,
     "serving": ErrorKind.SERVING,
     "sharding": ErrorKind.SHARDING,
     "tables": ErrorKind.MODEL,

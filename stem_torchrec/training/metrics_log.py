@@ -93,6 +93,7 @@ class MetricsLog:
         def open_files() -> None:
             path = folder / METRICS_LOG
             lines = read_metrics_log(path) if path.exists() and after else []
+            self._trackers = open_trackers(os.environ, folder)
             self._staging = Staging(folder)
             local = self._staging.local
             text = "".join(f"{json.dumps(line)}\n" for line in lines if is_kept(line))
@@ -101,7 +102,6 @@ class MetricsLog:
             if not after:
                 remove_tree(folder / "tensorboard")
             self._board = SummaryWriter(str(local / "tensorboard"), purge_step=after + 1 if after else None)
-            self._trackers = open_trackers(os.environ, folder)
 
         from_first_rank(open_files)
 

@@ -82,12 +82,9 @@ class Trainer:
         check_resume(config, schema, self.data.contents)
         self._check_before_building()
         self.model, plan = build_sharded_model(
-            config,
-            self.data.columns,
-            process,
-            labels_missing=self.data.labels_missing,
-            ids_per_row=self.data.ids_per_row,
-        )
+            config, self.data.columns, process,
+            labels_missing=self.data.labels_missing, ids_per_row=self.data.ids_per_row,
+        )  # fmt: skip
         self.optimizer = build_optimizer(
             self.model, sparse=config.sparse, dense=config.dense, clip_norm=config.train.clip_norm
         )
@@ -201,16 +198,11 @@ class Trainer:
         steps = min(steps, train.max_steps or steps)
         self.schedule = build_schedule(self.optimizer, self.config.schedule, steps=steps, made=state.step)
         return TrainLoop(
-            self.pipeline,
-            self.data.batches,
-            steps=steps,
-            steps_per_epoch=steps_per_epoch,
-            state=state,
-            schedule=self.schedule,
-            evaluate=self._validate,
-            eval_every=train.eval_every,
+            self.pipeline, self.data.batches,
+            steps=steps, steps_per_epoch=steps_per_epoch, state=state, schedule=self.schedule,
+            evaluate=self._validate, eval_every=train.eval_every,
             callbacks=[self._keep_best, self._log, *callbacks, self.checkpoints],
-        )
+        )  # fmt: skip
 
     def _validate(self) -> Metrics:
         """Exact metrics of the validation split, between two steps."""

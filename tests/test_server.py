@@ -1,0 +1,509 @@
+"""A server answers what its bundle scores, refuses what is wrong in a sentence, and ends without a lost request."""
+
+import json
+import math
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
+from tritonclient.utils import InferenceServerException
+
+from stem_torchrec.serving.bundle import load_bundle
+
+from bundles import TASKS, raw_of_valid
+from distributed import run_ranks
+from served import ARROW, JSON, OPTIONS, TOKEN, Server, running_server, stream_of, write_bundles
+from under_load.clients import missing_clients
+from under_load.run import ServingLoadConfig, measure
+
+RIGHT = {"user": 7, "city": "rome", "tags": "1|2", "time": 3, "price": 2.5}
+ROUNDING = 1e-6
+"""A row is scored beside others in a batch of another size, whose products are rounded in another order."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With the bundles a, b, one_task, ids, damaged, and the link current."""
+    folder = tmp_path_factory.mktemp("served")
+    run_ranks(1, write_bundles, folder, timeout=200)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Server]:
+    """One for all tests of this file."""
+    with running_server(folder / "bundles/current", *OPTIONS) as server:
+        yield server
+
+
+def scores_of(folder: Path, rows: pa.Table, bundle: str = "a") -> np.ndarray:
+    """What the bundle itself scores: (B, T)."""
+    table = load_bundle(folder / "bundles" / bundle).score(rows)
+    return np.stack([table[task].to_numpy() for task in TASKS], axis=1)
+
+
+def matrix(predictions: list[dict[str, float]]) -> np.ndarray:
+    return np.array([[row[task] for task in TASKS] for row in predictions])
+
+
+def test_json_and_arrow_get_the_scores_of_the_bundle(server: Server, folder: Path) -> None:
+    rows = raw_of_valid()
+    expected = scores_of(folder, rows)
+    answer = server.ask("/score", {"rows": rows.to_pylist()})
+    assert (answer.status, answer.json["errors"]) == (200, [])
+    np.testing.assert_allclose(matrix(answer.json["predictions"]), expected, rtol=0, atol=ROUNDING)
+    answer = server.ask("/score", stream_of(rows), ARROW)
+    assert (answer.status, answer.headers["Content-Type"]) == (200, ARROW)
+    assert answer.arrow.schema == pa.schema([*((task, pa.float32()) for task in TASKS), ("error", pa.string())])
+    assert answer.arrow["error"].null_count == len(rows)
+    columns = [answer.arrow[task].to_numpy() for task in TASKS]
+    np.testing.assert_allclose(np.stack(columns, axis=1), expected, rtol=0, atol=ROUNDING)
+
+
+def test_one_row_many_rows_and_none_are_scored(server: Server) -> None:
+    one = server.ask("/score", RIGHT).json["predictions"]
+    assert [row.keys() for row in one] == [set(TASKS)]
+    many = server.ask("/score", {"rows": [RIGHT] * 2500}).json["predictions"]
+    np.testing.assert_allclose(matrix(many), matrix(one * 2500), rtol=0, atol=ROUNDING)
+    assert server.ask("/score", {"rows": []}).json["predictions"] == []
+    nothing = server.ask("/score", stream_of(raw_of_valid().slice(0, 0)), ARROW)
+    assert (nothing.status, len(nothing.arrow)) == (200, 0)
+
+
+WRONG: list[tuple[Any, str | None, str]] = [
+    (RIGHT | {"user": "anna"}, "user", "user is 'anna', but must be a whole number of 64 bits."),
+    (RIGHT | {"user": 7.5}, "user", "user is 7.5, but must be a whole number of 64 bits."),
+    (RIGHT | {"user": 2**63}, "user", "user is 9223372036854775808, but must be a whole number of 64 bits."),
+    (RIGHT | {"price": "cheap"}, "price", "price is 'cheap', but must be a finite number."),
+    (RIGHT | {"price": True}, "price", "price is True, but must be a finite number."),
+    (RIGHT | {"city": ["rome"]}, "city", "city is ['rome'], but must be text."),
+    ({name: RIGHT[name] for name in RIGHT if name != "city"} | {"citi": "rome"}, "city", "the row has no 'city'; did"),
+    (7, None, "the row is 7, but must be an object."),
+    (None, None, "the row is None, but must be an object."),
+]
+
+
+def test_a_wrong_row_is_named_and_the_others_are_scored(server: Server) -> None:
+    rows = [RIGHT] + [part for row, _, _ in WRONG for part in (row, RIGHT)]
+    answer = server.ask("/score", {"rows": rows})
+    assert answer.status == 200
+    errors = {error["row"]: error for error in answer.json["errors"]}
+    assert list(errors) == list(range(1, len(rows), 2))
+    for i, (_, column, reason) in zip(errors, WRONG, strict=True):
+        assert errors[i]["column"] == column
+        assert errors[i]["reason"].startswith(reason)
+    right = [row for row in answer.json["predictions"] if row is not None]
+    assert len(right) == len(WRONG) + 1
+    np.testing.assert_allclose(matrix(right), matrix(right[:1] * len(right)), rtol=0, atol=ROUNDING)
+
+
+def test_a_request_of_wrong_rows_only_is_refused(server: Server) -> None:
+    answer = server.ask("/score", {"rows": [WRONG[0][0], WRONG[3][0]]})
+    assert answer.status == 422
+    assert answer.json["error"].startswith("row 0: user is 'anna', but must be a whole number of 64 bits (and 1 more")
+    assert [error["value"] for error in answer.json["errors"]] == ["'anna'", "'cheap'"]
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status", "sentence"),
+    [
+        (b'{"user": NaN}', JSON, 400, "the body is not JSON in UTF-8"),
+        (b'{"rows": [', JSON, 400, "the body is not JSON in UTF-8"),
+        (b'{"city": "\xff"}', JSON, 400, "the body is not JSON in UTF-8"),
+        (b"", JSON, 400, "the body is not JSON in UTF-8"),
+        (b"[" * 5000, JSON, 400, "the body is not JSON in UTF-8"),
+        (b"[]", JSON, 400, "the body is [], but must be an object of JSON."),
+        (b'{"rows": 3}', JSON, 400, "rows is 3, but must be a list of rows."),
+        (b"{}", "text/plain", 415, "Content-Type is text/plain, but must be application/json or"),
+        (b"{}", None, 415, "Content-Type is missing"),
+        (b"x" * (2**20 + 1), JSON, 413, "the body is larger than --limits.body-mib allows, 1 MiB."),
+        (json.dumps({"rows": [{}] * 3001}).encode(), JSON, 413, "the request has 3001 rows, but --limits.rows allows"),
+        (b"no arrow", ARROW, 400, "the body is no stream of Arrow"),
+    ],
+    ids=str,
+)
+def test_a_body_that_cannot_be_read_is_refused(
+    server: Server, body: bytes, kind: str | None, status: int, sentence: str
+) -> None:
+    answer = server.ask("/score", body, kind)
+    assert answer.status == status
+    assert answer.json["error"].startswith(sentence)
+
+
+def test_odd_streams_of_arrow_are_refused(server: Server) -> None:
+    rows = raw_of_valid()
+    place = rows.column_names.index("city")
+    long = pa.array(["x" * 100_000]).dictionary_encode()
+    indices = pa.DictionaryArray.from_arrays(pa.array([0] * len(rows), pa.int32()), long.dictionary)
+    cases = {
+        400: [stream_of(rows)[:-200], stream_of(rows)[:300]],
+        413: [stream_of(pa.concat_tables([rows] * 31)), stream_of(rows.set_column(place, "city", indices))],
+        415: [stream_of(rows, compression="zstd")],
+        422: [
+            stream_of(rows.drop_columns(["city"])),
+            stream_of(rows.set_column(place, "city", pa.array(range(len(rows))))),
+            stream_of(rows.set_column(place, "city", rows["city"].cast(pa.string_view()))),
+        ],
+    }
+    for status, bodies in cases.items():
+        for body in bodies:
+            answer = server.ask("/score", body, ARROW)
+            assert (answer.status, "error" in answer.json) == (status, True), answer.body
+    dictionary = rows.set_column(place, "city", rows["city"].combine_chunks().dictionary_encode())
+    assert server.ask("/score", stream_of(dictionary), ARROW).status == 200
+
+
+def test_numbers_that_the_model_cannot_take_are_named(server: Server) -> None:
+    # A price of 1e308 has a logarithm that the model takes; a weight, which no text can be, comes from time.
+    answer = server.ask("/score", {"rows": [RIGHT, RIGHT | {"price": 1e308}, RIGHT | {"time": -(2**63)}]})
+    assert answer.status == 200
+    for prediction, i in zip(answer.json["predictions"], range(3), strict=True):
+        wrong = [error for error in answer.json["errors"] if error["row"] == i]
+        assert (prediction is None) == bool(wrong)
+        assert prediction is None or all(0 <= value <= 1 and math.isfinite(value) for value in prediction.values())
+
+
+def test_unknown_paths_and_methods_are_answered_in_json(server: Server) -> None:
+    for path, method, status in (("/nothing", "GET", 404), ("/score", "GET", 405), ("/score/", "POST", 404)):
+        answer = server.ask(path, method=method)
+        assert (answer.status, list(answer.json)) == (status, ["error"])
+
+
+def test_only_probes_need_no_token(server: Server) -> None:
+    for path in ("/health", "/ready", "/v2/health/live", "/v2/health/ready"):
+        assert server.ask(path, token=None).status == 200
+    for path in ("/metrics", "/openapi.json", "/v2", "/v2/models/stem", "/nothing"):
+        for token in (None, "wrong", "0123456789abcdef-tokem"):
+            answer = server.ask(path, token=token)
+            assert (answer.status, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
+    assert server.ask("/score", RIGHT, token=None).status == 401
+    assert server.ask("/admin/swap", {}, token="wrong").status == 401
+
+
+def test_metrics_count_requests_rows_and_batches(server: Server) -> None:
+    def numbers() -> list[float]:
+        counted = ('stem_requests_total{endpoint="/score",status="200"}', 'stem_rows_total{outcome="scored"}')
+        return [server.metric(name) for name in (*counted, 'stem_rows_total{outcome="wrong"}', "stem_batch_rows_sum")]
+
+    before = numbers()
+    server.ask("/score", {"rows": [RIGHT, WRONG[0][0], RIGHT]})
+    assert [after - number for after, number in zip(numbers(), before, strict=True)] == [1, 2, 1, 2]
+    text = server.ask("/metrics").body.decode()
+    assert f'version="{server.ask("/ready").json["version"]}"' in text
+    assert "stem_queue_rows 0.0" in text
+    assert 'stem_request_seconds_bucket{endpoint="/score",le="0.1"}' in text
+
+
+def test_the_openapi_has_the_features_of_the_bundle(server: Server) -> None:
+    document = server.ask("/openapi.json").json
+    row = document["components"]["schemas"]["Row"]
+    assert set(row["properties"]) == set(row["required"]) == set(RIGHT)
+    assert row["properties"]["city"] == {"anyOf": [{"type": "string"}, {"type": "null"}]}
+    example = document["components"]["schemas"]["ScoreRequest"]["example"]
+    assert example["rows"][0]["city"] in ("rome", "oslo", "bonn")
+    assert server.ask("/score", example).json["errors"] == []
+
+
+def test_slow_and_lost_clients_do_not_hold_the_others_up(server: Server) -> None:
+    def connected(text: str) -> socket.socket:
+        client = socket.create_connection((server.host, server.port))
+        client.sendall(text.encode())
+        return client
+
+    head = f"POST /score HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
+    slow = [
+        connected("POST /sc"),
+        connected(f"{head}Content-Type: {JSON}\r\nContent-Length: 100\r\n\r\n{{"),
+    ]
+    for _ in range(5):
+        connected(f"{head}Content-Type: {JSON}\r\nContent-Length: 100\r\n\r\n{{").close()
+    assert server.ask("/score", RIGHT).status == 200
+    for client, answer in zip(slow, (b"", b"HTTP/1.1 408 Request Timeout"), strict=True):
+        client.settimeout(20)
+        assert client.recv(1000).startswith(answer)
+        client.close()
+
+
+def test_more_connections_than_allowed_are_refused_and_then_served(server: Server) -> None:
+    idle = [socket.create_connection((server.host, server.port)) for _ in range(45)]
+    assert server.ask("/health").status == 503
+    for client in idle:
+        client.close()
+    while server.ask("/health").status != 200:
+        time.sleep(0.05)
+
+
+@contextmanager
+def ending(stop: threading.Event) -> Iterator[None]:
+    """Sets the event at the end of the block, also if that fails."""
+    try:
+        yield
+    finally:
+        stop.set()
+
+
+def test_a_swap_loses_no_request_and_refuses_bad_bundles(server: Server, folder: Path) -> None:
+    rows = raw_of_valid()
+    expected = {name: scores_of(folder, rows, name) for name in ("a", "b")}
+    assert np.abs(expected["a"] - expected["b"]).max() > 10 * ROUNDING
+    versions = {"a": server.ask("/ready").json["version"]}
+    stop, answers = threading.Event(), list[tuple[int, bytes]]()
+
+    def load() -> None:
+        while not stop.is_set():
+            answer = server.ask("/score", stream_of(rows), ARROW)
+            answers.append((answer.status, answer.body))
+
+    with ThreadPoolExecutor(2) as clients, ending(stop):
+        loads = [clients.submit(load) for _ in range(2)]
+        swapped = server.ask("/admin/swap", {"bundle": "b"})
+        versions["b"] = swapped.json["version"]
+        refused = {
+            "damaged": (422, "the bundle is refused"),
+            "one_task": (422, "the bundle is refused"),
+            "nothing": (422, "the bundle is refused"),
+            "../log": (422, "'../log' is not in"),
+            "/etc": (422, "'/etc' is not in"),
+        }
+        for name, (status, sentence) in refused.items():
+            answer = server.ask("/admin/swap", {"bundle": name})
+            assert (answer.status, answer.json["error"].startswith(sentence)) == (status, True), answer.body
+        assert server.ask("/ready").json["version"] == versions["b"]
+        page = server.ask("/admin/swap", {}, headers={"Origin": "http://example.com"})
+        assert page.status == 403
+        (folder / "bundles/current").unlink()
+        (folder / "bundles/current").symlink_to("a")
+        assert server.ask("/admin/swap", {"bundle": "current"}).json["version"] == versions["a"]
+    for each in loads:
+        each.result()
+    assert versions["a"] != versions["b"]
+    assert {status for status, _ in answers} == {200}
+    for _, body in answers:
+        table = pa.ipc.open_stream(body).read_all()
+        scores = np.stack([table[task].to_numpy() for task in TASKS], axis=1)
+        assert min(np.abs(scores - each).max() for each in expected.values()) < ROUNDING
+
+
+@pytest.fixture
+def triton(server: Server) -> Iterator[InferenceServerClient]:
+    """The client that Triton and KServe have, with the token."""
+    client = InferenceServerClient(f"{server.host}:{server.port}")
+    client._client_stub.default_headers["Authorization"] = f"Bearer {TOKEN}"
+    yield client
+    client.close()
+
+
+def tensors_of(columns: dict[str, np.ndarray], *, binary: bool) -> list[InferInput]:
+    """Texts become BYTES, whole numbers INT64, and others FP32."""
+    tensors = []
+    for name, values in columns.items():
+        datatype = {"i": "INT64", "O": "BYTES"}.get(values.dtype.kind, "FP32")
+        tensors.append(InferInput(name, list(values.shape), datatype))
+        tensors[-1].set_data_from_numpy(values.astype("f4") if datatype == "FP32" else values, binary_data=binary)
+    return tensors
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_tritonclient_gets_the_scores_of_raw_rows(
+    server: Server, triton: InferenceServerClient, folder: Path, binary: bool
+) -> None:
+    assert triton.is_server_live()
+    assert triton.is_server_ready()
+    assert triton.is_model_ready("stem")
+    metadata = triton.get_model_metadata("stem")
+    inputs = {entry["name"]: entry["datatype"] for entry in metadata["inputs"]}
+    assert inputs == {"user": "INT64", "city": "BYTES", "tags": "BYTES", "time": "INT64", "price": "FP64"}
+    rows = raw_of_valid().slice(0, 20)
+    missing = {"BYTES": "", "INT64": 0, "FP64": 0.0}
+    rows = pa.table({name: rows[name].combine_chunks().fill_null(missing[inputs[name]]) for name in inputs})
+    columns = {name: rows[name].to_numpy() for name in inputs}
+    outputs = [InferRequestedOutput(task, binary_data=binary) for task in TASKS]
+    result = triton.infer("stem", tensors_of(columns, binary=binary), outputs=outputs, request_id="7")
+    assert result.get_response()["id"] == "7"
+    scores = np.stack([result.as_numpy(task) for task in TASKS], axis=1)
+    np.testing.assert_allclose(scores, scores_of(folder, rows), rtol=0, atol=ROUNDING)
+
+
+def test_tritonclient_sends_lists_as_values_and_offsets(
+    server: Server, triton: InferenceServerClient, folder: Path
+) -> None:
+    assert server.ask("/admin/swap", {"bundle": "ids", "allow_changes": True}).status == 200
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 4, 10)
+    columns = {name: rng.integers(0, 5, 10) for name in ("user", "city", "hour")}
+    tags, offsets = rng.integers(0, 9, lengths.sum()), np.concatenate([[0], np.cumsum(lengths)])
+    weights, price = rng.random(10).astype("f4"), rng.random(10).astype("f4")
+    sent = columns | {"tags.values": tags, "tags.offsets": offsets, "hour_weights": weights, "price": price}
+    result = triton.infer("stem", tensors_of(sent, binary=True))
+    lists = pa.ListArray.from_arrays(offsets, tags)
+    rows = pa.table(columns | {"tags": lists, "hour_weights": weights, "price": price})
+    scores = np.stack([result.as_numpy(task) for task in TASKS], axis=1)
+    np.testing.assert_allclose(scores, scores_of(folder, rows, "ids"), rtol=0, atol=ROUNDING)
+    with pytest.raises(InferenceServerException, match=r"row 0: .* is not an id in"):
+        triton.infer("stem", tensors_of(sent | {"user": columns["user"] + 10**6}, binary=True))
+    triton.load_model("stem")  # Again the bundle of this path, which still is ids.
+    assert server.ask("/admin/swap", {"bundle": "a", "allow_changes": True}).status == 200
+
+
+def test_the_protocol_refuses_in_its_own_words(server: Server, triton: InferenceServerClient) -> None:
+    with pytest.raises(InferenceServerException, match="there is no model 'other', only 'stem'"):
+        triton.get_model_metadata("other")
+    with pytest.raises(InferenceServerException, match="stem has no version '1'"):
+        triton.infer("stem", [], model_version="1")
+    with pytest.raises(InferenceServerException, match="the input 'city' is missing"):
+        triton.infer("stem", [])
+    assert triton.get_model_repository_index()[0]["state"] == "READY"
+    answer = server.ask("/v2/models/stem/infer", b"{}", headers={"Inference-Header-Content-Length": "9"})
+    assert (answer.status, answer.json["error"]) == (
+        400,
+        "Inference-Header-Content-Length is 9, and the body has 2 bytes.",
+    )
+
+
+def check_against_openapi(server: Server, examples: int) -> None:
+    """Sends requests that are drawn from the server's own document, right and wrong, and checks the answers by it."""
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    schema = schemathesis.openapi.from_url(f"http://{server.host}:{server.port}/openapi.json", headers=headers)
+    paths = set()
+    for each in schema.get_all_operations():
+        operation = each.ok()
+        if operation.path in ("/admin/swap", "/v2/repository/models/{name}/load") and examples < 100:
+            continue  # Each may load a bundle.
+        paths.add(operation.path)
+
+        @given(case=operation.as_strategy())
+        @settings(
+            max_examples=examples,
+            deadline=None,
+            database=None,
+            derandomize=True,
+            suppress_health_check=list(HealthCheck),
+        )
+        def check(case: schemathesis.Case) -> None:
+            # Texts that are no times and tensors that are no features are right by the document, and refused.
+            case.call_and_validate(headers=headers, timeout=30, excluded_checks=[positive_data_acceptance])
+
+        check()
+    assert {"/score", "/health", "/v2/models/{name}/infer"} <= paths
+
+
+@pytest.mark.parametrize("examples", [5, pytest.param(300, marks=pytest.mark.long)])
+@pytest.mark.filterwarnings("default")
+def test_answers_are_as_the_openapi_tells(server: Server, examples: int) -> None:
+    check_against_openapi(server, examples)
+
+
+@pytest.mark.parametrize(("seconds", "swap_every"), [(6, 1.5), pytest.param(600, 30, marks=pytest.mark.long)])
+def test_a_soak_loses_nothing_and_grows_in_nothing(
+    server: Server, folder: Path, seconds: float, swap_every: float
+) -> None:
+    rows = raw_of_valid().slice(0, 40)
+    expected = {}
+    for name in ("a", "b"):
+        version = server.ask("/admin/swap", {"bundle": name}).json["version"]
+        expected[version] = scores_of(folder, rows, name)
+    bodies = [(json.dumps({"rows": rows.to_pylist()}).encode(), JSON, 200), (stream_of(rows), ARROW, 200)]
+    bodies += [
+        (b"{", JSON, 400),
+        (b"{}", "text/plain", 415),
+        (b"x" * 2**21, JSON, 413),
+        (stream_of(rows)[:99], ARROW, 400),
+    ]
+    bodies += [(json.dumps({"rows": [{"user": "x"}, 3]}).encode(), JSON, 422)]
+    stop, wrong, swaps = threading.Event(), list[str](), list[tuple[int, int]]()
+
+    def ask(first: int) -> int:
+        count = first
+        while not stop.is_set():
+            body, kind, status = bodies[count % len(bodies)]
+            try:
+                answer = server.ask("/score", body, kind)
+            except OSError as error:
+                # The server may answer 413 and close before it has read the body, which is a reset for the client.
+                if status != 413:
+                    wrong.append(repr(error))
+            else:
+                if answer.status != status:
+                    wrong.append(f"{answer.status} {answer.body[:200]!r}")
+                elif kind == JSON and status == 200:
+                    scores = matrix(answer.json["predictions"])
+                    if np.abs(scores - expected[answer.json["version"]]).max() > ROUNDING:
+                        wrong.append("scores of another version")
+            count += 1
+        return count - first
+
+    before = size_of(server)
+    end = time.monotonic() + seconds
+    with ThreadPoolExecutor(4) as clients, ending(stop):
+        under_way = [clients.submit(ask, i) for i in range(4)]
+        while len(swaps) < 3 or time.monotonic() + swap_every < end:
+            bundle, status = (("a", 200), ("damaged", 422), ("b", 200))[len(swaps) % 3]
+            swaps.append((server.ask("/admin/swap", {"bundle": bundle}).status, status))
+            time.sleep(swap_every)
+    assert wrong[:3] == []
+    assert sum(each.result() for each in under_way) > 20
+    assert [status for status, _ in swaps] == [status for _, status in swaps]
+    time.sleep(1.5)  # The bundle before is let go a second after a swap.
+    after = size_of(server)
+    assert (after["bundles"], after["queue"]) == (1, 0)
+    # Connections of clients that are about to close, and threads that load bundles and stay for the next.
+    assert after["files"] <= before["files"] + 4
+    assert after["threads"] <= before["threads"] + 4
+    if seconds > 60:
+        assert after["mib"] < before["mib"] + 100
+
+
+def size_of(server: Server) -> dict[str, float]:
+    """What could grow in a server."""
+    process = Path(f"/proc/{server.process.pid}")
+    pages = int((process / "statm").read_text().split()[1])
+    return {
+        "mib": pages * os.sysconf("SC_PAGE_SIZE") / 2**20,
+        "files": len(list((process / "fd").iterdir())),
+        "threads": len(list((process / "task").iterdir())),
+        "bundles": server.metric("stem_bundles_loaded"),
+        "queue": server.metric("stem_queue_rows"),
+    }
+
+
+@pytest.mark.long
+def test_the_benchmark_reports_each_case_and_loses_no_request(folder: Path, tmp_path: Path) -> None:
+    if missing := missing_clients():
+        pytest.skip(missing[0])
+    bundle = str(folder / "bundles/a")
+    measure(ServingLoadConfig(bundle=bundle, out=str(tmp_path), rows=(1, 8), connections=(2,), seconds=1))
+    rows = [line.split("|") for line in (tmp_path / "serving_load.md").read_text().splitlines() if "JSON" in line]
+    assert [(row[1].strip(), row[3].strip(), float(row[9])) for row in rows] == [
+        (name, count, 0) for count in ("1", "8") for name in ("wrk", "hey")
+    ]
+    assert all(float(row[5].replace(",", "")) > 1 and float(row[8].replace(",", "")) > 0 for row in rows)
+
+
+def test_sigterm_answers_what_is_under_way_and_ends_with_its_status(server: Server) -> None:
+    with ThreadPoolExecutor(4) as clients:
+        under_way = [clients.submit(server.ask, "/score", {"rows": [RIGHT] * 3000}) for _ in range(4)]
+        while server.metric('stem_requests_total{endpoint="/score"') == 0:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        server.process.send_signal(signal.SIGTERM)
+        answers = []
+        for each in under_way:
+            with suppress(ConnectionRefusedError):  # It came after the signal.
+                answers.append(each.result())
+    assert {answer.status for answer in answers} <= {200}, answers
+    assert server.process.wait(timeout=20) == 128 + signal.SIGTERM
+    assert server.process.stdout.read() == "SIGTERM: all requests are answered\n"
