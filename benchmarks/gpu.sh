@@ -12,7 +12,7 @@
 set -euo pipefail
 sections=(tests contest peak sweep planner)  # In the order of their value.
 
-refuse() { echo "error: $1" >&2; exit 2; }
+refuse() { echo "error: $1 [STEM-INPUT]" >&2; exit 2; }
 [ $# -gt 0 ] || refuse "say where the results go: benchmarks/gpu.sh OUT [SECTION...]."
 out=$(realpath -m -- "$1")
 shift

@@ -2,17 +2,16 @@
 
 torchx run -s slurm launch/components.py:train -j 2x8 --out /shared/runs/a -- --recipe kuairand_pure --data.path DIR
 
-The installed package has them as stem.train, stem.compare, stem.tune, stem.bench and stem.prepare. docs/launch.md has a
-section for each scheduler. TorchX reads annotations and docstrings: it takes Optional[str], not str | None, and leaves
-the value of an Optional[int] as text.
+The installed package has them as stem.train, stem.compare and so on; docs/launch.md has a section for each scheduler.
+TorchX reads annotations and docstrings: it takes Optional[str], not str | None, and leaves an Optional[int] as text.
 """
 
-import os
 import re
 import shlex
 from typing import Dict, List, Optional, Tuple
 
 from torchx import specs
+from torchx.specs.finder import ComponentValidationException
 
 
 def train(
@@ -48,8 +47,8 @@ def train(
         name: of the job
     """
     line = ["-m", "stem_torchrec.train", *_option("--output-dir", out), *args]
-    role = _role(name, image, mounts, env, max_retries)
-    return _with_ranks(role, line, j=j, resource=_resource(j, gpu, cpu, memMB, h), port=rdzv_port)
+    role = _role(name, image=image, mounts=mounts, env=env, max_retries=max_retries)
+    return _with_ranks(role, line, j=j, resource=_resource(j, gpu=gpu, cpu=cpu, memMB=memMB, h=h), port=rdzv_port)
 
 
 def compare(
@@ -85,8 +84,8 @@ def compare(
         name: of the job
     """
     line = ["-m", "stem_torchrec.compare", *_option("--out", out), *args]
-    role = _role(name, image, mounts, env, max_retries)
-    return _with_ranks(role, line, j=j, resource=_resource(j, gpu, cpu, memMB, h), port=rdzv_port)
+    role = _role(name, image=image, mounts=mounts, env=env, max_retries=max_retries)
+    return _with_ranks(role, line, j=j, resource=_resource(j, gpu=gpu, cpu=cpu, memMB=memMB, h=h), port=rdzv_port)
 
 
 def tune(
@@ -121,8 +120,8 @@ def tune(
     """
     j = f"1x{ranks}"
     line = ["-m", "stem_torchrec.tune", *_option("--out", out), *args]
-    role = _role(name, image, mounts, env, max_retries)
-    return _with_ranks(role, line, j=j, resource=_resource(j, gpu, cpu, memMB, h))
+    role = _role(name, image=image, mounts=mounts, env=env, max_retries=max_retries)
+    return _with_ranks(role, line, j=j, resource=_resource(j, gpu=gpu, cpu=cpu, memMB=memMB, h=h))
 
 
 def bench(
@@ -160,8 +159,8 @@ def bench(
         name: of the job
     """
     line = [script, *_option("--out", out), *args]
-    role = _role(name, image, mounts, env, max_retries)
-    return _with_ranks(role, line, j=j, resource=_resource(j, gpu, cpu, memMB, h), port=rdzv_port)
+    role = _role(name, image=image, mounts=mounts, env=env, max_retries=max_retries)
+    return _with_ranks(role, line, j=j, resource=_resource(j, gpu=gpu, cpu=cpu, memMB=memMB, h=h), port=rdzv_port)
 
 
 def prepare(
@@ -191,7 +190,7 @@ def prepare(
         name: of the job
     """
     line = ["python", "-m", "stem_torchrec.prepare", *args, *_option("--out", out)]
-    role = _role(name, image, mounts, env, max_retries)
+    role = _role(name, image=image, mounts=mounts, env=env, max_retries=max_retries)
     return _with_command(role, shlex.join(line), specs.resource(cpu=cpu, gpu=0, memMB=memMB, h=h))
 
 
@@ -202,11 +201,11 @@ def _option(name: str, value: Optional[str]) -> List[str]:
 def _hosts_and_ranks(j: str) -> Tuple[int, int]:
     match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,3})", j)
     if match is None:
-        raise ValueError(f"-j is {j!r}, but must be hosts and ranks on each, as 2x8.")
+        raise ComponentValidationException(f"-j is {j!r}, but must be hosts and ranks on each, as 2x8.")
     return int(match[1]), int(match[2])
 
 
-def _resource(j: str, gpu: int, cpu: int, memMB: int, h: Optional[str]) -> specs.Resource:
+def _resource(j: str, *, gpu: int, cpu: int, memMB: int, h: Optional[str]) -> specs.Resource:
     """What each host needs; `h` goes before the others."""
     _, ranks = _hosts_and_ranks(j)
     gpus = ranks if gpu < 0 else gpu
@@ -216,14 +215,14 @@ def _resource(j: str, gpu: int, cpu: int, memMB: int, h: Optional[str]) -> specs
 
 
 def _role(
-    name: str, image: str, mounts: Optional[List[str]], env: Optional[Dict[str, str]], max_retries: int
+    name: str, *, image: str, mounts: Optional[List[str]], env: Optional[Dict[str, str]], max_retries: int
 ) -> specs.Role:
     """A job of one host that lacks its command."""
     return specs.Role(
         name=name,
         image=image,
         entrypoint="bash",
-        env={"LOGLEVEL": os.environ.get("LOGLEVEL", "WARNING"), **(env or {})},
+        env=dict(env or {}),
         max_retries=max_retries,
         mounts=specs.parse_mounts(mounts) if mounts else [],
     )

@@ -11,7 +11,8 @@ import sys
 if __name__ == "__main__":
     if len(sys.argv) < 2 or not os.path.isfile(sys.argv[1]):
         first = repr(sys.argv[1]) if len(sys.argv) > 1 else "nothing"
-        print(f"error: the first argument must be a script of this repository, not {first}.", file=sys.stderr)
+        sentence = f"the first argument must be a script of this repository, not {first}."
+        print(f"error: {sentence} [STEM-LAUNCH]", file=sys.stderr)
         sys.exit(2)
     del sys.argv[0]
     # The root of the repository, so that scripts find the package if it is not installed.

@@ -76,6 +76,10 @@ def check_page(browser: Any, file: Path, *, charts: int) -> None:
             check_contrast(page)
     with opened(browser, file) as page:
         check_keyboard(page)
+    with opened(browser, file) as page:
+        check_skip_link(page)
+    with opened(browser, file, scheme="dark") as page:
+        check_print(page)
 
 
 def check_width(page: Any, width: int) -> None:
@@ -119,6 +123,21 @@ def check_keyboard(page: Any) -> None:
         page.keyboard.press("Tab")
         reached.append(page.evaluate(_FOCUS))
     assert reached == [[number, True] for number in range(count)]
+
+
+def check_skip_link(page: Any) -> None:
+    """The first stop of Tab leads past the contents."""
+    for key in ("Tab", "Enter", "Tab"):
+        page.keyboard.press(key)
+    assert page.evaluate("document.activeElement.closest('main') !== null")
+
+
+def check_print(page: Any) -> None:
+    """On paper the page is light, also for a reader with a dark screen, and has no links to click."""
+    page.emulate_media(media="print")
+    assert page.evaluate(_BACKGROUNDS) == "rgb(255, 255, 255)"
+    assert not page.locator("nav").is_visible()
+    check_contrast(page)
 
 
 def contrast(color: str, other: str) -> float:

@@ -1,5 +1,7 @@
 """Small trained runs on a log of raw rows, exported as bundles, for tests."""
 
+import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stem_torchrec.calibration.calibrate_run import CalibrateConfig, calibrate_run
+from stem_torchrec.calibration.calibration_file import CALIBRATION_FILE, write_calibration
+from stem_torchrec.calibration.curves import PlattCurve
 from stem_torchrec.config import ModelConfig
 from stem_torchrec.models.stem import STEMOptions
 from stem_torchrec.models.table import with_arch
@@ -49,6 +54,8 @@ MODELS["esmm"] = with_arch(MODELS["stem"], "esmm")
 MODELS["me_ple"] = with_arch(MODELS["stem"], "me_ple", num_layers=1)
 RUNS = (*MODELS, "stem-packed")
 TASKS = ("buy", "click")
+ROUNDING = 1e-6
+"""Of fp32 probabilities: FBGEMM and torch add up a bag in another order, and a product of fewer streams rounds anew."""
 
 
 def raw() -> Rows:
@@ -70,29 +77,45 @@ def raw_of_valid() -> pa.Table:
     )
 
 
-def train_and_export(folder: Path) -> None:
-    """Prepares `log`, trains and exports each of RUNS as `NAME` and `bundle-NAME`, and predicts as `predicted-NAME`.
+def train_and_export(folder: Path, names: Sequence[str] = RUNS) -> None:
+    """Prepares `log`, trains and exports each of the runs as `NAME` and `bundle-NAME`, predicts as `predicted-NAME`.
 
     One rank of a process group calls it.
+
+    Args:
+        folder: a new one, or one in which the run `stem` has been trained.
+        names: of RUNS.
     """
     process = this_process()
-    sources = {"log": SPEC["sources"]["log"] | {"files": str(folder / "raw.csv")}}
-    prepared(folder, raw(), **(SPEC | {"sources": sources}))
-    for name, model in MODELS.items():
-        config = tiny()
-        config = replace(
-            config,
-            data=replace(config.data, path=str(folder / "log"), batch_size=64),
-            model=model,
-            train=replace(config.train, epochs=2, precision="bf16"),
-            output_dir=str(folder / name),
-        )
-        train(config, process)
-    convert_run(ConvertConfig(run=str(folder / "stem"), out=str(folder / "stem-packed")), process)
-    for name in RUNS:
+    if not (folder / "log").exists():
+        sources = {"log": SPEC["sources"]["log"] | {"files": str(folder / "raw.csv")}}
+        prepared(folder, raw(), **(SPEC | {"sources": sources}))
+    for name in names:
+        if name == "stem-packed":
+            convert_run(ConvertConfig(run=str(folder / "stem"), out=str(folder / name)), process)
+        else:
+            config = tiny()
+            config = replace(
+                config,
+                data=replace(config.data, path=str(folder / "log"), batch_size=64),
+                model=MODELS[name],
+                train=replace(config.train, epochs=2, precision="bf16"),
+                output_dir=str(folder / name),
+            )
+            train(config, process)
         predictions = str(folder / f"predicted-{name}")
         evaluate_run(EvaluateConfig(run=str(folder / name), precision="fp32", predictions=predictions), process)
         export_run(ExportConfig(run=str(folder / name), out=str(folder / f"bundle-{name}")))
+
+
+def calibrate_stem(folder: Path) -> None:
+    """Makes `stem-calibrated`, a copy of the run `stem` with a calibration.json. One rank calls it."""
+    run = folder / "stem-calibrated"
+    shutil.copytree(folder / "stem", run)
+    calibration = calibrate_run(CalibrateConfig(run=str(run)), this_process())
+    # Nothing predicts the labels, so the curves that fit are flat.
+    steep = replace(calibration, platt={"buy": PlattCurve(a=1.5, b=-0.4), "click": PlattCurve(a=0.5, b=0.1)})
+    write_calibration(run / CALIBRATION_FILE, steep)
 
 
 def bundle_of(folder: Path, name: str, **options: Any) -> Bundle:
@@ -101,6 +124,11 @@ def bundle_of(folder: Path, name: str, **options: Any) -> Bundle:
     if not out.exists():
         export_run(ExportConfig(run=str(folder / name), out=str(out), **options))
     return load_bundle(out)
+
+
+def scores(table: pa.Table) -> np.ndarray:
+    """(B, T)."""
+    return np.stack([table[task].to_numpy() for task in table.column_names], axis=1)
 
 
 def predictions(folder: Path, name: str) -> dict[str, np.ndarray]:

@@ -40,6 +40,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order.get(Path(item.path).name, len(order)))
 
 
+@pytest.fixture(scope="session")
+def stem_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small run, its log of raw rows, its predictions and its bundle; bundles.py has their names."""
+    from bundles import train_and_export
+    from distributed import run_ranks
+
+    folder = tmp_path_factory.mktemp("bundles")
+    run_ranks(1, train_and_export, folder, ["stem"], timeout=300)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def gpu_process() -> Iterator[object]:
     """This process, in a process group of its own on a GPU, for the tests of a file; skips them without a GPU."""

@@ -144,6 +144,7 @@ SQL_CASES: dict[str, list[object]] = {
     "minute(t, 'Asia/Kolkata')": [30, 29, 30, None, 0],
     "weekday(t)": [3, 2, 1, None, 5],
     "weekday(d)": [3, 1, 2, None, 5],
+    "weekday(t, 'Asia/Kolkata')": [3, 3, 1, None, 6],
     "day(t, 'Asia/Shanghai')": [1, 1, 3, None, 1],
     "month(t, 'America/Bogota')": [12, 12, 5, None, 2],
     "year(t)": [1970, 1969, 2022, None, 2020],

@@ -376,6 +376,15 @@ def test_an_alias_and_a_weight_cannot_hide_that_a_column_serves_twice(schema: Sc
     assert error_of(lambda: Columns.select(schema), UserError).startswith(sentence)
 
 
+def test_a_label_has_the_kind_binary(tmp_path: Path) -> None:
+    save_schema(SCHEMA, str(tmp_path))
+    file = tmp_path / "schema.json"
+    content = json.loads(file.read_text())
+    content["labels"] = ["finish", {"name": "like", "kind": "binary"}]
+    file.write_text(json.dumps(content))
+    assert load_schema(str(tmp_path)).labels == ("finish", Label("like"))
+
+
 def test_a_schema_says_only_what_differs_and_comes_back(tmp_path: Path) -> None:
     schema = replace(
         DOTTED,
@@ -404,6 +413,7 @@ def test_a_schema_says_only_what_differs_and_comes_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
+        ({"labels": [{"name": "like", "kind": "count"}]}, "labels[0].kind is 'count', but must be 'binary'"),
         (
             {"dense_features": [{"name": "age", "fil": 0}]},
             "there is no field 'dense_features[0].fil'; did you mean 'fill'?",

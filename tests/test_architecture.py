@@ -13,7 +13,10 @@ import stem_torchrec
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "stem_torchrec"
-COMMANDS = {"calibrate", "compare", "convert", "evaluate", "export", "prepare", "report", "serve", "train", "tune"}
+COMMANDS = {
+    *("calibrate", "compare", "convert", "evaluate", "export", "prepare"),
+    *("report", "score", "serve", "train", "tune"),
+}
 PACKAGES = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
 ROOMS = sorted(str(path.parent.relative_to(PACKAGE)) for path in PACKAGE.glob("*/**/__init__.py"))
 """The packages, and the packages inside of them as `preparation/rows`."""

@@ -1,5 +1,6 @@
 """stem-calibrate: which rows it fits and judges on, what it writes, and what it refuses."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -49,15 +50,33 @@ def test_rows_that_are_fitted_or_trained_on_judge_nothing(tmp_path: Path) -> Non
     log = copied_log(tmp_path / "log", dropped=("finish", "like"))
     shutil.copytree(LOG / "valid", log / "copy")
     for split, sentence in {
-        "valid": "--judge-on valid: the run is fitted on these rows; give later ones.",
-        "copy": "--judge-on copy: the run is fitted on these rows; give later ones.",
-        "train": "--judge-on train: the run is trained on these rows; give later ones.",
-        "test": f"the rows of {log}/test have no labels; give another --judge-on.",
-        "later": f"{log}/later holds no .parquet file; datasets/README.md shows the layout of a log.",
+        "valid": "LOG/valid has the rows that the curves are fitted to, which tell nothing about later ones; give "
+        "a log with others by --data.path, or other rows by --judge-on.",
+        "copy": "LOG/copy has the rows that the curves are fitted to, ",
+        "train": "LOG/train has the rows that the run was trained on, ",
+        "test": "the rows of LOG/test have no labels; give another --judge-on.",
+        "later": "LOG/later holds no .parquet file; datasets/README.md shows the layout of a log.",
     }.items():
-        with pytest.raises(UserError) as error:
-            rows_of_run(str(RUN), log=str(log), judge_on=split)
-        assert str(error.value) == sentence
+        assert refusal(log, split).startswith(sentence)
+    # Nor a test part that is a copy, and nothing is fitted to the training part.
+    schema = json.loads((log / "schema.json").read_text())
+    (log / "schema.json").write_text(json.dumps({key: value for key, value in schema.items() if key != "splits"}))
+    for split, other, use in (
+        ("test", "valid", "the curves are fitted to"),
+        ("valid", "train", "the run was trained on"),
+    ):
+        shutil.rmtree(log / split)
+        shutil.copytree(LOG / other, log / split)
+        assert refusal(log, None).startswith(f"LOG/{split} has the rows that {use}, ")
+    # A log of a later day needs no training part.
+    shutil.rmtree(log / "train")
+    assert places(log) == ["rows 0 to 191 of LOG/valid", "rows 0 to 95 of LOG/test"]
+
+
+def refusal(log: Path, judge_on: str | None) -> str:
+    with pytest.raises(UserError) as error:
+        rows_of_run(str(RUN), log=str(log), judge_on=judge_on)
+    return str(error.value).replace(str(log), "LOG")
 
 
 def test_the_command_writes_the_curves_of_its_weights_and_leaves_no_predictions(tmp_path: Path) -> None:
@@ -108,7 +127,7 @@ def test_a_mistake_is_one_sentence_before_anything_is_predicted(tmp_path: Path) 
         [
             "say which run to calibrate: --run RUN, the folder that training wrote.",
             "--out RUN/metrics.json is a part of the run RUN itself; give another.",
-            "other.json exists, and is no calibration to replace; give another --out.",
+            "other.json exists, and is no calibration to replace; give another --out, or delete it.",
             "new.json.rows exists, where the predictions would go; give another --out, or delete it.",
             "there is no configuration 'nowhere/config.yaml'; a run writes one as config.yaml in its folder.",
         ]

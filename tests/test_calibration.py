@@ -24,15 +24,19 @@ from stem_torchrec.calibration.calibration_file import (
     read_calibration,
     write_calibration,
 )
-from stem_torchrec.calibration.curves import IsotonicCurve, PlattCurve, calibrate, logits
-from stem_torchrec.calibration.fit import fit_isotonic, fit_platt
+from stem_torchrec.calibration.curves import Curve, IsotonicCurve, PlattCurve, calibrate, logits
+from stem_torchrec.calibration.fit import NoCurveError, fit, fit_isotonic, fit_platt
 from stem_torchrec.calibration.fit_tasks import fit_tasks
 from stem_torchrec.calibration.judge import judge
 from stem_torchrec.calibration.labeled_rows import LabeledRows
 from stem_torchrec.calibration.rows_of_run import RowsOfRun
 from stem_torchrec.checkpoints.checksum import weights_checksum
+from stem_torchrec.config.formats import with_format
+from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.metrics.multi_task import MultiTaskMetrics
 from stem_torchrec.runtime.errors import UserError
+
+from fuzz.values import changed, damaged
 
 ROUNDING = 1e-9
 """Of sums of some hundred float64 numbers, and of the root of a logistic regression that they give."""
@@ -107,7 +111,7 @@ def test_platt_is_flat_where_higher_predictions_do_not_go_with_more_labels(predi
 
 def test_platt_refuses_predictions_that_separate_the_labels() -> None:
     for predictions in ([0.1, 0.2, 0.6, 0.9], [0.1, 0.5, 0.5, 0.9]):
-        with pytest.raises(UserError, match=r"^its predictions separate the labels .* give --method isotonic, or more"):
+        with pytest.raises(NoCurveError, match=r"^its predictions separate the labels 0 from the labels 1, which"):
             fit_platt(rows_of(predictions, [0, 0, 1, 1]))
 
 
@@ -121,18 +125,18 @@ SOME_ROWS = st.lists(
 def test_a_curve_does_not_fall_stays_within_0_and_1_and_keeps_the_sum(rows: list[tuple[float, int, float]]) -> None:
     labeled = rows_of(*map(list, zip(*rows, strict=True)))
     grid = np.concatenate([np.linspace(0, 1, 101), np.sort(labeled.predictions)])
-    for fit in (fit_isotonic, fit_platt):
+    for method in ("isotonic", "platt"):
         try:
-            curve = fit(labeled)
-        except UserError:
-            assert fit is fit_platt
+            curve = fit(labeled, method)
+        except NoCurveError:
+            assert method == "platt"
             continue
         probabilities = calibrate(np.sort(grid), curve)
         assert (np.diff(probabilities) >= 0).all()
         assert ((probabilities >= 0) & (probabilities <= 1)).all()
         of_rows = labeled.calibrated(curve)
         assert judge(of_rows).pcoc == pytest.approx(1, abs=ROUNDING)
-        if fit is fit_isotonic:
+        if method == "isotonic":
             assert ((of_rows.predictions > 0) & (of_rows.predictions < 1)).all()
 
 
@@ -193,17 +197,28 @@ def test_curves_see_fitted_rows_only_and_leave_out_missing_labels_and_weights_of
     assert (result.pcoc_before, result.pcoc_after) == pytest.approx((0.8 / 3, 1 / 3))
 
 
-def test_a_task_with_one_kind_of_label_keeps_its_predictions(tmp_path: Path) -> None:
+def test_a_task_that_no_curve_fits_keeps_its_predictions_and_the_file_says_why(tmp_path: Path) -> None:
     x = [0.1, 0.6, 0.2, 0.7] * 2
-    tasks = {"like": ([0, 1, 1, 0, 0, 1, 0, 1], x), "buy": ([0, 0, 0, 0, 0, 1, 0, 1], x)}
+    tasks = {
+        "like": ([0, 1, 1, 0, 0, 1, 0, 1], x),
+        "buy": ([0, 0, 0, 0, 0, 1, 0, 1], x),
+        "view": ([0, 1, 0, 1, 0, 1, 0, 1], x),
+        "save": ([None, None, None, None, 0, 1, 0, 1], x),
+    }
     write_predictions(tmp_path / "valid", tasks)
-    rows = RowsOfRun(("like", "buy"), FITTED, JUDGED)
-    for method in ("isotonic", "platt"):
-        assert fit_tasks(tmp_path, rows, method=method, weights="w").curves.keys() == {"like"}
-    with pytest.raises(UserError, match=r"^no task has labels of both kinds in rows 0 to 3 of log/valid; give a log"):
+    rows = RowsOfRun(tuple(tasks), FITTED, JUDGED)
+    separated = "its predictions separate the labels 0 from the labels 1, which --method isotonic takes"
+    platt = fit_tasks(tmp_path, rows, method="platt", weights="w")
+    assert platt.kept == {"buy": "all its labels are 0", "view": separated, "save": "it has no labels"}
+    assert platt.curves.keys() == platt.judged.keys() == {"like"}
+    isotonic = fit_tasks(tmp_path, rows, method="isotonic", weights="w")
+    assert (isotonic.curves.keys(), isotonic.kept.keys()) == ({"like", "view"}, {"buy", "save"})
+    with pytest.raises(UserError, match=r"^no task gets a curve from rows 0 to 3 of log/valid: 'buy' \(all its labels"):
         fit_tasks(tmp_path, replace(rows, tasks=("buy",)), method="platt", weights="w")
-    with pytest.raises(UserError, match=r"^task 'like' in rows 0 to 1 of log/valid: its predictions separate the la"):
-        fit_tasks(tmp_path, replace(rows, fitted=replace(FITTED, stop=2)), method="platt", weights="w")
+    with pytest.raises(
+        UserError, match=r"^no task gets a curve from no row of log/valid: 'like' \(it has no labels\);"
+    ):
+        fit_tasks(tmp_path, replace(rows, fitted=replace(FITTED, stop=0), tasks=("like",)), method="platt", weights="w")
 
 
 CALIBRATION = Calibration(
@@ -212,6 +227,7 @@ CALIBRATION = Calibration(
     judged_on=JUDGED,
     isotonic={"like": IsotonicCurve((0.1, 1 / 3), (0.05, 0.2))},
     platt={"buy": PlattCurve(0.9, -0.1)},
+    kept={"view": "all its labels are 0"},
     judged={"like": BeforeAndAfter(2, 1, None, 0.9, 1.1, 1.0)},
 )
 
@@ -241,6 +257,30 @@ def test_a_file_that_is_no_calibration_is_one_sentence(tmp_path: Path, change: d
         read_calibration(file, weights=CALIBRATION.weights)
     assert str(error.value).startswith(str(file))
     assert sentence in str(error.value)
+
+
+TEXT = json.dumps(with_format(to_dict(CALIBRATION), 1), indent=1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=changed(json.loads(TEXT)).map(json.dumps) | damaged(TEXT))
+def test_a_changed_file_is_refused_in_one_sentence_or_has_curves(
+    text: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "changed_calibration.json"
+    file.write_bytes(text.encode("utf-8", "surrogateescape"))
+    curves: dict[str, Curve] = {}
+    refusal = f"{file} "
+    try:
+        curves = read_calibration(file, weights=None).curves
+    except UserError as error:
+        refusal = str(error)
+    assert refusal.startswith(f"{file} ")
+    assert len(refusal.splitlines()) == 1
+    for curve in curves.values():
+        probabilities = calibrate(np.linspace(0, 1, 101), curve)
+        assert (np.diff(probabilities) >= 0).all()
+        assert ((probabilities >= 0) & (probabilities <= 1)).all()
 
 
 def test_curves_are_not_applied_to_other_weights(tmp_path: Path) -> None:

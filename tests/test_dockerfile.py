@@ -1,12 +1,14 @@
 """The Dockerfile: its steps, taken in an environment of this machine, give commands that run."""
 
 import fnmatch
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -63,11 +65,28 @@ def test_the_image_has_what_a_job_needs_and_no_tests() -> None:
     assert not [name for name in names if name.startswith(("tests/", ".git", "benchmarks/results/"))]
 
 
-@pytest.mark.long
-def test_the_steps_of_the_dockerfile_give_commands_that_run(tmp_path: Path) -> None:
-    folder, environment = tmp_path / "stem_torchrec", tmp_path / "venv"
+@dataclass(frozen=True)
+class Image:
+    """What the steps have made: the folder of the repository, and commands and variables of the environment."""
+
+    folder: Path
+    scripts: Path
+    variables: dict[str, str]
+
+    def run(self, command: list[str], folder: Path) -> str:
+        """Runs a command of the image in a folder, and returns what it prints."""
+        line = [str(self.scripts / command[0]), *command[1:]]
+        done = subprocess.run(line, cwd=folder, env=self.variables, text=True, capture_output=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
+    """The COPY and RUN steps, taken in an environment where pip finds the packages of this one and downloads none."""
+    root = tmp_path_factory.mktemp("image")
+    folder, environment = root / "stem_torchrec", root / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
-    # pip finds the packages of this environment, and downloads none that they are.
     (site,) = environment.glob("lib/*/site-packages")
     (site / "packages.pth").write_text(sysconfig.get_path("purelib"))
     (environment / "bin/pip").write_text(f'#!/bin/bash\nexec {environment}/bin/python -m pip "$@"\n')
@@ -87,9 +106,20 @@ def test_the_steps_of_the_dockerfile_give_commands_that_run(tmp_path: Path) -> N
             case "RUN":
                 done = subprocess.run(["bash", "-c", rest], cwd=folder, env=variables, text=True, capture_output=True)
                 assert done.returncode == 0, done.stdout + done.stderr
-    line = ["stem-train", "--recipe", "tiny", "--train.max-steps", "1", "--output-dir", str(tmp_path / "run")]
-    done = subprocess.run(line, cwd=tmp_path, env=variables, text=True, capture_output=True)
-    assert "best evaluation" in done.stdout, done.stderr
-    where = [f"{environment}/bin/python", "-c", "import stem_torchrec; print(stem_torchrec.__file__)"]
-    done = subprocess.run(where, cwd=tmp_path, env=variables, text=True, capture_output=True)
-    assert done.stdout == f"{folder}/stem_torchrec/__init__.py\n"
+    return Image(folder, environment / "bin", variables)
+
+
+def test_the_steps_of_the_dockerfile_give_a_command_that_prints_its_help(image: Image, tmp_path: Path) -> None:
+    (command,) = [json.loads(rest) for name, rest in instructions() if name == "CMD"]
+    assert "Trains a model, STEM by default." in image.run(command, tmp_path)
+
+
+def test_the_image_runs_the_files_of_the_repository(image: Image, tmp_path: Path) -> None:
+    code = "from importlib.util import find_spec as find; print(find('stem_torchrec').origin)"
+    assert image.run(["python", "-c", code], tmp_path) == f"{image.folder}/stem_torchrec/__init__.py\n"
+
+
+@pytest.mark.long
+def test_the_image_trains(image: Image, tmp_path: Path) -> None:
+    command = ["stem-train", "--recipe", "tiny", "--train.max-steps", "1", "--output-dir", str(tmp_path / "run")]
+    assert "best evaluation" in image.run(command, tmp_path)

@@ -49,9 +49,10 @@ def test_the_vocabulary_of_another_feature_is_refused(tmp_path: Path, rows: Rows
     spec = spec_of(tmp_path, rows, features={"user": {"value": "city"}})
     with pytest.raises(UserError) as error:
         prepare_log(PrepareOptions(spec=str(spec), out=str(tmp_path / "next"), vocabularies=str(first)))
-    assert str(error.value) == (
-        f"features[user] has type text, but int in {first}: that is the vocabulary of another feature."
-    )
+    sentence = f"features[user] has type text, but int in {first}: that is the vocabulary of another feature."
+    assert str(error.value) == sentence
+    page = Path(__file__).parents[1] / "docs" / "prepare.md"
+    assert f"| {sentence.replace(str(first), 'LOG')} |" in page.read_text()
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def test_what_cannot_be_measured_is_refused_in_a_sentence(
 ) -> None:
     out = tmp_path / "out"
     result = gpu_sh(*(str(out) if each == "OUT" else each for each in arguments), DEVICE=device)
-    assert (result.returncode, result.stdout, result.stderr) == (2, "", f"error: {sentence}\n")
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", f"error: {sentence} [STEM-INPUT]\n")
     assert not out.exists()
 
 
@@ -55,7 +55,8 @@ def test_packages_that_are_missing_are_named(tmp_path: Path) -> None:
     result = gpu_sh(str(tmp_path / "out"), PYTHON=str(python))
     assert (result.returncode, result.stdout) == (2, "")
     assert re.fullmatch(
-        r"error: this python has no numpy, pyarrow, pydantic, .*, xdist; docs/gpu.md lists what the machine needs.\n",
+        r"error: this python has no numpy, pyarrow, pydantic, .*, xdist; docs/gpu.md lists what the machine needs. "
+        r"\[STEM-INPUT\]\n",
         result.stderr,
     )
     assert not (tmp_path / "out").exists()

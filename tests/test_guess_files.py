@@ -15,6 +15,8 @@ from stem_torchrec.preparation.guessing.dialect import Dialect, guess_dialect
 from stem_torchrec.preparation.guessing.guess_spec import Wishes, guess_spec
 from stem_torchrec.preparation.guessing.inputs import files_of, is_spec, partitions_of
 from stem_torchrec.preparation.guessing.source import guess_source
+from stem_torchrec.preparation.options import PrepareOptions
+from stem_torchrec.preparation.prepare_log import prepare_log
 from stem_torchrec.preparation.raw_files.csv_text import open_bytes
 from stem_torchrec.preparation.specs.spec import Spec
 from stem_torchrec.preparation.specs.spec_file import read_spec
@@ -176,6 +178,25 @@ def test_a_file_without_an_ending_is_known_by_its_content(tmp_path: Path) -> Non
     (tmp_path / "bytes").write_bytes(b"\0\1")
     with pytest.raises(UserError, match="is neither CSV nor JSON lines nor Parquet; give files of these"):
         files_of([str(tmp_path / "bytes")])
+
+
+@pytest.mark.parametrize("lines", [10, 200_000])
+def test_text_that_is_not_utf8_is_refused_with_what_to_do(tmp_path: Path, lines: int) -> None:
+    file = tmp_path / "x.csv"
+    good = b"y,city\n" + b"0,Bonn\n1,Kiel\n" * (lines // 2)
+    file.write_bytes(good + b"1,K\xf6ln\n")
+    options = PrepareOptions(spec=str(file), label=("y",), out=str(tmp_path / "log"), memory=0.5)
+    with pytest.raises(UserError) as error:
+        prepare_log(options)
+    fix = "A guess reads UTF-8: convert the file, or write a spec with its encoding, such as latin-1."
+    if lines == 10:
+        assert str(error.value) == f"{file} is not UTF-8 at byte {len(good) + 3}. {fix}"
+    else:
+        # The first MiB, which tells how the file is written, is UTF-8.
+        place = (
+            f"{file}, line {lines + 2}: the byte 0xf6 at position {len(good) + 3} is not utf-8; name the encoding of "
+        )
+        assert str(error.value) == f"{place}the source, such as latin-1 or gb18030. {fix}"
 
 
 def test_partitions_are_those_of_all_files() -> None:

@@ -26,6 +26,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 import stem_torchrec
 from stem_torchrec.checkpoints.storage import without_warnings
 from stem_torchrec.runtime.internals import build_files, profiler_ranges, pytorch, torchrec_hooks, tyro_errors
+from stem_torchrec.runtime.internals.export import load_exported
 from stem_torchrec.tables import sharded_collections
 
 from distributed import run_ranks
@@ -366,3 +367,12 @@ def test_tyro_tells_why_it_refuses_a_command_line(
             assert expected in str(value)
         else:
             assert value == expected if isinstance(value, str) else list(value) == expected
+
+
+def test_an_exported_program_compares_the_sizes_of_its_inputs_only_if_it_is_told_to(tmp_path: Path) -> None:
+    program = torch.export.export(nn.Linear(2, 1), (torch.zeros(3, 2),))
+    torch.export.save(program, tmp_path / "model.pt2")
+    wrong = torch.zeros(4, 2)
+    with pytest.raises((AssertionError, RuntimeError), match="Guard failed"):
+        program.module()(wrong)
+    assert load_exported(str(tmp_path / "model.pt2"))(wrong).shape == (4, 1)

@@ -10,9 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+from stem_torchrec.config.yaml_text import to_yaml
 from stem_torchrec.data.files import Columns
 from stem_torchrec.metrics.predictions import PredictionsFile
 from stem_torchrec.runtime.errors import UserError
@@ -22,6 +24,7 @@ from stem_torchrec.tuning.study import StudyFile
 
 from common.output import make_folder, write_table
 from common.processes import ROOT
+from preparations import spec_with, write_files
 
 DATA = Path(__file__).parent / "data"
 OUTPUTS = ("--predictions", "out", "--json", "out.json")
@@ -77,6 +80,31 @@ def test_ctrl_c_leaves_nothing_of_a_synthetic_log(tmp_path: Path) -> None:
     assert error == "error: stopped by SIGINT before it was complete.\n"
     assert not (tmp_path / "log").exists()
     assert not list(tmp_path.glob(".log*/**/*.parquet"))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("number", "begun", "kept"),
+    [(signal.SIGINT, "work/*rows*", ""), (signal.SIGTERM, "new/.train.new/*", "work/rows.parquet")],
+)
+def test_a_signal_ends_a_preparation_in_a_query_and_the_next_call_goes_on(
+    number: signal.Signals, begun: str, kept: str, tmp_path: Path
+) -> None:
+    rows = "".join(f"{i * 7919 % 50021},{i % 3 + 1},{i % 7 % 2}\n" for i in range(800_000))
+    write_files(tmp_path, {"log.csv": f"user,day,click\n{rows}", "spec.yaml": to_yaml(spec_with(order="shuffle"))})
+    line = ("stem_torchrec/prepare.py", "spec.yaml", "--out", "made", "--threads", "1", "--no-report")
+    with start(*line, cwd=tmp_path) as process:
+        wait_until(lambda: any((tmp_path / ".made.new").glob(begun)), process)
+        os.killpg(process.pid, number)
+        _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (128 + number, f"error: stopped by {number.name} before it was complete.\n")
+    assert not (tmp_path / "made").exists()
+    assert not kept or (tmp_path / ".made.new" / kept).exists()
+    with start(*line, cwd=tmp_path) as process:
+        _, error = process.communicate(timeout=120)
+    assert (process.returncode, error) == (0, "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.csv", "made", "spec.yaml"]
+    assert [pq.read_table(tmp_path / "made" / split).num_rows for split in ("train", "valid")] == [533_334, 266_666]
 
 
 def test_a_synthetic_log_on_a_full_disk_is_refused_with_its_name(tmp_path: Path) -> None:

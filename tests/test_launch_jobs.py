@@ -11,8 +11,12 @@ from typing import Any
 
 import pytest
 import yaml
+from torchx.cli.main import main as torchx_command
 from torchx.runner import Runner, get_runner
 from torchx.specs.file_linter import validate
+from torchx.specs.finder import ComponentValidationException
+
+from stem_torchrec.runtime.exit_status import ExitStatus
 
 ROOT = Path(__file__).parents[1]
 COMPONENTS = ROOT / "launch/components.py"
@@ -61,6 +65,7 @@ def test_slurm_gets_gpus_cores_memory_and_requeues(runner: Runner) -> None:
     assert re.findall(r"#SBATCH --job-name=train-\d (.*)", script) == [resources, resources]
     assert script.count("--rdzv-endpoint ${SLURM_JOB_NODELIST_HET_GROUP_0:=localhost}:29500") == 2
     assert script.count(f"{RANKS} ") == 2
+    assert script.count("-m stem_torchrec.train --output-dir /shared/runs/a ") == 2
     assert "export TORCHX_MAX_RETRIES=3" in script
     assert "STEM_JOIN_TIMEOUT=300" in script
     assert 'scontrol requeue "$SLURM_JOB_ID"' in script
@@ -139,14 +144,28 @@ def test_docker_gets_gpus_cores_memory_mounts_and_restarts(runner: Runner) -> No
         assert settings["mounts"][0]["Target"] == "/shared"
         assert settings["restart_policy"] == {"Name": "on-failure", "MaximumRetryCount": 3}
         assert settings["environment"]["TORCHX_RANK0_HOST"] == containers[0].kwargs["name"]
+        assert "--rdzv-endpoint ${TORCHX_RANK0_HOST:=localhost}:29500 " in container.command[-1]
         assert container.command[-1].endswith(COMMAND)
 
 
+def test_the_line_of_the_readme_starts_two_agents_with_eight_ranks_each(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = "torchx run dist.ddp -j 2x8 stem_torchrec/train.py"
+    assert f"\n{line}\n" in (ROOT / "README.md").read_text()
+    monkeypatch.chdir(ROOT)  # Where .torchxconfig is.
+    torchx_command(line.replace("run", "run --dryrun").split()[1:])
+    request = " ".join(re.findall(r"[^\s'\"]+", capsys.readouterr().out.partition("SCHEDULER REQUEST")[2]))
+    assert request.count("--nnodes 2 --nproc_per_node 8") == 2
+    assert request.count("launch/run.py stem_torchrec/train.py") == 2
+
+
 def test_local_ranks_of_one_host_take_a_free_port(runner: Runner) -> None:
-    request = request_for(runner, "local_cwd", "train", "-j", "1x2", "--gpu", "0", "--", "--recipe", "tiny")
-    (replica,) = request.role_params["train"]
+    options = ["-j", "1x2", "--gpu", "0", "--out", "runs/a", "--env", "PET_MAX_RESTARTS=3", "--", "--recipe", "tiny"]
+    (replica,) = request_for(runner, "local_cwd", "train", *options).role_params["train"]
     assert "--rdzv-endpoint localhost:0 " in replica.args[-1]
-    assert replica.args[-1].endswith("-m stem_torchrec.train --recipe tiny")
+    assert replica.args[-1].endswith("-m stem_torchrec.train --output-dir runs/a --recipe tiny")
+    assert replica.env["PET_MAX_RESTARTS"] == "3"
 
 
 @pytest.mark.parametrize(
@@ -172,7 +191,9 @@ def test_each_component_runs_its_command(runner: Runner, name: str, options: lis
 
 @pytest.mark.parametrize("j", ["8", "2x", "0x8", "1:2x8", "2X8"])
 def test_hosts_and_ranks_that_are_not_both_numbers_are_named(runner: Runner, j: str) -> None:
-    with pytest.raises(ValueError, match=f"^-j is '{j}', but must be hosts and ranks on each, as 2x8.$"):
+    with pytest.raises(
+        ComponentValidationException, match=f"^-j is '{j}', but must be hosts and ranks on each, as 2x8.$"
+    ):
         request_for(runner, "slurm", "train", "-j", j)
 
 
@@ -190,7 +211,7 @@ def test_the_script_of_the_page_requeues_a_run_that_resumes(tmp_path: Path, stat
     assert (done.returncode, done.stdout) == (status, "scontrol requeue 7\n" if requeued else "")
 
 
-def test_the_manifest_of_the_page_ends_at_wrong_options_and_retries_otherwise() -> None:
+def test_the_manifest_of_the_page_ends_at_wrong_options_and_resumes_otherwise() -> None:
     service, job = yaml.safe_load_all(block_of_page("yaml", "apiVersion: v1\nkind: Service"))
     name, spec = job["metadata"]["name"], job["spec"]
     assert "kueue.x-k8s.io/queue-name" in job["metadata"]["labels"]
@@ -198,10 +219,11 @@ def test_the_manifest_of_the_page_ends_at_wrong_options_and_retries_otherwise() 
     assert spec["template"]["spec"]["subdomain"] == service["metadata"]["name"]
     assert spec["completions"] == spec["parallelism"] == 2
     (container,) = spec["template"]["spec"]["containers"]
-    ignored, ended = spec["podFailurePolicy"]["rules"]
+    ignored, ended, resumed = spec["podFailurePolicy"]["rules"]
     assert ended["action"] == "FailJob"
     assert ended["onExitCodes"] == {"containerName": container["name"], "operator": "In", "values": [2, 74]}
-    assert ignored["action"] == "Ignore"
+    assert (ignored["action"], resumed["action"]) == ("Ignore", "Ignore")
+    assert resumed["onExitCodes"] == ended["onExitCodes"] | {"values": [ExitStatus.RESUME]}
     command = container["command"]
     assert f"--rdzv-endpoint={name}-0.{service['metadata']['name']}:29500" in command
     assert "--nnodes=2" in command

@@ -172,6 +172,19 @@ def test_a_delta_table_with_a_column_added_later_has_nulls_before_and_a_newer_ve
         find_files("log", Source(str(folder), type="delta"))
 
 
+@pytest.mark.skipif(importlib.util.find_spec("deltalake") is None, reason="deltalake is not installed")
+def test_the_folders_of_a_delta_table_are_columns(reader: Reader) -> None:
+    import deltalake
+
+    folder = reader.folder / "raw" / "table"
+    folder.parent.mkdir()
+    table = pa.table({"a": [1, 2, 3], "day": ["2022-05-03", "2022-05-04", "2022-05-03"]})
+    deltalake.write_deltalake(str(folder), table, partition_by=["day"])
+    days = [datetime.date(2022, 5, day) for day in (3, 4, 3)]
+    rows = reader.rows({}, "table", type="delta", partitions={"day": "date"})
+    assert sorted(rows) == list(zip((1, 2, 3), days, strict=True))
+
+
 @pytest.mark.parametrize("files", ["raw", "raw/**/*.parquet"])
 def test_a_log_in_the_folder_of_its_source_is_refused(files: str, tmp_path: Path) -> None:
     raw = {"raw/log.parquet": parquet(pa.table({"user": [1], "day": [1], "click": [1]}))}

@@ -21,6 +21,7 @@ from stem_torchrec.runtime.file_systems import STORES, g_pathmgr
 from stem_torchrec.runtime.internals.path_handlers import StoreHandler, handler_of
 from stem_torchrec.runtime.path_options import PathOption, checked_path
 from stem_torchrec.serving.export_run import ExportConfig
+from stem_torchrec.serving.score_file import ScoreConfig
 from stem_torchrec.training.configuration import config_from_command_line
 from stem_torchrec.training.run_evaluation import EvaluateConfig
 from stem_torchrec.transfer.convert_layout import ConvertConfig
@@ -31,6 +32,7 @@ from kuairand_files import kuairand
 from planning.config import read_options
 from recovery.pauses import PauseConfig
 from recovery.soak import FaultsConfig
+from scorers.run import ServingConfig
 from studies.exact_metrics import MetricsConfig
 from studies.task_conflict import ConflictConfig
 from sweep.config import SweepConfig
@@ -73,6 +75,7 @@ def options_of(config: Any) -> Callable[[Sequence[str]], Any]:
         (evaluate, "--run --run-dir --data.path --json --predictions"),
         (convert, "--run --out"),
         (options_of(ExportConfig()), "--run --out --log"),
+        (options_of(ScoreConfig()), "--bundle --input --output"),
         (options_of(CalibrateConfig()), "--run --run-dir --data.path --out"),
         (comparison.read_command_line, "--out --data.path --config"),
         (study.read_command_line, "--out --space --data.path --config"),
@@ -80,6 +83,7 @@ def options_of(config: Any) -> Callable[[Sequence[str]], Any]:
         (options_of(SweepConfig()), "--out --tables"),
         *((options_of(each()), "--out") for each in (ThroughputConfig, FaultsConfig, PauseConfig)),
         *((options_of(each()), "--out") for each in (MetricsConfig, ConflictConfig)),
+        (options_of(ServingConfig()), "--run --out --log"),
         (options_of(kuairand.Options(Path("raw"), Path("out"))), "--raw --out --reconstructed"),
         (options_of(synthetic.Options(out="out")), "--out"),
     ],

@@ -1,8 +1,12 @@
 """--train.precision and --train.deterministic on CPU: what they refuse, note, compute in and set."""
 
 import dataclasses
+import shutil
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
@@ -13,10 +17,12 @@ from stem_torchrec.models.loss import MultiTaskTrain
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.process import Process
 from stem_torchrec.training.assembly import autocast_forward
+from stem_torchrec.training.run_evaluation import EvaluateConfig, EvaluationData, evaluate_run
 
 from distributed import run_ranks
-from runs import Run, config_of
+from runs import Run, config_of, this_process
 
+DATA = Path(__file__).parent / "data"
 CPU = Process(rank=0, world_size=1, local_world_size=1, device=torch.device("cpu"))
 
 
@@ -85,3 +91,34 @@ def deterministic_after_build(asked: bool) -> tuple[bool, bool]:
 @pytest.mark.parametrize("asked", [True, False])
 def test_deterministic_lets_torch_choose_such_algorithms_and_warn_where_it_has_none(asked: bool) -> None:
     assert run_ranks(1, deterministic_after_build, asked) == [(asked, asked)]
+
+
+def predictions_of(evaluations: list[EvaluateConfig]) -> list[list[float]]:
+    """What each evaluation predicts of the first task."""
+    predicted = []
+    for config in evaluations:
+        assert config.predictions is not None
+        evaluate_run(config, this_process())
+        predicted.append(pq.read_table(config.predictions)["prediction/finish"].to_pylist())
+    return predicted
+
+
+def test_an_evaluation_computes_in_the_precision_that_it_is_given_and_else_in_that_of_the_run(tmp_path: Path) -> None:
+    fp32, bf16 = DATA / "run_format_1", tmp_path / "bf16"
+    shutil.copytree(fp32, bf16)
+    text = (bf16 / "config.yaml").read_text()
+    assert text.count("precision: fp32\n") == 1
+    (bf16 / "config.yaml").write_text(text.replace("precision: fp32\n", "precision: bf16\n"))
+    data = EvaluationData(str(DATA / "log"))
+    evaluations = [
+        EvaluateConfig(
+            str(run), data, "test", precision=precision, predictions=str(tmp_path / f"{run.name}-{precision}")
+        )
+        for run, precision in ((fp32, None), (bf16, "fp32"), (bf16, None), (fp32, "bf16"))
+    ]
+    [(own_fp32, given_fp32, own_bf16, given_bf16)] = run_ranks(1, predictions_of, evaluations)
+    assert own_fp32 == given_fp32
+    assert own_bf16 == given_bf16
+    assert own_fp32 != own_bf16
+    # Numbers of 8 bits, by way of a few layers.
+    np.testing.assert_allclose(own_bf16, own_fp32, rtol=0, atol=2**-6)

@@ -1,5 +1,7 @@
 """Bad input of stem-prepare: one whole sentence, exit status 2 or 74, and nothing half-written."""
 
+import os
+import re
 import resource
 import subprocess
 import sys
@@ -10,8 +12,10 @@ import pytest
 from stem_torchrec.config.yaml_text import to_yaml
 from stem_torchrec.expressions.functions import functions_page
 from stem_torchrec.prepare import main
+from stem_torchrec.runtime.errors import UserError
 
 from bad_inputs import BAD_FILES, BAD_ROWS, BAD_SPECS, BadInput
+from owners import owned_by_another_process
 from preparations import CSV, SPEC, prepare, refusal, spec_with, write_files
 
 ROOT = Path(__file__).parents[1]
@@ -110,6 +114,14 @@ def test_a_full_disk_ends_with_status_74_and_the_work_goes_on_later(folder: Path
     assert not (folder / "made").exists()
     assert command(folder, "spec.yaml", "--out", "made").returncode == 0
     assert (folder / "made" / "schema.json").exists()
+
+
+def test_a_log_that_another_process_makes_is_refused(tmp_path: Path) -> None:
+    new = tmp_path / ".made.new"
+    owned_by_another_process(new)
+    with pytest.raises(UserError, match=f"^{re.escape(str(new))} is in use by process {os.getppid()} on "):
+        prepare(tmp_path, out=str(tmp_path / "made"))
+    assert [path.name for path in new.iterdir()] == [".owner.json"]
 
 
 def test_rows_of_a_side_table_without_a_key_multiply_nothing(tmp_path: Path) -> None:

@@ -4,15 +4,30 @@ import json
 import re
 import shutil
 import signal
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from google.protobuf import text_format
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
+from stem_torchrec.calibration.calibration_file import BeforeAndAfter, Calibration, RowsOfLog, write_calibration
+from stem_torchrec.calibration.curves import PlattCurve
+from stem_torchrec.checkpoints.weights import saved_tensors
+from stem_torchrec.data.columns import Columns
+from stem_torchrec.data.schema import load_schema
+from stem_torchrec.preparation.options import PrepareOptions
+from stem_torchrec.preparation.prepare_log import prepare_log
 from stem_torchrec.run_report.charts import MOST_POINTS, thinned
-from stem_torchrec.run_report.operation_sections import memory_by_rank
+from stem_torchrec.run_report.plan_section import memory_by_rank
+from stem_torchrec.run_report.projector import Values, values_file, values_of
 from stem_torchrec.run_report.reliability import reliability_of
 from stem_torchrec.run_report.run_record import RunRecord, Series
 from stem_torchrec.run_report.write_report import ReportOptions, names_of, page_of, write_report
@@ -24,6 +39,7 @@ from browser import check_page, chromium, opened
 from report_tables import Rows, tables
 from small_runs import run_script, start
 
+TASKS = ("finish", "like")
 SHORT = ("--train.max-steps", "40", "--data.eval-batch-size", "512")
 
 
@@ -70,6 +86,9 @@ def test_the_page_of_two_runs_works_in_a_browser(runs: list[Path], tmp_path: Pat
             page.keyboard.press("Space")
             assert page.locator(".run-0 path:visible").count() == 0
             assert page.locator(".run-1 path:visible").count() > 0
+            page.locator("summary").last.focus()
+            page.keyboard.press("Enter")
+            assert page.locator("details pre").last.is_visible()
 
 
 def test_the_page_has_the_numbers_of_the_run(run: Path, by_heading: dict[str, list[Rows]]) -> None:
@@ -120,6 +139,128 @@ def test_gates_are_logged_with_each_evaluation(run: Path) -> None:
             assert sum(weights) == pytest.approx(1, abs=1e-6)  # Of weights in fp32.
 
 
+def test_tensorboard_has_the_gates_of_all_rows_at_each_evaluation(run: Path) -> None:
+    board = EventAccumulator(str(run / "tensorboard"), size_guidance={"histograms": 0}).Reload()
+    tags = {f"gate_rows/layers.0/{task}/{group}" for task in TASKS for group in (*TASKS, "shared")}
+    assert set(board.Tags()["histograms"]) == tags
+    by_step = {line["step"]: line for line in read_metrics_log(run / "metrics.jsonl") if "valid/like/auc" in line}
+    for tag in tags:
+        events = board.Histograms(tag)
+        assert [event.step for event in events] == list(by_step)
+        for event in events:
+            each, line = event.histogram_value, by_step[event.step]
+            assert each.num == sum(each.bucket) == line["valid/like/rows"]
+            assert each.sum / each.num == pytest.approx(line[tag.replace("gate_rows", "gate")])
+            middles = np.array(each.bucket_limit) - 0.5 / len(each.bucket)
+            # No row is farther than half a bin from the middle of its bin.
+            assert np.dot(middles, each.bucket) / each.num == pytest.approx(
+                each.sum / each.num, abs=0.5 / len(each.bucket)
+            )
+
+
+def test_the_log_has_the_peak_memory_of_each_rank(run: Path, by_heading: dict[str, list[Rows]]) -> None:
+    peaks = [
+        line["memory/host_mib/rank_0"] for line in read_metrics_log(run / "metrics.jsonl") if "valid/like/auc" in line
+    ]
+    # A process with torch takes 100 MiB at least.
+    assert min(peaks) > 100
+    [row] = by_heading["Plan and memory"][0]
+    assert row["peak MiB of host, largest"] == f"{max(peaks):,.0f}"
+
+
+def test_the_projector_has_the_first_rows_of_tables(run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "predictions"))
+    tables_of_run = ("like/user_id", "shared/user_id")
+    line = write_report(ReportOptions((str(run),), projector=tables_of_run, projector_rows=30))
+    assert line.startswith(f"projector: {run}/tensorboard, like/user_id, shared/user_id, 30 rows at most; ids without")
+    config = ProjectorConfig()
+    text_format.Parse((run / "tensorboard/projector_config.pbtxt").read_text(), config)
+    assert [each.tensor_name for each in config.embeddings] == list(tables_of_run)
+    weights = run / "best"
+    whole = {name: torch.empty(*each.size) for name, each in saved_tensors(weights).items() if "user_id" in name}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        dcp.load(whole, checkpoint_id=weights, no_dist=True)
+    for each in config.embeddings:
+        shown = np.loadtxt(run / "tensorboard" / each.tensor_path, delimiter="\t")
+        expected = next(table for name, table in whole.items() if f".{each.tensor_name}.weight" in name)
+        assert list(each.tensor_shape) == [30, expected.shape[1]]
+        assert shown == pytest.approx(expected[:30].numpy(), rel=1e-5)
+        assert (run / "tensorboard" / each.metadata_path).read_text().split() == [str(i) for i in range(30)]
+    with pytest.raises(UserError, match=re.escape("--projector like/userid is no table of")):
+        write_report(ReportOptions((str(run),), projector=("like/userid",)))
+
+
+def test_the_projector_names_raw_values(run: Path, tmp_path: Path) -> None:
+    colors = ["red", "light blue", "red", "green", "red"] * 80
+    rows = "".join(f"{color},{i % 3 % 2},{i % 7 % 2}\n" for i, color in enumerate(colors))
+    (tmp_path / "raw.csv").write_text(f"color,clicked,bought\n{rows}")
+    log = tmp_path / "log"
+    prepare_log(PrepareOptions(str(tmp_path / "raw.csv"), label=("clicked", "bought"), out=str(log), report=False))
+    vocabulary = pq.read_table(log / "vocabulary/color.parquet").to_pylist()
+    record = RunRecord.read(run, "a")
+    config = replace(record.config, data=replace(record.config.data, path=str(log)))
+    record = replace(record, config=config, columns=Columns.select(load_schema(str(log))))
+    values = values_of(record, "color", 3)
+    assert values is not None
+    expected = [f"{row['id']}\t{row['value']}\t{row['count']}" for row in vocabulary if row["id"] < 3]
+    assert values_file(3, values).splitlines() == ["id\tvalue\tcount", "0\t(unseen)\t", *expected]
+    assert "1\tred\t" in expected[0]
+    odd = Values(np.array([1]), ["a\tb\nc"], [2])
+    assert values_file(3, odd).splitlines()[2:] == ["1\ta b c\t2", "2\t\t"]
+
+
+def test_a_run_without_an_evaluation_has_a_page(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "begun"
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("best", "predictions", "metrics.json", "tensorboard"))
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(line for line in lines if "valid/" not in line))
+    text = "\n\n".join(page_of([RunRecord.read(folder, "begun")]).parts)
+    assert tables("\n## Runs\n\n" + text.partition("## ")[0])["Runs"][0][0]["state"] == "not ended"
+    for sentence in ("No run has made an evaluation yet.", "No run has logged gates", "No peaks: an earlier version"):
+        assert sentence in text
+    (folder / "metrics.jsonl").write_text("")
+    (folder / "plan.json").unlink()
+    text = "\n\n".join(page_of([RunRecord.read(folder, "begun")]).parts)
+    for sentence in ("No run has logged two losses", "No run has logged its speed.", "No run folder has a plan."):
+        assert sentence in text
+
+
+def test_runs_of_other_tasks_share_a_page(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(run, other, ignore=shutil.ignore_patterns("predictions"))
+    for name in ("config.yaml", "schema.json", "plan.json", "metrics.json", "metrics.jsonl"):
+        text = (other / name).read_text()
+        (other / name).write_text(re.sub(r"\blike\b", "share", text))
+    by_heading = tables("\n\n".join(page_of([RunRecord.read(run, "a"), RunRecord.read(other, "b")]).parts))
+    judged = [(row["task"], row["run"]) for row in by_heading["Metrics"][0]]
+    assert judged == [("finish", "a"), ("finish", "b"), ("like", "a"), ("share", "b")]
+    assert {row["stream"]: row["share"] for row in by_heading["Gates"][0]}["like"] == "-"
+    differing = [(row["option"], row["runs"]) for row in by_heading["Lineage"][1]]
+    assert differing == [("--data.synthetic", "a"), ("--data.synthetic", "b")]
+
+
+def test_a_calibrated_run_shows_before_and_after(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "calibrated"
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("predictions"))
+    rows = RowsOfLog("log", "valid", 0, 100, "00")
+    judged = BeforeAndAfter(90, 9, ne_before=0.81, ne_after=0.805, pcoc_before=1.25, pcoc_after=None)
+    calibration = Calibration(
+        weights="sha256:00",
+        fitted_on=rows,
+        judged_on=rows,
+        platt={"like": PlattCurve(1.0, -0.2)},
+        kept={"finish": "its rows have one label"},
+        judged={"like": judged},
+    )
+    write_calibration(folder / "calibration.json", calibration)
+    text = "\n\n".join(page_of([RunRecord.read(folder, "a")]).parts)
+    assert "finish keeps its predictions: its rows have one label." in text
+    [row] = tables(text)["Calibration"][0]
+    expected = {"task": "like", "curve": "Platt", "NE after": "0.8050", "PCOC before": "1.2500", "PCOC after": "-"}
+    assert row | expected == row
+
+
 def test_a_curve_has_the_shares_of_the_rows(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     prediction = generator.beta(1, 30, size=50_000)
@@ -167,12 +308,38 @@ def test_wrong_runs_and_files_are_refused(run: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.html").write_text("<html>mine</html>")
     with pytest.raises(UserError, match=re.escape("notes.html exists, and no report is in it")):
         write_report(ReportOptions((str(run),), str(tmp_path / "notes.html")))
+    with pytest.raises(UserError, match=re.escape("21 runs are too many for a page; give at most 20.")):
+        write_report(ReportOptions(tuple(f"{tmp_path}/{i}" for i in range(21)), out))
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     (copy / "predictions/part-00000.parquet").write_bytes(b"PAR1")
     with pytest.raises(DamagedError, match=re.escape("part-00000.parquet holds no predictions that can be read")):
         _ = RunRecord.read(copy, "copy").reliability
+    lines = (copy / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (copy / "metrics.jsonl").write_text("".join([lines[0], lines[1].replace(":", ";"), *lines[2:]]))
+    with pytest.raises(DamagedError, match=re.escape("metrics.jsonl, line 2, is damaged")):
+        write_report(ReportOptions((str(copy),), out))
     assert not Path(out).exists()
+
+
+@pytest.mark.long
+def test_the_page_of_twenty_runs_works_in_a_browser(run: Path, tmp_path: Path) -> None:
+    folders = []
+    for i in range(20):
+        folder = tmp_path / f"a_run_with_a_long_name_of_seed_{i}"
+        shutil.copytree(run, folder, ignore=shutil.ignore_patterns("predictions", "best", "checkpoints"))
+        config = (folder / "config.yaml").read_text()
+        (folder / "config.yaml").write_text(config.replace("\nseed: 0", f"\nseed: {i}"))
+        plan = json.loads((folder / "plan.json").read_text())
+        # On as many ranks as tables.
+        spread = {name: table | {"ranks": [j]} for j, (name, table) in enumerate(plan["tables"].items())}
+        (folder / "plan.json").write_text(json.dumps(plan | {"world_size": len(spread), "tables": spread}))
+        folders.append(str(folder))
+    file = tmp_path / "report.html"
+    write_report(ReportOptions(tuple(folders), str(file)))
+    with chromium() as browser:
+        # Of each of two tasks the loss, AUC, logloss, PCOC and gates of two groups, two of speed, and each run's ranks.
+        check_page(browser, file, charts=34)
 
 
 @pytest.mark.long

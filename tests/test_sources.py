@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import duckdb
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -146,6 +148,19 @@ def test_whole_numbers_above_2_to_the_53_are_read_exactly(reader: Reader) -> Non
     ]
 
 
+def test_whole_numbers_of_digits_alone_are_read_exactly_at_once(reader: Reader) -> None:
+    text = f"a\n+5\n007\n-0\n{2**53 + 1}\n{-(2**63)}\n"
+    numbers = [5, 7, 0, 2**53 + 1, -(2**63)]
+    assert reader.rows({"log.csv": text}, columns={"a": "int"}) == [(each,) for each in numbers]
+
+
+@pytest.mark.parametrize("cell", ["1.5", "1e-1", "15E-1", "0x1f", "0X1F", "0b1", "0B1", "0o7", "inf"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_what_an_int_of_duckdb_would_round_or_takes_besides_is_refused(reader: Reader, cell: str, end: str) -> None:
+    with pytest.raises(UserError):
+        reader.rows({"log.csv": end.join(["a", "1", cell, "2", ""])}, columns={"a": "int"})
+
+
 def test_a_log_with_numbers_above_2_to_the_53_is_read_again(tmp_path: Path) -> None:
     big = {"1": 2**53 + 1, "2": 2**53, "3": 2**63 - 1, "4": -(2**63)}
     text = CSV
@@ -186,6 +201,14 @@ def test_packed_files(reader: Reader, ending: str, pack: Callable[[bytes], bytes
     assert reader.rows(files, columns=ABC) == ONE
 
 
+@pytest.mark.parametrize(
+    ("ending", "pack"), [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress), ("zst", zstd)]
+)
+def test_packed_json_lines(reader: Reader, ending: str, pack: Callable[[bytes], bytes]) -> None:
+    lines = {f"log.jsonl.{ending}": pack(b'{"a": 1, "b": "x", "c": 2.5}\n')}
+    assert reader.rows(lines, type="json", columns=ABC) == ONE
+
+
 def test_a_packed_file_of_another_encoding(reader: Reader) -> None:
     files = {"log.csv.xz": lzma.compress("a,b,c\n1,\u00e9,2.5\n".encode("latin-1"))}
     assert reader.rows(files, columns=ABC, encoding="latin-1") == [(1, "\u00e9", 2.5)]
@@ -217,6 +240,15 @@ def test_a_recoded_file_keeps_its_partition(reader: Reader, content: bytes) -> N
     files = {"log/day=7/part-0.csv": content}
     rows = reader.rows(files, "log", columns=ABC, encoding="latin-1", partitions={"day": "int"})
     assert rows == [(1, "\u00e9", 2.5, 7)]
+
+
+def test_json_lines_of_every_type(reader: Reader) -> None:
+    values = ["1", "0.5", '"x"', "true", '"2022-05-03T18:00:00+08:00"', '"2022-05-03"', "[1, 2]", "[0.5]", '["x", ""]']
+    kinds = ["int", "float", "text", "bool", "timestamp", "date", "list<int>", "list<float>", "list<text>"]
+    line = ", ".join(f'"{kind}": {value}' for kind, value in zip(kinds, values, strict=True))
+    rows = reader.rows({"log.jsonl": f"{{{line}}}\n{{}}\n"}, type="json", columns={kind: kind for kind in kinds})
+    assert [rows[0][0:4], rows[0][5:], set(rows[1])] == [(1, 0.5, "x", True), (DAY, [1, 2], [0.5], ["x", ""]), {None}]
+    assert rows[0][4].replace(tzinfo=None) == TIME
 
 
 DAY, TIME = date(2022, 5, 3), datetime(2022, 5, 3, 10)
@@ -266,6 +298,69 @@ def test_a_column_of_parquet_that_cannot_be_read_and_is_named_is_refused(reader:
         UserError, match=r"^sources\[log\].columns\[b\] is int, but the files have .+, which is not read"
     ):
         reader.rows({"log.parquet": parquet(table)}, type="parquet", columns={"b": "int"})
+
+
+OF_ANOTHER_PROGRAM = [
+    (1, 1, 0.5, "x", "a", "s", True, TIME, DAY, [1, 2], [1.0, 2.0]),
+    (None, 2, None, None, "b", None, None, None, None, [], None),
+    (
+        2**53 + 1,
+        None,
+        None,
+        "\u00e9",
+        None,
+        "l",
+        False,
+        datetime(1969, 12, 31, 23),
+        date(1969, 12, 31),
+        None,
+        [3.0, 4.0],
+    ),
+]
+"""Rows of id, count, price, name, kind, size, flag, time, day, tags and pair."""
+
+
+def test_what_polars_writes_is_read(reader: Reader) -> None:
+    content = (Path(__file__).parent / "data/written_by/polars.parquet").read_bytes()
+    rows = reader.rows({"log.parquet": content}, type="parquet")
+    # Expressions take NaN for a missing number.
+    assert [tuple(None if cell != cell else cell for cell in row) for row in rows] == OF_ANOTHER_PROGRAM
+
+
+def test_what_duckdb_writes_is_read(reader: Reader) -> None:
+    file = reader.folder / "raw" / "log.parquet"
+    file.parent.mkdir()
+    kinds = [
+        "BIGINT",
+        "UTINYINT",
+        "DOUBLE",
+        "VARCHAR",
+        "VARCHAR",
+        "ENUM('s','l')",
+        "BOOLEAN",
+        "TIMESTAMP",
+        "DATE",
+        "BIGINT[]",
+        "FLOAT[2]",
+    ]
+    with duckdb.connect() as connection:
+        connection.execute(f"CREATE TABLE t ({', '.join(f'c{i} {kind}' for i, kind in enumerate(kinds))})")
+        connection.executemany(f"INSERT INTO t VALUES ({', '.join('?' * len(kinds))})", OF_ANOTHER_PROGRAM)
+        connection.execute(f"COPY t TO '{file}' (FORMAT parquet)")
+    assert reader.rows({}, "log.parquet", type="parquet") == OF_ANOTHER_PROGRAM
+
+
+def test_what_pandas_writes_is_read(reader: Reader) -> None:
+    file = reader.folder / "raw" / "log.parquet"
+    file.parent.mkdir()
+    names = ["id", "count", "price", "name", "kind", "size", "flag", "time", "day", "tags", "pair"]
+    columns = dict(zip(names, map(list, zip(*OF_ANOTHER_PROGRAM, strict=True)), strict=True))
+    columns |= {"id": pd.array(columns["id"], "Int64"), "kind": pd.Categorical(columns["kind"])}
+    frame = pd.DataFrame(columns)
+    # `count` is 1.0, 2.0 and NaN; rows that were filtered before have an index of their own.
+    frame.set_axis([5, 3, 4]).to_parquet(file)
+    rows = reader.rows({}, "log.parquet", type="parquet", columns={"count": "int"})
+    assert [row[: len(names)] for row in rows] == OF_ANOTHER_PROGRAM
 
 
 @pytest.mark.parametrize("unit", ["ms", "us", "ns"])
@@ -331,6 +426,9 @@ def test_a_bucket(tmp_path: Path) -> None:
         for pattern in (f"s3://{BUCKET}/log", f"s3://{BUCKET}/log/*/*.csv"):
             source = Source(pattern, columns={"a": "int"}, partitions={"day": "int"})
             assert reader.engine.rows(read_source(reader.engine, "log", source)) == [(1, 1), (2, 1)]
+        store.pipe(f"{BUCKET}/parquet/day=1/part-0.parquet", parquet(pa.table({"a": [3]})))
+        source = Source(f"s3://{BUCKET}/parquet", type="parquet", partitions={"day": "int"})
+        assert reader.engine.rows(read_source(reader.engine, "log", source)) == [(3, 1)]
         with pytest.raises(UserError, match="of which no file exists"):
             find_files("log", Source(f"s3://{BUCKET}/lgo/*.csv"))
         reader.engine.close()

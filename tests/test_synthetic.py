@@ -19,6 +19,7 @@ from sklearn.metrics import roc_auc_score
 
 from stem_torchrec.config import SyntheticConfig
 from stem_torchrec.data import synthetic
+from stem_torchrec.data.pair_auc import pair_auc
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.data.synthetic import CHUNK_ROWS, ensure, generate
 from stem_torchrec.data.synthetic_world import MISSING, World
@@ -123,7 +124,7 @@ def test_best_auc_is_that_of_the_true_logits(tmp_path: Path) -> None:
 
 def test_auc_counts_a_tie_as_one_half() -> None:
     scores, labels = np.array([1, 1, 0, 2, 1], np.float32), np.array([1, 0, 0, 1, 0], np.int8)
-    assert synthetic._auc(scores, labels) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+    assert pair_auc(scores, labels) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
 
 
 def test_a_split_of_one_class_has_no_best_auc(tmp_path: Path) -> None:

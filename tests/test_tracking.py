@@ -1,6 +1,7 @@
 """Trackers get what metrics.jsonl gets, and none of them can end a run."""
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -86,6 +87,12 @@ def test_a_tracker_that_fails_gets_nothing_more(tmp_path: Path, capsys: pytest.C
 def test_an_unknown_tracker_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^STEM_TRACKERS names 'wandb', but must name mlflow or torchx\.$"):
         open_trackers({"STEM_TRACKERS": "wandb"}, tmp_path)
+
+
+def test_a_tracker_whose_package_is_missing_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)  # As if it were not installed.
+    with pytest.raises(UserError, match=r'needs mlflow, which is not installed: pip install "stem_torchrec\[mlflow\]"'):
+        open_trackers({"STEM_TRACKERS": "mlflow"}, tmp_path)
 
 
 def test_mlflow_has_one_run_for_a_run_folder_that_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

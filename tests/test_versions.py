@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stem_torchrec.runtime.versions import Build, version_problem, version_warning
+from stem_torchrec.runtime.versions import Build, missing_package, version_problem, version_warning
 
 pytestmark = pytest.mark.stack
 
@@ -125,6 +125,12 @@ print(json.dumps(fbgemm_has_cuda()))
             f"UserWarning: {tmp_path / 'torch'}, {tmp_path / 'fbgemm_gpu'}, {tmp_path / 'torchrec'}: not a"
             in result.stderr
         )
+
+
+def test_a_package_that_is_there_is_not_called_missing() -> None:
+    # As FBGEMM's own imports fail; test_bundle.py hides the packages.
+    assert missing_package(ModuleNotFoundError(name="fbgemm_gpu.split_embedding_codegen")) == ""
+    assert missing_package(ModuleNotFoundError(name="optuna")) == ""
 
 
 HEAVY = ("torch", "torchrec", "fbgemm_gpu", "pandas", "pyarrow", "numpy")

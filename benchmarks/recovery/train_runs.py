@@ -121,7 +121,7 @@ def differences(run: Path, whole: Path) -> list[str]:
     """Names everything in a finished run that is not bit-identical to another run, `whole`.
 
     It compares the tensors of the newest checkpoint and of the best weights, metrics.json, and all logged numbers but
-    speeds.
+    speeds and memory.
     """
     result = []
     for part in (_newest(run).relative_to(run), Path("best")):
@@ -133,7 +133,7 @@ def differences(run: Path, whole: Path) -> list[str]:
     lines, expected = ((folder / "metrics.jsonl").read_text().splitlines() for folder in (run, whole))
     if len(lines) != len(expected):
         result.append(f"metrics.jsonl: {len(lines)} lines instead of {len(expected)}")
-    for line, wanted in zip(map(_without_speeds, lines), map(_without_speeds, expected), strict=False):
+    for line, wanted in zip(map(_trained_values, lines), map(_trained_values, expected), strict=False):
         result += [f"metrics.jsonl, step {line['step']}: {name}" for name in line if line[name] != wanted.get(name)]
     return result
 
@@ -156,6 +156,7 @@ def _tensors(checkpoint: Path) -> dict[str, Tensor]:
     return state
 
 
-def _without_speeds(line: str) -> dict[str, Any]:
+def _trained_values(line: str) -> dict[str, Any]:
     values: dict[str, Any] = json.loads(line)
-    return {name: value for name, value in values.items() if not name.endswith(("step_ms", "samples_per_second"))}
+    of_the_machine = ("train/step_ms", "train/samples_per_second", "memory/")
+    return {name: value for name, value in values.items() if not name.startswith(of_the_machine)}

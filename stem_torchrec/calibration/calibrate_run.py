@@ -15,7 +15,8 @@ from stem_torchrec.calibration.calibration_file import (
     read_calibration,
     write_calibration,
 )
-from stem_torchrec.calibration.fit_tasks import Method, fit_tasks
+from stem_torchrec.calibration.fit import Method
+from stem_torchrec.calibration.fit_tasks import fit_tasks
 from stem_torchrec.calibration.rows_of_run import rows_of_run
 from stem_torchrec.checkpoints.checksum import weights_checksum
 from stem_torchrec.checkpoints.weights import find_weights
@@ -58,7 +59,7 @@ def calibrate_run(config: CalibrateConfig, process: Process) -> Calibration:
     Predictions are made in fp32. They are on disk beside the file until they are read.
 
     Raises UserError where the run or its log are missing or do not fit, where the rows to judge on would be those to
-    fit, and where no task has labels of both kinds in the rows to fit.
+    fit, and where no task gets a curve.
     """
     if not config.run:
         raise UserError("say which run to calibrate: --run RUN, the folder that training wrote.")
@@ -91,9 +92,11 @@ def calibrate_run(config: CalibrateConfig, process: Process) -> Calibration:
         lock.release()
     log_rank0(f"\n{out}: {config.method}, fitted on {rows.fitted}, judged on {rows.judged}")
     log_rank0(format_judged(calibration.judged))
-    for task in rows.tasks:
-        if task not in calibration.curves:
-            log_rank0(f"note: task {task!r} keeps its predictions: it has labels of one kind only in {rows.fitted}")
+    for task, reason in calibration.kept.items():
+        log_rank0(f"note: task {task!r} keeps its predictions: in {rows.fitted} {reason}")
+    for task, each in calibration.judged.items():
+        if each.ne_before is not None and each.ne_after is not None and each.ne_after > each.ne_before:
+            log_rank0(f"note: the curve of task {task!r} raises its NE; try another --method, or fit more rows")
     return calibration
 
 
@@ -104,7 +107,9 @@ def _prepare(out: AnyPath, predictions: AnyPath, run: str, lock: FolderLock) -> 
         try:
             read_calibration(out, weights=None)
         except UserError as error:
-            raise UserError(f"{out} exists, and is no calibration to replace; give another --out.") from error
+            raise UserError(
+                f"{out} exists, and is no calibration to replace; give another --out, or delete it."
+            ) from error
     check_writable(out.parent)
     lock.check(str(predictions), other="--out")
     if read_owner(str(predictions)) is not None:

@@ -29,7 +29,8 @@ class RowsOfLog:
     """Of the split's files, as `data.footers.fingerprint` returns it."""
 
     def __str__(self) -> str:
-        return f"rows {self.start:,} to {self.stop - 1:,} of {self.log}/{self.split}"
+        place = f"of {self.log}/{self.split}"
+        return f"rows {self.start:,} to {self.stop - 1:,} {place}" if self.start < self.stop else f"no row {place}"
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class Calibration:
     isotonic: Mapping[str, IsotonicCurve] = field(default_factory=dict)
     """Curves by task. A task without a curve in either mapping keeps its predictions."""
     platt: Mapping[str, PlattCurve] = field(default_factory=dict)
+    kept: Mapping[str, str] = field(default_factory=dict)
+    """By task that keeps its predictions, why it has no curve."""
     judged: Mapping[str, BeforeAndAfter] = field(default_factory=dict)
     """By task."""
 

@@ -1,15 +1,34 @@
-"""Fits a curve to predictions and labels. Curves keep the sum: on the fitted rows, predicted over observed is 1."""
+"""Fits a curve to predictions and labels, or says why none fits.
+
+Curves keep the sum: on the fitted rows, predicted over observed is 1.
+"""
+
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression, minimize, root
 
-from stem_torchrec.calibration.curves import IsotonicCurve, PlattCurve, logits, sigmoid
+from stem_torchrec.calibration.curves import Curve, IsotonicCurve, PlattCurve, logits, sigmoid
 from stem_torchrec.calibration.labeled_rows import LabeledRows
-from stem_torchrec.runtime.errors import UserError
+
+Method = Literal["isotonic", "platt"]
 
 _ROUNDING = 1e-15
 """Relative error of a curve's two numbers."""
+
+
+class NoCurveError(Exception):
+    """No curve fits the rows; the message says why, as `all its labels are 0`."""
+
+
+def fit(rows: LabeledRows, method: Method) -> Curve:
+    """The curve of a task. Raises NoCurveError for rows without labels of both kinds, and as `fit_platt` does."""
+    if not len(rows.positive):
+        raise NoCurveError("it has no labels")
+    if rows.positive.all() or not rows.positive.any():
+        raise NoCurveError(f"all its labels are {int(rows.positive[0])}")
+    return fit_isotonic(rows) if method == "isotonic" else fit_platt(rows)
 
 
 def fit_isotonic(rows: LabeledRows) -> IsotonicCurve:
@@ -52,7 +71,7 @@ def fit_platt(rows: LabeledRows) -> PlattCurve:
 
     Where higher predictions go with fewer labels 1, `a` is 0, which of the curves that do not fall is the nearest.
 
-    `rows` have labels of both kinds. Raises UserError where the predictions separate them: no slope is the steepest.
+    `rows` have labels of both kinds. Raises NoCurveError where the predictions separate them: no slope is the steepest.
     """
     x, y = logits(rows.predictions), rows.positive.astype(np.float64)
     share = rows.weights / rows.weights.sum()
@@ -60,10 +79,7 @@ def fit_platt(rows: LabeledRows) -> PlattCurve:
     if share @ ((y - rate) * x) <= 0 or x.min() == x.max():
         return PlattCurve(0.0, float(np.log(rate) - np.log1p(-rate)))
     if x[~rows.positive].max() <= x[rows.positive].min():
-        raise UserError(
-            "its predictions separate the labels 0 from the labels 1, so that a steeper curve is always nearer; give "
-            "--method isotonic, or more validation rows."
-        )
+        raise NoCurveError("its predictions separate the labels 0 from the labels 1, which --method isotonic takes")
 
     def loss(curve: NDArray[np.float64]) -> float:
         z = curve[0] * x + curve[1]

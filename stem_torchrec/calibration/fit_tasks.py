@@ -2,21 +2,19 @@
 
 import math
 from dataclasses import replace
-from typing import Literal
 
 from stem_torchrec.calibration.calibration_file import BeforeAndAfter, Calibration
-from stem_torchrec.calibration.fit import fit_isotonic, fit_platt
+from stem_torchrec.calibration.curves import Curve, IsotonicCurve, PlattCurve
+from stem_torchrec.calibration.fit import Method, NoCurveError, fit
 from stem_torchrec.calibration.judge import judge
-from stem_torchrec.calibration.labeled_rows import LabeledRows, read_labeled_rows
+from stem_torchrec.calibration.labeled_rows import read_labeled_rows
 from stem_torchrec.calibration.rows_of_run import RowsOfRun
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.store_path import AnyPath
 
-Method = Literal["isotonic", "platt"]
-
 
 def fit_tasks(predictions: AnyPath, rows: RowsOfRun, *, method: Method, weights: str) -> Calibration:
-    """Fits a curve for each task that has labels of both kinds in the rows to fit; the others get none.
+    """Fits a curve for each task that has one in the rows to fit; the others keep their predictions.
 
     Args:
         predictions: a folder with the predictions of a split in a folder of its name.
@@ -27,14 +25,26 @@ def fit_tasks(predictions: AnyPath, rows: RowsOfRun, *, method: Method, weights:
     Raises UserError where no task gets a curve.
     """
     fitted, judged = rows.fitted, rows.judged
-    calibration = Calibration(weights=weights, fitted_on=fitted, judged_on=judged)
+    curves: dict[str, Curve] = {}
+    kept: dict[str, str] = {}
     for task in rows.tasks:
         of_task = read_labeled_rows(predictions / fitted.split, task).between(fitted.start, fitted.stop)
-        if of_task.has_both_kinds:
-            calibration = _with_curve(calibration, task, of_task, method)
-    if not calibration.curves:
-        raise UserError(f"no task has labels of both kinds in {fitted}; give a log that has some with --data.path.")
-    for task, curve in calibration.curves.items():
+        try:
+            curves[task] = fit(of_task, method)
+        except NoCurveError as error:
+            kept[task] = str(error)
+    if not curves:
+        reasons = ", ".join(f"{task!r} ({reason})" for task, reason in kept.items())
+        raise UserError(f"no task gets a curve from {fitted}: {reasons}; give a log with more rows by --data.path.")
+    calibration = Calibration(
+        weights=weights,
+        fitted_on=fitted,
+        judged_on=judged,
+        isotonic={task: curve for task, curve in curves.items() if isinstance(curve, IsotonicCurve)},
+        platt={task: curve for task, curve in curves.items() if isinstance(curve, PlattCurve)},
+        kept=kept,
+    )
+    for task, curve in curves.items():
         of_task = read_labeled_rows(predictions / judged.split, task).between(judged.start, judged.stop)
         before, after = judge(of_task), judge(of_task.calibrated(curve))
         result = BeforeAndAfter(
@@ -47,15 +57,6 @@ def fit_tasks(predictions: AnyPath, rows: RowsOfRun, *, method: Method, weights:
         )
         calibration = replace(calibration, judged={**calibration.judged, task: result})
     return calibration
-
-
-def _with_curve(calibration: Calibration, task: str, rows: LabeledRows, method: Method) -> Calibration:
-    try:
-        if method == "isotonic":
-            return replace(calibration, isotonic={**calibration.isotonic, task: fit_isotonic(rows)})
-        return replace(calibration, platt={**calibration.platt, task: fit_platt(rows)})
-    except UserError as error:
-        raise UserError(f"task {task!r} in {calibration.fitted_on}: {error}") from error
 
 
 def _finite(value: float) -> float | None:

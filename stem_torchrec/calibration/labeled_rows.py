@@ -34,11 +34,6 @@ class LabeledRows:
         """The same rows with what the curve makes of their predictions."""
         return replace(self, predictions=calibrate(self.predictions, curve))
 
-    @property
-    def has_both_kinds(self) -> bool:
-        """Whether there are labels 0 and labels 1."""
-        return bool(self.positive.any() and not self.positive.all())
-
 
 def read_labeled_rows(folder: AnyPath, task: str) -> LabeledRows:
     """The rows of a task from the files of all ranks that `metrics.predictions` wrote. Takes about 100 bytes a row."""

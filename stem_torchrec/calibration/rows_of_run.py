@@ -15,7 +15,7 @@ from stem_torchrec.runtime.store_path import path_of
 from stem_torchrec.training.configuration import load_config
 from stem_torchrec.training.run_folder import CONFIG_FILE
 
-_FITTED, _LATER = "valid", "test"
+_FITTED = "valid"
 
 
 @dataclass(frozen=True)
@@ -34,29 +34,31 @@ def rows_of_run(run: str, *, log: str | None, judge_on: str | None) -> RowsOfRun
         run: the run folder.
         log: another log than the run's.
         judge_on: the split to judge on; by default test, or the second half of valid where the log has no test split
-            with labels.
+            with labels. The log needs no training split.
 
-    Raises UserError where the run or log are missing, and where `judge_on` has rows that were trained or fitted on.
+    Raises UserError where the run or log are missing, and where a part has the rows of another.
     """
     config = load_config(str(path_of(run) / CONFIG_FILE))
     path = log or data_folder(config.data)
     schema = load_schema(path)
     columns = Columns.select(schema, features=config.data.features, labels=config.data.labels)
-    fitted = _labeled_rows(path, _FITTED, schema, columns)
+    train, fitted, later = (
+        _labeled_rows(path, split, schema, columns)
+        if split in (_FITTED, judge_on) or g_pathmgr.isdir(posixpath.join(path, split))
+        else None
+        for split in ("train", _FITTED, judge_on or "test")
+    )
     if fitted is None:
         raise UserError(f"the rows of {path}/{_FITTED} have no labels; give a log that has some with --data.path.")
-    if judge_on is None and g_pathmgr.isdir(posixpath.join(path, _LATER)):
-        later = _labeled_rows(path, _LATER, schema, columns)
-    elif judge_on is not None:
-        later = _labeled_rows(path, judge_on, schema, columns)
-        trained = _labeled_rows(path, "train", schema, columns)
-        if later is None:
-            raise UserError(f"the rows of {path}/{judge_on} have no labels; give another --judge-on.")
-        for other, use in ((fitted, "fitted"), (trained, "trained")):
-            if other is not None and other.fingerprint == later.fingerprint:
-                raise UserError(f"--judge-on {judge_on}: the run is {use} on these rows; give later ones.")
-    else:
-        later = None
+    if judge_on is not None and later is None:
+        raise UserError(f"the rows of {path}/{judge_on} have no labels; give another --judge-on.")
+    trained_on, fitted_to = "the run was trained on", "the curves are fitted to"
+    for rows, others, use in ((fitted, train, trained_on), (later, train, trained_on), (later, fitted, fitted_to)):
+        if rows is not None and others is not None and rows.fingerprint == others.fingerprint:
+            raise UserError(
+                f"{path}/{rows.split} has the rows that {use}, which tell nothing about later ones; give a log with "
+                "others by --data.path, or other rows by --judge-on."
+            )
     if later is None:
         half = fitted.stop // 2
         later = RowsOfLog(path, _FITTED, half, fitted.stop, fitted.fingerprint)

@@ -102,7 +102,7 @@ class LayoutLoadPlanner(DefaultLoadPlanner):
                 stored, whole = saved[renamed[name]], Part(name, tuple(value.size()))
                 assert isinstance(stored, TensorStorageMetadata)
                 old = _check_size(name, whole, Part(renamed[name], tuple(stored.size)))
-                items += _read_items(whole, _chunks(value), old, stored.chunks)
+                items += read_items(whole, _chunks(value), old, stored.chunks)
                 continue
             if not isinstance(value, Tensor) or sizes.get(name) == tuple(value.size()):
                 unchanged[name] = value
@@ -114,7 +114,7 @@ class LayoutLoadPlanner(DefaultLoadPlanner):
                 source = _check_part(of_group, target, source)
                 stored = saved[source.tensor]
                 assert isinstance(stored, TensorStorageMetadata)
-                items += _read_items(target, _chunks(value), source, stored.chunks)
+                items += read_items(target, _chunks(value), source, stored.chunks)
         return LoadPlan([*create_default_local_load_plan(unchanged, self.metadata).items, *items])
 
     def _needs_no_count(self, name: str) -> bool:
@@ -149,7 +149,7 @@ def _chunks(value: Tensor) -> list[ChunkStorageMetadata]:
     return [ChunkStorageMetadata(torch.Size([0] * value.dim()), value.size())]
 
 
-def _read_items(
+def read_items(
     target: Part, chunks: Sequence[ChunkStorageMetadata], source: Part, stored: Sequence[ChunkStorageMetadata]
 ) -> Iterator[ReadItem]:
     """Reads of a part, one for each pair of this rank's chunks and the stored ones that overlap within the part."""

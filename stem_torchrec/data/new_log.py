@@ -54,7 +54,8 @@ def new_log(out: Path, *, overwrite: bool, take_over: bool = False, work: str | 
             if out.exists():
                 out.rename(old)
             new.rename(out)
-        except (UnwritableError, OSError, KeyboardInterrupt):
+        except (UnwritableError, OSError, KeyboardInterrupt, RuntimeError):
+            # RuntimeError: what DuckDB raises for a query that a signal interrupts.
             keeps = work is not None
             # What another process has taken over looks like a disk that fails.
             lock.confirm()

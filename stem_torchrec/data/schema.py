@@ -75,12 +75,14 @@ class DenseFeature:
 
 @dataclass(frozen=True)
 class Label:
-    """A 0/1 column, null or NaN where the feedback was not asked for; its name alone says the same without `column`."""
+    """A 0/1 column, null or NaN where the feedback was not asked for; its name alone says the same as a lone `name`."""
 
     name: str
     """Of the task."""
     column: str | None = None
     """Column of the files, if it is not called `name`."""
+    kind: Literal["binary"] = "binary"
+    """What the values are; other kinds are reserved for later versions."""
 
 
 def _form(value: Any) -> str:
@@ -157,7 +159,7 @@ def schema_to_dict(schema: Schema) -> dict[str, Any]:
     Weights are left out where a log has none, as earlier versions refuse a field that they do not know.
     """
     values = to_dict(schema)
-    defaults = to_dict(SparseFeature("", 0)) | to_dict(DenseFeature(""))
+    defaults = to_dict(SparseFeature("", 0)) | to_dict(DenseFeature("")) | to_dict(Label(""))
     for entry in [*values["sparse_features"], *values["dense_features"], *values["labels"]]:
         for name in [] if isinstance(entry, str) else [*entry]:
             if name not in ("name", "num_embeddings") and entry[name] == defaults[name]:

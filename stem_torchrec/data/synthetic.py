@@ -17,6 +17,7 @@ from tqdm import tqdm
 from stem_torchrec.config import SyntheticConfig
 from stem_torchrec.config.serialization import from_dict, to_dict
 from stem_torchrec.data.new_log import new_log
+from stem_torchrec.data.pair_auc import pair_auc
 from stem_torchrec.data.schema import SCHEMA_FILE, LabelCounts, Schema, SparseFeature, Split, save_schema
 from stem_torchrec.data.synthetic_world import GROUP_COLUMN, MISSING, Floats, World
 from stem_torchrec.data.task_names import check_task_names
@@ -111,15 +112,8 @@ def _write_split(
         for task, logits, labels in zip(tasks, all_logits, all_labels, strict=True):
             # Few rows may hold one class only: then there is no AUC.
             if 0 < counts[task].positives < rows - counts[task].missing:
-                best_auc[task] = _auc(logits[labels != MISSING], labels[labels != MISSING])
+                best_auc[task] = pair_auc(logits[labels != MISSING], labels[labels != MISSING])
     return Split(rows, counts), best_auc
-
-
-def _auc(scores: Floats, labels: NDArray[np.int8]) -> float:
-    """The share of pairs of a positive and a negative that `scores` put in order; a tie counts half."""
-    _, place = np.unique(scores, return_inverse=True)
-    positives, negatives = np.bincount(place, labels), np.bincount(place, 1 - labels)
-    return float(positives @ (np.cumsum(negatives) - negatives / 2) / positives.sum() / negatives.sum())
 
 
 def _validate(config: SyntheticConfig) -> None:

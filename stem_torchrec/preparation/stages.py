@@ -27,13 +27,17 @@ class Stages:
 
     def __init__(self, progress: Callable[[], float | None]) -> None:
         self._progress = progress
+        self._rows = 0
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Callable[[int], None]]:
         """A stage; what it yields takes the number of its rows, for the line."""
         start, rows, ended = time.monotonic(), list[int](), Event()
-        with tqdm(total=100, desc=name, unit="%", disable=not sys.stderr.isatty(), leave=False) as bar:
-            thread = Thread(target=self._follow, args=(bar, ended), daemon=True)
+        # How many rows there are is known behind the first stage.
+        total, unit = (self._rows, " rows") if self._rows else (100, "%")
+        hidden = not sys.stderr.isatty()
+        with tqdm(desc=name, total=total, unit=unit, unit_scale=bool(self._rows), disable=hidden, leave=False) as bar:
+            thread = Thread(target=self._follow, args=(bar, total, ended), daemon=True)
             thread.start()
             try:
                 yield rows.append
@@ -41,13 +45,20 @@ class Stages:
                 ended.set()
                 thread.join()
         seconds = time.monotonic() - start
+        self._rows = rows[-1] if rows else self._rows
         speed = f"{rows[-1]:13,} rows {seconds:8.1f} s {rows[-1] / seconds / 1e3:8,.0f}k rows/s" if rows else ""
         print(f"{name:<14}{speed or f'{seconds:27.1f} s'}", flush=True)
 
-    def _follow(self, bar: tqdm, ended: Event) -> None:
+    def _follow(self, bar: tqdm, total: int, ended: Event) -> None:
+        before = 0.0
         while not ended.wait(_EVERY):
             percent = self._progress()
+            if percent is None or percent < 0:
+                continue
             # A stage may have several queries, each of which begins anew.
-            if percent is not None and percent >= 0:
-                bar.n = round(percent)
+            begins, before = percent < before, percent
+            if begins:
+                bar.reset()
+            else:
+                bar.n = round(percent / 100 * total)
                 bar.refresh()

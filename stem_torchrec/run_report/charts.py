@@ -14,9 +14,13 @@ from stem_torchrec.run_report.run_record import Series
 
 MOST_POINTS = 300
 """Points of a line; a longer one shows the means of neighbors."""
-_SIZE = (4.7, 2.9)
+_SIZE = (4.7, 2.7)
+_FONT = 9
 _DASHES = ("-", "--", ":", "-.")
-_COLORS = 10
+_DASHES_OF_SWATCHES = ("", "8 3.5", "2.2 3.6", "13 3.5 2.2 3.5")
+COLORS = 10
+"""Colors that lines have; further lines have the same ones in other dashes."""
+DASHES = len(_DASHES)
 
 
 @dataclass(frozen=True)
@@ -28,11 +32,27 @@ class Line:
     series: Series
     group: int = -1
     """The number of its group, in a chart that has one line for each run and group."""
-    label: str = ""
-    """In the legend; none without."""
+    mark: int | None = None
+    """A step whose point gets a dot."""
+
+    @property
+    def color(self) -> int:
+        """The number of its color."""
+        return (self.run if self.group < 0 else self.group) % COLORS
+
+    @property
+    def dash(self) -> int:
+        """The number of its dash."""
+        return (self.run // COLORS if self.group < 0 else self.run) % DASHES
 
 
-def over_steps(lines: Sequence[Line], what: str, *, level: float | None = None) -> Figure:
+def swatch(color: str, dash: int) -> str:
+    """A short piece of a line for a legend, as HTML; the color is a name of `themed_svg`, as `c0` or `ink`."""
+    style = f"stroke: var(--{color}); stroke-dasharray: {_DASHES_OF_SWATCHES[dash] or 'none'}"
+    return f'<svg class="swatch" viewBox="0 0 30 6" aria-hidden="true"><path d="M0 3H30" style="{style}"/></svg>'
+
+
+def over_steps(lines: Sequence[Line], what: str, *, level: float | None = None, from_zero: bool = False) -> Figure:
     """Draws numbers over steps.
 
     The color tells the run, or, in a chart of groups, the group; there the dash tells the run.
@@ -41,26 +61,24 @@ def over_steps(lines: Sequence[Line], what: str, *, level: float | None = None) 
         lines: not empty.
         what: the label of the vertical axis.
         level: of a thin horizontal line.
+        from_zero: whether the vertical axis begins at 0.
     """
     figure, axes = _figure()
     if level is not None:
         axes.axhline(level, color="gray", linewidth=0.8)
     for line in lines:
-        number = line.run if line.group < 0 else line.group
-        dash = line.run // _COLORS if line.group < 0 else line.run
         steps, values = thinned(line.series)
+        marked = [0] if len(steps) < 2 else np.flatnonzero(steps == line.mark).tolist()
         axes.plot(
-            steps, values, color=f"C{number % _COLORS}", linestyle=_DASHES[dash % len(_DASHES)], linewidth=1.6,
-            marker="o" if len(steps) < 2 else None, label=line.label or None, gid=f"run-{line.run}",
+            steps, values, color=f"C{line.color}", linestyle=_DASHES[line.dash], linewidth=1.6, gid=f"run-{line.run}",
+            marker="o" if marked else None, markevery=marked or None, markersize=4.5,
         )  # fmt: skip
     axes.set_xlabel("step")
     axes.set_ylabel(what)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
-    if any(line.label for line in lines):
-        legend = axes.legend(loc="best", frameon=False, fontsize=8)
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+    if from_zero:
+        axes.set_ylim(bottom=0)
     return figure
 
 
@@ -89,8 +107,8 @@ def calibration(by_run: dict[int, Reliability]) -> Figure:
     for run, points in by_run.items():
         drawn = (points.predicted > 0) & (points.observed > 0)
         axes.plot(
-            points.predicted[drawn], points.observed[drawn], marker="o", color=f"C{run % _COLORS}", markersize=3.5,
-            linewidth=1.2, linestyle=_DASHES[run // _COLORS % len(_DASHES)], gid=f"run-{run}",
+            points.predicted[drawn], points.observed[drawn], marker="o", color=f"C{run % COLORS}", markersize=3.5,
+            linewidth=1.2, linestyle=_DASHES[run // COLORS % DASHES], gid=f"run-{run}",
         )  # fmt: skip
     axes.set(xscale="log", yscale="log")
     for axis in (axes.xaxis, axes.yaxis):
@@ -106,8 +124,8 @@ def by_rank(weights: Sequence[float], states: Sequence[float], run: int) -> Figu
     """Draws the MiB of tables and of their optimizer states on each rank, of the run with this number."""
     figure, axes = _figure()
     ranks = np.arange(len(weights))
-    axes.bar(ranks, weights, color=f"C{run % _COLORS}", label="weights")
-    axes.bar(ranks, states, bottom=weights, color=f"C{run % _COLORS}", alpha=0.45, label="optimizer states")
+    axes.bar(ranks, weights, color=f"C{run % COLORS}", label="weights")
+    axes.bar(ranks, states, bottom=weights, color=f"C{run % COLORS}", alpha=0.45, label="optimizer states")
     axes.set_xlabel("rank")
     axes.set_ylabel("MiB")
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
@@ -122,5 +140,17 @@ def _figure() -> tuple[Figure, Axes]:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(visible=True, axis="y", linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
+    axes.tick_params(labelsize=_FONT)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.label.set_fontsize(_FONT)
+    axes.yaxis.set_major_formatter(_Thousands(useOffset=False))
     return figure, axes
+
+
+class _Thousands(ScalarFormatter):
+    """`1,500` on an axis that goes to 1,000 or beyond; as many digits as the ticks need on another."""
+
+    def format_ticks(self, values: list[float]) -> list[str]:
+        """The labels of the ticks."""
+        large = max(map(abs, values), default=0) >= 1000
+        return [f"{value:,.0f}" for value in values] if large else super().format_ticks(values)

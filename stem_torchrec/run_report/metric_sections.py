@@ -1,4 +1,4 @@
-"""The sections on what a run learns: losses, metrics, calibration, gates."""
+"""The sections on what a run learns: losses, metrics, calibration."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,6 +9,7 @@ from stem_torchrec.training.watched_metric import SIGNS
 
 _TITLES = {"auc": "AUC", "gauc": "gAUC", "logloss": "logloss", "ne": "NE", "pcoc": "PCOC"}
 _DRAWN = ("auc", "logloss")
+_ONE_EVALUATION = "No lines over steps, as no run has more than one evaluation; --train.eval-every makes more."
 
 
 def tasks_of(runs: Sequence[RunRecord]) -> list[str]:
@@ -18,13 +19,23 @@ def tasks_of(runs: Sequence[RunRecord]) -> list[str]:
 
 def losses(report: Report, runs: Sequence[RunRecord]) -> None:
     """Adds the training loss of each task over steps."""
-    report.text("## Losses", "The mean loss of the rows since the last line of the log, which all ranks have read.")
-    _charts(report, runs, {f"train/loss/{task}": f"loss of {task}" for task in tasks_of(runs)})
+    report.text(
+        "## Losses",
+        "Binary cross-entropy in training: the mean over the labels that all ranks have read since the line of the log "
+        "before.",
+    )
+    if not _charts(report, runs, {f"train/loss/{task}": f"loss of {task}" for task in tasks_of(runs)}):
+        report.text("No run has logged two losses; it does so every --train.log-every steps.")
 
 
 def metrics(report: Report, runs: Sequence[RunRecord]) -> None:
     """Adds the metrics of the best evaluation, and AUC and logloss of each task over steps."""
-    report.text("## Metrics", "Of the validation split. The table has the best evaluation, whose weights are kept.")
+    report.text(
+        "## Metrics",
+        "Of the validation split, at the best evaluation, whose weights are kept; a dot marks it in the charts. AUC is "
+        "how often a positive ranks above a negative, gAUC the same within each group of rows, such as a user's. NE is "
+        "logloss divided by that of always predicting the mean label; of both, less is better. Calibration has PCOC.",
+    )
     rows = []
     for task in tasks_of(runs):
         for run in runs:
@@ -33,16 +44,20 @@ def metrics(report: Report, runs: Sequence[RunRecord]) -> None:
                 row = {"task": task, "run": run.name, "step": f"{run.best.step:,}"}
                 row |= {title: _number(values.get(name)) for name, title in _TITLES.items()}
                 rows.append(row | {"rows": f"{values['rows']:,}", "positives": f"{values['positives']:,}"})
-    if rows:
-        report.table(rows, text_columns=2)
-    else:
-        report.text("No evaluation has been kept yet.")
+    if not rows:
+        report.text("No run has made an evaluation yet.")
+        return
+    report.table(rows, text_columns=2)
     names = {f"valid/{task}/{name}": f"{_TITLES[name]} of {task}" for task in tasks_of(runs) for name in _DRAWN}
-    _charts(report, runs, names)
+    if not _charts(report, runs, names):
+        report.text(_ONE_EVALUATION)
 
 
 def calibrations(report: Report, runs: Sequence[RunRecord]) -> None:
-    """Adds predicted over observed positives over steps, and a curve for each task that has predictions."""
+    """Adds predicted over observed positives over steps, a curve for each task that has predictions, and curves' gains.
+
+    Raises UserError for a calibration.json that cannot be read.
+    """
     report.text(
         "## Calibration",
         "PCOC is the sum of the predictions divided by the number of positives: 1 is right on the whole. In a curve "
@@ -58,50 +73,57 @@ def calibrations(report: Report, runs: Sequence[RunRecord]) -> None:
     if without := [run for run in runs if not run.reliability]:
         folder = escape(str(without[0].folder))
         report.text(
-            f"No curve for {escape(', '.join(run.name for run in without))}, as there are no predictions in the run "
-            f"folder. This makes them: stem-evaluate --run {folder} --predictions {folder}/{PREDICTIONS}"
+            f"No curve for {_names(without)}, as there are no predictions in the run folder. This makes them: "
+            f"<code>stem-evaluate --run {folder} --predictions {folder}/{PREDICTIONS}</code>"
         )
+    _before_and_after(report, runs)
 
 
-def gates(report: Report, runs: Sequence[RunRecord]) -> None:
-    """Adds how much each stream reads from each group over steps, for runs that log their gates."""
-    names = list(dict.fromkeys(name for run in runs for name in run.names("gate/")))
-    report.text("## Gates")
-    if not names:
-        report.text("No run has logged gates: its model has none, or an earlier version trained it.")
-        return
-    report.text(
-        "How much a task, or the shared stream, reads from each group: the weights of its gate, summed over the "
-        "experts of a group, mean over the rows of the validation split."
-    )
-    streams = dict.fromkeys(tuple(name.split("/")[1:3]) for name in names)
-    groups = list(dict.fromkeys(name.split("/")[3] for name in names))
-    for number, (layer, stream) in enumerate(streams):
-        lines = [
-            Line(i, run.series(name), group, label=label if i == _first(runs, name) else "")
-            for i, run in enumerate(runs)
-            for group, label in enumerate(groups)
-            if (name := f"gate/{layer}/{stream}/{label}") in names and len(run.series(name).steps)
-        ]
-        report.plot(f"gates_{number}", over_steps(lines, "weight"), f"{stream} reads, {layer}")
-    if len(runs) > 1:
-        report.text("Colors are groups; dashes tell the runs, in their order.")
+def _before_and_after(report: Report, runs: Sequence[RunRecord]) -> None:
+    rows = [
+        {
+            "task": task, "run": run.name, "curve": "isotonic" if task in run.calibration.isotonic else "Platt",
+            "rows": f"{each.rows:,}", "positives": f"{each.positives:,}", "NE before": _number(each.ne_before),
+            "NE after": _number(each.ne_after), "PCOC before": _number(each.pcoc_before),
+            "PCOC after": _number(each.pcoc_after),
+        }
+        for run in runs
+        if run.calibration is not None
+        for task, each in run.calibration.judged.items()
+    ]  # fmt: skip
+    if rows:
+        report.text("What the curves of stem-calibrate change, on rows that they were not fitted to:")
+        report.table(rows, text_columns=3)
+        for run in runs:
+            if run.calibration is not None:
+                fitted, judged = (escape(f"{each}") for each in (run.calibration.fitted_on, run.calibration.judged_on))
+                kept = " ".join(f"{task} keeps its predictions: {why}." for task, why in run.calibration.kept.items())
+                report.text(f"{escape(run.name)}: fitted on {fitted}, judged on {judged}. {escape(kept)}".rstrip())
+    if without := [run for run in runs if run.calibration is None]:
+        folder = escape(str(without[0].folder))
+        report.text(f"No calibration of {_names(without)}. This makes one: <code>stem-calibrate --run {folder}</code>")
 
 
-def _first(runs: Sequence[RunRecord], name: str) -> int:
-    """The first run that has logged a name; its line stands in the legend."""
-    return next(i for i, run in enumerate(runs) if len(run.series(name).steps))
+def _names(runs: Sequence[RunRecord]) -> str:
+    return escape(", ".join(run.name for run in runs))
 
 
 def _charts(
     report: Report, runs: Sequence[RunRecord], captions: Mapping[str, str], *, level: float | None = None
-) -> None:
-    """Adds a chart for each name of the log that some run has."""
+) -> bool:
+    """Adds a chart for each name of the log of which some run has two numbers; returns whether there is one."""
+    drawn = False
     for number, (name, caption) in enumerate(captions.items()):
-        lines = [Line(i, series) for i, run in enumerate(runs) if len((series := run.series(name)).steps)]
-        if lines:
+        lines = [
+            Line(i, series, mark=run.best.step if run.best is not None and name.startswith("valid/") else None)
+            for i, run in enumerate(runs)
+            if len((series := run.series(name)).steps)
+        ]
+        if any(len(line.series.steps) > 1 for line in lines):
             kind = "_".join(name.split("/")[:1] + name.split("/")[2:]) if name.startswith("valid/") else "loss"
             report.plot(f"{kind}_{number}", over_steps(lines, caption.split()[0], level=level), caption)
+            drawn = True
+    return drawn
 
 
 def watched(run: RunRecord) -> str:

@@ -1,4 +1,4 @@
-"""The sections on how a run went: speed, plan and memory, starts and faults, lineage."""
+"""The sections on how a run went: speed, starts and faults, lineage."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -9,16 +9,10 @@ import numpy as np
 from stem_torchrec.config.files import dump_config
 from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.data.footers import LAYOUT
-from stem_torchrec.run_report.charts import Line, by_rank, over_steps
+from stem_torchrec.run_report.charts import Line, over_steps
 from stem_torchrec.run_report.run_record import RunRecord
-from stem_torchrec.runtime.report_file import Report, escape
-from stem_torchrec.sharding.plan_file import StoredTable
-from stem_torchrec.training.optimizers import states_of_tables
+from stem_torchrec.runtime.report_file import Markup, Report, escape
 
-_MIB = 2**20
-_BYTES = 4
-_MOST_RANKS = 64
-"""Ranks that a table lists."""
 _COUNTS = {
     "count/skipped_batches": "batches skipped, loss not finite",
     "count/skipped_rows": "bad rows skipped in the epoch",
@@ -54,75 +48,13 @@ def speed(report: Report, runs: Sequence[RunRecord]) -> None:
         report.plot(name, over_steps(lines, title), title)
 
 
-def plans(report: Report, runs: Sequence[RunRecord]) -> None:
-    """Adds how tables are sharded, and the memory of each rank that follows from the plan."""
-    report.text(
-        "## Plan and memory",
-        "By plan.json: fp32 weights of the tables and the numbers that their optimizer keeps, each shard counted as an "
-        "equal part of its table. Dense weights, gradients and activations come on top; a run does not log how much "
-        "memory it takes.",
-    )
-    known = [(i, run) for i, run in enumerate(runs) if run.plan and run.world_size]
-    if not known:
-        report.text("No run folder has a plan.")
-        return
-    kinds: list[dict[str, str]] = []
-    loads: list[dict[str, str]] = []
-    for i, run in known:
-        weights, states = memory_by_rank(run)
-        for kind in dict.fromkeys((table.sharding_type, table.compute_kernel) for table in run.plan.values()):
-            tables = [table for table in run.plan.values() if (table.sharding_type, table.compute_kernel) == kind]
-            mib = sum(table.rows * table.dim for table in tables) * _BYTES / _MIB
-            kinds.append(
-                {
-                    "run": run.name, "sharding": kind[0], "kernel": kind[1], "tables": f"{len(tables):,}",
-                    "rows": f"{sum(table.rows for table in tables):,}", "MiB of weights": f"{mib:,.2f}",
-                }
-            )  # fmt: skip
-        for rank in range(min(len(weights), _MOST_RANKS)):
-            shards = sum(_ranks_of(table, len(weights)).count(rank) for table in run.plan.values())
-            loads.append(
-                {
-                    "run": run.name, "rank": f"{rank}", "shards": f"{shards:,}",
-                    "MiB of weights": f"{weights[rank]:,.2f}", "MiB of optimizer states": f"{states[rank]:,.2f}",
-                    "MiB": f"{weights[rank] + states[rank]:,.2f}",
-                }
-            )  # fmt: skip
-        if len(weights) > 1:
-            report.plot(f"ranks_{i}", by_rank(weights, states, i), f"tables by rank, {run.name}")
-    report.table(kinds, text_columns=3)
-    report.table(loads)
-    if cut := [run.name for _, run in known if (run.world_size or 0) > _MOST_RANKS]:
-        report.text(f"The table has the first {_MOST_RANKS} ranks of {escape(', '.join(cut))}.")
-
-
-def memory_by_rank(run: RunRecord) -> tuple[list[float], list[float]]:
-    """MiB of the tables' weights and of their optimizer's states on each rank (W,)."""
-    assert run.world_size is not None
-    weights, states = ([0.0] * run.world_size for _ in range(2))
-    for table in run.plan.values():
-        ranks = _ranks_of(table, run.world_size)
-        # Each rank has a copy of a data-parallel table, and each other shard is a part of one.
-        parts = 1 if table.sharding_type == "data_parallel" else len(ranks)
-        kept = states_of_tables([(table.rows, table.dim)], run.config.sparse.name)
-        for rank in ranks:
-            weights[rank] += table.rows * table.dim * _BYTES / _MIB / parts
-            states[rank] += kept * _BYTES / _MIB / parts
-    return weights, states
-
-
-def _ranks_of(table: StoredTable, world_size: int) -> list[int]:
-    everywhere = table.sharding_type == "data_parallel" or not table.ranks
-    return list(range(world_size)) if everywhere else list(table.ranks)
-
-
 def faults(report: Report, runs: Sequence[RunRecord]) -> None:
     """Adds the starts of each run, and the counts of what went wrong without ending it."""
     report.text(
         "## Starts and faults",
         "A run that was interrupted, killed or restarted resumes after its newest checkpoint; the steps between that "
         "and its last line are made again. Times are rank 0's, in UTC. A run does not log why it ended or which rank "
-        "was lost: its output and the scheduler tell that.",
+        "was lost: its output and the scheduler tell that. A `-` stands for what a run does not log.",
     )
     starts = []
     for run in runs:
@@ -160,7 +92,7 @@ def lineage(report: Report, runs: Sequence[RunRecord]) -> None:
     report.table(
         [
             {
-                "run": run.name, "folder": f"{run.folder}", "log": run.config.data.path or "synthetic",
+                "run": run.name, "folder": _path(f"{run.folder}"), "log": _path(run.config.data.path or "synthetic"),
                 "recipe": run.config.recipe or "-", "seed": f"{run.config.seed}", "resume": run.config.resume,
                 "rows of train": _rows(run, "train"), "rows of valid": _rows(run, "valid"),
             }
@@ -174,13 +106,28 @@ def lineage(report: Report, runs: Sequence[RunRecord]) -> None:
     if len(runs) > 1:
         report.text("Options that differ:" if differing else "The runs have the same options.")
     if differing and len(runs) > 1:
-        of_run = dict(zip([run.name for run in runs], options, strict=True))
-        report.table(
-            [{"option": f"--{name}"} | {run: of_run[run].get(name, "") for run in of_run} for name in differing]
-        )
+        report.table(_values_of_options(runs, options, differing), text_columns=3)
     for run in runs:
         text = html.escape(dump_config(run.config).strip(), quote=False)
         report.text(f"<details><summary>config.yaml of {html.escape(run.name)}</summary><pre>{text}</pre></details>")
+
+
+def _values_of_options(
+    runs: Sequence[RunRecord], options: Sequence[Mapping[str, str]], names: Sequence[str]
+) -> list[dict[str, str]]:
+    """A row for each value of an option, with the runs that have it."""
+    rows = []
+    for name in names:
+        values = [of_run.get(name, "") for of_run in options]
+        for value in dict.fromkeys(values):
+            having = [run.name for run, each in zip(runs, values, strict=True) if each == value]
+            rows.append({"option": f"--{name}", "value": value or "-", "runs": ", ".join(having)})
+    return rows
+
+
+def _path(path: str) -> Markup:
+    """A path that a narrow column may break behind each part."""
+    return Markup(escape(path).replace("/", "/<wbr>"))
 
 
 def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stem_torchrec.calibration.calibration_file import CALIBRATION_FILE, Calibration, read_calibration
 from stem_torchrec.checkpoints.folder import complete_steps
 from stem_torchrec.checkpoints.resume import checkpoints_folder
 from stem_torchrec.config import TrainConfig
@@ -58,8 +59,8 @@ class RunRecord:
     folder: AnyPath
     config: TrainConfig
     schema: Schema
-    tasks: Sequence[str]
-    """The labels that it trains on."""
+    columns: Columns
+    """Of the log, those that it reads."""
     log: Sequence[Mapping[str, Any]]
     """The lines of metrics.jsonl; [] without the file."""
     best: StoredMetrics | None
@@ -76,7 +77,7 @@ class RunRecord:
         if missing:
             raise UserError(f"{folder} is no run folder: it has no {missing[0]}; give the --output-dir of a training.")
         config, schema = load_config(str(folder / CONFIG_FILE)), load_schema(str(folder))
-        tasks = Columns.select(schema, features=config.data.features, labels=config.data.labels).labels
+        columns = Columns.select(schema, features=config.data.features, labels=config.data.labels)
         log, plan = folder / METRICS_LOG, folder / PLAN_FILE
         text = plan.read_text() if plan.exists() else None
         return cls(
@@ -84,12 +85,17 @@ class RunRecord:
             folder=folder,
             config=config,
             schema=schema,
-            tasks=tasks,
+            columns=columns,
             log=read_metrics_log(log) if log.exists() else [],
-            best=read_metrics(folder, tasks) if (folder / METRICS_FILE).exists() else None,
+            best=read_metrics(folder, columns.labels) if (folder / METRICS_FILE).exists() else None,
             plan={} if text is None else tables_of_plan(text),
             world_size=None if text is None else parse_json(text)["world_size"],
         )
+
+    @property
+    def tasks(self) -> Sequence[str]:
+        """The labels that it trains on."""
+        return self.columns.labels
 
     @property
     def steps(self) -> int:
@@ -121,6 +127,12 @@ class RunRecord:
         """By task, from the predictions in the run folder; {} without them."""
         folder = self.folder / PREDICTIONS
         return reliability_of(folder, self.tasks) if folder.is_dir() else {}
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """What stem-calibrate has written into the run folder; raises UserError if it cannot be read."""
+        file = self.folder / CALIBRATION_FILE
+        return read_calibration(file, weights=None) if file.exists() else None
 
     @property
     def checkpoints(self) -> list[int]:

@@ -3,17 +3,23 @@
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import tyro
+from annotated_types import Interval
 
-from stem_torchrec.run_report.metric_sections import calibrations, gates, losses, metrics, watched
-from stem_torchrec.run_report.operation_sections import faults, lineage, plans, speed
+from stem_torchrec.run_report.charts import COLORS, DASHES, swatch
+from stem_torchrec.run_report.gate_section import gates
+from stem_torchrec.run_report.metric_sections import calibrations, losses, metrics, watched
+from stem_torchrec.run_report.operation_sections import faults, lineage, speed
+from stem_torchrec.run_report.plan_section import plans
+from stem_torchrec.run_report.projector import write_projector
 from stem_torchrec.run_report.run_record import RunRecord
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.path_options import PathOption, checked_path
-from stem_torchrec.runtime.report_file import GENERATOR, Report
+from stem_torchrec.runtime.report_file import GENERATOR, Report, escape
 from stem_torchrec.runtime.store_path import path_of
 from stem_torchrec.training.evaluation_outputs import check_apart
 
@@ -23,8 +29,11 @@ _STYLE = """
 fieldset { border: 1px solid var(--line); border-radius: 6px; display: flex; flex-wrap: wrap; gap: .3em 1.4em; }
 fieldset { background: var(--paper); margin: 1em 0; min-width: 0; }
 @media (min-width: 701px) { fieldset { position: sticky; top: 0; z-index: 1; max-height: 30vh; overflow-y: auto; } }
-label { display: flex; align-items: center; gap: .45em; } .swatch { width: 1.4em; height: .25em; border-radius: 2px; }
-summary { cursor: pointer; padding: .3em 0; }"""
+label, .legend span { display: flex; align-items: center; gap: .45em; }
+.legend { display: flex; flex-wrap: wrap; gap: .2em 1.4em; font-size: .93em; margin: .8em 0; }
+.swatch { width: 30px; height: 6px; flex: none; } .swatch path { stroke-width: 2.2; fill: none; }
+@media (hover: hover) { figure svg:has([class^=run-]:hover) [class^=run-]:not(:hover) { opacity: .2; } }
+@media print { fieldset { position: static; } fieldset input { display: none; } }"""
 
 
 @dataclass(frozen=True)
@@ -34,33 +43,46 @@ class ReportOptions:
     runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """The run folders that training wrote, local or in a store; of runs that train as well."""
     out: LocalHtml = ""
-    """The HTML file; one that an earlier report wrote is replaced."""
+    """The HTML file; one that an earlier report wrote is replaced. It may be left out with --projector."""
+    projector: tuple[str, ...] = ()
+    """Tables, as like/user_id, that TensorBoard's projector shows: they are written into tensorboard/ of each run
+    folder, with raw values of the ids where the log has a vocabulary."""
+    projector_rows: Annotated[int, Interval(ge=1, le=100_000)] = 10_000
+    """Rows of each table for the projector: those of the first ids, which are the most frequent ones."""
 
 
 def write_report(options: ReportOptions) -> str:
-    """Writes the page, and returns the sentence that names it.
+    """Writes the page, the projector or both, and returns a line that names each.
 
     Raises UserError where a run or the file is missing or cannot be used, DamagedError for a damaged file of a run.
     """
-    if not options.runs or not options.out:
+    if not options.runs or not (options.out or options.projector):
         raise UserError("RUN or --out is missing; give run folders and a file: stem-report RUN RUN --out FILE.html.")
     folders = list(dict.fromkeys(checked_path(run, PathOption("folder")) for run in options.runs))
     if len(folders) > _MOST_RUNS:
         raise UserError(f"{len(folders)} runs are too many for a page; give at most {_MOST_RUNS}.")
-    file = Path(options.out)
-    for folder in folders:
-        check_apart(options.out, folder, "--out")
-    _check_replaceable(file)
+    if options.out:
+        for folder in folders:
+            check_apart(options.out, folder, "--out")
+        _check_replaceable(Path(options.out))
     runs = [RunRecord.read(path_of(folder), name) for folder, name in zip(folders, names_of(folders), strict=True)]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    page_of(runs).write_page(file)
-    return f"report: {file}, of {', '.join(run.name for run in runs)}"
+    lines = []
+    if options.out:
+        file = Path(options.out)
+        page = page_of(runs)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        page.write_page(file)
+        lines.append(f"report: {file}, of {', '.join(run.name for run in runs)}")
+    if options.projector:
+        lines += [write_projector(run, options.projector, rows=options.projector_rows) for run in runs]
+    return "\n".join(lines)
 
 
 def page_of(runs: Sequence[RunRecord]) -> Report:
     """The page of these runs, over one another."""
     hidden = "".join(f"\nbody:has(#show-{i}:not(:checked)) .run-{i} {{ display: none; }}" for i in range(len(runs)))
-    report = Report("A training run" if len(runs) == 1 else "Training runs", style=_STYLE + hidden)
+    title = f"Run {escape(runs[0].name)}" if len(runs) == 1 else f"{len(runs)} runs"
+    report = Report(title, style=_STYLE + hidden, lines={f"run-{i}": run.name for i, run in enumerate(runs)})
     report.table(
         [
             {
@@ -74,6 +96,7 @@ def page_of(runs: Sequence[RunRecord]) -> Report:
         ],
         text_columns=2,
     )  # fmt: skip
+    report.text(f"As of {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.")
     if len(runs) > 1:
         report.text(_switches(runs))
     for section in (losses, metrics, calibrations, gates, speed, plans, faults, lineage):
@@ -100,7 +123,7 @@ def _switches(runs: Sequence[RunRecord]) -> str:
     """A box for each run, which hides its lines; it needs no script."""
     boxes = "".join(
         f'<label><input type="checkbox" id="show-{i}" checked>'
-        f'<span class="swatch" style="background: var(--c{i % 10})"></span>{html.escape(run.name)}</label>'
+        f"{swatch(f'c{i % COLORS}', i // COLORS % DASHES)}{html.escape(run.name)}</label>"
         for i, run in enumerate(runs)
     )
     return f"<fieldset><legend>Lines of</legend>{boxes}</fieldset>"

@@ -21,6 +21,7 @@ from stem_torchrec.runtime.launch_environment import is_first_on_host
 from stem_torchrec.runtime.memory import is_out_of_memory
 from stem_torchrec.runtime.signals import Stopped, exit_at_the_latest, exit_on_signals, hook_for, stopping_on_signals
 from stem_torchrec.runtime.standard_streams import keep_streams
+from stem_torchrec.runtime.versions import missing_package
 
 _WRONG_PATH = {
     errno.EACCES,
@@ -45,7 +46,8 @@ def run_main(main: Callable[[], None], *, every_rank_speaks: bool = False) -> No
     an UnwritableError one sentence and status 74, Interrupted status 75, a signal one sentence and 128 + its number. A
     reader process that was killed counts as a lost rank. An OSError that nothing below has explained becomes a sentence
     as well, with status 2 for a wrong path or too few files and 74 for a disk or store that fails, as does a lack of
-    memory, with status 2. The kind of the error stands behind its sentence, as [STEM-OPTION].
+    memory, with status 2, and a machine without torchrec or fbgemm. The kind of the error stands behind its sentence,
+    as [STEM-OPTION].
 
     All ranks of a host raise the same error for a wrong configuration, so only the first one prints it. A DataError is
     raised by the one rank that read the row, and that rank prints it, as it does a LaunchError and an OSError. If
@@ -113,6 +115,10 @@ def _outcome(main: Callable[[], None], *, every_rank_speaks: bool) -> tuple[int,
         lines = str(error).strip().splitlines() or [type(error).__name__]
         sentence = f"the memory does not suffice ({lines[0][:300].rstrip('.')}); give smaller sizes."
         return ExitStatus.INPUT, _with_kind(sentence, ErrorKind.MEMORY)
+    except ModuleNotFoundError as error:
+        if not (sentence := missing_package(error)):
+            raise
+        return ExitStatus.INPUT, _with_kind(sentence, ErrorKind.INSTALL) if is_first else ""
     except SystemExit as exit_:
         # --help ends so.
         if exit_.code:

@@ -19,6 +19,7 @@ class ErrorKind(StrEnum):
     FOLDER = "STEM-FOLDER"
     FORMAT = "STEM-FORMAT"
     INPUT = "STEM-INPUT"
+    INSTALL = "STEM-INSTALL"
     LAUNCH = "STEM-LAUNCH"
     LOG = "STEM-LOG"
     MEMORY = "STEM-MEMORY"
@@ -28,11 +29,14 @@ class ErrorKind(StrEnum):
     PREPARATION = "STEM-PREPARATION"
     RANK = "STEM-RANK"
     RAW = "STEM-RAW"
+    REPORT = "STEM-REPORT"
     ROW = "STEM-ROW"
     RUN = "STEM-RUN"
     SERVER = "STEM-SERVER"
+    SERVING = "STEM-SERVING"
     SHARDING = "STEM-SHARDING"
     SPEC = "STEM-SPEC"
+    TRACKING = "STEM-TRACKING"
     TRANSFER = "STEM-TRANSFER"
     TUNING = "STEM-TUNING"
     WRITE = "STEM-WRITE"
@@ -56,14 +60,17 @@ OF_ROOMS = {
     "preparation.rows": ErrorKind.RAW,
     "preparation.specs": ErrorKind.SPEC,
     "profiles": ErrorKind.RUN,
+    "run_report": ErrorKind.REPORT,
     "runtime.file_systems": ErrorKind.PATH,
     "runtime.folder_lock": ErrorKind.FOLDER,
     "runtime.owner_file": ErrorKind.FOLDER,
     "runtime.path_options": ErrorKind.PATH,
     "runtime.process": ErrorKind.LAUNCH,
     "server": ErrorKind.SERVER,
+    "serving": ErrorKind.SERVING,
     "sharding": ErrorKind.SHARDING,
     "tables": ErrorKind.MODEL,
+    "tracking": ErrorKind.TRACKING,
     "training": ErrorKind.RUN,
     "transfer": ErrorKind.TRANSFER,
     "tuning": ErrorKind.TUNING,

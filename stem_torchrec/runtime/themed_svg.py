@@ -1,7 +1,9 @@
 """A figure of matplotlib as SVG whose colors follow the page: light or dark."""
 
+import html
 import io
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -51,10 +53,12 @@ THEME = f"""\
 @media (prefers-color-scheme: dark) {{ :root {{ {_variables(_DARK)} }} }}
 """
 """CSS variables of both themes; text has a contrast of 7 on paper, and every color of a line at least 4.5."""
+PRINT_THEME = f":root {{ color-scheme: light; {_variables(_LIGHT)} }}"
+"""The light variables, for paper."""
 _STYLE = "svg { fill: var(--ink); } svg * { stroke-linejoin: round; stroke-linecap: butt; }"
 
 
-def svg_of(figure: "Figure", name: str, caption: str) -> str:
+def svg_of(figure: "Figure", name: str, caption: str, *, lines: Mapping[str, str] | None = None) -> str:
     """The figure as an `<svg>` for a page that has THEME.
 
     Lines and other parts whose gid is `run-N` have this as their class.
@@ -63,6 +67,7 @@ def svg_of(figure: "Figure", name: str, caption: str) -> str:
         figure: with matplotlib's own colors.
         name: of the figure; no other one of the page has it.
         caption: what a reader gets who does not see the figure.
+        lines: the text that a pointer on a line shows, by its gid.
     """
     import matplotlib
 
@@ -76,6 +81,8 @@ def svg_of(figure: "Figure", name: str, caption: str) -> str:
     assert size is not None
     body = svg[svg.index(">", svg.index("<svg")) + 1 :]
     body = re.sub(r"<metadata>.*?</metadata>|<style type=.*?</style>", "", body, flags=re.DOTALL)
+    for gid, text in (lines or {}).items():
+        body = body.replace(f' id="{gid}">', f' id="{gid}"><title>{html.escape(text)}</title>')
     body = re.sub(r' id="(run-\d+)"', r' class="\1"', body)
     body = re.sub(r' id="(?!run-)[a-zA-Z]+[\w.]*_\d+"', "", body)
     body = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font: \1 system-ui, sans-serif", body)

@@ -4,7 +4,7 @@ python -m stem_torchrec.runtime.torchrun --nproc-per-node 2 -m stem_torchrec.tra
 
 torchrun itself ends with 1 for whatever a rank ends with, so that a scheduler cannot tell a wrong option (2) from a run
 that resumes (75). At a signal it ends ranks that are not done in 30 seconds; here they have as long as the scheduler
-leaves them. Its options are the same.
+leaves them, and are not started again, whatever --max-restarts is. Its options are the same.
 """
 
 import os
@@ -49,23 +49,29 @@ def status_of(error: ChildFailedError) -> int:
 
 
 def _hand_on(number: int, frame: FrameType | None) -> None:
-    """Sends the signal to the ranks; without ranks the process ends."""
+    """Sends the signal to the ranks, waits until they have ended, and ends with their status."""
     ranks = _children()
     for pid in ranks:
-        with suppress(ProcessLookupError):
-            os.kill(pid, number)
-    if not ranks:
-        sys.exit(killed_by(number))
+        os.kill(pid, number)
+    statuses = [_wait_for(pid) for pid in ranks] or [killed_by(number)]
+    # A rank ends with RESUME only after all of them have written the checkpoint.
+    sys.exit(ExitStatus.RESUME if ExitStatus.RESUME in statuses else max(statuses))
+
+
+def _wait_for(pid: int) -> int:
+    """The status of a child, which torchrun can still ask for."""
+    ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert ended is not None
+    return ended.si_status if ended.si_code == os.CLD_EXITED else killed_by(ended.si_status)
 
 
 def _children() -> list[int]:
-    """The processes that this one has started and that have not ended."""
+    """The processes that this one has started and whose status it has not taken yet."""
     pids = []
     for file in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):  # It has ended meanwhile.
             # PID (NAME) STATE PARENT ..., where NAME may have brackets and spaces.
-            state, parent = file.read_text().rpartition(")")[2].split()[:2]
-            if int(parent) == os.getpid() and state != "Z":
+            if int(file.read_text().rpartition(")")[2].split()[1]) == os.getpid():
                 pids.append(int(file.parent.name))
     return pids
 

@@ -113,6 +113,25 @@ def version_warning(builds: Builds) -> str:
     )
 
 
+def missing_package(error: ModuleNotFoundError) -> str:
+    """The fix for a machine that lacks torchrec or fbgemm, in one sentence; empty for what else is missing.
+
+    Example::
+
+        missing_package(ModuleNotFoundError("No module named 'torchrec'", name="torchrec"))
+        # torchrec is not installed: this machine can score bundles and prepare logs; for other commands run: ...
+    """
+    package = (error.name or "").partition(".")[0]
+    if package not in ("torchrec", "fbgemm_gpu") or find_spec(package) is not None:
+        return ""
+    torch = installed_builds()["torch"][0]
+    fbgemm = _GPU_FBGEMM if torch.has_gpu else _CPU_FBGEMM
+    fix = f"install {fbgemm} and torchrec as they are built for {torch}."
+    if torch.series is not None:
+        fix = f"run: pip install --no-deps {fbgemm}~={torch.series}.0 torchrec~={torch.series}.0"
+    return f"{package} is not installed: this machine can score bundles and prepare logs; for other commands {fix}"
+
+
 def installed_builds() -> dict[str, list[Build]]:
     """The builds of torch, fbgemm and torchrec that this interpreter would import."""
     return {package: _builds_of(package) for package in _DISTRIBUTIONS}

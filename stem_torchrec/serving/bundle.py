@@ -2,12 +2,16 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
+from stem_torchrec.calibration.calibration_file import CALIBRATION_FILE, read_calibration
+from stem_torchrec.calibration.curves import Curve, calibrate
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.expressions.expression import columns_of
@@ -39,13 +43,15 @@ class Bundle:
     """From raw columns to those of the log; None for a log that was not made by stem-prepare."""
     program: Program
     tables: list[Tensor]
+    curves: Mapping[str, Curve]
+    """The calibration of the tasks that have one, by task."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """The tasks, in the order of the columns that `score` returns."""
         return self.manifest.tasks
 
-    @property
+    @cached_property
     def raw_types(self) -> Mapping[str, ValueType]:
         """The types of the raw columns that `score` reads, by name; empty if it reads the columns of the log."""
         if self.transforms is None:
@@ -53,20 +59,21 @@ class Bundle:
         read = dict.fromkeys(name for tree in self.transforms.columns.values() for name in columns_of(tree))
         return {name: self.transforms.types[name] for name in read}
 
-    @property
+    @cached_property
     def input_columns(self) -> tuple[str, ...]:
         """The names of the columns that `score` reads."""
         if self.transforms is not None:
             return tuple(self.raw_types)
         return tuple(dict.fromkeys(map(self.columns.column_of, self.columns.names)))
 
-    def score(self, rows: pa.RecordBatch | pa.Table, *, first_row: int = 0) -> pa.Table:
+    def score(self, rows: pa.RecordBatch | pa.Table, *, first_row: int = 0, calibrated: bool = True) -> pa.Table:
         """The probability of each task, as a column of float32, for each row in its order.
 
         Args:
             rows: raw columns as `raw_types` has them, or those of the log if that is empty; others are not read. A
                 missing value is null, and gets what it got in training, as does one that training has not seen.
             first_row: the number of the first row in errors.
+            calibrated: whether `curves` are applied to what the model predicts.
 
         Raises UserError for a column that is missing or of another type, and DataError for a value that training would
         refuse, with its row.
@@ -83,7 +90,10 @@ class Bundle:
         batches = _batches(rows.select(list(self.input_columns)))
         parts = [self._scored(batch, first_row + start) for start, batch in batches]
         scores = torch.cat(parts) if parts else torch.empty(0, len(self.tasks))
-        return pa.table({task: scores[:, i].numpy() for i, task in enumerate(self.tasks)})
+        columns = {task: scores[:, i].numpy() for i, task in enumerate(self.tasks)}
+        for task, curve in self.curves.items() if calibrated else ():
+            columns[task] = calibrate(columns[task], curve).astype(np.float32)
+        return pa.table(columns)
 
     def _scored(self, batch: pa.RecordBatch, first_row: int) -> Tensor:
         """Probabilities (B, T)."""
@@ -109,6 +119,9 @@ def load_bundle(path: str | Path, *, compiled: bool | None = None, verify: bool 
     folder = Path(checked_path(str(path), PathOption("folder", local=True)))
     manifest = read_manifest(folder, verify=verify)
     columns = replace(Columns.select(load_schema(str(folder))), labeled=False)
+    curves: Mapping[str, Curve] = {}
+    if CALIBRATION_FILE in manifest.files:
+        curves = read_calibration(folder / CALIBRATION_FILE, weights=None).curves
     return Bundle(
         folder,
         manifest,
@@ -116,6 +129,7 @@ def load_bundle(path: str | Path, *, compiled: bool | None = None, verify: bool 
         read_transforms(folder) if manifest.raw else None,
         load_program(folder, manifest, compiled=compiled),
         open_tables(folder / TABLES_FILE, manifest.tables, manifest.precision),
+        {task: curve for task, curve in curves.items() if task in manifest.tasks},
     )
 
 

@@ -5,10 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
+from stem_torchrec.calibration.calibration_file import CALIBRATION_FILE, read_calibration
+from stem_torchrec.checkpoints.checksum import weights_checksum
+from stem_torchrec.checkpoints.weights import find_weights
 from stem_torchrec.config.path_fields import with_paths
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.schema import SCHEMA_FILE, load_schema, save_schema
@@ -51,6 +54,8 @@ class ExportConfig:
     """Numbers in the tables; int8 has a scale and an offset in each row, 24 bytes where fp32 has 64."""
     compile: bool = False
     """Also compiles the program for this machine by AOTInductor; takes a C++ compiler one to two minutes."""
+    calibration: Literal["run", "none"] = "run"
+    """run takes the run's calibration.json along, if it has one, and `score` applies it; none leaves it out."""
     log: LocalFolder | None = None
     """Folder of the log whose transforms.json and vocabularies the bundle takes, by default the run's own."""
     take_over: bool = False
@@ -74,6 +79,7 @@ def export_run(config: ExportConfig) -> None:
     columns = Columns.select(schema, features=trained.data.features, labels=trained.data.labels)
     tasks = _tasks(config.tasks, columns.labels)
     log = folder_of_log(config.log, trained, schema, columns)
+    calibration = None if config.calibration == "none" else _calibration(run)
     with new_folder(out, take_over=config.take_over) as folder:
         model = open_trained_model(trained, columns, run / BEST_WEIGHTS, tasks=tasks, precision=config.tables)
         model.write_tables(folder / TABLES_FILE)
@@ -85,6 +91,9 @@ def export_run(config: ExportConfig) -> None:
         save_schema(schema_of_bundle(schema, columns, tasks), str(folder))
         read = replace(Columns.select(load_schema(str(folder))), labeled=False)
         transforms = [] if log is None else copy_transforms(log, folder, read)
+        if calibration is not None:
+            (folder / CALIBRATION_FILE).write_text(calibration)
+        calibrations = [] if calibration is None else [CALIBRATION_FILE]
         manifest = Manifest(
             tasks=tasks,
             arch=trained.model.arch,
@@ -93,12 +102,13 @@ def export_run(config: ExportConfig) -> None:
             raw=bool(transforms),
             versions={name: version(name) for name in ("stem_torchrec", "torch", "torchrec")},
             run=_lineage(run, columns.labels),
-            files=file_entries(folder, [*programs, TABLES_FILE, SCHEMA_FILE, *transforms]),
+            files=file_entries(folder, [*programs, TABLES_FILE, SCHEMA_FILE, *transforms, *calibrations]),
             compiled=this_machine() if config.compile else None,
         )
         write_manifest(folder, manifest)
     rows = "raw rows" if manifest.raw else "rows of ids"
-    log_rank0(f"\n{out} scores {', '.join(tasks)} of {rows}, with the weights of {run}")
+    curves = "" if calibration is None else f" and {CALIBRATION_FILE}"
+    log_rank0(f"\n{out} scores {', '.join(tasks)} of {rows}, with the weights{curves} of {run}")
     log_rank0(_sizes(model, tasks, columns.labels))
 
 
@@ -110,6 +120,15 @@ def _tasks(wanted: Sequence[str], trained: Sequence[str]) -> tuple[str, ...]:
                 f"--tasks {task} is not a task of the run, only {', '.join(trained)}{nearest(task, trained)}"
             )
     return tuple(task for task in trained if task in (wanted or trained))
+
+
+def _calibration(run: AnyPath) -> str | None:
+    """The text of the calibration.json of a run, None if it has none; raises UserError for one of other weights."""
+    path = run / CALIBRATION_FILE
+    if not path.exists():
+        return None
+    read_calibration(path, weights=weights_checksum(find_weights(run / BEST_WEIGHTS)))
+    return path.read_text()
 
 
 def _lineage(run: AnyPath, tasks: Sequence[str]) -> dict[str, Any]:

@@ -32,9 +32,11 @@ class ProgramInputs:
 def check_names(rows: pa.Schema, names: Iterable[str]) -> None:
     """Raises UserError for a column that the rows lack or have twice."""
     for name in names:
-        if (count := rows.names.count(name)) != 1:
+        if rows.names.count(name) > 1:
+            raise UserError(f"the rows have several columns {name!r}; keep one of them.")
+        if name not in rows.names:
             fix = nearest(name, rows.names) or "; give it, with nulls where its values are missing."
-            raise UserError(f"the rows have {'several columns' if count else 'no column'} {name!r}{fix}")
+            raise UserError(f"the rows have no column {name!r}{fix}")
 
 
 def check_raw(rows: pa.RecordBatch, types: Mapping[str, ValueType], *, first_row: int = 0) -> None:

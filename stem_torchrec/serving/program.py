@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stem_torchrec.runtime.errors import DamagedError, UserError, reason_of
-from stem_torchrec.runtime.internals.export import load_compiled
+from stem_torchrec.runtime.internals.export import load_compiled, load_exported
 from stem_torchrec.serving.manifest import COMPILED_FILE, PROGRAM_FILE, Machine, Manifest
 
 Program = Callable[[Tensor, list[Tensor], list[Tensor], list[Tensor], list[Tensor]], Tensor]
@@ -38,7 +38,7 @@ def load_program(folder: Path, manifest: Manifest, *, compiled: bool | None = No
     try:
         if file.name == COMPILED_FILE:
             return load_compiled(str(file))
-        return torch.export.load(file).module()
+        return load_exported(str(file))
     # A program of another version of torch makes its reader raise almost any error.
     except Exception as error:
         exported = manifest.versions.get("torch", "another torch")

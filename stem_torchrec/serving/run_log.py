@@ -12,7 +12,7 @@ from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.new_log import VOCABULARY
 from stem_torchrec.data.schema import Schema, load_schema
 from stem_torchrec.preparation.transforms import TRANSFORMS_FILE, TRANSFORMS_FORMAT, read_transforms, vocabularies_of
-from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.errors import UserError, reason_of
 from stem_torchrec.runtime.paths import write_json
 
 _SECTIONS = ("features", "weights", "dense")
@@ -35,13 +35,14 @@ def folder_of_log(log: str | None, trained: TrainConfig, schema: Schema, columns
     fix = "give a copy of its schema.json, transforms.json and vocabulary/ as --log"
     if "://" in path or not Path(path).is_dir():
         raise UserError(f"the log {path} is not a folder of this machine; {fix}.")
-    present = Columns.select(
-        replace(load_schema(path), labels=schema.labels, label_weights=schema.label_weights),
-        features=tuple(columns.sparse),
-        labels=columns.labels,
-    )
+    of_log = replace(load_schema(path), labels=schema.labels, label_weights=schema.label_weights)
+    other = f"{path} is not the log that the run was trained on"
+    try:
+        present = Columns.select(of_log, features=tuple(columns.sparse), labels=columns.labels)
+    except UserError as error:
+        raise UserError(f"{other} ({reason_of(error)}); {fix}.") from error
     if differences := present.differences(columns):
-        raise UserError(f"{path} is not the log that the run was trained on: {', '.join(differences)}; {fix}.")
+        raise UserError(f"{other}: {', '.join(differences)}; {fix}.")
     return Path(path)
 
 

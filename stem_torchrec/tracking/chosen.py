@@ -73,8 +73,9 @@ def _open(name: str, folder: AnyPath) -> Tracker:
 
         return MLflowTracker(folder)
     except ModuleNotFoundError as error:
+        package = '"stem_torchrec[mlflow]"' if name == "mlflow" else error.name
         raise UserError(
-            f"the tracker {name} needs {error.name}, which is not installed: pip install {error.name}."
+            f"the tracker {name} needs {error.name}, which is not installed: pip install {package}."
         ) from error
     except Exception as error:  # A library with errors of its own, or its server.
         raise UserError(

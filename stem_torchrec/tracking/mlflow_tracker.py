@@ -10,6 +10,8 @@ from stem_torchrec.runtime.store_path import AnyPath
 ARTIFACTS = ("config.yaml", "schema.json", "plan.json", "metrics.json")
 """Small files, which MLflow gets copies of; weights stay in the run folder."""
 _FOLDER = "run_folder"
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+"""Seconds for an answer of the server, and how often it is asked again; MLflow's own are 120 and 7."""
 
 
 class MLflowTracker:
@@ -22,6 +24,9 @@ class MLflowTracker:
     """
 
     def __init__(self, folder: AnyPath) -> None:
+        # All ranks wait while rank 0 waits for the server; in many minutes they would take it for lost.
+        for variable, value in _PATIENCE.items():
+            os.environ.setdefault(variable, value)
         # Imported late: the package is an extra.
         from mlflow import MlflowClient
         from mlflow.entities import Metric

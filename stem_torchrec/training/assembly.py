@@ -155,7 +155,7 @@ def autocast_forward(model: nn.Module, precision: Precision, process: Process) -
     device = process.device.type
     if precision == "tf32" and device == "cpu":
         raise UserError(
-            "tf32 is a format of NVIDIA GPUs; on CPU choose --train.precision fp32 or bf16, to evaluate --precision."
+            "tf32 is a format of NVIDIA GPUs; on CPU choose --train.precision fp32 or bf16, or --precision to evaluate."
         )
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     if precision == "bf16" and device == "cpu" and not torch.cpu.get_capabilities().get("amx_bf16", False):

@@ -13,6 +13,7 @@ from stem_torchrec.metrics.multi_task import to_json
 from stem_torchrec.profiles.step_profiler import StepProfiler
 from stem_torchrec.runtime.progress import format_values, log_rank0
 from stem_torchrec.training.early_stopping import EarlyStopping
+from stem_torchrec.training.gate_weights import RowHistogram
 from stem_torchrec.training.meter import Meter
 from stem_torchrec.training.metrics_log import MetricsLog
 from stem_torchrec.training.watched_metric import Metrics
@@ -81,6 +82,7 @@ class TrainingLog(Callback):
         every_steps: steps between two lines.
         file: gets all numbers; only lines on rank 0's terminal without it.
         beside: what is logged with each evaluation beside its metrics, by name; all ranks call it.
+        histograms: what TensorBoard gets with each evaluation besides, by name; all ranks call it.
     """
 
     def __init__(
@@ -90,10 +92,12 @@ class TrainingLog(Callback):
         every_steps: int = 20,
         file: MetricsLog | None = None,
         beside: Callable[[], Mapping[str, float | None]] = dict,
+        histograms: Callable[[], Mapping[str, RowHistogram]] = dict,
     ) -> None:
         self.bar: tqdm | None = None
         """Rank 0's progress bar, while there is one."""
         self._meter, self._every_steps, self._file, self._beside = meter, every_steps, file, beside
+        self._histograms = histograms
 
     def after_step(self, loop: TrainLoop, output: StepOutput) -> bool:
         """Adds the losses to the meter, and reads it when a line is due."""
@@ -117,8 +121,9 @@ class TrainingLog(Callback):
     def after_evaluation(self, loop: TrainLoop, metrics: Metrics) -> None:
         """Writes the metrics; speeds count from here."""
         values = evaluation_values(metrics) | dict(self._beside())
+        histograms = self._histograms()
         if self._file is not None:
-            self._file.write(loop.state.step, values)
+            self._file.write(loop.state.step, values, histograms)
         self._meter.restart()
 
 

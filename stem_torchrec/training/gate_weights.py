@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,9 +14,24 @@ from torch import Tensor, nn
 from stem_torchrec.metrics.collectives import gather
 from stem_torchrec.models.gated_experts import GatedExperts
 
+BINS = 40
+"""Equal parts of 0 to 1 that a histogram counts rows in."""
+
+
+@dataclass(frozen=True)
+class RowHistogram:
+    """How a number from 0 to 1 is distributed over rows."""
+
+    counts: list[int]
+    """Rows in each of BINS equal parts of 0 to 1."""
+    total: float
+    """Sum of the number over the rows."""
+    squares: float
+    """Sum of its squares."""
+
 
 class GateWeights:
-    """How much each stream reads from each group: its gate's weights, summed by group, mean over the rows.
+    """How much each stream reads from each group: its gate's weights, summed by group, over the rows.
 
     Args:
         device: device of this rank, on which the process group communicates; the CPU if None.
@@ -26,6 +42,7 @@ class GateWeights:
         with gates.watch(model):
             predict(pipeline, model, exposures, consume)
         gates.mean()  # {"layers.0": {"like": {"finish": 0.1, "like": 0.3, "shared": 0.6}}}
+        gates.histograms()["gate_rows/layers.0/like/shared"].counts  # [0, 2, 31, ...], 40 numbers of rows
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
@@ -34,12 +51,16 @@ class GateWeights:
         self._sums: dict[tuple[str, str], Tensor] = {}
         self._rows: dict[tuple[str, str], int] = defaultdict(int)
         self._groups: dict[tuple[str, str], tuple[list[str], list[int]]] = {}
+        # Rows by group and bin, (G, BINS), and sums and sums of squares by group, (2, G).
+        self._counts: dict[tuple[str, str], Tensor] = {}
+        self._moments: dict[tuple[str, str], Tensor] = {}
 
     @contextmanager
     def watch(self, model: nn.Module) -> Iterator[None]:
         """Sums the outputs of `model`'s gates until the end of the block; sums of an earlier block are dropped."""
         self._sums.clear()
-        self._rows.clear()
+        for sums in (self._rows, self._counts, self._moments):
+            sums.clear()
         handles = []
         for name, layer in model.named_modules():
             if isinstance(layer, GatedExperts):
@@ -63,9 +84,15 @@ class GateWeights:
                 return  # The pipeline traces the model first.
             if len(weights) == 1:
                 return  # A rank without rows left pads with one row; this also drops a last batch of one real row.
-            total = weights.detach().double().sum(dim=0)
-            self._sums[key] = total if key not in self._sums else self._sums[key] + total
+            weights = weights.detach().double()
+            _add(self._sums, key, weights.sum(dim=0))
             self._rows[key] += len(weights)
+            _, sizes = self._groups[key]
+            by_group = torch.stack([part.sum(dim=1) for part in weights.split(sizes, dim=1)], dim=1)
+            _add(self._moments, key, torch.stack([by_group.sum(dim=0), by_group.square().sum(dim=0)]))
+            cells = (by_group * BINS).long().clamp(0, BINS - 1) + BINS * torch.arange(len(sizes), device=weights.device)
+            counts = torch.bincount(cells.flatten(), minlength=len(sizes) * BINS)
+            _add(self._counts, key, counts.view(len(sizes), BINS))
 
         return add
 
@@ -88,3 +115,23 @@ class GateWeights:
             for stream, groups in streams.items()
             for group, weight in groups.items()
         }
+
+    def histograms(self) -> dict[str, RowHistogram]:
+        """How the weights are distributed over the rows of all ranks, as `gate_rows/layers.0/like/shared`.
+
+        A stream without a gate has none. All ranks call it.
+        """
+        histograms = {}
+        for key, (groups, sizes) in self._groups.items():
+            layer, stream = key
+            counts = self._counts.get(key, torch.zeros(len(sizes), BINS, dtype=torch.int64)).to(self._device)
+            moments = self._moments.get(key, torch.zeros(2, len(sizes), dtype=torch.float64)).to(self._device)
+            by_group, (totals, squares) = gather(counts).sum(dim=0).tolist(), gather(moments).sum(dim=0).tolist()
+            for group, of_group, total, square in zip(groups, by_group, totals, squares, strict=True):
+                if sum(of_group):
+                    histograms[f"gate_rows/{layer}/{stream}/{group}"] = RowHistogram(of_group, total, square)
+        return histograms
+
+
+def _add(sums: dict[tuple[str, str], Tensor], key: tuple[str, str], value: Tensor) -> None:
+    sums[key] = sums[key] + value if key in sums else value

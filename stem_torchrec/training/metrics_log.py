@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from io import FileIO
 from typing import Any
@@ -17,7 +18,11 @@ from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.runtime.staging import Staging
 from stem_torchrec.runtime.store_path import AnyPath
 from stem_torchrec.tracking.chosen import Trackers, open_trackers
+from stem_torchrec.training.gate_weights import BINS, RowHistogram
 from stem_torchrec.training.run_folder import METRICS_LOG
+
+_EDGES = [(i + 1) / BINS for i in range(BINS)]
+"""The upper ends of the bins of a histogram."""
 
 
 def read_metrics_log(path: AnyPath) -> list[dict[str, Any]]:
@@ -88,6 +93,7 @@ class MetricsLog:
         def open_files() -> None:
             path = folder / METRICS_LOG
             lines = read_metrics_log(path) if path.exists() and after else []
+            self._trackers = open_trackers(os.environ, folder)
             self._staging = Staging(folder)
             local = self._staging.local
             text = "".join(f"{json.dumps(line)}\n" for line in lines if is_kept(line))
@@ -96,12 +102,16 @@ class MetricsLog:
             if not after:
                 remove_tree(folder / "tensorboard")
             self._board = SummaryWriter(str(local / "tensorboard"), purge_step=after + 1 if after else None)
-            self._trackers = open_trackers(os.environ, folder)
 
         from_first_rank(open_files)
 
-    def write(self, step: int, values: dict[str, float | int | None]) -> None:
-        """Writes `{"step": step, **values}`; names like `valid/like/auc` become TensorBoard charts."""
+    def write(
+        self, step: int, values: dict[str, float | int | None], histograms: Mapping[str, RowHistogram] | None = None
+    ) -> None:
+        """Writes `{"step": step, **values}`; names like `valid/like/auc` become TensorBoard charts.
+
+        TensorBoard alone gets the histograms.
+        """
         if self._file is None or self._lock.lost:
             return
         lines_wait = bool(self._waiting)
@@ -112,9 +122,8 @@ class MetricsLog:
             if not lines_wait:
                 log_rank0(f"step {step}  {METRICS_LOG} cannot be written ({reason_of(error)}); its lines wait for room")
         try:
-            for name, value in values.items():
-                if value is not None and self._board is not None:
-                    self._board.add_scalar(name, value, step)
+            if self._board is not None:
+                _add_points(self._board, step, values, histograms or {})
         except OSError as error:
             log_rank0(f"step {step}  TensorBoard's files cannot be written ({reason_of(error)}); they end at this step")
             self._board = None
@@ -147,3 +156,16 @@ class MetricsLog:
             if self._staging is not None:
                 self._staging.close(copy=not self._lock.lost)
         self._trackers.end(self._folder)
+
+
+def _add_points(
+    board: SummaryWriter, step: int, values: Mapping[str, float | int | None], histograms: Mapping[str, RowHistogram]
+) -> None:
+    for name, value in values.items():
+        if value is not None:
+            board.add_scalar(name, value, step)
+    for name, each in histograms.items():
+        board.add_histogram_raw(
+            name, min=0, max=1, num=sum(each.counts), sum=each.total, sum_squares=each.squares, bucket_limits=_EDGES,
+            bucket_counts=each.counts, global_step=step,
+        )  # fmt: skip

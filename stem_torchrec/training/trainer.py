@@ -30,6 +30,7 @@ from stem_torchrec.training.meter import Meter
 from stem_torchrec.training.metrics_log import MetricsLog
 from stem_torchrec.training.open_fields import with_open_fields
 from stem_torchrec.training.optimizers import build_optimizer, build_schedule
+from stem_torchrec.training.peak_memory import peak_memory
 from stem_torchrec.training.run_checkpoints import RunCheckpoints
 from stem_torchrec.training.run_data import RunData, note_other_counts
 from stem_torchrec.training.run_folder import finish, write_inputs
@@ -81,12 +82,9 @@ class Trainer:
         check_resume(config, schema, self.data.contents)
         self._check_before_building()
         self.model, plan = build_sharded_model(
-            config,
-            self.data.columns,
-            process,
-            labels_missing=self.data.labels_missing,
-            ids_per_row=self.data.ids_per_row,
-        )
+            config, self.data.columns, process,
+            labels_missing=self.data.labels_missing, ids_per_row=self.data.ids_per_row,
+        )  # fmt: skip
         self.optimizer = build_optimizer(
             self.model, sparse=config.sparse, dense=config.dense, clip_norm=config.train.clip_norm
         )
@@ -188,7 +186,10 @@ class Trainer:
         self._start = self.checkpoints.restore()
         self.checkpoints.start(ending)
         self._file = MetricsLog(self.folder, self._lock, after=self._start.step, evaluate=self._start.evaluate)
-        self._log = TrainingLog(self._meter, every_steps=config.train.log_every, file=self._file, beside=self._beside)
+        self._log = TrainingLog(
+            self._meter, every_steps=config.train.log_every, file=self._file,
+            beside=self._beside, histograms=self._gates.histograms,
+        )  # fmt: skip
         self._keep_best = KeepBest(self._best.keep, stopping)
 
     def _make_loop(self, steps_per_epoch: int, callbacks: Sequence[Callback]) -> TrainLoop:
@@ -197,16 +198,11 @@ class Trainer:
         steps = min(steps, train.max_steps or steps)
         self.schedule = build_schedule(self.optimizer, self.config.schedule, steps=steps, made=state.step)
         return TrainLoop(
-            self.pipeline,
-            self.data.batches,
-            steps=steps,
-            steps_per_epoch=steps_per_epoch,
-            state=state,
-            schedule=self.schedule,
-            evaluate=self._validate,
-            eval_every=train.eval_every,
+            self.pipeline, self.data.batches,
+            steps=steps, steps_per_epoch=steps_per_epoch, state=state, schedule=self.schedule,
+            evaluate=self._validate, eval_every=train.eval_every,
             callbacks=[self._keep_best, self._log, *callbacks, self.checkpoints],
-        )
+        )  # fmt: skip
 
     def _validate(self) -> Metrics:
         """Exact metrics of the validation split, between two steps."""
@@ -227,7 +223,8 @@ class Trainer:
         return metrics
 
     def _beside(self) -> dict[str, float | None]:
-        return {**self.data.skipped_rows(), **self.checkpoints.counts(), **self._gates.values()}
+        counts = {**self.data.skipped_rows(), **self.checkpoints.counts()}
+        return {**counts, **self._gates.values(), **peak_memory(self.process.device)}
 
 
 def train(

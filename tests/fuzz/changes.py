@@ -57,6 +57,8 @@ def wrong_changes(case: Case, before: Snapshot, after: Snapshot) -> list[str]:
 def _may_write(case: Case, name: str, before: Snapshot) -> bool:
     outputs = [place for option in OUTPUTS if (place := case.place(option)) is not None]
     outputs += ["whole", "parts"] if case.command == "resume" else []
+    if case.command == "calibrate" and case.place("--out") is None:
+        outputs += [f"{case.place('--run') or case.place('--run-dir')}/calibration.json"]
     if not _is_in(name, *DEFAULT_OUTPUTS, *outputs):
         return False
     if not _is_in(name, *GIVEN):

@@ -30,6 +30,8 @@ def _sentence(output: str) -> Iterator[str]:
     lines = [line for line in output.splitlines() if line.startswith("error: ")]
     if len(lines) != 1:
         yield f"no sentence: status 2 with {len(lines)} lines that begin with 'error:': {output.strip()[-200:]}"
+    elif not re.search(r" \[STEM-[A-Z]+\]$", lines[0]):
+        yield f"no kind: {lines[0][-200:]}"
 
 
 def _last_frames(output: str) -> str:

@@ -11,7 +11,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from stem_torchrec.calibration.calibration_file import read_calibration
+from stem_torchrec.checkpoints.checksum import weights_checksum
+from stem_torchrec.checkpoints.weights import find_weights
 from stem_torchrec.config.files import dump_config, what_is_trained
+from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.serving.manifest import read_manifest
 from stem_torchrec.training.configuration import load_config
 
 from fuzz.case import Case
@@ -52,6 +57,20 @@ def evaluated(case: Case, answer: Answer, folder: Path) -> Iterator[str]:
         yield from _unequal(f"rows of predictions of the {split} split", _count(folder / place), _count(rows))
 
 
+def calibrated(case: Case, answer: Answer, folder: Path) -> Iterator[str]:
+    """Of calibrate: curves of the weights of the run, judged on all rows of the test part."""
+    run = folder / (case.place("--run") or case.place("--run-dir") or "")
+    weights = weights_checksum(find_weights(run / "best"))
+    calibration = read_calibration(folder / (case.place("--out") or ""), weights=weights)
+    rows = folder / (case.place("--data.path") or "log") / calibration.judged_on.split
+    for task, of_task in calibration.judged.items():
+        labels = [label for label in _column(rows, task) if label is not None and label == label]
+        yield from _unequal("rows that judge", of_task.rows, len(labels))
+        yield from _unequal("positives that judge", of_task.positives, sum(label == 1 for label in labels))
+    if list(folder.rglob("*.json.rows")):
+        yield "calibrate: predictions are left"
+
+
 def tuned(case: Case, answer: Answer, folder: Path) -> Iterator[str]:
     """Of tune: the score and the run of the best trial, and best.yaml."""
     out = folder / (case.place("--out") or "")
@@ -88,6 +107,17 @@ def converted(case: Case, answer: Answer, folder: Path) -> Iterator[str]:
             yield from wrong_metrics(metrics, folder / "log/valid")
 
 
+def exported(case: Case, answer: Answer, folder: Path) -> Iterator[str]:
+    """Of export: a bundle of tasks of the run whose files are whole."""
+    try:
+        bundle = read_manifest(folder / (case.place("--out") or ""))
+    except UserError as error:
+        yield f"export: {str(error).replace(str(folder), '')}"
+        return
+    if not bundle.tasks or not set(bundle.tasks) <= {"finish", "like"}:
+        yield f"export: the bundle has the tasks {bundle.tasks}"
+
+
 def made_log(case: Case, answer: Answer, folder: Path) -> Iterator[str]:
     """Of prepare and the scripts in datasets/: the rows and positives that schema.json counts."""
     out = folder / (case.place("--out") or "")
@@ -101,9 +131,11 @@ def made_log(case: Case, answer: Answer, folder: Path) -> Iterator[str]:
 RESULTS: Mapping[str, Callable[[Case, Answer, Path], Iterator[str]]] = {
     "train": trained,
     "evaluate": evaluated,
+    "calibrate": calibrated,
     "tune": tuned,
     "compare": compared,
     "convert": converted,
+    "export": exported,
     "synthetic": made_log,
     "kuairand": made_log,
     "prepare": made_log,

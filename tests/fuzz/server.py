@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-MODULES = {name: f"stem_torchrec.{name}" for name in ("train", "evaluate", "convert", "tune", "compare", "prepare")}
-MODULES |= {"resume": "fuzz.resumed"}
+MODULES = {
+    name: f"stem_torchrec.{name}" for name in ("train", "evaluate", "convert", "export", "tune", "compare", "prepare")
+}
+MODULES |= {"calibrate": "stem_torchrec.calibrate", "resume": "fuzz.resumed"}
 SCRIPTS = {name: f"datasets/{name}.py" for name in ("synthetic", "kuairand")}
 BENCHMARKS = ("plan", "sharding", "throughput", "metrics", "conflict", "faults", "checkpoint_pause")
 SCRIPTS |= {name: f"benchmarks/{name}.py" for name in BENCHMARKS}
@@ -31,6 +33,8 @@ COMMANDS = (*MODULES, *SCRIPTS)
 LATER = ("tensorboard.compat.tensorflow_stub", "torch.utils.tensorboard", "pydantic.dataclasses", "torch._dynamo")
 LATER += ("planning.run", "sweep.run", "contest.run", "studies.exact_metrics", "studies.task_conflict")
 LATER += ("recovery.soak", "recovery.pauses", "kuairand_exposures", "stem_torchrec.preparation.prepare_log")
+LATER += ("stem_torchrec.serving.export_run", "torch.export", "torch._export.serde.serialize")
+LATER += ("stem_torchrec.calibration.calibrate_run",)
 MAX_FILE = 2**28
 """Bytes of a file that an example may write."""
 

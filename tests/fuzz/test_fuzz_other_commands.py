@@ -1,4 +1,4 @@
-"""The command lines of evaluate.py, convert.py, tune.py, compare.py, and those of the data sets and benchmarks."""
+"""Command lines of the commands but train and prepare, and of the scripts in datasets/ and benchmarks/."""
 
 from dataclasses import fields
 
@@ -31,9 +31,34 @@ COMMANDS: dict[str, tuple[tuple[str, ...], Options]] = {
             "--predictions": OUT,
         },
     ),
+    "calibrate": (
+        ("--run", "run", "--data.path", "log", "--out", "out.json"),
+        {
+            "--run": ("run", "paused"),
+            "--run-dir": ("run",),
+            "--data.path": ("log", "./log/"),
+            "--method": ("platt", "isotonic"),
+            "--judge-on": ("test",),
+            "--data.batch-size": ("7", "1000"),
+            "--out": ("new.json", "run/calibration.json", "new/new.json"),
+            "--take-over": ("",),
+        },
+    ),
     "convert": (
         ("--run", "run", "--out", "out"),
         {"--run": ("run", "paused"), "--layout": ("packed", "split"), "--out": (*OUT, "run/new")},
+    ),
+    "export": (
+        ("--run", "run", "--log", "log", "--out", "out"),
+        {
+            "--run": ("run", "paused"),
+            "--run-dir": ("run",),
+            "--log": ("log", "./log/"),
+            "--out": (*OUT, "run/new"),
+            "--tasks": ("like", "finish like"),
+            "--tables": ("fp16", "int8"),
+            "--calibration": ("none",),
+        },
     ),
     "tune": (
         (*TRAIN, "--train.max-steps", "1", "--trials", "1", "--out", "out"),

@@ -1,4 +1,4 @@
-"""stem-prepare: specs with a value, key or line changed, and raw files that are damaged."""
+"""stem-prepare: specs with a value, key or line changed, raw files that are damaged, and raw files without a spec."""
 
 from typing import Any
 
@@ -100,6 +100,43 @@ FIELDS = {
 """Fields of a source, with values of their kind."""
 
 
+GUESSED = (
+    "given/log.csv",
+    "given/log.jsonl",
+    "given/items.csv",
+    "given",
+    "given/*",
+    "given/*.csv",
+    "log",
+    "nowhere.csv",
+)
+LABELS = ("click", "late=price > 5", "new=user = 1", "buy", "clik", "a=b=c", "x=", "=1", "", "day", "one=1", "ids")
+GUESSES = {
+    "--drop": ("item", "price buy", "itm", "", "user user"),
+    "--columns": ("a,b,c,d,e,f,g,h", "a,b", ",,,,,,,", "a,a,c,d,e,f,g,h"),
+    "--header-from": ("given/items.csv", "given/log.csv", "nowhere"),
+    "--guess-only": ("",),
+    "--set": ("raw=given", "order=source"),
+}
+"""Options of raw files."""
+
+
+@st.composite
+def guesses(draw: st.DrawFn) -> Case:
+    """The command with raw files, of which one may be damaged, and options for them."""
+    args = draw(st.lists(st.sampled_from(GUESSED), min_size=1, max_size=2))
+    for label in draw(st.lists(st.sampled_from(LABELS), max_size=2)):
+        args += ["--label", label]
+    for name in draw(st.lists(st.sampled_from(sorted(GUESSES)), max_size=2)):
+        args += [name, *draw(st.sampled_from(GUESSES[name])).split(" ")]
+    files = dict(FILES)
+    if draw(st.booleans()):
+        name = draw(st.sampled_from(sorted(files)))
+        files[name] = draw(damaged(files[name]))
+    edits: list[Edit] = [{"do": "write", "path": path, "text": content} for path, content in files.items()]
+    return Case("prepare", [*args, *ARGS[1:]], edits)
+
+
 @st.composite
 def preparations(draw: st.DrawFn) -> Case:
     """The command with a spec, a file or an option that is changed."""
@@ -130,6 +167,12 @@ def preparations(draw: st.DrawFn) -> Case:
     text = draw(damaged(text)) if draw(st.integers(0, 9)) == 0 else text
     edits: list[Edit] = [{"do": "write", "path": path, "text": content} for path, content in files.items()]
     return Case("prepare", args, [*edits, {"do": "write", "path": "spec.yaml", "text": text}])
+
+
+@target("guesses")
+@given(guesses())
+def test_raw_files_become_a_log_or_are_refused(case: Case) -> None:
+    check("guesses", case)
 
 
 @target("preparations")

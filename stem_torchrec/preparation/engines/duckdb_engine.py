@@ -16,11 +16,13 @@ from stem_torchrec.expressions.function import Engine as EngineName
 from stem_torchrec.preparation.engines.duckdb_errors import sentences_of_duckdb
 from stem_torchrec.preparation.engines.engine import NO_CELL, ROW
 from stem_torchrec.preparation.raw_files.copies import readable
+from stem_torchrec.preparation.raw_files.csv_text import has_whole_numbers_alone
 from stem_torchrec.preparation.specs.spec import ColumnType, Source
 from stem_torchrec.runtime.whole_file import whole_file
 
 _TYPES: Mapping[ColumnType, str] = {
-    # A BIGINT cell would round 1.5 to 2; the reader of sources checks that doubles are whole.
+    # A BIGINT cell would round 1.5 to 2, so files are looked through before one is read; the reader of sources checks
+    # that doubles are whole.
     "int": "DOUBLE",
     "float": "DOUBLE",
     "text": "VARCHAR",
@@ -79,8 +81,10 @@ class DuckDBEngine:
         self._kinds |= {column: kind for column, kind in types.items() if kind == "int"}
         self._sources |= dict.fromkeys(files, source)
         self._names |= {path: file for path, file in paths.items() if path != file}
+        has_ints = source.type == "csv" and "int" in types.values()
+        whole = has_ints and all(has_whole_numbers_alone(path, source) for path in paths)
         with self._sentences():
-            return self._view(_reader(list(paths), source, types))
+            return self._view(_reader(list(paths), source, types, "BIGINT" if whole else _TYPES["int"]))
 
     def keep(self, name: str, table: ir.Table) -> ir.Table:
         """Keeps the rows of a query; see Engine."""
@@ -92,8 +96,8 @@ class DuckDBEngine:
         return kept.drop(_NUMBER) if ROW in kept.columns else kept.rename({ROW: _NUMBER})
 
     def settled(self, name: str, table: ir.Table) -> ir.Table:
-        """The query itself; see Engine."""
-        return table
+        """A view of the query, so that Ibis translates it once; see Engine."""
+        return self._view(f"({self._backend.compile(table)})")
 
     def rows(self, table: ir.Table) -> list[tuple[Any, ...]]:
         """The rows of a query."""
@@ -145,14 +149,14 @@ class DuckDBEngine:
         self._backend.disconnect()
 
 
-def _reader(files: Sequence[str], source: Source, types: Mapping[str, ColumnType]) -> str:
-    """The table function that reads the files."""
+def _reader(files: Sequence[str], source: Source, types: Mapping[str, ColumnType], whole: str) -> str:
+    """The table function that reads the files, with whole numbers of CSV and JSON lines as a type of DuckDB's."""
     paths = f"[{', '.join(map(_path, files))}]"
     hive = {name: "BIGINT" if kind == "int" else _TYPES[kind] for name, kind in source.partitions.items()}
     partitions = f", hive_partitioning = true, hive_types = {_struct(hive)}" if hive else ", hive_partitioning = false"
     if source.type in ("parquet", "delta"):
         return f"read_parquet({paths}, union_by_name = true{partitions})"
-    columns = _struct({name: _TYPES[kind] for name, kind in types.items()})
+    columns = _struct({name: whole if kind == "int" else _TYPES[kind] for name, kind in types.items()})
     if source.type == "json":
         return f"read_json({paths}, format = 'newline_delimited', records = true, columns = {columns}{partitions})"
     nulls = ", ".join(map(_text, source.nulls or [NO_CELL]))

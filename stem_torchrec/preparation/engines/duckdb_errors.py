@@ -11,7 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stem_torchrec.preparation.engines.engine import refused_cell
-from stem_torchrec.preparation.raw_files.cell_types import WORDS, long_line, ragged_line, unclosed_quote, wrong_cell
+from stem_torchrec.preparation.raw_files.cell_types import (
+    WORDS,
+    long_line,
+    ragged_line,
+    unclosed_quote,
+    words_of,
+    wrong_cell,
+)
 from stem_torchrec.preparation.raw_files.csv_text import (
     check_bytes,
     check_cells,
@@ -84,8 +91,7 @@ def _sentence(text: str, kinds: Mapping[str, str], sources: Mapping[str, Source]
     place = _place(file["file"], int(line["line"]), sources) if line and file else ""
     if cast := _CAST.search(text):
         kind = kinds.get(cast["column"], _KINDS.get(cast["kind"], cast["kind"].lower()))
-        what = WORDS.get(kind, kind)
-        return wrong_cell(place, f"column {cast['column']!r} has {cast['value']!r}", what)
+        return wrong_cell(place, f"column {cast['column']!r} has {cast['value']!r}", words_of(kind, cast["value"]))
     if cells := _CELLS.search(text):
         return ragged_line(place, int(cells["given"]), int(cells["expected"]))
     if "Invalid unicode" in text and file:

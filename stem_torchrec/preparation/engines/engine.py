@@ -19,7 +19,7 @@ ROW = "__row"
 """Column of a kept table that rises in the order of its rows; an engine that reads files out of order scans it too."""
 NO_CELL = "\ue000"
 """Text that no cell has, as engines want at least one that means null."""
-_CELL = re.compile(r"cell\t(?P<source>[^\t]*)\t(?P<column>[^\t]*)\t(?P<kind>[^\t]*)\t(?P<value>.*)", re.DOTALL)
+_CELL = re.compile(r"cell\t(?P<source>[^\t]*)\t(?P<column>[^\t]*)\t(?P<type>[^\t]*)\t(?P<value>.*)", re.DOTALL)
 
 
 class RefusedCellError(UserError):
@@ -28,24 +28,24 @@ class RefusedCellError(UserError):
     Args:
         source: its name.
         column: the name of the column.
-        kind: the type of the column.
+        column_type: of the column, as "list<int>".
         value: of the cell, as the engine writes it.
     """
 
-    def __init__(self, source: str, column: str, kind: str, value: str) -> None:
-        self.source, self.column, self.kind, self.value = source, column, kind, value
-        super().__init__(f"column {column!r} of sources[{source}] has {value!r}, which is not {kind}.")
+    def __init__(self, source: str, column: str, column_type: str, value: str) -> None:
+        self.source, self.column, self.column_type, self.value = source, column, column_type, value
+        super().__init__(f"column {column!r} of sources[{source}] has {value!r}, which is not {column_type}.")
 
 
-def refused_text(source: str, column: str, kind: str) -> str:
+def refused_text(source: str, column: str, column_type: str) -> str:
     """What a query ends with at a cell that is not of the type of its column, followed by the value of the cell."""
-    return f"cell\t{source}\t{column}\t{kind}\t"
+    return f"cell\t{source}\t{column}\t{column_type}\t"
 
 
 def refused_cell(text: str) -> RefusedCellError | None:
     """The error for a cell of which the text of an engine's error tells by `refused_text`; None for another error."""
     cell = _CELL.search(text)
-    return None if cell is None else RefusedCellError(cell["source"], cell["column"], cell["kind"], cell["value"])
+    return None if cell is None else RefusedCellError(cell["source"], cell["column"], cell["type"], cell["value"])
 
 
 def in_order(tables: Sequence[ir.Table]) -> ir.Table:

@@ -74,7 +74,13 @@ def _guess(options: PrepareOptions) -> Guess:
     if columns and options.header_from:
         raise UserError("--columns and --header-from both name the columns; give one of them.")
     wishes = Wishes(options.label, options.drop, columns, options.header_from)
-    return guess_spec(raw_inputs(options), wishes, memory=f"{options.memory}GiB", threads=options.threads)
+    try:
+        return guess_spec(raw_inputs(options), wishes, memory=f"{options.memory}GiB", threads=options.threads)
+    except UserError as error:
+        if not isinstance(error.__cause__, UnicodeDecodeError):
+            raise
+        fix = "A guess reads UTF-8: convert the file, or write a spec with its encoding, such as latin-1."
+        raise UserError(f"{error} {fix}") from error
 
 
 def _asked_for_label(guess: Guess) -> str:

@@ -49,9 +49,7 @@ def first_text(path: str) -> str:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 at byte {error.start}; convert it, or write a spec with its encoding, as latin-1."
-        ) from error
+        raise UserError(f"{path} is not UTF-8 at byte {error.start}.") from error
     if not text.strip():
         raise UserError(f"{path} is empty; give a file with rows.")
     return text

@@ -7,6 +7,7 @@ import ibis.expr.types as ir
 import numpy as np
 from numpy.typing import NDArray
 
+from stem_torchrec.data.pair_auc import pair_auc
 from stem_torchrec.expressions.relational import to_ibis
 from stem_torchrec.expressions.value_types import ValueType
 from stem_torchrec.preparation.engines.engine import ROW, Engine
@@ -72,15 +73,7 @@ def _score(keys: NDArray[np.int64], label: NDArray[np.float64]) -> float | None:
     size = int(keys.max()) + 1
     count, positive = np.bincount(fitted[0], minlength=size), np.bincount(fitted[0], fitted[1], size)
     mean = (positive + SMOOTHING * fitted[1].mean()) / (count + SMOOTHING)
-    return _auc(mean[scored[0]], scored[1])
-
-
-def _auc(score: NDArray[np.float64], label: NDArray[np.float64]) -> float:
-    """The share of pairs of a positive and a negative in which the positive has the greater score; ties count half."""
-    _, place, times = np.unique(score, return_inverse=True, return_counts=True)
-    rank = (np.cumsum(times) - (times - 1) / 2)[place]
-    positives = label.sum()
-    return float((rank[label == 1].sum() - positives * (positives + 1) / 2) / (positives * (len(label) - positives)))
+    return pair_auc(mean[scored[0]], scored[1])
 
 
 def leaks_and_suspects(

@@ -1,5 +1,8 @@
 """What errors say of cells and lines, and which whole numbers a double holds."""
 
+import math
+from contextlib import suppress
+
 EXACT = 2**53
 """From it on a double does not tell neighbouring whole numbers apart."""
 WORDS = {
@@ -12,6 +15,25 @@ WORDS = {
     "list<float>": "a list of numbers",
     "list<text>": "a list of texts",
 }
+
+
+def is_beyond_double(text: str) -> bool:
+    """Whether a text is a number that a double may not hold exactly."""
+    with suppress(ValueError):
+        return math.isfinite(float(text)) and abs(float(text)) >= EXACT
+    return False
+
+
+def words_of(kind: str, cell: str) -> str:
+    """What a cell is not that was refused.
+
+    Example::
+
+        words_of("int", "x")  # "a whole number"
+        words_of("int", "9223372036854775808")  # "a whole number from -2^63 to 2^63 - 1"
+    """
+    limits = " from -2^63 to 2^63 - 1" if kind in ("int", "list<int>") and is_beyond_double(cell) else ""
+    return WORDS.get(kind, kind) + limits
 
 
 def wrong_cell(place: str, cell: str, what: str) -> str:

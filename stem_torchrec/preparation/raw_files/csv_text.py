@@ -31,6 +31,9 @@ PACKED: Mapping[str, Callable[[Any], Any]] = {
 _DIVIDER = "\ue000"
 """Stands for a delimiter of several characters, as Python's reader of CSV takes one."""
 _CHUNK = 2**20
+_LONGEST_LINE = 2**21
+_OTHER_NUMBERS = tuple(bytes([each]) for each in b".eExXbBoOnN")
+"""Each text that a type of numbers takes and another does not has one of these bytes: 1.5, 1e-1, 0x1f, 0b1, nan."""
 _LONGEST_CELL = 2**31 - 1
 """Python's own limit would end the look for a line before it."""
 _ENDS = {"\n": "LF", "\r": "CR", "\r\n": "CRLF"}
@@ -53,6 +56,24 @@ def open_bytes(path: str) -> Iterator[BinaryIO]:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} cannot be read ({reason_of(error)}).") from error
+
+
+def has_whole_numbers_alone(path: str, source: Source) -> bool:
+    """Whether all numbers of a local CSV file are written by digits alone, so that none has to be rounded.
+
+    False as well if its texts have some letters, or if it would have to be fetched or unpacked to know.
+    """
+    if "://" in path or path.lower().endswith(tuple(PACKED)):
+        return False
+    with open_bytes(path) as file:
+        header = file.readline(_LONGEST_LINE) if source.header else b"\n"
+        # Lines that end with CR are none of this reader's.
+        if not header.endswith(b"\n") or b"\r" in header.removesuffix(b"\r\n"):
+            return False
+        while chunk := file.read(_CHUNK):
+            if any(each in chunk for each in _OTHER_NUMBERS):
+                return False
+    return True
 
 
 def csv_rows(path: str, source: Source) -> Iterator[tuple[int, list[str]]]:

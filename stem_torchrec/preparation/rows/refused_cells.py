@@ -1,7 +1,6 @@
 """Where a cell stands that a source cannot take: a second look at its files, as a query does not know their lines."""
 
 import json
-import math
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
@@ -11,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stem_torchrec.preparation.engines.engine import RefusedCellError
-from stem_torchrec.preparation.raw_files.cell_types import EXACT, WORDS, wrong_cell
+from stem_torchrec.preparation.raw_files.cell_types import is_beyond_double, words_of, wrong_cell
 from stem_torchrec.preparation.raw_files.csv_text import csv_rows, header_of, open_bytes
 from stem_torchrec.preparation.raw_files.listing import find_files
 from stem_torchrec.preparation.specs.spec import Source, Spec
@@ -20,19 +19,14 @@ from stem_torchrec.runtime.errors import UserError
 
 def is_inexact(error: RefusedCellError) -> bool:
     """Whether a cell was refused only because a double may not hold it."""
-    with suppress(ValueError):
-        number = float(error.value)
-        return error.kind in ("int", "list<int>") and math.isfinite(number) and abs(number) >= EXACT
-    return False
+    return error.column_type in ("int", "list<int>") and is_beyond_double(error.value)
 
 
 def with_place(error: RefusedCellError, spec: Spec) -> UserError:
     """The error with the file and the line of the first such cell."""
     source = spec.sources[error.source]
     place, cell = next(_places(error, source), (f"sources[{error.source}]", error.value))
-    what = WORDS.get(error.kind, error.kind)
-    if error.kind in ("int", "list<int>") and is_inexact(error):
-        what += " from -2^63 to 2^63 - 1"
+    what = words_of(error.column_type, error.value)
     return UserError(wrong_cell(place, f"column {error.column!r} has {cell!r}", what))
 
 
@@ -47,7 +41,7 @@ def _places(error: RefusedCellError, source: Source) -> Iterator[tuple[str, str]
     for file in find_files(error.source, source):
         word = "row" if source.type in ("parquet", "delta") else "line"
         for number, cell in _cells(file, source, error.column):
-            if _is_same(cell, error.value, error.kind):
+            if _is_same(cell, error.value, error.column_type):
                 yield f"{file}, {word} {number}", cell
 
 

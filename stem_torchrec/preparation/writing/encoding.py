@@ -111,10 +111,14 @@ def _with_ids(
         if name in ids:
             feature, kind = spec.id_features[name], expressions.features[name].type
             missing = missing_id(feature, space_of[name])
-            tree = with_missing(feature, Column("ids"), kind, missing)
-            column = _known_ids(column, joined[ids[name]])
-            if tree != Column("ids"):
-                column = to_ibis(tree, {"ids": column}, {"ids": INTS if kind in LISTS else INT}, engine=engine)
+            if missing == 0 and kind not in LISTS:
+                # A missing value is as one without an id.
+                column = joined[ids[name]].fill_null(0)
+            else:
+                tree = with_missing(feature, Column("ids"), kind, missing)
+                column = _known_ids(column, joined[ids[name]])
+                if tree != Column("ids"):
+                    column = to_ibis(tree, {"ids": column}, {"ids": INTS if kind in LISTS else INT}, engine=engine)
         if name in spec.features:
             small = num_embeddings(name, spec.id_features[name], vocabularies) <= _SMALL
             size = "int32" if small else "int64"

@@ -1,0 +1,20 @@
+"""The AUC of rows that one process has in memory, for those who draw a log or look at one."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def pair_auc(scores: NDArray[np.floating], labels: NDArray[np.integer | np.floating]) -> float:
+    """The share of pairs of a positive and a negative that `scores` put in order; a tie counts half.
+
+    Args:
+        scores: of rows, shape (N,).
+        labels: 0 and 1, both of them, shape (N,).
+
+    Example::
+
+        pair_auc(np.array([0.1, 0.4, 0.4]), np.array([0, 0, 1]))  # 0.75
+    """
+    _, place = np.unique(scores, return_inverse=True)
+    positives, negatives = np.bincount(place, labels), np.bincount(place, 1 - labels)
+    return float(positives @ (np.cumsum(negatives) - negatives / 2) / positives.sum() / negatives.sum())

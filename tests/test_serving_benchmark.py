@@ -1,0 +1,40 @@
+"""benchmarks/serving.py: every side scores the same rows with the same weights, and the report has all of them."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from stem_torchrec.runtime.errors import UserError
+
+from scorers.run import ServingConfig, measure, read_command_line
+from scorers.sides import SIDES
+
+
+@pytest.mark.long
+def test_the_report_has_every_side_and_all_rank_the_rows_alike(stem_bundle: Path, tmp_path: Path) -> None:
+    config = ServingConfig(
+        run=str(stem_bundle / "stem"), out=str(tmp_path), rows=(1, 200), seconds=0.01, rounds=1, compile=False
+    )
+    measure(config)
+    sides = [name for name in SIDES if "compiled" not in name]
+    turns = pq.read_table(tmp_path / "serving.parquet").to_pylist()
+    of_ids = [(turn["rows"], turn["side"]) for turn in turns if not turn["raw"]]
+    assert of_ids == [(rows, side) for rows in config.rows for side in sides]
+    assert {turn["side"] for turn in turns if turn["raw"]} == {"bundle", "bundle, fp16", "bundle, int8"}
+    text = (tmp_path / "serving.md").read_text()
+    totals = text[text.index("## Start, memory, size and AUC") :].splitlines()
+    aucs = {
+        cells[0].strip(): [float(cell) for cell in cells[4:6]]
+        for cells in (line.strip("| ").split("|") for line in totals[4:] if line)
+    }
+    assert list(aucs) == sides
+    # 100 rows make 2,500 pairs; tables of 8 bits turn some of them.
+    for of_side in aucs.values():
+        assert of_side == pytest.approx(aucs["TorchRec"], abs=0.02)
+    assert aucs["bundle"] == aucs["TorchRec"]
+
+
+def test_a_benchmark_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^--run or --rows is missing"):
+        read_command_line(["--out", str(tmp_path / "new")])
