@@ -13,12 +13,12 @@ from stem_torchrec.training.run_folder import METRICS_FILE, RUN_FILES
 
 from fuzz.case import Case
 
-OUTPUTS = ("--output-dir", "--out", "--json", "--predictions", "--checkpoint.folder")
+OUTPUTS = ("--output-dir", "--out", "--json", "--output", "--predictions", "--checkpoint.folder")
 """Options that name what a command writes."""
 DEFAULT_OUTPUTS = ("runs", "data", "plan", "home/.cache", "tmp")
 """What commands may write without such an option, and the caches of libraries."""
 RUNS = ("run", "paused")
-GIVEN = ("log", *RUNS, "raw", "tables.yaml")
+GIVEN = ("log", *RUNS, "bundle", "raw", "tables.yaml")
 """What an example starts from."""
 SPLITS = ("log/train", "log/valid", "log/test")
 LOG_MAKERS = ("synthetic", "kuairand", "prepare")

@@ -118,6 +118,16 @@ def exported(case: Case, answer: Answer, folder: Path) -> Iterator[str]:
         yield f"export: the bundle has the tasks {bundle.tasks}"
 
 
+def scored(case: Case, answer: Answer, folder: Path) -> Iterator[str]:
+    """Of score: a probability of each task for each row."""
+    rows, output = folder / (case.place("--input") or ""), folder / (case.place("--output") or "")
+    if {rows.suffix, output.suffix} == {".parquet"} and case.option("--output-format") is None:
+        scores = pq.read_table(output).select(["finish", "like"])
+        yield from _unequal("rows with probabilities", pq.read_metadata(rows).num_rows, scores.num_rows)
+        if any(not 0 < value < 1 for column in scores.columns for value in column.drop_null().to_pylist()):
+            yield "score: a number is no probability"
+
+
 def made_log(case: Case, answer: Answer, folder: Path) -> Iterator[str]:
     """Of prepare and the scripts in datasets/: the rows and positives that schema.json counts."""
     out = folder / (case.place("--out") or "")
@@ -136,6 +146,7 @@ RESULTS: Mapping[str, Callable[[Case, Answer, Path], Iterator[str]]] = {
     "compare": compared,
     "convert": converted,
     "export": exported,
+    "score": scored,
     "synthetic": made_log,
     "kuairand": made_log,
     "prepare": made_log,

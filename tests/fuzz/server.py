@@ -22,9 +22,10 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 MODULES = {
-    name: f"stem_torchrec.{name}" for name in ("train", "evaluate", "convert", "export", "tune", "compare", "prepare")
+    name: f"stem_torchrec.{name}"
+    for name in ("train", "evaluate", "calibrate", "convert", "export", "score", "tune", "compare", "report", "prepare")
 }
-MODULES |= {"calibrate": "stem_torchrec.calibrate", "resume": "fuzz.resumed"}
+MODULES |= {"resume": "fuzz.resumed"}
 SCRIPTS = {name: f"datasets/{name}.py" for name in ("synthetic", "kuairand")}
 BENCHMARKS = ("plan", "sharding", "throughput", "metrics", "conflict", "faults", "checkpoint_pause")
 SCRIPTS |= {name: f"benchmarks/{name}.py" for name in BENCHMARKS}
@@ -34,7 +35,8 @@ LATER = ("tensorboard.compat.tensorflow_stub", "torch.utils.tensorboard", "pydan
 LATER += ("planning.run", "sweep.run", "contest.run", "studies.exact_metrics", "studies.task_conflict")
 LATER += ("recovery.soak", "recovery.pauses", "kuairand_exposures", "stem_torchrec.preparation.prepare_log")
 LATER += ("stem_torchrec.serving.export_run", "torch.export", "torch._export.serde.serialize")
-LATER += ("stem_torchrec.calibration.calibrate_run",)
+LATER += ("stem_torchrec.calibration.calibrate_run", "stem_torchrec.serving.score_file")
+LATER += ("stem_torchrec.run_report.write_report",)
 MAX_FILE = 2**28
 """Bytes of a file that an example may write."""
 

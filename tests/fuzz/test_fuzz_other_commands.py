@@ -60,6 +60,23 @@ COMMANDS: dict[str, tuple[tuple[str, ...], Options]] = {
             "--calibration": ("none",),
         },
     ),
+    "score": (
+        ("--bundle", "bundle", "--input", "log/valid/a.parquet", "--output", "out.parquet"),
+        {
+            "--bundle": ("./bundle/",),
+            "--input": ("log/train/a.parquet",),
+            "--output": ("new.parquet", "new.csv", "log/valid/a.parquet", "bundle/tables.safetensors"),
+            "--keep": ("uid", "finish"),
+            "--on-bad-row": ("null",),
+            "--output-format": ("jsonl",),
+            "--batch-rows": ("1", "7"),
+            "--overwrite": ("",),
+        },
+    ),
+    "report": (
+        ("run", "--out", "out.html"),
+        {"--out": ("new.html", "run/report.html", "log/valid/a.parquet"), "--projector-rows": ("1", "100000")},
+    ),
     "tune": (
         (*TRAIN, "--train.max-steps", "1", "--trials", "1", "--out", "out"),
         {

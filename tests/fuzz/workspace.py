@@ -1,4 +1,4 @@
-"""The files of an example: a small log with random labels, a finished run, an interrupted one, and changes to them."""
+"""The files of an example: a small log with random labels, runs that have ended or not, a bundle, and their changes."""
 
 import json
 import os
@@ -21,11 +21,11 @@ def write_log(folder: Path) -> None:
 
 
 class Workspace:
-    """A folder with log/, run/ (trained to its end), paused/ (interrupted), raw/ (KuaiRand in small) and tables.yaml.
+    """A folder with log/, run/ (trained to its end), its bundle/, paused/, raw/ (KuaiRand in small) and tables.yaml.
 
     Args:
         folder: to be made, as a copy of `template` or with a log only.
-        template: the folder of another workspace; without it, the runs are left to the caller.
+        template: the folder of another workspace; without it, the runs and the bundle are left to the caller.
     """
 
     def __init__(self, folder: Path, template: Path | None = None) -> None:
