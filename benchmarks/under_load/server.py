@@ -55,4 +55,5 @@ def running_server(bundle: str, *options: str) -> Iterator[Server]:
         yield Server(url, process.pid, time.perf_counter() - start)
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait()
+        # Reads what the server prints last, and closes the pipe.
+        process.communicate()

@@ -1,4 +1,4 @@
-"""Connections that send the head of a request in time, or are closed."""
+"""Connections whose clients send and read in time, or that are closed."""
 
 import asyncio
 from typing import Any
@@ -7,9 +7,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 class TimedConnection(H11Protocol):
-    """uvicorn's connection, closed if a head does not come within seconds: uvicorn itself waits for ever.
+    """uvicorn's connection, closed if a head does not come, or an answer is not read, within seconds.
 
-    A client may otherwise keep a connection for each of its sockets by sending a byte now and then.
+    uvicorn itself waits for ever, so a client could keep a connection by a byte now and then.
     """
 
     seconds = 10.0
@@ -30,6 +30,11 @@ class TimedConnection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
         super().connection_lost(exc)
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        # Closing waits until the client has read its answer.
+        self.loop.call_later(self.seconds, self.transport.abort)
 
     def _wait_for_head(self) -> None:
         if self._timer is None:

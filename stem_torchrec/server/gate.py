@@ -17,6 +17,8 @@ from stem_torchrec.server.refusals import RefusedError
 
 OPEN = ("/health", "/ready", "/v2/health/live", "/v2/health/ready")
 """Paths that need no token, as probes send none."""
+LOADING = ("/admin/swap", "/v2/repository/")
+"""Where the paths begin of requests that load bundles."""
 _SLOWEST = 3
 """Times --limits.seconds after which a request is dropped: for its body, its scores, and sending the answer."""
 
@@ -53,7 +55,9 @@ class Gate:
             await send(message)
 
         try:
-            async with asyncio.timeout(_SLOWEST * self._seconds):
+            # A large bundle takes longer to load than any row to score.
+            loads = scope["path"].startswith(LOADING)
+            async with asyncio.timeout(None if loads else _SLOWEST * self._seconds):
                 await self._answer(scope, receive, counted)
         except TimeoutError:
             # The client does not read its answer; uvicorn closes the connection.

@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 
@@ -48,7 +48,14 @@ def run_server(config: ServeConfig) -> None:
     config = with_paths(config)
     token = read_token(config.token_file)
     # Before the bundle is loaded, which may take seconds, and the port be somebody else's.
-    listener = _listen(config.host, config.http)
+    with _listen(config.host, config.http) as listener:
+        number = _serve(config, listener, token)
+    log_rank0(f"{signal.Signals(number).name}: all requests are answered")
+    sys.exit(killed_by(number))
+
+
+def _serve(config: ServeConfig, listener: socket.socket, token: str | None) -> int:
+    """Answers until a signal comes, whose number it returns."""
     address = listener.getsockname()
     set_threads(len(os.sched_getaffinity(0)), local_world_size=1)
     service = Service(config, open_bundle(Path(config.bundle)))
@@ -80,8 +87,7 @@ def run_server(config: ServeConfig) -> None:
     )
     with _ending_on_signals(server, service, config.drain_seconds) as numbers:
         server.run(sockets=[listener])
-    log_rank0(f"{signal.Signals(numbers[0]).name}: all requests are answered")
-    sys.exit(killed_by(numbers[0]))
+    return numbers[0]
 
 
 def read_token(file: str | None) -> str | None:
@@ -100,16 +106,19 @@ def read_token(file: str | None) -> str | None:
 
 def _listen(host: str, port: int) -> socket.socket:
     """A socket that is bound to an address, and does not listen yet."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    # UnicodeError: a name with an empty or long part.
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"--host {host} and --http {port} cannot be listened at ({reason}); give others.") from error
-    listener.set_inheritable(True)
+    with ExitStack() as on_error:
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            listener = on_error.enter_context(socket.socket(family, kind, protocol))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        # UnicodeError: a name with an empty or long part.
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(
+                f"--host {host} and --http {port} cannot be listened at ({reason}); give others."
+            ) from error
+        on_error.pop_all()
     return listener
 
 
