@@ -177,6 +177,13 @@ def test_a_csv_file_that_is_wrong_is_refused(bundle: Bundle, tmp_path: Path, tex
     assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-16-le"])
+def test_a_header_in_another_encoding_is_refused(bundle: Bundle, tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "rows.csv").write_bytes("user,city,tags,time,price,né\n1,a,2,3,4,5\n".encode(encoding))
+    with pytest.raises(UserError, match=r"rows\.csv: the names of the columns in the first line are no UTF-8; write"):
+        score_file(ScoreConfig(input=str(tmp_path / "rows.csv"), output=str(tmp_path / "new.csv")), bundle)
+
+
 def test_texts_of_csv_stay_as_they_are_and_cells_mean_what_the_options_say(bundle: Bundle, tmp_path: Path) -> None:
     text = "001; rome ;1|2;5;1.5\n;?;;6;\n"
     names = "user,city,tags,time,price"
@@ -199,6 +206,11 @@ def test_texts_of_csv_stay_as_they_are_and_cells_mean_what_the_options_say(bundl
         ({"output": "nowhere/new.csv"}, "--output nowhere/new.csv is in a folder that does not exist"),
         ({"output": "new.csv.gz"}, "--output new.csv.gz would be packed"),
         ({"output": "bundle-stem/new.csv"}, "--output bundle-stem/new.csv is in a bundle"),
+        (
+            {"output": "bundle-stem/vocabulary/city.parquet", "overwrite": True},
+            "--output bundle-stem/vocabulary/city.parquet is in a bundle",
+        ),
+        ({"output": "link.csv", "overwrite": True}, "--output link.csv is in a bundle"),
         ({"keep": ("buy",)}, "--keep buy is a task of the bundle"),
         ({"keep": ("usr",)}, "rows.jsonl: no row has the key 'usr'"),
         ({"delimiter": "||"}, "--delimiter is '||', but must be one character"),
@@ -211,6 +223,7 @@ def test_options_that_do_not_fit_are_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bundle-stem").symlink_to(stem_bundle / "bundle-stem")
+    (tmp_path / "link.csv").symlink_to(stem_bundle / "bundle-stem/vocabulary/new.csv")
     for name in ("rows.jsonl", "old.csv", "rows.parquet", "packed.jsonl.gz"):
         Path(name).write_text(GOOD.replace("time", "usr2"))
     before = sorted(tmp_path.iterdir())
