@@ -54,7 +54,11 @@ def open_output(path: str, kind: Format) -> Iterator[Writer]:
             yield writer
     else:
         # Not through a path of Arrow: an error of a full disk has a number here.
-        with whole_file(Path(os.path.realpath(target))) as new, new.open("wb") as file, _writer(file, kind) as writer:
+        with (
+            whole_file(Path(os.path.realpath(target)), shared=True) as new,
+            new.open("xb") as file,
+            _writer(file, kind) as writer,
+        ):
             yield writer
 
 

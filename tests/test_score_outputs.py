@@ -1,0 +1,21 @@
+"""What stem-score writes: files that are whole, also if two commands write the same one."""
+
+from pathlib import Path
+
+import pyarrow as pa
+
+from stem_torchrec.serving.score_outputs import open_output
+
+
+def test_two_commands_with_one_output_write_two_files_and_the_last_one_wins(tmp_path: Path) -> None:
+    output, other = tmp_path / "scores.csv", tmp_path / ".new.scores.csv"
+    other.write_text("of the user")
+    with open_output(str(output), "csv") as first:
+        first.write(pa.table({"buy": [0.1]}))
+        with open_output(str(output), "csv") as second:
+            second.write(pa.table({"buy": [0.2]}))
+        assert output.read_text() == "buy\n0.2\n"
+        first.write(pa.table({"buy": [0.3]}))
+    assert output.read_text() == "buy\n0.1\n0.3\n"
+    assert other.read_text() == "of the user"
+    assert sorted(tmp_path.iterdir()) == [other, output]
