@@ -15,6 +15,7 @@ from stem_torchrec.expressions.value_types import (
     FLOAT,
     GREATEST_INT,
     INT,
+    LEAST_INT,
     LISTS,
     TEXT,
     TIMESTAMP,
@@ -73,8 +74,10 @@ def _of_arrow(column: pa.Array, wanted: ValueType) -> Values:
         return _lists(column, wanted)
     if _is_text(given):
         return values_of_texts(column.cast(pa.string()), wanted)
-    if (pa.types.is_floating(given) or pa.types.is_decimal(given)) and wanted == INT:
+    if pa.types.is_floating(given) and wanted == INT:
         return _whole(column)
+    if pa.types.is_decimal(given) and wanted == INT:
+        return _whole_decimals(column)
     if given == pa.uint64() and wanted == INT:
         return _without(column, pc.greater(column, pa.scalar(GREATEST_INT, pa.uint64())), pa.int64())
     if not _carries(given, wanted):
@@ -110,6 +113,16 @@ def _whole(numbers: pa.Array) -> Values:
     missing = pc.is_null(exact, nan_is_null=True)
     fits = pc.and_(pc.equal(pc.floor(exact), exact), pc.less(pc.abs(exact), float(EXACT)))
     return _without(pc.if_else(missing, None, exact), pc.and_not(pc.invert(fits), missing), pa.int64())
+
+
+def _whole_decimals(numbers: pa.Array) -> Values:
+    """Decimals as int64, exactly; a fraction is wrong. One by one, as a decimal of Arrow has no room to compare all."""
+    values, wrong = numbers.to_pylist(), np.zeros(len(numbers), dtype=bool)
+    for i, value in enumerate(values):
+        if value is not None:
+            wrong[i] = value != value.to_integral_value() or not LEAST_INT <= value <= GREATEST_INT
+            values[i] = None if wrong[i] else int(value)
+    return pa.array(values, pa.int64()), wrong
 
 
 def _without(column: pa.Array, wrong: pa.BooleanArray, kind: pa.DataType) -> Values:
