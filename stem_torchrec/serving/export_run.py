@@ -77,8 +77,8 @@ def export_run(config: ExportConfig) -> None:
     columns = Columns.select(schema, features=trained.data.features, labels=trained.data.labels)
     tasks = _tasks(config.tasks, columns.labels)
     metrics = read_metrics(run, columns.labels) if (run / METRICS_FILE).exists() else None
-    rows = {} if metrics is None else metrics.rows
-    log = folder_of_log(config.log, trained, schema=schema, columns=columns, rows=rows)
+    recorded = {} if metrics is None else metrics.rows
+    log = folder_of_log(config.log, trained, schema=schema, columns=columns, rows=recorded)
     versions = installed_versions()
     with new_folder(out, take_over=config.take_over) as folder:
         with unchanged_weights(run / BEST_WEIGHTS) as weights:

@@ -56,7 +56,9 @@ class Machine:
 
     torch: str
     processor: str
-    """The architecture, and the vector instructions that torch uses."""
+    """The architecture, the vector instructions that torch uses, and a hash of all instructions of the processor."""
+    name: str = field(default="", compare=False)
+    """Of the processor, for people: two of one name may have other instructions, as in a virtual machine."""
 
 
 @dataclass(frozen=True)

@@ -50,21 +50,22 @@ def folder_of_log(
         present = Columns.select(of_log, features=tuple(columns.sparse), labels=columns.labels)
     except UserError as error:
         raise UserError(f"{other} ({reason_of(error)}); {fix}.") from error
-    if differences := [*present.differences(columns), *_other_rows(path, of_log, present, schema, rows)]:
+    other_rows = _other_rows(path, of_log, columns=present, schema=schema, rows=rows)
+    if differences := [*present.differences(columns), *other_rows]:
         raise UserError(f"{other}: {', '.join(differences)}; {fix}.")
     return Path(path)
 
 
-def _other_rows(path: str, of_log: Schema, columns: Columns, schema: Schema, rows: Rows) -> Iterator[str]:
+def _other_rows(path: str, of_log: Schema, *, columns: Columns, schema: Schema, rows: Rows) -> Iterator[str]:
     """What tells that the rows of the log are not those of the run, in words."""
     for split, counts in schema.splits.items():
         present = of_log.splits.get(split, counts)
         if present.rows != counts.rows:
             yield f"{split} has {present.rows:,} rows, not {counts.rows:,}"
-        for label in counts.labels.keys() & present.labels.keys():
-            positives = counts.labels[label].positives
-            if present.labels[label].positives != positives:
-                yield f"{split} has {present.labels[label].positives:,} labels 1 of {label!r}, not {positives:,}"
+        for label, counted in counts.labels.items():
+            positives = present.labels.get(label, counted).positives
+            if positives != counted.positives:
+                yield f"{split} has {positives:,} labels 1 of {label!r}, not {counted.positives:,}"
     for split, recorded in rows.items():
         if not (Path(path) / split).is_dir():
             continue
