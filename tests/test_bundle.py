@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -64,6 +65,16 @@ def test_each_row_is_scored_by_itself(bundle: Bundle) -> None:
     many = scores(bundle.score(pa.concat_tables([rows] * 45)))  # More than are scored at once.
     np.testing.assert_allclose(many, np.tile(whole, (45, 1)), rtol=0, atol=ROUNDING)
     assert scores(bundle.score(rows.slice(0, 0))).shape == (0, 2)
+
+
+def test_threads_that_score_at_once_get_the_probabilities_of_one_thread(bundle: Bundle) -> None:
+    parts = [raw_of_valid().slice(start, 1 + start % 7) for start in range(50)]
+    alone = [bundle.score(part) for part in parts]
+    with ThreadPoolExecutor(4) as pool:
+        of_threads = pool.map(lambda _: [bundle.score(part) for part in parts], range(4))
+        for scored in of_threads:
+            for part, expected in zip(scored, alone, strict=True):
+                np.testing.assert_allclose(scores(part), scores(expected), rtol=0, atol=ROUNDING)
 
 
 def test_unseen_and_missing_values_get_what_training_gave_them(bundle: Bundle) -> None:

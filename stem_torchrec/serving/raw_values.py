@@ -1,7 +1,6 @@
 """Columns of files and of JSON as values of the types of a bundle; what is wrong is marked by row, and becomes null."""
 
 import json
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, TypeAlias
 
@@ -162,9 +161,34 @@ def _lists_of_texts(texts: pa.Array, wanted: ValueType) -> Values:
     return column, wrong | bad_items
 
 
-def as_lists(values: Sequence[Any]) -> list[Any]:
-    """Values among which some are lists: the others as lists of one."""
-    return [value if value is None or isinstance(value, list) else [value] for value in values]
+def typed_or_lists(column: Given, wanted: ValueType) -> Values:
+    """A column of CSV or JSON in which a row has one value or a list of them; all are lists where one is.
+
+    A row has the same values whichever rows are beside it.
+
+    Example::
+
+        typed_or_lists(pa.array(["007", "[1, 2]", "nan"]), ValueType.INT)  # [[7], [1, 2], null], [False, False, False]
+    """
+    values = column.to_pylist() if isinstance(column, pa.Array) else column
+    are_lists = [is_list(value) for value in values]
+    if not any(are_lists):
+        return typed(column, wanted)
+    ones: Given = [None if listed else value for value, listed in zip(values, are_lists, strict=True)]
+    many: Given = [value if listed else None for value, listed in zip(values, are_lists, strict=True)]
+    if isinstance(column, pa.Array):
+        ones, many = pa.array(ones, pa.string()), pa.array(many, pa.string())
+    (of_ones, wrong), (of_lists, wrong_lists) = typed(ones, wanted), typed(many, LIST_OF[wanted])
+    merged = [
+        items if listed else None if value is None else [value]
+        for value, items, listed in zip(of_ones.to_pylist(), of_lists.to_pylist(), are_lists, strict=True)
+    ]
+    return pa.array(merged, of_lists.type), wrong | wrong_lists
+
+
+def is_list(value: Any) -> bool:
+    """Whether a value of JSON is a list, or a cell of CSV begins as one."""
+    return isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith("["))
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -175,5 +199,7 @@ _SCALARS = {
     BOOL: pa.bool_(), INT: pa.int64(), FLOAT: pa.float64(), TEXT: pa.string(), TIMESTAMP: pa.timestamp("us"),
     DATE: pa.date32(),
 }  # fmt: skip
+LIST_OF = {kind: lists for lists, kind in LISTS.items()}
+"""The lists of values of a type."""
 _TYPES = _SCALARS | {lists: pa.list_(_SCALARS[kind]) for lists, kind in LISTS.items()}
 """What columns without a value become."""

@@ -15,11 +15,11 @@ from annotated_types import Interval
 from stem_torchrec.config.path_fields import with_paths
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.path_options import LocalFolder, PathOption
-from stem_torchrec.runtime.store_path import AnyPath, path_of
+from stem_torchrec.runtime.store_path import path_of
 from stem_torchrec.serving.batch_scores import BatchScores
 from stem_torchrec.serving.bundle import ROWS_AT_ONCE, Bundle, load_bundle
 from stem_torchrec.serving.csv_batches import Dialect, csv_batches
-from stem_torchrec.serving.manifest import MANIFEST_FILE, PROGRAM_FILE
+from stem_torchrec.serving.manifest import MANIFEST_FILE
 from stem_torchrec.serving.row_files import (
     STANDARD_STREAM,
     Format,
@@ -134,20 +134,13 @@ def _check_output(config: ScoreConfig) -> None:
     path = path_of(config.output)
     # A link of a local path stays, and what it leads to is replaced.
     target = Path(os.path.realpath(path)) if isinstance(path, Path) else path
-    # Other folders may have a manifest.json of their own.
-    if any((folder / MANIFEST_FILE).exists() and (folder / PROGRAM_FILE).exists() for folder in _parents(target)):
+    # Its vocabulary/ is refused as that of a log is.
+    if (target.parent / MANIFEST_FILE).exists():
         raise UserError(f"--output {config.output} is in a bundle; give a file outside of it.")
     if isinstance(path, Path) and not path.parent.is_dir():
         raise UserError(f"--output {config.output} is in a folder that does not exist; make it, or give another.")
     if path.exists() and not config.overwrite:
         raise UserError(f"--output {config.output} exists already; give another, or --overwrite.")
-
-
-def _parents(path: AnyPath) -> Iterator[AnyPath]:
-    """The folders above a path, in a store up to its bucket."""
-    while path.parent != path and (isinstance(path, Path) or "://" in str(path.parent)):
-        path = path.parent
-        yield path
 
 
 def _dialect(config: ScoreConfig, kind: Format) -> Dialect:

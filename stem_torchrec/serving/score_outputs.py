@@ -182,6 +182,16 @@ def _json_lines(table: pa.Table) -> str:
 
 
 def _json(value: Any) -> str:
-    # NaN and infinity are no JSON; times and decimals are texts.
-    is_number = not isinstance(value, float) or math.isfinite(value)
-    return json.dumps(value, ensure_ascii=False, default=str) if is_number else "null"
+    """A value as JSON; times and decimals are texts, and NaN and infinity, which JSON lacks, are null."""
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), ensure_ascii=False, default=str)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
