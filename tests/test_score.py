@@ -360,7 +360,7 @@ def test_a_log_without_transforms_is_scored_from_its_columns(tmp_path: Path) -> 
         score_file(ScoreConfig(input=file, output=f"{file}.out.parquet"), bundle)
         assert pq.read_table(f"{file}.out.parquet").equals(expected)
     # A row has the same values whichever rows it is read with.
-    texts = texts.set_column(1, "tags", pa.array(["[1, 2]", "007", "nan"])).set_column(
+    texts = texts.set_column(1, "tags", pa.array(["[1, 2]", "003", "nan"])).set_column(
         0, "item_id", [["01", "nan", "2"]]
     )
     outputs = []
