@@ -3,16 +3,28 @@
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import pytest
 from torchx.tracker.api import AppRun
 from torchx.tracker.backend.fsspec import create
 
-from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.config import LoopConfig
+from stem_torchrec.data.synthetic import generate
+from stem_torchrec.runtime.errors import DivergedError, Interrupted, UserError
 from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.tracking.chosen import Trackers, open_trackers
+from stem_torchrec.tracking.tracker import Outcome
 from stem_torchrec.training.metrics_log import MetricsLog
+from stem_torchrec.training.recipes import tiny
+from stem_torchrec.training.run_folder import has_ended
+from stem_torchrec.training.trainer import Trainer
+
+from distributed import run_ranks
+from runs import this_process
 
 FSSPEC = "torchx.tracker.backend.fsspec:create"
 
@@ -27,8 +39,21 @@ class Refusing:
         self.calls += 1
         raise ConnectionError("no answer")
 
-    def end(self, folder: Path) -> None:
+    def end(self, folder: Path, outcome: Outcome) -> None:
         self.calls += 1
+
+
+class Noting:
+    """A tracker that notes how a run ends, and whether its folder says that it has ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[tuple[str, bool]] = []
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Needs no numbers."""
+
+    def end(self, folder: Path, outcome: Outcome) -> None:
+        self.ends.append((outcome, has_ended(folder)))
 
 
 def write_run(folder: Path, *, after: int = 0) -> None:
@@ -38,6 +63,7 @@ def write_run(folder: Path, *, after: int = 0) -> None:
     log.write(after + 6, {"valid/like/auc": 0.7, "valid/like/gauc": None})
     (folder / "config.yaml").write_text("recipe: tiny\n")
     log.close()
+    log.end_trackers(Outcome.FINISHED)
 
 
 @pytest.fixture
@@ -78,10 +104,43 @@ def test_a_tracker_that_fails_gets_nothing_more(tmp_path: Path, capsys: pytest.C
     trackers = Trackers({"mlflow": refusing})
     trackers.write(5, {"train/loss/like": 0.5})
     trackers.write(10, {"train/loss/like": 0.4})
-    trackers.end(tmp_path)
+    trackers.end(tmp_path, Outcome.FINISHED)
     assert refusing.calls == 1
     sentence = "step 5  the tracker mlflow fails (ConnectionError: no answer); it gets nothing more of this run\n"
     assert capsys.readouterr().out == sentence
+
+
+def ends_of_runs(folder: Path) -> list[list[tuple[str, bool]]]:
+    """What a tracker notes of a run that is asked to end, when it resumes, of one that fails, and of one that is lost.
+
+    The last one has lost its folder to another process.
+    """
+
+    def fail(metrics: object) -> None:
+        raise DivergedError("the loss is no number.")
+
+    def lose(metrics: object) -> None:
+        trainer._lock._lost.set()
+
+    asked = Event()
+    asked.set()
+    config = replace(tiny(), train=LoopConfig(max_steps=2))
+    config = replace(config, data=replace(config.data, path=str(folder / "log")))
+    ends = []
+    for name, options in (("a", {"ending": asked}), ("a", {}), ("b", {"watch": fail}), ("c", {"watch": lose})):
+        trainer = Trainer(replace(config, output_dir=str(folder / name)), this_process(), **options)
+        noting = Noting()
+        trainer._file._trackers = Trackers({"noting": noting})
+        with suppress(Interrupted, DivergedError):
+            trainer.run()
+        ends.append(noting.ends)
+    return ends
+
+
+def test_trackers_get_the_outcome_of_a_run_after_its_files(tmp_path: Path) -> None:
+    generate(tiny().data.synthetic, str(tmp_path / "log"))
+    [ends] = run_ranks(1, ends_of_runs, tmp_path)
+    assert ends == [[("KILLED", False)], [("FINISHED", True)], [("FAILED", False)], []]
 
 
 def test_an_unknown_tracker_is_named(tmp_path: Path) -> None:

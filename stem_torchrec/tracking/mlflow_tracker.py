@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from stem_torchrec.runtime.store_path import AnyPath
+from stem_torchrec.tracking.tracker import Outcome
 
 ARTIFACTS = ("config.yaml", "schema.json", "plan.json", "metrics.json")
 """Small files, which MLflow gets copies of; weights stay in the run folder."""
@@ -46,9 +47,9 @@ class MLflowTracker:
         now = int(time.time() * 1000)
         self._client.log_batch(self._id, [self._metric(name, value, now, step) for name, value in values.items()])
 
-    def end(self, folder: AnyPath) -> None:
-        """Copies the small files of a local run folder, and ends the run of MLflow."""
+    def end(self, folder: AnyPath, outcome: Outcome) -> None:
+        """Copies the small files of a local run folder, and gives the run of MLflow its status."""
         for name in ARTIFACTS:
             if isinstance(folder, Path) and (folder / name).exists():
                 self._client.log_artifact(self._id, str(folder / name))
-        self._client.set_terminated(self._id)
+        self._client.set_terminated(self._id, str(outcome))
