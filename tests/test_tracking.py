@@ -1,12 +1,14 @@
 """Trackers get what metrics.jsonl gets, and none of them can end a run."""
 
 import json
+import shutil
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pytest
 from torchx.tracker.api import AppRun
@@ -17,6 +19,7 @@ from stem_torchrec.data.synthetic import generate
 from stem_torchrec.runtime.errors import DivergedError, Interrupted, UserError
 from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.tracking.chosen import Trackers, open_trackers
+from stem_torchrec.tracking.mlflow_tracker import MLflowTracker
 from stem_torchrec.tracking.tracker import Outcome
 from stem_torchrec.training.metrics_log import MetricsLog
 from stem_torchrec.training.recipes import tiny
@@ -154,20 +157,45 @@ def test_a_tracker_whose_package_is_missing_names_the_extra(tmp_path: Path, monk
         open_trackers({"STEM_TRACKERS": "mlflow"}, tmp_path)
 
 
-def test_mlflow_has_one_run_for_a_run_folder_that_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A client of MLflow, and runs that write to its files."""
     mlflow = pytest.importorskip("mlflow", reason="needs mlflow-skinny, of the extra mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", str(tmp_path / "mlruns"))
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("STEM_TRACKERS", "mlflow")
+    return mlflow.MlflowClient()
+
+
+def recorded_runs(client: Any) -> list[Any]:
+    return list(client.search_runs([client.get_experiment_by_name("stem_torchrec").experiment_id]))
+
+
+def test_mlflow_has_one_run_for_a_run_folder_that_resumes(client: Any, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     write_run(run)
-    write_run(run, after=6)
-    client = mlflow.MlflowClient()
-    (recorded,) = client.search_runs([client.get_experiment_by_name("stem_torchrec").experiment_id])
+    moved = run.rename(tmp_path / 'a "run" elsewhere')
+    write_run(moved, after=6)
+    [recorded] = recorded_runs(client)
     history = client.get_metric_history(recorded.info.run_id, "valid/like/auc")
     assert [(metric.step, metric.value) for metric in history] == [(6, 0.7), (12, 0.7)]
     assert [each.path for each in client.list_artifacts(recorded.info.run_id)] == ["config.yaml"]
     assert recorded.info.status == "FINISHED"
-    lines = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line)["step"] for line in (moved / "metrics.jsonl").read_text().splitlines()]
     assert lines == [5, 6, 11, 12]
+
+
+def test_mlflow_has_two_runs_for_a_run_folder_that_was_made_anew(client: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for _ in range(2):
+        run.mkdir()
+        write_run(run)
+        shutil.rmtree(run)
+    assert [each.data.tags["run_folder"] for each in recorded_runs(client)] == [str(run)] * 2
+
+
+def test_mlflow_shows_which_run_has_failed(client: Any, tmp_path: Path) -> None:
+    MLflowTracker(tmp_path).end(tmp_path, Outcome.FAILED)
+    [recorded] = recorded_runs(client)
+    assert recorded.info.status == "FAILED"
