@@ -40,7 +40,7 @@ class Refusing:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self.calls += 1
-        raise ConnectionError("no answer")
+        raise ConnectionError("no answer of https://me:secret@host:5000/api")
 
     def end(self, folder: Path, outcome: Outcome) -> None:
         self.calls += 1
@@ -109,7 +109,8 @@ def test_a_tracker_that_fails_gets_nothing_more(tmp_path: Path, capsys: pytest.C
     trackers.write(10, {"train/loss/like": 0.4})
     trackers.end(tmp_path, Outcome.FINISHED)
     assert refusing.calls == 1
-    sentence = "step 5  the tracker mlflow fails (ConnectionError: no answer); it gets nothing more of this run\n"
+    sentence = "step 5  the tracker mlflow fails (ConnectionError: no answer of https://***@host:5000/api); it "
+    sentence += "gets nothing more of this run\n"
     assert capsys.readouterr().out == sentence
 
 

@@ -1,5 +1,6 @@
 """Which trackers a run has, and that none of them can end it."""
 
+import re
 from collections.abc import Callable, Mapping
 
 from stem_torchrec.runtime.errors import UserError, reason_of
@@ -85,4 +86,6 @@ def _open(name: str, folder: AnyPath) -> Tracker:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {reason_of(error)}"[:300]
+    # The address of a server may hold a password.
+    text = re.sub(r"//[^/@\s]+@", "//***@", reason_of(error))
+    return f"{type(error).__name__}: {text}"[:300]
