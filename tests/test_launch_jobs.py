@@ -218,6 +218,8 @@ def test_the_manifest_of_the_page_ends_at_wrong_options_and_resumes_otherwise() 
     assert service["spec"]["selector"] == {"job-name": name}
     assert spec["template"]["spec"]["subdomain"] == service["metadata"]["name"]
     assert spec["completions"] == spec["parallelism"] == 2
+    # When a host is lost, the pods of all others fail with status 3, which counts.
+    assert spec["backoffLimit"] == 6 * spec["completions"]
     (container,) = spec["template"]["spec"]["containers"]
     ignored, ended, resumed = spec["podFailurePolicy"]["rules"]
     assert ended["action"] == "FailJob"
