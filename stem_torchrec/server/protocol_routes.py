@@ -21,7 +21,7 @@ from stem_torchrec.server.bodies import JSON_TYPE, json_answer, read_body
 from stem_torchrec.server.refusals import RefusedError, sentence_of
 from stem_torchrec.server.request_rows import rows_of_table
 from stem_torchrec.server.scoring import Scores
-from stem_torchrec.server.service import Service
+from stem_torchrec.server.service import ANSWER_BYTES, Service
 from stem_torchrec.server.state_routes import check_no_page, check_ready
 from stem_torchrec.server.tensor_rows import table_of_tensors, tensors_of
 from stem_torchrec.server.tensors import InferenceRequest, answer_parts, parse_request
@@ -119,7 +119,7 @@ def protocol_routes(service: Service) -> APIRouter:
         scores = await service.score(served, rows)
         if scores.wrong:
             raise RefusedError(422, sentence_of(scores.wrong), scores.wrong)
-        return await service.read(rows.count * 256, lambda: _answer(own_name, inference, outputs, scores))
+        return await service.read(rows.count * ANSWER_BYTES, lambda: _answer(own_name, inference, outputs, scores))
 
     @router.post("/repository/index", summary="The models", response_model=list[ModelState])
     async def index() -> Response:

@@ -14,7 +14,7 @@ from stem_torchrec.server.refusals import RefusedError, sentence_of
 from stem_torchrec.server.request_rows import RequestRows, rows_of_table
 from stem_torchrec.server.scoring import Scores
 from stem_torchrec.server.served_bundle import ServedBundle
-from stem_torchrec.server.service import Service
+from stem_torchrec.server.service import ANSWER_BYTES, Service
 
 _BODIES = {
     JSON_TYPE: {"schema": {"$ref": "#/components/schemas/ScoreRequest"}},
@@ -63,7 +63,7 @@ def score_routes(service: Service) -> APIRouter:
         if scores.wrong and len(scores.wrong) == rows.count:
             raise RefusedError(422, sentence_of(scores.wrong), scores.wrong)
         write = _write_json if kind == JSON_TYPE else _write_arrow
-        return Response(await service.read(rows.count * 256, lambda: write(scores)), media_type=kind)
+        return Response(await service.read(rows.count * ANSWER_BYTES, lambda: write(scores)), media_type=kind)
 
     return router
 

@@ -21,8 +21,10 @@ from stem_torchrec.server.served_bundle import ServedBundle
 
 ResultT = TypeVar("ResultT")
 
-_SMALL = 32 * 1024
-"""Bytes of a body that is read within the event loop; a thread takes about as long to start."""
+_SMALL = 2048
+"""Bytes of a body that is read within the event loop, where others wait for it: a larger one may take milliseconds."""
+ANSWER_BYTES = 16
+"""Bytes of a body that take as long to read as a row of an answer to write."""
 
 
 class Service:
