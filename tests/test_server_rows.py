@@ -107,7 +107,7 @@ def test_a_row_with_a_longer_list_than_allowed_is_wrong() -> None:
     rows = within(RequestRows(3, table, np.arange(3), []), list_items=2, unfolded=100)
     assert [each.reason for each in rows.wrong] == ["tags has 3 values, but --limits.list-items allows 2."]
     assert rows.table["age"].to_pylist() == [1, 3]
-    with pytest.raises(RefusedError, match="has 4 bytes or values, but only 3 are allowed"):
+    with pytest.raises(RefusedError, match="have 4 bytes or values, but only 3 are allowed"):
         within(RequestRows(3, table, np.arange(3), []), list_items=9, unfolded=3)
 
 
@@ -122,6 +122,13 @@ def test_a_few_bytes_of_arrow_cannot_stand_for_many() -> None:
         with pytest.raises(RefusedError) as refused:
             within(RequestRows(len(table), table, np.arange(len(table)), []), list_items=10**6, unfolded=100_000)
         assert refused.value.status == status
+
+
+def test_columns_that_share_their_bytes_count_each() -> None:
+    text = pa.array(["x" * 1000])
+    table = pa.table({"a": text, "b": text})
+    with pytest.raises(RefusedError, match="the columns up to 'b' have 2000 bytes or values"):
+        within(RequestRows(1, table, np.arange(1), []), list_items=10, unfolded=1500)
 
 
 def test_a_damaged_stream_of_arrow_is_refused_and_never_read_wrongly() -> None:

@@ -134,7 +134,7 @@ def _array_of(values: Sequence[Any], column: InputColumn) -> tuple[pa.Array, dic
                 return array, {}
         except (pa.ArrowInvalid, OverflowError):
             pass  # A number that is too large for the type, which the loop below tells.
-    read, reasons = [], {}
+    read, reasons = list[Any](), dict[int, str]()
     for i, value in enumerate(values):
         # Raising takes longer, and all values may be absent.
         if value is _ABSENT:

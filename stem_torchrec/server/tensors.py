@@ -160,12 +160,13 @@ def _output(entry: Mapping[str, Any], of_request: Mapping[str, Any]) -> WantedOu
 def _shape(entry: Mapping[str, Any]) -> list[int]:
     shape = entry.get("shape")
     # The product of sizes without an end would take minutes.
-    right = isinstance(shape, list) and 1 <= len(shape) <= _DIMENSIONS
-    if not right or not all(type(size) is int and 0 <= size <= GREATEST_INT for size in shape):
-        raise RefusedError(
-            400,
-            f"the shape of {entry['name']!r} is {shortened(shape)}, but must be a list of sizes, at most {_DIMENSIONS}.",
-        )
+    if (
+        not isinstance(shape, list)
+        or not 1 <= len(shape) <= _DIMENSIONS
+        or not all(type(size) is int and 0 <= size <= GREATEST_INT for size in shape)
+    ):
+        sentence = f"the shape of {entry['name']!r} is {shortened(shape)}, but must be a list of sizes"
+        raise RefusedError(400, f"{sentence}, at most {_DIMENSIONS}.")
     return shape
 
 
