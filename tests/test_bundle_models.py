@@ -54,8 +54,8 @@ def test_one_task_alone_scores_as_beside_the_others(folder: Path, run: str, caps
 @pytest.mark.parametrize("run", ["stem", "stem-packed"])
 @pytest.mark.parametrize(("tables", "tolerance"), [("fp16", 1e-4), ("int8", 1e-3)])
 def test_smaller_tables_score_almost_the_same(folder: Path, tables: str, run: str, tolerance: float) -> None:
-    # Embeddings are about 0.5: half a step is 0.5 / 2^11 in fp16, and 2 / 2^9 of the largest in int8. Of a step
-    # the layers of these small models leave about a twentieth.
+    # Embeddings are about 0.5: half a step is 0.5 / 2^11 in fp16, and 2 / 2^9 of the largest in int8. Of a step the
+    # layers of these small models leave about a twentieth.
     bundle = bundle_of(folder, run, tables=tables)
     size = (bundle.folder / "tables.safetensors").stat().st_size
     assert size < (folder / f"bundle-{run}" / "tables.safetensors").stat().st_size
