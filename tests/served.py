@@ -33,7 +33,7 @@ TOKEN = "0123456789abcdef-token"
 JSON, ARROW = "application/json", "application/vnd.apache.arrow.stream"
 OPTIONS = (
     *("--limits.body-mib", "1", "--limits.rows", "3000", "--limits.list-items", "50"),
-    *("--limits.seconds", "5", "--limits.connections", "40"),
+    *("--limits.seconds", "5", "--limits.connections", "40", "--limits.bodies", "2"),
 )
 
 

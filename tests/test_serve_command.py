@@ -1,5 +1,6 @@
 """stem-serve as a command: what it refuses before it serves, in a sentence and with status 2."""
 
+import asyncio
 import os
 import socket
 import subprocess
@@ -7,8 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.server.gate import Gate
+from stem_torchrec.server.listening import bound_socket, start_listening
+from stem_torchrec.server.metrics import Metrics
 from stem_torchrec.server.options import ServeConfig
 from stem_torchrec.server.run_server import read_token, run_server
 
@@ -66,3 +71,27 @@ def test_what_cannot_be_served_is_refused(tmp_path: Path) -> None:
             run_server(ServeConfig(bundle=str(tmp_path), http=port))
     with pytest.raises(UserError, match="cannot be listened at"):
         run_server(ServeConfig(bundle=str(tmp_path), host="256.0.0.1", http=0))
+
+
+def test_of_two_servers_that_bind_one_port_the_second_is_refused_when_it_listens() -> None:
+    with bound_socket("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with bound_socket("127.0.0.1", port) as second:
+            start_listening(first, "127.0.0.1", port)
+            with pytest.raises(UserError, match=rf"--http {port} cannot be listened at \(Address already in use\)"):
+                start_listening(second, "127.0.0.1", port)
+
+
+def test_a_request_that_the_end_cuts_off_is_counted() -> None:
+    async def endless(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.Event().wait()
+
+    async def cut_off() -> int:
+        gate = Gate(endless, Metrics(lambda: 0, lambda: 0), token=None, seconds=10)
+        request = asyncio.create_task(gate({"type": "http", "path": "/score"}, None, None))
+        await asyncio.sleep(0)
+        request.cancel()
+        await asyncio.wait([request])
+        return gate.cut_off
+
+    assert asyncio.run(cut_off()) == 1

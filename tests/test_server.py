@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +55,18 @@ HEAD = f"POST /score HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nCon
 
 @pytest.fixture(scope="module", autouse=True)
 def slow_clients(server: Server) -> Iterator[list[socket.socket]]:
-    """Two clients that stop in the head and in the body of a request, from the beginning of the tests on."""
+    """Clients from the beginning of the tests on: they stop in the head, in the body, and before a long answer."""
+    wrong = json.dumps({"rows": [RIGHT, *[{"user": "\u20ac" * 60}] * 2999]}, ensure_ascii=False).encode()
+    asked = HEAD + f"Connection: close\r\nContent-Length: {len(wrong)}\r\n\r\n".encode() + wrong
     with ExitStack() as clients:
-        sent = (b"POST /sc", HEAD + b"Content-Length: 100\r\n\r\n{")
-        sockets = [clients.enter_context(socket.create_connection((server.host, server.port))) for _ in sent]
-        for client, part in zip(sockets, sent, strict=True):
-            client.sendall(part)
+        sockets = []
+        for part in (b"POST /sc", HEAD + b"Content-Length: 100\r\n\r\n{", asked):
+            sockets.append(clients.enter_context(socket.socket()))
+            # With small segments and buffers the system keeps little of an answer.
+            sockets[-1].setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
+            sockets[-1].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sockets[-1].connect((server.host, server.port))
+            sockets[-1].sendall(part)
         yield sockets
 
 
@@ -251,6 +257,54 @@ def test_more_connections_than_allowed_are_refused_and_then_served(server: Serve
         time.sleep(0.05)
 
 
+def test_beyond_twice_the_allowed_connections_a_silent_one_is_closed_at_once(server: Server) -> None:
+    with ExitStack() as clients:
+        silent = [clients.enter_context(socket.create_connection((server.host, server.port))) for _ in range(100)]
+        silent[-1].settimeout(20)
+        assert is_closed(silent[-1])
+        # It came first, and would be closed first if silence were the reason.
+        silent[0].setblocking(False)
+        with pytest.raises(BlockingIOError):
+            silent[0].recv(1)
+    while server.ask("/health").status != 200:
+        time.sleep(0.05)
+
+
+def is_closed(client: socket.socket) -> bool:
+    """Whether the server closes the connection before it sends anything."""
+    try:
+        return client.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_bodies_beyond_what_memory_may_hold_are_refused(server: Server) -> None:
+    with ExitStack() as clients:
+        for _ in range(2):
+            client = clients.enter_context(socket.create_connection((server.host, server.port)))
+            client.sendall(HEAD + b"Content-Length: 1048576\r\n\r\n" + b" " * 1048570)
+        while server.metric("stem_body_bytes") < 2 * 1048570:
+            time.sleep(0.01)
+        answer = server.ask("/score", RIGHT)
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+        assert answer.json["error"].endswith("2 times --limits.body-mib (--limits.bodies).")
+    while server.metric("stem_body_bytes"):
+        time.sleep(0.01)
+    assert server.ask("/score", RIGHT).status == 200
+
+
+def test_a_version_that_goes_while_its_request_comes_does_not_answer(server: Server) -> None:
+    version = server.ask("/admin/swap", {"bundle": "a"}).json["version"]
+    with socket.create_connection((server.host, server.port), timeout=20) as client:
+        head = HEAD.replace(b"/score", f"/v2/models/stem/versions/{version}/infer".encode())
+        client.sendall(head + b"Content-Length: 3\r\n\r\n{")
+        while not server.metric("stem_body_bytes"):
+            time.sleep(0.01)
+        assert server.ask("/admin/swap", {"bundle": "b"}).status == 200
+        client.sendall(b" }")
+        assert client.recv(1000).startswith(b"HTTP/1.1 404 ")
+
+
 @contextmanager
 def ending(stop: threading.Event) -> Iterator[None]:
     """Sets the event at the end of the block, also if that fails."""
@@ -260,12 +314,15 @@ def ending(stop: threading.Event) -> Iterator[None]:
         stop.set()
 
 
-def test_a_bad_bundle_is_refused_and_the_present_one_goes_on(server: Server) -> None:
+def test_a_bad_bundle_is_refused_and_the_present_one_goes_on(server: Server, folder: Path) -> None:
     version = server.ask("/ready").json["version"]
+    (folder / "bundles/circle").symlink_to("circle")
+    refused_before = server.metric('stem_swaps_total{outcome="refused"}')
     refused = {
         "damaged": "the bundle is refused",
         "one_task": "the bundle is refused",
         "nothing": "the bundle is refused",
+        "circle": "the bundle is refused",
         "../log": "'../log' is not in",
         "/etc": "'/etc' is not in",
         "a\0": "'a\\x00' is not in",
@@ -277,7 +334,7 @@ def test_a_bad_bundle_is_refused_and_the_present_one_goes_on(server: Server) -> 
     page = server.ask("/admin/swap", {}, headers={"Origin": "http://example.com"})
     assert page.status == 403
     assert server.ask("/ready").json["version"] == version
-    assert server.metric('stem_swaps_total{outcome="refused"}') >= 3
+    assert server.metric('stem_swaps_total{outcome="refused"}') == refused_before + 4
     assert server.ask("/score", RIGHT).status == 200
 
 
@@ -363,6 +420,11 @@ def test_the_protocol_refuses_in_its_own_words(server: Server, triton: Inference
     with pytest.raises(InferenceServerException, match="the input 'city' is missing"):
         triton.infer("stem", [])
     assert triton.get_model_repository_index()[0]["state"] == "READY"
+    with pytest.raises(InferenceServerException, match=r"parameters is .*, but a bundle takes none"):
+        triton.load_model("stem", config="{}")
+    with pytest.raises(InferenceServerException, match="stem cannot be unloaded"):
+        triton.unload_model("stem")
+    assert server.ask("/v2/repository/index", {"ready": 1}).status == 400
     answer = server.ask("/v2/models/stem/infer", b"{}", headers={"Inference-Header-Content-Length": "9"})
     assert (answer.status, answer.json["error"]) == (
         400,
@@ -420,7 +482,7 @@ def test_a_soak_loses_nothing_and_grows_in_nothing(
         (stream_of(rows)[:99], ARROW, 400),
     ]
     bodies += [(json.dumps({"rows": [{"user": "x"}, 3]}).encode(), JSON, 422)]
-    stop, wrong, swaps = threading.Event(), list[str](), list[tuple[int, int]]()
+    stop, wrong, swaps, too_large = threading.Event(), list[str](), list[tuple[int, int]](), list[int]()
 
     def ask(first: int) -> int:
         count = first
@@ -433,6 +495,8 @@ def test_a_soak_loses_nothing_and_grows_in_nothing(
                 if status != 413:
                     wrong.append(repr(error))
             else:
+                if answer.status == 413:
+                    too_large.append(count)
                 if answer.status != status:
                     wrong.append(f"{answer.status} {answer.body[:200]!r}")
                 elif kind == JSON and status == 200:
@@ -452,6 +516,7 @@ def test_a_soak_loses_nothing_and_grows_in_nothing(
             time.sleep(swap_every)
     assert wrong[:3] == []
     assert sum(each.result() for each in under_way) > 20
+    assert too_large
     assert [status for status, _ in swaps] == [status for _, status in swaps]
     time.sleep(1.5)  # The bundle before is let go a second after a swap.
     after = size_of(server)
@@ -476,10 +541,28 @@ def size_of(server: Server) -> dict[str, float]:
     }
 
 
-def test_slow_clients_were_closed_while_the_others_were_served(slow_clients: list[socket.socket]) -> None:
-    for client, answer in zip(slow_clients, (b"", b"HTTP/1.1 408 Request Timeout"), strict=True):
-        client.settimeout(20)
-        assert client.recv(1000).startswith(answer)
+def test_slow_clients_were_closed_while_the_others_were_served(
+    slow_clients: list[socket.socket], server: Server
+) -> None:
+    in_head, in_body, before_answer = slow_clients
+    in_head.settimeout(20)
+    assert is_closed(in_head)
+    in_body.settimeout(20)
+    assert in_body.recv(1000).startswith(b"HTTP/1.1 408 Request Timeout")
+    end = time.monotonic() + 20
+    while is_open_in(server, before_answer) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not is_open_in(server, before_answer)
+
+
+def is_open_in(server: Server, client: socket.socket) -> bool:
+    """Whether the server's process has the connection of a client open, by the system's list of them."""
+    ports = [f":{port:04X}" for port in (server.port, client.getsockname()[1])]
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if [fields[1][-5:], fields[2][-5:]] == ports:
+            return fields[9] != "0"
+    return False
 
 
 @pytest.mark.long
@@ -496,16 +579,26 @@ def test_the_benchmark_reports_each_case_and_loses_no_request(folder: Path, tmp_
 
 
 def test_sigterm_answers_what_is_under_way_and_ends_with_its_status(server: Server) -> None:
-    with ThreadPoolExecutor(4) as clients:
-        under_way = [clients.submit(server.ask, "/score", {"rows": [RIGHT] * 3000}) for _ in range(4)]
-        while server.metric('stem_requests_total{endpoint="/score"') == 0:
+    body = json.dumps({"rows": [RIGHT] * 3000}).encode()
+    with socket.create_connection((server.host, server.port), timeout=20) as client:
+        client.sendall(HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body[:100])
+        while not server.metric("stem_body_bytes"):
             time.sleep(0.01)
-        time.sleep(0.05)
         server.process.send_signal(signal.SIGTERM)
-        answers = []
-        for each in under_way:
-            with suppress(ConnectionRefusedError):  # It came after the signal.
-                answers.append(each.result())
-    assert {answer.status for answer in answers} <= {200}, answers
+        while takes_connections(server):
+            time.sleep(0.05)
+        client.sendall(body[100:])
+        answer = client.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+    assert len(json.loads(answer.partition(b"\r\n\r\n")[2])["predictions"]) == 3000
     assert server.process.wait(timeout=20) == 128 + signal.SIGTERM
     assert server.process.stdout.read().endswith("\nSIGTERM: all requests are answered\n")
+
+
+def takes_connections(server: Server) -> bool:
+    """Whether the port is open."""
+    try:
+        socket.create_connection((server.host, server.port)).close()
+    except ConnectionRefusedError:
+        return False
+    return True

@@ -86,6 +86,15 @@ def test_an_id_of_a_log_may_stand_alone_or_in_a_list() -> None:
     assert rows.wrong[0].reason == "uid is 'x', but must be a whole number of 64 bits, or a list."
 
 
+def test_similar_names_are_looked_for_in_a_hundred_rows_and_names_only() -> None:
+    columns = {"city": InputColumn(ValueType.TEXT), "age": InputColumn(ValueType.INT)}
+    late = {f"{i:050d}": 1 for i in range(100)} | {"citi": "rome"}
+    rows = rows_of_json([{"citi": "rome"}] * 99 + [late] + [{"citi": "rome"}] * 900, columns)
+    assert [each.column for each in rows.wrong] == ["city"] * 1000
+    guessed = [each.row for each in rows.wrong if "did you mean 'citi'?" in each.reason]
+    assert guessed == list(range(99))
+
+
 def test_a_number_beyond_all_floats_is_wrong_and_a_long_value_is_shortened() -> None:
     rows = rows_of_json(parse_rows(b'{"rows": [{"x": 1e999}, {"x": 1}]}'), {"x": InputColumn(ValueType.FLOAT)})
     assert [each.reason for each in rows.wrong] == ["x is inf, but must be a finite number."]
@@ -98,7 +107,7 @@ def test_a_row_with_a_longer_list_than_allowed_is_wrong() -> None:
     rows = within(RequestRows(3, table, np.arange(3), []), list_items=2, unfolded=100)
     assert [each.reason for each in rows.wrong] == ["tags has 3 values, but --limits.list-items allows 2."]
     assert rows.table["age"].to_pylist() == [1, 3]
-    with pytest.raises(RefusedError, match="has 4 bytes or values, but only 3 are allowed"):
+    with pytest.raises(RefusedError, match="have 4 bytes or values, but only 3 are allowed"):
         within(RequestRows(3, table, np.arange(3), []), list_items=9, unfolded=3)
 
 
@@ -113,6 +122,13 @@ def test_a_few_bytes_of_arrow_cannot_stand_for_many() -> None:
         with pytest.raises(RefusedError) as refused:
             within(RequestRows(len(table), table, np.arange(len(table)), []), list_items=10**6, unfolded=100_000)
         assert refused.value.status == status
+
+
+def test_columns_that_share_their_bytes_count_each() -> None:
+    text = pa.array(["x" * 1000])
+    table = pa.table({"a": text, "b": text})
+    with pytest.raises(RefusedError, match="the columns up to 'b' have 2000 bytes or values"):
+        within(RequestRows(1, table, np.arange(1), []), list_items=10, unfolded=1500)
 
 
 def test_a_damaged_stream_of_arrow_is_refused_and_never_read_wrongly() -> None:
@@ -200,7 +216,9 @@ def test_missing_values_are_null_or_told_by_a_tensor() -> None:
         ([*INPUTS, tensor("uidd", "INT64", [1, 2])], "no input 'uidd'; did you mean 'uid'?"),
         ([*INPUTS, INPUTS[0]], "the input 'uid' stands twice."),
         ([tensor("uid", "INT64", [1], [2]), *INPUTS[1:]], "has the shape [2], but 1 values."),
-        ([tensor("uid", "INT64", [1, 2], [2, -1]), *INPUTS[1:]], "must be a list of sizes."),
+        ([tensor("uid", "INT64", [1, 2], [2, -1]), *INPUTS[1:]], "must be a list of sizes"),
+        ([tensor("uid", "INT64", [1, 2], [2, 2**63]), *INPUTS[1:]], "must be a list of sizes, at most 8."),
+        ([tensor("uid", "INT64", [1, 2], [2] + [1] * 8), *INPUTS[1:]], "must be a list of sizes, at most 8."),
         ([tensor("uid", "INT64", [1, 2, 3, 4], [2, 2]), *INPUTS[1:]], "has 4 values in 2 rows"),
         ([tensor("uid", "INT65", [1, 2]), *INPUTS[1:]], "the datatype of 'uid' is 'INT65'"),
         ([tensor("uid", "INT8", [1, 200]), *INPUTS[1:]], "are not of int8"),

@@ -50,7 +50,7 @@ class SwapRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     bundle: str | None = Field(
-        default=None, description="Its name in the folder of bundles; by default that of --bundle."
+        default=None, description="Its name in the folder of bundles; by default the last swap's, or --bundle."
     )
     allow_changes: bool = Field(default=False, description="Take it even if it lacks a task or reads other columns.")
 

@@ -1,7 +1,8 @@
 """Bodies of requests within their limits, and answers."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import Request, Response
@@ -15,34 +16,61 @@ JSON_TYPE = "application/json"
 MIB = 2**20
 
 
-async def read_body(request: Request, limits: LimitOptions) -> bytes:
-    """The body of a request.
+class Bodies:
+    """The bodies of requests that are being received, or wait for their answer.
 
-    Raises RefusedError for one that is too large, compressed, or does not come in time.
+    Args:
+        limits: of a body, and of all of them.
     """
-    encoding = request.headers.get("content-encoding", "identity")
-    if encoding != "identity":
-        raise RefusedError(415, f"Content-Encoding is {encoding}, but the body must come as it is.")
-    greatest = int(limits.body_mib * MIB)
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > greatest:
-        raise _too_large(limits)
-    parts, size = [], 0
-    try:
-        async with asyncio.timeout(limits.seconds):
-            async for part in request.stream():
-                parts.append(part)
-                size += len(part)
-                if size > greatest:
-                    raise _too_large(limits)
-    except TimeoutError:
-        raise RefusedError(
-            408, f"the body did not come within {limits.seconds:g} seconds (--limits.seconds)."
-        ) from None
-    except ClientDisconnect:
-        # Nobody reads this; 499 is what nginx counts such requests as.
-        raise RefusedError(499, "the client has gone.") from None
-    return b"".join(parts)
+
+    def __init__(self, limits: LimitOptions) -> None:
+        self._limits = limits
+        self.size = 0
+        """Bytes of all of them."""
+
+    @asynccontextmanager
+    async def read(self, request: Request) -> AsyncIterator[bytearray]:
+        """The body of a request, which counts until the end of the block.
+
+        Raises RefusedError for one that is too large, compressed, or does not come in time, and if there are too many.
+        """
+        encoding = request.headers.get("content-encoding", "identity")
+        if encoding != "identity":
+            raise RefusedError(415, f"Content-Encoding is {encoding}, but the body must come as it is.")
+        declared = request.headers.get("content-length", "")
+        if declared.isdecimal() and int(declared) > self._limits.body_mib * MIB:
+            raise _too_large(self._limits)
+        body = bytearray()
+        try:
+            await self._receive(request, body)
+            yield body
+        finally:
+            self.size -= len(body)
+
+    async def _receive(self, request: Request, body: bytearray) -> None:
+        try:
+            async with asyncio.timeout(self._limits.seconds):
+                async for part in request.stream():
+                    body += part
+                    self.size += len(part)
+                    self._check(len(body))
+        except TimeoutError:
+            sentence = f"the body did not come within {self._limits.seconds:g} seconds (--limits.seconds)."
+            raise RefusedError(408, sentence) from None
+        except ClientDisconnect:
+            # Nobody reads this; 499 is what nginx counts such requests as.
+            raise RefusedError(499, "the client has gone.") from None
+
+    def _check(self, size: int) -> None:
+        """Raises RefusedError if a body of a size is too large, or all of them are."""
+        greatest = self._limits.body_mib * MIB
+        if size > greatest:
+            raise _too_large(self._limits)
+        if self.size > self._limits.bodies * greatest:
+            sentence = (
+                f"the bodies of all requests are {self._limits.bodies} times --limits.body-mib (--limits.bodies)."
+            )
+            raise RefusedError(503, sentence, headers={"Retry-After": "1"})
 
 
 def _too_large(limits: LimitOptions) -> RefusedError:

@@ -9,7 +9,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 class TimedConnection(H11Protocol):
     """uvicorn's connection, closed if a head does not come, or an answer is not read, within seconds.
 
-    uvicorn itself waits for ever, so a client could keep a connection by a byte now and then.
+    uvicorn itself waits for ever, so a client could keep a connection by a byte now and then. Beyond its limit of
+    connections it answers 503, but a silent client asks nothing: beyond twice the limit connections are closed at once.
     """
 
     seconds = 10.0
@@ -18,6 +19,9 @@ class TimedConnection(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        if self.limit_concurrency is not None and len(self.connections) > 2 * self.limit_concurrency:
+            transport.abort()
+            return
         self._wait_for_head()
 
     def data_received(self, data: bytes) -> None:
@@ -33,6 +37,15 @@ class TimedConnection(H11Protocol):
 
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()
+        self._abort_later()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        # The client or the server wants no other request.
+        if self.transport.is_closing():
+            self._abort_later()
+
+    def _abort_later(self) -> None:
         # Closing waits until the client has read its answer.
         self.loop.call_later(self.seconds, self.transport.abort)
 

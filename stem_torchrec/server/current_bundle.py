@@ -33,7 +33,8 @@ class CurrentBundle:
         """Loads a bundle and warms it up beside the one that answers, and then lets it answer.
 
         Args:
-            bundle: its path, which a relative one has in the folder of bundles; by default the one of `--bundle`.
+            bundle: its path, which a relative one has in the folder of bundles; by default the one of the last swap, or
+                else of `--bundle`.
             allow_changes: lets in a bundle that lacks a task, or reads a column that the present one does not.
 
         Raises RefusedError while another is loaded, and for a bundle that is elsewhere, cannot be loaded, does not
@@ -42,15 +43,16 @@ class CurrentBundle:
         if self._lock.locked():
             raise RefusedError(409, "another bundle is being loaded; ask again when it answers.")
         async with self._lock:
-            path = self._path if bundle is None else self._checked(bundle)
             try:
+                path = self._path if bundle is None else self._checked(bundle)
                 served = await asyncio.to_thread(open_bundle, path)
                 changes = breaking_changes(self.served, served)
                 if changes and not allow_changes:
                     raise UserError(
                         f"{path} changes what requests need: {'; '.join(changes)}. allow_changes lets it in."
                     )
-            except UserError as error:
+            # OSError: a file that may not be read; RuntimeError: links that lead in a circle.
+            except (UserError, OSError, RuntimeError) as error:
                 self._metrics.swaps.labels("refused").inc()
                 log_rank0(f"refused a bundle: {error}")
                 raise RefusedError(422, f"the bundle is refused: {error}") from error

@@ -41,6 +41,8 @@ class Gate:
         self._metrics = metrics
         self._token = None if token is None else token.encode()
         self._seconds = seconds
+        self.cut_off = 0
+        """Requests that the end of the server left without an answer."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -64,6 +66,9 @@ class Gate:
             if status:
                 raise
             await refusal(RefusedError(503, "the request took too long."))(scope, receive, counted)
+        except asyncio.CancelledError:
+            self.cut_off += 1
+            raise
         # What no endpoint foresees must not tell a client about the server.
         except Exception:
             traceback.print_exc(file=sys.stderr)

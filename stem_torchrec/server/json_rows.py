@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
-from itertools import chain
+from itertools import chain, islice
 from types import NoneType
 from typing import Any
 
@@ -51,6 +51,8 @@ _NEEDS = {
 }
 _EXACT = 2**53
 _ABSENT = object()
+_GUESSED_ROWS = _GUESSED_NAMES = 100
+"""Rows without a column for which a similar name is looked for, and the names of a row that are compared with it."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -101,12 +103,15 @@ def rows_of_json(rows: Sequence[Any], columns: Mapping[str, InputColumn]) -> Req
         values = [row.get(name, _ABSENT) if isinstance(row, dict) else None for row in rows]
         arrays[name], reasons = _array_of(values, column)
         for i, reason in reasons.items():
+            if i in wrong:
+                continue
             if values[i] is _ABSENT:
-                near = nearest(name, list(rows[i])) or "; give null where its value is missing."
-                wrong.setdefault(i, WrongRow(i, name, None, f"the row has no {name!r}{near}"))
+                near = "" if len(wrong) >= _GUESSED_ROWS else nearest(name, list(islice(rows[i], _GUESSED_NAMES)))
+                near = near or "; give null where its value is missing."
+                wrong[i] = WrongRow(i, name, None, f"the row has no {name!r}{near}")
             else:
                 shown = shortened(values[i])
-                wrong.setdefault(i, WrongRow(i, name, shown, f"{name} is {shown}, but must be {reason}."))
+                wrong[i] = WrongRow(i, name, shown, f"{name} is {shown}, but must be {reason}.")
     kept = np.array([i for i in range(len(rows)) if i not in wrong], dtype=np.int64)
     table = pa.table(arrays)
     return RequestRows(len(rows), table.take(kept) if wrong else table, kept, list(wrong.values()))
@@ -129,8 +134,13 @@ def _array_of(values: Sequence[Any], column: InputColumn) -> tuple[pa.Array, dic
                 return array, {}
         except (pa.ArrowInvalid, OverflowError):
             pass  # A number that is too large for the type, which the loop below tells.
-    read, reasons = [], {}
+    read, reasons = list[Any](), dict[int, str]()
     for i, value in enumerate(values):
+        # Raising takes longer, and all values may be absent.
+        if value is _ABSENT:
+            read.append(None)
+            reasons[i] = "given"
+            continue
         try:
             read.append(None if value is None else _read(value, column))
         except ValueError as error:

@@ -25,9 +25,10 @@ class Metrics:
 
     Args:
         queued_rows: returns how many rows wait.
+        body_bytes: returns how many bytes the bodies have that are under way.
     """
 
-    def __init__(self, queued_rows: Callable[[], int]) -> None:
+    def __init__(self, queued_rows: Callable[[], int], body_bytes: Callable[[], int]) -> None:
         self._registry = registry = CollectorRegistry()
         disable_created_metrics()
         names = ("endpoint", "status")
@@ -48,6 +49,7 @@ class Metrics:
         )
         self._bundle = Info("stem_bundle", "The bundle that answers.", registry=registry)
         Gauge("stem_queue_rows", "Rows that wait.", registry=registry).set_function(queued_rows)
+        Gauge("stem_body_bytes", "Bytes of the bodies under way.", registry=registry).set_function(body_bytes)
         self._bundles = WeakSet[ServedBundle]()
         loaded = Gauge("stem_bundles_loaded", "Bundles in memory: one, and more while requests end.", registry=registry)
         loaded.set_function(lambda: len(self._bundles))

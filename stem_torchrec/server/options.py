@@ -20,6 +20,9 @@ class LimitOptions:
 
     body_mib: Annotated[float, Interval(gt=0, le=4096)] = 16
     """MiB of a body."""
+    bodies: Annotated[int, Interval(ge=1, le=10_000)] = 16
+    """Bodies of --limits.body-mib, or more smaller ones, that memory holds at once until they are answered; beyond them
+    a request is answered by 503."""
     rows: Annotated[int, Interval(ge=1, le=1_000_000)] = 10_000
     """Rows of a request."""
     list_items: Annotated[int, Interval(ge=1, le=10_000_000)] = 10_000

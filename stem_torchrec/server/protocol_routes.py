@@ -17,11 +17,12 @@ from stem_torchrec.server.answers import (
     ServerMetadata,
     StateAnswer,
 )
-from stem_torchrec.server.bodies import JSON_TYPE, json_answer, read_body
-from stem_torchrec.server.refusals import RefusedError, sentence_of
-from stem_torchrec.server.request_rows import rows_of_table
+from stem_torchrec.server.bodies import JSON_TYPE, json_answer
+from stem_torchrec.server.json_rows import parse_object
+from stem_torchrec.server.refusals import RefusedError, sentence_of, shortened
+from stem_torchrec.server.request_rows import RequestRows, rows_of_table
 from stem_torchrec.server.scoring import Scores
-from stem_torchrec.server.service import Service
+from stem_torchrec.server.service import ANSWER_BYTES, Service
 from stem_torchrec.server.state_routes import check_no_page, check_ready
 from stem_torchrec.server.tensor_rows import table_of_tensors, tensors_of
 from stem_torchrec.server.tensors import InferenceRequest, answer_parts, parse_request
@@ -35,6 +36,7 @@ _REFUSED: dict[int | str, dict[str, Any]] = {
 _MISSING: dict[int | str, dict[str, Any]] = {404: {"model": ErrorAnswer}}
 _READY: dict[int | str, dict[str, Any]] = {404: {"model": ErrorAnswer}, 503: {"model": ErrorAnswer}}
 _LOADING: dict[int | str, dict[str, Any]] = {status: {"model": ErrorAnswer} for status in (403, 409)}
+_ANY: dict[str, Any] = {"requestBody": {"required": False, "content": {JSON_TYPE: {"schema": {"type": "object"}}}}}
 _INFER: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -105,36 +107,68 @@ def protocol_routes(service: Service) -> APIRouter:
         """Returns a tensor of probabilities for each task. A wrong row makes the request fail."""
         check_model(name, version)
         length = _header_bytes(request)
-        body = await read_body(request, service.limits)
-        served = service.current.served
+        async with service.bodies.read(request) as body:
+            # A swap may have come before the body.
+            check_model(name, version)
+            served = service.current.served
 
-        def read() -> tuple[InferenceRequest, Any]:
-            inference = parse_request(body, length)
-            table = table_of_tensors(inference, served.columns)
-            service.check_count(table.num_rows)
-            return inference, service.checked(rows_of_table(served.bundle, table))
+            def read() -> tuple[InferenceRequest, RequestRows]:
+                inference = parse_request(body, length)
+                table = table_of_tensors(inference, served.columns)
+                service.check_count(table.num_rows)
+                return inference, service.checked(rows_of_table(served.bundle, table))
 
-        inference, rows = await service.read(len(body), read)
-        outputs = _outputs(inference, served.bundle.tasks)
-        scores = await service.score(served, rows)
+            inference, rows = await service.read(len(body), read)
+            outputs = _outputs(inference, served.bundle.tasks)
+            scores = await service.score(served, rows)
         if scores.wrong:
             raise RefusedError(422, sentence_of(scores.wrong), scores.wrong)
-        return await service.read(rows.count * 256, lambda: _answer(own_name, inference, outputs, scores))
+        return await service.read(rows.count * ANSWER_BYTES, lambda: _answer(own_name, inference, outputs, scores))
 
-    @router.post("/repository/index", summary="The models", response_model=list[ModelState])
-    async def index() -> Response:
-        served = service.current.served
-        state = {"name": own_name, "version": served.version, "state": "READY", "reason": ""}
-        return json_answer([state])
+    @router.post(
+        "/repository/index",
+        summary="The models",
+        response_model=list[ModelState],
+        responses=_REFUSED,
+        openapi_extra=_ANY,
+    )
+    async def index(request: Request) -> Response:
+        """Lists the model; {"ready": true} leaves it out while the server ends."""
+        async with service.bodies.read(request) as body:
+            content = parse_object(body or b"{}")
+        if not isinstance(content.get("ready", False), bool):
+            raise RefusedError(400, f"ready is {shortened(content['ready'])}, but must be true or false.")
+        state, reason = ("UNAVAILABLE", "the server is about to end") if service.ending else ("READY", "")
+        if service.ending and content.get("ready"):
+            return json_answer([])
+        version = service.current.served.version
+        return json_answer([{"name": own_name, "version": version, "state": state, "reason": reason}])
 
-    @router.post("/repository/models/{name}/load", summary="Load the bundle again", responses=_REFUSED | _LOADING)
+    @router.post(
+        "/repository/models/{name}/load",
+        summary="Load the bundle again",
+        responses=_REFUSED | _LOADING,
+        openapi_extra=_ANY,
+    )
     async def load(request: Request, name: str) -> Response:
-        """Follows the path of the bundle again, as POST /admin/swap does, and lets that bundle answer."""
+        """Loads the path of the last swap again, or that of --bundle, as POST /admin/swap does without a name."""
         check_no_page(request)
         check_model(name)
-        await read_body(request, service.limits)
+        async with service.bodies.read(request) as body:
+            parameters = parse_object(body or b"{}").get("parameters")
+        if parameters:
+            sentence = f"parameters is {shortened(parameters)}, but a bundle takes none; load it without."
+            raise RefusedError(400, sentence)
         await service.current.swap()
         return json_answer({})
+
+    @router.post("/repository/models/{name}/unload", summary="Refused: a bundle always answers", responses=_REFUSED)
+    async def unload(name: str) -> Response:
+        """Answers 400."""
+        check_model(name)
+        raise RefusedError(
+            400, f"{name} cannot be unloaded, as a bundle always answers; POST /admin/swap takes another."
+        )
 
     return router
 

@@ -57,18 +57,21 @@ def rows_of_table(bundle: Bundle, table: pa.Table) -> RequestRows:
 def within(rows: RequestRows, *, list_items: int, unfolded: int) -> RequestRows:
     """The rows whose lists have up to `list_items` values.
 
-    Raises RefusedError for a column that would have more than `unfolded` bytes of text or values of lists, as a few
-    bytes may stand for many; of the types that may do so, only dictionaries of numbers and texts are taken.
+    Raises RefusedError if the columns would have more than `unfolded` bytes of text and values of lists, as a few bytes
+    may stand for many; of the types that may do so, only dictionaries of numbers and texts are taken.
     """
-    wrong: dict[int, WrongRow] = {}
+    total, wrong = 0, dict[int, WrongRow]()
     for name in rows.table.column_names:
         column = rows.table.column(name)
         _check_plain(name, column.type)
         lengths = [_lengths(chunk) for chunk in column.chunks]
-        total = sum(int(each.sum(dtype=np.int64)) for each in lengths)
+        # Columns may share their bytes.
+        total += sum(int(each.sum(dtype=np.int64)) for each in lengths)
         if total > unfolded:
-            raise RefusedError(413, f"column {name!r} has {total} bytes or values, but only {unfolded} are allowed.")
-        if is_list(column.type) and total:
+            raise RefusedError(
+                413, f"the columns up to {name!r} have {total} bytes or values, but only {unfolded} are allowed."
+            )
+        if is_list(column.type) and lengths:
             counts = np.concatenate(lengths)
             for i in np.flatnonzero(counts > list_items).tolist():
                 reason = f"{name} has {counts[i]} values, but --limits.list-items allows {list_items}."

@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 
@@ -20,14 +20,13 @@ from stem_torchrec.runtime.signals import ENDING_SIGNALS
 from stem_torchrec.runtime.threads import set_threads
 from stem_torchrec.server.application import build_application
 from stem_torchrec.server.connections import TimedConnection
+from stem_torchrec.server.listening import bound_socket, start_listening
 from stem_torchrec.server.options import TOKEN_VARIABLE, ServeConfig
 from stem_torchrec.server.served_bundle import open_bundle
 from stem_torchrec.server.service import Service
 
 _LEAST_TOKEN = 16
 """Characters of a token: fewer can be guessed."""
-_WAITING = 2048
-"""Connections that the system keeps until the server takes them."""
 
 
 class _Server(uvicorn.Server):
@@ -41,26 +40,27 @@ def run_server(config: ServeConfig) -> None:
     """Serves a bundle until a signal ends it.
 
     Raises UserError for a bundle, token or port that cannot be used, and SystemExit with 128 + the number of the
-    signal when the requests under way have been answered.
+    signal when the requests under way have been answered, or took too long.
     """
     if not config.bundle:
         raise UserError("--bundle is missing; give the folder that stem-export wrote: --bundle BUNDLE.")
     config = with_paths(config)
     token = read_token(config.token_file)
-    # Before the bundle is loaded, which may take seconds, and the port be somebody else's.
-    with _listen(config.host, config.http) as listener:
-        number = _serve(config, listener, token)
-    log_rank0(f"{signal.Signals(number).name}: all requests are answered")
+    # A wrong address is told before the bundle is loaded, which may take seconds.
+    with bound_socket(config.host, config.http) as listener:
+        number, cut_off = _serve(config, listener, token)
+    left = f"{cut_off} request{'s' * (cut_off > 1)} did not end in time" if cut_off else "all requests are answered"
+    log_rank0(f"{signal.Signals(number).name}: {left}")
     sys.exit(killed_by(number))
 
 
-def _serve(config: ServeConfig, listener: socket.socket, token: str | None) -> int:
-    """Answers until a signal comes, whose number it returns."""
+def _serve(config: ServeConfig, listener: socket.socket, token: str | None) -> tuple[int, int]:
+    """Answers until a signal comes; returns its number and how many requests were not answered."""
     address = listener.getsockname()
     set_threads(len(os.sched_getaffinity(0)), local_world_size=1)
     service = Service(config, open_bundle(Path(config.bundle)))
     application = build_application(service, token=token)
-    listener.listen(_WAITING)
+    start_listening(listener, config.host, config.http)
     bundle = service.current.served.bundle
     shown = f"[{address[0]}]" if ":" in address[0] else address[0]
     log_rank0(f"http://{shown}:{address[1]} scores {', '.join(bundle.tasks)} by {bundle.folder}")
@@ -87,7 +87,7 @@ def _serve(config: ServeConfig, listener: socket.socket, token: str | None) -> i
     )
     with _ending_on_signals(server, service, config.drain_seconds) as numbers:
         server.run(sockets=[listener])
-    return numbers[0]
+    return numbers[0], application.cut_off
 
 
 def read_token(file: str | None) -> str | None:
@@ -102,24 +102,6 @@ def read_token(file: str | None) -> str | None:
             f"{place} has no token of {_LEAST_TOKEN} or more letters, digits and signs; make one: openssl rand -hex 32"
         )
     return token
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A socket that is bound to an address, and does not listen yet."""
-    with ExitStack() as on_error:
-        try:
-            family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-            listener = on_error.enter_context(socket.socket(family, kind, protocol))
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-        # UnicodeError: a name with an empty or long part.
-        except (OSError, UnicodeError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise UserError(
-                f"--host {host} and --http {port} cannot be listened at ({reason}); give others."
-            ) from error
-        on_error.pop_all()
-    return listener
 
 
 @contextmanager

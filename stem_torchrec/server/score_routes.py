@@ -8,13 +8,13 @@ from pydantic_core import to_json
 
 from stem_torchrec.server.answers import ErrorAnswer, ScoreAnswer
 from stem_torchrec.server.arrow_rows import ARROW_TYPE, read_stream, write_stream
-from stem_torchrec.server.bodies import JSON_TYPE, media_type, read_body
+from stem_torchrec.server.bodies import JSON_TYPE, media_type
 from stem_torchrec.server.json_rows import parse_rows, rows_of_json
 from stem_torchrec.server.refusals import RefusedError, sentence_of
 from stem_torchrec.server.request_rows import RequestRows, rows_of_table
 from stem_torchrec.server.scoring import Scores
 from stem_torchrec.server.served_bundle import ServedBundle
-from stem_torchrec.server.service import Service
+from stem_torchrec.server.service import ANSWER_BYTES, Service
 
 _BODIES = {
     JSON_TYPE: {"schema": {"$ref": "#/components/schemas/ScoreRequest"}},
@@ -55,26 +55,26 @@ def score_routes(service: Service) -> APIRouter:
     async def score(request: Request) -> Response:
         """Returns the probability of each task for each row; a wrong row gets its reason, and the others are scored."""
         kind = media_type(request, known=(JSON_TYPE, ARROW_TYPE))
-        body = await read_body(request, service.limits)
-        served = service.current.served
         read = _read_json if kind == JSON_TYPE else _read_arrow
-        rows = await service.read(len(body), lambda: read(service, served, body))
-        scores = await service.score(served, rows)
+        async with service.bodies.read(request) as body:
+            served = service.current.served
+            rows = await service.read(len(body), lambda: read(service, served, body))
+            scores = await service.score(served, rows)
         if scores.wrong and len(scores.wrong) == rows.count:
             raise RefusedError(422, sentence_of(scores.wrong), scores.wrong)
         write = _write_json if kind == JSON_TYPE else _write_arrow
-        return Response(await service.read(rows.count * 256, lambda: write(scores)), media_type=kind)
+        return Response(await service.read(rows.count * ANSWER_BYTES, lambda: write(scores)), media_type=kind)
 
     return router
 
 
-def _read_json(service: Service, served: ServedBundle, body: bytes) -> RequestRows:
+def _read_json(service: Service, served: ServedBundle, body: bytearray) -> RequestRows:
     rows = parse_rows(body)
     service.check_count(len(rows))
     return service.checked(rows_of_json(rows, served.columns))
 
 
-def _read_arrow(service: Service, served: ServedBundle, body: bytes) -> RequestRows:
+def _read_arrow(service: Service, served: ServedBundle, body: bytearray) -> RequestRows:
     table = read_stream(body, max_rows=service.limits.rows)
     return service.checked(rows_of_table(served.bundle, table))
 

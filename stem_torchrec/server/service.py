@@ -11,7 +11,7 @@ import torch
 
 from stem_torchrec.server.arrow_rows import too_many_rows
 from stem_torchrec.server.batcher import Batcher
-from stem_torchrec.server.bodies import MIB
+from stem_torchrec.server.bodies import MIB, Bodies
 from stem_torchrec.server.current_bundle import CurrentBundle
 from stem_torchrec.server.metrics import Metrics
 from stem_torchrec.server.options import ServeConfig
@@ -21,8 +21,10 @@ from stem_torchrec.server.served_bundle import ServedBundle
 
 ResultT = TypeVar("ResultT")
 
-_SMALL = 32 * 1024
-"""Bytes of a body that is read within the event loop; a thread takes about as long to start."""
+_SMALL = 2048
+"""Bytes of a body that is read within the event loop, where others wait for it: a larger one may take milliseconds."""
+ANSWER_BYTES = 16
+"""Bytes of a body that take as long to read as a row of an answer to write."""
 
 
 class Service:
@@ -36,7 +38,8 @@ class Service:
     def __init__(self, config: ServeConfig, served: ServedBundle) -> None:
         self.config = config
         self.limits = config.limits
-        self.metrics = Metrics(lambda: self.batcher.queued_rows)
+        self.bodies = Bodies(config.limits)
+        self.metrics = Metrics(lambda: self.batcher.queued_rows, lambda: self.bodies.size)
         path = Path(config.bundle).absolute()
         self.current = CurrentBundle(served, path, Path(config.bundles or path.parent), self.metrics)
         # A thread has its own number of threads of torch, 1 in some builds, unless it is set in it.

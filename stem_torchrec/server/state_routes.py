@@ -7,7 +7,7 @@ from starlette.responses import PlainTextResponse
 
 from stem_torchrec.runtime.errors import reason_of
 from stem_torchrec.server.answers import ErrorAnswer, ReadyAnswer, StateAnswer, SwapRequest
-from stem_torchrec.server.bodies import JSON_TYPE, json_answer, media_type, read_body
+from stem_torchrec.server.bodies import JSON_TYPE, json_answer, media_type
 from stem_torchrec.server.json_rows import parse_object
 from stem_torchrec.server.refusals import RefusedError
 from stem_torchrec.server.served_bundle import ServedBundle
@@ -42,7 +42,7 @@ def state_routes(service: Service) -> APIRouter:
         "/admin/swap",
         summary="Let another bundle answer",
         response_model=ReadyAnswer,
-        responses={status: _REFUSED for status in (400, 401, 403, 408, 409, 413, 415, 422)},
+        responses={status: _REFUSED for status in (400, 401, 403, 408, 409, 413, 415, 422, 503)},
         openapi_extra={
             "requestBody": {
                 "required": True,
@@ -54,7 +54,8 @@ def state_routes(service: Service) -> APIRouter:
         """Loads a bundle, warms it up and lets it answer; if it cannot be loaded, the present one goes on."""
         check_no_page(request)
         media_type(request, known=(JSON_TYPE,))
-        content = parse_object(await read_body(request, service.limits) or b"{}")
+        async with service.bodies.read(request) as body:
+            content = parse_object(body or b"{}")
         try:
             wanted = SwapRequest.model_validate(content)
         except ValidationError as error:

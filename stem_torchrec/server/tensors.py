@@ -1,5 +1,6 @@
 """Tensors of the Open Inference Protocol (KServe v2): as JSON, or as bytes behind it, to columns and back."""
 
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from stem_torchrec.expressions.value_types import GREATEST_INT
 from stem_torchrec.runtime.errors import reason_of
 from stem_torchrec.server.json_rows import parse_object
 from stem_torchrec.server.refusals import RefusedError, shortened
@@ -23,6 +25,8 @@ DATATYPES: dict[str, tuple[str, pa.DataType, set[type]]] = {
     "BYTES": ("", pa.string(), {str}),
 }
 """By the protocol's name: the type in numpy, in Arrow, and in JSON."""
+_DIMENSIONS = 8
+"""Sizes of a shape."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +82,9 @@ def parse_request(body: bytes | bytearray, json_bytes: int | None) -> InferenceR
             binary = binary[size:]
         else:
             values = _from_json(name, entry.get("data"), kind, types)
-        count = int(np.prod(shape, dtype=object))
+        count = math.prod(shape)
         if len(values) != count:
-            raise RefusedError(400, f"the input {name!r} has the shape {shape}, but {len(values)} values.")
+            raise RefusedError(400, f"the input {name!r} has the shape {shortened(shape)}, but {len(values)} values.")
         inputs[name], rows[name] = values, shape[0]
     if len(binary):
         raise RefusedError(400, f"{len(binary)} bytes behind the JSON belong to no input; give binary_data_size.")
@@ -155,8 +159,14 @@ def _output(entry: Mapping[str, Any], of_request: Mapping[str, Any]) -> WantedOu
 
 def _shape(entry: Mapping[str, Any]) -> list[int]:
     shape = entry.get("shape")
-    if not isinstance(shape, list) or not shape or not all(type(size) is int and size >= 0 for size in shape):
-        raise RefusedError(400, f"the shape of {entry['name']!r} is {shortened(shape)}, but must be a list of sizes.")
+    # The product of sizes without an end would take minutes.
+    if (
+        not isinstance(shape, list)
+        or not 1 <= len(shape) <= _DIMENSIONS
+        or not all(type(size) is int and 0 <= size <= GREATEST_INT for size in shape)
+    ):
+        sentence = f"the shape of {entry['name']!r} is {shortened(shape)}, but must be a list of sizes"
+        raise RefusedError(400, f"{sentence}, at most {_DIMENSIONS}.")
     return shape
 
 
