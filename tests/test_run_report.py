@@ -168,6 +168,17 @@ def test_the_log_has_the_peak_memory_of_each_rank(run: Path, by_heading: dict[st
     assert row["peak MiB of host, largest"] == f"{max(peaks):,.0f}"
 
 
+def test_gates_and_peaks_are_those_of_all_ranks(tmp_path: Path) -> None:
+    statuses, output = start(tmp_path / "run", "--train.max-steps", "2", "--data.eval-batch-size", "512", ranks=2).end()
+    assert statuses == [0, 0], output
+    [line] = [line for line in read_metrics_log(tmp_path / "run/metrics.jsonl") if "valid/like/auc" in line]
+    assert min(line["memory/host_mib/rank_0"], line["memory/host_mib/rank_1"]) > 100
+    board = EventAccumulator(str(tmp_path / "run/tensorboard"), size_guidance={"histograms": 0}).Reload()
+    for tag in board.Tags()["histograms"]:
+        [event] = board.Histograms(tag)
+        assert event.histogram_value.num == line["valid/like/rows"]
+
+
 def test_the_projector_has_the_first_rows_of_tables(run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "predictions"))
     tables_of_run = ("like/user_id", "shared/user_id")

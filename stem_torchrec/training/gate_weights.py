@@ -91,7 +91,9 @@ class GateWeights:
             by_group = torch.stack([part.sum(dim=1) for part in weights.split(sizes, dim=1)], dim=1)
             _add(self._moments, key, torch.stack([by_group.sum(dim=0), by_group.square().sum(dim=0)]))
             cells = (by_group * BINS).long().clamp(0, BINS - 1) + BINS * torch.arange(len(sizes), device=weights.device)
-            counts = torch.bincount(cells.flatten(), minlength=len(sizes) * BINS)
+            # Not by bincount, which waits for a GPU twice.
+            cells = cells.flatten()
+            counts = cells.new_zeros(len(sizes) * BINS).scatter_add_(0, cells, torch.ones_like(cells))
             _add(self._counts, key, counts.view(len(sizes), BINS))
 
         return add

@@ -10,10 +10,10 @@ _KIB, _MIB = 2**10, 2**20
 
 
 def peak_memory(device: torch.device) -> dict[str, float | None]:
-    """The most MiB that each rank has taken since its start: of its host, and of its GPU if it has one.
+    """The most MiB that each rank has taken since its process began: of its host, and of its GPU if it has one.
 
     The host's is the resident set of the rank's process without its readers' processes; the GPU's is what PyTorch has
-    allocated. All ranks call it.
+    allocated. A process that has trained other models before counts theirs as well. All ranks call it.
 
     Args:
         device: of this rank.
