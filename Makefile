@@ -47,7 +47,7 @@ test: $(INSTALLED)
 test-stack: $(INSTALLED)
 	$(RUN) pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "stack and not long"
 
-# All tests, 36 minutes: full matrices, soaks, long commands of the pages.
+# All tests, by estimate 50 minutes: full matrices, soaks, long commands of the pages.
 test-long: $(INSTALLED)
 	$(RUN) pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 

@@ -1,4 +1,5 @@
 // Scores rows of ids in C++ with a bundle that `stem-export --compile` has compiled for this kind of machine.
+// It does not check that: where the processor lacks an instruction that the other one has, the system ends it.
 //
 //   score BUNDLE < ROWS    a line of probabilities for each row, in the order of the bundle's tasks
 //

@@ -189,9 +189,9 @@ def prepare(
         max_retries: how often the scheduler starts a job again that has failed or was asked to end
         name: of the job
     """
-    line = ["python", "-m", "stem_torchrec.prepare", *args, *_option("--out", out)]
+    line = ["-m", "stem_torchrec.prepare", *args, *_option("--out", out)]
     role = _role(name, image=image, mounts=mounts, env=env, max_retries=max_retries)
-    return _with_command(role, shlex.join(line), specs.resource(cpu=cpu, gpu=0, memMB=memMB, h=h))
+    return _with_command(role, "python", line, resource=specs.resource(cpu=cpu, gpu=0, memMB=memMB, h=h))
 
 
 def _option(name: str, value: Optional[str]) -> List[str]:
@@ -233,18 +233,18 @@ def _with_ranks(
 ) -> specs.AppDef:
     """The job with ranks on each of its hosts, which meet at the first host."""
     hosts, ranks = _hosts_and_ranks(j)
-    # The scheduler sets the variable that rank0_env stands for, on some only on the other hosts. $$ is one $ of the
-    # shell: the macros of TorchX begin with $ as well. One host takes a port that is free.
+    # The scheduler sets the variable that rank0_env stands for, on some only on others. One host takes a free port.
     meeting = "localhost:0" if hosts == 1 else f"$${{{specs.macros.rank0_env}:=localhost}}:{port}"
     torchrun = (
         f"python -m stem_torchrec.runtime.torchrun --nnodes {hosts} --nproc-per-node {ranks} --rdzv-backend c10d "
         f"--rdzv-endpoint {meeting} --rdzv-id '{specs.macros.app_id}'"
     )
     role.num_replicas, role.port_map = hosts, {"c10d": port}
-    return _with_command(role, f"{torchrun} {shlex.join(line)}", resource)
+    return _with_command(role, torchrun, line, resource=resource)
 
 
-def _with_command(role: specs.Role, command: str, resource: specs.Resource) -> specs.AppDef:
-    """The job with a command of the shell, which takes the place of the shell, so that it gets the signals."""
-    role.args, role.resource = ["-c", f"exec {command}"], resource
+def _with_command(role: specs.Role, command: str, line: List[str], *, resource: specs.Resource) -> specs.AppDef:
+    """The job with a command and its arguments, which takes the place of the shell, so that it gets the signals."""
+    # $$ is one $ of the shell: the macros of TorchX begin with $ as well.
+    role.args, role.resource = ["-c", f"exec {command} {shlex.join(line).replace('$', '$$')}"], resource
     return specs.AppDef(name=role.name, roles=[role])

@@ -9,6 +9,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +19,11 @@ import pytest
 
 from stem_torchrec import export
 from stem_torchrec.calibration.curves import calibrate
-from stem_torchrec.runtime.errors import DataError, UserError
+from stem_torchrec.runtime.errors import DamagedError, DataError, UserError
 from stem_torchrec.serving.bundle import Bundle, load_bundle
 from stem_torchrec.serving.export_run import ExportConfig, export_run
-from stem_torchrec.serving.manifest import checksum
+from stem_torchrec.serving.manifest import Machine, checksum
+from stem_torchrec.serving.program import machine_of, this_machine
 
 from bundles import ROUNDING, TASKS, bundle_of, calibrate_stem, predictions, raw_of_valid, scores
 from distributed import run_ranks
@@ -62,6 +65,16 @@ def test_each_row_is_scored_by_itself(bundle: Bundle) -> None:
     many = scores(bundle.score(pa.concat_tables([rows] * 45)))  # More than are scored at once.
     np.testing.assert_allclose(many, np.tile(whole, (45, 1)), rtol=0, atol=ROUNDING)
     assert scores(bundle.score(rows.slice(0, 0))).shape == (0, 2)
+
+
+def test_threads_that_score_at_once_get_the_probabilities_of_one_thread(bundle: Bundle) -> None:
+    parts = [raw_of_valid().slice(start, 1 + start % 7) for start in range(50)]
+    alone = [bundle.score(part) for part in parts]
+    with ThreadPoolExecutor(4) as pool:
+        of_threads = pool.map(lambda _: [bundle.score(part) for part in parts], range(4))
+        for scored in of_threads:
+            for part, expected in zip(scored, alone, strict=True):
+                np.testing.assert_allclose(scores(part), scores(expected), rtol=0, atol=ROUNDING)
 
 
 def test_unseen_and_missing_values_get_what_training_gave_them(bundle: Bundle) -> None:
@@ -218,6 +231,34 @@ def test_a_damaged_bundle_is_refused(stem_bundle: Path, tmp_path: Path, damage: 
         load_bundle(tmp_path / "bundle")
     assert str(error.value).replace(str(tmp_path / "bundle"), "BUNDLE").startswith(message)
     assert "\n" not in str(error.value)
+
+
+def test_a_compiled_program_is_taken_on_the_machine_that_it_was_compiled_for_alone(
+    stem_bundle: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(stem_bundle / "bundle-stem", tmp_path / "bundle")
+    (tmp_path / "bundle/compiled.pt2").write_bytes(b"of this machine")
+    with_compiled(tmp_path / "bundle", this_machine())
+    with pytest.raises(DamagedError, match=r"compiled\.pt2 cannot be loaded by torch "):
+        load_bundle(tmp_path / "bundle")
+    with_compiled(tmp_path / "bundle", machine_of("flags: of another processor"))
+    assert scores(load_bundle(tmp_path / "bundle").score(raw_of_valid())).shape == (100, 2)
+
+
+def with_compiled(folder: Path, machine: Machine) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["compiled"] = asdict(machine)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_processors_with_other_instructions_are_other_machines() -> None:
+    intel = (
+        "model name\t: Xeon\nflags\t\t: sse2 avx512f amx_tile\n\nmodel name\t: Xeon\nflags\t\t: sse2 avx512f amx_tile\n"
+    )
+    assert machine_of(intel).name == "Xeon"
+    assert machine_of(intel) == machine_of(intel.replace("sse2 avx512f", "avx512f sse2").replace("Xeon", "Xeon 8"))
+    assert machine_of(intel) != machine_of(intel.replace(" amx_tile", ""))
+    assert machine_of("Features\t: fp asimd sve\n") != machine_of("Features\t: fp asimd\n")
 
 
 def flip(file: Path) -> None:

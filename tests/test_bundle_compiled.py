@@ -35,6 +35,9 @@ def test_a_compiled_bundle_scores_the_same_and_is_for_one_machine(compiled: Bund
     plain = scores(load_bundle(compiled.folder, compiled=False).score(rows))
     for n in (1, 2, 100):
         np.testing.assert_allclose(scores(compiled.score(rows.slice(0, n))), plain[:n], rtol=0, atol=ROUNDING)
+    # By default it is the compiled program that scored.
+    assert type(compiled.program) is type(load_bundle(compiled.folder, compiled=True).program)
+    assert type(compiled.program) is not type(load_bundle(compiled.folder, compiled=False).program)
     elsewhere = tmp_path / "bundle"
     shutil.copytree(compiled.folder, elsewhere)
     manifest = json.loads((elsewhere / "manifest.json").read_text())

@@ -52,14 +52,17 @@ def test_one_task_alone_scores_as_beside_the_others(folder: Path, run: str, caps
 
 
 @pytest.mark.parametrize("run", ["stem", "stem-packed"])
-@pytest.mark.parametrize(("tables", "tolerance"), [("fp16", 1e-3), ("int8", 1e-2)])
+@pytest.mark.parametrize(("tables", "tolerance"), [("fp16", 1e-4), ("int8", 1e-3)])
 def test_smaller_tables_score_almost_the_same(folder: Path, tables: str, run: str, tolerance: float) -> None:
-    # Embeddings are about 0.5: half a step is 0.5 / 2^11 in fp16, and 2 / 2^9 of the largest in int8.
+    # Embeddings are about 0.5: half a step is 0.5 / 2^11 in fp16, and 2 / 2^9 of the largest in int8. Of a step the
+    # layers of these small models leave about a twentieth.
     bundle = bundle_of(folder, run, tables=tables)
     size = (bundle.folder / "tables.safetensors").stat().st_size
     assert size < (folder / f"bundle-{run}" / "tables.safetensors").stat().st_size
     for task in TASKS:
         predicted = predictions(folder, run)[task]
+        # One probability for all rows would not pass.
+        assert np.ptp(predicted) > 5 * tolerance
         np.testing.assert_allclose(bundle.score(raw_of_valid())[task].to_numpy(), predicted, rtol=0, atol=tolerance)
 
 

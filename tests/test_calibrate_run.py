@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,6 +12,10 @@ from stem_torchrec.calibration.calibrate_run import CalibrateConfig, calibrate_r
 from stem_torchrec.calibration.calibration_file import read_calibration
 from stem_torchrec.calibration.rows_of_run import rows_of_run
 from stem_torchrec.checkpoints.checksum import weights_checksum
+from stem_torchrec.data.columns import Columns
+from stem_torchrec.data.files import find_row_groups
+from stem_torchrec.data.footers import contents
+from stem_torchrec.data.schema import load_schema
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.training.run_evaluation import EvaluationData
 
@@ -30,8 +35,8 @@ def copied_log(folder: Path, *, dropped: tuple[str, ...] = ()) -> Path:
     return folder
 
 
-def places(log: Path, judge_on: str | None = None) -> list[str]:
-    rows = rows_of_run(str(RUN), log=str(log), judge_on=judge_on)
+def places(log: Path, judge_on: str | None = None, run: Path = RUN) -> list[str]:
+    rows = rows_of_run(str(run), log=str(log), judge_on=judge_on)
     assert rows.tasks == ("finish", "like")
     return [str(each).replace(str(log), "LOG") for each in (rows.fitted, rows.judged)]
 
@@ -68,14 +73,39 @@ def test_rows_that_are_fitted_or_trained_on_judge_nothing(tmp_path: Path) -> Non
         shutil.rmtree(log / split)
         shutil.copytree(LOG / other, log / split)
         assert refusal(log, None).startswith(f"LOG/{split} has the rows that {use}, ")
-    # A log of a later day needs no training part.
-    shutil.rmtree(log / "train")
-    assert places(log) == ["rows 0 to 191 of LOG/valid", "rows 0 to 95 of LOG/test"]
 
 
-def refusal(log: Path, judge_on: str | None) -> str:
+def test_the_training_rows_of_the_run_are_refused_in_another_log(tmp_path: Path) -> None:
+    log = copied_log(tmp_path / "log")
+    change_json(log / "schema.json", lambda schema: schema.pop("splits"))
+    shutil.rmtree(log / "valid")
+    (log / "train").rename(log / "valid")
+    recorded, unended = tmp_path / "recorded", tmp_path / "unended"
+    # One has recorded its rows, and of the other only its log tells them.
+    for run, path in ((recorded, tmp_path / "gone"), (unended, LOG)):
+        shutil.copytree(RUN, run)
+        config = run / "config.yaml"
+        config.write_text(config.read_text().replace("path: /log", f"path: {path}"))
+    schema = load_schema(str(LOG))
+    rows = contents(find_row_groups(str(LOG), "train", schema, Columns.select(schema)))
+    change_json(recorded / "metrics.json", lambda metrics: metrics.update(rows={"train": rows}, format=2))
+    for run in (recorded, unended):
+        assert refusal(log, None, run).startswith("LOG/valid has the rows that the run was trained on, ")
+        # A log of a later day needs no training part.
+        later = tmp_path / f"later-of-{run.name}"
+        shutil.rmtree(copied_log(later) / "train")
+        assert places(later, run=run) == ["rows 0 to 95 of LOG/valid", "rows 0 to 31 of LOG/test"]
+
+
+def change_json(file: Path, change: Callable[[dict], object]) -> None:
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def refusal(log: Path, judge_on: str | None, run: Path = RUN) -> str:
     with pytest.raises(UserError) as error:
-        rows_of_run(str(RUN), log=str(log), judge_on=judge_on)
+        rows_of_run(str(run), log=str(log), judge_on=judge_on)
     return str(error.value).replace(str(log), "LOG")
 
 

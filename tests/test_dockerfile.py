@@ -65,6 +65,14 @@ def test_the_image_has_what_a_job_needs_and_no_tests() -> None:
     assert not [name for name in names if name.startswith(("tests/", ".git", "benchmarks/results/"))]
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["bundles/adult/model.pt2", "adult.data", "report.html", "shared/log/part.parquet", "mlruns/0/meta.yaml", ".env"],
+)
+def test_what_commands_leave_in_the_repository_stays_out_of_the_image(name: str) -> None:
+    assert is_ignored(Path(name))
+
+
 @dataclass(frozen=True)
 class Image:
     """What the steps have made: the folder of the repository, and commands and variables of the environment."""

@@ -154,6 +154,49 @@ def test_a_signal_ends_a_command_with_one_line_after_it_has_cleaned_up(number: s
     assert error == f"error: stopped by {number.name} before it was complete.\n"
 
 
+SAVES = """from stem_torchrec.runtime.errors import Interrupted
+from stem_torchrec.runtime.signals import ending_on_signals
+with ending_on_signals() as ending:
+    print('begun', flush=True)
+    ending.wait()
+    time.sleep(SECONDS)
+raise Interrupted('a checkpoint is written')
+"""
+CLEANS = """try:
+    print('begun', flush=True)
+    time.sleep(60)
+finally:
+    time.sleep(SECONDS)
+    print('cleaned', flush=True)
+"""
+
+
+def ended_by_two(number: signal.Signals, body: str, *, after: float, seconds: float) -> tuple[int, str]:
+    """Status and output of a command that gets a signal twice, and takes some seconds to clean up."""
+    with subprocess.Popen(
+        command(body.replace("SECONDS", str(seconds))), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(number)
+        time.sleep(after)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=20)
+    return process.returncode, output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_reaches_a_command_twice_is_one_signal(number: signal.Signals) -> None:
+    # As on Slurm, which sends it to the ranks and to the launcher, which hands it on.
+    assert ended_by_two(number, SAVES, after=0.01, seconds=0.3) == (ExitStatus.RESUME, "")
+    assert ended_by_two(number, CLEANS, after=0.01, seconds=0.3) == (128 + number, "cleaned\n")
+
+
+@pytest.mark.parametrize("body", [SAVES, CLEANS])
+def test_a_second_ctrl_c_ends_a_command_at_once(body: str) -> None:
+    assert ended_by_two(signal.SIGINT, body, after=1.2, seconds=15) == (128 + signal.SIGINT, "")
+
+
 def test_a_signal_ends_a_command_with_a_thread_that_nobody_ends() -> None:
     body = f"import threading\nthreading.Thread(target=time.sleep, args=(60,)).start()\n{WAITS}"
     with subprocess.Popen(command(body), stdout=subprocess.PIPE, text=True) as process:

@@ -189,6 +189,12 @@ def test_each_component_runs_its_command(runner: Runner, name: str, options: lis
     assert ("--gpus-per-task=2" in script) == (name != "prepare")
 
 
+@pytest.mark.parametrize("name", ["train", "prepare"])
+def test_dollars_of_an_option_are_left_as_they_are(runner: Runner, name: str) -> None:
+    [replica] = request_for(runner, "local_cwd", name, "--", "--x", "a$$b ${app_id} $HOME").role_params[name]
+    assert "--x 'a$$b ${app_id} $HOME'" in replica.args[-1]
+
+
 @pytest.mark.parametrize("j", ["8", "2x", "0x8", "1:2x8", "2X8"])
 def test_hosts_and_ranks_that_are_not_both_numbers_are_named(runner: Runner, j: str) -> None:
     with pytest.raises(
@@ -218,6 +224,8 @@ def test_the_manifest_of_the_page_ends_at_wrong_options_and_resumes_otherwise() 
     assert service["spec"]["selector"] == {"job-name": name}
     assert spec["template"]["spec"]["subdomain"] == service["metadata"]["name"]
     assert spec["completions"] == spec["parallelism"] == 2
+    # When a host is lost, the pods of all others fail with status 3, which counts.
+    assert spec["backoffLimit"] == 6 * spec["completions"]
     (container,) = spec["template"]["spec"]["containers"]
     ignored, ended, resumed = spec["podFailurePolicy"]["rules"]
     assert ended["action"] == "FailJob"

@@ -25,10 +25,10 @@ from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.preparation.options import PrepareOptions
 from stem_torchrec.preparation.prepare_log import prepare_log
-from stem_torchrec.run_report.charts import MOST_POINTS, thinned
+from stem_torchrec.run_report.charts import MOST_POINTS, calibration, thinned
 from stem_torchrec.run_report.plan_section import memory_by_rank
 from stem_torchrec.run_report.projector import Values, values_file, values_of
-from stem_torchrec.run_report.reliability import reliability_of
+from stem_torchrec.run_report.reliability import Reliability, reliability_of
 from stem_torchrec.run_report.run_record import RunRecord, Series
 from stem_torchrec.run_report.write_report import ReportOptions, names_of, page_of, write_report
 from stem_torchrec.runtime.errors import DamagedError, UserError
@@ -290,6 +290,14 @@ def test_a_long_line_shows_means_of_neighbors() -> None:
     assert steps.tolist() == values.tolist() == [3 * i + 1 for i in range(300)]
     known = thinned(Series(np.array([1, 2]), np.array([np.nan, 3.0])))
     assert [each.tolist() for each in known] == [[2], [3]]
+
+
+def test_a_run_without_a_positive_has_no_point_beside_one_that_has_some() -> None:
+    without = Reliability(np.array([0.1]), np.array([0.0]), rows=3)
+    points = Reliability(np.array([0.1, 0.4]), np.array([0.2, 0.3]), rows=40)
+    diagonal, *lines = calibration({0: points, 1: without}).axes[0].lines
+    assert diagonal.get_xdata().tolist() == [0.1, 0.4]
+    assert [line.get_ydata().tolist() for line in lines] == [[0.2, 0.3], []]
 
 
 def test_names_tell_runs_apart() -> None:

@@ -177,6 +177,13 @@ def test_a_csv_file_that_is_wrong_is_refused(bundle: Bundle, tmp_path: Path, tex
     assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-16-le"])
+def test_a_header_in_another_encoding_is_refused(bundle: Bundle, tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "rows.csv").write_bytes("user,city,tags,time,price,né\n1,a,2,3,4,5\n".encode(encoding))
+    with pytest.raises(UserError, match=r"rows\.csv: the names of the columns in the first line are no UTF-8; write"):
+        score_file(ScoreConfig(input=str(tmp_path / "rows.csv"), output=str(tmp_path / "new.csv")), bundle)
+
+
 def test_texts_of_csv_stay_as_they_are_and_cells_mean_what_the_options_say(bundle: Bundle, tmp_path: Path) -> None:
     text = "001; rome ;1|2;5;1.5\n;?;;6;\n"
     names = "user,city,tags,time,price"
@@ -199,6 +206,11 @@ def test_texts_of_csv_stay_as_they_are_and_cells_mean_what_the_options_say(bundl
         ({"output": "nowhere/new.csv"}, "--output nowhere/new.csv is in a folder that does not exist"),
         ({"output": "new.csv.gz"}, "--output new.csv.gz would be packed"),
         ({"output": "bundle-stem/new.csv"}, "--output bundle-stem/new.csv is in a bundle"),
+        (
+            {"output": "bundle-stem/vocabulary/city.parquet", "overwrite": True},
+            "--output bundle-stem/vocabulary/city.parquet is in vocabulary/ of the log",
+        ),
+        ({"output": "link.csv", "overwrite": True}, "--output link.csv is in a bundle"),
         ({"keep": ("buy",)}, "--keep buy is a task of the bundle"),
         ({"keep": ("usr",)}, "rows.jsonl: no row has the key 'usr'"),
         ({"delimiter": "||"}, "--delimiter is '||', but must be one character"),
@@ -211,6 +223,7 @@ def test_options_that_do_not_fit_are_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bundle-stem").symlink_to(stem_bundle / "bundle-stem")
+    (tmp_path / "link.csv").symlink_to(stem_bundle / "bundle-stem/new.csv")
     for name in ("rows.jsonl", "old.csv", "rows.parquet", "packed.jsonl.gz"):
         Path(name).write_text(GOOD.replace("time", "usr2"))
     before = sorted(tmp_path.iterdir())
@@ -346,6 +359,17 @@ def test_a_log_without_transforms_is_scored_from_its_columns(tmp_path: Path) -> 
     for file in files:
         score_file(ScoreConfig(input=file, output=f"{file}.out.parquet"), bundle)
         assert pq.read_table(f"{file}.out.parquet").equals(expected)
+    # A row has the same values whichever rows it is read with.
+    texts = texts.set_column(1, "tags", pa.array(["[1, 2]", "003", "nan"])).set_column(
+        0, "item_id", [["01", "nan", "2"]]
+    )
+    outputs = []
+    for batch_rows in (1, 3):
+        output = tmp_path / f"{batch_rows}.parquet"
+        file = write(texts, tmp_path / "texts.csv")
+        score_file(ScoreConfig(input=file, output=str(output), batch_rows=batch_rows), bundle)
+        outputs.append(pq.read_table(output))
+    assert outputs[0].equals(outputs[1])
     outside = {name: values[:1] for name, values in rows.to_pydict().items()} | {"item_id": [10**6]}
     with pytest.raises(DataError, match=r"line 1: column 'item_id': 1000000 is not an id in \[0, "):
         scored_lines(bundle, tmp_path, json.dumps({name: value for name, [value] in outside.items()}), "bad.jsonl")

@@ -1,5 +1,6 @@
 """benchmarks/serving.py: every side scores the same rows with the same weights, and the report has all of them."""
 
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,16 +14,18 @@ from scorers.sides import SIDES
 
 @pytest.mark.long
 def test_the_report_has_every_side_and_all_rank_the_rows_alike(stem_bundle: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(stem_bundle / "stem", run)
     config = ServingConfig(
-        run=str(stem_bundle / "stem"), out=str(tmp_path), rows=(1, 200), seconds=0.01, rounds=1, compile=False
+        run=str(run), out=str(tmp_path / "out"), rows=(1, 200), seconds=0.01, rounds=1, compile=False
     )
     measure(config)
     sides = [name for name in SIDES if "compiled" not in name]
-    turns = pq.read_table(tmp_path / "serving.parquet").to_pylist()
+    turns = pq.read_table(tmp_path / "out/serving.parquet").to_pylist()
     of_ids = [(turn["rows"], turn["side"]) for turn in turns if not turn["raw"]]
     assert of_ids == [(rows, side) for rows in config.rows for side in sides]
     assert {turn["side"] for turn in turns if turn["raw"]} == {"bundle", "bundle, fp16", "bundle, int8"}
-    text = (tmp_path / "serving.md").read_text()
+    text = (tmp_path / "out/serving.md").read_text()
     totals = text[text.index("## Start, memory, size and AUC") :].splitlines()
     aucs = {
         cells[0].strip(): [float(cell) for cell in cells[4:6]]
@@ -33,6 +36,11 @@ def test_the_report_has_every_side_and_all_rank_the_rows_alike(stem_bundle: Path
     for of_side in aucs.values():
         assert of_side == pytest.approx(aucs["TorchRec"], abs=0.02)
     assert aucs["bundle"] == aucs["TorchRec"]
+    # The bundles in the folder are of other weights now.
+    [file, *_] = (run / "best").glob("*.distcp")
+    file.write_bytes(file.read_bytes() + b"?")
+    with pytest.raises(UserError, match="holds another benchmark, where weights is sha256:"):
+        measure(config)
 
 
 def test_a_benchmark_without_a_run_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The package's torchrun: which status it has, and that ranks get its signals."""
 
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+from stem_torchrec.runtime.exit_status import ExitStatus
 from stem_torchrec.runtime.torchrun import status_of
 
 from kuairand_files import ROOT
@@ -31,6 +33,11 @@ def failure(status: int, *, seconds: int) -> ProcessFailure:
     return failed
 
 
+def launched(*options: str) -> "subprocess.CompletedProcess[str]":
+    line = [sys.executable, "-m", "stem_torchrec.runtime.torchrun", *options]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+
+
 @pytest.mark.parametrize(("status", "expected"), [(2, 2), (75, 75), (-9, 137)])
 def test_the_status_is_that_of_the_rank_that_failed_first(status: int, expected: int) -> None:
     failures = {0: failure(3, seconds=8), 1: failure(status, seconds=7)}
@@ -48,3 +55,28 @@ def test_a_signal_reaches_the_ranks_which_are_not_started_again(tmp_path: Path) 
         job.send_signal(signal.SIGTERM)
         assert job.stdout.read() == "asked\n" * 2
         assert job.wait() == 75
+
+
+@pytest.mark.parametrize(("status", "reports"), [(2, True), (75, False)])
+def test_the_launcher_ends_with_the_status_of_its_ranks_and_reports_errors_only(
+    tmp_path: Path, status: int, reports: bool
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(f"import sys; sys.exit({status})")
+    done = launched("--standalone", "--nproc-per-node", "2", str(script))
+    assert done.returncode == status
+    assert ("script.py FAILED" in done.stderr) == reports, done.stderr
+
+
+def test_a_host_that_does_not_reach_the_first_one_ends_with_a_sentence() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{unused.getsockname()[1]}"
+        meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-conf", "is_host=0,read_timeout=1"]
+        done = launched("--nnodes", "2", *meeting, "script.py")
+    assert done.returncode == ExitStatus.LOST_RANK
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1] == (
+        "error: the hosts do not meet, or the first one is lost (The connection to the C10d store has failed. See "
+        "inner exception for details); start all of them again. [STEM-RANK]"
+    )

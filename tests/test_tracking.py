@@ -1,18 +1,33 @@
 """Trackers get what metrics.jsonl gets, and none of them can end a run."""
 
 import json
+import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import pytest
 from torchx.tracker.api import AppRun
 from torchx.tracker.backend.fsspec import create
 
-from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.config import LoopConfig
+from stem_torchrec.data.synthetic import generate
+from stem_torchrec.runtime.errors import DivergedError, Interrupted, UserError
 from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.tracking.chosen import Trackers, open_trackers
+from stem_torchrec.tracking.mlflow_tracker import MLflowTracker
+from stem_torchrec.tracking.tracker import Outcome
 from stem_torchrec.training.metrics_log import MetricsLog
+from stem_torchrec.training.recipes import tiny
+from stem_torchrec.training.run_folder import has_ended
+from stem_torchrec.training.trainer import Trainer
+
+from distributed import run_ranks
+from runs import this_process
 
 FSSPEC = "torchx.tracker.backend.fsspec:create"
 
@@ -25,10 +40,23 @@ class Refusing:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self.calls += 1
-        raise ConnectionError("no answer")
+        raise ConnectionError("no answer of https://me:secret@host:5000/api")
 
-    def end(self, folder: Path) -> None:
+    def end(self, folder: Path, outcome: Outcome) -> None:
         self.calls += 1
+
+
+class Noting:
+    """A tracker that notes how a run ends, and whether its folder says that it has ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[tuple[str, bool]] = []
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Needs no numbers."""
+
+    def end(self, folder: Path, outcome: Outcome) -> None:
+        self.ends.append((outcome, has_ended(folder)))
 
 
 def write_run(folder: Path, *, after: int = 0) -> None:
@@ -38,6 +66,7 @@ def write_run(folder: Path, *, after: int = 0) -> None:
     log.write(after + 6, {"valid/like/auc": 0.7, "valid/like/gauc": None})
     (folder / "config.yaml").write_text("recipe: tiny\n")
     log.close()
+    log.end_trackers(Outcome.FINISHED)
 
 
 @pytest.fixture
@@ -78,10 +107,44 @@ def test_a_tracker_that_fails_gets_nothing_more(tmp_path: Path, capsys: pytest.C
     trackers = Trackers({"mlflow": refusing})
     trackers.write(5, {"train/loss/like": 0.5})
     trackers.write(10, {"train/loss/like": 0.4})
-    trackers.end(tmp_path)
+    trackers.end(tmp_path, Outcome.FINISHED)
     assert refusing.calls == 1
-    sentence = "step 5  the tracker mlflow fails (ConnectionError: no answer); it gets nothing more of this run\n"
+    sentence = "step 5  the tracker mlflow fails (ConnectionError: no answer of https://***@host:5000/api); it "
+    sentence += "gets nothing more of this run\n"
     assert capsys.readouterr().out == sentence
+
+
+def ends_of_runs(folder: Path) -> list[list[tuple[str, bool]]]:
+    """What a tracker notes of a run that is asked to end, when it resumes, of one that fails, and of one that is lost.
+
+    The last one has lost its folder to another process.
+    """
+
+    def fail(metrics: object) -> None:
+        raise DivergedError("the loss is no number.")
+
+    def lose(metrics: object) -> None:
+        trainer._lock._lost.set()
+
+    asked = Event()
+    asked.set()
+    config = replace(tiny(), train=LoopConfig(max_steps=2))
+    config = replace(config, data=replace(config.data, path=str(folder / "log")))
+    ends = []
+    for name, options in (("a", {"ending": asked}), ("a", {}), ("b", {"watch": fail}), ("c", {"watch": lose})):
+        trainer = Trainer(replace(config, output_dir=str(folder / name)), this_process(), **options)
+        noting = Noting()
+        trainer._file._trackers = Trackers({"noting": noting})
+        with suppress(Interrupted, DivergedError):
+            trainer.run()
+        ends.append(noting.ends)
+    return ends
+
+
+def test_trackers_get_the_outcome_of_a_run_after_its_files(tmp_path: Path) -> None:
+    generate(tiny().data.synthetic, str(tmp_path / "log"))
+    [ends] = run_ranks(1, ends_of_runs, tmp_path)
+    assert ends == [[("KILLED", False)], [("FINISHED", True)], [("FAILED", False)], []]
 
 
 def test_an_unknown_tracker_is_named(tmp_path: Path) -> None:
@@ -95,20 +158,45 @@ def test_a_tracker_whose_package_is_missing_names_the_extra(tmp_path: Path, monk
         open_trackers({"STEM_TRACKERS": "mlflow"}, tmp_path)
 
 
-def test_mlflow_has_one_run_for_a_run_folder_that_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A client of MLflow, and runs that write to its files."""
     mlflow = pytest.importorskip("mlflow", reason="needs mlflow-skinny, of the extra mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", str(tmp_path / "mlruns"))
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("STEM_TRACKERS", "mlflow")
+    return mlflow.MlflowClient()
+
+
+def recorded_runs(client: Any) -> list[Any]:
+    return list(client.search_runs([client.get_experiment_by_name("stem_torchrec").experiment_id]))
+
+
+def test_mlflow_has_one_run_for_a_run_folder_that_resumes(client: Any, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     write_run(run)
-    write_run(run, after=6)
-    client = mlflow.MlflowClient()
-    (recorded,) = client.search_runs([client.get_experiment_by_name("stem_torchrec").experiment_id])
+    moved = run.rename(tmp_path / 'a "run" elsewhere')
+    write_run(moved, after=6)
+    [recorded] = recorded_runs(client)
     history = client.get_metric_history(recorded.info.run_id, "valid/like/auc")
     assert [(metric.step, metric.value) for metric in history] == [(6, 0.7), (12, 0.7)]
     assert [each.path for each in client.list_artifacts(recorded.info.run_id)] == ["config.yaml"]
     assert recorded.info.status == "FINISHED"
-    lines = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line)["step"] for line in (moved / "metrics.jsonl").read_text().splitlines()]
     assert lines == [5, 6, 11, 12]
+
+
+def test_mlflow_has_two_runs_for_a_run_folder_that_was_made_anew(client: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for _ in range(2):
+        run.mkdir()
+        write_run(run)
+        shutil.rmtree(run)
+    assert [each.data.tags["run_folder"] for each in recorded_runs(client)] == [str(run)] * 2
+
+
+def test_mlflow_shows_which_run_has_failed(client: Any, tmp_path: Path) -> None:
+    MLflowTracker(tmp_path).end(tmp_path, Outcome.FAILED)
+    [recorded] = recorded_runs(client)
+    assert recorded.info.status == "FAILED"

@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 from annotated_types import Interval
 from scipy.stats import rankdata
 
+from stem_torchrec.checkpoints.checksum import weights_checksum
+from stem_torchrec.checkpoints.weights import find_weights
 from stem_torchrec.config import parse_arguments
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.schema import load_schema
@@ -77,7 +79,12 @@ def measure(config: ServingConfig) -> None:
     head = describe_run("serving.py")
     record_identity(
         folder / "identity.json",
-        {name: head[name] for name in ("machine", "versions")} | {"run": config.run, "log": log},
+        {
+            **{name: head[name] for name in ("machine", "versions")},
+            **{"run": config.run, "log": log},
+            # The bundles that the folder has are of these.
+            "weights": weights_checksum(find_weights(path_of(config.run) / BEST_WEIGHTS)),
+        },
         head,
         kind="benchmark",
     )

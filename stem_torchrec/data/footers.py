@@ -23,7 +23,12 @@ _NUMBERS = ("BOOLEAN", "INT32", "INT64", "FLOAT", "DOUBLE")
 
 def fingerprint(row_groups: Sequence[RowGroup]) -> str:
     """One hash of all `contents`."""
-    return _hash(contents(row_groups))
+    return fingerprint_of(contents(row_groups))
+
+
+def fingerprint_of(recorded: Mapping[str, str]) -> str:
+    """The fingerprint of rows whose `contents` have been recorded."""
+    return _hash(dict(recorded))
 
 
 def contents(row_groups: Sequence[RowGroup]) -> dict[str, str]:

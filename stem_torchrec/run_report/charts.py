@@ -99,10 +99,13 @@ def thinned(series: Series) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def calibration(by_run: dict[int, Reliability]) -> Figure:
-    """Draws the share of positives over the mean prediction, by the number of the run; on logarithmic axes."""
+    """Draws the share of positives over the mean prediction, by the number of the run; on logarithmic axes.
+
+    A run without a positive has no point; some run has one.
+    """
     figure, axes = _figure()
-    shown = [each[each > 0] for of_run in by_run.values() for each in (of_run.predicted, of_run.observed)]
-    low, high = min(each.min() for each in shown), max(each.max() for each in shown)
+    shares = np.concatenate([each for of_run in by_run.values() for each in (of_run.predicted, of_run.observed)])
+    low, high = shares[shares > 0].min(), shares.max()
     axes.plot([low, high], [low, high], color="gray", linewidth=0.8)
     for run, points in by_run.items():
         drawn = (points.predicted > 0) & (points.observed > 0)

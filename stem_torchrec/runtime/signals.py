@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from threading import Event, Thread, Timer
@@ -27,6 +28,9 @@ _LATEST = 5.0
 """Seconds in which a stopped process ends."""
 _SOON = 0.05
 """Seconds after which a signal that came in a finalizer comes again."""
+_SAME = 1.0
+"""Seconds in which a signal that comes again is the same one: Slurm sends it to the ranks and to their launcher, which
+hands it on."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -43,13 +47,21 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def stopping_on_signals() -> Iterator[None]:
-    """Raises Stopped in the main thread at the first signal, until the end of the block; a second one exits at once."""
+    """Raises Stopped in the main thread at the first signal, until the end of the block; a second one exits at once.
+
+    One that comes within a second of the first is the same signal.
+    """
     stopping = Event()
     numbers: list[int] = []
+    since = 0.0
 
     def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal since
         if stopping.is_set():
-            os._exit(killed_by(number))
+            if time.monotonic() - since > _SAME:
+                os._exit(killed_by(number))
+            return
+        since = time.monotonic()
         stopping.set()
         numbers.append(number)
         raise Stopped(number)
@@ -98,7 +110,10 @@ def exit_at_the_latest(status: int) -> None:
 
 @contextmanager
 def ending_on_signals() -> Iterator[Event]:
-    """Returns an event that a signal sets until the end of the block; a second Ctrl-C exits at once."""
+    """Returns an event that a signal sets until the end of the block; a second Ctrl-C exits at once.
+
+    One that comes within a second of the first is the same signal.
+    """
     ending = Event()
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -107,13 +122,15 @@ def ending_on_signals() -> Iterator[Event]:
             _print(f"{signal.Signals(number).name}: writing a checkpoint, then ending{again}")
         ending.set()
 
-    interrupts = 0
+    since: float | None = None
 
     def notice(number: int) -> None:
-        nonlocal interrupts
-        interrupts += number == signal.SIGINT
-        if interrupts == 2:
-            os._exit(killed_by(number))
+        nonlocal since
+        if number == signal.SIGINT:
+            if since is None:
+                since = time.monotonic()
+            elif time.monotonic() - since > _SAME:
+                os._exit(killed_by(number))
 
     with _handling(handle, notice):
         yield ending

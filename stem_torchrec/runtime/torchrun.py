@@ -4,7 +4,7 @@ python -m stem_torchrec.runtime.torchrun --nproc-per-node 2 -m stem_torchrec.tra
 
 torchrun itself ends with 1 for whatever a rank ends with, so that a scheduler cannot tell a wrong option (2) from a run
 that resumes (75). At a signal it ends ranks that are not done in 30 seconds; here they have as long as the scheduler
-leaves them, and are not started again, whatever --max-restarts is. Its options are the same.
+leaves them, and this host does not start them again, whatever --max-restarts is. Its options are the same.
 """
 
 import os
@@ -15,8 +15,11 @@ from pathlib import Path
 from types import FrameType
 
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.run import parse_args, run
 
+from stem_torchrec.runtime.error_kinds import ErrorKind
+from stem_torchrec.runtime.errors import reason_of
 from stem_torchrec.runtime.exit_status import ExitStatus, killed_by
 from stem_torchrec.runtime.signals import ENDING_SIGNALS
 
@@ -35,6 +38,13 @@ def main() -> None:
         if status != ExitStatus.RESUME:
             print(error, file=sys.stderr)
         sys.exit(status)
+    except RendezvousError as error:
+        print(
+            f"error: the hosts do not meet, or the first one is lost ({reason_of(error)}); start all of them again. "
+            f"[{ErrorKind.RANK}]",
+            file=sys.stderr,
+        )
+        sys.exit(ExitStatus.LOST_RANK)
 
 
 def status_of(error: ChildFailedError) -> int:

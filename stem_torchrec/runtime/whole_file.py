@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 
 
 @contextmanager
@@ -18,8 +19,14 @@ def naming_file(path: str | Path) -> Iterator[None]:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
     """The path to write instead of `path`, which replaces it at the end of the block, or is removed by an error.
+
+    Args:
+        path: of the file.
+        shared: whether several processes may write the file at once. Then each has a new name of its own, which stays
+            behind if the process is killed; the last one to end wins. Otherwise, as in a folder that one process owns,
+            the name is `.new.NAME`, and what a killed process has left there is replaced.
 
     Raises FileExistsError where either is a device, a FIFO or a folder.
 
@@ -29,7 +36,7 @@ def whole_file(path: Path) -> Iterator[Path]:
             pq.write_table(table, new)
     """
     # The suffix stays, as writers of figures tell the format by it.
-    new = path.with_name(f".new.{path.name}")
+    new = path.with_name(f".new.{token_hex(4)}.{path.name}" if shared else f".new.{path.name}")
     for each in (path, new):
         check_replaceable(each)
     try:

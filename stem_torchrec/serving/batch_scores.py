@@ -1,20 +1,22 @@
 """Probabilities of the rows of a file, with a place and a reason for each row that cannot be scored."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from stem_torchrec.data.checks import bad_rows, prepared
-from stem_torchrec.expressions.value_types import FLOAT, FLOATS, INT, INTS, TEXT, ValueType
+from stem_torchrec.expressions.value_types import FLOAT, INT, TEXT, ValueType
 from stem_torchrec.preparation.raw_files.cell_types import WORDS
 from stem_torchrec.preparation.transforms import apply_transforms
 from stem_torchrec.runtime.errors import DataError, UserError
 from stem_torchrec.serving.bundle import Bundle
-from stem_torchrec.serving.raw_values import Given, TypeMismatchError, as_lists, typed
+from stem_torchrec.serving.raw_values import LIST_OF, Given, TypeMismatchError, is_list, typed, typed_or_lists
 from stem_torchrec.serving.row_files import RowBatch
+from stem_torchrec.serving.text_values import Values
 
+_Reader = Callable[[Given, ValueType], Values]
 _SHOWN = 60
 """Characters of a value that an error shows."""
 
@@ -66,41 +68,32 @@ class BatchScores:
 
     def _typed(self, name: str, batch: RowBatch, wrong: dict[int, str]) -> pa.Array:
         """A column as the bundle reads it, null where it is wrong."""
-        given = batch.columns[name]
-        wanted = self._bundle.raw_types.get(name)
+        given, wanted = batch.columns[name], self._bundle.raw_types.get(name)
+        read: _Reader = typed
         if wanted is None:
             if batch.lines is None:
                 # Parquet has the columns as the files of the log have them.
                 return given
-            wanted, given = self._kind_of_log(name, given)
+            wanted, read = self._type_of_log(name)
         try:
-            values, bad = typed(given, wanted)
+            values, bad = read(given, wanted)
         except TypeMismatchError as error:
             raise UserError(
                 f"{self._path}: column {name!r} must hold {wanted}, but {error}; cast it where the file is written."
             ) from None
         for row in np.flatnonzero(bad):
             value = given[int(row)].as_py() if isinstance(given, pa.Array) else given[int(row)]
-            what = "text" if wanted == TEXT else WORDS[wanted]
+            kind = LIST_OF[wanted] if read is typed_or_lists and is_list(value) else wanted
+            what = "text" if kind == TEXT else WORDS[kind]
             wrong.setdefault(int(row), f"column {name!r} has {_shown(value)}, which is not {what}")
         return values
 
-    def _kind_of_log(self, name: str, given: Given) -> tuple[ValueType, Given]:
-        """The type of a column of a log, which is a list where a row of the batch has one."""
+    def _type_of_log(self, name: str) -> tuple[ValueType, _Reader]:
+        """The type of the values of a column of a log, and what reads it."""
         columns = self._bundle.columns
         if name in map(columns.column_of, columns.dense):
-            return FLOAT, given
-        ids = name in map(columns.column_of, columns.sparse)
-        if isinstance(given, pa.Array):
-            cells = given.to_pylist()
-            if not any(cell is not None and cell.lstrip().startswith("[") for cell in cells):
-                return (INT if ids else FLOAT), given
-            given = pa.array([c if c is None or c.lstrip().startswith("[") else f"[{c}]" for c in cells], pa.string())
-        elif any(isinstance(value, list) for value in given):
-            given = as_lists(given)
-        else:
-            return (INT if ids else FLOAT), given
-        return (INTS if ids else FLOATS), given
+            return FLOAT, typed
+        return (INT if name in map(columns.column_of, columns.sparse) else FLOAT), typed_or_lists
 
     def _scored(self, rows: pa.Table, wrong: Mapping[int, str]) -> pa.Table:
         """The probabilities, null for wrong rows."""

@@ -34,7 +34,7 @@ def csv_batches(
 ) -> Iterator[RowBatch]:
     """The rows of a CSV file in UTF-8, as columns of text.
 
-    Raises UserError for a column that it lacks, and for a quote that is not closed.
+    Raises UserError for a column that it lacks, names of columns in another encoding, and a quote that is not closed.
     """
     csv.field_size_limit(LONGEST)
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
@@ -44,6 +44,11 @@ def csv_batches(
         names = dialect.names or [name.strip() for name in next(reader, [])]
         if not names:
             raise UserError(f"{path} is empty; a CSV file begins with the names of its columns, or give --columns.")
+        if not all(_is_utf8(name) and "\0" not in name for name in names):
+            raise UserError(
+                f"{path}: the names of the columns in the first line are no UTF-8; write the file in UTF-8, as iconv "
+                "-f LATIN1 -t UTF-8 does for one in Latin-1."
+            )
         if other := next((each for each in _DELIMITERS if len(names) == 1 and each in names[0]), ""):
             raise UserError(f"{path}: the first line has one cell; is the delimiter {other!r}? Give it as --delimiter.")
         check_columns(path, names, columns)

@@ -3,15 +3,12 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from stem_torchrec.calibration.calibration_file import CALIBRATION_FILE, read_calibration
-from stem_torchrec.checkpoints.checksum import weights_checksum
-from stem_torchrec.checkpoints.weights import find_weights
 from stem_torchrec.config.path_fields import with_paths
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.schema import SCHEMA_FILE, load_schema, save_schema
@@ -27,15 +24,16 @@ from stem_torchrec.serving.manifest import (
     Manifest,
     TablePrecision,
     file_entries,
+    installed_versions,
     write_manifest,
 )
 from stem_torchrec.serving.new_folder import new_folder
 from stem_torchrec.serving.program import this_machine
 from stem_torchrec.serving.run_log import copy_transforms, folder_of_log, schema_of_bundle
-from stem_torchrec.serving.trained_model import TrainedModel, open_trained_model
+from stem_torchrec.serving.trained_model import TrainedModel, open_trained_model, unchanged_weights
 from stem_torchrec.training.configuration import load_config
 from stem_torchrec.training.evaluation_outputs import check_apart
-from stem_torchrec.training.run_folder import BEST_WEIGHTS, CONFIG_FILE, METRICS_FILE, read_metrics
+from stem_torchrec.training.run_folder import BEST_WEIGHTS, CONFIG_FILE, METRICS_FILE, StoredMetrics, read_metrics
 
 _MB = 1e6
 
@@ -67,8 +65,8 @@ def export_run(config: ExportConfig) -> None:
 
     Memory holds the dense weights, and of tables in fp16 and int8 the largest one.
 
-    Raises UserError, without making the folder, if the run, its weights or its log are missing or damaged, or the
-    folder exists; OSError if it cannot be written.
+    Raises UserError, without leaving the folder, if the run, its weights or its log are missing or damaged, the folder
+    exists, or a training replaces the weights meanwhile; OSError if the folder cannot be written.
     """
     if not config.run or not config.out:
         raise UserError("--run or --out is missing; give the run to export and the new folder: --run RUN --out BUNDLE.")
@@ -78,11 +76,15 @@ def export_run(config: ExportConfig) -> None:
     trained, schema = load_config(str(run / CONFIG_FILE)), load_schema(str(run))
     columns = Columns.select(schema, features=trained.data.features, labels=trained.data.labels)
     tasks = _tasks(config.tasks, columns.labels)
-    log = folder_of_log(config.log, trained, schema, columns)
-    calibration = None if config.calibration == "none" else _calibration(run)
+    metrics = read_metrics(run, columns.labels) if (run / METRICS_FILE).exists() else None
+    recorded = {} if metrics is None else metrics.rows
+    log = folder_of_log(config.log, trained, schema=schema, columns=columns, rows=recorded)
+    versions = installed_versions()
     with new_folder(out, take_over=config.take_over) as folder:
-        model = open_trained_model(trained, columns, run / BEST_WEIGHTS, tasks=tasks, precision=config.tables)
-        model.write_tables(folder / TABLES_FILE)
+        with unchanged_weights(run / BEST_WEIGHTS) as weights:
+            calibration = None if config.calibration == "none" else _calibration(run, weights)
+            model = open_trained_model(trained, columns, run / BEST_WEIGHTS, tasks=tasks, precision=config.tables)
+            model.write_tables(folder / TABLES_FILE)
         program = export_program(model.served, len(columns.dense))
         programs = [PROGRAM_FILE, COMPILED_FILE] if config.compile else [PROGRAM_FILE]
         if config.compile:
@@ -100,8 +102,8 @@ def export_run(config: ExportConfig) -> None:
             precision=config.tables,
             tables=tuple(model.served.tables),
             raw=bool(transforms),
-            versions={name: version(name) for name in ("stem_torchrec", "torch", "torchrec")},
-            run=_lineage(run, columns.labels),
+            versions=versions,
+            run=_lineage(run, weights, metrics),
             files=file_entries(folder, [*programs, TABLES_FILE, SCHEMA_FILE, *transforms, *calibrations]),
             compiled=this_machine() if config.compile else None,
         )
@@ -122,23 +124,20 @@ def _tasks(wanted: Sequence[str], trained: Sequence[str]) -> tuple[str, ...]:
     return tuple(task for task in trained if task in (wanted or trained))
 
 
-def _calibration(run: AnyPath) -> str | None:
+def _calibration(run: AnyPath, weights: str) -> str | None:
     """The text of the calibration.json of a run, None if it has none; raises UserError for one of other weights."""
     path = run / CALIBRATION_FILE
     if not path.exists():
         return None
-    read_calibration(path, weights=weights_checksum(find_weights(run / BEST_WEIGHTS)))
+    read_calibration(path, weights=weights)
     return path.read_text()
 
 
-def _lineage(run: AnyPath, tasks: Sequence[str]) -> dict[str, Any]:
-    """The folder of a run, the checksum of its configuration, and its best evaluation, if it has ended one."""
+def _lineage(run: AnyPath, weights: str, metrics: StoredMetrics | None) -> dict[str, Any]:
+    """The folder of a run, the checksums of its configuration and weights, and its best evaluation, if one ended."""
     config = (run / CONFIG_FILE).read_text()
-    lineage: dict[str, Any] = {"folder": str(run), "config_sha256": hashlib.sha256(config.encode()).hexdigest()}
-    if (run / METRICS_FILE).exists():
-        metrics = read_metrics(run, tasks)
-        lineage |= {"step": metrics.step, "valid": metrics.valid}
-    return lineage
+    lineage = {"folder": str(run), "config_sha256": hashlib.sha256(config.encode()).hexdigest(), "weights": weights}
+    return lineage | ({} if metrics is None else {"step": metrics.step, "valid": metrics.valid})
 
 
 def _sizes(model: TrainedModel, tasks: Sequence[str], trained: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from stem_torchrec.config.json_text import parse_json
 from stem_torchrec.config.serialization import from_dict, to_dict
 from stem_torchrec.runtime.errors import DamagedError, UserError, reason_of
 from stem_torchrec.runtime.paths import write_json
+from stem_torchrec.runtime.versions import installed_builds
 
 MANIFEST_FILE = "manifest.json"
 BUNDLE_FORMAT = 1
@@ -54,7 +56,9 @@ class Machine:
 
     torch: str
     processor: str
-    """The architecture, and the vector instructions that torch uses."""
+    """The architecture, the vector instructions that torch uses, and a hash of all instructions of the processor."""
+    name: str = field(default="", compare=False)
+    """Of the processor, for people: two of one name may have other instructions, as in a virtual machine."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class Manifest:
     """Whether rows have the columns of the raw log, which transforms.json turns into ids."""
     versions: dict[str, str]
     run: dict[str, Any]
-    """Where the weights are from: the run's folder, the checksum of its configuration, and its best evaluation."""
+    """The run of the weights: its folder, the checksums of its configuration and weights, and its best evaluation."""
     files: dict[str, FileEntry] = field(default_factory=dict)
     compiled: Machine | None = None
 
@@ -125,6 +129,21 @@ def _check_file(path: Path, entry: FileEntry, *, verify: bool | None) -> None:
 def file_entries(folder: Path, names: Sequence[str]) -> dict[str, FileEntry]:
     """Sizes and checksums of files of a bundle."""
     return {name: FileEntry((folder / name).stat().st_size, checksum(folder / name)) for name in names}
+
+
+def installed_versions() -> dict[str, str]:
+    """The versions of this package, torch and torchrec, under whichever name they are installed.
+
+    Example::
+
+        installed_versions()  # {"stem_torchrec": "0.1.0", "torch": "2.13.0", "torchrec": "1.8.0"}
+    """
+    builds = installed_builds()
+    # A build that pip does not know has only a folder.
+    of_builds = {
+        name: ", ".join(build.version or build.name for build in builds[name]) for name in ("torch", "torchrec")
+    }
+    return {"stem_torchrec": version("stem_torchrec"), **of_builds}
 
 
 def checksum(path: Path) -> str:

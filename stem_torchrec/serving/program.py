@@ -1,5 +1,6 @@
 """The program of a bundle: as torch.export wrote it, or as AOTInductor compiled it for this machine."""
 
+import hashlib
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -50,4 +51,24 @@ def load_program(folder: Path, manifest: Manifest, *, compiled: bool | None = No
 
 def this_machine() -> Machine:
     """What a compiled program must have been compiled for to run here."""
-    return Machine(torch.__version__, f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}")
+    file = Path("/proc/cpuinfo")
+    return machine_of(file.read_text() if file.exists() else "")
+
+
+def machine_of(cpuinfo: str) -> Machine:
+    """This machine, if its processors are those of a /proc/cpuinfo.
+
+    The compiler takes every instruction that the processor has, so one with the same vector instructions and fewer
+    others would end the process.
+
+    Example::
+
+        machine_of("model name: Xeon\\nflags: avx512f sse2\\n").processor  # "x86_64 AVX512 1b9d6bcd8f3a"
+    """
+    entries = [line.partition(":") for line in cpuinfo.splitlines()]
+    # Not all cores of a processor need have the same.
+    flags = {" ".join(sorted(value.split())) for key, _, value in entries if key.strip() in ("flags", "Features")}
+    instructions = hashlib.sha256("\n".join(sorted(flags)).encode()).hexdigest()[:12]
+    name = next((value.strip() for key, _, value in entries if key.strip() == "model name"), "")
+    vectors = torch.backends.cpu.get_cpu_capability()
+    return Machine(torch.__version__, f"{platform.machine()} {vectors} {instructions}", name)

@@ -1,7 +1,6 @@
 """Columns of files and of JSON as values of the types of a bundle; what is wrong is marked by row, and becomes null."""
 
 import json
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, TypeAlias
 
@@ -15,6 +14,7 @@ from stem_torchrec.expressions.value_types import (
     FLOAT,
     GREATEST_INT,
     INT,
+    LEAST_INT,
     LISTS,
     TEXT,
     TIMESTAMP,
@@ -73,8 +73,10 @@ def _of_arrow(column: pa.Array, wanted: ValueType) -> Values:
         return _lists(column, wanted)
     if _is_text(given):
         return values_of_texts(column.cast(pa.string()), wanted)
-    if (pa.types.is_floating(given) or pa.types.is_decimal(given)) and wanted == INT:
+    if pa.types.is_floating(given) and wanted == INT:
         return _whole(column)
+    if pa.types.is_decimal(given) and wanted == INT:
+        return _whole_decimals(column)
     if given == pa.uint64() and wanted == INT:
         return _without(column, pc.greater(column, pa.scalar(GREATEST_INT, pa.uint64())), pa.int64())
     if not _carries(given, wanted):
@@ -110,6 +112,16 @@ def _whole(numbers: pa.Array) -> Values:
     missing = pc.is_null(exact, nan_is_null=True)
     fits = pc.and_(pc.equal(pc.floor(exact), exact), pc.less(pc.abs(exact), float(EXACT)))
     return _without(pc.if_else(missing, None, exact), pc.and_not(pc.invert(fits), missing), pa.int64())
+
+
+def _whole_decimals(numbers: pa.Array) -> Values:
+    """Decimals as int64, exactly; a fraction is wrong. One by one, as a decimal of Arrow has no room to compare all."""
+    values, wrong = numbers.to_pylist(), np.zeros(len(numbers), dtype=bool)
+    for i, value in enumerate(values):
+        if value is not None:
+            wrong[i] = value != value.to_integral_value() or not LEAST_INT <= value <= GREATEST_INT
+            values[i] = None if wrong[i] else int(value)
+    return pa.array(values, pa.int64()), wrong
 
 
 def _without(column: pa.Array, wrong: pa.BooleanArray, kind: pa.DataType) -> Values:
@@ -149,9 +161,34 @@ def _lists_of_texts(texts: pa.Array, wanted: ValueType) -> Values:
     return column, wrong | bad_items
 
 
-def as_lists(values: Sequence[Any]) -> list[Any]:
-    """Values among which some are lists: the others as lists of one."""
-    return [value if value is None or isinstance(value, list) else [value] for value in values]
+def typed_or_lists(column: Given, wanted: ValueType) -> Values:
+    """A column of CSV or JSON in which a row has one value or a list of them; all are lists where one is.
+
+    A row has the same values whichever rows are beside it.
+
+    Example::
+
+        typed_or_lists(pa.array(["007", "[1, 2]", "nan"]), ValueType.INT)  # [[7], [1, 2], null], [False, False, False]
+    """
+    values = column.to_pylist() if isinstance(column, pa.Array) else column
+    are_lists = [is_list(value) for value in values]
+    if not any(are_lists):
+        return typed(column, wanted)
+    ones: Given = [None if listed else value for value, listed in zip(values, are_lists, strict=True)]
+    many: Given = [value if listed else None for value, listed in zip(values, are_lists, strict=True)]
+    if isinstance(column, pa.Array):
+        ones, many = pa.array(ones, pa.string()), pa.array(many, pa.string())
+    (of_ones, wrong), (of_lists, wrong_lists) = typed(ones, wanted), typed(many, LIST_OF[wanted])
+    merged = [
+        items if listed else None if value is None else [value]
+        for value, items, listed in zip(of_ones.to_pylist(), of_lists.to_pylist(), are_lists, strict=True)
+    ]
+    return pa.array(merged, of_lists.type), wrong | wrong_lists
+
+
+def is_list(value: Any) -> bool:
+    """Whether a value of JSON is a list, or a cell of CSV begins as one."""
+    return isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith("["))
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -162,5 +199,7 @@ _SCALARS = {
     BOOL: pa.bool_(), INT: pa.int64(), FLOAT: pa.float64(), TEXT: pa.string(), TIMESTAMP: pa.timestamp("us"),
     DATE: pa.date32(),
 }  # fmt: skip
+LIST_OF = {kind: lists for lists, kind in LISTS.items()}
+"""The lists of values of a type."""
 _TYPES = _SCALARS | {lists: pa.list_(_SCALARS[kind]) for lists, kind in LISTS.items()}
 """What columns without a value become."""

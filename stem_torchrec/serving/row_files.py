@@ -112,12 +112,17 @@ def open_input(path: str, kind: Format) -> Iterator[BinaryIO]:
             yield copy
         return
     with path_of(path).open("rb") as file:
-        if not packing:
-            yield file
-            return
-        with PACKED[packing](file) as unpacked:
-            # Arrow's own file knows no lines.
-            yield io.BufferedReader(unpacked) if isinstance(unpacked, pa.NativeFile) else unpacked
+        if packing:
+            with PACKED[packing](file) as unpacked:
+                yield _with_lines(unpacked)
+        else:
+            yield file if kind == "parquet" else _with_lines(file)
+
+
+def _with_lines(file: Any) -> BinaryIO:
+    """Arrow's own file knows no lines, and that of a store no longest line."""
+    knows = isinstance(file, io.BufferedIOBase) and not isinstance(file, pa.NativeFile)
+    return file if knows else io.BufferedReader(file)
 
 
 def naming_input(path: str, batches: Iterator[RowBatch]) -> Iterator[RowBatch]:

@@ -1,14 +1,17 @@
 """What a bundle takes from the run's log: the columns that are read, and the transforms that make them of raw rows."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from stem_torchrec.checkpoints.compatibility import Rows
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.formats import with_format
 from stem_torchrec.config.json_text import parse_json
 from stem_torchrec.data.columns import Columns
+from stem_torchrec.data.files import find_row_groups
+from stem_torchrec.data.footers import contents
 from stem_torchrec.data.new_log import VOCABULARY
 from stem_torchrec.data.schema import Schema, load_schema
 from stem_torchrec.preparation.transforms import TRANSFORMS_FILE, TRANSFORMS_FORMAT, read_transforms, vocabularies_of
@@ -18,14 +21,20 @@ from stem_torchrec.runtime.paths import write_json
 _SECTIONS = ("features", "weights", "dense")
 
 
-def folder_of_log(log: str | None, trained: TrainConfig, schema: Schema, columns: Columns) -> Path | None:
+def folder_of_log(
+    log: str | None, trained: TrainConfig, *, schema: Schema, columns: Columns, rows: Rows
+) -> Path | None:
     """The folder of the log, None for the synthetic log, which has no transforms.
+
+    The sizes of tables do not tell next week's log, whose ids mean other values. So the rows are compared: those that
+    schema.json counts, and, where the folder has the files of a split, those that their footers describe.
 
     Args:
         log: `--log`.
         trained: the configuration of the run.
         schema: of the run.
         columns: that the run reads.
+        rows: what the run has recorded of its rows, `StoredMetrics.rows`; empty if it has not ended.
 
     Raises UserError for a folder that is missing, and for another log.
     """
@@ -41,9 +50,28 @@ def folder_of_log(log: str | None, trained: TrainConfig, schema: Schema, columns
         present = Columns.select(of_log, features=tuple(columns.sparse), labels=columns.labels)
     except UserError as error:
         raise UserError(f"{other} ({reason_of(error)}); {fix}.") from error
-    if differences := present.differences(columns):
+    other_rows = _other_rows(path, of_log, columns=present, schema=schema, rows=rows)
+    if differences := [*present.differences(columns), *other_rows]:
         raise UserError(f"{other}: {', '.join(differences)}; {fix}.")
     return Path(path)
+
+
+def _other_rows(path: str, of_log: Schema, *, columns: Columns, schema: Schema, rows: Rows) -> Iterator[str]:
+    """What tells that the rows of the log are not those of the run, in words."""
+    for split, counts in schema.splits.items():
+        present = of_log.splits.get(split, counts)
+        if present.rows != counts.rows:
+            yield f"{split} has {present.rows:,} rows, not {counts.rows:,}"
+        for label, counted in counts.labels.items():
+            positives = present.labels.get(label, counted).positives
+            if positives != counted.positives:
+                yield f"{split} has {positives:,} labels 1 of {label!r}, not {counted.positives:,}"
+    for split, recorded in rows.items():
+        if not (Path(path) / split).is_dir():
+            continue
+        current = contents(find_row_groups(path, split, of_log, columns, needs_labels=False))
+        if entry := next((entry for entry, value in recorded.items() if current.get(entry, value) != value), ""):
+            yield f"{split}/ has other rows (not the same: {entry})"
 
 
 def schema_of_bundle(schema: Schema, columns: Columns, tasks: Sequence[str]) -> Schema:

@@ -132,7 +132,10 @@ def _check_output(config: ScoreConfig) -> None:
     if same:
         raise UserError(f"--output {config.output} is the input; give another.")
     path = path_of(config.output)
-    if (path.parent / MANIFEST_FILE).exists():
+    # A link of a local path stays, and what it leads to is replaced.
+    target = Path(os.path.realpath(path)) if isinstance(path, Path) else path
+    # Its vocabulary/ is refused as that of a log is.
+    if (target.parent / MANIFEST_FILE).exists():
         raise UserError(f"--output {config.output} is in a bundle; give a file outside of it.")
     if isinstance(path, Path) and not path.parent.is_dir():
         raise UserError(f"--output {config.output} is in a folder that does not exist; make it, or give another.")

@@ -54,7 +54,11 @@ def open_output(path: str, kind: Format) -> Iterator[Writer]:
             yield writer
     else:
         # Not through a path of Arrow: an error of a full disk has a number here.
-        with whole_file(Path(os.path.realpath(target))) as new, new.open("wb") as file, _writer(file, kind) as writer:
+        with (
+            whole_file(Path(os.path.realpath(target)), shared=True) as new,
+            new.open("xb") as file,
+            _writer(file, kind) as writer,
+        ):
             yield writer
 
 
@@ -178,6 +182,16 @@ def _json_lines(table: pa.Table) -> str:
 
 
 def _json(value: Any) -> str:
-    # NaN and infinity are no JSON; times and decimals are texts.
-    is_number = not isinstance(value, float) or math.isfinite(value)
-    return json.dumps(value, ensure_ascii=False, default=str) if is_number else "null"
+    """A value as JSON; times and decimals are texts, and NaN and infinity, which JSON lacks, are null."""
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), ensure_ascii=False, default=str)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,11 +1,12 @@
 """Which trackers a run has, and that none of them can end it."""
 
+import re
 from collections.abc import Callable, Mapping
 
 from stem_torchrec.runtime.errors import UserError, reason_of
 from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.runtime.store_path import AnyPath
-from stem_torchrec.tracking.tracker import Tracker
+from stem_torchrec.tracking.tracker import Outcome, Tracker
 
 TRACKERS = ("mlflow", "torchx")
 
@@ -20,7 +21,7 @@ class Trackers:
 
         trackers = open_trackers({"STEM_TRACKERS": "mlflow"}, Path("runs/a"))
         trackers.write(120, {"train/loss/like": 0.2314})
-        trackers.end(Path("runs/a"))
+        trackers.end(Path("runs/a"), Outcome.FINISHED)
     """
 
     def __init__(self, trackers: Mapping[str, Tracker]) -> None:
@@ -31,9 +32,9 @@ class Trackers:
         numbers = {name: float(value) for name, value in values.items() if value is not None}
         self._each(lambda tracker: tracker.write(step, numbers), f"step {step}  ")
 
-    def end(self, folder: AnyPath) -> None:
-        """Ends all of them."""
-        self._each(lambda tracker: tracker.end(folder), "")
+    def end(self, folder: AnyPath, outcome: Outcome) -> None:
+        """Ends all of them; a second call does nothing."""
+        self._each(lambda tracker: tracker.end(folder, outcome), "")
         self._trackers.clear()
 
     def _each(self, call: Callable[[Tracker], None], place: str) -> None:
@@ -85,4 +86,6 @@ def _open(name: str, folder: AnyPath) -> Tracker:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {reason_of(error)}"[:300]
+    # The address of a server may hold a password.
+    text = re.sub(r"//[^/@\s]+@", "//***@", reason_of(error))
+    return f"{type(error).__name__}: {text}"[:300]

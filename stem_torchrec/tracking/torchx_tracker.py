@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from torchx.tracker.api import AppRun
 
 from stem_torchrec.runtime.store_path import AnyPath
+from stem_torchrec.tracking.tracker import Outcome
 
 ARTIFACTS = ("config.yaml", "metrics.json", "metrics.jsonl", "best")
 
@@ -27,7 +28,7 @@ class TorchXTracker:
         if any(name.startswith("valid/") for name in values):
             self._run.add_metadata(step=step, **values)
 
-    def end(self, folder: AnyPath) -> None:
+    def end(self, folder: AnyPath, outcome: Outcome) -> None:
         """Records the paths of the files that the run has; copies none."""
         for name in ARTIFACTS:
             if (folder / name).exists():

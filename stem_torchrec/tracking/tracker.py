@@ -1,9 +1,20 @@
 """What a tracker is: an object that gets the numbers of a run."""
 
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Protocol
 
 from stem_torchrec.runtime.store_path import AnyPath
+
+
+class Outcome(StrEnum):
+    """How a process has left a run, in MLflow's words."""
+
+    FINISHED = "FINISHED"
+    KILLED = "KILLED"
+    """It was asked to end; the run resumes."""
+    FAILED = "FAILED"
+    """An error has ended it."""
 
 
 class Tracker(Protocol):
@@ -20,5 +31,5 @@ class Tracker(Protocol):
             write(120, {"train/loss/like": 0.2314})
         """
 
-    def end(self, folder: AnyPath) -> None:
-        """The run ends or is interrupted; its folder has config.yaml, and metrics.json and best/ of an evaluation."""
+    def end(self, folder: AnyPath, outcome: Outcome) -> None:
+        """The process leaves the run; its folder has config.yaml, and metrics.json and best/ of an evaluation."""

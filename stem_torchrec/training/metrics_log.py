@@ -2,15 +2,15 @@
 
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from io import FileIO
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
 from stem_torchrec.config.json_text import parse_json
-from stem_torchrec.runtime.errors import DamagedError, reason_of
+from stem_torchrec.runtime.errors import DamagedError, Interrupted, reason_of
 from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.paths import remove_tree, write_text
 from stem_torchrec.runtime.process import from_first_rank
@@ -18,6 +18,7 @@ from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.runtime.staging import Staging
 from stem_torchrec.runtime.store_path import AnyPath
 from stem_torchrec.tracking.chosen import Trackers, open_trackers
+from stem_torchrec.tracking.tracker import Outcome
 from stem_torchrec.training.gate_weights import BINS, RowHistogram
 from stem_torchrec.training.run_folder import METRICS_LOG
 
@@ -155,7 +156,22 @@ class MetricsLog:
         with suppress(OSError):
             if self._staging is not None:
                 self._staging.close(copy=not self._lock.lost)
-        self._trackers.end(self._folder)
+
+    def end_trackers(self, outcome: Outcome) -> None:
+        """Ends the trackers, unless another process has the run now; a second call does nothing."""
+        if not self._lock.lost:
+            self._trackers.end(self._folder, outcome)
+
+    @contextmanager
+    def tracked(self) -> Iterator[None]:
+        """Ends the trackers at the end of the block, with the outcome that it has."""
+        try:
+            yield
+        except BaseException as error:
+            asked = isinstance(error, Interrupted | KeyboardInterrupt)
+            self.end_trackers(Outcome.KILLED if asked else Outcome.FAILED)
+            raise
+        self.end_trackers(Outcome.FINISHED)
 
 
 def _add_points(

@@ -9,6 +9,7 @@ best/            its weights
 checkpoints/     what the run resumes from
 profile/         where the time of a step goes, with --train.profile
 nonfinite/       a batch whose loss is not finite
+mlflow_id        which run of MLflow has its numbers, with STEM_TRACKERS=mlflow
 calibration.json curves from predictions to probabilities, of stem-calibrate
 """
 
@@ -29,6 +30,7 @@ from stem_torchrec.runtime.errors import DamagedError, UnwritableError, UserErro
 from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.paths import write_json, write_text
 from stem_torchrec.runtime.store_path import AnyPath
+from stem_torchrec.tracking.mlflow_tracker import ID_FILE
 
 CONFIG_FILE = "config.yaml"
 PLAN_FILE = "plan.json"
@@ -38,7 +40,7 @@ METRICS_FORMAT = 2
 METRICS_LOG = "metrics.jsonl"
 BEST_WEIGHTS = "best"
 RUN_FILES = (
-    *(CONFIG_FILE, SCHEMA_FILE, PLAN_FILE, METRICS_FILE, f"{METRICS_FILE}.best", METRICS_LOG),
+    *(CONFIG_FILE, SCHEMA_FILE, PLAN_FILE, METRICS_FILE, f"{METRICS_FILE}.best", METRICS_LOG, ID_FILE),
     *(BEST_WEIGHTS, f"{BEST_WEIGHTS}.new", f"{BEST_WEIGHTS}.old"),
     *("checkpoints", "tensorboard", "profile", "nonfinite"),
 )

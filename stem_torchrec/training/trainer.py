@@ -18,6 +18,7 @@ from stem_torchrec.runtime.hang_detection import heartbeat
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0, progress_bar
 from stem_torchrec.sharding.plan_file import plan_to_json
+from stem_torchrec.tracking.tracker import Outcome
 from stem_torchrec.training.assembly import autocast_forward, build_pipeline, build_sharded_model
 from stem_torchrec.training.best_weights import BestWeights
 from stem_torchrec.training.callbacks import Callback, KeepBest, ProfileSteps, TrainingLog
@@ -129,25 +130,26 @@ class Trainer:
         if profiler is not None:
             self.loop.callbacks.insert(2, ProfileSteps(profiler))
         try:
-            with (
-                closing(self._file),
-                heartbeat(self.process, timeout=self.config.train.timeout),
-                progress_bar(self.loop.steps, "step") as self._log.bar,
-                profiler or nullcontext(),
-            ):
-                self._log.bar.update(self.state.step)
-                self._meter.start_clock()
-                self.loop.run()
+            with self._file.tracked():
+                with (
+                    closing(self._file),
+                    heartbeat(self.process, timeout=self.config.train.timeout),
+                    progress_bar(self.loop.steps, "step") as self._log.bar,
+                    profiler or nullcontext(),
+                ):
+                    self._log.bar.update(self.state.step)
+                    self._meter.start_clock()
+                    self.loop.run()
+                self._close_connections()
+                if not self._best.metrics:
+                    raise UnwritableError(
+                        f"no weights could be written to {self.folder}; make room, or give another --output-dir."
+                    )
+                from_first_rank(lambda: finish(self.folder, self._lock, self.data.contents))
         except DivergedError:
             # It is raised on all ranks, and another model may be trained next.
             self.close()
             raise
-        self._close_connections()
-        if not self._best.metrics:
-            raise UnwritableError(
-                f"no weights could be written to {self.folder}; make room, or give another --output-dir."
-            )
-        from_first_rank(lambda: finish(self.folder, self._lock, self.data.contents))
         self._lock.release()
         log_rank0(f"\nbest evaluation of the validation split, in {self.folder}:\n{format_table(self._best.metrics)}")
         note_other_counts(self.data.schema, "valid", self._best.metrics)
@@ -156,6 +158,7 @@ class Trainer:
     def close(self) -> None:
         """Ends a run that is not taken to its end; the next one in its folder resumes from the last checkpoint."""
         self._file.close()
+        self._file.end_trackers(Outcome.KILLED)
         self._close_connections()
         self._lock.release()
 
