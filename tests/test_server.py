@@ -309,6 +309,7 @@ def test_a_version_that_goes_while_its_request_comes_does_not_answer(server: Ser
         # The first ones may have waited for longer than --limits.seconds.
         statuses = {client.recv(1000).split()[1] for client in sockets}
     assert {b"404"} <= statuses <= {b"404", b"408"}
+    assert server.ask("/admin/swap", {"bundle": "a"}).status == 200
 
 
 @contextmanager
