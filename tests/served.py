@@ -39,7 +39,7 @@ OPTIONS = (
 
 def write_bundles(folder: Path) -> None:
     """Writes the bundle `a` and others like it: `b` with other weights, `one_task` that lacks a task,
-    `ids` that takes rows of ids, and `damaged`.
+    `not_finite` that has no number for the last id of each table, `ids` that takes rows of ids, and `damaged`.
 
     One rank of a process group calls it.
     """
@@ -58,13 +58,17 @@ def write_bundles(folder: Path) -> None:
     first = folder / "bundles/a"
     export_run(ExportConfig(run=str(folder / "run"), out=str(first)))
     (folder / "bundles/current").symlink_to("a")
-    for name in ("b", "one_task", "ids", "damaged"):
+    for name in ("b", "one_task", "not_finite", "ids", "damaged"):
         shutil.copytree(first, folder / "bundles" / name)
     tables = load_file(first / TABLES_FILE)
     save_file({name: -table for name, table in tables.items()}, folder / "bundles/b" / TABLES_FILE)
+    for table in tables.values():
+        table[-1] = float("nan")
+    save_file(tables, folder / "bundles/not_finite" / TABLES_FILE)
     manifest = read_manifest(first)
-    changed = manifest.files | file_entries(folder / "bundles/b", [TABLES_FILE])
-    write_manifest(folder / "bundles/b", replace(manifest, files=changed))
+    for name in ("b", "not_finite"):
+        changed = manifest.files | file_entries(folder / "bundles" / name, [TABLES_FILE])
+        write_manifest(folder / "bundles" / name, replace(manifest, files=changed))
     write_manifest(folder / "bundles/one_task", replace(manifest, tasks=manifest.tasks[:1]))
     write_manifest(folder / "bundles/ids", replace(manifest, raw=False))
     (folder / "bundles/damaged" / PROGRAM_FILE).write_bytes(b"no program")

@@ -1,7 +1,6 @@
 """A server answers what its bundle scores, refuses what is wrong in a sentence, and ends without a lost request."""
 
 import json
-import math
 import os
 import signal
 import socket
@@ -37,7 +36,7 @@ ROUNDING = 1e-6
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With the bundles a, b, one_task, ids, damaged, and the link current."""
+    """With the bundles a, b, one_task, not_finite, ids, damaged, and the link current."""
     folder = tmp_path_factory.mktemp("served")
     run_ranks(1, write_bundles, folder, timeout=200)
     return folder
@@ -187,14 +186,16 @@ def test_odd_streams_of_arrow_are_refused(server: Server) -> None:
     assert server.ask("/score", stream_of(dictionary), ARROW).status == 200
 
 
-def test_numbers_that_the_model_cannot_take_are_named(server: Server) -> None:
-    # A price of 1e308 has a logarithm that the model takes; a weight, which no text can be, comes from time.
-    answer = server.ask("/score", {"rows": [RIGHT, RIGHT | {"price": 1e308}, RIGHT | {"time": -(2**63)}]})
+def test_a_row_without_a_finite_probability_is_named(server: Server) -> None:
+    assert server.ask("/admin/swap", {"bundle": "not_finite"}).status == 200
+    answer = server.ask("/score", {"rows": raw_of_valid().to_pylist()})
+    assert server.ask("/admin/swap", {"bundle": "a"}).status == 200
     assert answer.status == 200
-    for prediction, i in zip(answer.json["predictions"], range(3), strict=True):
-        wrong = [error for error in answer.json["errors"] if error["row"] == i]
-        assert (prediction is None) == bool(wrong)
-        assert prediction is None or all(0 <= value <= 1 and math.isfinite(value) for value in prediction.values())
+    predictions, errors = answer.json["predictions"], answer.json["errors"]
+    assert 0 < len(errors) < len(predictions)
+    assert [error["row"] for error in errors] == [i for i, row in enumerate(predictions) if row is None]
+    assert {error["reason"].partition(";")[0] for error in errors} == {"the model gives no finite probability"}
+    assert np.isfinite(matrix([row for row in predictions if row is not None])).all()
 
 
 def test_unknown_paths_and_methods_are_answered_in_json(server: Server) -> None:
@@ -295,14 +296,20 @@ def test_bodies_beyond_what_memory_may_hold_are_refused(server: Server) -> None:
 
 def test_a_version_that_goes_while_its_request_comes_does_not_answer(server: Server) -> None:
     version = server.ask("/admin/swap", {"bundle": "a"}).json["version"]
-    with socket.create_connection((server.host, server.port), timeout=20) as client:
-        head = HEAD.replace(b"/score", f"/v2/models/stem/versions/{version}/infer".encode())
-        client.sendall(head + b"Content-Length: 3\r\n\r\n{")
-        while not server.metric("stem_body_bytes"):
-            time.sleep(0.01)
-        assert server.ask("/admin/swap", {"bundle": "b"}).status == 200
-        client.sendall(b" }")
-        assert client.recv(1000).startswith(b"HTTP/1.1 404 ")
+    head = HEAD.replace(b"/score", f"/v2/models/stem/versions/{version}/infer".encode())
+    with ExitStack() as clients, ThreadPoolExecutor(1) as swapping:
+        swap, sockets = swapping.submit(server.ask, "/admin/swap", {"bundle": "b"}), list[socket.socket]()
+        while not swap.done():
+            sockets.append(clients.enter_context(socket.create_connection((server.host, server.port), timeout=20)))
+            sockets[-1].sendall(head + b"Content-Length: 3\r\n\r\n{")
+            time.sleep(0.5)
+        assert swap.result().status == 200
+        for client in sockets:
+            client.sendall(b" }")
+        # The first ones may have waited for longer than --limits.seconds.
+        statuses = {client.recv(1000).split()[1] for client in sockets}
+    assert {b"404"} <= statuses <= {b"404", b"408"}
+    assert server.ask("/admin/swap", {"bundle": "a"}).status == 200
 
 
 @contextmanager
