@@ -6,7 +6,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -254,8 +254,7 @@ def test_more_connections_than_allowed_are_refused_and_then_served(server: Serve
     assert server.ask("/health").status == 503
     for client in idle:
         client.close()
-    while server.ask("/health").status != 200:
-        time.sleep(0.05)
+    wait_until(lambda: server.ask("/health").status == 200)
 
 
 def test_beyond_twice_the_allowed_connections_a_silent_one_is_closed_at_once(server: Server) -> None:
@@ -267,8 +266,15 @@ def test_beyond_twice_the_allowed_connections_a_silent_one_is_closed_at_once(ser
         silent[0].setblocking(False)
         with pytest.raises(BlockingIOError):
             silent[0].recv(1)
-    while server.ask("/health").status != 200:
-        time.sleep(0.05)
+    wait_until(lambda: server.ask("/health").status == 200)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Returns when something holds; fails if it does not within 20 seconds."""
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def is_closed(client: socket.socket) -> bool:
@@ -280,17 +286,17 @@ def is_closed(client: socket.socket) -> bool:
 
 
 def test_bodies_beyond_what_memory_may_hold_are_refused(server: Server) -> None:
+    # Clients of other tests have gone.
+    wait_until(lambda: server.metric("stem_body_bytes") == 0)
     with ExitStack() as clients:
         for _ in range(2):
             client = clients.enter_context(socket.create_connection((server.host, server.port)))
             client.sendall(HEAD + b"Content-Length: 1048576\r\n\r\n" + b" " * 1048570)
-        while server.metric("stem_body_bytes") < 2 * 1048570:
-            time.sleep(0.01)
+        wait_until(lambda: server.metric("stem_body_bytes") == 2 * 1048570)
         answer = server.ask("/score", RIGHT)
         assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
         assert answer.json["error"].endswith("2 times --limits.body-mib (--limits.bodies).")
-    while server.metric("stem_body_bytes"):
-        time.sleep(0.01)
+    wait_until(lambda: server.metric("stem_body_bytes") == 0)
     assert server.ask("/score", RIGHT).status == 200
 
 
@@ -589,11 +595,9 @@ def test_sigterm_answers_what_is_under_way_and_ends_with_its_status(server: Serv
     body = json.dumps({"rows": [RIGHT] * 3000}).encode()
     with socket.create_connection((server.host, server.port), timeout=20) as client:
         client.sendall(HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body[:100])
-        while not server.metric("stem_body_bytes"):
-            time.sleep(0.01)
+        wait_until(lambda: server.metric("stem_body_bytes") > 0)
         server.process.send_signal(signal.SIGTERM)
-        while takes_connections(server):
-            time.sleep(0.05)
+        wait_until(lambda: not takes_connections(server))
         client.sendall(body[100:])
         answer = client.makefile("rb").read()
     assert answer.startswith(b"HTTP/1.1 200 OK")
