@@ -4,6 +4,7 @@ SIGTERM, SIGHUP and Ctrl-C (SIGINT) do the same. One that was ignored when the p
 and SIGINT in the background of a script, stays ignored.
 """
 
+import math
 import os
 import signal
 import socket
@@ -33,6 +34,20 @@ _SAME = 1.0
 hands it on."""
 
 
+class _FirstSignal:
+    """When the first signal of what is under way came."""
+
+    def __init__(self) -> None:
+        self.time = -math.inf
+
+    def comes_again(self) -> bool:
+        """Whether a signal that comes now is that one."""
+        return time.monotonic() - self.time <= _SAME
+
+
+_FIRST = _FirstSignal()
+
+
 class Stopped(KeyboardInterrupt):
     """A signal asks the process to stop; libraries treat it as Ctrl-C.
 
@@ -53,15 +68,13 @@ def stopping_on_signals() -> Iterator[None]:
     """
     stopping = Event()
     numbers: list[int] = []
-    since = 0.0
 
     def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal since
-        if stopping.is_set():
-            if time.monotonic() - since > _SAME:
-                os._exit(killed_by(number))
+        if _FIRST.comes_again():
             return
-        since = time.monotonic()
+        if stopping.is_set():
+            os._exit(killed_by(number))
+        _FIRST.time = time.monotonic()
         stopping.set()
         numbers.append(number)
         raise Stopped(number)
@@ -75,6 +88,7 @@ def stopping_on_signals() -> Iterator[None]:
     def raise_again(stopped: Stopped) -> None:
         # It was raised in the finalizer of an object, where Python drops exceptions.
         stopping.clear()
+        _FIRST.time = -math.inf
         Timer(_SOON, os.kill, (os.getpid(), stopped.number)).start()
 
     with _handling(handle, notice), hook_for(Stopped, sys, "unraisablehook", raise_again):
@@ -88,10 +102,14 @@ def stopping_on_signals() -> Iterator[None]:
 
 
 def exit_on_signals() -> None:
-    """A signal from now on ends the process at once, without a word: it has done its work, and is on its way out."""
+    """A signal from now on ends the process at once, without a word: it has done its work, and is on its way out.
+
+    The first one that comes again does not.
+    """
 
     def handle(number: int, frame: FrameType | None) -> None:
-        os._exit(killed_by(number))
+        if not _FIRST.comes_again():
+            os._exit(killed_by(number))
 
     for number in ENDING_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -117,6 +135,8 @@ def ending_on_signals() -> Iterator[Event]:
     ending = Event()
 
     def handle(number: int, frame: FrameType | None) -> None:
+        if not ending.is_set():
+            _FIRST.time = time.monotonic()
         if not ending.is_set() and is_first_on_host(os.environ):
             again = "; again ends it at once" if number == signal.SIGINT else ""
             _print(f"{signal.Signals(number).name}: writing a checkpoint, then ending{again}")
