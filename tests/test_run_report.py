@@ -168,6 +168,7 @@ def test_the_log_has_the_peak_memory_of_each_rank(run: Path, by_heading: dict[st
     assert row["peak MiB of host, largest"] == f"{max(peaks):,.0f}"
 
 
+@pytest.mark.long
 def test_gates_and_peaks_are_those_of_all_ranks(tmp_path: Path) -> None:
     statuses, output = start(tmp_path / "run", "--train.max-steps", "2", "--data.eval-batch-size", "512", ranks=2).end()
     assert statuses == [0, 0], output
