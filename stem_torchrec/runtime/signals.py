@@ -137,9 +137,9 @@ def ending_on_signals() -> Iterator[Event]:
     def handle(number: int, frame: FrameType | None) -> None:
         if not ending.is_set():
             _FIRST.time = time.monotonic()
-        if not ending.is_set() and is_first_on_host(os.environ):
-            again = "; again ends it at once" if number == signal.SIGINT else ""
-            _print(f"{signal.Signals(number).name}: writing a checkpoint, then ending{again}")
+            if is_first_on_host(os.environ):
+                again = "; again ends it at once" if number == signal.SIGINT else ""
+                _print(f"{signal.Signals(number).name}: writing a checkpoint, then ending{again}")
         ending.set()
 
     since: float | None = None

@@ -89,8 +89,8 @@ class Batcher:
             del batch, requests, answers
 
     async def _next_batch(self) -> list[_Waiting]:
-        batch, rows = [self._take()], 0
-        rows += len(batch[0].rows.table)
+        batch = [self._take()]
+        rows = len(batch[0].rows.table)
         with suppress(TimeoutError):
             async with asyncio.timeout(self._options.wait_ms / 1000 or None):
                 while rows < self._options.rows:

@@ -27,6 +27,7 @@ from stem_torchrec.expressions.value_types import (
     ValueType,
     arrow_type,
 )
+from stem_torchrec.preparation.raw_files.cell_types import EXACT
 from stem_torchrec.runtime.errors import nearest, reason_of
 from stem_torchrec.server.input_columns import InputColumn
 from stem_torchrec.server.refusals import RefusedError, WrongRow, shortened
@@ -49,7 +50,6 @@ _NEEDS = {
     TIMESTAMP: "a time such as 2026-11-27T12:00:00Z, or microseconds since 1970",
     DATE: "a date such as 2026-11-27, or days since 1970",
 }
-_EXACT = 2**53
 _ABSENT = object()
 _GUESSED_ROWS = _GUESSED_NAMES = 100
 """Rows without a column for which a similar name is looked for, and the names of a row that are compared with it."""
@@ -187,7 +187,7 @@ def _read_one(value: Any, kind: ValueType) -> Any:
             return _microseconds(value) if kind == TIMESTAMP else (date.fromisoformat(value) - _EPOCH.date()).days
         if isinstance(value, float) and int in _TYPES[kind] and float not in _TYPES[kind] and value.is_integer():
             # 7.0 is a whole number in JSON; beyond these a float may be another one than was meant.
-            value = int(value) if abs(value) <= _EXACT else value
+            value = int(value) if abs(value) <= EXACT else value
         right = type(value) in _TYPES[kind]
         if right and kind == FLOAT:
             value = float(value)

@@ -24,7 +24,6 @@ COMPILED_FILE = "compiled.pt2"
 TABLES_FILE = "tables.safetensors"
 _HASHED_TABLES = 2**30
 """Bytes of tables up to which loading reads them all for their checksum, in about a second."""
-_BLOCK = 2**24
 
 TablePrecision = Literal["fp32", "fp16", "int8"]
 """The numbers in tables.safetensors; int8 has a scale and an offset of its own in each row."""
@@ -148,8 +147,5 @@ def installed_versions() -> dict[str, str]:
 
 def checksum(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
