@@ -30,6 +30,7 @@ class Rates:
     """What was measured."""
 
     requests_per_second: float
+    """Answers of status 200."""
     p50_ms: float
     p99_ms: float
     failed: int
@@ -43,12 +44,16 @@ def by_wrk(load: Load) -> Rates:
         f'wrk.method = "POST"\nwrk.headers["Content-Type"] = "{load.kind}"\n'
         f'local file = io.open({json.dumps(str(load.body))}, "rb")\nwrk.body = file:read("*a")\nfile:close()\n'
     )
-    options = ["-t", "1", "-c", str(load.connections), "-d", f"{load.seconds:g}s", "--latency", "-s", str(script)]
+    # A request that takes long is no failure.
+    options = ["-t", "1", "-c", str(load.connections), "-d", f"{load.seconds:g}s", "--timeout", "60s", "--latency"]
+    options += ["-s", str(script)]
     text = _run(["wrk", *options, load.url])
     errors = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", text)
     refused = re.search(r"Non-2xx or 3xx responses: (\d+)", text)
-    failed = sum(map(int, errors.groups() if errors else ())) + (int(refused[1]) if refused else 0)
-    return Rates(_number(r"Requests/sec:\s+([\d.]+)", text), _time("50%", text), _time("99%", text), failed)
+    of_status = int(refused[1]) if refused else 0
+    failed = sum(map(int, errors.groups() if errors else ())) + of_status
+    share = 1 - of_status / max(_number(r"(\d+) requests in", text), 1)
+    return Rates(_number(r"Requests/sec:\s+([\d.]+)", text) * share, _time("50%", text), _time("99%", text), failed)
 
 
 def by_hey(load: Load) -> Rates:
@@ -71,7 +76,9 @@ def by_hey(load: Load) -> Rates:
     failed = sum(count for status, count in statuses.items() if status != 200)
     failed += sum(map(int, re.findall(r"\[(\d+)\]", errors[1]))) if errors else 0
     times = {share: 1e3 * _number(rf"{share}%+ in ([\d.]+) secs", text) for share in (50, 99)}
-    return Rates(_number(r"Requests/sec:\s+([\d.]+)", text), times[50], times[99], failed)
+    # It waits for the last answers, so the seconds are its own.
+    answered = statuses.get(200, 0) / _number(r"Total:\s+([\d.]+) secs", text)
+    return Rates(answered, times[50], times[99], failed)
 
 
 CLIENTS: dict[str, Callable[[Load], Rates]] = {"wrk": by_wrk, "hey": by_hey}

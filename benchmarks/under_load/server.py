@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 from stem_torchrec.runtime.errors import UserError
 
@@ -31,6 +32,14 @@ class Server:
         """Its resident memory now, in MiB; pages of tables count where they were read."""
         pages = int(Path(f"/proc/{self.process}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    def check_answer(self, kind: str, body: bytes) -> None:
+        """Asks once; raises UserError with the answer if the request that is to be measured is refused."""
+        request = Request(f"{self.url}/score", body, {"Content-Type": kind})
+        try:
+            urlopen(request).close()
+        except HTTPError as error:
+            raise UserError(f"the server refuses the request to measure: {error.read().decode()[:500]}") from error
 
     def example(self) -> dict[str, Any]:
         """A row that its bundle scores."""
