@@ -84,8 +84,8 @@ def measure(config: ServingLoadConfig) -> None:
     text += [f"Memory: {', '.join(f'{mib:,.0f} MiB {when}' for when, mib in memory.items())}.", ""]
     text += [tabulate([list(result.values()) for result in results], columns, tablefmt="github", floatfmt=",.1f"), ""]
     text += [
-        "The clients and the server share the cores. P50 and P99 are of all requests. Those that failed got no answer of",
-        "status 200, as the server refuses what goes beyond its limits; rates leave them out.",
+        "The clients and the server share the cores. P50 and P99 are of all requests. Those that failed got no answer",
+        "of status 200, as the server refuses what goes beyond its limits; rates leave them out.",
         *skipped, "",
     ]  # fmt: skip
     write_whole(folder / "serving_load.md", "\n".join(text))
