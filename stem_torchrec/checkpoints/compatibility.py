@@ -10,6 +10,7 @@ Rows = Mapping[str, Mapping[str, str]]
 """What the files' footers tell about the rows of each split: `data.footers.contents`."""
 _NAMED = 3
 """Differences in the rows that a message names."""
+_SCHEMA = "schema."
 _FREE = ("model.layout",)
 """Weights and optimizer states load into the other layout."""
 _SAME_IN_SCHEMA = (
@@ -37,7 +38,7 @@ def check_same_run(
         # UserError: runs/a is of another run: model.embedding_dim was 8 and is 16; give another --output-dir, or ...
     """
     old, new = (
-        {**_fields(config, _SAME), **_fields(schema, _SAME_IN_SCHEMA, "schema.")} for config, schema in (saved, current)
+        {**_fields(config, _SAME), **_fields(schema, _SAME_IN_SCHEMA, _SCHEMA)} for config, schema in (saved, current)
     )
     _refuse_differences(f"{path} is of another run", old, new, free=_FREE)
 
@@ -71,7 +72,12 @@ def _refuse_differences(
         if old.get(name) != new.get(name) and name not in free
     ]
     if differing:
-        raise UserError(f"{problem}: {'; '.join(differing)}; give another {other}, or the same options.")
+        other_log = any(name.startswith(_SCHEMA) for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+        new_day = " For the log of a new day, add --start-from to the new folder's command; see docs/day_two.md."
+        raise UserError(
+            f"{problem}: {'; '.join(differing)}; give another {other}, or the same options."
+            f"{new_day if other_log else ''}"
+        )
 
 
 def check_same_rows(path: str, saved: Rows, current: Rows) -> None:
@@ -89,8 +95,8 @@ def check_same_rows(path: str, saved: Rows, current: Rows) -> None:
         if differing:
             raise UserError(
                 f"{split}/ of the log does not hold the rows that {path} was made of (not the same: "
-                f"{_some(differing)}); give the log as it was, or another --output-dir for a new day's, see "
-                "docs/resume.md."
+                f"{_some(differing)}); give the log as it was, or, for a new day's, another --output-dir with "
+                "--start-from and this run, see docs/day_two.md."
             )
 
 

@@ -25,6 +25,9 @@ from stem_torchrec.runtime.paths import remove_tree
 from stem_torchrec.runtime.process import from_first_rank
 from stem_torchrec.runtime.store_path import AnyPath, StorePath
 
+BEST_WEIGHTS = "best"
+"""The weights of the best evaluation, in the folder of a run."""
+
 
 def save_weights(model: nn.Module, folder: AnyPath) -> None:
     """Writes the weights of a sharded model to `folder`; a reader finds the old or the new ones, complete.
