@@ -10,13 +10,14 @@ Rows = Mapping[str, Mapping[str, str]]
 """What the files' footers tell about the rows of each split: `data.footers.contents`."""
 _NAMED = 3
 """Differences in the rows that a message names."""
-_SCHEMA = "schema."
 _FREE = ("model.layout",)
 """Weights and optimizer states load into the other layout."""
 _SAME_IN_SCHEMA = (
     *("sparse_features", "dense_features", "labels", "weight", "label_weights"),
     "splits.train.rows",
 )
+_OF_A_DAY = ("schema.sparse_features", "schema.splits.train.rows")
+"""What differs in the log of another day."""
 
 
 def check_same_run(
@@ -38,7 +39,7 @@ def check_same_run(
         # UserError: runs/a is of another run: model.embedding_dim was 8 and is 16; give another --output-dir, or ...
     """
     old, new = (
-        {**_fields(config, _SAME), **_fields(schema, _SAME_IN_SCHEMA, _SCHEMA)} for config, schema in (saved, current)
+        {**_fields(config, _SAME), **_fields(schema, _SAME_IN_SCHEMA, "schema.")} for config, schema in (saved, current)
     )
     _refuse_differences(f"{path} is of another run", old, new, free=_FREE)
 
@@ -72,12 +73,9 @@ def _refuse_differences(
         if old.get(name) != new.get(name) and name not in free
     ]
     if differing:
-        other_log = any(name.startswith(_SCHEMA) for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-        new_day = " For the log of a new day, add --start-from to the new folder's command; see docs/day_two.md."
-        raise UserError(
-            f"{problem}: {'; '.join(differing)}; give another {other}, or the same options."
-            f"{new_day if other_log else ''}"
-        )
+        new_log = any(old.get(name) != new.get(name) for name in _OF_A_DAY)
+        new_day = ", for a new day's log with --start-from and this run (docs/day_two.md)" if new_log else ""
+        raise UserError(f"{problem}: {'; '.join(differing)}; give another {other}{new_day}, or the same options.")
 
 
 def check_same_rows(path: str, saved: Rows, current: Rows) -> None:

@@ -156,7 +156,7 @@ class _FeatureIds:
         if not self._hashed:
             raise UserError(
                 f"the ids of {self._feature!r} are by {new.kind} in {self._new_log}, but by {old.kind} in "
-                f"{self._name}; add --start.hash-ids to continue rows over the hash of each value, or keep the kind of ids."
+                f"{self._name}; add --start.hash-ids to continue rows by each value's hash, or keep the kind of ids."
             )
         if max(old.hashes, new.hashes) > 1:
             return self._fresh()

@@ -121,15 +121,10 @@ def _candidates_of_run(name: str, run: AnyPath) -> list[str]:
     if name.endswith(BEST):
         return [str(find_weights(run / BEST_WEIGHTS))]
     if not checkpoints:
-        instead = (
-            f"{run}{BEST}, its best weights with fresh states" if _has_best(run) else "a run that has been trained"
-        )
+        best = f"{name}{BEST}, its best weights with fresh optimizer states"
+        instead = best if (run / BEST_WEIGHTS).exists() else "a run that has been trained"
         raise UserError(f"--start-from {name} has no checkpoint; give {instead}.")
     return checkpoints
-
-
-def _has_best(run: AnyPath) -> bool:
-    return (run / BEST_WEIGHTS).exists()
 
 
 def _checkpoints_of(run: AnyPath) -> str:

@@ -94,7 +94,7 @@ def _absolute(path: str) -> str:
 
 
 def _checkpoints_of(config: TrainConfig) -> list[str]:
-    """The checkpoints that the run resumes from, by `--resume`; raises UserError for options that exclude each other."""
+    """The checkpoints that the run resumes from; raises UserError for options that exclude each other."""
     if config.start_from is not None:
         if config.resume not in ("auto", "never"):
             raise UserError(

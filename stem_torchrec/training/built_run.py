@@ -84,8 +84,9 @@ def dry_run(config: TrainConfig, process: Process) -> None:
     """
     run = BuiltRun.build(config, process)
     resumes = run.beginning.resumes_from
+    end = "nothing is written" if resumes is None else f"it would resume from {resumes}"
     log_rank0(
         f"dry run: {run.data.train.rows:,} training rows in {run.data.train.steps} steps of {process.world_size} x "
-        f"{run.config.data.batch_size} an epoch; {f'it would resume from {resumes}' if resumes else 'nothing is written'}"
+        f"{run.config.data.batch_size} an epoch; {end}"
     )
     run.data.close()

@@ -1,6 +1,7 @@
 """A training run, from its configuration to its best weights, which one can also take step by step.
 
-With built_run.py it knows the order build -> optimizer in backward -> plan -> shard -> optimizer -> pipeline -> restore.
+With built_run.py it alone knows the order build -> optimizer in backward -> plan -> shard -> optimizer -> pipeline ->
+restore.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +12,6 @@ from stem_torchrec.config import TrainConfig
 from stem_torchrec.metrics.multi_task import format_table
 from stem_torchrec.profiles.step_profiler import StepProfiler
 from stem_torchrec.runtime.errors import DivergedError, UnwritableError
-from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.hang_detection import heartbeat
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0, progress_bar
