@@ -1,5 +1,6 @@
 """start.json: what a run began with, for the report and for a run that starts from it."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,6 +12,7 @@ from stem_torchrec.config.yaml_text import parse_yaml
 from stem_torchrec.runtime.errors import DamagedError, reason_of
 from stem_torchrec.runtime.paths import write_json
 from stem_torchrec.runtime.store_path import AnyPath, path_of
+from stem_torchrec.starting.carried import Carried
 from stem_torchrec.starting.id_spaces import IdSpace
 
 START_FILE = "start.json"
@@ -54,8 +56,8 @@ class StartRecord:
 
     run: str
     """The run's folder."""
-    checkpoints: str
-    """The folder of its checkpoints."""
+    checkpoints: str | None
+    """The folder of its checkpoints by --checkpoint.folder; None if they are in the run's own."""
     log: LogRecord
     ids: dict[str, IdSpace]
     """What its ids mean, by feature."""
@@ -63,8 +65,8 @@ class StartRecord:
     """The run that it started from, the one before that, and so on."""
     table_steps: int = 0
     """Steps by which the tables' optimizer corrects its moments at step 0."""
-    carried: dict[str, Any] = field(default_factory=dict)
-    """The table of what was carried, grown, fresh and dropped, as `Carried.to_dict` returns it."""
+    carried: Carried | None = None
+    """What was carried, grown, fresh and dropped."""
 
     def as_parent(self, weights: str, step: int | None) -> tuple[Ancestor, ...]:
         """The parents of a run that starts from this one."""
@@ -72,7 +74,7 @@ class StartRecord:
 
     def for_checkpoint(self) -> dict[str, Any]:
         """What a checkpoint keeps of it, as plain values."""
-        return to_dict(replace(self, carried={}))
+        return to_dict(replace(self, carried=None))
 
 
 def log_record(path: str, rows: Mapping[str, int]) -> LogRecord:
@@ -80,10 +82,11 @@ def log_record(path: str, rows: Mapping[str, int]) -> LogRecord:
     spec = path_of(path) / _SPEC
     try:
         content = parse_yaml(spec.read_text()) if spec.exists() else {}
-        split = content.get("split") or {}
+        # YAML reads 2026-11-26 as a date.
+        split = json.loads(json.dumps(content.get("split") or {}, default=str))
         return LogRecord(path, dict(rows), dict(split))
     # A spec serves people; a run trains without it.
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError):
         return LogRecord(path, dict(rows))
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from stem_torchrec.checkpoints.folder import PROGRESS_FILE, checkpoint_path, complete_steps
 from stem_torchrec.checkpoints.resume import checkpoints_folder, progress_of
 from stem_torchrec.checkpoints.weights import BEST_WEIGHTS, find_weights, read_metadata
-from stem_torchrec.config import TrainConfig
+from stem_torchrec.config import CheckpointConfig, TrainConfig
 from stem_torchrec.config.files import CONFIG_FILE, config_from_dict, read_config
 from stem_torchrec.config.serialization import from_dict
 from stem_torchrec.data.columns import Columns
@@ -77,10 +77,24 @@ def open_source(config: TrainConfig) -> StartSource:
     )
 
 
-def is_part_of(start_from: str, folder: str) -> bool:
-    """Whether a source is the run folder `folder`, or lies in it."""
-    source, run = (path if "://" in path else os.path.realpath(path) for path in (_without_ending(start_from), folder))
-    return f"{source.rstrip('/')}/".startswith(f"{run.rstrip('/')}/")
+def check_start(config: TrainConfig) -> None:
+    """Raises UserError for a source together with `--resume PATH`, and for one in the run's own folder."""
+    name = config.start_from
+    if name is None:
+        return
+    if config.resume not in ("auto", "never"):
+        raise UserError(
+            f"--start-from {name} and --resume {config.resume} exclude each other: a run starts from another's state, "
+            "or resumes one on the same log; leave one of them out."
+        )
+    source, run = (
+        path if "://" in path else os.path.realpath(path) for path in (_without_ending(name), config.output_dir or "")
+    )
+    if config.output_dir and f"{source}/".startswith(f"{run.rstrip('/')}/"):
+        raise UserError(
+            f"--start-from {name} is in the run folder of --output-dir itself; give another --output-dir, or leave out "
+            "--start-from to resume."
+        )
 
 
 def _without_ending(start_from: str) -> str:
@@ -130,8 +144,8 @@ def _candidates_of_run(name: str, run: AnyPath) -> list[str]:
 def _checkpoints_of(run: AnyPath) -> str:
     """The folder of a run's checkpoints, which config.yaml does not name."""
     started = read_start(run)
-    own = checkpoints_folder(TrainConfig().checkpoint, run)
-    return own if started is None or complete_steps(own) else started.checkpoints
+    elsewhere = None if started is None else started.checkpoints
+    return elsewhere or checkpoints_folder(CheckpointConfig(), run)
 
 
 def _checkpoints_in(folder: str) -> list[str]:

@@ -20,7 +20,7 @@ from stem_torchrec.starting.carry import carry
 from stem_torchrec.starting.id_maps import IdMap, LogIds, map_ids
 from stem_torchrec.starting.id_spaces import IdSpace, read_id_spaces
 from stem_torchrec.starting.record import Ancestor, StartRecord, log_record, read_start, start_of
-from stem_torchrec.starting.source import StartSource, is_part_of, open_source
+from stem_torchrec.starting.source import StartSource, open_source
 from stem_torchrec.tables import table_feature
 from stem_torchrec.training.run_data import RunData
 
@@ -77,16 +77,13 @@ class Beginning:
             gate_bias=config.start.gate_bias, tables_from=config.start.tables_from,
         )  # fmt: skip
         log_rank0(f"starting from {self.source.weights}\n{carried.format()}")
-        record = replace(self.record, carried=carried.to_dict(), table_steps=carried.table_steps)
+        record = replace(self.record, carried=carried, table_steps=carried.table_steps)
         return replace(self, record=record)
 
     def record_in(self, folder: AnyPath, config: TrainConfig) -> StartRecord:
         """The record of the run in its folder."""
-        return replace(
-            self.record,
-            run=_absolute(str(folder)),
-            checkpoints=_absolute(checkpoints_folder(config.checkpoint, folder)),
-        )
+        elsewhere = config.checkpoint.folder
+        return replace(self.record, run=_absolute(str(folder)), checkpoints=elsewhere and _absolute(elsewhere))
 
 
 def _absolute(path: str) -> str:
@@ -94,18 +91,7 @@ def _absolute(path: str) -> str:
 
 
 def _checkpoints_of(config: TrainConfig) -> list[str]:
-    """The checkpoints that the run resumes from; raises UserError for options that exclude each other."""
-    if config.start_from is not None:
-        if config.resume not in ("auto", "never"):
-            raise UserError(
-                f"--start-from and --resume {config.resume} exclude each other: a run starts from another's state, or "
-                "resumes one on the same log; leave one of them out."
-            )
-        if config.output_dir and is_part_of(config.start_from, config.output_dir):
-            raise UserError(
-                f"--start-from {config.start_from} is in the run folder of --output-dir itself; give another "
-                "--output-dir, or leave out --start-from to resume."
-            )
+    """The checkpoints that the run resumes from; none for a new run."""
     own = None
     if config.output_dir or config.checkpoint.folder:
         own = checkpoints_folder(config.checkpoint, path_of(config.output_dir or ""))
@@ -147,7 +133,7 @@ def _new(config: TrainConfig, path: str, data: RunData, source: StartSource | No
 
 def _record(path: str, data: RunData, ids: dict[str, IdSpace]) -> StartRecord:
     rows = {"train": data.train.rows, "valid": data.validation.rows}
-    return StartRecord("", "", log_record(path, rows), ids)
+    return StartRecord("", None, log_record(path, rows), ids)
 
 
 def _ids(path: str, data: RunData) -> dict[str, IdSpace]:
