@@ -160,7 +160,7 @@ def test_start_json_has_the_lineage_and_what_was_carried(folder: Path, printed: 
     assert start.carried is not None
     assert {line.status for line in start.carried.lines} == {"carried"}
     # A checkpoint that has been moved away from its run still tells it.
-    [last] = complete_steps(str(folder / "tuesday" / "checkpoints"))
+    last, *_ = complete_steps(str(folder / "tuesday" / "checkpoints"))
     model = type(load_config(str(folder / "tuesday" / "config.yaml")).model)
     kept = read_progress(checkpoint_path(str(folder / "tuesday" / "checkpoints"), last), model).start
     assert kept["parents"] == to_dict(start)["parents"][1:]
