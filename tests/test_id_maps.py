@@ -1,6 +1,7 @@
 """Which row of yesterday's table a row of today's continues, by what the logs tell of their ids."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,25 @@ def read_again(folder: Path) -> dict[str, IdSpace]:
 def test_a_value_continues_the_row_of_its_bucket(tmp_path: Path, values: list[Any]) -> None:
     id_map = city(hashed(7), ids_of(tmp_path / "new", values, missing=1), by_hash=True)
     assert rows_of(id_map) == [-1, 7, *(hash_id(str(value), 7, "") for value in values)]
+
+
+def test_refusals_are_on_the_page(tmp_path: Path) -> None:
+    old = replace(ids_of(tmp_path / "old", OLD), log="OLD")
+    others = ids_of(tmp_path / "others", ["x", "y"])
+    cases = {
+        "other values than yesterday's, whose log is gone": (old, ids_of(tmp_path / "again", OLD[::-1])),
+        "a vocabulary of another feature": (ids_of(tmp_path / "whole", OLD), others),
+        "a table that would shrink, without transforms.json": (replace(other("unknown", 10), log="OLD"), hashed(8)),
+        "another hash": (hashed(10, salt="a"), hashed(12, salt="a")),
+        "a hash in the place of a vocabulary": (old, hashed(8)),
+    }
+    page = (Path(__file__).parents[1] / "docs" / "day_two.md").read_text()
+    for name, (before, after) in cases.items():
+        sentence = re.sub(rf"{tmp_path}/\w+|NEW", "NEW", refusal(before, after))
+        sentence = re.sub(
+            r"but OLD/.* prepare the log again", "but OLD/vocabulary/city.parquet cannot be read (...)", sentence
+        )
+        assert f"| {name} | {sentence.replace('runs/a', 'RUN')} |" in page
 
 
 @pytest.fixture(scope="module")

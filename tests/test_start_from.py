@@ -1,6 +1,8 @@
 """stem-train --start-from: a new run begins with the state of another one, on the log of another day."""
 
 import json
+import random
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -24,26 +26,25 @@ from stem_torchrec.training.trainer import Trainer, train
 from distributed import run_ranks
 from owners import owned_by_another_process
 from preparations import prepare, spec_with
+from recovery.soak import FaultsConfig, live
 from recovery.train_runs import differences
 from runs import this_process
-from small_runs import run_script
+from small_runs import run_script, start
 
-ROWS = 60
-"""Of a day."""
 SPEC = spec_with(labels={"click": "click", "late": "late"}, features={"user": {"vocabulary": {"min_count": 1}}})
 SPEC["sources"]["log"]["columns"]["late"] = "int"
 
 
-def day_of(number: int, users: int) -> str:
+def day_of(number: int, users: int, rows: int) -> str:
     """The raw log of two days: one to train on, and the next to validate."""
-    lines = [f"{n % users + 1},{number + (n % 7 == 6)},{n % 3 % 2},{(n + n // 7) % 2}" for n in range(ROWS)]
+    lines = [f"{n % users + 1},{number + (n % 7 == 6)},{n % 3 % 2},{(n + n // 7) % 2}" for n in range(rows)]
     return "\n".join(["user,day,click,late", *lines]) + "\n"
 
 
-def make_log(folder: Path, number: int, users: int, **options: Any) -> Path:
+def make_log(folder: Path, number: int, users: int, *, rows: int = 60, **options: Any) -> Path:
     """The log of a day, whose vocabulary grows that of an earlier one."""
     spec = {**SPEC, "split": {"time": {"by": "day", "train_until": number, "valid_until": number + 1}}}
-    made = prepare(folder, spec, {"log.csv": day_of(number, users)}, out=f"day{number}", report=False, **options)
+    made = prepare(folder, spec, {"log.csv": day_of(number, users, rows)}, out=f"day{number}", report=False, **options)
     return made.with_name(f"day{number}")
 
 
@@ -145,9 +146,9 @@ def test_a_day_trains_on_from_the_day_before(folder: Path, printed: dict[str, st
 
 
 def test_start_json_has_the_lineage_and_what_was_carried(folder: Path, printed: dict[str, str]) -> None:
-    start = read_start(folder / "wednesday")
-    assert start is not None
-    tuesday, monday = start.parents
+    record = read_start(folder / "wednesday")
+    assert record is not None
+    tuesday, monday = record.parents
     newest = complete_steps(str(folder / "elsewhere"))[0]
     assert (monday.run, monday.step) == (str(folder / "monday"), newest)
     assert monday.weights == checkpoint_path(str(folder / "elsewhere"), newest)
@@ -156,14 +157,14 @@ def test_start_json_has_the_lineage_and_what_was_carried(folder: Path, printed: 
     assert monday.log.rows == {"train": 52, "valid": 8}
     assert monday.log.split["time"].items() >= {"by": "day", "train_until": 1, "valid_until": 2}.items()
     assert tuesday.run == str(folder / "tuesday")
-    assert start.ids["user"].values == 8
-    assert start.carried is not None
-    assert {line.status for line in start.carried.lines} == {"carried"}
+    assert record.ids["user"].values == 8
+    assert record.carried is not None
+    assert {line.status for line in record.carried.lines} == {"carried"}
     # A checkpoint that has been moved away from its run still tells it.
     last, *_ = complete_steps(str(folder / "tuesday" / "checkpoints"))
     model = type(load_config(str(folder / "tuesday" / "config.yaml")).model)
     kept = read_progress(checkpoint_path(str(folder / "tuesday" / "checkpoints"), last), model).start
-    assert kept["parents"] == to_dict(start)["parents"][1:]
+    assert kept["parents"] == to_dict(record)["parents"][1:]
 
 
 def test_the_best_weights_start_with_fresh_states(printed: dict[str, str]) -> None:
@@ -184,10 +185,10 @@ def test_a_run_that_resumes_does_not_carry_again(folder: Path, printed: dict[str
     assert "starting from" not in printed["resumed"]
     assert "resuming after step 1" in printed["resumed"]
     assert differences(folder / "resumed", folder / "tuesday") == []
-    start = read_start(folder / "resumed")
-    assert start is not None
-    assert start.carried is not None
-    assert start.parents[0].weights.startswith(str(folder / "moved"))
+    record = read_start(folder / "resumed")
+    assert record is not None
+    assert record.carried is not None
+    assert record.parents[0].weights.startswith(str(folder / "moved"))
 
 
 def test_a_dry_run_shows_the_table_and_writes_nothing(folder: Path, printed: dict[str, str]) -> None:
@@ -208,12 +209,13 @@ def test_checkpoints_elsewhere_are_known_and_a_damaged_one_is_left_out_with_a_no
 
 
 def refused(config: TrainConfig, folder: Path) -> str:
-    """The sentence, without the folder; no run folder may be made."""
+    """The sentence as the page has it; nothing may be written."""
     before = sorted(path.name for path in folder.iterdir())
     with pytest.raises(UserError) as error:
         Trainer(config, this_process())
     assert sorted(path.name for path in folder.iterdir()) == before
-    return f"{type(error.value).__name__}: {error.value}".replace(str(folder), "DIR")
+    sentence = re.sub(r"process .* ago", "process 4711 on gpu-3 ...", str(error.value))
+    return sentence.replace(f"{folder}/", "")
 
 
 def refusals(folder: Path) -> dict[str, str]:
@@ -230,20 +232,23 @@ def refusals(folder: Path) -> dict[str, str]:
     (folder / "changed" / "schema.json").write_text(schema.replace('"num_embeddings": 9', '"num_embeddings": 10'))
     good = config_on(folder / "day2", folder / "new", start_from=str(tuesday))
     cases: dict[str, dict[str, Any]] = {
-        "live": {"start_from": str(folder / "live")},
-        "no checkpoint": {"start_from": str(folder / "without")},
-        "no weights": {"start_from": f"{folder}/without:best"},
-        "damaged": {"start_from": str(folder / "damaged")},
-        "missing": {"start_from": str(folder / "nothing")},
-        "neither": {"start_from": str(folder / "day2")},
-        "best of no run": {"start_from": f"{tuesday}/checkpoints:best"},
-        "itself": {"start_from": str(tuesday), "output_dir": str(tuesday)},
-        "inside": {"start_from": f"{tuesday}/checkpoints", "output_dir": str(tuesday)},
-        "resume": {"resume": f"{tuesday}/checkpoints"},
+        "a run that is still trained": {"start_from": str(folder / "live")},
+        "a run without a checkpoint": {"start_from": str(folder / "without")},
+        "a run without weights": {"start_from": f"{folder}/without:best"},
+        "checkpoints that are damaged, all of them": {"start_from": str(folder / "damaged")},
+        "a path that does not exist": {"start_from": str(folder / "nothing")},
+        "a folder of something else": {"start_from": str(folder / "day2")},
+        "the best weights of no run": {"start_from": f"{tuesday}/checkpoints:best"},
+        "the run folder itself": {"start_from": str(tuesday), "output_dir": str(tuesday)},
+        "a checkpoint in the run folder": {"start_from": f"{tuesday}/checkpoints", "output_dir": str(tuesday)},
+        "`--resume PATH` as well": {"resume": f"{tuesday}/checkpoints"},
         "another model": {"model": PLEOptions(embedding_dim=8)},
-        "another source": {"output_dir": str(tuesday), "start_from": str(folder / "wednesday")},
-        "log that does not fit itself": {"data": replace(good.data, path=str(folder / "changed"))},
-        "another day": {"output_dir": str(folder / "monday"), "start_from": None},
+        "a run folder that started from another source": {
+            "output_dir": str(tuesday),
+            "start_from": str(folder / "wednesday"),
+        },
+        "a log whose ids do not match its vocabulary": {"data": replace(good.data, path=str(folder / "changed"))},
+        "the run folder of another day": {"output_dir": str(folder / "monday"), "start_from": None},
     }
     return {name: refused(replace(good, **fields), folder) for name, fields in cases.items()}
 
@@ -254,8 +259,34 @@ def sentences(folder: Path, printed: dict[str, str]) -> dict[str, str]:
     return result
 
 
-def test_what_cannot_be_started_from_is_refused_with_the_way_out(sentences: dict[str, str]) -> None:
-    assert sentences == {}
+def test_what_cannot_be_started_from_is_refused_with_the_sentence_on_the_page(sentences: dict[str, str]) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "day_two.md").read_text()
+    missing = [line for name, sentence in sentences.items() if (line := f"| {name} | {sentence} |") not in page]
+    assert "\n".join(missing) == ""
+
+
+@pytest.mark.long
+def test_ten_days_in_a_row_killed_at_random_moments_end_as_those_that_were_left_alone(tmp_path: Path) -> None:
+    dice, log, before = random.Random(0), None, {"whole": "None", "killed": "None"}
+    for day in range(1, 11):
+        options: dict[str, Any] = {} if log is None else {"vocabularies": str(log), "grow": True}
+        log = make_log(tmp_path, day, 40 + 10 * day, rows=2000, **options)
+        for name in before:
+            line = ["--data.path", str(log), "--start-from", before[name], "--sparse.name", "adagrad"]
+            run, config = tmp_path / f"{name}{day}", FaultsConfig(ranks=2, seconds=1.5)
+            lives = 0
+            while True:
+                with start(run, *line, ranks=2) as started:
+                    ended = live(started, config, dice, kill=name == "killed" and lives < 2)["ended"]
+                lives += 1
+                if ended:
+                    break
+            before[name] = str(run)
+        assert differences(tmp_path / f"killed{day}", tmp_path / f"whole{day}") == []
+    final = read_start(tmp_path / "killed10")
+    assert final is not None
+    assert len(final.parents) == 9
+    assert [parent.log.rows["train"] for parent in final.parents if parent.log] == [1715] * 9
 
 
 def test_the_command_refuses_with_status_2_and_a_dry_run_ends_with_0(folder: Path, printed: dict[str, str]) -> None:

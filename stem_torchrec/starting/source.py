@@ -71,9 +71,9 @@ def open_source(config: TrainConfig) -> StartSource:
             log_rank0(f"note: {error}; trying the checkpoint before")
             continue
         return source
+    which = "none of its checkpoints can" if len(paths) > 1 else f"{paths[0]} cannot"
     raise DamagedError(
-        f"--start-from {name}: {'none of its checkpoints' if len(paths) > 1 else paths[0]} can be read; give another "
-        "checkpoint, or RUN:best for the best weights of a run."
+        f"--start-from {name}: {which} be read; give another checkpoint, or RUN:best for the best weights of a run."
     )
 
 
