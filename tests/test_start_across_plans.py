@@ -121,7 +121,6 @@ ROW_CASES = [
     ("column_wise", "data_parallel"),
     ("data_parallel", "column_wise"),
     ("column_wise", "column_wise"),
-    ("column_wise", "row_wise"),
 ]
 CUTS = {"column_wise": ((0, 4), (4, 8))}
 """Columns of the shards of a table on two ranks, where it is cut by columns."""
