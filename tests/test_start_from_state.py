@@ -28,8 +28,7 @@ GROWN = {**COLUMNS.sparse, **sparse_features(uid=6500)}
 CITY = sparse_features(city=20)
 CHANGES: dict[str, Any] = {
     "nothing": COLUMNS,
-    "a feature": replace(COLUMNS, sparse=CITY | COLUMNS.sparse),
-    "a dense feature": replace(COLUMNS, dense=("age", "height", "price")),
+    "features": replace(COLUMNS, sparse=CITY | COLUMNS.sparse, dense=("age", "height", "price")),
     "a task": replace(COLUMNS, labels=("share", "finish", "like")),
     "ids": replace(COLUMNS, sparse=GROWN),
     "all": replace(
@@ -45,8 +44,9 @@ Weights = dict[str, Tensor]
 
 def started(source: StartSource, config: TrainConfig, columns: Any = COLUMNS, **chosen: Any) -> dict[str, Any]:
     """What a run is like that has just started."""
-    run, carried = start(source, config, columns, **chosen)
-    fresh = Run.build(replace(config, seed=7), columns).weights()
+    run = Run.build(replace(config, seed=7), columns)
+    fresh = run.weights()
+    _, carried = start(source, config, columns, run=run, **chosen)
     weights, states = run.weights(), whole_states(run)
     return {
         "weights": weights, "states": states, "fresh": fresh, "carried": carried,
@@ -66,11 +66,12 @@ def change_all(folder: Path) -> dict[str, dict[str, Any]]:
     results["deep"] = started(source, replace(CONFIG, model=replace(CONFIG.model, tower_hidden=(8, 4))))
     rows = torch.tensor([0, 3, -1, 5, -1])
     of_tags = replace(COLUMNS, sparse={**COLUMNS.sparse, **sparse_features(tags=5)})
-    for how in ("initial", "unseen", "mean"):
+    for how in ("unseen", "mean"):
         results[how] = started(source, CONFIG, of_tags, id_maps={"tags": IdMap(7, 5, rows)}, new_rows=how)
     results["tables"] = started(source, CONFIG, CHANGES["a task"], tables_from="shared", gate_bias=-5.0)
-    results["best"] = started(replace(source, has_states=False), CONFIG)
-    results["weights"] = started(replace(source, has_states=False, config=None, columns=None), CONFIG)
+    results["weights"] = started(
+        replace(source, has_states=False, config=None, columns=None, step=None), CONFIG, CHANGES["ids"]
+    )
     adamw = DenseOptimizerConfig("adamw", weight_decay=0.1)
     sparse = SparseOptimizerConfig("rowwise_adagrad")
     results["optimizers"] = started(source, replace(CONFIG, dense=adamw, sparse=sparse), CHANGES["a task"])
@@ -175,11 +176,10 @@ def test_another_width_continues_the_first_columns(results):
 def test_rows_of_new_ids_start_as_chosen_and_others_are_matched(results):
     old, name = results["yesterday"]["weights"][f"{TABLES}.like/tags.weight"], f"{TABLES}.like/tags.weight"
     carried = old[[0, 3, 5]]
-    for how, row in (("initial", None), ("unseen", old[0]), ("mean", carried.double().mean(dim=0).float())):
+    for how, row in (("unseen", old[0]), ("mean", carried.double().mean(dim=0).float())):
         new = results[how]
         assert torch.equal(new["weights"][name][[0, 1, 3]], carried)
-        expected = new["fresh"][name][[2, 4]] if row is None else row.expand(2, -1)
-        assert torch.equal(new["weights"][name][[2, 4]], expected), how
+        assert torch.equal(new["weights"][name][[2, 4]], row.expand(2, -1)), how
         sums = new["states"]["like/tags.momentum1"]
         assert torch.equal(sums[[0, 1, 3]], results["yesterday"]["states"]["like/tags.momentum1"][[0, 3, 5]])
         assert sums[[2, 4]].count_nonzero() == 0
@@ -204,10 +204,10 @@ def test_a_part_of_another_size_is_fresh_and_the_others_are_not(results):
 
 
 def test_states_are_fresh_where_there_are_none_or_the_optimizer_is_another(results):
-    for case in ("best", "weights"):
-        assert all(state.count_nonzero() == 0 for state in results[case]["states"].values())
-        assert results[case]["carried"].notes == ("stem has no optimizer states, so all of them are fresh",)
-        assert {line.states for line in results[case]["carried"].lines} == {"fresh"}
+    new = results["weights"]
+    assert all(state.count_nonzero() == 0 for state in new["states"].values())
+    assert new["carried"].notes == ("stem has no optimizer states, so all of them are fresh",)
+    assert {line.states for line in new["carried"].lines} == {"fresh"}
     assert results["optimizers"]["carried"].notes == (
         "the states of tables are fresh: stem has those of adagrad, not of rowwise_adagrad",
         "the states of dense parts are fresh: stem has those of adam, not of adamw",
@@ -219,7 +219,8 @@ def models_all(folder: Path) -> dict[str, tuple[dict[str, Tensor], dict[str, Ten
     for arch in ARCHS:
         # Tasks of AITM and ESMM are steps after each other: only one at the end leaves the others as they are.
         columns = replace(CHANGES["all"], labels=("finish", "like", "share"))
-        config = replace(CONFIG, model=with_arch(CONFIG.model, arch))
+        # The other tests have STEM with two layers.
+        config = replace(CONFIG, model=with_arch(replace(CONFIG.model, num_layers=1 + (arch != "stem")), arch))
         source, run = save_run(folder / arch, config)
         new, carried = start(source, config, columns)
         results[arch] = predictions(run, BATCH), predictions(new, with_columns_of(BATCH, columns)), carried
@@ -231,11 +232,12 @@ def test_every_model_predicts_as_its_source_with_more_ids_features_and_tasks(tmp
     for arch, (old, new, carried) in results.items():
         for task, logits in old.items():
             torch.testing.assert_close(new[task], logits, **ROUNDING, msg=lambda text, arch=arch: f"{arch}: {text}")
-        fresh = [line for line in carried.lines if line.status == "fresh"]
+        # A transfer of AITM belongs to the task that it starts from.
+        fresh = [line for line in carried.lines if line.status == "fresh" and line.item != "transfers"]
         assert all(line.of == ("share",) or line.item == "tables of city" for line in fresh), arch
 
 
-CASES = {"adagrad": "row_wise", "rowwise_adagrad": "table_wise", "adam": "data_parallel", "sgd": "column_wise"}
+CASES = {"adagrad": "row_wise", "rowwise_adagrad": "table_wise", "adam": "data_parallel"}
 """Sharding type by table optimizer."""
 
 

@@ -10,6 +10,8 @@ Status = Literal["carried", "grown", "fresh", "dropped"]
 """carried: as it was; grown: with positions that are new; fresh: as a run without a start has it; dropped: not read."""
 States = Literal["carried", "fresh", ""]
 """Optimizer states; "" where an optimizer has none, and for what is dropped."""
+_NAMED = 6
+"""Groups that a line of the text names."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,18 @@ class Carried:
         """The table, and the notes below it."""
         names = ("what", "of", "status", "states", "rows", "new rows", "details")
         cells = [
-            (line.item, ", ".join(line.of), line.status, line.states, _number(line.rows), _number(line.new_rows),
+            (line.item, _some(line.of), line.status, line.states, _number(line.rows), _number(line.new_rows),
              line.details)
             for line in self.lines
         ]  # fmt: skip
         aligned = ("left", "left", "left", "left", "right", "right", "left")
         table = tabulate(cells, names, disable_numparse=True, colalign=aligned if cells else None)
         return "\n".join([table, *(f"note: {note}" for note in self.notes)])
+
+
+def _some(names: tuple[str, ...]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _number(value: int | None) -> str:

@@ -7,7 +7,7 @@ from torch import nn
 from torchrec.optim.keyed import CombinedOptimizer
 
 from stem_torchrec.checkpoints.storage import without_warnings
-from stem_torchrec.checkpoints.weights import load_state, read_metadata
+from stem_torchrec.checkpoints.weights import load_state
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.runtime.internals.torchrec_hooks import forget_cached_rows
@@ -53,7 +53,7 @@ def carry(
     Args:
         model: sharded, with its loss.
         optimizer: of the model.
-        source: see StartSource.
+        source: whose files are whole; `dcp.load` compares no checksums.
         config: of this run.
         columns: of its log.
         id_maps: by feature; without one, row i continues row i.
@@ -74,10 +74,9 @@ def carry(
         new_rows=new_rows, gate_bias=gate_bias, tables_from=tables_from,
     )  # fmt: skip
     with without_warnings():
-        metadata = read_metadata(source.weights)
         _make_fresh_states(optimizer)
         weights, states = model.state_dict(), optimizer.state_dict()["state"]
-        copies = LocalCopies(plan.matches, metadata, source.name)
+        copies = LocalCopies(plan.matches, plan.saved, source.name)
         copies.add_weights(weights, new_rows)
         copies.add_states(states, weights)
         for name, match in plan.matches.items():

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
 from stem_torchrec.checkpoints.dropout_names import names_with_dropout
 from stem_torchrec.checkpoints.weights import check_weights, saved_tensors
 from stem_torchrec.config import TrainConfig
@@ -16,6 +18,7 @@ from stem_torchrec.starting.match_modules import match_modules
 from stem_torchrec.starting.match_tables import NewRows, match_tables
 from stem_torchrec.starting.model_weights import Matches, ModelWeights
 from stem_torchrec.starting.source import StartSource
+from stem_torchrec.tables import table_feature, table_of
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class CarryPlan:
 
     matches: Matches
     carried: Carried
+    saved: Mapping[str, TensorStorageMetadata]
+    """What the folder of the source has, by name."""
 
 
 def plan_carry(
@@ -50,9 +55,10 @@ def plan_carry(
             f"{source.name} is a model of --model.arch {was.model.arch}, and this run of {config.model.arch}, which "
             f"has other parts; give --model.arch {was.model.arch}, or start without it."
         )
-    old = ModelWeights(was.model, source.columns or columns, gate_bias=gate_bias)
-    new = ModelWeights(config.model, columns, gate_bias=gate_bias)
     folder = path_of(source.weights)
+    saved = saved_tensors(folder)
+    old = ModelWeights(was.model, source.columns or _with_rows_of(saved, columns))
+    new = ModelWeights(config.model, columns, gate_bias=gate_bias)
     check_weights(old.train.state_dict(), folder)
     notes = []
     if not source.has_states:
@@ -75,9 +81,18 @@ def plan_carry(
     )  # fmt: skip
     modules, of_parts = match_modules(old, new, states=of_modules)
     # Under the names of layers that were saved when dropout was a layer.
-    saved = [name.removeprefix("model.") for name in saved_tensors(folder) if name.startswith("model.")]
-    renamed = names_with_dropout(saved, old.sizes)
+    renamed = names_with_dropout([name.removeprefix("model.") for name in saved], old.sizes)
     modules = {name: replace(match, old=renamed.get(match.old, match.old)) for name, match in modules.items()}
     steps = source.step if of_tables == "carried" else None
     carried = Carried(source.name, tuple(together([*lines, *of_parts])), tuple(notes), steps or 0)
-    return CarryPlan({**tables, **modules}, carried)
+    return CarryPlan({**tables, **modules}, carried, saved)
+
+
+def _with_rows_of(saved: Mapping[str, TensorStorageMetadata], columns: Columns) -> Columns:
+    """The columns of this run's log with the rows that bare weights have for them, of which nothing else is known."""
+    rows = {table_feature(table): item.size[0] for name, item in saved.items() if (table := table_of(name)) is not None}
+    sparse = {
+        name: replace(feature, num_embeddings=rows.get(name, feature.num_embeddings))
+        for name, feature in columns.sparse.items()
+    }
+    return replace(columns, sparse=sparse)

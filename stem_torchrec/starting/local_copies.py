@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from stem_torchrec.checkpoints.load_planner import Part, parts_of
 from stem_torchrec.checkpoints.rowwise import column_shards, row_pieces
@@ -45,25 +45,18 @@ class LocalCopies:
 
     Args:
         matches: which weights continue which.
-        metadata: of the source's folder.
+        saved: what the source's folder has, by name.
         name: of the source, for messages.
     """
 
-    def __init__(self, matches: Matches, metadata: Metadata, name: str) -> None:
+    def __init__(self, matches: Matches, saved: Mapping[str, TensorStorageMetadata], name: str) -> None:
         self.copies: list[Copy] = []
         self.means: list[Mean] = []
         """To be filled once the copies are made."""
         self.uncounted: list[Tensor] = []
         """Counts of steps that were not saved, as a fused optimizer does not."""
-        self._matches, self._name = matches, name
-        self._saved = {
-            tensor: item
-            for tensor, item in metadata.state_dict_metadata.items()
-            if isinstance(item, TensorStorageMetadata)
-        }
-        self._parts = {
-            part: own for name, item in self._saved.items() for part, own in parts_of(name, item.size).items()
-        }
+        self._matches, self._saved, self._name = matches, saved, name
+        self._parts = {part: own for tensor, item in saved.items() for part, own in parts_of(tensor, item.size).items()}
 
     def add_weights(self, weights: Mapping[str, Tensor], new_rows: NewRows) -> None:
         """Adds those of the weights of a sharded model, by name; raises UserError if one was not saved.
