@@ -37,7 +37,7 @@ SPEC["sources"]["log"]["columns"]["late"] = "int"
 
 def day_of(number: int, users: int, rows: int) -> str:
     """The raw log of two days: one to train on, and the next to validate."""
-    lines = [f"{n % users + 1},{number + (n % 7 == 6)},{n % 3 % 2},{(n + n // 7) % 2}" for n in range(rows)]
+    lines = [f"{n % users + 1},{number + (n % 7 == 6)},{n % 3 % 2},{n // 14 % 2}" for n in range(rows)]
     return "\n".join(["user,day,click,late", *lines]) + "\n"
 
 
