@@ -4,6 +4,8 @@ import json
 import random
 import re
 import shutil
+import signal
+import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -26,8 +28,7 @@ from stem_torchrec.training.trainer import Trainer, train
 from distributed import run_ranks
 from owners import owned_by_another_process
 from preparations import prepare, spec_with
-from recovery.soak import FaultsConfig, live
-from recovery.train_runs import differences
+from recovery.train_runs import TrainRun, differences
 from runs import this_process
 from small_runs import run_script, start
 
@@ -265,24 +266,33 @@ def test_what_cannot_be_started_from_is_refused_with_the_sentence_on_the_page(se
     assert "\n".join(missing) == ""
 
 
+def lived(run: TrainRun, dice: random.Random | None) -> bool:
+    """Whether a run ended; it is killed at a random moment where there are dice."""
+    if dice is not None:
+        time.sleep(dice.uniform(0.5, 4.0))
+        for rank, process in enumerate(run.processes):
+            if process.poll() is None:
+                run.send(signal.SIGKILL, rank)
+    statuses, output = run.end()
+    assert dice is not None or statuses == [0, 0], output
+    return statuses == [0, 0]
+
+
 @pytest.mark.long
 def test_ten_days_in_a_row_killed_at_random_moments_end_as_those_that_were_left_alone(tmp_path: Path) -> None:
-    dice, log, before = random.Random(0), None, {"whole": "None", "killed": "None"}
+    dice, log, killed, before = random.Random(0), None, 0, {"whole": "None", "killed": "None"}
     for day in range(1, 11):
         options: dict[str, Any] = {} if log is None else {"vocabularies": str(log), "grow": True}
         log = make_log(tmp_path, day, 40 + 10 * day, rows=2000, **options)
         for name in before:
             line = ["--data.path", str(log), "--start-from", before[name], "--sparse.name", "adagrad"]
-            run, config = tmp_path / f"{name}{day}", FaultsConfig(ranks=2, seconds=1.5)
-            lives = 0
-            while True:
-                with start(run, *line, ranks=2) as started:
-                    ended = live(started, config, dice, kill=name == "killed" and lives < 2)["ended"]
-                lives += 1
-                if ended:
-                    break
+            run = tmp_path / f"{name}{day}"
+            kills = dice.randint(1, 2) if name == "killed" else 0
+            while not lived(start(run, *line, ranks=2), dice if kills > 0 else None):
+                kills, killed = kills - 1, killed + 1
             before[name] = str(run)
         assert differences(tmp_path / f"killed{day}", tmp_path / f"whole{day}") == []
+    assert killed >= 5
     final = read_start(tmp_path / "killed10")
     assert final is not None
     assert len(final.parents) == 9
