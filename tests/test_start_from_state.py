@@ -11,10 +11,12 @@ from torch import Tensor
 from stem_torchrec.checkpoints.state import restore_state
 from stem_torchrec.checkpoints.weights import save_weights
 from stem_torchrec.config import DenseOptimizerConfig, SparseOptimizerConfig, TrainConfig
+from stem_torchrec.config.serialization import from_dict, to_dict
 from stem_torchrec.models.table import MODELS as ARCHS
 from stem_torchrec.models.table import with_arch
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.starting.axis_labels import CLOSED
+from stem_torchrec.starting.carried import Carried
 from stem_torchrec.starting.id_maps import IdMap
 from stem_torchrec.starting.source import StartSource
 
@@ -212,6 +214,16 @@ def test_states_are_fresh_where_there_are_none_or_the_optimizer_is_another(resul
         "the states of tables are fresh: stem has those of adagrad, not of rowwise_adagrad",
         "the states of dense parts are fresh: stem has those of adam, not of adamw",
     )
+
+
+def test_the_table_names_what_is_alike_once_and_goes_through_plain_values(results):
+    carried = results["all"]["carried"]
+    assert from_dict(Carried, to_dict(carried)) == carried
+    lines = [" ".join(line.split()) for line in carried.format().splitlines()]
+    assert "tables of uid like, finish, shared grown carried 5,000 1,500 new rows as initialized" in lines
+    assert "tables of city like, share, finish, shared fresh fresh 20 new feature" in lines
+    assert "layers.0.gates like, finish, shared grown carried 8 new input columns, 2 new experts" in lines
+    assert "towers share fresh fresh new" in lines
 
 
 def models_all(folder: Path) -> dict[str, tuple[dict[str, Tensor], dict[str, Tensor], Any]]:

@@ -1,8 +1,8 @@
 """What a new run takes over from the state that it starts from, as a table."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from tabulate import tabulate
 
@@ -51,12 +51,6 @@ class Carried:
     """What else is not as it was, a sentence each."""
     table_steps: int = 0
     """The count by which the tables' optimizer corrects the bias of its moments, at step 0 of the new run."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values."""
-        return {**asdict(self), "lines": [{**asdict(line), "of": list(line.of)} for line in self.lines]} | {
-            "notes": list(self.notes)
-        }
 
     def format(self) -> str:
         """The table, and the notes below it."""

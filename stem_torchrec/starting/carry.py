@@ -77,7 +77,7 @@ def carry(
         _make_fresh_states(optimizer)
         weights, states = model.state_dict(), optimizer.state_dict()["state"]
         copies = LocalCopies(plan.matches, plan.saved, source.name)
-        copies.add_weights(weights, new_rows)
+        copies.add_weights(weights)
         copies.add_states(states, weights)
         for name, match in plan.matches.items():
             if name in weights:

@@ -5,7 +5,7 @@ shard, and follows the rule of `checkpoints/rowwise.py`: it is the mean of the s
 shard that were saved.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +16,6 @@ from stem_torchrec.checkpoints.load_planner import Part, parts_of
 from stem_torchrec.checkpoints.rowwise import column_shards, row_pieces
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.starting.carry_planner import Copy, continued
-from stem_torchrec.starting.match_tables import NewRows, rows_of_weights
 from stem_torchrec.starting.model_weights import Match, Matches
 from stem_torchrec.tables import TableTensor, local_pieces, size_of
 
@@ -58,21 +57,13 @@ class LocalCopies:
         self._matches, self._saved, self._name = matches, saved, name
         self._parts = {part: own for tensor, item in saved.items() for part, own in parts_of(tensor, item.size).items()}
 
-    def add_weights(self, weights: Mapping[str, Tensor], new_rows: NewRows) -> None:
-        """Adds those of the weights of a sharded model, by name; raises UserError if one was not saved.
-
-        Args:
-            weights: of this rank, `model.state_dict()`.
-            new_rows: what the rows of new ids start from.
-        """
+    def add_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Adds those of the weights of a sharded model, by name; raises UserError if one was not saved."""
         for name, weight in weights.items():
             for of_group, part in parts_of(name, size_of(weight)).items():
                 match = self._matches.get(of_group)
                 if match is not None:
-                    if TableTensor.parse(of_group) is not None:
-                        rows = rows_of_weights(match.axes[0], match.old_size[0], part.size[0], new_rows)
-                        match = replace(match, axes=(rows, *match.axes[1:]))
-                    self._add(match, part, self._part(f"model.{match.old}"), weight)
+                    self._add(match.weight_axes, match, part, self._part(f"model.{match.old}"), weight)
 
     def add_states(self, states: Mapping[str, Mapping[str, Tensor]], weights: Mapping[str, Tensor]) -> None:
         """Adds those of the optimizer's states, by name of the weight and of the state.
@@ -96,19 +87,21 @@ class LocalCopies:
         if value.dim() == 0 and saved not in self._parts:
             self.uncounted.append(value)
         elif value.dim() == 0:
-            self._add(replace(match, axes=()), part, self._part(saved), value)
+            self._add((), match, part, self._part(saved), value)
         elif size_of(value) == size_of(weight):
-            self._add(match, part, self._part(saved), value)
+            self._add(match.axes, match, part, self._part(saved), value)
         else:
             self._add_row_state(match, self._part(saved), value, weight)
 
-    def _add(self, match: Match, part: Part, saved: Part, value: Tensor) -> None:
-        """Adds the copies into the pieces of a weight or state of the same axes."""
+    def _add(
+        self, axes_of_value: Sequence[Tensor | None], match: Match, part: Part, saved: Part, value: Tensor
+    ) -> None:
+        """Adds the copies into the pieces of a weight, of a state of its size, or of a count, which has no axis."""
         for first, piece in pieces_of_part(value, part):
             starts = [*[0] * (len(first) - 1), saved.start]
             axes = [
                 continued(positions, old_size, first=first[d], count=piece.shape[d], start=starts[d])
-                for d, (positions, old_size) in enumerate(zip(match.axes, match.old_size, strict=False))
+                for d, (positions, old_size) in enumerate(zip(axes_of_value, match.old_size, strict=False))
             ]
             self.copies.append(Copy(piece, saved.tensor, tuple(axes)))
 

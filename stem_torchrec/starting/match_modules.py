@@ -37,13 +37,9 @@ def match_modules(old: ModelWeights, new: ModelWeights, *, states: States) -> tu
             continue
         for name in names:
             pairs = list(zip(new.axes[name], old.axes[name], strict=True))
-            matches[name] = Match(
-                name,
-                old.sizes[name],
-                tuple(_positions(axis, old_axis) for axis, old_axis in pairs),
-                has_states=states == "carried",
-                starts=tuple(None if axis is None else axis.start for axis, _ in pairs),
-            )
+            axes = tuple(_positions(axis, old_axis) for axis, old_axis in pairs)
+            starts = tuple(None if axis is None else axis.start for axis, _ in pairs)
+            matches[name] = Match(name, old.sizes[name], axes, axes, states == "carried", starts)
         grown, changes = _changes(_named_axes(names, old, new))
         status: Status = "grown" if grown else "carried"
         lines.append(replace(line, status=status, states=states, details=", ".join(changes)))

@@ -30,16 +30,22 @@ class _Ids:
     """Rows that continue old ones."""
     gone: int
     """Old rows that no row continues."""
+    weight_rows: Tensor | None
+    """As `IdMap.rows`, but that the weights of new ids may continue those of unseen values."""
 
     @classmethod
-    def count(cls, ids: IdMap) -> "_Ids":
-        if ids.rows is None:
-            carried = min(ids.old_rows, ids.new_rows)
-            return cls(ids, carried, ids.old_rows - carried)
-        continued = ids.rows[ids.rows >= 0]
-        is_kept = torch.zeros(ids.old_rows, dtype=torch.bool)
-        is_kept[continued] = True
-        return cls(ids, len(continued), int((~is_kept).sum()))
+    def count(cls, ids: IdMap, new_rows: NewRows) -> "_Ids":
+        rows = ids.rows
+        if rows is None:
+            carried, gone = min(ids.old_rows, ids.new_rows), max(0, ids.old_rows - ids.new_rows)
+        else:
+            carried, is_gone = int((rows >= 0).sum()), torch.ones(ids.old_rows, dtype=torch.bool)
+            is_gone[rows[rows >= 0]] = False
+            gone = int(is_gone.sum())
+        if new_rows == "unseen" and carried < ids.new_rows:
+            rows = torch.arange(ids.new_rows) if rows is None else rows
+            rows = rows.where((rows >= 0) & (rows < ids.old_rows), UNSEEN)
+        return cls(ids, carried, gone, rows)
 
 
 def match_tables(
@@ -70,9 +76,9 @@ def match_tables(
         raise UserError(f"--start.tables-from is {tables_from}, but {source} has only tables of {known}")
     features, old_features = new.columns.sparse, old.columns.sparse
     ids = {
-        name: _Ids.count(_checked(name, id_maps.get(name), old, new, source))
-        for name in features
-        if name in old_features
+        feature: _Ids.count(_checked(feature, id_maps.get(feature), old, new, source), new_rows)
+        for feature in features
+        if feature in old_features
     }
     matches, lines = {}, []
     fresh: States = "fresh" if states else ""
@@ -86,7 +92,9 @@ def match_tables(
         of_old = states if old_group == group else fresh
         old_name = replace(tensor, table=table_name(old_group, feature)).name
         rows = ids[feature]
-        matches[name] = Match(old_name, old.sizes[old_name], (rows.map.rows, None), of_old == "carried")
+        matches[name] = Match(
+            old_name, old.sizes[old_name], (rows.map.rows, None), (rows.weight_rows, None), of_old == "carried"
+        )
         width, old_width = new.sizes[name][1], old.sizes[old_name][1]
         count = rows.map.new_rows - rows.carried
         details = [
@@ -111,23 +119,6 @@ def match_tables(
         if group not in new.groups or feature not in features:
             lines.append(Line(f"tables of {feature}", (group,), "dropped"))
     return matches, lines
-
-
-def rows_of_weights(rows: Tensor | None, old_rows: int, new_rows: int, how: NewRows) -> Tensor | None:
-    """The old row of each row of a table's weights: as that of its states, but that new ids may start as unseen ones.
-
-    Args:
-        rows: see `IdMap.rows`.
-        old_rows: rows of the old table.
-        new_rows: rows of the table.
-        how: what new rows start from.
-    """
-    if how != "unseen" or (rows is None and new_rows <= old_rows):
-        return rows
-    if rows is None:
-        rows = torch.arange(new_rows)
-        return torch.where(rows < old_rows, rows, UNSEEN)
-    return rows.clamp(min=UNSEEN)
 
 
 def _checked(feature: str, ids: IdMap | None, old: ModelWeights, new: ModelWeights, source: str) -> IdMap:

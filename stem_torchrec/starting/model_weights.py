@@ -26,6 +26,8 @@ class Match:
     old_size: tuple[int, ...]
     axes: tuple[Tensor | None, ...]
     """For each axis the old position of each position, int64, -1 where it is new; None if position i continues i."""
+    weight_axes: tuple[Tensor | None, ...]
+    """The same for the weight alone, whose new rows may continue that of unseen values."""
     has_states: bool
     """Whether its optimizer states are continued as well."""
     starts: tuple[float | None, ...] = ()
