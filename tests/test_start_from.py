@@ -19,6 +19,8 @@ from stem_torchrec.checkpoints.folder import checkpoint_path, complete_steps, re
 from stem_torchrec.config import CheckpointConfig, LoopConfig, TrainConfig
 from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.models.ple import PLEOptions
+from stem_torchrec.run_report.run_record import RunRecord
+from stem_torchrec.run_report.write_report import page_of
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.starting.record import read_start
 from stem_torchrec.training.configuration import load_config
@@ -29,6 +31,7 @@ from distributed import run_ranks
 from owners import owned_by_another_process
 from preparations import prepare, spec_with
 from recovery.train_runs import TrainRun, differences
+from report_tables import tables
 from runs import this_process
 from small_runs import run_script, start
 
@@ -88,7 +91,11 @@ def all_runs(folder: Path) -> dict[str, str]:
     weights = str(folder / "monday" / "best")
     run("from weights", config_on(first, folder / "never", start_from=weights, dry_run=True))
     wednesday = config_on(second, folder / "wednesday", start_from=str(folder / "tuesday"))
-    printed["wednesday"] = printed_by(lambda: Trainer(wednesday, process).close())
+    with redirect_stdout(StringIO()):
+        trainer = Trainer(wednesday, process)
+    # It has no evaluation yet, however good those of its source were.
+    assert (trainer.state.step, trainer._best.metrics, trainer._best.stopping.best) == (0, {}, None)
+    trainer.close()
     # A run that is given up before its first checkpoint starts again from the same source.
     killed = replace(today, output_dir=str(folder / "killed"))
     trainer = Trainer(killed, process)
@@ -207,6 +214,16 @@ def test_checkpoints_elsewhere_are_known_and_a_damaged_one_is_left_out_with_a_no
     assert f"starting from {newest}\n" in printed["tuesday"]
     assert "trying the checkpoint before" in printed["from the one before"]
     assert f"starting from {before}\n" in printed["from the one before"]
+
+
+def test_the_page_of_a_run_shows_what_it_started_from(folder: Path, printed: dict[str, str]) -> None:
+    record = RunRecord.read(folder / "wednesday", "wednesday")
+    text = "\n\n".join(page_of([record]).parts)
+    [_, monday] = [row for rows in tables(text)["Lineage"] for row in rows if "started from" in row]
+    assert monday["started from"].replace("<wbr>", "") == str(folder / "monday")
+    assert (monday["before it"], monday["rows of train"]) == ("2", "52")
+    assert monday["split by"].startswith("time: day, ")
+    assert "what was carried into wednesday" in text
 
 
 def refused(config: TrainConfig, folder: Path) -> str:

@@ -77,11 +77,14 @@ def open_source(config: TrainConfig) -> StartSource:
     )
 
 
-def check_start(config: TrainConfig) -> None:
-    """Raises UserError for a source together with `--resume PATH`, and for one in the run's own folder."""
+def with_source_path(config: TrainConfig) -> TrainConfig:
+    """The configuration with an absolute path of its source, by which a run is known again from another folder.
+
+    Raises UserError for a source together with `--resume PATH`, and for one in the run's own folder.
+    """
     name = config.start_from
     if name is None:
-        return
+        return config
     if config.resume not in ("auto", "never"):
         raise UserError(
             f"--start-from {name} and --resume {config.resume} exclude each other: a run starts from another's state, "
@@ -95,6 +98,7 @@ def check_start(config: TrainConfig) -> None:
             f"--start-from {name} is in the run folder of --output-dir itself; give another --output-dir, or leave out "
             "--start-from to resume."
         )
+    return config if "://" in name else replace(config, start_from=os.path.abspath(name))
 
 
 def _without_ending(start_from: str) -> str:

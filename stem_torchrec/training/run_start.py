@@ -1,7 +1,6 @@
 """Which folders a run gets, and whether it may use them: one run at a time, and no run replaces another."""
 
 import hashlib
-import os
 from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import datetime
@@ -26,7 +25,7 @@ from stem_torchrec.runtime.owner_file import launch_id
 from stem_torchrec.runtime.paths import write_text
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.store_path import AnyPath, path_of
-from stem_torchrec.starting.source import check_start
+from stem_torchrec.starting.source import with_source_path
 from stem_torchrec.training.configuration import load_config
 from stem_torchrec.training.run_data import RunData
 from stem_torchrec.training.run_folder import CONFIG_FILE, RUN_FILES, has_ended, read_metrics
@@ -39,10 +38,7 @@ def with_data_folder(config: TrainConfig) -> tuple[TrainConfig, str]:
     """
     config = replace(config, model=options_of(config.model))
     check_fields(config)
-    config = with_paths(config)
-    if config.start_from is not None and "://" not in config.start_from:
-        config = replace(config, start_from=os.path.abspath(config.start_from))
-    check_start(config)
+    config = with_source_path(with_paths(config))
     path = data_folder(config.data)
     return (config if config.data.path is None else replace(config, data=replace(config.data, path=path))), path
 
