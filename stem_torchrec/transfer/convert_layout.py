@@ -42,7 +42,7 @@ class ConvertConfig:
 
 
 def convert_run(config: ConvertConfig, process: Process) -> None:
-    """Writes the run folder `config.out`: config.yaml, schema.json, metrics.json and the best weights.
+    """Writes the run folder `config.out`: config.yaml, schema.json, start.json, metrics.json and best weights.
 
     All ranks of the process group call it; the planner spreads the tables over them. Raises UserError, without making
     the new folder, if the run or its weights are missing or damaged, or the new folder exists.
@@ -73,7 +73,7 @@ def convert_run(config: ConvertConfig, process: Process) -> None:
             try:
                 save_schema(schema, str(unfinished))
                 if start is not None:
-                    write_start(unfinished, start)
+                    write_start(unfinished, replace(start, run=str(folder), checkpoints=None))
                 if metrics is not None:
                     write_metrics(unfinished / METRICS_FILE, metrics)
                 # A run without a configuration is none, so this file is the last of a run in a store.
