@@ -104,6 +104,7 @@ def test_a_converted_run_predicts_the_same_bits(converted: Converted, run: str):
         "config.yaml",
         "metrics.json",
         "schema.json",
+        "start.json",
     }
 
 

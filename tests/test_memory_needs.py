@@ -11,7 +11,7 @@ from stem_torchrec.data.files import Columns
 from stem_torchrec.models.stem import STEMOptions
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.process import Process
-from stem_torchrec.training import trainer
+from stem_torchrec.training import built_run
 from stem_torchrec.training.memory_needs import check_memory
 from stem_torchrec.training.recipes import tiny
 from stem_torchrec.training.trainer import Trainer
@@ -68,7 +68,7 @@ def error_before_building(folder: Path) -> str:
     model = STEMOptions(num_shared_experts=64, expert_hidden=(65536, 65536))
     config = replace(tiny(), data=DataConfig(path=log, batch_size=32), model=model, output_dir=str(folder))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "build_sharded_model", lambda *args, **options: pytest.fail("the model is built"))
+        patch.setattr(built_run, "build_sharded_model", lambda *args, **options: pytest.fail("the model is built"))
         with pytest.raises(UserError) as error:
             Trainer(config, this_process())
     return str(error.value)

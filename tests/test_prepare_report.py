@@ -9,7 +9,7 @@ import pytest
 from scipy.spatial.distance import jensenshannon
 
 from stem_torchrec.data.schema import LabelCounts, Schema, SparseFeature, Split, load_schema
-from stem_torchrec.expressions.id_functions import hash_id
+from stem_torchrec.expressions.hashes import hash_id
 from stem_torchrec.expressions.value_types import ValueType
 from stem_torchrec.preparation.report.counts import number_of_digits
 from stem_torchrec.preparation.report.facts import (

@@ -198,7 +198,7 @@ def test_a_run_of_an_earlier_version_resumes_with_a_note_and_then_refuses_anothe
         assert error.startswith(
             f"{split}/ of the log does not hold the rows that {folder}/run_format_1/checkpoints/step-"
         )
-        assert f"(not the same: range of '{name}'); give the log as it was, or another --output-dir" in error
+        assert f"(not the same: range of '{name}'); give the log as it was, or, for a new day's, another" in error
 
 
 def test_a_run_resumes_on_files_without_statistics_with_a_note(resumed: tuple[Path, str, list[str], str]) -> None:

@@ -93,6 +93,10 @@ def test_a_run_in_a_store_is_the_run_on_disk(store: s3fs.S3FileSystem, log: Path
     download(store, f"{URL}/run_predictions", folder / "predictions")
     assert pq.read_table(folder / "predictions").equals(pq.read_table(folder / "run_predictions"))
     assert sorted(path.name for path in folder.iterdir() if ":" in path.name) == []
+    for source in (f"{URL}/run", f"{URL}/run:best"):
+        start_from = ("--data.path", f"{URL}/log", "--start-from", source, "--dry-run")
+        output = run_script("stem_torchrec/train.py", *OPTIONS, *start_from, cwd=folder)
+        assert f"starting from {URL}/run/" in output
     ended = run_script("stem_torchrec/train.py", *OPTIONS, "--data.path", f"{URL}/log", "--output-dir", f"{URL}/run")
     assert "has ended already" in ended
     for name in ("run/config.yaml", "run/best/x", "log/schema.json"):

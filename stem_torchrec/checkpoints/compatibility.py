@@ -16,6 +16,8 @@ _SAME_IN_SCHEMA = (
     *("sparse_features", "dense_features", "labels", "weight", "label_weights"),
     "splits.train.rows",
 )
+_OF_A_DAY = ("schema.sparse_features", "schema.splits.train.rows")
+"""What differs in the log of another day."""
 
 
 def check_same_run(
@@ -71,7 +73,9 @@ def _refuse_differences(
         if old.get(name) != new.get(name) and name not in free
     ]
     if differing:
-        raise UserError(f"{problem}: {'; '.join(differing)}; give another {other}, or the same options.")
+        new_log = any(old.get(name) != new.get(name) for name in _OF_A_DAY)
+        new_day = ", for a new day's log with --start-from and this run (docs/day_two.md)" if new_log else ""
+        raise UserError(f"{problem}: {'; '.join(differing)}; give another {other}{new_day}, or the same options.")
 
 
 def check_same_rows(path: str, saved: Rows, current: Rows) -> None:
@@ -89,8 +93,8 @@ def check_same_rows(path: str, saved: Rows, current: Rows) -> None:
         if differing:
             raise UserError(
                 f"{split}/ of the log does not hold the rows that {path} was made of (not the same: "
-                f"{_some(differing)}); give the log as it was, or another --output-dir for a new day's, see "
-                "docs/resume.md."
+                f"{_some(differing)}); give the log as it was, or, for a new day's, another --output-dir with "
+                "--start-from and this run, see docs/day_two.md."
             )
 
 

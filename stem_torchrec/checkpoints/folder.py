@@ -53,6 +53,8 @@ class Progress:
     """Batches skipped because their loss was not finite."""
     contents: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """What the files' footers tell about the rows of each split; empty if an earlier version wrote the checkpoint."""
+    start: Mapping[str, Any] = field(default_factory=dict)
+    """What start.json of the run tells, without what was carried; empty if an earlier version wrote the checkpoint."""
 
     @property
     def rows(self) -> Mapping[str, Mapping[str, str]]:

@@ -68,8 +68,7 @@ def take_out(state: State, metadata: Metadata) -> list[RowState]:
             saved_name = by_part.get(next(iter(parts_of(full, value.size()))))
             if saved_name is None or saved[saved_name].size == value.size():
                 continue
-            columns = sorted({(c.offsets[1], c.offsets[1] + c.sizes[1]) for c in weight.chunks})
-            taken.append(RowState(parameter, value, saved_name, saved[saved_name].size, columns))
+            taken.append(RowState(parameter, value, saved_name, saved[saved_name].size, column_shards(weight)))
             del states[name]
             # The count of steps beside it: a fused optimizer does not save it and row-wise Adagrad does not use it.
             if f"optimizer.{parameter}.step" not in by_part:
@@ -90,7 +89,7 @@ def read(rows: Sequence[RowState], state: State, path: str) -> None:
         # Each rank has its own tables, so each reads for itself.
         dcp.load({row.saved: buffer}, storage_reader=reader_from(path), no_dist=True)
         by_shard = buffer.view(len(row.saved_columns), -1)
-        for columns, first, target in _pieces(row.value, state["model"][row.parameter]):
+        for columns, first, target in row_pieces(row.value, state["model"][row.parameter]):
             low, high = columns
             mixed = torch.zeros(target.numel())
             for (start, stop), numbers in zip(row.saved_columns, by_shard, strict=True):
@@ -99,7 +98,12 @@ def read(rows: Sequence[RowState], state: State, path: str) -> None:
             target.copy_(mixed.view_as(target))
 
 
-def _pieces(value: Tensor, weight: Tensor) -> Iterator[tuple[Columns, int, Tensor]]:
+def column_shards(weight: TensorStorageMetadata) -> list[Columns]:
+    """How the columns of a saved table were cut."""
+    return sorted({(shard.offsets[1], shard.offsets[1] + shard.sizes[1]) for shard in weight.chunks})
+
+
+def row_pieces(value: Tensor, weight: Tensor) -> Iterator[tuple[Columns, int, Tensor]]:
     """This rank's parts of a row-wise state: the columns of each, its first row, and its numbers, one for each row."""
     rows, width = weight.size()
     if not isinstance(value, ShardedTensor):

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint import LoadPlanner
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from stem_torchrec.checkpoints.dropout_names import names_with_dropout
@@ -24,6 +25,9 @@ from stem_torchrec.runtime.errors import DamagedError, UnwritableError, UserErro
 from stem_torchrec.runtime.paths import remove_tree
 from stem_torchrec.runtime.process import from_first_rank
 from stem_torchrec.runtime.store_path import AnyPath, StorePath
+
+BEST_WEIGHTS = "best"
+"""The weights of the best evaluation, in the folder of a run."""
 
 
 def save_weights(model: nn.Module, folder: AnyPath) -> None:
@@ -131,7 +135,7 @@ def check_weights(weights: Mapping[str, Tensor], folder: AnyPath) -> None:
             )
 
 
-def load_state(state: State, folder: AnyPath | str) -> None:
+def load_state(state: State, folder: AnyPath | str, planner: LoadPlanner | None = None) -> None:
     """Fills the tensors in `state` from a folder of torch.distributed.checkpoint, saved in any layout and plan.
 
     All ranks call it. `LayoutLoadPlanner` tells how much memory it takes.
@@ -139,6 +143,7 @@ def load_state(state: State, folder: AnyPath | str) -> None:
     Args:
         state: weights and optimizer states. States that the first step creates must exist (`optimizer.init_state`).
         folder: of the checkpoint or weights.
+        planner: what to read, and where to; a `LayoutLoadPlanner` if None.
 
     Raises UserError if a tensor is missing or does not fit, and DamagedError if the folder cannot be read.
 
@@ -148,7 +153,7 @@ def load_state(state: State, folder: AnyPath | str) -> None:
     """
     try:
         with without_warnings():
-            dcp.load(state, storage_reader=reader_from(str(folder)), planner=LayoutLoadPlanner())
+            dcp.load(state, storage_reader=reader_from(str(folder)), planner=planner or LayoutLoadPlanner())
     except dcp.CheckpointException as error:
         reason, _ = next(iter(error.failures.values()))
         if isinstance(reason, UserError):

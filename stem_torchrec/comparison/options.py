@@ -26,6 +26,7 @@ from stem_torchrec.models.table import MODELS, groups_with_tables
 from stem_torchrec.runtime.errors import UserError, nearest
 from stem_torchrec.runtime.path_options import LocalOutput
 from stem_torchrec.sharding.placement import match_rules, parse_rules
+from stem_torchrec.starting.source import with_source_path
 from stem_torchrec.tables import groups_of, table_configs
 from stem_torchrec.training.configuration import config_from_command_line
 from stem_torchrec.training.run_folder import write_or_check
@@ -167,7 +168,8 @@ def resolve_log(request: Request) -> Request:
     path = data_folder(train.data)
     schema = load_schema(path)
     columns = Columns.select(schema, features=train.data.features, labels=train.data.labels)
-    train = replace(train, data=replace(train.data, path=path, labels=columns.labels))
+    train = replace(train, data=replace(train.data, path=path, labels=columns.labels), dry_run=False)
+    train = with_source_path(train)
     pair = tuple(_split(config.pair)) or columns.labels[:2]
     if config.pair and (len(set(pair)) != 2 or set(pair) - set(columns.labels)):
         raise UserError(f"--pair is {config.pair!r}, but must be two of {', '.join(columns.labels)}, such as a,b.")

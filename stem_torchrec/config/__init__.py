@@ -1,9 +1,9 @@
 """The configuration of a run: frozen dataclasses, and how they are read from a command line or YAML.
 
 A field stands in one place with its type, limits, default and help. Reading order: run.py, and the sections that it
-joins: data.py, synthetic.py, model.py, optimizers.py, sharding.py, loop.py; then command_line.py, files.py, fields.py
-(limits and error sentences), path_fields.py, serialization.py, narrowed.py, yaml_text.py, json_text.py, formats.py
-(format versions of files). Import the names below. May import `runtime` only.
+joins: data.py, synthetic.py, model.py, optimizers.py, sharding.py, start.py, loop.py; then command_line.py, files.py,
+fields.py (limits and error sentences), path_fields.py, serialization.py, narrowed.py, yaml_text.py, json_text.py,
+formats.py (format versions of files). Import the names below. May import `runtime` only.
 """
 
 from stem_torchrec.config.command_line import (
@@ -24,6 +24,7 @@ from stem_torchrec.config.optimizers import (
 from stem_torchrec.config.run import TrainConfig
 from stem_torchrec.config.serialization import check_fields
 from stem_torchrec.config.sharding import Communication, InputDist, Kernel, ShardingConfig, ShardingType
+from stem_torchrec.config.start import NewRows, StartConfig
 from stem_torchrec.config.synthetic import SyntheticConfig
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Layout",
     "LoopConfig",
     "ModelConfig",
+    "NewRows",
     "OnBadRow",
     "Precision",
     "ScheduleConfig",
@@ -45,6 +47,7 @@ __all__ = [
     "Share",
     "SparseOptimizerConfig",
     "SparseOptimizerName",
+    "StartConfig",
     "SyntheticConfig",
     "TrainConfig",
     "Width",

@@ -18,6 +18,7 @@ from stem_torchrec.config.model import (
 from stem_torchrec.config.narrowed import narrowed, widened
 from stem_torchrec.config.run import TrainConfig
 from stem_torchrec.config.serialization import from_dict, to_dict
+from stem_torchrec.config.start import StartConfig
 from stem_torchrec.config.yaml_text import parse_yaml, to_yaml
 from stem_torchrec.runtime.errors import UserError, nearest, reason_of
 from stem_torchrec.runtime.path_options import InputFile
@@ -25,6 +26,8 @@ from stem_torchrec.runtime.store_path import path_of
 
 Recipes = Mapping[str, Callable[[], TrainConfig]]
 
+CONFIG_FILE = "config.yaml"
+"""The configuration in the folder of a run."""
 CONFIG_FORMAT = 1
 """Format version of config.yaml."""
 
@@ -32,7 +35,9 @@ CONFIG_FORMAT = 1
 def dump_config(config: TrainConfig) -> str:
     """The configuration as YAML that starts another run: without the run's folders and what it was resumed from."""
     checkpoint = replace(config.checkpoint, folder=None)
-    started_anew = replace(config, checkpoint=checkpoint, resume="auto", output_dir=None, take_over=False)
+    started_anew = replace(
+        config, checkpoint=checkpoint, resume="auto", output_dir=None, take_over=False, dry_run=False
+    )
     return to_yaml(with_format(to_dict(started_anew), CONFIG_FORMAT))
 
 
@@ -40,8 +45,9 @@ def what_is_trained(config: TrainConfig) -> TrainConfig:
     """The configuration with the defaults of all fields that do not change what a run learns, to tell runs apart."""
     default = LoopConfig()
     loop = replace(config.train, timeout=default.timeout, log_every=default.log_every, profile=default.profile)
+    start = config.start if config.start_from is not None else StartConfig()
     folders = replace(config, checkpoint=CheckpointConfig(), resume="auto", output_dir=None, take_over=False)
-    return replace(folders, recipe="", train=loop)
+    return replace(folders, recipe="", train=loop, start=start, dry_run=False)
 
 
 def read_config(path: str, models: Models) -> TrainConfig:

@@ -1,8 +1,8 @@
 """Format versions: every file of a run that a later program reads carries one, as its first entry.
 
 The module that reads and writes a kind of file has its number: `CONFIG_FORMAT` in files.py, `SCHEMA_FORMAT`,
-`PLAN_FORMAT`, `PROGRESS_FORMAT`, `METRICS_FORMAT`. It rises when an older program could not read the file any more, or
-would read it wrongly; a new field with a default does not need it.
+`PLAN_FORMAT`, `PROGRESS_FORMAT`, `METRICS_FORMAT`, `START_FORMAT`. It rises when an older program could not read the
+file any more, or would read it wrongly; a new field with a default does not need it.
 """
 
 from collections.abc import Mapping

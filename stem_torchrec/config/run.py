@@ -10,6 +10,7 @@ from stem_torchrec.config.loop import CheckpointConfig, LoopConfig
 from stem_torchrec.config.model import ModelConfig
 from stem_torchrec.config.optimizers import DenseOptimizerConfig, ScheduleConfig, SparseOptimizerConfig
 from stem_torchrec.config.sharding import ShardingConfig
+from stem_torchrec.config.start import StartConfig
 from stem_torchrec.runtime.path_options import OutputFolder, PathOption
 
 
@@ -35,12 +36,19 @@ class TrainConfig:
     """The training loop."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """What a run keeps so that it can resume."""
+    start_from: Annotated[str, PathOption("folder", endings=(":best",))] | None = None
+    """Starts a new run from the state of another one: RUN is its last checkpoint, RUN:best its best weights with fresh
+    optimizer states; a checkpoint, a folder of checkpoints and a folder of weights serve as well."""
+    start: StartConfig = field(default_factory=StartConfig)
+    """What --start-from takes over."""
     resume: Annotated[str, PathOption("folder", words=("auto", "never"))] = "auto"
     """auto resumes from the newest checkpoint of the run folder, if it has one; never refuses a folder that holds a
     run; a path, of a checkpoint or of a folder of checkpoints, is where a run folder without a checkpoint starts."""
     output_dir: OutputFolder | None = None
     """The run folder: configuration, plan, metrics, TensorBoard files, best weights; by default a new one
     under runs/, named by the time."""
+    dry_run: bool = False
+    """Shows the plan and, with --start-from, what is carried; then ends without a run folder and without training."""
     take_over: bool = False
     """Takes the run folder, and --checkpoint.folder, from another process that owns it, which then ends. Without it a
     run in a folder that is in use is refused. A killed run needs it only on another machine, for five minutes."""

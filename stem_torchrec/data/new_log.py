@@ -13,9 +13,13 @@ from stem_torchrec.runtime.whole_file import naming_file
 SPLITS = ("train", "valid", "test")
 VOCABULARY = "vocabulary"
 """Folder of the values behind the ids."""
+TRANSFORMS_FILE = "transforms.json"
+"""From raw columns to those of the log."""
+TRANSFORMS_FORMAT = 1
+"""Format version of transforms.json."""
 WORK = "work"
 """Folder beside the new log for what is needed only while it is made."""
-FILES = ("spec.yaml", "transforms.json", "report.html", "report.md")
+FILES = ("spec.yaml", TRANSFORMS_FILE, "report.html", "report.md")
 """Files of a log beside schema.json."""
 
 

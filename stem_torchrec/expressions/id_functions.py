@@ -1,6 +1,5 @@
 """From values to ids, and what goes with ids: two ways to an id, what a missing list gets, weights of several ids."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 
 import ibis
@@ -22,10 +21,8 @@ from stem_torchrec.expressions.function import (
     Function,
     one_of,
 )
+from stem_torchrec.expressions.hashes import HASH_DIGITS, hash_of_texts, salts
 from stem_torchrec.expressions.value_types import BOOL, DATE, FLOAT, FLOATS, INT, INTS, TEXT, TEXTS
-
-HASH_DIGITS = 13
-"""Hexadecimal digits of md5 that make an id before the modulo: 52 bits."""
 
 
 def _hash_of_scalar(engine: Engine, scalar: ibis.Value, buckets: int, salt: str) -> ibis.Value:
@@ -40,16 +37,6 @@ def _hash_in_engine(engine: Engine, value: ibis.Value, buckets: int, salt: str) 
     return _hash_of_scalar(engine, value, buckets, salt)
 
 
-def salts(salt: str, hashes: int) -> list[str]:
-    """The salts of several hashes; the first is that of a single one.
-
-    Example::
-
-        salts("a", 2)  # ["a", "a\x1f1"]
-    """
-    return [salt, *(f"{salt}\x1f{i}" for i in range(1, hashes))]
-
-
 def _hashes_in_engine(engine: Engine, value: ibis.Value, buckets: int, salt: str, hashes: int) -> ibis.Value:
     def of_scalar(scalar: ibis.Value) -> ibis.Value:
         return ibis.array([_hash_of_scalar(engine, scalar, buckets, each) for each in salts(salt, hashes)])
@@ -59,22 +46,8 @@ def _hashes_in_engine(engine: Engine, value: ibis.Value, buckets: int, salt: str
     return ibis.cases((value.notnull(), of_scalar(value)), else_=ibis.null("array<int64>"))
 
 
-def hash_id(text: str, buckets: int, salt: str) -> int:
-    """The id of a text, or of an int by its decimal digits.
-
-    Example::
-
-        hash_id("shoes", buckets=1000, salt="")  # 4
-    """
-    return int(hashlib.md5((salt + text).encode()).hexdigest()[:HASH_DIGITS], 16) % buckets
-
-
 def _hash_of_scalars(scalars: pa.Array, buckets: int, salt: str) -> pa.Array:
-    texts = int_to_text(scalars) if scalars.type == pa.int64() else scalars
-    # Each distinct value is hashed once: md5 in Python takes about a microsecond.
-    encoded = texts.dictionary_encode()
-    ids = [hash_id(text, buckets, salt) for text in encoded.dictionary.to_pylist()]
-    return pa.array(ids, pa.int64()).take(encoded.indices)
+    return hash_of_texts(int_to_text(scalars) if scalars.type == pa.int64() else scalars, buckets, salt)
 
 
 def _hash_in_arrow(values: pa.Array, buckets: int, salt: str) -> pa.Array:

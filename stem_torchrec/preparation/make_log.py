@@ -5,6 +5,7 @@ from pathlib import Path
 
 import ibis.expr.types as ir
 
+from stem_torchrec.data.new_log import TRANSFORMS_FILE
 from stem_torchrec.data.schema import Schema, save_schema
 from stem_torchrec.expressions.expression import Column
 from stem_torchrec.expressions.relational import to_ibis
@@ -20,7 +21,6 @@ from stem_torchrec.preparation.rows.row_checks import check_rows
 from stem_torchrec.preparation.specs.spec import Spec
 from stem_torchrec.preparation.specs.spec_expressions import SPLIT, SpecExpressions
 from stem_torchrec.preparation.stages import Stages
-from stem_torchrec.preparation.transforms import TRANSFORMS_FILE
 from stem_torchrec.preparation.writing.encoding import encode
 from stem_torchrec.preparation.writing.log_writer import (
     schema_of,

@@ -11,7 +11,7 @@ from tabulate import tabulate
 from stem_torchrec.config.formats import with_format
 from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.config.yaml_text import to_yaml
-from stem_torchrec.data.new_log import WORK, check_out, new_log
+from stem_torchrec.data.new_log import TRANSFORMS_FILE, WORK, check_out, new_log
 from stem_torchrec.data.schema import Schema
 from stem_torchrec.preparation.engines.duckdb_engine import DuckDBEngine
 from stem_torchrec.preparation.engines.engine import Engine
@@ -31,7 +31,6 @@ from stem_torchrec.preparation.raw_files.listing import find_files
 from stem_torchrec.preparation.specs.installed_specs import installed_specs, spec_path
 from stem_torchrec.preparation.specs.spec import Spec
 from stem_torchrec.preparation.specs.spec_file import SPEC_FILE, SPEC_FORMAT, spec_of, spec_text
-from stem_torchrec.preparation.transforms import TRANSFORMS_FILE
 from stem_torchrec.runtime.errors import UserError
 
 

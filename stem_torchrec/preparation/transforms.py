@@ -10,16 +10,13 @@ import pyarrow.parquet as pq
 
 from stem_torchrec.config.formats import without_format
 from stem_torchrec.config.json_text import parse_json
-from stem_torchrec.data.new_log import VOCABULARY
+from stem_torchrec.data.new_log import TRANSFORMS_FILE, TRANSFORMS_FORMAT, VOCABULARY
 from stem_torchrec.expressions.arrow_evaluation import evaluate
 from stem_torchrec.expressions.expression import Call, Expression, from_json
 from stem_torchrec.expressions.functions import type_of
 from stem_torchrec.expressions.value_types import ValueType
 from stem_torchrec.runtime.errors import UserError, reason_of
 
-TRANSFORMS_FILE = "transforms.json"
-TRANSFORMS_FORMAT = 1
-"""Format version of transforms.json."""
 _SECTIONS = ("features", "weights", "dense")
 
 

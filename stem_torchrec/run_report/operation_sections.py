@@ -100,6 +100,7 @@ def lineage(report: Report, runs: Sequence[RunRecord]) -> None:
         ],
         text_columns=4,
     )  # fmt: skip
+    _ancestors(report, runs)
     options = [_flat(to_dict(run.config)) for run in runs]
     names = list(dict.fromkeys(name for each in options for name in each))
     differing = [name for name in names if len({each.get(name, "") for each in options}) > 1]
@@ -110,6 +111,42 @@ def lineage(report: Report, runs: Sequence[RunRecord]) -> None:
     for run in runs:
         text = html.escape(dump_config(run.config).strip(), quote=False)
         report.text(f"<details><summary>config.yaml of {html.escape(run.name)}</summary><pre>{text}</pre></details>")
+
+
+def _ancestors(report: Report, runs: Sequence[RunRecord]) -> None:
+    """Adds which run each run started from, and that one, and so on; and what was carried into it."""
+    started = [(run, run.start) for run in runs if run.start is not None and run.start.parents]
+    if not started:
+        return
+    report.text("Runs that others started from, by --start-from, the last one first.")
+    report.table(
+        [
+            {
+                "run": run.name, "started from": _path(parent.run or parent.weights),
+                "log": _path(parent.log.path) if parent.log else "?",
+                "split by": _split(parent.log.split) if parent.log else "?", "before it": f"{number}",
+                "step": "best" if parent.step is None else f"{parent.step:,}",
+                "rows of train": f"{parent.log.rows.get('train', 0):,}" if parent.log else "?",
+            }
+            for run, start in started
+            for number, parent in enumerate(start.parents, 1)
+        ],
+        text_columns=4,
+    )  # fmt: skip
+    for run, start in started:
+        if start.carried is not None:
+            table = html.escape(start.carried.format(), quote=False)
+            name = html.escape(run.name)
+            report.text(f"<details><summary>what was carried into {name}</summary><pre>{table}</pre></details>")
+
+
+def _split(split: Mapping[str, Any]) -> str:
+    """`time: day, train_until 20260425`, from the spec of a log; empty without one."""
+    parts = [(kind, fields) for kind, fields in split.items() if isinstance(fields, Mapping)]
+    return "; ".join(
+        f"{kind}: {', '.join(f'{value}' if name == 'by' else f'{name} {value}' for name, value in fields.items())}"
+        for kind, fields in parts
+    )
 
 
 def _values_of_options(

@@ -13,8 +13,8 @@ from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 from stem_torchrec.checkpoints.first_rows import first_rows, tables_on_disk
 from stem_torchrec.checkpoints.weights import find_weights
-from stem_torchrec.data.new_log import VOCABULARY
-from stem_torchrec.preparation.transforms import TRANSFORMS_FILE, read_transforms, vocabularies_of
+from stem_torchrec.data.new_log import TRANSFORMS_FILE, VOCABULARY
+from stem_torchrec.preparation.transforms import read_transforms, vocabularies_of
 from stem_torchrec.run_report.run_record import RunRecord
 from stem_torchrec.runtime.errors import UserError, nearest, reason_of
 from stem_torchrec.runtime.paths import remove_tree, write_text

@@ -20,6 +20,7 @@ from stem_torchrec.run_report.starts import Start, starts_of
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.store_path import AnyPath
 from stem_torchrec.sharding.plan_file import StoredTable, tables_of_plan
+from stem_torchrec.starting.record import StartRecord, read_start
 from stem_torchrec.training.configuration import load_config
 from stem_torchrec.training.metrics_log import read_metrics_log
 from stem_torchrec.training.run_folder import (
@@ -69,6 +70,8 @@ class RunRecord:
     """By table; {} without plan.json, as of a converted run."""
     world_size: int | None
     """Of the plan."""
+    start: StartRecord | None
+    """What it began with; None for a run of an earlier version."""
 
     @classmethod
     def read(cls, folder: AnyPath, name: str) -> "RunRecord":
@@ -90,6 +93,7 @@ class RunRecord:
             best=read_metrics(folder, columns.labels) if (folder / METRICS_FILE).exists() else None,
             plan={} if text is None else tables_of_plan(text),
             world_size=None if text is None else parse_json(text)["world_size"],
+            start=read_start(folder),
         )
 
     @property

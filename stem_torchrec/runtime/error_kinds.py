@@ -36,6 +36,7 @@ class ErrorKind(StrEnum):
     SERVING = "STEM-SERVING"
     SHARDING = "STEM-SHARDING"
     SPEC = "STEM-SPEC"
+    START = "STEM-START"
     TRACKING = "STEM-TRACKING"
     TRANSFER = "STEM-TRANSFER"
     TUNING = "STEM-TUNING"
@@ -69,6 +70,7 @@ OF_ROOMS = {
     "server": ErrorKind.SERVER,
     "serving": ErrorKind.SERVING,
     "sharding": ErrorKind.SHARDING,
+    "starting": ErrorKind.START,
     "tables": ErrorKind.MODEL,
     "tracking": ErrorKind.TRACKING,
     "training": ErrorKind.RUN,

@@ -7,7 +7,7 @@ import os
 import re
 import stat
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import unquote
@@ -28,6 +28,8 @@ class PathOption:
     """Whether the command needs a local path."""
     words: tuple[str, ...] = ()
     """Values that are not paths."""
+    endings: tuple[str, ...] = ()
+    """What may stand behind a path, as `:best`."""
 
 
 InputFile = Annotated[str, PathOption("file")]
@@ -71,6 +73,9 @@ def checked_path(text: str, option: PathOption) -> str:
     """
     if not text.strip():
         raise UserError(f"{text!r} is empty; give a path.")
+    for ending in option.endings:
+        if text.endswith(ending):
+            return checked_path(text.removesuffix(ending), replace(option, endings=())) + ending
     _check_characters(text)
     match = _SCHEME.match(text)
     scheme = match[1].lower() if match else ""

@@ -12,9 +12,9 @@ from stem_torchrec.config.json_text import parse_json
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.files import find_row_groups
 from stem_torchrec.data.footers import contents
-from stem_torchrec.data.new_log import VOCABULARY
+from stem_torchrec.data.new_log import TRANSFORMS_FILE, TRANSFORMS_FORMAT, VOCABULARY
 from stem_torchrec.data.schema import Schema, load_schema
-from stem_torchrec.preparation.transforms import TRANSFORMS_FILE, TRANSFORMS_FORMAT, read_transforms, vocabularies_of
+from stem_torchrec.preparation.transforms import read_transforms, vocabularies_of
 from stem_torchrec.runtime.errors import UserError, reason_of
 from stem_torchrec.runtime.paths import write_json
 

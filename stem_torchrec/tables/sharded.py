@@ -1,6 +1,6 @@
 """The tables in a model: their configurations and weights before sharding, and this rank's parts of them after."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -78,3 +78,16 @@ def local_shards(module: ShardedEmbeddingBagCollection) -> Iterator[LocalShard]:
                 yield LocalShard(table, piece.tensor, row, column)
         else:
             yield LocalShard(table, weight, 0, 0)
+
+
+def local_pieces(weight: Tensor) -> list[tuple[Sequence[int], Tensor]]:
+    """The pieces of a weight or state on this rank, each with the position of its first element."""
+    if isinstance(weight, ShardedTensor):
+        return [(shard.metadata.shard_offsets, shard.tensor) for shard in weight.local_shards()]
+    return [([0] * weight.dim(), weight)]
+
+
+def size_of(weight: Tensor) -> tuple[int, ...]:
+    """The size of a whole weight or state."""
+    # A ShardedTensor warns when its shape is read directly.
+    return tuple(weight.metadata().size if isinstance(weight, ShardedTensor) else weight.shape)

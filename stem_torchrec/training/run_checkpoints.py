@@ -28,6 +28,7 @@ from stem_torchrec.runtime.paths import check_writable
 from stem_torchrec.runtime.process import from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.runtime.store_path import AnyPath, path_of
+from stem_torchrec.starting.record import StartRecord
 from stem_torchrec.training.best_weights import BestWeights
 from stem_torchrec.training.callbacks import Callback
 from stem_torchrec.training.loop import StepOutput, TrainLoop
@@ -50,6 +51,7 @@ class RunCheckpoints(Callback):
         pipeline: of the model.
         best: the best weights of the run.
         meter: of its log.
+        start: what the run began with.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class RunCheckpoints(Callback):
         pipeline: TrainPipelineSparseDist,
         best: BestWeights,
         meter: Meter,
+        start: StartRecord,
     ) -> None:
         self.folder = checkpoints_folder(config.checkpoint, folder)
         self.every = config.checkpoint.steps
@@ -71,7 +74,7 @@ class RunCheckpoints(Callback):
         self._config_fields = to_dict(config)
         self._schema_fields = schema_to_dict(data.schema)
         self._model, self._optimizer, self._pipeline = model, optimizer, pipeline
-        self._best, self._meter = best, meter
+        self._best, self._meter, self._start_fields = best, meter, start.for_checkpoint()
         self._saved_step: int | None = None
         self._saver: CheckpointSaver | None = None
         self._watch: RunWatch | None = None
@@ -189,6 +192,8 @@ class RunCheckpoints(Callback):
             tasks=len(self._data.columns.labels),
             same_ranks=progress.world_size == dist.get_world_size(),
         )
+        # Those of the run that this one started from count on.
+        self._optimizer.set_optimizer_step(progress.step + progress.start.get("table_steps", 0))
         reader = self._data.train
         reader.start_epoch(progress.epoch, progress.left, batch_size=progress.config["data"]["batch_size"])
         if path == checkpoint_path(self.folder, progress.step):
@@ -227,6 +232,7 @@ class RunCheckpoints(Callback):
             row_groups=self._data.contents["train"][LAYOUT],
             skipped_batches=self._skipped_batches,
             contents=self._data.contents,
+            start=self._start_fields,
         )
         state_now = training_state(self._model, self._optimizer, self._meter.state())
         seconds = self._saver.save(state_now, progress, wait=wait)

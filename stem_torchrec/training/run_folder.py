@@ -3,6 +3,7 @@
 config.yaml      the configuration; `--config` trains it again
 schema.json      the columns of the log
 plan.json        where the tables are
+start.json       the log, what its ids mean, and the run that this one started from
 metrics.jsonl    losses, speeds and metrics by step; tensorboard/ shows the same
 metrics.json     the best evaluation
 best/            its weights
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from stem_torchrec.checkpoints.compatibility import Rows
+from stem_torchrec.checkpoints.weights import BEST_WEIGHTS as BEST_WEIGHTS
+from stem_torchrec.config.files import CONFIG_FILE as CONFIG_FILE
 from stem_torchrec.config.formats import FormatError, with_format, without_format
 from stem_torchrec.config.json_text import parse_json
 from stem_torchrec.config.serialization import from_dict, to_dict
@@ -30,17 +33,16 @@ from stem_torchrec.runtime.errors import DamagedError, UnwritableError, UserErro
 from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.paths import write_json, write_text
 from stem_torchrec.runtime.store_path import AnyPath
+from stem_torchrec.starting.record import START_FILE, StartRecord, write_start
 from stem_torchrec.tracking.mlflow_tracker import ID_FILE
 
-CONFIG_FILE = "config.yaml"
 PLAN_FILE = "plan.json"
 METRICS_FILE = "metrics.json"
 METRICS_FORMAT = 2
 """Format version of metrics.json."""
 METRICS_LOG = "metrics.jsonl"
-BEST_WEIGHTS = "best"
 RUN_FILES = (
-    *(CONFIG_FILE, SCHEMA_FILE, PLAN_FILE, METRICS_FILE, f"{METRICS_FILE}.best", METRICS_LOG, ID_FILE),
+    *(CONFIG_FILE, SCHEMA_FILE, PLAN_FILE, START_FILE, METRICS_FILE, f"{METRICS_FILE}.best", METRICS_LOG, ID_FILE),
     *(BEST_WEIGHTS, f"{BEST_WEIGHTS}.new", f"{BEST_WEIGHTS}.old"),
     *("checkpoints", "tensorboard", "profile", "nonfinite"),
 )
@@ -106,10 +108,11 @@ def read_metrics(folder: AnyPath, tasks: Collection[str] = ()) -> StoredMetrics:
     return metrics
 
 
-def write_inputs(folder: AnyPath, schema: Schema, plan: str) -> None:
-    """Writes schema.json and plan.json; rank 0 calls it. Raises UnwritableError."""
+def write_inputs(folder: AnyPath, schema: Schema, plan: str, start: StartRecord) -> None:
+    """Writes schema.json, plan.json and start.json; rank 0 calls it. Raises UnwritableError."""
     write_text(folder / SCHEMA_FILE, schema_to_json(schema))
     write_text(folder / PLAN_FILE, plan)
+    write_start(folder, start)
 
 
 def _purpose(file: Path) -> Any:

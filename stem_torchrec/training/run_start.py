@@ -25,19 +25,20 @@ from stem_torchrec.runtime.owner_file import launch_id
 from stem_torchrec.runtime.paths import write_text
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.store_path import AnyPath, path_of
+from stem_torchrec.starting.source import with_source_path
 from stem_torchrec.training.configuration import load_config
 from stem_torchrec.training.run_data import RunData
 from stem_torchrec.training.run_folder import CONFIG_FILE, RUN_FILES, has_ended, read_metrics
 
 
 def with_data_folder(config: TrainConfig) -> tuple[TrainConfig, str]:
-    """The configuration with an absolute path of its log, and that path; makes the synthetic log if it has no path.
+    """The configuration with absolute paths of its log and source, and that of the log, which is made if synthetic.
 
     Raises UserError for a field with a value that it does not take, and for a recipe without a log.
     """
     config = replace(config, model=options_of(config.model))
     check_fields(config)
-    config = with_paths(config)
+    config = with_source_path(with_paths(config))
     path = data_folder(config.data)
     return (config if config.data.path is None else replace(config, data=replace(config.data, path=path))), path
 
@@ -131,6 +132,12 @@ def _check_same_run(folder: AnyPath, config: TrainConfig, schema: Schema) -> Non
     saved = load_config(str(folder / CONFIG_FILE))
     own_schema = load_schema(str(folder)) if SCHEMA_FILE in written else schema
     check_same_run(str(folder), (to_dict(saved), schema_to_dict(own_schema)), (to_dict(config), schema_to_dict(schema)))
+    if config.start_from not in (None, saved.start_from):
+        began = f"started from {saved.start_from}" if saved.start_from else "started anew"
+        raise UserError(
+            f"the run in {folder} {began}, not from {config.start_from}; give another --output-dir, or leave out "
+            "--start-from to resume it."
+        )
     if not complete_steps(checkpoints_folder(config.checkpoint, folder)):
         _check_same_options(folder, saved, config)
 

@@ -1,43 +1,40 @@
 """A training run, from its configuration to its best weights, which one can also take step by step.
 
-The one place that knows the order build -> optimizer in backward -> plan -> shard -> optimizer -> pipeline -> restore.
+With built_run.py it alone knows the order build -> optimizer in backward -> plan -> shard -> optimizer -> pipeline ->
+restore.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
 from threading import Event
 
-from stem_torchrec.checkpoints.resume import check_resume
 from stem_torchrec.config import TrainConfig
-from stem_torchrec.data.schema import load_schema
 from stem_torchrec.metrics.multi_task import format_table
-from stem_torchrec.profiles.step_profiler import StepProfiler, check_steps
+from stem_torchrec.profiles.step_profiler import StepProfiler
 from stem_torchrec.runtime.errors import DivergedError, UnwritableError
-from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.hang_detection import heartbeat
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0, progress_bar
 from stem_torchrec.sharding.plan_file import plan_to_json
 from stem_torchrec.tracking.tracker import Outcome
-from stem_torchrec.training.assembly import autocast_forward, build_pipeline, build_sharded_model
 from stem_torchrec.training.best_weights import BestWeights
+from stem_torchrec.training.built_run import BuiltRun, dry_run
 from stem_torchrec.training.callbacks import Callback, KeepBest, ProfileSteps, TrainingLog
 from stem_torchrec.training.early_stopping import EarlyStopping
 from stem_torchrec.training.evaluation import evaluate, with_batches_aside
 from stem_torchrec.training.gate_weights import GateWeights
 from stem_torchrec.training.loop import StepOutput, TrainLoop
-from stem_torchrec.training.memory_needs import check_memory
 from stem_torchrec.training.meter import Meter
 from stem_torchrec.training.metrics_log import MetricsLog
 from stem_torchrec.training.open_fields import with_open_fields
-from stem_torchrec.training.optimizers import build_optimizer, build_schedule
+from stem_torchrec.training.optimizers import build_schedule
 from stem_torchrec.training.peak_memory import peak_memory
 from stem_torchrec.training.run_checkpoints import RunCheckpoints
-from stem_torchrec.training.run_data import RunData, note_other_counts
+from stem_torchrec.training.run_data import note_other_counts
 from stem_torchrec.training.run_folder import finish, write_inputs
-from stem_torchrec.training.run_start import check_run_folder, finished, open_run_folder, with_data_folder
+from stem_torchrec.training.run_start import finished, open_run_folder, with_data_folder
 from stem_torchrec.training.state import TrainState
-from stem_torchrec.training.watched_metric import Metrics, WatchedMetric
+from stem_torchrec.training.watched_metric import Metrics
 
 
 class Trainer:
@@ -74,29 +71,18 @@ class Trainer:
         watch: Callable[[Metrics], object] = lambda metrics: None,
         ending: Event | None = None,
     ) -> None:
-        config, path = with_data_folder(config)
-        config = with_open_fields(config, path, process)
-        self.config, self.process, self._watch = config, process, watch
-        schema, self._lock = load_schema(path), FolderLock(take_over=config.take_over)
-        check_run_folder(config, schema, self._lock)
-        self.data = RunData.open(config, path, schema, process)
-        check_resume(config, schema, self.data.contents)
-        self._check_before_building()
-        self.model, plan = build_sharded_model(
-            config, self.data.columns, process,
-            labels_missing=self.data.labels_missing, ids_per_row=self.data.ids_per_row,
-        )  # fmt: skip
-        self.optimizer = build_optimizer(
-            self.model, sparse=config.sparse, dense=config.dense, clip_norm=config.train.clip_norm
-        )
-        self._forward = autocast_forward(self.model, config.train.precision, process)
-        self.pipeline = build_pipeline(self.model, self.optimizer, config, process, forward=self._forward)
-        self.folder = open_run_folder(config, schema, self._lock)
-        from_first_rank(lambda: write_inputs(self.folder, schema, plan_to_json(plan)))
+        run = BuiltRun.build(config, process)
+        self.config, self.process, self._watch = run.config, process, watch
+        self.data, self._lock, self._watched = run.data, run.lock, run.watched
+        self.model, self.optimizer, self.pipeline, self._forward = run.model, run.optimizer, run.pipeline, run.forward
+        self.folder = open_run_folder(self.config, self.data.schema, self._lock)
+        self._record = run.beginning.record_in(self.folder, self.config)
+        plan = plan_to_json(run.plan)
+        from_first_rank(lambda: write_inputs(self.folder, self.data.schema, plan, self._record))
         steps_per_epoch = self.data.train.steps
         log_rank0(
             f"{self.data.train.rows:,} training rows: {steps_per_epoch} steps of {process.world_size} x "
-            f"{config.data.batch_size} an epoch\n{self.data.validation.rows:,} validation rows; run folder "
+            f"{self.config.data.batch_size} an epoch\n{self.data.validation.rows:,} validation rows; run folder "
             f"{self.folder}"
         )
         self._make_callbacks(ending or Event())
@@ -166,14 +152,6 @@ class Trainer:
         self.checkpoints.close()
         self.data.close()
 
-    def _check_before_building(self) -> None:
-        """Raises UserError for a metric that the log does not have, too long a profile, or too little memory."""
-        train, columns = self.config.train, self.data.columns
-        if train.profile:
-            check_steps(min(each for each in (self.data.train.steps, train.max_steps, train.eval_every) if each))
-        self._watched = WatchedMetric.of_split(train.metric, columns, self.data.validation.row_groups)
-        from_first_rank(lambda: check_memory(self.config, columns, self.process, rows=self.data.train.rows))
-
     def _make_callbacks(self, ending: Event) -> None:
         """Makes the parts of the run that its loop calls, and restores them from a checkpoint."""
         config = self.config
@@ -185,6 +163,7 @@ class Trainer:
         self.checkpoints = RunCheckpoints(
             config, self.folder, self._lock, self.data,
             model=self.model, optimizer=self.optimizer, pipeline=self.pipeline, best=self._best, meter=self._meter,
+            start=self._record,
         )  # fmt: skip
         self._start = self.checkpoints.restore()
         self.checkpoints.start(ending)
@@ -221,7 +200,7 @@ class Trainer:
                 should_end=self.checkpoints.watch.should_end,
             )  # fmt: skip
         # FBGEMM counts lookups, those of evaluations as well, and corrects the bias of moments by the number.
-        self.optimizer.set_optimizer_step(self.schedule.last_epoch)
+        self.optimizer.set_optimizer_step(self._record.table_steps + self.schedule.last_epoch)
         self._watch(metrics)
         return metrics
 
@@ -239,7 +218,7 @@ def train(
 ) -> Metrics:
     """Trains `config` to its end on this rank; returns the best evaluation's metrics. See `Trainer`.
 
-    A run that has ended already is not trained again.
+    A run that has ended already is not trained again, and a dry run trains nothing and returns {}.
     """
     resolved, path = with_data_folder(config)
     resolved = with_open_fields(resolved, path, process)
@@ -247,4 +226,7 @@ def train(
     if done is not None:
         log_rank0(f"the run in {config.output_dir} has ended already; its best evaluation:\n{format_table(done)}")
         return done
+    if resolved.dry_run:
+        dry_run(resolved, process)
+        return {}
     return Trainer(resolved, process, watch=watch, ending=ending).run()

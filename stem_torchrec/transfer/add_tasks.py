@@ -11,18 +11,15 @@ from torch import Tensor, nn
 
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.models.gated_experts import GatedExperts
-from stem_torchrec.models.layers import Gate
 from stem_torchrec.models.stem import STEM
 from stem_torchrec.runtime.errors import UserError, nearest
 from stem_torchrec.runtime.store_path import path_of
 from stem_torchrec.sharding.placement import some
+from stem_torchrec.starting.axis_labels import CLOSED, last_layers_of_gates, names_of_experts
 from stem_torchrec.tables import TableTensor, groups_of, table_feature, table_group, table_name
 from stem_torchrec.training.configuration import load_config
 from stem_torchrec.training.run_folder import CONFIG_FILE
 from stem_torchrec.transfer.weight_source import Source, match_tables, open_source, read_into, size_of, weights_by_name
-
-CLOSED = -1e4
-"""A gate's bias at which the softmax gives an expert the weight 0, exactly."""
 
 T = TypeVar("T")
 
@@ -182,24 +179,16 @@ def _group(name: str) -> str:
 
 
 def _gates_of_trained(stem: STEM, trained: Sequence[str]) -> dict[str, list[int]]:
-    """The weights of the trained gates' last layers, with the positions in this model of the rows that are trained."""
-    rows = {}
+    """The weights of the trained gates' last layers, with the positions of the rows that belong to experts of trained
+    groups, in the order of the trained gate.
+    """
+    rows: dict[str, list[int]] = {}
     for name, layer in stem.named_modules():
         if isinstance(layer, GatedExperts):
-            for stream, gate in layer.gates.items():
-                assert isinstance(gate, Gate)
+            for stream, last in last_layers_of_gates(layer).items():
                 if stream in groups_of(trained):
-                    for kind in ("weight", "bias"):
-                        rows[f"{name}.gates.{stream}.mlp.{len(gate.mlp) - 1}.{kind}"] = _trained_rows(
-                            layer, stream, trained
-                        )
+                    experts = names_of_experts(layer, layer.reads[stream])
+                    groups = [group for group in groups_of(trained) if group in layer.reads[stream]]
+                    of_trained = [experts.index(expert) for expert in names_of_experts(layer, groups)]
+                    rows |= {f"{name}.{last}.{kind}": of_trained for kind in ("weight", "bias")}
     return rows
-
-
-def _trained_rows(layer: GatedExperts, stream: str, trained: Sequence[str]) -> list[int]:
-    """The rows of a gate that belong to experts of trained groups, in the order of the trained gate."""
-    rows, start = {}, 0
-    for group in layer.reads[stream]:
-        rows[group] = range(start, start + layer.num_experts[group])
-        start += layer.num_experts[group]
-    return [row for group in groups_of(trained) if group in rows for row in rows[group]]

@@ -19,6 +19,7 @@ from stem_torchrec.runtime.paths import remove_tree
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.runtime.store_path import AnyPath, path_of
+from stem_torchrec.starting.record import read_start, write_start
 from stem_torchrec.training.assembly import build_sharded_model, for_weights_only
 from stem_torchrec.training.configuration import load_config
 from stem_torchrec.training.evaluation_outputs import check_apart
@@ -41,7 +42,7 @@ class ConvertConfig:
 
 
 def convert_run(config: ConvertConfig, process: Process) -> None:
-    """Writes the run folder `config.out`: config.yaml, schema.json, metrics.json and the best weights.
+    """Writes the run folder `config.out`: config.yaml, schema.json, start.json, metrics.json and best weights.
 
     All ranks of the process group call it; the planner spreads the tables over them. Raises UserError, without making
     the new folder, if the run or its weights are missing or damaged, or the new folder exists.
@@ -57,6 +58,7 @@ def convert_run(config: ConvertConfig, process: Process) -> None:
         raise UserError(f"{run} is {config.layout} already; give the other --layout.")
     weights, schema = find_weights(run / BEST_WEIGHTS), load_schema(str(run))
     columns = Columns.select(schema, features=trained.data.features, labels=trained.data.labels)
+    start = read_start(run)
     metrics = read_metrics(run, columns.labels) if (run / METRICS_FILE).exists() else None
     converted = _in_layout(trained, config.layout)
     lock = FolderLock(take_over=config.take_over)
@@ -70,6 +72,8 @@ def convert_run(config: ConvertConfig, process: Process) -> None:
             lock.confirm()
             try:
                 save_schema(schema, str(unfinished))
+                if start is not None:
+                    write_start(unfinished, replace(start, run=str(folder), checkpoints=None))
                 if metrics is not None:
                     write_metrics(unfinished / METRICS_FILE, metrics)
                 # A run without a configuration is none, so this file is the last of a run in a store.

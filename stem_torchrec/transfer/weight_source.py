@@ -23,7 +23,7 @@ from stem_torchrec.runtime.internals.torchrec_hooks import forget_cached_rows
 from stem_torchrec.runtime.path_options import PathOption, checked_path
 from stem_torchrec.runtime.store_path import AnyPath, path_of
 from stem_torchrec.sharding.placement import some
-from stem_torchrec.tables import sharded_collections, tables_among
+from stem_torchrec.tables import local_pieces, sharded_collections, size_of, tables_among
 from stem_torchrec.training.run_folder import BEST_WEIGHTS, CONFIG_FILE
 
 Source = str | AnyPath | Mapping[str, Tensor]
@@ -114,13 +114,6 @@ def _blocks(weight: Tensor) -> Iterator[tuple[Sequence[int], Tensor]]:
             yield (row + start, column), block
 
 
-def local_pieces(weight: Tensor) -> list[tuple[Sequence[int], Tensor]]:
-    """The pieces of a weight on this rank, each with the position of its first element."""
-    if isinstance(weight, ShardedTensor):
-        return [(shard.metadata.shard_offsets, shard.tensor) for shard in weight.local_shards()]
-    return [([0] * weight.dim(), weight)]
-
-
 def _copy_overlap(block: Tensor, start: Sequence[int], piece: Tensor, offset: Sequence[int]) -> None:
     from_block, into_piece = [], []
     for d, (a, b) in enumerate(zip(start, offset, strict=True)):
@@ -130,12 +123,6 @@ def _copy_overlap(block: Tensor, start: Sequence[int], piece: Tensor, offset: Se
         from_block.append(slice(low - a, high - a))
         into_piece.append(slice(low - b, high - b))
     piece[tuple(into_piece)].copy_(block[tuple(from_block)])
-
-
-def size_of(weight: Tensor) -> tuple[int, ...]:
-    """The size of a whole weight."""
-    # A ShardedTensor warns when its shape is read directly.
-    return tuple(weight.metadata().size if isinstance(weight, ShardedTensor) else weight.shape)
 
 
 def weights_by_name(model: nn.Module) -> dict[str, Tensor]:

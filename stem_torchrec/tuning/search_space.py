@@ -24,6 +24,7 @@ from stem_torchrec.data.listing import RowGroup
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.models.table import all_options
 from stem_torchrec.runtime.errors import UserError, nearest, reason_of
+from stem_torchrec.starting.source import with_source_path
 from stem_torchrec.training.configuration import run_config
 from stem_torchrec.training.steps_by_rows import choose_steps
 from stem_torchrec.training.watched_metric import WatchedMetric
@@ -75,7 +76,7 @@ def resolve_log(search: Search) -> Search:
     Raises UserError if columns or the metric do not fit the log, before a trial is trained.
     """
     path = data_folder(search.base.data)
-    base = replace(search.base, data=replace(search.base.data, path=path))
+    base = with_source_path(replace(search.base, data=replace(search.base.data, path=path), dry_run=False))
     schema, row_groups = load_schema(path), dict[str, list[RowGroup]]()
     features = search.space.get("data.features")
     choices = features.choices if isinstance(features, CategoricalDistribution) else ()

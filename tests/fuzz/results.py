@@ -31,6 +31,8 @@ Metrics = Mapping[str, Mapping[str, Any]]
 
 def trained(case: Case, answer: Answer, folder: Path) -> Iterator[str]:
     """Of train: the run folder, the rows of its steps, and for paused/ the same metrics as run/."""
+    if "dry run: " in answer.output:
+        return
     place = case.place("--output-dir")
     run = folder / place if place else sorted(folder.glob("runs/*"))[-1]
     name, before = str(run.relative_to(folder)), "has ended already" in answer.output

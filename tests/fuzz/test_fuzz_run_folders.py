@@ -11,6 +11,8 @@ COMMANDS = (
     Case("train", [*RUN, "--output-dir", "paused"]),
     Case("train", [*RUN, "--output-dir", "run"]),
     Case("train", [*RUN, "--output-dir", "out", "--resume", "paused/checkpoints"]),
+    Case("train", [*RUN, "--output-dir", "out", "--start-from", "run"]),
+    Case("train", [*RUN, "--output-dir", "out", "--start-from", "run:best"]),
     Case("evaluate", ["--run", "run", *LOG, "--json", "out.json", "--predictions", "out"]),
     Case("convert", ["--run", "run", "--out", "out"]),
 )

@@ -12,13 +12,12 @@ from stem_torchrec.config.formats import without_format
 from stem_torchrec.config.json_text import parse_json
 from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.config.yaml_text import parse_yaml
-from stem_torchrec.data.new_log import VOCABULARY
+from stem_torchrec.data.new_log import TRANSFORMS_FILE, TRANSFORMS_FORMAT, VOCABULARY
 from stem_torchrec.expressions.expression import Expression, from_json
 from stem_torchrec.preparation.fitting.id_spaces import IdSpace
 from stem_torchrec.preparation.specs.spec import Spec
 from stem_torchrec.preparation.specs.spec_expressions import SpecExpressions
 from stem_torchrec.preparation.specs.spec_file import SPEC_FILE, read_spec
-from stem_torchrec.preparation.transforms import TRANSFORMS_FILE, TRANSFORMS_FORMAT
 from stem_torchrec.runtime.errors import UserError, reason_of
 
 

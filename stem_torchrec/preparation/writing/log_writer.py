@@ -9,7 +9,7 @@ import ibis.expr.types as ir
 
 from stem_torchrec.config.formats import with_format
 from stem_torchrec.config.serialization import to_dict
-from stem_torchrec.data.new_log import SPLITS, VOCABULARY
+from stem_torchrec.data.new_log import SPLITS, TRANSFORMS_FORMAT, VOCABULARY
 from stem_torchrec.data.schema import LabelCounts, Schema, SparseFeature, Split
 from stem_torchrec.expressions.expression import Call, Expression, to_json
 from stem_torchrec.expressions.functions import type_of
@@ -20,7 +20,6 @@ from stem_torchrec.preparation.fitting.fit import Fitted
 from stem_torchrec.preparation.fitting.vocabularies import Vocabularies
 from stem_torchrec.preparation.specs.spec import Spec
 from stem_torchrec.preparation.specs.spec_expressions import ORDER, SPLIT, SpecExpressions
-from stem_torchrec.preparation.transforms import TRANSFORMS_FORMAT
 from stem_torchrec.preparation.writing.encoding import missing_id, num_embeddings
 from stem_torchrec.preparation.writing.feature_trees import identity_or_hash, is_missing, weights_of, with_missing
 

@@ -1,0 +1,129 @@
+"""What the axes of dense weights mean: names of their positions, by which the weights of two models are matched.
+
+The first layer of an expert has a column for each column of its group's input, which belongs to a feature; the last
+layer of a gate has a row for each expert. So a model with one feature or task more has other columns or rows, and the
+names tell which of them are the same:
+
+    yesterday   layers.0.experts.like.0.weight   ("uid", 0) ... ("uid", 15)
+    today       layers.0.experts.like.0.weight   ("uid", 0) ... ("uid", 15), ("city", 0) ... ("city", 15)
+
+Which layers read the input is asked of the model itself.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from stem_torchrec.models.frame import MultiTaskModel
+from stem_torchrec.models.gated_experts import GatedExperts
+from stem_torchrec.models.layers import BatchedLinear, Gate
+from stem_torchrec.models.loss import MultiTaskTrain
+from stem_torchrec.tables import table_of
+
+CLOSED = -1e4
+"""A gate's bias at which the softmax gives an expert the weight 0, exactly."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis whose positions have names."""
+
+    what: str
+    """What a position is, as `input column`."""
+    names: tuple[Hashable, ...]
+    """Of the positions."""
+    start: float | None = None
+    """What the positions start from that another model does not have; as they are initialised if None."""
+
+
+Axes = tuple[Axis | None, ...]
+"""Of a weight; None for an axis whose positions have no names, as hidden units."""
+
+
+def axes_of_weights(train: MultiTaskTrain, dense: Sequence[str], *, gate_bias: float = CLOSED) -> dict[str, Axes]:
+    """The axes of every weight that is not a table, by name.
+
+    Args:
+        train: a model with its loss, before it is sharded; its tables may be on the meta device. It is left in eval
+            mode.
+        dense: names of the dense features.
+        gate_bias: logit that an expert starts from in a gate that did not read it.
+
+    Example::
+
+        axes_of_weights(train, ["age"])["model.layers.0.gates.like.mlp.4.bias"]
+        # (Axis("expert", (("finish", 0), ("like", 0), ("shared", 0), ...), -1e4),)
+    """
+    model = train.model
+    assert isinstance(model, MultiTaskModel)
+    axes: dict[str, list[Axis | None]] = {
+        name: [None] * weight.dim() for name, weight in train.named_parameters() if table_of(name) is None
+    }
+    for name, layer in train.named_modules():
+        match layer:
+            case BatchedLinear():
+                for kind in ("weight", "bias"):
+                    axes[f"{name}.{kind}"][0] = Axis("expert", tuple(range(len(layer.weight))))
+            case GatedExperts():
+                for stream, last in last_layers_of_gates(layer).items():
+                    experts = names_of_experts(layer, layer.reads[stream])
+                    axes[f"{name}.{last}.weight"][0] = Axis("expert", experts, start=0.0)
+                    axes[f"{name}.{last}.bias"][0] = Axis("expert", experts, start=gate_bias)
+    for group in model.dense_arch:
+        name = f"model.dense_arch.{group}"
+        axes[f"{name}.weight"][1] = Axis("dense feature", tuple(dense), start=0.0)
+        projected = Axis("projected column", tuple(range(train.get_parameter(f"{name}.bias").shape[0])))
+        axes[f"{name}.weight"][0] = axes[f"{name}.bias"][0] = projected
+    columns = _names_of_input(model)
+    for name in _layers_that_read_the_input(train, model):
+        axes[f"{name}.weight"][1] = Axis("input column", columns, start=0.0)
+    return {name: tuple(of_weight) for name, of_weight in axes.items()}
+
+
+def last_layers_of_gates(layer: GatedExperts) -> dict[str, str]:
+    """By stream, the name of the gate's last layer, whose weight and bias have a row for each expert that is read."""
+    names = {}
+    for stream, gate in layer.gates.items():
+        assert isinstance(gate, Gate)
+        names[stream] = f"gates.{stream}.mlp.{len(gate.mlp) - 1}"
+    return names
+
+
+def names_of_experts(layer: GatedExperts, groups: Sequence[str]) -> tuple[tuple[str, int], ...]:
+    """The experts of some groups, in the order in which a gate that reads these groups has them."""
+    return tuple((group, k) for group in groups for k in range(layer.num_experts[group]))
+
+
+def _names_of_input(model: MultiTaskModel) -> tuple[Hashable, ...]:
+    """Feature and number of each column of a group's input; the projected dense features, at its end, have no name."""
+    columns = next(iter(model.sparse_arch.columns.values()))
+    names: list[Hashable] = [(feature, j) for feature, width in columns for j in range(width)]
+    return (*names, *((None, j) for j in range(model.in_features - len(names))))
+
+
+@torch.no_grad()
+def _layers_that_read_the_input(train: MultiTaskTrain, model: MultiTaskModel) -> list[str]:
+    """The names of the linear layers whose input is that of a group, or a sum of those of several.
+
+    All groups get the same random input, so what these layers see is a multiple of it.
+    """
+    x = torch.rand(1, model.in_features, generator=torch.Generator().manual_seed(0)) + 0.5
+    names: list[str] = []
+
+    def look_at(name: str, seen: Tensor) -> None:
+        if seen.shape[-1] == model.in_features:
+            times = (seen / x).flatten()
+            if times[0] > 0 and torch.allclose(times, times[0]):
+                names.append(name)
+
+    handles = [
+        layer.register_forward_pre_hook(lambda _, inputs, name=name: look_at(name, inputs[0]))
+        for name, layer in train.named_modules()
+        if isinstance(layer, nn.Linear | BatchedLinear)
+    ]
+    model.eval().arch(dict.fromkeys(model.sparse_arch.groups, x))
+    for handle in handles:
+        handle.remove()
+    return names

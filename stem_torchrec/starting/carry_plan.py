@@ -1,0 +1,98 @@
+"""What a run carries over from its source, decided before a weight is read, from configurations and logs alone."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from stem_torchrec.checkpoints.dropout_names import names_with_dropout
+from stem_torchrec.checkpoints.weights import check_weights, saved_tensors
+from stem_torchrec.config import TrainConfig
+from stem_torchrec.data.columns import Columns
+from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.store_path import path_of
+from stem_torchrec.starting.axis_labels import CLOSED
+from stem_torchrec.starting.carried import Carried, States, together
+from stem_torchrec.starting.id_maps import IdMap
+from stem_torchrec.starting.match_modules import match_modules
+from stem_torchrec.starting.match_tables import NewRows, match_tables
+from stem_torchrec.starting.model_weights import Matches, ModelWeights
+from stem_torchrec.starting.source import StartSource
+from stem_torchrec.tables import table_feature, table_of
+
+
+@dataclass(frozen=True)
+class CarryPlan:
+    """Which weights of the model continue which of the source, and the table that says so."""
+
+    matches: Matches
+    carried: Carried
+    saved: Mapping[str, TensorStorageMetadata]
+    """What the folder of the source has, by name."""
+
+
+def plan_carry(
+    source: StartSource,
+    *,
+    config: TrainConfig,
+    columns: Columns,
+    id_maps: Mapping[str, IdMap],
+    new_rows: NewRows = "initial",
+    gate_bias: float = CLOSED,
+    tables_from: str | None = None,
+) -> CarryPlan:
+    """Compares the model of the source with that of the run; needs no model with memory, and no other rank.
+
+    See `carry` for the arguments and the errors.
+
+    Example::
+
+        print(plan_carry(source, config=config, columns=columns, id_maps={}).carried.format())
+    """
+    was = source.config or config
+    if was.model.arch != config.model.arch:
+        raise UserError(
+            f"{source.name} is a model of --model.arch {was.model.arch}, and this run of {config.model.arch}, which "
+            f"has other parts; give --model.arch {was.model.arch}, or start without it."
+        )
+    folder = path_of(source.weights)
+    saved = saved_tensors(folder)
+    old = ModelWeights(was.model, source.columns or _with_rows_of(saved, columns))
+    new = ModelWeights(config.model, columns, gate_bias=gate_bias)
+    check_weights(old.train.state_dict(), folder)
+    notes = []
+    if not source.has_states:
+        notes.append(f"{source.name} has no optimizer states, so all of them are fresh")
+    elif config.sparse.name != was.sparse.name:
+        notes.append(
+            f"the states of tables are fresh: {source.name} has those of {was.sparse.name}, not of {config.sparse.name}"
+        )
+    if source.has_states and config.dense.name != was.dense.name:
+        notes.append(
+            f"the states of dense parts are fresh: {source.name} has those of {was.dense.name}, not of "
+            f"{config.dense.name}"
+        )
+    of_tables: States = "carried" if source.has_states and config.sparse.name == was.sparse.name else "fresh"
+    of_modules: States = "carried" if source.has_states and config.dense.name == was.dense.name else "fresh"
+    tables, lines = match_tables(
+        old, new, id_maps,
+        source=source.name, new_rows=new_rows, tables_from=tables_from,
+        states="" if config.sparse.name == "sgd" else of_tables,
+    )  # fmt: skip
+    modules, of_parts = match_modules(old, new, states=of_modules)
+    # Under the names of layers that were saved when dropout was a layer.
+    renamed = names_with_dropout([name.removeprefix("model.") for name in saved], old.sizes)
+    modules = {name: replace(match, old=renamed.get(match.old, match.old)) for name, match in modules.items()}
+    steps = source.step if of_tables == "carried" else None
+    carried = Carried(source.name, tuple(together([*lines, *of_parts])), tuple(notes), steps or 0)
+    return CarryPlan({**tables, **modules}, carried, saved)
+
+
+def _with_rows_of(saved: Mapping[str, TensorStorageMetadata], columns: Columns) -> Columns:
+    """The columns of this run's log with the rows that bare weights have for them, of which nothing else is known."""
+    rows = {table_feature(table): item.size[0] for name, item in saved.items() if (table := table_of(name)) is not None}
+    sparse = {
+        name: replace(feature, num_embeddings=rows.get(name, feature.num_embeddings))
+        for name, feature in columns.sparse.items()
+    }
+    return replace(columns, sparse=sparse)

@@ -1,0 +1,165 @@
+"""Where a run begins: with fresh weights or with the state of another run; and its start.json."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from torchrec.distributed import DistributedModelParallel
+from torchrec.optim.keyed import CombinedOptimizer
+
+from stem_torchrec.checkpoints.first_rows import tables_on_disk
+from stem_torchrec.checkpoints.resume import candidates, checkpoints_folder, progress_of
+from stem_torchrec.config import TrainConfig
+from stem_torchrec.data.columns import Columns
+from stem_torchrec.data.schema import load_schema
+from stem_torchrec.runtime.errors import DamagedError, UserError
+from stem_torchrec.runtime.process import from_first_rank
+from stem_torchrec.runtime.progress import log_rank0
+from stem_torchrec.runtime.store_path import AnyPath, path_of
+from stem_torchrec.starting.carry import carry
+from stem_torchrec.starting.id_maps import IdMap, LogIds, map_ids
+from stem_torchrec.starting.id_spaces import IdSpace, read_id_spaces
+from stem_torchrec.starting.record import Ancestor, StartRecord, log_record, read_start, start_of
+from stem_torchrec.starting.source import StartSource, open_source
+from stem_torchrec.tables import table_feature
+from stem_torchrec.training.run_data import RunData
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a run begins with.
+
+    Example::
+
+        beginning = Beginning.open(config, path, data)     # UserError for a source that does not fit
+        beginning = beginning.carry(model, optimizer, config, data)  # fills the model, and logs what is carried
+        write_start(folder, beginning.record_in(folder, config))
+    """
+
+    record: StartRecord
+    """Without the run's folders, which it may not have yet."""
+    source: StartSource | None = None
+    """None for a run that begins with fresh weights, and for one that resumes."""
+    id_maps: Mapping[str, IdMap] = field(default_factory=dict)
+    """By feature that the source has as well."""
+    resumes_from: str | None = None
+    """The newest checkpoint of a run that resumes."""
+
+    @classmethod
+    def open(cls, config: TrainConfig, path: str, data: RunData) -> "Beginning":
+        """Opens the source of a run that has no checkpoint to resume from; all ranks call it before the model is built.
+
+        Args:
+            config: of the run.
+            path: folder of its log.
+            data: of the run.
+
+        Raises UserError where `--start-from` names no state, or one that does not fit the log or the options.
+        """
+        checkpoints = from_first_rank(lambda: _checkpoints_of(config))
+        if checkpoints:
+            return from_first_rank(lambda: cls(_resumed(config, path, data, checkpoints), resumes_from=checkpoints[0]))
+        source = None if config.start_from is None else open_source(config)
+        return from_first_rank(lambda: _new(config, path, data, source))
+
+    def carry(
+        self, model: DistributedModelParallel, optimizer: CombinedOptimizer, config: TrainConfig, data: RunData
+    ) -> "Beginning":
+        """Fills the model and its optimizer from the source, if there is one, and logs the table of what is carried.
+
+        All ranks call it, before the first step. Raises UserError where the states do not fit.
+        """
+        if self.source is None:
+            return self
+        carried = carry(
+            model, optimizer, self.source,
+            config=config, columns=data.columns, id_maps=self.id_maps, new_rows=config.start.new_rows,
+            gate_bias=config.start.gate_bias, tables_from=config.start.tables_from,
+        )  # fmt: skip
+        log_rank0(f"starting from {self.source.weights}\n{carried.format()}")
+        record = replace(self.record, carried=carried, table_steps=carried.table_steps)
+        return replace(self, record=record)
+
+    def record_in(self, folder: AnyPath, config: TrainConfig) -> StartRecord:
+        """The record of the run in its folder."""
+        elsewhere = config.checkpoint.folder
+        return replace(self.record, run=_absolute(str(folder)), checkpoints=elsewhere and _absolute(elsewhere))
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else os.path.abspath(path)
+
+
+def _checkpoints_of(config: TrainConfig) -> list[str]:
+    """The checkpoints that the run resumes from; none for a new run."""
+    own = None
+    if config.output_dir or config.checkpoint.folder:
+        own = checkpoints_folder(config.checkpoint, path_of(config.output_dir or ""))
+    return candidates(config.resume, own)
+
+
+def _resumed(config: TrainConfig, path: str, data: RunData, checkpoints: Sequence[str]) -> StartRecord:
+    """The record of the run that resumes: its own, or that of the checkpoint."""
+    own = read_start(path_of(config.output_dir)) if config.output_dir else None
+    if own is not None:
+        return own
+    for checkpoint in checkpoints:
+        try:
+            progress = progress_of(checkpoint, type(config.model))
+        except DamagedError:
+            continue
+        if progress.start:
+            return start_of(dict(progress.start))
+        break
+    return _record(path, data, _ids(path, data))
+
+
+def _new(config: TrainConfig, path: str, data: RunData, source: StartSource | None) -> Beginning:
+    if source is None:
+        return Beginning(_record(path, data, _ids(path, data)))
+    ids = read_id_spaces(path, data.columns)
+    old = _ids_of_source(source)
+    maps = map_ids(old, LogIds(path, ids), name=source.name, hashed=config.start.hash_ids)
+    unsure = [name for name in maps if "unknown" in (old.spaces[name].kind, ids[name].kind)]
+    if unsure:
+        log_rank0(
+            f"note: without transforms.json of both logs only their number tells what the ids of {', '.join(unsure)} "
+            "mean; each row continues the one of its number"
+        )
+    started = Ancestor(None, source.weights, source.step)
+    parents = (started,) if source.lineage is None else source.lineage.as_parent(source.weights, source.step)
+    return Beginning(replace(_record(path, data, ids), parents=parents), source, maps)
+
+
+def _record(path: str, data: RunData, ids: dict[str, IdSpace]) -> StartRecord:
+    rows = {"train": data.train.rows, "valid": data.validation.rows}
+    return StartRecord("", None, log_record(path, rows), ids)
+
+
+def _ids(path: str, data: RunData) -> dict[str, IdSpace]:
+    """What the ids of a run's log mean; a run that starts from no other one does not need it."""
+    try:
+        return read_id_spaces(path, data.columns)
+    except UserError as error:
+        log_rank0(f"note: {error} A run that starts from this one cannot compare its ids.")
+        return _unknown(data.columns)
+
+
+def _ids_of_source(source: StartSource) -> LogIds:
+    """What the ids of the source mean; of an earlier version's run, what its log tells if that is still the same."""
+    if source.lineage is not None:
+        return LogIds(source.lineage.log.path, source.lineage.ids)
+    if source.config is None or source.columns is None:
+        tables = tables_on_disk(path_of(source.weights))
+        return LogIds(None, {table_feature(name): IdSpace("unknown", part.size[0]) for name, part in tables.items()})
+    log = source.config.data.path
+    try:
+        if log is not None and load_schema(log) == source.schema:
+            return LogIds(log, read_id_spaces(log, source.columns))
+    except UserError as error:
+        log_rank0(f"note: {error}")
+    return LogIds(log, _unknown(source.columns))
+
+
+def _unknown(columns: Columns) -> dict[str, IdSpace]:
+    return {name: IdSpace("unknown", feature.num_embeddings) for name, feature in columns.sparse.items()}
