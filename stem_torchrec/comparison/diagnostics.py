@@ -1,7 +1,7 @@
 """Diagnostics of trained models: the rank and similarity of their tables."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -25,19 +25,8 @@ def table_diagnostics(runs: Sequence[Path]) -> tuple[list[dict[str, Any]], list[
 
     Only the tables of one feature are in memory at a time. One process calls it, outside of any process group.
     """
-    by_feature: dict[str, dict[str, tuple[CheckpointWeights, str]]] = defaultdict(dict)
-    for run in runs:
-        source = CheckpointWeights(run)
-        for name in source.sizes:
-            table = table_of(name)
-            if table is not None:
-                by_feature[table_feature(table)][table_group(table)] = source, name
     tables, pairs = [], []
-    for feature, by_group in by_feature.items():
-        weights = {}
-        for group, (source, name) in by_group.items():
-            weights[group] = torch.empty(source.sizes[name])
-            source.read([(name, weights[group])])
+    for feature, weights in tables_by_feature([CheckpointWeights(run) for run in runs]):
         for group, weight in weights.items():
             abundance = information_abundance(weight)
             tables.append({"feature": feature, "group": group, "information_abundance": abundance})
@@ -45,6 +34,22 @@ def table_diagnostics(runs: Sequence[Path]) -> tuple[list[dict[str, Any]], list[
             similarity = linear_cka(weights[a], weights[b])
             pairs.append({"feature": feature, "group": a, "other": b, "similarity": similarity})
     return tables, pairs
+
+
+def tables_by_feature(sources: Sequence[CheckpointWeights]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Each feature with its tables (N, D) by group, in any layout; those of one feature are read at a time."""
+    by_feature: dict[str, dict[str, tuple[CheckpointWeights, str]]] = defaultdict(dict)
+    for source in sources:
+        for name in source.sizes:
+            table = table_of(name)
+            if table is not None:
+                by_feature[table_feature(table)][table_group(table)] = source, name
+    for feature, by_group in by_feature.items():
+        weights = {}
+        for group, (source, name) in by_group.items():
+            weights[group] = torch.empty(source.sizes[name])
+            source.read([(name, weights[group])])
+        yield feature, weights
 
 
 def information_abundance(table: Tensor) -> float:
