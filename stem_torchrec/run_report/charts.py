@@ -23,6 +23,11 @@ COLORS = 10
 DASHES = len(_DASHES)
 
 
+def dash_of(run: int) -> str:
+    """Matplotlib's style for the lines of a run, in a chart whose colors tell something else."""
+    return _DASHES[run % DASHES]
+
+
 @dataclass(frozen=True)
 class Line:
     """A line of a chart over steps."""
