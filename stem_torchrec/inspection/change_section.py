@@ -1,4 +1,4 @@
-"""The section on two runs: what only one has, and how far their tables are from each other."""
+"""The section on the tables of two runs: how far they are from each other."""
 
 from collections.abc import Sequence
 
@@ -9,18 +9,9 @@ from stem_torchrec.inspection.sections import Section, Table
 from stem_torchrec.inspection.two_runs import FeatureChange, TableChange
 
 
-def change_section(
-    run: InspectedRun, other: InspectedRun, changes: Sequence[FeatureChange], only: Sequence[str]
-) -> Section:
-    """The tables of a run beside those of the other run.
-
-    Args:
-        run: the run.
-        other: what it is compared with.
-        changes: of the features that both have.
-        only: what only one has, in sentences.
-    """
-    section = Section(f"{run.name} beside {other.name}", [*only])
+def change_section(run: InspectedRun, other: InspectedRun, changes: Sequence[FeatureChange]) -> Section:
+    """The tables of a run beside those of the other run."""
+    section = Section(f"Tables of {run.name} beside those of {other.name}")
     tables = [table for each in changes for table in each.tables]
     if not tables:
         section.parts.append("The runs have no table of the same name and width.")

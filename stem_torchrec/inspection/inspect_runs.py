@@ -95,16 +95,17 @@ def _written(options: InspectOptions, runs: Sequence[InspectedRun]) -> list[Sect
     between, only, measured = [], [], None
     if others:
         only = only_one_has(first.record, others[0].record)
-        between = changes(tables_of(first.record), tables_of(others[0].record), top=options.top)
+        tables = [tables_of(run.record) for run in runs]
+        between = changes(*tables, list(first.record.columns.sparse), first.groups, top=options.top)
         if first.predicted is not None and others[0].predicted is not None:
             tasks = [task for task in first.tasks if task in others[0].tasks]
             measured = differences(first.predicted, others[0].predicted, tasks)
-    sections = [Section("Runs", [Table([_row_of(run) for run in runs], 3), _when(options, first)])]
-    if others:
-        sections.append(change_section(first, others[0], between, only))
+    sections = [Section("Runs", [Table([_row_of(run) for run in runs], 3), _when(options, first), *only])]
     if first.predicted is not None:
         sections += [metric_section(runs, measured), gate_section(runs)]
     sections += [table_section(runs), similarity_section(runs)]
+    if others:
+        sections.append(change_section(first, others[0], between))
     changed = {each.feature: each.changed for each in (between if others else first.features)}
     sections.append(changed_section(first, changed, since=others[0].name if others else first.start.name))
     log_rank0(as_text(sections))

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from stem_torchrec.comparison.report import show
 from stem_torchrec.inspection.gate_facts import GateFacts, gate_facts
 from stem_torchrec.inspection.inspected_run import InspectedRun
-from stem_torchrec.inspection.sections import Chart, Section, Table
+from stem_torchrec.inspection.sections import Chart, Section, Table, of_runs
 from stem_torchrec.inspection.two_runs import CONFIDENCE, Differences
 from stem_torchrec.metrics.multi_task import to_json
 from stem_torchrec.run_report.charts import COLORS, dash_of, empty_chart
@@ -27,7 +27,7 @@ def metric_section(runs: Sequence[InspectedRun], differences: Differences | None
                 shown = {title: _number(values[name]) for name, title in _METRICS.items()}
                 counts = {name: f"{values[name]:,}" for name in ("rows", "positives")}
                 rows.append({"task": task, "run": run.name} | shown | counts)
-    section = Section("Metrics", [Table(rows, 2)])
+    section = Section("Metrics", [of_runs(rows, len(runs))])
     if differences is not None and differences.intervals:
         run, other = runs
         unit = "users" if run.predicted is not None and run.predicted.grouped else "rows"
@@ -75,12 +75,13 @@ def gate_section(runs: Sequence[InspectedRun]) -> Section:
             if by_group:
                 means = {g: _mean(by_group[g]) if g in by_group else "-" for g in groups}
                 even = {g: f"{by_group[g].even:.3f}" if g in by_group else "-" for g in groups}
-                rows += [place | {"run": name} | means, place | {"run": f"even gate of {name}"} | even]
-                sentences.append(_sentence(name, layer if several else "", stream, by_group))
+                of_run = f", {name}" if len(facts) > 1 else ""
+                rows += [place | {"gate": f"trained{of_run}"} | means, place | {"gate": f"even{of_run}"} | even]
+                sentences.append(_sentence(f"{stream}{f' of {name}' if of_run else ''}", layer, by_group))
         caption = f"{stream} reads, {layer}" if several else f"{stream} reads"
         charts.append(Chart(f"gates_{number}", _distribution(by_run, groups), caption))
     section.parts += [Table(rows, 3 if several else 2), *sentences, *charts]
-    section.parts.append(Table(_quantiles(facts), 4, summary="Quantiles over the rows"))
+    section.parts.append(of_runs(_quantiles(facts), len(facts), text_columns=4, summary="Quantiles over the rows"))
     return section
 
 
@@ -88,11 +89,11 @@ def _mean(gate: GateFacts) -> str:
     return f"{gate.mean:.3f} ± {gate.deviation:.3f}"
 
 
-def _sentence(run: str, layer: str, stream: str, by_group: dict[str, GateFacts]) -> str:
-    """`a: like reads 0.71 from shared (even 0.80), 0.20 from like (even 0.10).`"""
+def _sentence(stream: str, layer: str, by_group: dict[str, GateFacts]) -> str:
+    """`like reads 0.71 from shared (even 0.80), 0.20 from like (even 0.10), in layers.0.`"""
     ordered = sorted(by_group.values(), key=lambda gate: -gate.mean)
     parts = ", ".join(f"{gate.mean:.2f} from {gate.group} (even {gate.even:.2f})" for gate in ordered)
-    return f"{run}: {stream} reads {parts}{f' in {layer}' if layer else ''}."
+    return f"{stream} reads {parts}, in {layer}."
 
 
 def _distribution(by_run: dict[str, dict[str, GateFacts]], groups: Sequence[str]) -> Figure:

@@ -1,7 +1,7 @@
 """Sections of an inspection: sentences, tables and charts, as text and on a page."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from matplotlib.figure import Figure
@@ -22,6 +22,20 @@ class Table:
     """Columns that are aligned left: the first ones."""
     summary: str = ""
     """Where it is not empty, the page folds the table below it, and the text leaves the table out."""
+
+
+def of_runs(rows: Iterable[Mapping[str, str]], runs: int, *, text_columns: int = 2, summary: str = "") -> Table:
+    """A table whose rows name their run, without that column where it would be the same in all.
+
+    Args:
+        rows: with a column `run`.
+        runs: that are looked at.
+        text_columns: with that column.
+        summary: see Table.
+    """
+    if runs > 1:
+        return Table([*rows], text_columns, summary)
+    return Table([{n: cell for n, cell in row.items() if n != "run"} for row in rows], text_columns - 1, summary)
 
 
 @dataclass(frozen=True)
@@ -52,7 +66,8 @@ def as_text(sections: Sequence[Section]) -> str:
             elif isinstance(part, Table) and not part.summary:
                 names = list(part.rows[0])
                 aligned = ["left"] * part.text_columns + ["right"] * (len(names) - part.text_columns)
-                cells = [[row.get(name, "") for name in names] for row in part.rows]
+                # Bold on the page.
+                cells = [[row.get(name, "").replace("**", "") for name in names] for row in part.rows]
                 lines.append(tabulate(cells, names, disable_numparse=True, colalign=aligned) + "\n")
     return "\n".join(lines)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from stem_torchrec.inspection.inspected_run import InspectedRun
-from stem_torchrec.inspection.sections import Section, Table
+from stem_torchrec.inspection.sections import Section, Table, of_runs
 from stem_torchrec.inspection.table_facts import ChangedId, FeatureFacts, TableFacts, dead_tables, shares_of_input
 
 _MOST_PAIRS = 10
@@ -22,21 +22,22 @@ def table_section(runs: Sequence[InspectedRun]) -> Section:
         [
             "A row has moved if it differs from where the run started. Information abundance is the sum of a table's "
             "singular values divided by the largest one, from 1 (all rows on a line) to its width.",
-            Table([row for run in runs for row in _by_group(run)], 2),
+            of_runs([row for run in runs for row in _by_group(run)], len(runs)),
         ],
     )
     for run in runs:
-        section.parts.append(f"{run.name}: started from {run.start.name}; {run.ids.note}.")
+        name = f"{run.name}: " if len(runs) > 1 else ""
+        section.parts.append(f"{name}Started from {run.start.name}; {run.ids.note}.")
         dead = dead_tables(run.features)
         number = sum(len(each.tables) for each in run.features)
         section.parts.append(
-            f"{run.name}: {len(dead)} of {number} tables tell the model next to nothing."
+            f"{name}{len(dead)} of {number} tables tell the model next to nothing."
             if dead
-            else f"{run.name}: each of {number} tables tells the model something."
+            else f"{name}Each of {number} tables tells the model something."
         )
         if dead:
             section.parts.append(
-                Table([{"table": f"{group}/{feature}", "run": run.name, "why": why} for feature, group, why in dead], 3)
+                Table([{"table": f"{group}/{feature}", "why": why} for feature, group, why in dead], 2)
             )
     section.parts.append(
         "How much of what a group's tables tell comes from each feature: the variance of the row that is looked up, "
@@ -44,14 +45,14 @@ def table_section(runs: Sequence[InspectedRun]) -> Section:
         "tables."
     )
     groups = _groups(runs)
-    section.parts.append(Table([row for run in runs for row in _shares(run, groups)], 2))
+    section.parts.append(of_runs([row for run in runs for row in _shares(run, groups)], len(runs)))
     for title, of_table in (
         ("Rows that have moved, of those whose ids stand in the training rows", _moved),
         ("Information abundance", lambda table: f"{table.abundance:.2f} of {table.dim}"),
         ("Length of a row: median, and from the 10th to the 90th percentile", _norms),
     ):
         rows = [_feature_row(run, each) | _cells(each, groups, of_table) for run in runs for each in run.features]
-        section.parts.append(Table(rows, 2, summary=title))
+        section.parts.append(of_runs(rows, len(runs), summary=title))
     return section
 
 
@@ -64,7 +65,8 @@ def similarity_section(runs: Sequence[InspectedRun]) -> Section:
         pairs = [pair for pair in pairs if any(run.groups[-1] in pair for run in runs)]
     for run in runs:
         for pair in pairs:
-            known = [s for each in run.features if not math.isnan(s := each.similarity.get(pair, math.nan))]
+            spread = [each.similarity.get(pair, math.nan) for each in run.features if each.rows > 2]
+            known = [similarity for similarity in spread if not math.isnan(similarity)]
             if known:
                 means.append(
                     {"groups": " and ".join(pair), "run": run.name, "mean": f"{np.mean(known):.3f}"}
@@ -77,13 +79,13 @@ def similarity_section(runs: Sequence[InspectedRun]) -> Section:
             if pairs
         ]
     if not means:
-        section.parts.append("No model here has tables of several groups for a feature of more than one id.")
+        section.parts.append("No model here has tables of several groups for a feature of more than two rows.")
         return section
     section.parts += [
         "Linear CKA of the tables of one feature in two groups: 1 means the same up to rotation and scale, 0 that they "
-        "have nothing in common. Over the features of more than one row.",
-        Table(means, 2),
-        Table(rows, 2, summary="Feature by feature"),
+        "have nothing in common. Over the features of more than two rows, as two rows are always alike.",
+        of_runs(means, len(runs)),
+        of_runs(rows, len(runs), summary="Feature by feature"),
     ]
     return section
 

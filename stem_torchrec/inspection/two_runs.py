@@ -126,16 +126,25 @@ def differences(run: PredictedRows, other: PredictedRows, tasks: Sequence[str]) 
     )
 
 
-def changes(run: FeatureTables, other: FeatureTables, *, top: int) -> list[FeatureChange]:
+def changes(
+    run: FeatureTables, other: FeatureTables, features: Sequence[str], groups: Sequence[str], *, top: int
+) -> list[FeatureChange]:
     """The tables that two runs have in common, with those of one feature in memory at a time.
 
     Args:
         run: the tables of the run.
         other: those that they are compared with.
+        features: to compare, of which either run may lack some.
+        groups: to compare.
         top: ids of a feature to list.
     """
-    both = [feature for feature in run.features if feature in other.features]
-    return [_feature_change(feature, run.read(feature), other.read(feature), top=top) for feature in both]
+    changed = []
+    for feature in features:
+        sizes, others = run.sizes(feature), other.sizes(feature)
+        both = [g for g in groups if g in sizes and g in others and sizes[g][1] == others[g][1]]
+        if both:
+            changed.append(_feature_change(feature, run.read(feature, both), other.read(feature, both), top=top))
+    return changed
 
 
 def _feature_change(
@@ -143,8 +152,6 @@ def _feature_change(
 ) -> FeatureChange:
     tables, distances = [], {}
     for group, weight in weights.items():
-        if group not in others or others[group].shape[1] != weight.shape[1]:
-            continue
         rows = min(len(weight), len(others[group]))
         own, before = weight[:rows], others[group][:rows]
         distance = row_distances(own, before)
