@@ -95,8 +95,8 @@ def _written(options: InspectOptions, runs: Sequence[InspectedRun]) -> list[Sect
     between, only, measured = [], [], None
     if others:
         only = only_one_has(first.record, others[0].record)
-        tables = [tables_of(run.record) for run in runs]
-        between = changes(*tables, list(first.record.columns.sparse), first.groups, top=options.top)
+        own, before = (tables_of(run.record) for run in runs)
+        between = changes(own, before, list(first.record.columns.sparse), first.groups, top=options.top)
         if first.predicted is not None and others[0].predicted is not None:
             tasks = [task for task in first.tasks if task in others[0].tasks]
             measured = differences(first.predicted, others[0].predicted, tasks)
