@@ -107,7 +107,7 @@ def _written(options: InspectOptions, runs: Sequence[InspectedRun]) -> list[Sect
     if others:
         sections.append(change_section(first, others[0], between))
     changed = {each.feature: each.changed for each in (between if others else first.features)}
-    sections.append(changed_section(first, changed, since=others[0].name if others else first.start.name))
+    sections.append(changed_section(first, changed, since=f"those of {others[0].name}" if others else first.start.name))
     log_rank0(as_text(sections))
     title = " beside ".join(run.name for run in runs)
     if options.out:

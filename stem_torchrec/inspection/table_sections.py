@@ -111,6 +111,8 @@ def changed_section(
     if not rows:
         section.parts.append(f"No id is listed: no row differs from {since}, its start is not known, or --top is 0.")
         return section
+    if all(row["value"] == "-" for _, row in rows):
+        rows = [(distance, {n: cell for n, cell in row.items() if n != "value"}) for distance, row in rows]
     farthest = [row for _, row in sorted(rows, key=lambda row: -row[0])[:_MOST_SHOWN]]
     section.parts += [
         f"The distance of an id's rows to {since}: in all tables of the feature together, and in each. {about}".strip(),
