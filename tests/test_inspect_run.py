@@ -1,4 +1,4 @@
-"""What stem-inspect tells of a run are the numbers of its weights, log and evaluation; of two, those of a comparison."""
+"""What stem-inspect tells of a run are the numbers of its weights, log and evaluation; of two, a comparison's."""
 
 import json
 import math
