@@ -18,9 +18,9 @@ pytestmark = pytest.mark.stack
 ROOT = Path(__file__).parent.parent
 
 ELSEWHERE = {
-    *("calibration", "comparison", "run_report", "server", "serving", "tracking", "tuning"),
+    *("calibration", "comparison", "inspection", "run_report", "server", "serving", "tracking", "tuning"),
     *("preparation", "expressions"),
-    *("calibrate.py", "prepare.py", "report.py", "report_file.py", "serve.py"),
+    *("calibrate.py", "inspect_run.py", "prepare.py", "report.py", "report_file.py", "serve.py"),
 }
 """What such a machine need not run: calibrations need scipy, comparisons and reports statsmodels and markdown, searches
 optuna, raw logs an engine, trackers their own packages."""
@@ -104,7 +104,7 @@ def test_users_see_no_warning_of_a_library(result: subprocess.CompletedProcess[s
 
 @pytest.mark.parametrize("place", [*PLACES, *(f"benchmarks/{name}" for name in SCRIPTS)])
 def test_no_function_imports_an_unlisted_package_later(place: str) -> None:
-    files = [path for path in python_files(ROOT / place) if not ELSEWHERE & {*path.parts}]
+    files = [path for path in python_files(ROOT / place) if not ELSEWHERE & {*path.relative_to(ROOT).parts}]
     listed = {*PACKAGES.split(), "stem_torchrec", "studies", *BENCHMARKS, *sys.stdlib_module_names}
     assert files
     assert [(str(path), name) for path in files for name in imported(path) if name not in listed] == []

@@ -11,6 +11,7 @@ from stem_torchrec.calibration.calibrate_run import CalibrateConfig
 from stem_torchrec.comparison.options import CompareConfig
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.fields import limits_in
+from stem_torchrec.inspection.options import InspectOptions
 from stem_torchrec.models.table import all_options
 from stem_torchrec.training.run_evaluation import EvaluateConfig
 from stem_torchrec.transfer.convert_layout import ConvertConfig
@@ -27,7 +28,7 @@ from sweep.config import SweepConfig
 
 DATASETS = Path(__file__).parent.parent / "datasets"
 COMMANDS = [
-    *(TrainConfig, EvaluateConfig, CalibrateConfig, ConvertConfig, CompareConfig, TuneConfig),
+    *(TrainConfig, EvaluateConfig, CalibrateConfig, ConvertConfig, CompareConfig, InspectOptions, TuneConfig),
     *all_options().values(),
 ]
 BENCHMARKS = [SweepConfig, PlanConfig, ThroughputConfig, PauseConfig, FaultsConfig, MetricsConfig, ConflictConfig]

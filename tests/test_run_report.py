@@ -27,9 +27,10 @@ from stem_torchrec.preparation.options import PrepareOptions
 from stem_torchrec.preparation.prepare_log import prepare_log
 from stem_torchrec.run_report.charts import MOST_POINTS, calibration, thinned
 from stem_torchrec.run_report.plan_section import memory_by_rank
-from stem_torchrec.run_report.projector import Values, values_file, values_of
+from stem_torchrec.run_report.projector import values_file
 from stem_torchrec.run_report.reliability import Reliability, reliability_of
 from stem_torchrec.run_report.run_record import RunRecord, Series
+from stem_torchrec.run_report.vocabularies import Values, read_values, vocabularies_of_run
 from stem_torchrec.run_report.write_report import ReportOptions, names_of, page_of, write_report
 from stem_torchrec.runtime.errors import DamagedError, UserError
 from stem_torchrec.runtime.exit_status import ExitStatus
@@ -213,8 +214,7 @@ def test_the_projector_names_raw_values(run: Path, tmp_path: Path) -> None:
     record = RunRecord.read(run, "a")
     config = replace(record.config, data=replace(record.config.data, path=str(log)))
     record = replace(record, config=config, columns=Columns.select(load_schema(str(log))))
-    values = values_of(record, "color", 3)
-    assert values is not None
+    values = read_values(vocabularies_of_run(record)["color"], [("id", "<", 3)])
     expected = [f"{row['id']}\t{row['value']}\t{row['count']}" for row in vocabulary if row["id"] < 3]
     assert values_file(3, values).splitlines() == ["id\tvalue\tcount", "0\t(unseen)\t", *expected]
     assert "1\tred\t" in expected[0]

@@ -25,19 +25,10 @@ def table_diagnostics(runs: Sequence[Path]) -> tuple[list[dict[str, Any]], list[
 
     Only the tables of one feature are in memory at a time. One process calls it, outside of any process group.
     """
-    by_feature: dict[str, dict[str, tuple[CheckpointWeights, str]]] = defaultdict(dict)
-    for run in runs:
-        source = CheckpointWeights(run)
-        for name in source.sizes:
-            table = table_of(name)
-            if table is not None:
-                by_feature[table_feature(table)][table_group(table)] = source, name
     tables, pairs = [], []
-    for feature, by_group in by_feature.items():
-        weights = {}
-        for group, (source, name) in by_group.items():
-            weights[group] = torch.empty(source.sizes[name])
-            source.read([(name, weights[group])])
+    of_runs = FeatureTables([CheckpointWeights(run) for run in runs])
+    for feature in of_runs.features:
+        weights = of_runs.read(feature)
         for group, weight in weights.items():
             abundance = information_abundance(weight)
             tables.append({"feature": feature, "group": group, "information_abundance": abundance})
@@ -45,6 +36,50 @@ def table_diagnostics(runs: Sequence[Path]) -> tuple[list[dict[str, Any]], list[
             similarity = linear_cka(weights[a], weights[b])
             pairs.append({"feature": feature, "group": a, "other": b, "similarity": similarity})
     return tables, pairs
+
+
+class FeatureTables:
+    """The tables of a model, saved in any layout, feature by feature.
+
+    Args:
+        sources: the weights of the model, of one run or of several that share no table.
+
+    Example::
+
+        tables = FeatureTables([CheckpointWeights(Path("runs/a"))])
+        tables.features          # ["uid", "tags"]
+        tables.sizes("uid")      # {"like": (1000, 16), "shared": (1000, 16)}
+        tables.read("uid")       # {"like": tensor(...), "shared": tensor(...)}
+    """
+
+    def __init__(self, sources: Sequence[CheckpointWeights]) -> None:
+        self._names: dict[str, dict[str, tuple[CheckpointWeights, str]]] = defaultdict(dict)
+        for source in sources:
+            for name in source.sizes:
+                table = table_of(name)
+                if table is not None:
+                    self._names[table_feature(table)][table_group(table)] = source, name
+
+    @property
+    def features(self) -> list[str]:
+        """All features."""
+        return list(self._names)
+
+    def sizes(self, feature: str) -> dict[str, tuple[int, ...]]:
+        """The size (N, D) of each table of a feature, by group; {} for another model's feature."""
+        return {group: source.sizes[name] for group, (source, name) in self._names.get(feature, {}).items()}
+
+    def read(self, feature: str, groups: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """The tables (N, D) of a feature by group, those of some groups or all."""
+        weights: dict[str, Tensor] = {}
+        targets: dict[CheckpointWeights, list[tuple[str, Tensor]]] = defaultdict(list)
+        for group in self._names[feature] if groups is None else groups:
+            source, name = self._names[feature][group]
+            weights[group] = torch.empty(source.sizes[name])
+            targets[source].append((name, weights[group]))
+        for source, of_source in targets.items():
+            source.read(of_source)
+        return weights
 
 
 def information_abundance(table: Tensor) -> float:

@@ -10,19 +10,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stem_torchrec.comparison.comparable import key_columns, key_numbers, read_keys
-from stem_torchrec.comparison.intervals import (
-    MIN_USERS,
-    Measure,
-    Resampled,
-    UserCounts,
-    auc_of,
-    gauc_of,
-    logloss_of,
-    resample,
-)
+from stem_torchrec.comparison.intervals import Measure, Resampled
 from stem_torchrec.comparison.multiplicity import draws_for
 from stem_torchrec.comparison.options import CompareConfig
 from stem_torchrec.comparison.runs import Run
+from stem_torchrec.comparison.task_scores import TaskScores, labeled, measures_of
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.files import find_row_groups
@@ -104,9 +96,8 @@ class ScoredRows:
 
     @property
     def measures(self) -> Mapping[str, Callable[..., Measure]]:
-        """What the models are compared by; gAUC only for a log with a group column."""
-        grouped = {"gAUC": gauc_of} if self.columns.group else {}
-        return {"AUC": auc_of, **grouped, "logloss": logloss_of}
+        """What the models are compared by."""
+        return measures_of(grouped=self.columns.group is not None)
 
     def draws_for(self, comparisons: int) -> int:
         """Draws of users for a family of so many comparisons: --resamples, or as many as they need."""
@@ -121,12 +112,7 @@ class ScoredRows:
         Returns which rows have one (N,); and for the M that do, whether the label is 1 (M,) and the user, numbered from
         0 (M,).
         """
-        known, weights = ~np.isnan(self.labels[task]), self.weights[task]
-        if weights is not None:
-            known &= weights > 0
-        if rows is not None:
-            known &= rows
-        return known, self.labels[task][known] == 1, np.unique(self.users[known], return_inverse=True)[1]
+        return labeled(self.labels[task], self.weights[task], self.users, rows)
 
     def resample(
         self, task: str, measure: str = "AUC", rows: NDArray[np.bool_] | None = None, *, draws: int
@@ -136,20 +122,14 @@ class ScoredRows:
         Without draws, and so without intervals, if too few users have labels of a kind; see `MIN_USERS`.
         """
         known, positive, user = self.labeled(task, rows)
-        of_rows = self.weights[task]
-        weights = None if of_rows is None else of_rows[known].astype(np.float64)
-        counts = UserCounts.count(positive, user)
-        fewest = counts.both if measure == "gAUC" else min(counts.positives, counts.negatives)
-        return resample(
-            {
-                model: [self.measures[measure](scores[known], positive, user, weights) for scores in by_seed]
-                for model, by_seed in self.scores[task].items()
-            },
-            int(user.max(initial=-1)) + 1,
-            resamples=draws if fewest >= MIN_USERS else 0,
-            confidence=self.comparison.config.confidence,
-            lower_is_better=measure == "logloss",
+        weights = self.weights[task]
+        of_task = TaskScores(
+            positive,
+            user,
+            None if weights is None else weights[known].astype(np.float64),
+            {model: [scores[known] for scores in by_seed] for model, by_seed in self.scores[task].items()},
         )
+        return of_task.resample(measure, draws=draws, confidence=self.comparison.config.confidence)
 
     def keys(self, name: str) -> NDArray[np.int64]:
         """The ids (N,) of a sparse feature that has one id in each row; -1 where null."""

@@ -23,6 +23,11 @@ COLORS = 10
 DASHES = len(_DASHES)
 
 
+def dash_of(run: int) -> str:
+    """Matplotlib's style for the lines of a run, in a chart whose colors tell something else."""
+    return _DASHES[run % DASHES]
+
+
 @dataclass(frozen=True)
 class Line:
     """A line of a chart over steps."""
@@ -63,7 +68,7 @@ def over_steps(lines: Sequence[Line], what: str, *, level: float | None = None, 
         level: of a thin horizontal line.
         from_zero: whether the vertical axis begins at 0.
     """
-    figure, axes = _figure()
+    figure, axes = empty_chart()
     if level is not None:
         axes.axhline(level, color="gray", linewidth=0.8)
     for line in lines:
@@ -103,7 +108,7 @@ def calibration(by_run: dict[int, Reliability]) -> Figure:
 
     A run without a positive has no point; some run has one.
     """
-    figure, axes = _figure()
+    figure, axes = empty_chart()
     shares = np.concatenate([each for of_run in by_run.values() for each in (of_run.predicted, of_run.observed)])
     low, high = shares[shares > 0].min(), shares.max()
     axes.plot([low, high], [low, high], color="gray", linewidth=0.8)
@@ -125,7 +130,7 @@ def calibration(by_run: dict[int, Reliability]) -> Figure:
 
 def by_rank(weights: Sequence[float], states: Sequence[float], run: int) -> Figure:
     """Draws the MiB of tables and of their optimizer states on each rank, of the run with this number."""
-    figure, axes = _figure()
+    figure, axes = empty_chart()
     ranks = np.arange(len(weights))
     axes.bar(ranks, weights, color=f"C{run % COLORS}", label="weights")
     axes.bar(ranks, states, bottom=weights, color=f"C{run % COLORS}", alpha=0.45, label="optimizer states")
@@ -137,7 +142,8 @@ def by_rank(weights: Sequence[float], states: Sequence[float], run: int) -> Figu
     return figure
 
 
-def _figure() -> tuple[Figure, Axes]:
+def empty_chart() -> tuple[Figure, Axes]:
+    """A figure of the size and style of all charts, without lines."""
     figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,22 +1,15 @@
 """TensorBoard's projector of a run: the first rows of some tables, with the raw values of their ids."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from google.protobuf import text_format
-from numpy.typing import NDArray
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 from stem_torchrec.checkpoints.first_rows import first_rows, tables_on_disk
 from stem_torchrec.checkpoints.weights import find_weights
-from stem_torchrec.data.new_log import TRANSFORMS_FILE, VOCABULARY
-from stem_torchrec.preparation.transforms import read_transforms, vocabularies_of
 from stem_torchrec.run_report.run_record import RunRecord
-from stem_torchrec.runtime.errors import UserError, nearest, reason_of
+from stem_torchrec.run_report.vocabularies import Values, read_values, vocabularies_of_run
+from stem_torchrec.runtime.errors import UserError, nearest
 from stem_torchrec.runtime.paths import remove_tree, write_text
 from stem_torchrec.sharding.placement import some
 from stem_torchrec.tables import table_feature
@@ -27,16 +20,6 @@ CONFIG = "projector_config.pbtxt"
 _FOLDER = "projector"
 _UNSEEN = "(unseen)"
 """In place of the raw value of id 0."""
-
-
-@dataclass(frozen=True)
-class Values:
-    """Raw values by id, as a vocabulary of the log has them."""
-
-    ids: NDArray[np.int64]
-    values: Sequence[str]
-    counts: Sequence[int]
-    """Rows of the training split with the value."""
 
 
 def write_projector(run: RunRecord, tables: Sequence[str], *, rows: int) -> str:
@@ -69,9 +52,11 @@ def write_projector(run: RunRecord, tables: Sequence[str], *, rows: int) -> str:
     (board / _FOLDER).mkdir(parents=True, exist_ok=True)
     config = ProjectorConfig()
     without: list[str] = []
+    vocabularies = vocabularies_of_run(run)
     for number, table in enumerate(tables):
         of_table = first_rows(weights, known[table], rows).double().numpy()
-        values = values_of(run, table_feature(table), len(of_table))
+        file = vocabularies.get(table_feature(table))
+        values = None if file is None else read_values(file, [("id", "<", len(of_table))])
         without += [] if values else [table]
         paths = {kind: f"{_FOLDER}/{kind}_{number}.tsv" for kind in ("table", "values")}
         write_text(board / paths["table"], "".join("\t".join(f"{x:.6g}" for x in row) + "\n" for row in of_table))
@@ -83,27 +68,6 @@ def write_projector(run: RunRecord, tables: Sequence[str], *, rows: int) -> str:
     write_text(board / CONFIG, text_format.MessageToString(config))
     note = f"; ids without raw values, as the log has no vocabulary for {', '.join(without)}" if without else ""
     return f"projector: {board}, {', '.join(tables)}, {rows:,} rows at most{note}; tensorboard --logdir {run.folder}"
-
-
-def values_of(run: RunRecord, feature: str, rows: int) -> Values | None:
-    """The raw values of the first ids of a feature; None where its log has moved, or has no vocabulary for it.
-
-    Raises UserError for a log whose files cannot be read.
-    """
-    path = run.config.data.path
-    if path is None or "://" in path or not (Path(path) / TRANSFORMS_FILE).exists():
-        return None
-    tree = read_transforms(Path(path)).columns.get(run.columns.column_of(feature))
-    names = vocabularies_of(tree)
-    if len(names) != 1:
-        return None
-    file = Path(path) / VOCABULARY / f"{names[0]}.parquet"
-    try:
-        table = pq.read_table(file, columns=["id", "value", "count"], filters=[("id", "<", rows)])
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{file} cannot be read ({reason_of(error)}); prepare the log again.") from error
-    values = [str(value) for value in table["value"].to_pylist()]
-    return Values(table["id"].to_numpy(), values, table["count"].to_pylist())
 
 
 def values_file(rows: int, values: Values | None) -> str:

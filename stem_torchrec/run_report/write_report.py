@@ -19,7 +19,7 @@ from stem_torchrec.run_report.projector import write_projector
 from stem_torchrec.run_report.run_record import RunRecord
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.path_options import PathOption, checked_path
-from stem_torchrec.runtime.report_file import GENERATOR, Report, escape
+from stem_torchrec.runtime.report_file import Report, check_page_file, escape
 from stem_torchrec.runtime.store_path import path_of
 from stem_torchrec.training.evaluation_outputs import check_apart
 
@@ -64,7 +64,7 @@ def write_report(options: ReportOptions) -> str:
     if options.out:
         for folder in folders:
             check_apart(options.out, folder, "--out")
-        _check_replaceable(Path(options.out))
+        check_page_file(Path(options.out))
     runs = [RunRecord.read(path_of(folder), name) for folder, name in zip(folders, names_of(folders), strict=True)]
     lines = []
     if options.out:
@@ -127,11 +127,3 @@ def _switches(runs: Sequence[RunRecord]) -> str:
         for i, run in enumerate(runs)
     )
     return f"<fieldset><legend>Lines of</legend>{boxes}</fieldset>"
-
-
-def _check_replaceable(file: Path) -> None:
-    if file.is_file() and file.stat().st_size:
-        with file.open("rb") as opened:
-            begin = opened.read(1024)
-        if f'<meta name="generator" content="{GENERATOR}">'.encode() not in begin:
-            raise UserError(f"--out {file} exists, and no report is in it; give another.")

@@ -19,6 +19,7 @@ class ErrorKind(StrEnum):
     FOLDER = "STEM-FOLDER"
     FORMAT = "STEM-FORMAT"
     INPUT = "STEM-INPUT"
+    INSPECTION = "STEM-INSPECTION"
     INSTALL = "STEM-INSTALL"
     LAUNCH = "STEM-LAUNCH"
     LOG = "STEM-LOG"
@@ -52,6 +53,7 @@ OF_ROOMS = {
     "config.path_fields": ErrorKind.PATH,
     "data": ErrorKind.LOG,
     "expressions": ErrorKind.EXPRESSION,
+    "inspection": ErrorKind.INSPECTION,
     "metrics": ErrorKind.LOG,
     "models": ErrorKind.MODEL,
     "preparation": ErrorKind.PREPARATION,

@@ -10,6 +10,7 @@ import markdown
 from markdown.extensions.toc import TocExtension
 from tabulate import tabulate
 
+from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.themed_svg import PRINT_THEME, SVG_STYLE, THEME, standalone, svg_of
 from stem_torchrec.runtime.whole_file import whole_file
 
@@ -147,6 +148,15 @@ class Report:
 
     def _markdown(self) -> str:
         return "\n\n".join(self.parts) + "\n"
+
+
+def check_page_file(file: Path) -> None:
+    """Raises UserError for a file that exists and is no page of a report, which `--out` would replace."""
+    if file.is_file() and file.stat().st_size:
+        with file.open("rb") as opened:
+            begin = opened.read(1024)
+        if f'<meta name="generator" content="{GENERATOR}">'.encode() not in begin:
+            raise UserError(f"--out {file} exists, and no report is in it; give another.")
 
 
 class Markup(str):

@@ -1,9 +1,11 @@
 """Shards the tables of any module by a plan, and fills this rank's parts of them."""
 
 import zlib
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
 from torchrec.distributed.types import ParameterSharding, ShardingEnv, ShardingPlan
@@ -73,10 +75,23 @@ def _fill(piece: LocalShard, config: EmbeddingBagConfig, seed: int) -> None:
             continue
         for block in range(rows[0] // _INIT_ROWS, -(-rows[1] // _INIT_ROWS)):
             first, last = block * _INIT_ROWS, min((block + 1) * _INIT_ROWS, config.num_embeddings)
-            values = torch.empty(last - first, len(group))
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(zlib.crc32(f"{seed} {table} {block}".encode()))
-                config.init_fn(values)
+            values = _draw(torch.empty(last - first, len(group)), config.init_fn, f"{seed} {table} {block}")
             low, high = max(first, rows[0]), min(last, rows[1])
             part = values[low - first : high - first, left - group.start : right - group.start]
             piece.weight[low - rows[0] : high - rows[0], left - columns[0] : right - columns[0]].copy_(part)
+
+
+def _draw(values: Tensor, init_fn: Callable[[Tensor], Any], name: str) -> Tensor:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(zlib.crc32(name.encode()))
+        init_fn(values)
+    return values
+
+
+def initial_weights(table: EmbeddingBagConfig, *, seed: int) -> Tensor:
+    """The values (N, D) that `shard` fills a table of one group with, whatever the plan and the layout."""
+    assert table.init_fn is not None
+    weights = torch.empty(table.num_embeddings, table.embedding_dim)
+    for block, values in enumerate(weights.split(_INIT_ROWS)):
+        _draw(values, table.init_fn, f"{seed} {table.name} {block}")
+    return weights

@@ -41,6 +41,7 @@ def build_sharded_model(
     labels_missing: bool = False,
     ids_per_row: Mapping[str, float] | None = None,
     trains: bool = True,
+    shows_plan: bool = True,
 ) -> tuple[DistributedModelParallel, Plan]:
     """The model with its loss, sharded over the ranks, and the plan.
 
@@ -51,6 +52,7 @@ def build_sharded_model(
         labels_missing: whether the log has rows without a label for some task.
         ids_per_row: mean number of ids in a row by feature, for the planner's estimates; 1 where not given.
         trains: whether the model is trained; finding which tasks train a parameter takes seconds in a wide model.
+        shows_plan: whether rank 0 prints the plan.
 
     Raises UserError where the sparse optimizer does not serve the tables, or no plan fits; see `plan_sharding`.
     """
@@ -83,7 +85,8 @@ def build_sharded_model(
         whole_rows=per_row,
         pooling_factors=ids_per_row,
     )
-    log_rank0(format_plan(plan))
+    if shows_plan:
+        log_rank0(format_plan(plan))
     cut = [table.name for table in plan.tables if any(shard.columns < table.dim for shard in table.shards)]
     if per_row and cut:
         log_rank0(

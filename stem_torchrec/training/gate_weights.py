@@ -109,6 +109,13 @@ class GateWeights:
             means[layer][stream] = {group: part.sum().item() for group, part in zip(groups, parts, strict=True)}
         return dict(means)
 
+    def even(self) -> dict[str, dict[str, dict[str, float]]]:
+        """What `mean` would be if gates weighed all experts alike, as a group of many experts gets more of them."""
+        even: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
+        for (layer, stream), (groups, sizes) in self._groups.items():
+            even[layer][stream] = {group: size / sum(sizes) for group, size in zip(groups, sizes, strict=True)}
+        return dict(even)
+
     def values(self) -> dict[str, float | None]:
         """The means by name, as `gate/layers.0/like/shared`, None where no row was seen; all ranks call it."""
         return {

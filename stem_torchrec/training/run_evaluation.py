@@ -87,21 +87,15 @@ def evaluate_run(
     if not config.run:
         raise UserError("say which run to evaluate: --run RUN, the folder that training wrote.")
     config = with_paths(config)
-    run, weights, path, schema, reader = _opened(config, process)
-    columns = reader.columns
+    opened = open_run(config, process)
+    columns = opened.columns
     lock = FolderLock(take_over=config.take_over)
     from_first_rank(lambda: prepare_outputs(config.run, lock, metrics=config.json, predictions=config.predictions))
-    model, _ = build_sharded_model(for_weights_only(run), columns, process, trains=False)
-    load_weights(model, weights)
-    pipeline = build_pipeline(model, CombinedOptimizer([]), run, process)
-
     metrics = MultiTaskMetrics(columns.labels, process.device, weighted=columns.weighs_rows)
     file = PredictionsFile(config.predictions, columns, rank=process.rank) if config.predictions else nullcontext()
-    watched = heartbeat(process, timeout=run.train.timeout)
-    with lock, progress_bar(reader.steps, "step") as bar, watched, watch(model), file as predictions:
+    with lock, file as predictions:
 
         def consume(item: Exposures, logits: Tensor, labels: Tensor) -> None:
-            bar.update()
             weights = weights_of_rows(item)
             if columns.labeled:
                 metrics.update(logits, labels, item.groups, weights)
@@ -109,50 +103,107 @@ def evaluate_run(
                 groups = item.groups if item.texts is None else item.texts
                 predictions.write(item.rows, groups, labels, logits, weights)
 
-        exposures = data_loader(reader, pin_memory=process.device.type == "cuda")
-        predict(pipeline, model, exposures, consume)
+        opened.predict(process, consume, watch=watch)
         from_first_rank(lock.confirm)
+    path, rows = opened.path, opened.reader.rows
     if not columns.labeled:
         log_rank0(
-            f"\n{config.split} split of {path}, {reader.rows:,} rows without labels, and so without metrics; their "
+            f"\n{config.split} split of {path}, {rows:,} rows without labels, and so without metrics; their "
             f"predictions are in {config.predictions}"
         )
         return {}
     result = metrics.compute()
-    log_rank0(f"\n{config.split} split of {path}, {reader.rows:,} rows:\n{format_table(result)}")
-    note_other_counts(schema, config.split, result)
+    log_rank0(f"\n{config.split} split of {path}, {rows:,} rows:\n{format_table(result)}")
+    note_other_counts(opened.schema, config.split, result)
     if config.json and process.is_first:
         write_results(config.json, {config.split: to_json(result)})
     return result
 
 
-def _opened(config: EvaluateConfig, process: Process) -> tuple[TrainConfig, AnyPath, str, Schema, ParquetReader]:
-    """The configuration of the run, its weights, and the path, schema and rows of the log; raises UserError."""
+@dataclass(frozen=True)
+class OpenedRun:
+    """A run, and the rows of a log that its best weights predict."""
+
+    config: TrainConfig
+    weights: AnyPath
+    path: str
+    """Folder of the log."""
+    schema: Schema
+    """Of the log."""
+    reader: ParquetReader
+
+    @property
+    def columns(self) -> Columns:
+        """What is read of the log."""
+        return self.reader.columns
+
+    def predict(
+        self,
+        process: Process,
+        consume: Callable[[Exposures, Tensor, Tensor], None],
+        *,
+        watch: Callable[[nn.Module], AbstractContextManager[object]] = nullcontext,
+        shows_plan: bool = True,
+    ) -> None:
+        """Calls `consume` as `evaluation.predict` does; all ranks call it.
+
+        Raises UserError for weights that do not fit the model.
+        """
+        config = for_weights_only(self.config)
+        model, _ = build_sharded_model(config, self.columns, process, trains=False, shows_plan=shows_plan)
+        load_weights(model, self.weights)
+        pipeline = build_pipeline(model, CombinedOptimizer([]), self.config, process)
+        watched = heartbeat(process, timeout=self.config.train.timeout)
+        exposures = data_loader(self.reader, pin_memory=process.device.type == "cuda")
+        with progress_bar(self.reader.steps, "step") as bar, watched, watch(model):
+
+            def counted(item: Exposures, logits: Tensor, labels: Tensor) -> None:
+                bar.update()
+                consume(item, logits, labels)
+
+            predict(pipeline, model, exposures, counted)
+
+
+def open_run(config: EvaluateConfig, process: Process, *, grown: bool = False) -> OpenedRun:
+    """Opens a run and its rows; all ranks call it.
+
+    Args:
+        config: what to evaluate, with checked paths.
+        process: this rank.
+        grown: whether the run's tables may have more rows than the log has ids.
+
+    Raises UserError where the run, its weights or the log are missing or do not fit each other.
+    """
     folder = path_of(config.run)
     run, weights = load_config(str(folder / CONFIG_FILE)), find_weights(folder / BEST_WEIGHTS)
     if config.precision is not None:
         run = replace(run, train=replace(run.train, precision=config.precision))
     path = config.data.path or data_folder(run.data)
     schema = load_schema(path)
-    columns = _columns_of(config.run, run, path, schema, predicts=config.predictions is not None)
+    columns = _columns_of(config.run, run, path, schema, predicts=config.predictions is not None, grown=grown)
     reader = open_split(
         run.data, path, config.split, schema, columns, process,
         batch_size=config.data.batch_size, needs_labels=config.predictions is None,
     )  # fmt: skip
     if config.json and not reader.columns.labeled:
         raise UserError(f"--json is for metrics, but the rows of {path}/{config.split} have no labels; leave it out.")
-    return run, weights, path, schema, reader
+    return OpenedRun(run, weights, path, schema, reader)
 
 
-def _columns_of(folder: str, run: TrainConfig, path: str, schema: Schema, *, predicts: bool) -> Columns:
+def _columns_of(folder: str, run: TrainConfig, path: str, schema: Schema, *, predicts: bool, grown: bool) -> Columns:
     """The columns of the log in `path` that the run in `folder` was trained on; raises UserError where it has others.
 
-    To predict, the schema of the log needs no labels.
+    To predict, the schema of the log needs no labels. `grown` allows a log with fewer ids than the run has rows.
     """
     columns = Columns.select(load_schema(folder), features=run.data.features, labels=run.data.labels)
     if predicts and not schema.labels:
         schema = replace(schema, labels=columns.labels)
     present = Columns.select(schema, features=tuple(columns.sparse), labels=columns.labels)
+    if grown:
+        of_run = columns.sparse
+        larger = {n: max(each.num_embeddings, of_run[n].num_embeddings) for n, each in present.sparse.items()}
+        sparse = {n: replace(each, num_embeddings=larger[n]) for n, each in present.sparse.items()}
+        present = replace(present, sparse=sparse)
     if differences := present.differences(columns):
         raise UserError(
             f"{path} is not a log like that of {folder}: {', '.join(differences)}; convert it with the vocabularies of "

@@ -73,6 +73,19 @@ COMMANDS: dict[str, tuple[tuple[str, ...], Options]] = {
             "--overwrite": ("",),
         },
     ),
+    "inspect_run": (
+        ("run", "--data.path", "log", "--out", "out.html", "--json", "out.json"),
+        {
+            "--data.path": ("log", "./log/"),
+            "--split": ("valid", "test", "train"),
+            "--rows": ("1", "30"),
+            "--tasks": ("like", "finish like"),
+            "--tables-only": ("",),
+            "--top": ("0", "3"),
+            "--out": ("new.html", "run/new.html", "log/valid/a.parquet"),
+            "--json": ("new.json", "run/new.json", "new/new.json"),
+        },
+    ),
     "report": (
         ("run", "--out", "out.html"),
         {"--out": ("new.html", "run/report.html", "log/valid/a.parquet"), "--projector-rows": ("1", "100000")},
