@@ -53,7 +53,7 @@ def test_every_number_of_a_command_has_limits(kind: type) -> None:
     assert without_limits(kind) == []
 
 
-@pytest.mark.parametrize("script", ["synthetic.py", "kuairand.py"])
+@pytest.mark.parametrize("script", ["synthetic.py", "synthetic_days.py", "kuairand.py"])
 def test_every_number_of_a_data_set_has_limits(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(DATASETS))
     assert without_limits(runpy.run_path(str(DATASETS / script))["Options"]) == []
