@@ -1,0 +1,87 @@
+"""A day's run, and its test on the next day; an interrupted one begins again, so that its seconds are whole."""
+
+import gc
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from stem_torchrec.data.schema import load_schema
+from stem_torchrec.runtime.paths import write_json
+from stem_torchrec.runtime.process import Process, from_first_rank
+from stem_torchrec.runtime.progress import log_rank0
+from stem_torchrec.training.configuration import config_from_command_line
+from stem_torchrec.training.run_evaluation import EvaluateConfig, EvaluationData, evaluate_run
+from stem_torchrec.training.trainer import train
+
+from prequential.policies import POLICIES, Place
+
+TESTED = "train"
+"""The part of a day's log that is tested: what the day is trained on later."""
+
+
+def train_day(place: Place, day: int, before: int | None, log: Path, options: Sequence[str], process: Process) -> None:
+    """Trains the run of a day, unless it is done; all ranks call it.
+
+    Args:
+        place: where the run goes.
+        day: the day.
+        before: the day before; None on the first day.
+        log: what is trained on.
+        options: of train.py.
+        process: this rank.
+    """
+    run, start = place.run(day), POLICIES[place.policy].start
+    line = [*options, "--data.path", str(log), "--output-dir", str(run), "--seed", str(place.seed)]
+    if before is not None and start is not None:
+        line += ["--start-from", f"{place.run(before)}{start}"]
+    rows = load_schema(str(log)).splits["train"].rows
+    _once(run, lambda: train(config_from_command_line(line), process), {"rows": rows})
+
+
+def predict_day(place: Place, day: int, before: int, log: Path, process: Process) -> None:
+    """Predicts the rows of a day by the run of the day before, unless that is done; all ranks call it.
+
+    Args:
+        place: where the predictions go.
+        day: the day.
+        before: the day before.
+        log: that of `day`, with the ids of the run.
+        process: this rank.
+    """
+    predictions = place.predictions(day)
+    config = EvaluateConfig(
+        run=str(place.run(before)), data=EvaluationData(path=str(log)), split=TESTED, predictions=str(predictions)
+    )
+    _once(predictions, lambda: evaluate_run(config, process), {})
+
+
+def seconds_of(folder: Path) -> float:
+    """How long a run or a test took."""
+    return json.loads(_done(folder).read_text())["seconds"]
+
+
+def rows_of(run: Path) -> int:
+    """The rows that a run was trained on."""
+    return json.loads(_done(run).read_text())["rows"]
+
+
+def _once(folder: Path, work: Callable[[], object], facts: dict[str, Any]) -> None:
+    """Does what makes a folder unless it is done, and notes the seconds that it took."""
+    if from_first_rank(_done(folder).exists):
+        return
+    log_rank0(f"\n{folder}")
+    from_first_rank(partial(shutil.rmtree, folder, ignore_errors=True))
+    begin = time.perf_counter()
+    work()
+    seconds = time.perf_counter() - begin
+    # Sharded modules live in reference cycles; without this the next model is built while this one is in memory.
+    gc.collect()
+    from_first_rank(lambda: write_json(_done(folder), {"seconds": seconds, **facts}))
+
+
+def _done(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.json")
