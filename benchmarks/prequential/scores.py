@@ -23,7 +23,7 @@ CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
-class TestedRows:
+class DayRows:
     """The rows of a tested day that have a label of a task."""
 
     positive: NDArray[np.bool_]
@@ -49,7 +49,7 @@ class TaskScores:
     """The mean of the days' AUC, in which every day counts the same."""
 
 
-def score_days(days: Mapping[int, TestedRows], draws: int) -> TaskScores:
+def score_days(days: Mapping[int, DayRows], draws: int) -> TaskScores:
     """Scores the policies of a task on every day.
 
     Args:
@@ -101,9 +101,9 @@ def _enough(positive: NDArray[np.bool_], user: NDArray[np.int64]) -> bool:
     return min(counts.positives, counts.negatives) >= MIN_USERS
 
 
-def read_tested(options: DaysOptions, logs: DayLogs) -> dict[str, dict[int, TestedRows]]:
+def read_tested(options: DaysOptions, logs: DayLogs) -> dict[str, dict[int, DayRows]]:
     """By task and day, the rows that were tested and their predictions."""
-    tested: dict[str, dict[int, TestedRows]] = {}
+    tested: dict[str, dict[int, DayRows]] = {}
     for day in options.days[1:]:
         tables: dict[str, list[pa.Table]] = {
             policy: [_predictions(Place(logs.folder, policy, seed), day) for seed in options.seeds]
@@ -124,7 +124,7 @@ def read_tested(options: DaysOptions, logs: DayLogs) -> dict[str, dict[int, Test
                 name: [table[f"prediction/{task}"].to_numpy()[known] for table in by_seed]
                 for name, by_seed in tables.items()
             }
-            tested.setdefault(task, {})[day] = TestedRows(labels[known] == 1, users[known], scores)
+            tested.setdefault(task, {})[day] = DayRows(labels[known] == 1, users[known], scores)
     return tested
 
 
