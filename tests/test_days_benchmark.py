@@ -14,10 +14,13 @@ from stem_torchrec.config import DaysConfig, SyntheticConfig
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.data.synthetic_days import write_days
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.process import join_process_group
+from stem_torchrec.training.run_evaluation import EvaluateConfig, EvaluationData, evaluate_run
 
 from kuairand_files import LOG, LOG_FILE, exposure, write_csv, write_raw
 from prequential.day_logs import DayLogs
 from prequential.options import DaysOptions, read_command_line
+from prequential.policies import Place
 from prequential.report import verdict_of
 from prequential.scores import DayRows, score_days
 from prequential.walk import walk
@@ -199,9 +202,8 @@ def test_a_command_line_that_makes_no_sense_is_one_sentence(line: list[str], sen
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("policies", [("fresh", "scratch")])
-def test_a_walk_reports_every_day_and_goes_on_where_it_ended(policies: tuple[str, ...], tmp_path: Path) -> None:
-    facts = write_days(DAYS, str(tmp_path / "raw"))
+def test_a_walk_reports_every_day_and_goes_on_where_it_ended(tmp_path: Path) -> None:
+    facts, policies = write_days(DAYS, str(tmp_path / "raw")), ("continue", "fresh", "scratch")
     line = ["--spec", str(tmp_path / "raw/spec.yaml"), "--day", "day", "--recipe", "tiny", "--draws", "30"]
     line += ["--policies", *policies, "--facts", str(tmp_path / "raw/facts.json"), "--out", str(tmp_path / "out")]
     walk(*read_command_line([*line, "--days", "1", "2"]))
@@ -214,12 +216,44 @@ def test_a_walk_reports_every_day_and_goes_on_where_it_ended(policies: tuple[str
     assert [(row["day"], row["policy"]) for row in rows if row["task"] == "like"] == [
         (day, policy) for policy in policies for day in (2, 3)
     ]
-    # On the first day alone all begin anew, on the same rows.
-    assert len({tuple(row["auc"]) for row in rows if (row["day"], row["task"]) == (2, "finish")}) == 1
+    aucs = {(row["day"], row["policy"]): row["auc"] for row in rows if row["task"] == "finish"}
+    # The first day's model begins anew under every policy, on the same rows.
+    assert aucs[2, "continue"] == aucs[2, "fresh"] == aucs[2, "scratch"]
+    assert len({tuple(aucs[3, policy]) for policy in policies}) == 3
     trained = {(row["policy"], row["day"]): row["trained_rows"] for row in rows}
-    assert trained["scratch", 3] == trained["fresh", 2] + trained["fresh", 3]
+    assert trained["scratch", 3] == trained["continue", 2] + trained["continue", 3]
+    unseen = {(row["policy"], row["day"]): row["unseen"]["item_id"] for row in rows}
+    # A fifth of the items are new.
+    assert 0.05 < unseen["continue", 3] < 0.4
     report = (tmp_path / "out/days.md").read_text()
-    assert re.search(r"^- \*\*fresh\*\* .* trains for \d+ s, \d+% of the \d+ s of scratch", report, re.MULTILINE)
+    assert re.search(r"^- \*\*continue\*\* .* trains for \d+ s, \d+% of the \d+ s of scratch", report, re.MULTILINE)
     assert f"{facts['3']['best_auc']['like']:.4f}" in report
     with pytest.raises(UserError, match=r"holds another walk, where first is 1 and not 2"):
         walk(*read_command_line([*line, "--days", "2", "3"]))
+
+
+@pytest.mark.long
+def test_ids_that_have_grown_are_predicted_as_unseen_values(tmp_path: Path) -> None:
+    write_days(replace(DAYS, days=2), str(tmp_path / "raw"))
+    line = [
+        "--spec",
+        str(tmp_path / "raw/spec.yaml"),
+        "--day",
+        "day",
+        "--days",
+        "1",
+        "2",
+        "--policies",
+        "continue",
+        "fresh",
+    ]
+    options, rest = read_command_line([*line, "--recipe", "tiny", "--draws", "5", "--out", str(tmp_path / "out")])
+    walk(options, rest)
+    logs = DayLogs(options, tmp_path / "out")
+    grown = EvaluationData(path=str(logs.to_train(2, so_far=False)))
+    run, out = Place(tmp_path / "out", "continue", 0).run(1), tmp_path / "grown"
+    with join_process_group() as process:
+        evaluate_run(EvaluateConfig(run=str(run), data=grown, split="train", predictions=str(out)), process)
+    by_row = [pq.read_table(path).sort_by("row") for path in (out, tmp_path / "out/predictions/continue/seed_0/2")]
+    assert sum(logs.new_ids(2).values()) > 0
+    assert by_row[0].equals(by_row[1])

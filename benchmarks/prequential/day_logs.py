@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from stem_torchrec.data.new_log import VOCABULARY
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.preparation.options import PrepareOptions
 from stem_torchrec.preparation.prepare_log import prepare_log
@@ -20,6 +25,9 @@ from prequential.options import DaysOptions
 
 SPLIT = "{random: {valid: 0.05, test: 0}}"
 """Of the rows of a log: by their MD5, so a row is in the same part of the log of its day and of all days."""
+
+TESTED = "train"
+"""The part of a day's log that is tested: what the day is trained on later."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,14 @@ class DayLogs:
         schemas = [load_schema(str(self.to_train(each, so_far=False))) for each in (before, day)]
         old, new = ({each.name: each.num_embeddings for each in schema.sparse_features} for schema in schemas)
         return {name: size - old[name] for name, size in new.items()}
+
+    def unseen(self, day: int, *, so_far: bool) -> Mapping[str, float]:
+        """By feature that has a vocabulary and one id in a row, the share of the tested rows whose id is 0."""
+        log = self.to_test(day, so_far=so_far)
+        names = [file.stem for file in sorted((log / VOCABULARY).glob("*.parquet"))]
+        table = pq.read_table(log / TESTED, columns=names)
+        integers = [name for name in names if pa.types.is_integer(table[name].type)]
+        return {name: float(pc.mean(pc.equal(table[name], 0)).as_py() or 0) for name in integers}
 
     def _prepared(self, out: Path, condition: str, **earlier: Any) -> Path:
         if _done(out).exists():

@@ -17,10 +17,8 @@ from stem_torchrec.training.configuration import config_from_command_line
 from stem_torchrec.training.run_evaluation import EvaluateConfig, EvaluationData, evaluate_run
 from stem_torchrec.training.trainer import train
 
+from prequential.day_logs import TESTED
 from prequential.policies import POLICIES, Place
-
-TESTED = "train"
-"""The part of a day's log that is tested: what the day is trained on later."""
 
 
 def train_day(place: Place, day: int, before: int | None, log: Path, options: Sequence[str], process: Process) -> None:

@@ -65,7 +65,11 @@ def _rows(
     costs: Mapping[PolicyName, Sequence[Mapping[str, float]]],
 ) -> list[dict[str, Any]]:
     """A row of days.parquet for each tested day, task and policy."""
-    over = options.policies[-1]
+    over, tested = options.policies[-1], options.days[1:]
+    new_ids = {day: dict(logs.new_ids(day)) for day in tested}
+    unseen = {
+        (name, day): dict(logs.unseen(day, so_far=POLICIES[name].so_far)) for name in options.policies for day in tested
+    }
     return [
         {
             "day": day,
@@ -78,11 +82,12 @@ def _rows(
             "trained_rows": int(cost["rows"]),
             "train_seconds": cost["train"],
             "prepare_seconds": cost["prepare"],
-            "new_ids": dict(logs.new_ids(day)),
+            "new_ids": new_ids[day],
+            "unseen": unseen[name, day],
         }
         for task, of_task in scores.items()
         for name in options.policies
-        for day, cost in zip(options.days[1:], costs[name], strict=True)
+        for day, cost in zip(tested, costs[name], strict=True)
     ]
 
 
