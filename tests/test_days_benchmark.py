@@ -20,7 +20,7 @@ from stem_torchrec.training.run_evaluation import EvaluateConfig, EvaluationData
 from kuairand_files import LOG, LOG_FILE, exposure, write_csv, write_raw
 from prequential.day_logs import DayLogs
 from prequential.options import DaysOptions, read_command_line
-from prequential.policies import Place
+from prequential.policies import Walker
 from prequential.report import verdict_of
 from prequential.scores import DayRows, score_days
 from prequential.walk import walk
@@ -251,7 +251,7 @@ def test_ids_that_have_grown_are_predicted_as_unseen_values(tmp_path: Path) -> N
     walk(options, rest)
     logs = DayLogs(options, tmp_path / "out")
     grown = EvaluationData(path=str(logs.to_train(2, so_far=False)))
-    run, out = Place(tmp_path / "out", "continue", 0).run(1), tmp_path / "grown"
+    run, out = Walker(tmp_path / "out", "continue", 0).run(1), tmp_path / "grown"
     with join_process_group() as process:
         evaluate_run(EvaluateConfig(run=str(run), data=grown, split="train", predictions=str(out)), process)
     by_row = [pq.read_table(path).sort_by("row") for path in (out, tmp_path / "out/predictions/continue/seed_0/2")]

@@ -19,6 +19,7 @@ from stem_torchrec.tuning.study import TuneConfig
 from common.table_list import TableSpec
 from contest.run import ThroughputConfig
 from planning.config import PlanConfig
+from prequential.options import DaysOptions
 from recovery.pauses import PauseConfig
 from recovery.soak import FaultsConfig
 from studies.exact_metrics import MetricsConfig
@@ -30,7 +31,10 @@ COMMANDS = [
     *(TrainConfig, EvaluateConfig, CalibrateConfig, ConvertConfig, CompareConfig, TuneConfig),
     *all_options().values(),
 ]
-BENCHMARKS = [SweepConfig, PlanConfig, ThroughputConfig, PauseConfig, FaultsConfig, MetricsConfig, ConflictConfig]
+BENCHMARKS = [
+    *(SweepConfig, PlanConfig, ThroughputConfig, PauseConfig, FaultsConfig, MetricsConfig, ConflictConfig),
+    DaysOptions,
+]
 
 
 def numbers_in(annotation: Any) -> bool:

@@ -29,8 +29,8 @@ POLICIES: Mapping[PolicyName, Policy] = {
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the files of one day of one policy and seed are."""
+class Walker:
+    """A policy with a seed, which walks the days, and where its files are."""
 
     folder: Path
     """The folder of the results."""

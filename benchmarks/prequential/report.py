@@ -13,16 +13,16 @@ from stem_torchrec.comparison.intervals import Interval
 
 from common.output import write_table, write_whole
 from prequential.day_logs import DayLogs
-from prequential.day_runs import rows_of, seconds_of
+from prequential.day_runs import cost_of
 from prequential.options import DaysOptions
-from prequential.policies import POLICIES, Place, PolicyName
+from prequential.policies import POLICIES, PolicyName, Walker
 from prequential.scores import TaskScores, read_tested, score_days
 
 _LEGEND = """A day is tested by the models that were trained up to the day before, on the rows that are trained on next
 (95 % of the day; the others are for validation), and then trained on. Intervals are of 95 %, paired, over users of all
 days and over seeds, each by itself. Seconds are of one seed, in the mean, with building the model, validation and the
-last checkpoint; those of preparation are of the log that is trained on. New ids are those of all features that the log
-of the day has beyond that of the day before."""
+last checkpoint; CPU s are those of all processors in rank 0. Preparation is that of the log that is trained on. New ids
+are those of all features that the log of the day has beyond that of the day before."""
 
 
 def write_report(options: DaysOptions, logs: DayLogs, head: Mapping[str, str]) -> None:
@@ -49,11 +49,12 @@ def write_report(options: DaysOptions, logs: DayLogs, head: Mapping[str, str]) -
 
 
 def _cost(options: DaysOptions, logs: DayLogs, name: PolicyName, day: int) -> dict[str, float]:
-    """What the model of a day took: rows, seconds of training and of preparation."""
-    runs = [Place(logs.folder, name, seed).run(day) for seed in options.seeds]
+    """What the model of a day took: rows, seconds of training, also of the processors, and of preparation."""
+    costs = [cost_of(Walker(logs.folder, name, seed).run(day)) for seed in options.seeds]
     return {
-        "rows": rows_of(runs[0]),
-        "train": float(np.mean([seconds_of(run) for run in runs])),
+        "rows": costs[0]["rows"],
+        "train": float(np.mean([each["seconds"] for each in costs])),
+        "cpu": float(np.mean([each["cpu_seconds"] for each in costs])),
         "prepare": logs.seconds(day, so_far=POLICIES[name].so_far),
     }
 
@@ -81,6 +82,7 @@ def _rows(
             f"over_{over}": of_task.days[day].difference(name, over).numbers,
             "trained_rows": int(cost["rows"]),
             "train_seconds": cost["train"],
+            "train_cpu_seconds": cost["cpu"],
             "prepare_seconds": cost["prepare"],
             "new_ids": new_ids[day],
             "unseen": unseen[name, day],
@@ -143,10 +145,10 @@ def _totals(
         for of_task in scores.values():
             cells.append(f"{of_task.mean.whole[name]:.4f}")
             cells.append("" if name == over else show(of_task.mean.difference(name, over)))
-        seconds = (f"{sum(cost[kind] for cost in costs[name]):.0f}" for kind in ("train", "prepare"))
+        seconds = (f"{sum(cost[kind] for cost in costs[name]):.0f}" for kind in ("train", "cpu", "prepare"))
         lines.append([name, *cells, f"{int(sum(cost['rows'] for cost in costs[name])):,}", *seconds])
     headers = ["policy", *(text for task in scores for text in (f"mean AUC, {task}", f"over {over}"))]
-    return _table(lines, [*headers, "rows trained on", "s, training", "s, preparation"])
+    return _table(lines, [*headers, "rows trained on", "s, training", "CPU s", "s, preparation"])
 
 
 def _by_day(options: DaysOptions, task: str, scores: TaskScores, facts: Mapping[str, Any]) -> str:

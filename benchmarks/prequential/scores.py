@@ -17,7 +17,7 @@ from stem_torchrec.data.schema import load_schema
 
 from prequential.day_logs import DayLogs
 from prequential.options import DaysOptions
-from prequential.policies import POLICIES, Place
+from prequential.policies import POLICIES, Walker
 
 CONFIDENCE = 0.95
 
@@ -106,7 +106,7 @@ def read_tested(options: DaysOptions, logs: DayLogs) -> dict[str, dict[int, DayR
     tested: dict[str, dict[int, DayRows]] = {}
     for day in options.days[1:]:
         tables: dict[str, list[pa.Table]] = {
-            policy: [_predictions(Place(logs.folder, policy, seed), day) for seed in options.seeds]
+            policy: [_predictions(Walker(logs.folder, policy, seed), day) for seed in options.seeds]
             for policy in options.policies
         }
         first, *_ = tables[options.policies[0]]
@@ -128,5 +128,5 @@ def read_tested(options: DaysOptions, logs: DayLogs) -> dict[str, dict[int, DayR
     return tested
 
 
-def _predictions(place: Place, day: int) -> pa.Table:
-    return pq.read_table(place.predictions(day)).sort_by("row")
+def _predictions(walker: Walker, day: int) -> pa.Table:
+    return pq.read_table(walker.predictions(day)).sort_by("row")

@@ -11,7 +11,7 @@ from common.output import make_folder, record_identity
 from prequential.day_logs import DayLogs
 from prequential.day_runs import predict_day, train_day
 from prequential.options import DaysOptions
-from prequential.policies import POLICIES, Place
+from prequential.policies import POLICIES, Walker
 from prequential.report import write_report
 
 
@@ -33,12 +33,12 @@ def walk(options: DaysOptions, rest: Sequence[str]) -> None:
         for seed in options.seeds:
             for before, day in zip((None, *options.days), options.days, strict=False):
                 for name in options.policies:
-                    place, so_far = Place(folder, name, seed), POLICIES[name].so_far
+                    walker, so_far = Walker(folder, name, seed), POLICIES[name].so_far
                     if before is not None:
                         log = from_first_rank(partial(logs.to_test, day, so_far=so_far))
-                        predict_day(place, day, before, log, process)
+                        predict_day(walker, day, before, log, process)
                     if day != options.days[-1]:
                         log = from_first_rank(partial(logs.to_train, day, so_far=so_far))
-                        train_day(place, day, before, log, rest, process)
+                        train_day(walker, day, before, log, rest, process)
         if process.is_first:
             write_report(options, logs, head)
