@@ -20,6 +20,7 @@ from stem_torchrec.tuning.study import TuneConfig
 from common.table_list import TableSpec
 from contest.run import ThroughputConfig
 from planning.config import PlanConfig
+from prequential.options import DaysOptions
 from recovery.pauses import PauseConfig
 from recovery.soak import FaultsConfig
 from studies.exact_metrics import MetricsConfig
@@ -31,7 +32,10 @@ COMMANDS = [
     *(TrainConfig, EvaluateConfig, CalibrateConfig, ConvertConfig, CompareConfig, InspectOptions, TuneConfig),
     *all_options().values(),
 ]
-BENCHMARKS = [SweepConfig, PlanConfig, ThroughputConfig, PauseConfig, FaultsConfig, MetricsConfig, ConflictConfig]
+BENCHMARKS = [
+    *(SweepConfig, PlanConfig, ThroughputConfig, PauseConfig, FaultsConfig, MetricsConfig, ConflictConfig),
+    DaysOptions,
+]
 
 
 def numbers_in(annotation: Any) -> bool:
@@ -54,7 +58,7 @@ def test_every_number_of_a_command_has_limits(kind: type) -> None:
     assert without_limits(kind) == []
 
 
-@pytest.mark.parametrize("script", ["synthetic.py", "kuairand.py"])
+@pytest.mark.parametrize("script", ["synthetic.py", "synthetic_days.py", "kuairand.py"])
 def test_every_number_of_a_data_set_has_limits(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(DATASETS))
     assert without_limits(runpy.run_path(str(DATASETS / script))["Options"]) == []

@@ -30,6 +30,7 @@ from stem_torchrec.tuning import study
 from contest.run import ThroughputConfig
 from kuairand_files import kuairand
 from planning.config import read_options
+from prequential.options import DaysOptions
 from recovery.pauses import PauseConfig
 from recovery.soak import FaultsConfig
 from scorers.run import ServingConfig
@@ -38,7 +39,7 @@ from studies.task_conflict import ConflictConfig
 from sweep.config import SweepConfig
 
 # datasets/ is no package; kuairand_files puts it on the path.
-synthetic = importlib.import_module("synthetic")
+synthetic, synthetic_days = map(importlib.import_module, ("synthetic", "synthetic_days"))
 
 FILE, FOLDER = PathOption("file"), PathOption("folder")
 OUTPUT, OUTPUT_FILE = PathOption("folder", writes=True), PathOption("file", writes=True)
@@ -85,7 +86,8 @@ def options_of(config: Any) -> Callable[[Sequence[str]], Any]:
         *((options_of(each()), "--out") for each in (MetricsConfig, ConflictConfig)),
         (options_of(ServingConfig()), "--run --out --log"),
         (options_of(kuairand.Options(Path("raw"), Path("out"))), "--raw --out --reconstructed"),
-        (options_of(synthetic.Options(out="out")), "--out"),
+        *((options_of(each.Options(out="out")), "--out") for each in (synthetic, synthetic_days)),
+        (options_of(DaysOptions()), "--out --facts"),
     ],
 )
 def test_every_path_option_of_every_command_is_checked(parse: Callable[[Sequence[str]], Any], names: str) -> None:

@@ -25,13 +25,14 @@ from stem_torchrec.config.run import TrainConfig
 from stem_torchrec.config.serialization import check_fields
 from stem_torchrec.config.sharding import Communication, InputDist, Kernel, ShardingConfig, ShardingType
 from stem_torchrec.config.start import NewRows, StartConfig
-from stem_torchrec.config.synthetic import SyntheticConfig
+from stem_torchrec.config.synthetic import DaysConfig, SyntheticConfig
 
 __all__ = [
     "Arch",
     "CheckpointConfig",
     "Communication",
     "DataConfig",
+    "DaysConfig",
     "DenseOptimizerConfig",
     "InputDist",
     "Kernel",

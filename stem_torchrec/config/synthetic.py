@@ -1,12 +1,13 @@
-"""What a synthetic log is drawn from."""
+"""What a synthetic log is drawn from, and the raw rows of synthetic days."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from annotated_types import Interval
 
 _Rows = Annotated[int, Interval(ge=1, le=10**12)]
 _Ids = Annotated[int, Interval(ge=1, le=2**31 - 1)]
+_Share = Annotated[float, Interval(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class SyntheticConfig:
     """Share of ones among the labels that are not missing, one number per task."""
     missing: tuple[Annotated[float, Interval(ge=0, lt=1)], ...] = (0.0, 0.0)
     """Share of rows without the label, one number per task."""
-    conflict: Annotated[float, Interval(ge=0, le=1)] = 0.5
+    conflict: _Share = 0.5
     """Vectors and effects are sqrt(1 - conflict) * common + sqrt(conflict) * own: with 0 all tasks agree, with
     1 what an id means in one task says nothing about another."""
     signal: Annotated[float, Interval(ge=0, le=1000)] = 1.5
@@ -51,3 +52,22 @@ class SyntheticConfig:
     """The id of rank r is drawn with a weight of about r ** -zipf_exponent; with 0 all equally often."""
     seed: Annotated[int, Interval(ge=0, le=2**63 - 1)] = 0
     """The same settings give the same log."""
+
+
+@dataclass(frozen=True)
+class DaysConfig:
+    """Days of a world that changes every night."""
+
+    days: Annotated[int, Interval(ge=1, le=9999)] = 20
+    """Number of days."""
+    rows_per_day: Annotated[int, Interval(ge=1, le=10**7)] = 20_000
+    """Rows of each day, which are in memory at once."""
+    drift: _Share = 0.05
+    """Every night the vectors of users, items and their clusters become sqrt(1 - drift) * old + sqrt(drift) * new: with
+    0 they stay, with 1 what one day teaches says nothing about the next."""
+    new_users: _Share = 0.02
+    """Share of the users who leave in a night, each as likely as any other; as many come, with new numbers."""
+    new_items: _Share = 0.05
+    """Share of the items that leave in a night, and for which new ones come."""
+    world: SyntheticConfig = field(default_factory=SyntheticConfig)
+    """The first day; `users` and `items` are those of any one day. Numbers of rows are without effect."""

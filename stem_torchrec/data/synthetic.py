@@ -17,7 +17,7 @@ from tqdm import tqdm
 from stem_torchrec.config import SyntheticConfig
 from stem_torchrec.config.serialization import from_dict, to_dict
 from stem_torchrec.data.new_log import new_log
-from stem_torchrec.data.pair_auc import pair_auc
+from stem_torchrec.data.pair_auc import pair_aucs
 from stem_torchrec.data.schema import SCHEMA_FILE, LabelCounts, Schema, SparseFeature, Split, save_schema
 from stem_torchrec.data.synthetic_world import GROUP_COLUMN, MISSING, Floats, World
 from stem_torchrec.data.task_names import check_task_names
@@ -45,7 +45,7 @@ def generate(config: SyntheticConfig, folder: str, overwrite: bool = False, *, t
         schema.facts["best_auc/finish"]       # 0.81, on valid/
         schema.facts["best_auc_test/finish"]  # 0.81, on test/
     """
-    _validate(config)
+    check_synthetic(config)
     world = World(config)
     columns = world.columns.names
     if len(set(columns)) < len(columns):
@@ -106,17 +106,13 @@ def _write_split(
     counts = {
         task: LabelCounts(int(ones), int(nulls)) for task, ones, nulls in zip(tasks, positives, missing, strict=True)
     }
-    best_auc = {}
-    if drawn:
-        all_logits, all_labels = (np.hstack(parts) for parts in zip(*drawn, strict=True))
-        for task, logits, labels in zip(tasks, all_logits, all_labels, strict=True):
-            # Few rows may hold one class only: then there is no AUC.
-            if 0 < counts[task].positives < rows - counts[task].missing:
-                best_auc[task] = pair_auc(logits[labels != MISSING], labels[labels != MISSING])
-    return Split(rows, counts), best_auc
+    if not drawn:
+        return Split(rows, counts), {}
+    logits, labels = (np.hstack(parts) for parts in zip(*drawn, strict=True))
+    return Split(rows, counts), pair_aucs(tasks, logits, labels)  # Few rows may hold one class only.
 
 
-def _validate(config: SyntheticConfig) -> None:
+def check_synthetic(config: SyntheticConfig) -> None:
     """Raises UserError for the first value outside of its limits, and for lists that do not fit the tasks."""
     from_dict(SyntheticConfig, to_dict(config))
     check_task_names(config.tasks)

@@ -8,7 +8,10 @@ How far what bears a ^t differs between tasks is the dial `conflict`. All of tha
 hold it nowhere but in embeddings.
 """
 
+import copy
 import math
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -22,13 +25,30 @@ Ints = NDArray[np.int32]
 MISSING = -1
 GROUP_COLUMN = "group_user_id"
 # A random generator's seed is the log's seed, a place in this list, and the number of the chunk.
-STREAMS = ("train", "valid", "test", "ids", "calibration")
+STREAMS = ("train", "valid", "test", "ids", "calibration", "days", "nights")
 CALIBRATION_ROWS = 65_536
 # Shares of the variance of a logit.
 AFFINITY, TAGS, DENSE = 0.7, 0.2, 0.1
 # Mean of p and q in every dimension. With 0 an id would do nothing by itself, only in pairs, and from small
 # embeddings gradient descent would see nothing of it for many epochs.
 MEAN_PREFERENCE = np.float32(1)
+
+
+@dataclass(frozen=True)
+class Population:
+    """The users or the items: the cluster of each, and what clusters and ids do in T tasks and K dimensions."""
+
+    cluster: Ints
+    """Of each id, (ids,)."""
+    of_cluster: Floats
+    """(T, clusters, K)."""
+    of_id: Floats
+    """(T, ids, K)."""
+
+    @cached_property
+    def vectors(self) -> Floats:
+        """p_u^t of the users or q_i^t of the items, (T, ids, K): half of the variance is that of the cluster."""
+        return MEAN_PREFERENCE + np.float32(0.5**0.5) * (self.of_cluster[:, self.cluster] + self.of_id)
 
 
 class World:
@@ -61,25 +81,14 @@ class World:
             + [(name, pa.int8()) for name in config.tasks]
             + [(GROUP_COLUMN, pa.int64())]
         )
-        rng = self._generator("ids")
+        rng = self.generator("ids")
+        segment = rng.integers(config.user_segments, size=config.users, dtype=np.int32)
+        category = rng.integers(config.item_categories, size=config.items, dtype=np.int32)
+        self.users = self._population(rng, segment, config.user_segments)
+        self.items = self._population(rng, category, config.item_categories)
+        self.tags = self.effects(rng, config.tags, 1)[:, :, 0]
 
-        def effects(ids: int, width: int) -> Floats:  # (T, ids, width)
-            common = rng.standard_normal((ids, width), dtype=np.float32)
-            own = rng.standard_normal((len(config.tasks), ids, width), dtype=np.float32)
-            # An id that stands for another vector in each task is what one embedding for all tasks must mix.
-            return np.float32((1 - config.conflict) ** 0.5) * common + np.float32(config.conflict**0.5) * own
-
-        def vectors(cluster: Ints, clusters: int) -> Floats:  # (T, ids, K)
-            of_cluster, of_id = effects(clusters, config.latent_dim), effects(len(cluster), config.latent_dim)
-            return MEAN_PREFERENCE + np.float32(0.5**0.5) * (of_cluster[:, cluster] + of_id)
-
-        self.segment = rng.integers(config.user_segments, size=config.users, dtype=np.int32)
-        self.category = rng.integers(config.item_categories, size=config.items, dtype=np.int32)
-        self.users = vectors(self.segment, config.user_segments)
-        self.items = vectors(self.category, config.item_categories)
-        self.tags = effects(config.tags, 1)[:, :, 0]
-
-        sample = self._effects(self._features(self._generator("calibration"), CALIBRATION_ROWS))
+        sample = self._effects(self._features(self.generator("calibration"), CALIBRATION_ROWS))
         # With one user, one item and nothing else there is no deviation to scale by.
         self.scale = np.float32(config.signal) / np.maximum(sample.std(axis=1, keepdims=True), np.float32(1e-6))
         rates = zip(self.scale * sample, config.positive_rate, strict=True)
@@ -87,7 +96,7 @@ class World:
 
     def draw(self, split: str, chunk: int, rows: int) -> tuple[pa.Table, Floats, NDArray[np.int8]]:
         """The rows of one chunk, their true logits (T, N), and their labels (T, N) with MISSING for null."""
-        rng = self._generator(split, chunk)
+        rng = self.generator(split, chunk)
         features = self._features(rng, rows)
         logits = self.bias + self.scale * self._effects(features)
         labels = (rng.random(logits.shape, dtype=np.float32) < _sigmoid(logits)).astype(np.int8)
@@ -95,13 +104,32 @@ class World:
 
         user, item = features["user"], features["item"]
         tags = pa.ListArray.from_arrays(features["tag_offsets"], features["tags"])
-        attributes = [self.segment[user], self.category[item]]
+        attributes = [self.users.cluster[user], self.items.cluster[item]]
         nullable = [pa.array(label, mask=label == MISSING) for label in labels]
         columns = [user, item, *attributes, tags, *features["dense"], *nullable, user.astype(np.int64)]
         return pa.table([pa.array(column) for column in columns], schema=self.columns), logits, labels
 
-    def _generator(self, stream: str, chunk: int = 0) -> np.random.Generator:
+    def with_populations(self, users: Population, items: Population) -> "World":
+        """This world with other vectors of its users and items; a chunk shows the same ids to the same users."""
+        world = copy.copy(self)
+        world.users, world.items = users, items
+        return world
+
+    def generator(self, stream: str, chunk: int = 0) -> np.random.Generator:
+        """A random generator that depends on the seed, one of STREAMS and a number alone."""
         return np.random.default_rng([self.config.seed, STREAMS.index(stream), chunk])
+
+    def effects(self, rng: np.random.Generator, ids: int, width: int) -> Floats:
+        """What ids do in every task, standard normal, (T, ids, width); `conflict` says how far the tasks differ."""
+        config = self.config
+        common = rng.standard_normal((ids, width), dtype=np.float32)
+        own = rng.standard_normal((len(config.tasks), ids, width), dtype=np.float32)
+        # An id that stands for another vector in each task is what one embedding for all tasks must mix.
+        return np.float32((1 - config.conflict) ** 0.5) * common + np.float32(config.conflict**0.5) * own
+
+    def _population(self, rng: np.random.Generator, cluster: Ints, clusters: int) -> Population:
+        dim = self.config.latent_dim
+        return Population(cluster, self.effects(rng, clusters, dim), self.effects(rng, len(cluster), dim))
 
     def _features(self, rng: np.random.Generator, rows: int) -> dict[str, NDArray]:
         config = self.config
@@ -122,7 +150,8 @@ class World:
         tag_scale = (TAGS / max(config.max_tags / 2, 1)) ** 0.5
         dense = features["dense"].sum(axis=0) * (DENSE / max(config.dense_features, 1)) ** 0.5
         effects = np.empty((len(config.tasks), len(dense)), dtype=np.float32)
-        for t, (users, items, tags) in enumerate(zip(self.users, self.items, self.tags, strict=True)):
+        vectors = zip(self.users.vectors, self.items.vectors, self.tags, strict=True)
+        for t, (users, items, tags) in enumerate(vectors):
             affinity = np.einsum("nk,nk->n", users[features["user"]], items[features["item"]])
             running = np.concatenate([[0], np.cumsum(tags[features["tags"]], dtype=np.float64)])
             effects[t] = affinity_scale * affinity + tag_scale * np.diff(running[offsets]) + dense

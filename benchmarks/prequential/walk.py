@@ -1,0 +1,44 @@
+"""The walk: every day is tested by the models of the day before, and then trained on."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from stem_torchrec.config.serialization import to_dict
+from stem_torchrec.runtime.process import from_first_rank, join_process_group
+
+from common.machine import describe_run
+from common.output import make_folder, record_identity
+from prequential.day_logs import DayLogs
+from prequential.day_runs import predict_day, train_day
+from prequential.options import DaysOptions
+from prequential.policies import POLICIES, Walker
+from prequential.report import write_report
+
+
+def walk(options: DaysOptions, rest: Sequence[str]) -> None:
+    """Walks the days and writes the report; all ranks call it.
+
+    Args:
+        options: which days.
+        rest: options of train.py, for all policies.
+    """
+    with join_process_group() as process:
+        folder = from_first_rank(partial(make_folder, options.out)).resolve()
+        logs = DayLogs(options, folder)
+        spec = from_first_rank(lambda: to_dict(logs.spec))
+        head = describe_run("days.py")
+        same = {name: head[name] for name in ("machine", "versions")}
+        identity = {**same, "spec": spec, "day": options.day, "first": options.days[0], "training": list(rest)}
+        head = from_first_rank(partial(record_identity, folder / "identity.json", identity, head, kind="walk"))
+        for seed in options.seeds:
+            for before, day in zip((None, *options.days), options.days, strict=False):
+                for name in options.policies:
+                    walker, so_far = Walker(folder, name, seed), POLICIES[name].so_far
+                    if before is not None:
+                        log = from_first_rank(partial(logs.to_test, day, so_far=so_far))
+                        predict_day(walker, day, before, log, process)
+                    if day != options.days[-1]:
+                        log = from_first_rank(partial(logs.to_train, day, so_far=so_far))
+                        train_day(walker, day, before, log, rest, process)
+        if process.is_first:
+            write_report(options, logs, head)
