@@ -6,6 +6,7 @@ from typing import Annotated
 from annotated_types import Interval
 
 from stem_torchrec.config.data import DataConfig
+from stem_torchrec.config.delta import DeltaConfig
 from stem_torchrec.config.loop import CheckpointConfig, LoopConfig
 from stem_torchrec.config.model import ModelConfig
 from stem_torchrec.config.optimizers import DenseOptimizerConfig, ScheduleConfig, SparseOptimizerConfig
@@ -35,6 +36,8 @@ class TrainConfig:
     """The training loop."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """What a run keeps so that it can resume."""
+    delta: DeltaConfig = field(default_factory=DeltaConfig)
+    """What is shipped while the run trains."""
     resume: Annotated[str, PathOption("folder", words=("auto", "never"))] = "auto"
     """auto resumes from the newest checkpoint of the run folder, if it has one; never refuses a folder that holds a
     run; a path, of a checkpoint or of a folder of checkpoints, is where a run folder without a checkpoint starts."""

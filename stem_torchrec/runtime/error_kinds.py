@@ -14,6 +14,7 @@ class ErrorKind(StrEnum):
     CHECKPOINT = "STEM-CHECKPOINT"
     COMPARISON = "STEM-COMPARISON"
     DAMAGED = "STEM-DAMAGED"
+    DELTA = "STEM-DELTA"
     DIVERGED = "STEM-DIVERGED"
     EXPRESSION = "STEM-EXPRESSION"
     FOLDER = "STEM-FOLDER"
@@ -50,6 +51,7 @@ OF_ROOMS = {
     "config": ErrorKind.OPTION,
     "config.path_fields": ErrorKind.PATH,
     "data": ErrorKind.LOG,
+    "deltas": ErrorKind.DELTA,
     "expressions": ErrorKind.EXPRESSION,
     "metrics": ErrorKind.LOG,
     "models": ErrorKind.MODEL,
