@@ -118,6 +118,6 @@ def write_vocabulary(path: Path, delta: Delta) -> None:
             f"{path} does not have the {entry.first:,} entries that delta {delta.manifest.number} adds to; give "
             "another --to, which begins anew."
         )
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as new:
         pq.write_table(table, new)
