@@ -1,4 +1,4 @@
-"""stem-apply-delta brings copies and bundles to a state of the trainer, or refuses in a sentence and changes nothing."""
+"""stem-apply-delta brings copies and bundles to a state of the trainer, or refuses and changes nothing."""
 
 import hashlib
 import json
@@ -109,7 +109,12 @@ def test_a_copy_is_a_run_folder_with_the_weights_of_each_delta(shipped: Any, tmp
 
 @pytest.mark.parametrize(
     ("tables", "run", "tasks"),
-    [("fp32", "ship", ()), ("fp16", "ship", ("click",)), ("int8", "ship", ()), ("int8", "ship-int8", ())],
+    [
+        ("fp32", "ship", ("click",)),
+        ("int8", "ship-int8", ()),
+        pytest.param("fp16", "ship", (), marks=pytest.mark.long),
+        pytest.param("int8", "ship", (), marks=pytest.mark.long),
+    ],
 )
 def test_a_bundle_gets_the_bytes_that_exporting_at_that_step_gives(
     shipped: Any, tmp_path: Path, tables: Any, run: str, tasks: tuple[str, ...]
@@ -151,8 +156,8 @@ def test_missing_repeated_and_foreign_deltas_are_refused_by_number(shipped: Any,
     apply_deltas(ApplyConfig(str(deltas / "000001"), str(copy)))
     assert refused(deltas / "000001", copy) == f"{copy} has delta 1 already: it is at delta 1; give a later one."
     assert refused(deltas, copy, until=0).startswith(f"{copy} is at delta 1, and none leads back to 0; ")
-    assert refused(folder / "ship-int8/deltas", copy).startswith(
-        f"the deltas in {folder}/ship-int8/deltas are of the run {folder}/ship-int8 and {copy} has those of {folder}/ship"
+    assert f"are of the run {folder}/ship-int8 and {copy} has those of {folder}/ship;" in refused(
+        folder / "ship-int8/deltas", copy
     )
     manifest = deltas / "000002" / MANIFEST_FILE
     content = json.loads(manifest.read_text())
@@ -203,7 +208,7 @@ def test_what_deltas_cannot_change_is_refused(shipped: Any, tmp_path: Path) -> N
     assert "has a compiled program, in which weights cannot be replaced" in refused(deltas, bundle)
     other = [{**table, "name": f"x{table['name']}"} for table in content["tables"]]
     (bundle / MANIFEST_FILE).write_text(json.dumps(content | {"tables": other}))
-    assert "has the table xbuy/user of 8 columns, and the deltas in" in refused(deltas, bundle)
+    assert "has the table xbuy/city of 8 columns, and the deltas in" in refused(deltas, bundle)
     assert "is a run that trained, not a copy made of deltas" in refused(deltas, folder / "stem")
     assert "is neither a copy nor a bundle" in refused(deltas, folder / "log")
     assert "holds no delta" in refused(folder / "log", tmp_path / "copy")
