@@ -18,7 +18,7 @@ from stem_torchrec.deltas.copied_run import applied_to_copy, apply_to_copy
 from stem_torchrec.deltas.joining import Began
 from stem_torchrec.training.loop import StepOutput
 from stem_torchrec.training.meter import Meter
-from stem_torchrec.training.run_deltas import DELTAS, RunDeltas
+from stem_torchrec.training.run_deltas import RunDeltas
 
 from recovery.train_runs import tensors_of
 from reference import COLUMNS, TABLES
@@ -63,10 +63,8 @@ class Shipment:
     def save(self) -> str:
         """Writes a checkpoint; returns its path."""
         saver = CheckpointSaver(str(self.folder / "checkpoints"))
-        of_rank = {DELTAS: self.deltas.state()}
-        state = training_state(
-            self.run.model, self.run.optimizer, torch.zeros(2 * len(self.run.columns.labels) + 2), of_rank
-        )
+        meter = torch.zeros(2 * len(self.run.columns.labels) + 2)
+        state = training_state(self.run.model, self.run.optimizer, meter, self.deltas.state())
         saver.save(state, progress_after(self.step), wait=True)
         saver.close()
         return str(self.folder / f"checkpoints/step-{self.step:09d}")

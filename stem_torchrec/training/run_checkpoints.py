@@ -34,7 +34,7 @@ from stem_torchrec.training.loop import StepOutput, TrainLoop
 from stem_torchrec.training.meter import Meter
 from stem_torchrec.training.nonfinite import SkippingPipeline, keep_batch
 from stem_torchrec.training.run_data import RunData
-from stem_torchrec.training.run_deltas import DELTAS, RunDeltas
+from stem_torchrec.training.run_deltas import run_deltas
 from stem_torchrec.training.state import TrainState
 
 
@@ -75,15 +75,11 @@ class RunCheckpoints(Callback):
         self._schema_fields = schema_to_dict(data.schema)
         self._model, self._optimizer, self._pipeline = model, optimizer, pipeline
         self._best, self._meter = best, meter
-        self._deltas = RunDeltas.of(config, folder, data.columns, model=model, meter=meter)
+        self.deltas = run_deltas(config, folder, data.columns, model=model, meter=meter)
+        """Whose rows are in the checkpoints."""
         self._saved_step: int | None = None
         self._saver: CheckpointSaver | None = None
         self._watch: RunWatch | None = None
-
-    @property
-    def callbacks(self) -> list[Callback]:
-        """What the loop calls after all others: the deltas, if the run ships some, and the checkpoints."""
-        return [self] if self._deltas is None else [self._deltas, self]
 
     def restore(self) -> TrainState:
         """Where the run starts: after the newest checkpoint that can be read, or at its beginning.
@@ -166,7 +162,7 @@ class RunCheckpoints(Callback):
             "count/skipped_batches": self._skipped_batches,
             "count/failed_checkpoints": 0 if self._saver is None else self._saver.failures.total,
             "count/failed_best_weights": self._best.failures.total,
-            "count/failed_deltas": 0 if self._deltas is None else self._deltas.failures.total,
+            "count/failed_deltas": self.deltas.failed,
         }
 
     def close(self) -> None:
@@ -174,10 +170,8 @@ class RunCheckpoints(Callback):
         if self._saver is not None:
             self._saver.close()
             self.watch.close()
+            self.deltas.close()
             self._saver = self._watch = None
-        if self._deltas is not None:
-            self._deltas.close()
-            self._deltas = None
 
     @property
     def _skipped_batches(self) -> int:
@@ -211,8 +205,7 @@ class RunCheckpoints(Callback):
             self._pipeline.skipped = progress.skipped_batches
         if meter is not None:
             self._meter.restore(meter)
-        if self._deltas is not None:
-            self._deltas.restore(path, progress.step)
+        self.deltas.restore(path, progress.step)
         log_rank0(f"resuming after step {progress.step} from {path}")
         # On another number of ranks the rest of the epoch may take another number of steps.
         return TrainState(progress.step, progress.epoch, progress.step + reader.steps, progress.evaluate)
@@ -243,8 +236,7 @@ class RunCheckpoints(Callback):
             skipped_batches=self._skipped_batches,
             contents=self._data.contents,
         )
-        of_rank = {} if self._deltas is None else {DELTAS: self._deltas.state()}
-        state_now = training_state(self._model, self._optimizer, self._meter.state(), of_rank)
+        state_now = training_state(self._model, self._optimizer, self._meter.state(), self.deltas.state())
         seconds = self._saver.save(state_now, progress, wait=wait)
         if wait and not self._saver.failures.in_a_row:
             self._saved_step = state.step

@@ -13,7 +13,6 @@ from torchrec.distributed import DistributedModelParallel
 
 from stem_torchrec.checkpoints.agreement import Agreement
 from stem_torchrec.checkpoints.rank_tensors import rank_tensors
-from stem_torchrec.checkpoints.saver import Failures
 from stem_torchrec.checkpoints.storage import State
 from stem_torchrec.config import DeltaConfig, TrainConfig
 from stem_torchrec.data.columns import Columns
@@ -34,8 +33,8 @@ from stem_torchrec.training.table_changes import bits_by_table, moves_unlabeled,
 if TYPE_CHECKING:
     from stem_torchrec.training.loop import StepOutput, TrainLoop
 
-DELTAS = "deltas"
-"""What checkpoints call a rank's part of it."""
+_PART = "deltas"
+"""What checkpoints call it."""
 _DELTA = "delta"
 _NONE = -1
 """In place of a number: the next delta has all rows."""
@@ -44,6 +43,22 @@ _NONE = -1
 def deltas_folder(config: DeltaConfig, run: AnyPath) -> AnyPath:
     """The folder of the deltas of the run in the folder `run`."""
     return run / "deltas" if config.out is None else path_of(config.out)
+
+
+class NoDeltas(Callback):
+    """In place of RunDeltas, for a run that ships none."""
+
+    failed = 0
+
+    def state(self) -> State:
+        """Nothing for a checkpoint."""
+        return {}
+
+    def restore(self, path: str, step: int) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
 
 
 class RunDeltas(Callback):
@@ -100,15 +115,10 @@ class RunDeltas(Callback):
         self._last_time, self._due = time.monotonic(), False
         self._agreement = Agreement([_DELTA], timeout=self._timeout)
 
-    @classmethod
-    def of(cls, config: TrainConfig, folder: AnyPath, columns: Columns, **options: Any) -> RunDeltas | None:
-        """The deltas of a run; None if it ships none. See the class."""
-        return cls(config, folder, columns, **options) if config.delta.is_on else None
-
     @property
-    def failures(self) -> Failures:
-        """The deltas that could not be written since this process started."""
-        return self._writer.failures
+    def failed(self) -> int:
+        """Deltas that could not be written since this process started."""
+        return self._writer.failures.total
 
     def after_step(self, loop: TrainLoop, output: StepOutput) -> bool:
         """Records the rows of the step; whether a delta is due by time on any rank."""
@@ -153,20 +163,19 @@ class RunDeltas(Callback):
         self._full = False
 
     def state(self) -> State:
-        """For a checkpoint: the rows of this rank that no complete delta has, and the newest delta that there is."""
+        """This rank's part of a checkpoint: the rows that no complete delta has, and which is the newest."""
         number = self._writer.number
         if self._full or self._writer.is_writing_all or self._new_tables:
             number = _NONE
         arrays = self._touched.arrays
         touched = {name: arrays[name] | self._taken[name] if self._taken else arrays[name] for name in arrays}
-        return {
-            "since": torch.tensor([number, _as_number(self._writer.chain)]),
-            "touched": {name: torch.from_numpy(array.view(np.uint8)) for name, array in touched.items()},
-        }
+        since = torch.tensor([number, _as_number(self._writer.chain)])
+        rows = {name: torch.from_numpy(array.view(np.uint8)) for name, array in touched.items()}
+        return {_PART: {"since": since, "touched": rows}}
 
     def restore(self, path: str, step: int) -> None:
         """Takes what a checkpoint after `step` steps has of `state`, saved on any number of ranks."""
-        parts, last = list(rank_tensors(path, DELTAS)), self._writer.last
+        parts, last = list(rank_tensors(path, _PART)), self._writer.last
 
         def later_rows() -> dict[str, torch.Tensor] | None:
             if last is None or not parts:
@@ -219,6 +228,11 @@ class RunDeltas(Callback):
 
     def _tensors(self) -> ModelTensors:
         return ModelTensors(self._model.state_dict(), self._bits, self._whole)
+
+
+def run_deltas(config: TrainConfig, folder: AnyPath, columns: Columns, **options: Any) -> RunDeltas | NoDeltas:
+    """The deltas of a run, if it ships some; see RunDeltas."""
+    return RunDeltas(config, folder, columns, **options) if config.delta.is_on else NoDeltas()
 
 
 def _check_precision(tensors: ModelTensors, config: DeltaConfig) -> None:
