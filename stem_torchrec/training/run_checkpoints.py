@@ -30,11 +30,11 @@ from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.runtime.store_path import AnyPath, path_of
 from stem_torchrec.training.best_weights import BestWeights
 from stem_torchrec.training.callbacks import Callback
+from stem_torchrec.training.chosen_deltas import chosen_deltas
 from stem_torchrec.training.loop import StepOutput, TrainLoop
 from stem_torchrec.training.meter import Meter
 from stem_torchrec.training.nonfinite import SkippingPipeline, keep_batch
 from stem_torchrec.training.run_data import RunData
-from stem_torchrec.training.run_deltas import run_deltas
 from stem_torchrec.training.state import TrainState
 
 
@@ -75,7 +75,7 @@ class RunCheckpoints(Callback):
         self._schema_fields = schema_to_dict(data.schema)
         self._model, self._optimizer, self._pipeline = model, optimizer, pipeline
         self._best, self._meter = best, meter
-        self.deltas = run_deltas(config, folder, data.columns, model=model, meter=meter)
+        self.deltas = chosen_deltas(config, folder, data.columns, model=model, meter=meter)
         """Whose rows are in the checkpoints."""
         self._saved_step: int | None = None
         self._saver: CheckpointSaver | None = None

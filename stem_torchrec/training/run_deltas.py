@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -43,22 +43,6 @@ _NONE = -1
 def deltas_folder(config: DeltaConfig, run: AnyPath) -> AnyPath:
     """The folder of the deltas of the run in the folder `run`."""
     return run / "deltas" if config.out is None else path_of(config.out)
-
-
-class NoDeltas(Callback):
-    """In place of RunDeltas, for a run that ships none."""
-
-    failed = 0
-
-    def state(self) -> State:
-        """Nothing for a checkpoint."""
-        return {}
-
-    def restore(self, path: str, step: int) -> None:
-        """Does nothing."""
-
-    def close(self) -> None:
-        """Does nothing."""
 
 
 class RunDeltas(Callback):
@@ -228,11 +212,6 @@ class RunDeltas(Callback):
 
     def _tensors(self) -> ModelTensors:
         return ModelTensors(self._model.state_dict(), self._bits, self._whole)
-
-
-def run_deltas(config: TrainConfig, folder: AnyPath, columns: Columns, **options: Any) -> RunDeltas | NoDeltas:
-    """The deltas of a run, if it ships some; see RunDeltas."""
-    return RunDeltas(config, folder, columns, **options) if config.delta.is_on else NoDeltas()
 
 
 def _check_precision(tensors: ModelTensors, config: DeltaConfig) -> None:
