@@ -22,6 +22,7 @@ from stem_torchrec.deltas.manifest import (
     DeltaFile,
     DeltaManifest,
     delta_path,
+    read_delta,
 )
 from stem_torchrec.runtime.errors import DamagedError, UserError
 from stem_torchrec.server.served_bundle import open_bundle
@@ -71,20 +72,21 @@ def train_and_ship(folder: Path, name: str, precision: str = "fp32") -> dict[int
     return keep.kept
 
 
-def train_all(folder: Path) -> dict[int, Weights]:
-    train_and_ship(folder, "ship-int8", "int8")
-    return train_and_ship(folder, "ship")
-
-
 @pytest.fixture(scope="module")
 def shipped(stem_bundle: Path) -> tuple[Path, dict[int, Weights]]:
     """The folder of the run `ship` and its weights by step: deltas 0, 1 and 2 are of the steps 4, 8 and 10."""
-    [kept] = run_ranks(1, train_all, stem_bundle)
+    [kept] = run_ranks(1, train_and_ship, stem_bundle, "ship")
     return stem_bundle, kept
 
 
 def sha(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+def edit(folder: Path, **fields: Any) -> None:
+    """Changes fields of a manifest.json."""
+    path = folder / MANIFEST_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
 def refused(delta: Path, to: Path, **options: Any) -> str:
@@ -110,16 +112,19 @@ def test_a_copy_is_a_run_folder_with_the_weights_of_each_delta(shipped: Any, tmp
 @pytest.mark.parametrize(
     ("tables", "run", "tasks"),
     [
-        ("fp32", "ship", ("click",)),
-        ("int8", "ship-int8", ()),
-        pytest.param("fp16", "ship", (), marks=pytest.mark.long),
-        pytest.param("int8", "ship", (), marks=pytest.mark.long),
+        ("fp16", "ship", ("click",)),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in [("fp32", "ship", ()), ("int8", "ship", ()), ("int8", "ship-int8", ("buy",))]
+        ),
     ],
 )
 def test_a_bundle_gets_the_bytes_that_exporting_at_that_step_gives(
     shipped: Any, tmp_path: Path, tables: Any, run: str, tasks: tuple[str, ...]
 ) -> None:
     folder, _ = shipped
+    if run != "ship":
+        run_ranks(1, train_and_ship, folder, run, "int8")
     patched, exported = tmp_path / "patched", tmp_path / "exported"
     export_run(ExportConfig(run=str(folder / "stem"), out=str(patched), tables=tables, tasks=tasks))
     before = open_bundle(patched)
@@ -156,12 +161,12 @@ def test_missing_repeated_and_foreign_deltas_are_refused_by_number(shipped: Any,
     apply_deltas(ApplyConfig(str(deltas / "000001"), str(copy)))
     assert refused(deltas / "000001", copy) == f"{copy} has delta 1 already: it is at delta 1; give a later one."
     assert refused(deltas, copy, until=0).startswith(f"{copy} is at delta 1, and none leads back to 0; ")
-    assert f"are of the run {folder}/ship-int8 and {copy} has those of {folder}/ship;" in refused(
-        folder / "ship-int8/deltas", copy
+    edit(deltas / "000002", chain="another", run="runs/other")
+    assert refused(deltas, copy).startswith(
+        f"the deltas in {deltas} are of the run runs/other and {copy} has those of {folder}/ship; give their folder"
     )
-    manifest = deltas / "000002" / MANIFEST_FILE
-    content = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps(content | {"base": "0" * 64}))
+    edit(deltas / "000002", chain=read_delta(deltas / "000001").manifest.chain)
+    edit(deltas / "000002", base="0" * 64)
     assert "delta 2" in refused(deltas, copy)
     assert "does not follow the delta 1" in refused(deltas, copy)
 
@@ -173,11 +178,10 @@ def test_damage_is_named_and_changes_nothing(shipped: Any, tmp_path: Path, monke
     shutil.copytree(folder / "bundle-stem", bundle)
     for target in (copy, bundle):
         apply_deltas(ApplyConfig(str(deltas), str(target), until=1))
-    files = sorted(path for path in (deltas / "000002").iterdir() if path.name != MANIFEST_FILE)
+    files = sorted((deltas / "000002").glob("*.safetensors"))
+    assert len(files) == 2
     version = open_bundle(bundle).version
     for file in files:
-        if file.suffix != ".safetensors":
-            continue
         whole = file.read_bytes()
         file.write_bytes(bytes([*whole[:-1], whole[-1] ^ 1]))
         for target in (copy, bundle):
@@ -198,16 +202,16 @@ def test_damage_is_named_and_changes_nothing(shipped: Any, tmp_path: Path, monke
 
 def test_what_deltas_cannot_change_is_refused(shipped: Any, tmp_path: Path) -> None:
     folder, _ = shipped
-    deltas, bundle = folder / "ship/deltas", tmp_path / "bundle"
+    deltas, bundle, other = folder / "ship/deltas", tmp_path / "bundle", tmp_path / "000000"
     shutil.copytree(folder / "bundle-stem", bundle)
-    assert "are in int8, and the tables of" in refused(folder / "ship-int8/deltas", bundle)
-    assert "are in int8, and a copy has fp32" in refused(folder / "ship-int8/deltas", tmp_path / "copy")
-    content = json.loads((bundle / MANIFEST_FILE).read_text())
-    compiled = {"torch": "2.13.0", "processor": "any", "name": ""}
-    (bundle / MANIFEST_FILE).write_text(json.dumps(content | {"compiled": compiled}))
+    shutil.copytree(deltas / "000000", other)
+    edit(other, precision="int8")
+    assert "are in int8, and the tables of" in refused(other, bundle)
+    assert "are in int8, and a copy has fp32" in refused(other, tmp_path / "copy")
+    tables = json.loads((bundle / MANIFEST_FILE).read_text())["tables"]
+    edit(bundle, compiled={"torch": "2.13.0", "processor": "any", "name": ""})
     assert "has a compiled program, in which weights cannot be replaced" in refused(deltas, bundle)
-    other = [{**table, "name": f"x{table['name']}"} for table in content["tables"]]
-    (bundle / MANIFEST_FILE).write_text(json.dumps(content | {"tables": other}))
+    edit(bundle, compiled=None, tables=[{**table, "name": f"x{table['name']}"} for table in tables])
     assert "has the table xbuy/city of 8 columns, and the deltas in" in refused(deltas, bundle)
     assert "is a run that trained, not a copy made of deltas" in refused(deltas, folder / "stem")
     assert "is neither a copy nor a bundle" in refused(deltas, folder / "log")
@@ -243,6 +247,8 @@ def test_new_entries_of_a_vocabulary_are_shipped_alone_and_added_once(tmp_path: 
         for _ in range(2):  # As after an interruption.
             write_vocabulary(copy / "vocabulary/city.parquet", Delta(folder, before, ""))
         assert pq.read_table(copy / "vocabulary/city.parquet")["value"].to_pylist() == values[:count]
-    pq.write_table(pa.table({"value": ["bonn", "oslo"]}), copy / "vocabulary/city.parquet")
+    pq.write_table(
+        pa.table({"value": ["bonn", "oslo"], "id": [0, 1], "count": [1, 1]}), copy / "vocabulary/city.parquet"
+    )
     with pytest.raises(DamagedError, match="does not have the 2 entries that delta 2 adds to"):
         write_vocabulary(copy / "vocabulary/city.parquet", Delta(folder, before, ""))
