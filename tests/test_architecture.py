@@ -14,7 +14,7 @@ import stem_torchrec
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "stem_torchrec"
 COMMANDS = {
-    *("calibrate", "compare", "convert", "evaluate", "export", "inspect_run", "prepare"),
+    *("apply_delta", "calibrate", "compare", "convert", "evaluate", "export", "inspect_run", "prepare"),
     *("report", "score", "serve", "train", "tune"),
 }
 PACKAGES = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}

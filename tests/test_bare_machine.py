@@ -18,12 +18,12 @@ pytestmark = pytest.mark.stack
 ROOT = Path(__file__).parent.parent
 
 ELSEWHERE = {
-    *("calibration", "comparison", "inspection", "run_report", "server", "serving", "tracking", "tuning"),
+    *("calibration", "comparison", "deltas", "inspection", "run_report", "server", "serving", "tracking", "tuning"),
     *("preparation", "expressions"),
     *("calibrate.py", "inspect_run.py", "prepare.py", "report.py", "report_file.py", "serve.py"),
 }
 """What such a machine need not run: calibrations need scipy, comparisons and reports statsmodels and markdown, searches
-optuna, raw logs an engine, trackers their own packages."""
+optuna, raw logs an engine, deltas safetensors, trackers their own packages."""
 PACKAGES = """
     torch functorch torchgen triton filelock fsspec jinja2 markupsafe mpmath networkx sympy typing_extensions
     fbgemm_gpu torchrec pyre_extensions typing_inspect mypy_extensions iopath portalocker tqdm

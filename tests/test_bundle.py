@@ -181,6 +181,7 @@ def test_a_machine_without_torchrec_and_fbgemm_scores_and_refuses_to_train(stem_
     program = f"""{HIDDEN}
 import torch.distributed as dist
 import pyarrow as pa
+import stem_torchrec.serving.apply_deltas
 from stem_torchrec.serving.bundle import load_bundle
 rows = pa.ipc.open_file("rows.arrow").read_all()
 bundle = load_bundle({str(stem_bundle / "bundle-stem")!r})

@@ -125,7 +125,7 @@ def differences(run: Path, whole: Path) -> list[str]:
     """
     result = []
     for part in (_newest(run).relative_to(run), Path("best")):
-        own, other = _tensors(run / part), _tensors(whole / part)
+        own, other = tensors_of(run / part), tensors_of(whole / part)
         result += [f"{part}: only one run has {name}" for name in sorted(own.keys() ^ other.keys())]
         result += [f"{part}: {name}" for name in own if name in other and not torch.equal(own[name], other[name])]
     if (run / "metrics.json").read_text() != (whole / "metrics.json").read_text():
@@ -142,7 +142,8 @@ def _newest(run: Path) -> Path:
     return max((run / "checkpoints").glob("step-*"))
 
 
-def _tensors(checkpoint: Path) -> dict[str, Tensor]:
+def tensors_of(checkpoint: Path) -> dict[str, Tensor]:
+    """Every tensor in a folder of torch.distributed.checkpoint, by name."""
     reader = dcp.FileSystemReader(checkpoint)
     saved = reader.read_metadata().state_dict_metadata
     state: dict[str, Any] = {

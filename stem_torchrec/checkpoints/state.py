@@ -1,5 +1,7 @@
 """All that a step changes: weights, optimizer states, random states."""
 
+from collections.abc import Mapping
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -11,13 +13,16 @@ from stem_torchrec.checkpoints.weights import damage_on_any_rank, load_state, re
 from stem_torchrec.runtime.process import trains_on_gpu
 
 
-def training_state(model: nn.Module, optimizer: CombinedOptimizer, meter: torch.Tensor) -> State:
+def training_state(
+    model: nn.Module, optimizer: CombinedOptimizer, meter: torch.Tensor, of_rank: Mapping[str, State] | None = None
+) -> State:
     """This rank's tensors by name, not copied; call it after the optimizer's first step, which creates its states.
 
     Args:
         model: sharded.
         optimizer: of the model.
         meter: state of this rank's meter, shape (2T + 2,) for T tasks.
+        of_rank: more tensors of this rank, which `rank_tensors` reads; by name of a part, and in it.
 
     Example::
 
@@ -30,7 +35,7 @@ def training_state(model: nn.Module, optimizer: CombinedOptimizer, meter: torch.
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict()["state"],
         # By rank, as each rank has its own.
-        "rank": {str(dist.get_rank()): {"meter": meter, **_random_states()}},
+        "rank": {str(dist.get_rank()): {"meter": meter, **_random_states(), **(of_rank or {})}},
     }
 
 

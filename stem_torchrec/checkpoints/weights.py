@@ -22,7 +22,7 @@ from stem_torchrec.checkpoints.storage import (
     writer_to,
 )
 from stem_torchrec.runtime.errors import DamagedError, UnwritableError, UserError, reason_of
-from stem_torchrec.runtime.paths import remove_tree
+from stem_torchrec.runtime.paths import remove_tree, write_text
 from stem_torchrec.runtime.process import from_first_rank
 from stem_torchrec.runtime.store_path import AnyPath, StorePath
 
@@ -52,6 +52,31 @@ def save_weights(model: nn.Module, folder: AnyPath) -> None:
             raise
     except (OSError, dcp.CheckpointException) as error:
         raise UnwritableError(f"{folder} cannot be written ({failure_of(error)})") from error
+
+
+def save_tensors(tensors: Mapping[str, Tensor], folder: Path, files: Mapping[str, str]) -> None:
+    """Writes the weights of a model that one process has, as `save_weights` does, and text files beside them.
+
+    Raises OSError if they cannot be written; the old ones stay.
+
+    Example::
+
+        save_tensors({"model.towers.like.0.bias": torch.zeros(1)}, Path("copy/best"), {"delta.json": "{...}"})
+    """
+    new = _unfinished(folder)
+    remove_tree(new)
+    try:
+        with without_warnings():
+            dcp.save(dict(tensors), storage_writer=writer_to(str(new)), no_dist=True)
+        for name, text in files.items():
+            write_text(new / name, text)
+        _replace(folder, new)
+    except dcp.CheckpointException as error:
+        remove_tree(new)
+        raise OSError(failure_of(error)) from error
+    except BaseException:
+        remove_tree(new)
+        raise
 
 
 def _unfinished(folder: AnyPath) -> AnyPath:

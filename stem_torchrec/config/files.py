@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from stem_torchrec.config.command_line import parse_arguments, parse_known_arguments
+from stem_torchrec.config.delta import DeltaConfig
 from stem_torchrec.config.formats import with_format, without_format
 from stem_torchrec.config.loop import CheckpointConfig, LoopConfig
 from stem_torchrec.config.model import (
@@ -34,9 +35,9 @@ CONFIG_FORMAT = 1
 
 def dump_config(config: TrainConfig) -> str:
     """The configuration as YAML that starts another run: without the run's folders and what it was resumed from."""
-    checkpoint = replace(config.checkpoint, folder=None)
+    checkpoint, delta = replace(config.checkpoint, folder=None), replace(config.delta, out=None)
     started_anew = replace(
-        config, checkpoint=checkpoint, resume="auto", output_dir=None, take_over=False, dry_run=False
+        config, checkpoint=checkpoint, delta=delta, resume="auto", output_dir=None, take_over=False, dry_run=False
     )
     return to_yaml(with_format(to_dict(started_anew), CONFIG_FORMAT))
 
@@ -47,7 +48,7 @@ def what_is_trained(config: TrainConfig) -> TrainConfig:
     loop = replace(config.train, timeout=default.timeout, log_every=default.log_every, profile=default.profile)
     start = config.start if config.start_from is not None else StartConfig()
     folders = replace(config, checkpoint=CheckpointConfig(), resume="auto", output_dir=None, take_over=False)
-    return replace(folders, recipe="", train=loop, start=start, dry_run=False)
+    return replace(folders, recipe="", train=loop, start=start, delta=DeltaConfig(), dry_run=False)
 
 
 def read_config(path: str, models: Models) -> TrainConfig:

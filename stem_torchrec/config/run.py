@@ -6,6 +6,7 @@ from typing import Annotated
 from annotated_types import Interval
 
 from stem_torchrec.config.data import DataConfig
+from stem_torchrec.config.delta import DeltaConfig
 from stem_torchrec.config.loop import CheckpointConfig, LoopConfig
 from stem_torchrec.config.model import ModelConfig
 from stem_torchrec.config.optimizers import DenseOptimizerConfig, ScheduleConfig, SparseOptimizerConfig
@@ -36,6 +37,8 @@ class TrainConfig:
     """The training loop."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """What a run keeps so that it can resume."""
+    delta: DeltaConfig = field(default_factory=DeltaConfig)
+    """What is shipped while the run trains."""
     start_from: Annotated[str, PathOption("folder", endings=(":best",))] | None = None
     """Starts a new run from the state of another one: RUN is its last checkpoint, RUN:best its best weights with fresh
     optimizer states; a checkpoint, a folder of checkpoints and a folder of weights serve as well."""

@@ -14,6 +14,7 @@ class ErrorKind(StrEnum):
     CHECKPOINT = "STEM-CHECKPOINT"
     COMPARISON = "STEM-COMPARISON"
     DAMAGED = "STEM-DAMAGED"
+    DELTA = "STEM-DELTA"
     DIVERGED = "STEM-DIVERGED"
     EXPRESSION = "STEM-EXPRESSION"
     FOLDER = "STEM-FOLDER"
@@ -52,6 +53,7 @@ OF_ROOMS = {
     "config": ErrorKind.OPTION,
     "config.path_fields": ErrorKind.PATH,
     "data": ErrorKind.LOG,
+    "deltas": ErrorKind.DELTA,
     "expressions": ErrorKind.EXPRESSION,
     "inspection": ErrorKind.INSPECTION,
     "metrics": ErrorKind.LOG,

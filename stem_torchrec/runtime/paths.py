@@ -1,5 +1,6 @@
 """Files and folders, local or in a store: written so that a reader finds them whole, moved and removed."""
 
+import ctypes
 import json
 import os
 import shutil
@@ -13,6 +14,8 @@ from stem_torchrec.runtime.store_path import AnyPath, StorePath
 from stem_torchrec.runtime.whole_file import check_replaceable, naming_file, whole_file
 
 _PROBE_BYTES = 4096
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+"""Of renameat2 in Linux: paths as they are, and an exchange."""
 
 
 def write_json(path: AnyPath, value: Any) -> None:
@@ -66,6 +69,23 @@ def move(source: str, target: str) -> None:
     # Some handlers return False instead of raising an error.
     if not moved:
         raise OSError(f"{source} could not be moved to {target}")
+
+
+def exchange(folder: Path, other: Path) -> None:
+    """Gives two folders each other's name; at no moment is one of the names missing, where the file system can do that.
+
+    Elsewhere `folder` is missing for a moment, and a process that is killed then leaves what it was as `.old.NAME`.
+
+    Raises OSError if the folders cannot be renamed.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    names = (_AT_FDCWD, os.fsencode(folder), _AT_FDCWD, os.fsencode(other))
+    if libc.renameat2(*names, _RENAME_EXCHANGE) == 0:
+        return
+    old = folder.with_name(f".old.{folder.name}")
+    folder.rename(old)
+    other.rename(folder)
+    old.rename(other)
 
 
 def remove_folder(path: str, *, first: str) -> None:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
+from stem_torchrec.deltas.row_files import quantized
 from stem_torchrec.runtime.internals.export import any_sizes, compile_for_this_machine
 from stem_torchrec.serving.served_model import ServedModel
-from stem_torchrec.serving.table_file import quantized
 
 Inputs = tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
 

@@ -2,16 +2,18 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from stem_torchrec.calibration.calibration_file import CALIBRATION_FILE, read_calibration
+from stem_torchrec.checkpoints.weights import find_weights
 from stem_torchrec.config.path_fields import with_paths
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.schema import SCHEMA_FILE, load_schema, save_schema
+from stem_torchrec.deltas.copied_run import applied_to_weights
 from stem_torchrec.runtime.errors import UserError, nearest
 from stem_torchrec.runtime.path_options import InputFolder, LocalFolder, LocalOutput
 from stem_torchrec.runtime.progress import log_rank0
@@ -19,6 +21,7 @@ from stem_torchrec.runtime.store_path import AnyPath, path_of
 from stem_torchrec.serving.export_program import compile_program, export_program, save_program
 from stem_torchrec.serving.manifest import (
     COMPILED_FILE,
+    DELTA,
     PROGRAM_FILE,
     TABLES_FILE,
     Manifest,
@@ -103,7 +106,7 @@ def export_run(config: ExportConfig) -> None:
             tables=tuple(model.served.tables),
             raw=bool(transforms),
             versions=versions,
-            run=_lineage(run, weights, metrics),
+            run=_lineage(run, weights, metrics) | _delta(run),
             files=file_entries(folder, [*programs, TABLES_FILE, SCHEMA_FILE, *transforms, *calibrations]),
             compiled=this_machine() if config.compile else None,
         )
@@ -138,6 +141,12 @@ def _lineage(run: AnyPath, weights: str, metrics: StoredMetrics | None) -> dict[
     config = (run / CONFIG_FILE).read_text()
     lineage = {"folder": str(run), "config_sha256": hashlib.sha256(config.encode()).hexdigest(), "weights": weights}
     return lineage | ({} if metrics is None else {"step": metrics.step, "valid": metrics.valid})
+
+
+def _delta(run: AnyPath) -> dict[str, Any]:
+    """The delta that a copy is at, with its run and step; nothing for a run that trained."""
+    applied = applied_to_weights(find_weights(run / BEST_WEIGHTS))
+    return {} if applied is None else {"folder": applied.run, "step": applied.step, DELTA: asdict(applied)}
 
 
 def _sizes(model: TrainedModel, tasks: Sequence[str], trained: Sequence[str]) -> str:

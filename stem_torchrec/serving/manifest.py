@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from stem_torchrec.config.delta import TablePrecision
 from stem_torchrec.config.formats import FormatError, with_format, without_format
 from stem_torchrec.config.json_text import parse_json
 from stem_torchrec.config.serialization import from_dict, to_dict
@@ -22,11 +23,10 @@ PROGRAM_FILE = "model.pt2"
 COMPILED_FILE = "compiled.pt2"
 """The same program, compiled by AOTInductor for one kind of machine."""
 TABLES_FILE = "tables.safetensors"
+DELTA = "delta"
+"""Key of the delta that the weights are at, in what a manifest tells of the run."""
 _HASHED_TABLES = 2**30
 """Bytes of tables up to which loading reads them all for their checksum, in about a second."""
-
-TablePrecision = Literal["fp32", "fp16", "int8"]
-"""The numbers in tables.safetensors; int8 has a scale and an offset of its own in each row."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,15 @@ class Manifest:
     """In the order of the probabilities' columns."""
     arch: str
     precision: TablePrecision
+    """Of the numbers in tables.safetensors."""
     tables: tuple[TableEntry, ...]
     """In the order in which the program takes them."""
     raw: bool
     """Whether rows have the columns of the raw log, which transforms.json turns into ids."""
     versions: dict[str, str]
     run: dict[str, Any]
-    """The run of the weights: its folder, the checksums of its configuration and weights, and its best evaluation."""
+    """The run of the weights: its folder, the checksums of its configuration and weights, and its best evaluation; once
+    deltas were applied, its folder, its step and the delta."""
     files: dict[str, FileEntry] = field(default_factory=dict)
     compiled: Machine | None = None
 

@@ -1,4 +1,4 @@
-"""The folder of a bundle while it is written: it appears under its name when it is complete."""
+"""The folder of a bundle while it is written: complete, it appears under its name or takes the place of another."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from pathlib import Path
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.owner_file import read_owner
-from stem_torchrec.runtime.paths import remove_tree
+from stem_torchrec.runtime.paths import exchange, remove_tree
 from stem_torchrec.runtime.whole_file import naming_file
 
 
@@ -37,3 +37,26 @@ def new_folder(out: Path, *, take_over: bool) -> Iterator[Path]:
             if not lock.lost:
                 remove_tree(unfinished)
             raise
+
+
+@contextmanager
+def exchanged_folder(folder: Path, *, take_over: bool) -> Iterator[Path]:
+    """A folder to write to, which takes the place of `folder` at the end of the block, or is removed by an error.
+
+    A reader finds one or the other, whole. What a process that was killed has left is removed.
+
+    Raises UserError if another process writes it, and OSError if it cannot be written.
+    """
+    unfinished = folder.with_name(f"{folder.name}.new")
+    with naming_file(folder), FolderLock(take_over=take_over) as lock:
+        lock.check(str(unfinished), other="--to")
+        remove_tree(unfinished)
+        lock.take(str(unfinished), other="--to")
+        try:
+            yield unfinished
+            lock.confirm()
+            lock.release()
+            exchange(folder, unfinished)
+        finally:
+            if not lock.lost:
+                remove_tree(unfinished)

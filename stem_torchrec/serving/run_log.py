@@ -1,9 +1,10 @@
 """What a bundle takes from the run's log: the columns that are read, and the transforms that make them of raw rows."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from stem_torchrec.checkpoints.compatibility import Rows
 from stem_torchrec.config import TrainConfig
@@ -101,11 +102,21 @@ def copy_transforms(log: Path, folder: Path, columns: Columns) -> list[str]:
     needed = {columns.column_of(name) for name in columns.names}
     if missing := sorted(needed - transforms.columns.keys()):
         raise UserError(f"{source} does not make the column {missing[0]!r}, which the run reads; give another --log.")
-    cut = {section: {n: tree for n, tree in content[section].items() if n in needed} for section in _SECTIONS}
-    write_json(folder / TRANSFORMS_FILE, with_format({"columns": content["columns"]} | cut, TRANSFORMS_FORMAT))
+    write_json(folder / TRANSFORMS_FILE, cut_transforms(content, needed))
     (folder / VOCABULARY).mkdir()
     names = {name for column in needed for name in vocabularies_of(transforms.columns[column])}
     vocabularies = [f"{VOCABULARY}/{name}.parquet" for name in sorted(names)]
     for file in vocabularies:
         shutil.copyfile(log / file, folder / file)
     return [TRANSFORMS_FILE, *vocabularies]
+
+
+def cut_transforms(content: Mapping[str, Any], needed: Collection[str]) -> dict[str, Any]:
+    """What transforms.json of a bundle has: of that of the log, the columns that are needed."""
+    cut = {section: {n: tree for n, tree in content[section].items() if n in needed} for section in _SECTIONS}
+    return with_format({"columns": content["columns"]} | cut, TRANSFORMS_FORMAT)
+
+
+def columns_in(content: Mapping[str, Any]) -> set[str]:
+    """The columns that a transforms.json makes."""
+    return {name for section in _SECTIONS for name in content[section]}

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from stem_torchrec.deltas.row_files import quantized
 from stem_torchrec.runtime.errors import DamagedError, reason_of
 from stem_torchrec.runtime.whole_file import naming_file
 from stem_torchrec.serving.manifest import TableEntry, TablePrecision
@@ -72,13 +73,6 @@ def open_tables(path: Path, tables: Sequence[TableEntry], precision: TablePrecis
             return [file.get_tensor(table.name) for table in tables]
     except SafetensorError as error:
         raise DamagedError(f"{path} cannot be read ({reason_of(error)}); export the bundle again.") from error
-
-
-def quantized(weight: Tensor, precision: TablePrecision) -> Tensor:
-    """Rows of a table (R, D) in a precision: (R, D), or as int8 (R, D + 8)."""
-    if precision == "int8":
-        return torch.ops.quantized.embedding_bag_byte_prepack(weight)
-    return weight.half() if precision == "fp16" else weight
 
 
 def bytes_of(tables: Sequence[TableEntry], precision: TablePrecision) -> int:

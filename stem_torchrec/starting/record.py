@@ -65,6 +65,8 @@ class StartRecord:
     """The run that it started from, the one before that, and so on."""
     table_steps: int = 0
     """Steps by which the tables' optimizer corrects its moments at step 0."""
+    same_rows: dict[str, int] = field(default_factory=dict)
+    """By feature, how many of its first rows continue those of the same numbers."""
     carried: Carried | None = None
     """What was carried, grown, fresh and dropped."""
 

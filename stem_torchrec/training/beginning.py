@@ -77,7 +77,8 @@ class Beginning:
             gate_bias=config.start.gate_bias, tables_from=config.start.tables_from,
         )  # fmt: skip
         log_rank0(f"starting from {self.source.weights}\n{carried.format()}")
-        record = replace(self.record, carried=carried, table_steps=carried.table_steps)
+        same = {name: min(ids.old_rows, ids.new_rows) for name, ids in self.id_maps.items() if ids.rows is None}
+        record = replace(self.record, carried=carried, table_steps=carried.table_steps, same_rows=same)
         return replace(self, record=record)
 
     def record_in(self, folder: AnyPath, config: TrainConfig) -> StartRecord:

@@ -31,6 +31,7 @@ from stem_torchrec.runtime.store_path import AnyPath, path_of
 from stem_torchrec.starting.record import StartRecord
 from stem_torchrec.training.best_weights import BestWeights
 from stem_torchrec.training.callbacks import Callback
+from stem_torchrec.training.chosen_deltas import chosen_deltas
 from stem_torchrec.training.loop import StepOutput, TrainLoop
 from stem_torchrec.training.meter import Meter
 from stem_torchrec.training.nonfinite import SkippingPipeline, keep_batch
@@ -52,6 +53,8 @@ class RunCheckpoints(Callback):
         best: the best weights of the run.
         meter: of its log.
         start: what the run began with.
+
+    Raises UserError for deltas that the run may not go on with; see RunDeltas.
     """
 
     def __init__(
@@ -75,6 +78,8 @@ class RunCheckpoints(Callback):
         self._schema_fields = schema_to_dict(data.schema)
         self._model, self._optimizer, self._pipeline = model, optimizer, pipeline
         self._best, self._meter, self._start_fields = best, meter, start.for_checkpoint()
+        self.deltas = chosen_deltas(config, folder, data.columns, start, model=model, meter=meter)
+        """Whose rows are in the checkpoints."""
         self._saved_step: int | None = None
         self._saver: CheckpointSaver | None = None
         self._watch: RunWatch | None = None
@@ -160,13 +165,15 @@ class RunCheckpoints(Callback):
             "count/skipped_batches": self._skipped_batches,
             "count/failed_checkpoints": 0 if self._saver is None else self._saver.failures.total,
             "count/failed_best_weights": self._best.failures.total,
+            "count/failed_deltas": self.deltas.failed,
         }
 
     def close(self) -> None:
-        """Waits for the checkpoint that is being written, and ends the connections of saver and watch."""
+        """Waits for the checkpoint and the delta that are being written, and ends their connections."""
         if self._saver is not None:
             self._saver.close()
             self.watch.close()
+            self.deltas.close()
             self._saver = self._watch = None
 
     @property
@@ -203,6 +210,7 @@ class RunCheckpoints(Callback):
             self._pipeline.skipped = progress.skipped_batches
         if meter is not None:
             self._meter.restore(meter)
+        self.deltas.restore(path, progress.step)
         log_rank0(f"resuming after step {progress.step} from {path}")
         # On another number of ranks the rest of the epoch may take another number of steps.
         return TrainState(progress.step, progress.epoch, progress.step + reader.steps, progress.evaluate)
@@ -234,7 +242,7 @@ class RunCheckpoints(Callback):
             contents=self._data.contents,
             start=self._start_fields,
         )
-        state_now = training_state(self._model, self._optimizer, self._meter.state())
+        state_now = training_state(self._model, self._optimizer, self._meter.state(), self.deltas.state())
         seconds = self._saver.save(state_now, progress, wait=wait)
         if wait and not self._saver.failures.in_a_row:
             self._saved_step = state.step

@@ -8,6 +8,7 @@ metrics.jsonl    losses, speeds and metrics by step; tensorboard/ shows the same
 metrics.json     the best evaluation
 best/            its weights
 checkpoints/     what the run resumes from
+deltas/          what changed, with --delta.steps or --delta.minutes
 profile/         where the time of a step goes, with --train.profile
 nonfinite/       a batch whose loss is not finite
 mlflow_id        which run of MLflow has its numbers, with STEM_TRACKERS=mlflow
@@ -44,7 +45,7 @@ METRICS_LOG = "metrics.jsonl"
 RUN_FILES = (
     *(CONFIG_FILE, SCHEMA_FILE, PLAN_FILE, START_FILE, METRICS_FILE, f"{METRICS_FILE}.best", METRICS_LOG, ID_FILE),
     *(BEST_WEIGHTS, f"{BEST_WEIGHTS}.new", f"{BEST_WEIGHTS}.old"),
-    *("checkpoints", "tensorboard", "profile", "nonfinite"),
+    *("checkpoints", "deltas", "tensorboard", "profile", "nonfinite"),
 )
 """What tells that a folder holds a run, however little the run has written."""
 

@@ -111,7 +111,12 @@ def _check_same_log(config: TrainConfig, path: str, process: Process) -> None:
 
 def _named_folders(config: TrainConfig) -> dict[str, str]:
     """The folders that options name, by option."""
-    folders = {"--output-dir": config.output_dir, "--checkpoint.folder": config.checkpoint.folder}
+    deltas = config.delta.out if config.delta.is_on else None
+    folders = {
+        "--output-dir": config.output_dir,
+        "--checkpoint.folder": config.checkpoint.folder,
+        "--delta.out": deltas,
+    }
     return {option: folder for option, folder in folders.items() if folder}
 
 

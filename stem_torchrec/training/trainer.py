@@ -183,7 +183,7 @@ class Trainer:
             self.pipeline, self.data.batches,
             steps=steps, steps_per_epoch=steps_per_epoch, state=state, schedule=self.schedule,
             evaluate=self._validate, eval_every=train.eval_every,
-            callbacks=[self._keep_best, self._log, *callbacks, self.checkpoints],
+            callbacks=[self._keep_best, self._log, *callbacks, self.checkpoints.deltas, self.checkpoints],
         )  # fmt: skip
 
     def _validate(self) -> Metrics:

@@ -1,0 +1,4 @@
+"""Deltas: how large they are by precision and format, and what they cost the run that ships them.
+
+Reading order: run.py (what is measured), shipped.py (one run), report.py.
+"""

@@ -1,0 +1,93 @@
+"""Whether a run may go on in a folder of deltas, and what has changed since the newest of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from stem_torchrec.config.delta import DeltaConfig
+from stem_torchrec.deltas.manifest import Delta, DeltaTable, complete_numbers, delta_path, pieces_by_file, read_delta
+from stem_torchrec.deltas.row_files import decode
+from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.store_path import AnyPath
+from stem_torchrec.tables import table_feature
+
+
+@dataclass(frozen=True)
+class Began:
+    """The state of another run that a run began with."""
+
+    run: str
+    """The folder of that run."""
+    step: int | None
+    """Steps that it had made; None for its best weights."""
+    carried: Mapping[str, int] = field(default_factory=dict)
+    """By feature: its first rows, which are the same rows of the other run's tables; 0 where it is not listed."""
+
+    def fresh_rows(self, feature: str, rows: int) -> Tensor:
+        """The rows of a feature that are not the other run's."""
+        return torch.arange(self.carried.get(feature, 0), rows)
+
+
+def check_chain(last: Delta | None, config: DeltaConfig, *, run: str, began: Began | None) -> bool:
+    """Whether the state that the run began with is that of the newest delta; False for a run that resumes.
+
+    Args:
+        last: the newest delta of the folder.
+        config: of the run.
+        run: the run folder.
+        began: None for a run that began with fresh weights.
+
+    Raises UserError for the deltas of a run that this one did not start from, and for another precision.
+    """
+    if last is None:
+        return False
+    manifest, folder = last.manifest, last.folder.parent
+    if manifest.precision != config.precision:
+        raise UserError(
+            f"the deltas in {folder} are in {manifest.precision}, not {config.precision}; give --delta.precision "
+            f"{manifest.precision}, or another --delta.out."
+        )
+    if manifest.run == run:
+        return False
+    if began is None or began.run != manifest.run:
+        started = "fresh weights" if began is None else began.run
+        raise UserError(
+            f"the deltas in {folder} are of the run {manifest.run}, and this one began with {started}; start from that "
+            "run to go on with them, or give another --delta.out."
+        )
+    return began.step == manifest.step
+
+
+def tables_that_differ(last: Delta, tables: tuple[DeltaTable, ...]) -> set[str]:
+    """The tables that a delta does not have, or has with other columns or more rows."""
+    known = {table.name: table for table in last.manifest.tables}
+    return {
+        table.name
+        for table in tables
+        if table.name not in known or known[table.name].columns != table.columns or known[table.name].rows > table.rows
+    }
+
+
+def rows_after(folder: AnyPath, *, number: int, step: int) -> dict[str, Tensor] | None:
+    """The rows by feature of the deltas after a number, of later steps than a checkpoint that the run resumes from.
+
+    The steps are made again, and on other ranks they need not change the same rows.
+
+    Returns None if one of the deltas has all rows. Raises DamagedError for a delta that cannot be read.
+    """
+    rows: dict[str, list[Tensor]] = {}
+    for later in complete_numbers(folder):
+        if later <= number:
+            continue
+        delta = read_delta(delta_path(folder, later))
+        manifest = delta.manifest
+        if manifest.step <= step:
+            continue
+        if manifest.full:
+            return None
+        for file, pieces in pieces_by_file(manifest.pieces).items():
+            for each in decode(delta.read(file), pieces, manifest.row_format):
+                rows.setdefault(table_feature(each.table), []).append(each.numbers)
+    return {feature: torch.cat(parts).unique() for feature, parts in rows.items()}

@@ -1,0 +1,228 @@
+"""The deltas of one run: records which rows its steps change, and ships them as a callback of its loop."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchrec.distributed import DistributedModelParallel
+
+from stem_torchrec.checkpoints.agreement import Agreement
+from stem_torchrec.checkpoints.rank_tensors import rank_tensors
+from stem_torchrec.checkpoints.storage import State
+from stem_torchrec.config import DeltaConfig, TrainConfig
+from stem_torchrec.data.columns import Columns
+from stem_torchrec.data.label_counts import weights_of
+from stem_torchrec.deltas.joining import Began, check_chain, rows_after, tables_that_differ
+from stem_torchrec.deltas.shard_rows import ModelTensors
+from stem_torchrec.deltas.touched import TouchedRows
+from stem_torchrec.deltas.writer import Changes, DeltaWriter
+from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.hang_detection import collective_timeout, set_activity
+from stem_torchrec.runtime.process import from_first_rank
+from stem_torchrec.runtime.progress import log_rank0
+from stem_torchrec.runtime.store_path import AnyPath, path_of
+from stem_torchrec.training.callbacks import Callback
+from stem_torchrec.training.meter import Meter
+from stem_torchrec.training.table_changes import bits_by_table, moves_unlabeled, tables_that_move
+
+if TYPE_CHECKING:
+    from stem_torchrec.training.loop import StepOutput, TrainLoop
+
+_PART = "deltas"
+"""What checkpoints call it."""
+_DELTA = "delta"
+_NONE = -1
+"""In place of a number: the next delta has all rows."""
+
+
+def deltas_folder(config: DeltaConfig, run: AnyPath) -> AnyPath:
+    """The folder of the deltas of the run in the folder `run`."""
+    return run / "deltas" if config.out is None else path_of(config.out)
+
+
+class RunDeltas(Callback):
+    """Ships what the steps of a run change; all ranks make the same calls.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        columns: that it reads.
+        model: sharded.
+        meter: of its log, which leaves out pauses.
+        began: the state of another run that it began with.
+
+    Raises UserError for the deltas of another run in its folder, and for a precision that does not serve its tables.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: AnyPath,
+        columns: Columns,
+        *,
+        model: DistributedModelParallel,
+        meter: Meter,
+        began: Began | None = None,
+    ) -> None:
+        self.every = config.delta.steps
+        self._model, self._meter = model, meter
+        self._timeout = collective_timeout(config.train.timeout)
+        self._touched = TouchedRows(
+            {name: feature.num_embeddings for name, feature in columns.sparse.items()},
+            len(columns.labels),
+            every_lookup=moves_unlabeled(config.sparse),
+        )
+        self._taken: dict[str, NDArray] = {}
+        """What the delta that is being written has, of this rank."""
+        self._bits = bits_by_table(model, self._touched, len(columns.labels))
+        self._whole = tables_that_move(model, config.sparse)
+        self._run = str(folder) if "://" in str(folder) else os.path.abspath(str(folder))
+        self._folder = deltas_folder(config.delta, folder)
+        log = None if config.data.path is None else path_of(config.data.path)
+        self._writer = DeltaWriter(
+            config.delta, self._folder, path_of(self._run), log,
+            max_failures=config.checkpoint.max_failures, timeout=self._timeout,
+        )  # fmt: skip
+        _check_precision(self._tensors(), config.delta)
+        self._full = True
+        """Whether the next delta has all rows; the first one of a run may go on with another's."""
+        self._new_tables: set[str] = set()
+        """Tables of which the next delta has all rows."""
+        if from_first_rank(lambda: check_chain(self._writer.last, config.delta, run=self._run, began=began)):
+            self._go_on(began)
+        self._seconds = None if config.delta.minutes is None else 60 * config.delta.minutes
+        self._last_time, self._due = time.monotonic(), False
+        self._agreement = Agreement([_DELTA], timeout=self._timeout)
+
+    @property
+    def failed(self) -> int:
+        """Deltas that could not be written since this process started."""
+        return self._writer.failures.total
+
+    def after_step(self, loop: TrainLoop, output: StepOutput) -> bool:
+        """Records the rows of the step; whether a delta is due by time on any rank."""
+        self._touched.add(output.batch.sparse_features, output.batch.labels, weights_of(output.batch))
+        if self._seconds is not None:
+            is_due = time.monotonic() - self._last_time >= self._seconds
+            self._due |= bool(self._agreement.exchange([_DELTA] if is_due else []))
+        return self._due
+
+    def on_pause(self, loop: TrainLoop) -> None:
+        """Ships a delta where one is due, and after the last step."""
+        step = loop.state.step
+        if self._due or (self.every and step % self.every == 0) or step == loop.steps:
+            begin = time.perf_counter()
+            self.ship(step)
+            seconds = time.perf_counter() - begin
+            self._meter.pause(seconds)
+            log_rank0(f"step {step}  paused {seconds:.2f} s for a delta")
+            # No request from before the pause is read after it.
+            self._agreement.exchange_now([])
+            self._due, self._last_time = False, time.monotonic()
+
+    def ship(self, step: int) -> None:
+        """Copies what has changed and starts to write it, unless a delta has the state of this step or a later one.
+
+        Raises UnwritableError if too many deltas in a row could not be written.
+        """
+        set_activity("waiting for the previous delta to be written")
+        self._settle()
+        last = self._writer.last
+        if last is not None and last.manifest.run == self._run and step <= last.manifest.step:
+            return
+        set_activity("copying what has changed for a delta")
+        full, tensors = self._full, self._tensors()
+        self._taken = self._touched.take()
+        rows = (
+            tensors.all_rows()
+            if full
+            else tensors.changed_rows(self._taken, self._writer.group, whole=self._new_tables)
+        )
+        self._writer.start(Changes(step, full, rows, tensors.dense(), tensors.tables, tensors.prefix))
+        self._full = False
+
+    def state(self) -> State:
+        """This rank's part of a checkpoint: the rows that no complete delta has, and which is the newest."""
+        number = self._writer.number
+        if self._full or self._writer.is_writing_all or self._new_tables:
+            number = _NONE
+        arrays = self._touched.arrays
+        touched = {name: arrays[name] | self._taken[name] if self._taken else arrays[name] for name in arrays}
+        since = torch.tensor([number, _as_number(self._writer.chain)])
+        rows = {name: torch.from_numpy(array.view(np.uint8)) for name, array in touched.items()}
+        return {_PART: {"since": since, "touched": rows}}
+
+    def restore(self, path: str, step: int) -> None:
+        """Takes what a checkpoint after `step` steps has of `state`, saved on any number of ranks."""
+        parts, last = list(rank_tensors(path, _PART)), self._writer.last
+
+        def later_rows() -> dict[str, torch.Tensor] | None:
+            if last is None or not parts:
+                return None
+            number, chain = parts[0]["since"].tolist()
+            if number == _NONE or number > last.manifest.number or chain != _as_number(last.manifest.chain):
+                return None
+            return rows_after(self._folder, number=number, step=step)
+
+        rows = from_first_rank(later_rows)
+        self._full = rows is None
+        if rows is None:
+            if last is not None:
+                log_rank0(f"note: it is not known what has changed since {last.folder}; the next delta has all rows")
+            return
+        # What is known of rows that another run's state lacks is in the checkpoint.
+        self._touched.take()
+        for feature, numbers in rows.items():
+            self._touched.add_rows(feature, numbers)
+        for part in parts:
+            names = {name.removeprefix("touched."): value.numpy() for name, value in part.items() if name != "since"}
+            self._touched.give_back(
+                {name: value.view(self._touched.arrays[name].dtype) for name, value in names.items()}
+            )
+
+    def close(self) -> None:
+        """Waits for the delta that is being written, and closes the connections."""
+        self._settle()
+        self._writer.close()
+        self._agreement.close()
+
+    def _go_on(self, began: Began | None) -> None:
+        """Goes on with the deltas of the run that this one began with: their newest is the state of its first step."""
+        assert began is not None
+        assert self._writer.last is not None
+        self._full = False
+        self._new_tables = tables_that_differ(self._writer.last, self._tensors().tables)
+        for feature, array in self._touched.arrays.items():
+            self._touched.add_rows(feature, began.fresh_rows(feature, len(array)))
+
+    def _settle(self) -> None:
+        """Waits for the delta that is being written; what a failed one would have had, the next one has."""
+        was_all = self._writer.is_writing_all
+        if self._writer.wait():
+            self._touched.give_back(self._taken)
+            self._full |= was_all
+        elif self._taken:
+            self._new_tables = set()
+        self._taken = {}
+
+    def _tensors(self) -> ModelTensors:
+        return ModelTensors(self._model.state_dict(), self._bits, self._whole)
+
+
+def _check_precision(tensors: ModelTensors, config: DeltaConfig) -> None:
+    """Raises UserError for int8 rows of a table that is cut by columns: a row has one scale for all of them."""
+    if config.precision == "int8" and (cut := tensors.cut_by_columns()):
+        raise UserError(
+            f"--delta.precision int8 has one scale for a row, but {cut[0]} is cut by columns; choose fp32 or fp16, or "
+            "another --sharding.type for it."
+        )
+
+
+def _as_number(chain: str) -> int:
+    """A chain as a number that a tensor holds."""
+    return int(chain[:15] or "0", 16)

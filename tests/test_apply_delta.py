@@ -1,0 +1,254 @@
+"""stem-apply-delta brings copies and bundles to a state of the trainer, or refuses and changes nothing."""
+
+import hashlib
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stem_torchrec.calibration.calibration_file import CALIBRATION_FILE
+from stem_torchrec.config import DeltaConfig
+from stem_torchrec.deltas.log_files import changed_files, write_vocabulary
+from stem_torchrec.deltas.manifest import (
+    MANIFEST_FILE,
+    Delta,
+    DeltaFile,
+    DeltaManifest,
+    delta_path,
+    read_delta,
+)
+from stem_torchrec.runtime.errors import DamagedError, UserError
+from stem_torchrec.server.served_bundle import open_bundle
+from stem_torchrec.serving import patch_bundle
+from stem_torchrec.serving.apply_deltas import ApplyConfig, apply_deltas
+from stem_torchrec.serving.bundle import load_bundle
+from stem_torchrec.serving.export_run import ExportConfig, export_run
+from stem_torchrec.training.callbacks import Callback
+from stem_torchrec.training.loop import TrainLoop
+from stem_torchrec.training.recipes import tiny
+from stem_torchrec.training.trainer import Trainer
+
+from bundles import MODELS, raw_of_valid, scores
+from distributed import run_ranks
+from runs import this_process
+from shipments import same, weights_of_copy
+
+Weights = dict[str, torch.Tensor]
+
+
+class KeepWeights(Callback):
+    """Keeps all weights at each pause."""
+
+    def __init__(self) -> None:
+        self.trainer: Trainer | None = None
+        self.kept: dict[int, Weights] = {}
+
+    def on_pause(self, loop: TrainLoop) -> None:
+        assert self.trainer is not None
+        state = self.trainer.model.state_dict()
+        tensors = {n: w.local_shards()[0].tensor if hasattr(w, "local_shards") else w for n, w in state.items()}
+        self.kept[loop.state.step] = {n.removeprefix("model."): w.detach().clone() for n, w in tensors.items()}
+
+
+def train_and_ship(folder: Path, name: str, precision: str = "fp32") -> dict[int, Weights]:
+    config, keep = tiny(), KeepWeights()
+    config = replace(
+        config,
+        data=replace(config.data, path=str(folder / "log"), batch_size=64),
+        model=MODELS["stem"],
+        train=replace(config.train, epochs=2, log_every=100),
+        delta=DeltaConfig(steps=4, precision=precision),
+        output_dir=str(folder / name),
+    )
+    keep.trainer = Trainer(config, this_process(), callbacks=[keep])
+    keep.trainer.run()
+    return keep.kept
+
+
+@pytest.fixture(scope="module")
+def shipped(stem_bundle: Path) -> tuple[Path, dict[int, Weights]]:
+    """The folder of the run `ship` and its weights by step: deltas 0, 1 and 2 are of the steps 4, 8 and 10."""
+    [kept] = run_ranks(1, train_and_ship, stem_bundle, "ship")
+    return stem_bundle, kept
+
+
+def sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def edit(folder: Path, **fields: Any) -> None:
+    """Changes fields of a manifest.json."""
+    path = folder / MANIFEST_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def refused(delta: Path, to: Path, **options: Any) -> str:
+    with pytest.raises(UserError) as error:
+        apply_deltas(ApplyConfig(str(delta), str(to), **options))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_copy_is_a_run_folder_with_the_weights_of_each_delta(shipped: Any, tmp_path: Path) -> None:
+    folder, kept = shipped
+    for number, step in enumerate((4, 8, 10)):
+        assert apply_deltas(ApplyConfig(str(folder / "ship/deltas"), str(tmp_path / "copy"), until=number)) == 1
+        assert same(weights_of_copy(tmp_path / "copy"), kept[step])
+    assert apply_deltas(ApplyConfig(str(folder / "ship/deltas"), str(tmp_path / "copy"))) == 0
+    for name in ("config.yaml", "schema.json"):
+        assert (tmp_path / "copy" / name).read_bytes() == (folder / "ship" / name).read_bytes()
+    assert {path.name for path in (tmp_path / "copy/vocabulary").iterdir()} == {
+        path.name for path in (folder / "log/vocabulary").iterdir()
+    }
+
+
+@pytest.mark.parametrize(
+    ("tables", "run", "tasks"),
+    [
+        ("fp16", "ship", ("click",)),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in [("fp32", "ship", ()), ("int8", "ship", ()), ("int8", "ship-int8", ("buy",))]
+        ),
+    ],
+)
+def test_a_bundle_gets_the_bytes_that_exporting_at_that_step_gives(
+    shipped: Any, tmp_path: Path, tables: Any, run: str, tasks: tuple[str, ...]
+) -> None:
+    folder, _ = shipped
+    if run != "ship":
+        run_ranks(1, train_and_ship, folder, run, "int8")
+    patched, exported = tmp_path / "patched", tmp_path / "exported"
+    export_run(ExportConfig(run=str(folder / "stem"), out=str(patched), tables=tables, tasks=tasks))
+    before = open_bundle(patched)
+    old = scores(before.bundle.score(raw_of_valid()))
+    assert apply_deltas(ApplyConfig(str(folder / run / "deltas"), str(patched), until=1)) == 2
+    assert apply_deltas(ApplyConfig(str(folder / run / "deltas" / "000002"), str(patched))) == 1
+    # The one that was loaded before goes on.
+    assert (scores(before.bundle.score(raw_of_valid())) == old).all()
+    # Both runs have trained the same weights.
+    apply_deltas(ApplyConfig(str(folder / "ship/deltas"), str(tmp_path / "copy")))
+    export_run(ExportConfig(run=str(tmp_path / "copy"), out=str(exported), tables=tables, tasks=tasks))
+    assert same(load_file(patched / "tables.safetensors"), load_file(exported / "tables.safetensors"))
+    of_programs = [torch.export.load(bundle / "model.pt2").state_dict for bundle in (patched, exported)]
+    assert same(*of_programs)
+    after, expected = open_bundle(patched), load_bundle(exported)
+    assert after.version != before.version
+    assert (scores(after.bundle.score(raw_of_valid())) == scores(expected.score(raw_of_valid()))).all()
+    assert after.bundle.manifest.run["delta"]["number"] == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"patched", "exported", "copy"}
+
+
+def test_missing_repeated_and_foreign_deltas_are_refused_by_number(shipped: Any, tmp_path: Path) -> None:
+    folder, _ = shipped
+    deltas, copy = tmp_path / "deltas", tmp_path / "copy"
+    shutil.copytree(folder / "ship/deltas", deltas)
+    assert "delta 0 is missing: " in refused(deltas / "000001", copy)
+    apply_deltas(ApplyConfig(str(deltas), str(copy), until=0))
+    assert refused(deltas / "000002", copy) == (f"delta 1 is missing: {copy} is at delta 0; apply those between first.")
+    shutil.move(deltas / "000001", tmp_path / "elsewhere")
+    assert refused(deltas, copy) == f"delta 1 is missing: {copy} is at delta 0; apply those between first."
+    assert refused(deltas, tmp_path / "other").startswith("delta 1 is missing: ")
+    assert refused(deltas, copy, until=1).startswith(f"delta 1 is missing in {deltas}, which has 0 to 2")
+    shutil.move(tmp_path / "elsewhere", deltas / "000001")
+    apply_deltas(ApplyConfig(str(deltas / "000001"), str(copy)))
+    assert refused(deltas / "000001", copy) == f"{copy} has delta 1 already: it is at delta 1; give a later one."
+    assert refused(deltas, copy, until=0).startswith(f"{copy} is at delta 1, and none leads back to 0; ")
+    edit(deltas / "000002", chain="another", run="runs/other")
+    assert refused(deltas, copy).startswith(
+        f"the deltas in {deltas} are of the run runs/other and {copy} has those of {folder}/ship; give their folder"
+    )
+    edit(deltas / "000002", chain=read_delta(deltas / "000001").manifest.chain)
+    edit(deltas / "000002", base="0" * 64)
+    assert "delta 2" in refused(deltas, copy)
+    assert "does not follow the delta 1" in refused(deltas, copy)
+
+
+def test_damage_is_named_and_changes_nothing(shipped: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, kept = shipped
+    deltas, copy, bundle = tmp_path / "deltas", tmp_path / "copy", tmp_path / "bundle"
+    shutil.copytree(folder / "ship/deltas", deltas)
+    shutil.copytree(folder / "bundle-stem", bundle)
+    for target in (copy, bundle):
+        apply_deltas(ApplyConfig(str(deltas), str(target), until=1))
+    files = sorted((deltas / "000002").glob("*.safetensors"))
+    assert len(files) == 2
+    version = open_bundle(bundle).version
+    for file in files:
+        whole = file.read_bytes()
+        file.write_bytes(bytes([*whole[:-1], whole[-1] ^ 1]))
+        for target in (copy, bundle):
+            with pytest.raises(DamagedError, match=f"{file} is damaged .* copy delta 2 again"):
+                apply_deltas(ApplyConfig(str(deltas), str(target)))
+        file.write_bytes(whole)
+    assert same(weights_of_copy(copy), kept[8])
+    monkeypatch.setattr(patch_bundle, "_write_log_files", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        apply_deltas(ApplyConfig(str(deltas), str(bundle)))
+    monkeypatch.undo()
+    assert open_bundle(bundle).version == version
+    for target in (copy, bundle):
+        assert apply_deltas(ApplyConfig(str(deltas), str(target))) == 1
+    assert same(weights_of_copy(copy), kept[10])
+    assert {path.name for path in tmp_path.iterdir()} == {"deltas", "copy", "bundle"}
+
+
+def test_what_deltas_cannot_change_is_refused(shipped: Any, tmp_path: Path) -> None:
+    folder, _ = shipped
+    deltas, bundle, other = folder / "ship/deltas", tmp_path / "bundle", tmp_path / "000000"
+    shutil.copytree(folder / "bundle-stem", bundle)
+    shutil.copytree(deltas / "000000", other)
+    edit(other, precision="int8")
+    assert "are in int8, and the tables of" in refused(other, bundle)
+    assert "are in int8, and a copy has fp32" in refused(other, tmp_path / "copy")
+    tables = json.loads((bundle / MANIFEST_FILE).read_text())["tables"]
+    edit(bundle, compiled={"torch": "2.13.0", "processor": "any", "name": ""})
+    assert "has a compiled program, in which weights cannot be replaced" in refused(deltas, bundle)
+    edit(bundle, compiled=None, tables=[{**table, "name": f"x{table['name']}"} for table in tables])
+    assert "has the table xbuy/city of 8 columns, and the deltas in" in refused(deltas, bundle)
+    assert "is a run that trained, not a copy made of deltas" in refused(deltas, folder / "stem")
+    assert "is neither a copy nor a bundle" in refused(deltas, folder / "log")
+    assert "holds no delta" in refused(folder / "log", tmp_path / "copy")
+    with pytest.raises(UserError, match="--delta or --to is missing"):
+        apply_deltas(ApplyConfig("", "copy"))
+
+
+def test_new_entries_of_a_vocabulary_are_shipped_alone_and_added_once(tmp_path: Path) -> None:
+    log, run, copy = (tmp_path / name for name in ("log", "run", "copy"))
+    (log / "vocabulary").mkdir(parents=True)
+    run.mkdir()
+    (run / CALIBRATION_FILE).write_text("{}")
+    values = ["rome", "oslo", None, "lima"]
+    before: DeltaManifest | None = None
+    for number, count in enumerate((2, 2, 4)):
+        table = pa.table({"value": values[:count], "id": list(range(count)), "count": [number] * count})
+        pq.write_table(table, log / "vocabulary/city.parquet")
+        changed = changed_files(run, log, before)
+        assert set(changed.contents) == [
+            {"log.calibration.json", "vocabulary.city.parquet"}, set(), {"vocabulary.city.parquet"}
+        ][number]  # fmt: skip
+        folder = delta_path(tmp_path, number)
+        folder.mkdir()
+        for name, content in changed.contents.items():
+            (folder / name).write_bytes(content)
+        before = DeltaManifest(
+            "a", number, number == 0, "", "run", number, "fp32", "safetensors", "", (), (), "",
+            changed.log, changed.vocabularies, {n: DeltaFile(len(c), sha(c)) for n, c in changed.contents.items()},
+        )  # fmt: skip
+        if number == 2:
+            assert pq.read_table(folder / "vocabulary.city.parquet")["value"].to_pylist() == [None, "lima"]
+        for _ in range(2):  # As after an interruption.
+            write_vocabulary(copy / "vocabulary/city.parquet", Delta(folder, before, ""))
+        assert pq.read_table(copy / "vocabulary/city.parquet")["value"].to_pylist() == values[:count]
+    pq.write_table(
+        pa.table({"value": ["bonn", "oslo"], "id": [0, 1], "count": [1, 1]}), copy / "vocabulary/city.parquet"
+    )
+    with pytest.raises(DamagedError, match="does not have the 2 entries that delta 2 adds to"):
+        write_vocabulary(copy / "vocabulary/city.parquet", Delta(folder, before, ""))

@@ -1,0 +1,190 @@
+"""Deltas follow each other without a gap through kills, other ranks, full stores, and from one run to the next."""
+
+import dataclasses
+import errno
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from iopath.common.file_io import g_pathmgr
+from torch import Tensor
+
+from stem_torchrec.data.schema import SparseFeature
+from stem_torchrec.deltas.joining import Began
+from stem_torchrec.deltas.manifest import complete_numbers, read_delta
+from stem_torchrec.runtime.errors import UnwritableError, UserError
+
+from distributed import run_ranks
+from reference import COLUMNS, TABLES
+from runs import Run
+from shipments import Shipment, apply, same, shipping_config, weights_of_copy
+from test_checkpoints import Store
+
+Weights = dict[str, Tensor]
+
+
+def ship_and_save(folder: Path, later: bool) -> str:
+    """A delta after step 2, a checkpoint after 4, a delta after 6 if `later`, and then a kill."""
+    shipment = Shipment.build(folder, "run", shipping_config(folder, "run", "adagrad", "row_wise"))
+    shipment.make_steps(2)
+    shipment.ship()
+    shipment.make_steps(2)
+    path = shipment.save()
+    shipment.make_steps(2)
+    if later:
+        shipment.ship()
+    shipment.deltas.close()
+    return path
+
+
+def resume_and_ship(folder: Path, path: str, layout: str) -> Weights:
+    shipment = Shipment.build(folder, "run", shipping_config(folder, "run", "adagrad", "table_wise", layout=layout))
+    shipment.resume(path, 4)
+    shipment.make_steps(2)
+    shipment.ship()  # The delta of this step may have been written before.
+    shipment.make_steps(1)
+    shipment.ship()
+    shipment.deltas.close()
+    return shipment.run.weights()
+
+
+@pytest.mark.parametrize(
+    ("later", "ranks", "layout"),
+    [(True, 1, "packed"), (False, 2, "split"), pytest.param(True, 2, "split", marks=pytest.mark.long)],
+)
+def test_what_changed_since_the_last_delta_survives_a_kill_on_any_ranks(
+    tmp_path: Path, later: bool, ranks: int, layout: str
+) -> None:
+    path = run_ranks(2, ship_and_save, tmp_path, later)[0]
+    weights = run_ranks(ranks, resume_and_ship, tmp_path, path, layout)[0]
+    source = tmp_path / "run-deltas"
+    manifests = [read_delta(source / f"{number:06d}").manifest for number in complete_numbers(source)]
+    assert [(manifest.step, manifest.full) for manifest in manifests] == [(2, True), (6, False), (7, False)]
+    assert apply(source, tmp_path / "copy") == 3
+    assert same(weights_of_copy(tmp_path / "copy"), weights)
+
+
+def resume_without(folder: Path, path: str) -> Weights:
+    """Resumes with another folder of deltas than the checkpoint knows."""
+    config = shipping_config(folder, "elsewhere", "adagrad", "row_wise")
+    shipment = Shipment.build(folder, "run", config)
+    shipment.make_steps(1)
+    shipment.ship()
+    shipment.resume(path, 4)
+    shipment.make_steps(3)
+    shipment.ship()
+    shipment.deltas.close()
+    return shipment.run.weights()
+
+
+def test_a_delta_has_all_rows_where_it_is_not_known_what_has_changed(tmp_path: Path) -> None:
+    path = run_ranks(2, ship_and_save, tmp_path, False)[0]
+    weights = run_ranks(2, resume_without, tmp_path, path)[0]
+    source = tmp_path / "elsewhere-deltas"
+    assert [read_delta(source / f"{number:06d}").manifest.full for number in (0, 1)] == [True, True]
+    assert apply(source, tmp_path / "copy") == 1
+    assert same(weights_of_copy(tmp_path / "copy"), weights)
+
+
+class FullStore(Store):
+    """A store that refuses rows while it is full."""
+
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **_: Any) -> IO[Any]:
+        if self.full and "w" in mode and "rows" in path:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self._local(path).parent.mkdir(parents=True, exist_ok=True)
+        return self._local(path).open(mode)
+
+
+def fill_the_store(folder: Path) -> tuple[Weights, list[int], str]:
+    handler = FullStore(folder)
+    g_pathmgr.register_handler(handler)
+    config = shipping_config(folder, "run", "adagrad", "row_wise")
+    config = dataclasses.replace(
+        config,
+        delta=dataclasses.replace(config.delta, out="store://run-deltas"),
+        checkpoint=dataclasses.replace(config.checkpoint, max_failures=1),
+    )
+    shipment = Shipment.build(folder, "run", config)
+    shipment.make_steps(1)
+    shipment.ship()
+    # On one rank only; all ranks get the error.
+    handler.full = dist.get_rank() == 1
+    shipment.make_steps(2)
+    shipment.ship()
+    facts = [shipment.deltas.failed, len(complete_numbers(folder / "run-deltas"))]
+    handler.full = False
+    shipment.make_steps(1)
+    shipment.ship()
+    weights, message = shipment.run.weights(), ""
+    handler.full = True
+    try:
+        for _ in range(2):
+            shipment.make_steps(1)
+            shipment.ship()
+    except UnwritableError as error:
+        message = str(error)
+    return weights, facts, message
+
+
+def test_a_full_store_keeps_the_earlier_deltas_and_the_next_one_has_what_failed(tmp_path: Path) -> None:
+    [(weights, facts, message), _] = run_ranks(2, fill_the_store, tmp_path)
+    assert facts == [1, 1]
+    assert message.startswith("store://run-deltas/000002 cannot be written (OSError: [Errno 28] No space left")
+    assert "give another --delta.out" in message
+    assert apply(tmp_path / "run-deltas", tmp_path / "copy") == 2
+    assert same(weights_of_copy(tmp_path / "copy"), weights)
+
+
+def continue_and_grow(folder: Path) -> tuple[Weights, list[str]]:
+    """Another run of the same tables, one of which has grown, goes on with the deltas of the first."""
+    config = shipping_config(folder, "monday", "sgd", "row_wise")
+    monday = Shipment.build(folder, "monday", config)
+    monday.make_steps(2)
+    monday.ship()
+    monday.deltas.close()
+    grown = dataclasses.replace(COLUMNS, sparse=COLUMNS.sparse | {"tags": SparseFeature("tags", 9)})
+    config = dataclasses.replace(config, seed=2)
+    began = Began(str(folder / "monday"), 2, {"uid": 5000, "tags": 7})
+    tuesday = Shipment.build(folder, "tuesday", config, grown, began)
+    carry(monday.run, tuesday.run)
+    tuesday.make_steps(1)
+    tuesday.ship()
+    tuesday.deltas.close()
+    messages = []
+    for other in (Began(str(folder / "sunday"), 2), None):
+        with pytest.raises(UserError) as error:
+            Shipment.build(folder, "wednesday", config, grown, other)
+        messages.append(str(error.value))
+    later = Shipment.build(folder, "wednesday", config, grown, Began(str(folder / "tuesday"), 7))
+    later.ship()
+    later.deltas.close()
+    return tuesday.run.weights(), messages
+
+
+def carry(source: Run, target: Run) -> None:
+    """The weights of a run on one rank, in the first rows of another's tables."""
+    state = source.model.state_dict()
+    with torch.no_grad():
+        for name, weight in target.model.state_dict().items():
+            old = state[name]
+            if TABLES in name:
+                weight, old = weight.local_shards()[0].tensor, old.local_shards()[0].tensor
+            weight[: len(old)].copy_(old)
+
+
+def test_a_run_that_began_with_the_last_state_goes_on_with_the_deltas_and_ships_its_new_rows(tmp_path: Path) -> None:
+    [(weights, messages)] = run_ranks(1, continue_and_grow, tmp_path)
+    source = tmp_path / "monday-deltas"
+    first, second, third = (read_delta(source / f"{number:06d}").manifest for number in range(3))
+    assert (second.full, second.number, second.run, second.step) == (False, 1, str(tmp_path / "tuesday"), 1)
+    assert second.chain == first.chain
+    assert second.changed_rows < 100
+    apply(source, tmp_path / "copy", until=0)
+    assert apply(source, tmp_path / "copy", until=1) == 1
+    assert same(weights_of_copy(tmp_path / "copy"), weights)
+    assert third.full, "of another step than the last delta has"
+    for message, began in zip(messages, (str(tmp_path / "sunday"), "fresh weights"), strict=True):
+        assert f"are of the run {tmp_path}/tuesday, and this one began with {began}; start from that run" in message
