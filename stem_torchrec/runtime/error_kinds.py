@@ -71,6 +71,7 @@ OF_ROOMS = {
     "runtime.owner_file": ErrorKind.FOLDER,
     "runtime.path_options": ErrorKind.PATH,
     "runtime.process": ErrorKind.LAUNCH,
+    "runtime.report_file": ErrorKind.REPORT,
     "server": ErrorKind.SERVER,
     "serving": ErrorKind.SERVING,
     "sharding": ErrorKind.SHARDING,
