@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from torchrec.distributed import DistributedModelParallel
@@ -153,11 +154,10 @@ def _ids_of_source(source: StartSource) -> LogIds:
         tables = tables_on_disk(path_of(source.weights))
         return LogIds(None, {table_feature(name): IdSpace("unknown", part.size[0]) for name, part in tables.items()})
     log = source.config.data.path
-    try:
+    # A log that is gone or has changed leaves the numbers of its ids, which a note tells.
+    with suppress(UserError):
         if log is not None and load_schema(log) == source.schema:
             return LogIds(log, read_id_spaces(log, source.columns))
-    except UserError as error:
-        log_rank0(f"note: {error}")
     return LogIds(log, _unknown(source.columns))
 
 
