@@ -9,7 +9,7 @@ from torchrec.distributed import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
 from stem_torchrec.checkpoints.first_rows import tables_on_disk
-from stem_torchrec.checkpoints.resume import candidates, checkpoints_folder, progress_of
+from stem_torchrec.checkpoints.resume import candidates, own_checkpoints, progress_of
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.schema import load_schema
@@ -57,7 +57,7 @@ class Beginning:
 
         Raises UserError where `--start-from` names no state, or one that does not fit the log or the options.
         """
-        checkpoints = from_first_rank(lambda: _checkpoints_of(config))
+        checkpoints = from_first_rank(lambda: candidates(config.resume, own_checkpoints(config)))
         if checkpoints:
             return from_first_rank(lambda: cls(_resumed(config, path, data, checkpoints), resumes_from=checkpoints[0]))
         source = None if config.start_from is None else open_source(config)
@@ -89,14 +89,6 @@ class Beginning:
 
 def _absolute(path: str) -> str:
     return path if "://" in path else os.path.abspath(path)
-
-
-def _checkpoints_of(config: TrainConfig) -> list[str]:
-    """The checkpoints that the run resumes from; none for a new run."""
-    own = None
-    if config.output_dir or config.checkpoint.folder:
-        own = checkpoints_folder(config.checkpoint, path_of(config.output_dir or ""))
-    return candidates(config.resume, own)
 
 
 def _resumed(config: TrainConfig, path: str, data: RunData, checkpoints: Sequence[str]) -> StartRecord:
