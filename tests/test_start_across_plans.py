@@ -8,10 +8,12 @@ from typing import Any, get_args
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from stem_torchrec.checkpoints.rowwise import row_pieces
 from stem_torchrec.config import ShardingType, TrainConfig
+from stem_torchrec.starting.carry_planner import CarryLoadPlanner, Copy, continued
 from stem_torchrec.starting.id_maps import IdMap
 from stem_torchrec.tables import TableTensor
 
@@ -171,3 +173,22 @@ def test_row_wise_states_are_continued_across_cuts_of_columns(tmp_path: Path):
                 if kind == new_kind:
                     assert torch.equal(numbers[rows >= 0], old[table][rows[rows >= 0]])
             assert not torch.equal(old["like/uid"][:, 0], old["like/uid"][:, 4]) or kind != "column_wise"
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # A warning of dcp.save and dcp.load.
+def test_a_saved_shard_is_read_once_for_all_pieces_and_no_more_of_it_than_they_need(tmp_path: Path):
+    saved = torch.arange(800.0).view(100, 8)
+    dcp.save({"packed": saved}, checkpoint_id=tmp_path, no_dist=True)
+    rows = torch.tensor([70, -1, 20, 33])
+    pieces = [torch.zeros(4, 4), torch.zeros(3, 2)]
+    copies = [
+        Copy(pieces[0], "packed", (rows, continued(None, 4, first=0, count=4, start=4))),
+        Copy(pieces[1], "packed", (rows[1:], torch.tensor([6, 2]))),
+    ]
+    planner = CarryLoadPlanner(copies)
+    dcp.load({}, checkpoint_id=tmp_path, planner=planner, no_dist=True)
+    assert torch.equal(pieces[0][[0, 2, 3]], saved[[70, 20, 33], 4:])
+    assert torch.equal(pieces[1][1:], saved[[20, 33]][:, [6, 2]])
+    assert pieces[0][1].count_nonzero() == pieces[1][0].count_nonzero() == 0
+    [item] = planner.create_local_plan().items
+    assert (tuple(item.storage_offsets), tuple(item.lengths)) == ((20, 2), (51, 6))

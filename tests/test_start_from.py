@@ -35,6 +35,7 @@ from report_tables import tables
 from runs import this_process
 from small_runs import run_script, start
 
+DATA = Path(__file__).parent / "data"
 SPEC = spec_with(labels={"click": "click", "late": "late"}, features={"user": {"vocabulary": {"min_count": 1}}})
 SPEC["sources"]["log"]["columns"]["late"] = "int"
 
@@ -117,6 +118,14 @@ def all_runs(folder: Path) -> dict[str, str]:
     part = next(Path(checkpoint_path(str(folder / "elsewhere"), newest)).glob("*.distcp"))
     part.write_bytes(part.read_bytes()[:-40] + bytes(40))
     run("from the one before", replace(today, output_dir=str(folder / "never"), dry_run=True))
+    # A log whose transforms.json is damaged trains; only a run that starts from that one could not compare its ids.
+    shutil.copytree(first, folder / "odd")
+    (folder / "odd" / "transforms.json").write_text("{")
+    run("damaged transforms", config_on(folder / "odd", folder / "never", dry_run=True))
+    # A run of an earlier version, which has recorded no ids.
+    stored = load_config(str(DATA / "run_format_1" / "config.yaml"))
+    earlier = {"start_from": str(DATA / "run_format_1"), "output_dir": str(folder / "never"), "dry_run": True}
+    run("earlier version", replace(stored, data=replace(stored.data, path=str(DATA / "log")), **earlier))
     return printed
 
 
@@ -224,6 +233,14 @@ def test_the_page_of_a_run_shows_what_it_started_from(folder: Path, printed: dic
     assert (monday["before it"], monday["rows of train"]) == ("2", "52")
     assert monday["split by"].startswith("time: day, ")
     assert "what was carried into wednesday" in text
+
+
+def test_a_run_of_an_earlier_version_and_a_damaged_log_are_noted(printed: dict[str, str]) -> None:
+    assert "only their number tells what the ids of " in printed["earlier version"]
+    assert "same ids, by their number alone" in printed["earlier version"]
+    note = line_of(printed["damaged transforms"], "note: ")
+    assert note.endswith("prepare the log again. A run that starts from this one cannot compare its ids.")
+    assert "dry run: 52 training rows" in printed["damaged transforms"]
 
 
 def refused(config: TrainConfig, folder: Path) -> str:

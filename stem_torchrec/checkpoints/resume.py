@@ -19,6 +19,13 @@ def checkpoints_folder(config: CheckpointConfig, run: AnyPath) -> str:
     return (config.folder or str(run / "checkpoints")).rstrip("/")
 
 
+def own_checkpoints(config: TrainConfig) -> str | None:
+    """The folder of the run's own checkpoints; None for a run that gets a new folder, which has no name yet."""
+    if config.output_dir or config.checkpoint.folder:
+        return checkpoints_folder(config.checkpoint, path_of(config.output_dir or ""))
+    return None
+
+
 def check_resume(config: TrainConfig, schema: Schema, rows: Rows) -> None:
     """Raises UserError if `--resume` names no checkpoint or one of another run; all ranks call it.
 
@@ -32,10 +39,7 @@ def check_resume(config: TrainConfig, schema: Schema, rows: Rows) -> None:
     """
 
     def check() -> None:
-        own = None
-        # Without both, the run gets a new folder, which has no name yet.
-        if config.output_dir or config.checkpoint.folder:
-            own = checkpoints_folder(config.checkpoint, path_of(config.output_dir or ""))
+        own = own_checkpoints(config)
         if config.resume == "never" and own is not None and complete_steps(own):
             raise UserError(
                 f"{own} holds a run's checkpoints; give another --output-dir, or --resume auto to continue."

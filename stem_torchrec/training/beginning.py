@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from torchrec.distributed import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
 from stem_torchrec.checkpoints.first_rows import tables_on_disk
-from stem_torchrec.checkpoints.resume import candidates, checkpoints_folder, progress_of
+from stem_torchrec.checkpoints.resume import candidates, own_checkpoints, progress_of
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.schema import load_schema
@@ -56,7 +57,7 @@ class Beginning:
 
         Raises UserError where `--start-from` names no state, or one that does not fit the log or the options.
         """
-        checkpoints = from_first_rank(lambda: _checkpoints_of(config))
+        checkpoints = from_first_rank(lambda: candidates(config.resume, own_checkpoints(config)))
         if checkpoints:
             return from_first_rank(lambda: cls(_resumed(config, path, data, checkpoints), resumes_from=checkpoints[0]))
         source = None if config.start_from is None else open_source(config)
@@ -89,14 +90,6 @@ class Beginning:
 
 def _absolute(path: str) -> str:
     return path if "://" in path else os.path.abspath(path)
-
-
-def _checkpoints_of(config: TrainConfig) -> list[str]:
-    """The checkpoints that the run resumes from; none for a new run."""
-    own = None
-    if config.output_dir or config.checkpoint.folder:
-        own = checkpoints_folder(config.checkpoint, path_of(config.output_dir or ""))
-    return candidates(config.resume, own)
 
 
 def _resumed(config: TrainConfig, path: str, data: RunData, checkpoints: Sequence[str]) -> StartRecord:
@@ -154,11 +147,10 @@ def _ids_of_source(source: StartSource) -> LogIds:
         tables = tables_on_disk(path_of(source.weights))
         return LogIds(None, {table_feature(name): IdSpace("unknown", part.size[0]) for name, part in tables.items()})
     log = source.config.data.path
-    try:
+    # A log that is gone or has changed leaves the numbers of its ids, which a note tells.
+    with suppress(UserError):
         if log is not None and load_schema(log) == source.schema:
             return LogIds(log, read_id_spaces(log, source.columns))
-    except UserError as error:
-        log_rank0(f"note: {error}")
     return LogIds(log, _unknown(source.columns))
 
 

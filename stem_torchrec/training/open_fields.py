@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from stem_torchrec.checkpoints.resume import candidates, checkpoints_folder, progress_of
+from stem_torchrec.checkpoints.resume import candidates, own_checkpoints, progress_of
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.files import find_row_groups
@@ -71,8 +71,7 @@ def _before(config: TrainConfig, ranks: int) -> tuple[int, int | None] | None:
     folder = path_of(config.output_dir or "")
     saved = folder / CONFIG_FILE
     if not (config.output_dir and has_ended(folder)):
-        own = checkpoints_folder(config.checkpoint, folder) if config.output_dir or config.checkpoint.folder else None
-        for checkpoint in candidates(config.resume, own):
+        for checkpoint in candidates(config.resume, own_checkpoints(config)):
             try:
                 progress = progress_of(checkpoint, type(config.model))
             except DamagedError:
