@@ -39,7 +39,7 @@ from stem_torchrec.models.table import MODELS
 from stem_torchrec.preparation.options import PrepareOptions
 from stem_torchrec.preparation.prepare_log import prepare_log
 from stem_torchrec.run_report.run_record import RunRecord
-from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.errors import DamagedError, UserError
 from stem_torchrec.runtime.process import Process, join_process_group
 from stem_torchrec.training.metrics_log import read_metrics_log
 from stem_torchrec.training.recipes import tiny
@@ -195,17 +195,22 @@ def test_a_run_that_started_from_another_has_moved_since_then(
     folder: Path, numbers: dict[str, Any], tmp_path: Path
 ) -> None:
     started = shutil.copytree(folder / "a", tmp_path / "started", ignore=shutil.ignore_patterns("checkpoints"))
-    (started / "start.json").write_text(json.dumps({"run": str(folder / "b"), "checkpoint": None}))
+    parent = {"run": str(folder / "b"), "weights": str(folder / "b/best"), "step": 16, "log": None}
+    (started / "start.json").write_text(json.dumps({"run": str(started), "parents": [parent]}))
     [of_run] = inspected(tmp_path, started, tables_only=True)["inspected_runs"]
-    assert of_run["start"] == str(folder / "b")
+    assert of_run["start"] == str(folder / "b/best")
     fields = ("feature", "id", "distance")
     assert [[each[name] for name in fields] for each in of_run["changed"]] == [
         [each[name] for name in fields] for each in numbers["changed_between"]
     ]
-    (started / "start.json").write_text(json.dumps({"run": str(tmp_path / "gone"), "checkpoint": None}))
-    [of_run] = inspected(tmp_path, started, tables_only=True)["inspected_runs"]
-    assert "source cannot be read" in of_run["start"]
-    assert of_run["changed"] == numbers["inspected_runs"][0]["changed"]
+    for parents, start in (([], "the values that seed 0 draws"), ([parent | {"weights": "gone"}], "cannot be read")):
+        (started / "start.json").write_text(json.dumps({"run": str(started), "parents": parents}))
+        [of_run] = inspected(tmp_path, started, tables_only=True)["inspected_runs"]
+        assert start in of_run["start"]
+        assert of_run["changed"] == numbers["inspected_runs"][0]["changed"]
+    (started / "start.json").write_text("[]")
+    with pytest.raises(DamagedError, match=r"start\.json is damaged"):
+        inspected(tmp_path, started, tables_only=True)
 
 
 def test_a_grown_run_is_compared_over_the_rows_that_both_have(folder: Path, tmp_path: Path) -> None:
