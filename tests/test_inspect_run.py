@@ -28,16 +28,18 @@ from stem_torchrec.config import SyntheticConfig, TrainConfig
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.schema import load_schema, save_schema
 from stem_torchrec.data.synthetic import generate
-from stem_torchrec.inspection.inspect_runs import inspect_runs
+from stem_torchrec.inspection.inspect_runs import check_unchanged, inspect_runs
 from stem_torchrec.inspection.options import InspectOptions
 from stem_torchrec.inspection.sections import as_text
 from stem_torchrec.inspection.start_weights import other_value
 from stem_torchrec.inspection.table_facts import TableFacts, dead_tables, feature_facts
 from stem_torchrec.metrics.multi_task import to_json
+from stem_torchrec.models.stem import STEMOptions
+from stem_torchrec.models.table import MODELS
 from stem_torchrec.preparation.options import PrepareOptions
 from stem_torchrec.preparation.prepare_log import prepare_log
 from stem_torchrec.run_report.run_record import RunRecord
-from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.errors import DamagedError, UserError
 from stem_torchrec.runtime.process import Process, join_process_group
 from stem_torchrec.training.metrics_log import read_metrics_log
 from stem_torchrec.training.recipes import tiny
@@ -193,17 +195,22 @@ def test_a_run_that_started_from_another_has_moved_since_then(
     folder: Path, numbers: dict[str, Any], tmp_path: Path
 ) -> None:
     started = shutil.copytree(folder / "a", tmp_path / "started", ignore=shutil.ignore_patterns("checkpoints"))
-    (started / "start.json").write_text(json.dumps({"run": str(folder / "b"), "checkpoint": None}))
+    parent = {"run": str(folder / "b"), "weights": str(folder / "b/best"), "step": 16, "log": None}
+    (started / "start.json").write_text(json.dumps({"run": str(started), "parents": [parent]}))
     [of_run] = inspected(tmp_path, started, tables_only=True)["inspected_runs"]
-    assert of_run["start"] == str(folder / "b")
+    assert of_run["start"] == str(folder / "b/best")
     fields = ("feature", "id", "distance")
     assert [[each[name] for name in fields] for each in of_run["changed"]] == [
         [each[name] for name in fields] for each in numbers["changed_between"]
     ]
-    (started / "start.json").write_text(json.dumps({"run": str(tmp_path / "gone"), "checkpoint": None}))
-    [of_run] = inspected(tmp_path, started, tables_only=True)["inspected_runs"]
-    assert "source cannot be read" in of_run["start"]
-    assert of_run["changed"] == numbers["inspected_runs"][0]["changed"]
+    for parents, start in (([], "the values that seed 0 draws"), ([parent | {"weights": "gone"}], "cannot be read")):
+        (started / "start.json").write_text(json.dumps({"run": str(started), "parents": parents}))
+        [of_run] = inspected(tmp_path, started, tables_only=True)["inspected_runs"]
+        assert start in of_run["start"]
+        assert of_run["changed"] == numbers["inspected_runs"][0]["changed"]
+    (started / "start.json").write_text("[]")
+    with pytest.raises(DamagedError, match=r"start\.json is damaged"):
+        inspected(tmp_path, started, tables_only=True)
 
 
 def test_a_grown_run_is_compared_over_the_rows_that_both_have(folder: Path, tmp_path: Path) -> None:
@@ -315,6 +322,37 @@ def test_files_of_others_are_not_replaced(folder: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=f"--{option} .* exists, and "):
             inspect_runs(options, ALONE)
         assert (tmp_path / "file").read_text() == content
+
+
+def test_weights_that_a_training_replaces_meanwhile_are_noticed(folder: Path) -> None:
+    record = RunRecord.read(folder / "a", "a")
+    check_unchanged(record)
+    assert record.best is not None
+    with pytest.raises(UserError, match="got other weights meanwhile"):
+        check_unchanged(replace(record, best=replace(record.best, step=1)))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("arch", [arch for arch in MODELS if arch != "stem"])
+def test_every_model_lies_beside_a_stem_of_two_layers(arch: str, folder: Path, tmp_path: Path) -> None:
+    deep = replace(config_of(folder, "deep", "log"), model=STEMOptions(embedding_dim=8, num_layers=2))
+    other = replace(config_of(folder, arch, "log", seed=1), model=MODELS[arch].options(embedding_dim=8))
+    with join_process_group() as process:
+        if not (folder / "deep").exists():
+            train(deep, process)
+        train(other, process)
+    numbers = inspected(tmp_path, folder / "deep", folder / arch)
+    [stem, of_arch] = numbers["inspected_runs"]
+    streams = {(each["layer"], each["stream"]) for each in stem["gates"]}
+    assert streams == {("layers.0", "finish"), ("layers.0", "like"), ("layers.0", "shared")} | {
+        ("layers.1", "finish"), ("layers.1", "like")
+    }  # fmt: skip
+    assert bool(of_arch["gates"]) == (arch in ("omoe", "mmoe", "ple", "me_mmoe", "me_ple"))
+    groups = {each["group"] for each in of_arch["tables"]}
+    assert groups == set(MODELS[arch].groups(TASKS))
+    assert {each["group"] for each in numbers["tables_of_both"]} == groups
+    assert len(numbers["differences"]) == 6
+    assert f"deep is a model stem and {arch} a model {arch}" in numbers["only_one_has"][0]
 
 
 @pytest.mark.long

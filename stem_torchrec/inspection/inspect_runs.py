@@ -25,7 +25,7 @@ from stem_torchrec.runtime.store_path import path_of
 from stem_torchrec.sharding.placement import some
 from stem_torchrec.tables import SHARED
 from stem_torchrec.training.run_evaluation import EvaluateConfig
-from stem_torchrec.training.run_folder import BEST_WEIGHTS
+from stem_torchrec.training.run_folder import BEST_WEIGHTS, read_metrics
 
 _STYLE = "td:nth-child(2) { overflow-wrap: anywhere; }"
 
@@ -61,7 +61,19 @@ def inspect_runs(options: InspectOptions, process: Process) -> list[Section]:
         inspect_tables(record, of_run, rows_of_run, rows=options.rows, top=options.top)
         for record, of_run, rows_of_run in zip(records, groups, predicted, strict=True)
     ]
+    for record in records:
+        check_unchanged(record)
     return _written(options, runs)
+
+
+def check_unchanged(record: RunRecord) -> None:
+    """Raises UserError for a run whose training has replaced the best weights since it was read."""
+    if record.best is not None:
+        step = read_metrics(record.folder, record.tasks).step
+        if step != record.best.step:
+            raise UserError(
+                f"{record.folder} got other weights meanwhile, of step {step:,}; inspect it again, or a copy of it."
+            )
 
 
 def _groups_of(record: RunRecord, tasks: Sequence[str]) -> list[str]:

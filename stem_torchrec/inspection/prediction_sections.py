@@ -12,8 +12,11 @@ from stem_torchrec.inspection.sections import Chart, Section, Table, of_runs
 from stem_torchrec.inspection.two_runs import CONFIDENCE, Differences
 from stem_torchrec.metrics.multi_task import to_json
 from stem_torchrec.run_report.charts import COLORS, dash_of, empty_chart
+from stem_torchrec.tables import SHARED
 from stem_torchrec.training.gate_weights import BINS
 
+_MOST_GROUPS = 3
+"""Groups that a sentence or a chart has."""
 _METRICS = {"auc": "AUC", "gauc": "gAUC", "logloss": "logloss", "ne": "NE", "pcoc": "PCOC"}
 
 
@@ -72,14 +75,16 @@ def gate_section(runs: Sequence[InspectedRun]) -> Section:
             for name, of_run in facts.items()
         }
         for name, by_group in by_run.items():
+            of_run, layers = f" of {name}" if len(facts) > 1 else "", f", in {layer}" if several else ""
             if by_group:
                 means = {g: _mean(by_group[g]) if g in by_group else "-" for g in groups}
-                even = {g: f"{by_group[g].even:.3f}" if g in by_group else "-" for g in groups}
-                of_run = f", {name}" if len(facts) > 1 else ""
-                rows += [place | {"gate": f"trained{of_run}"} | means, place | {"gate": f"even{of_run}"} | even]
-                sentences.append(_sentence(f"{stream}{f' of {name}' if of_run else ''}", layer, by_group))
+                rows.append(place | {"gate": name if of_run else "trained"} | means)
+                sentences.append(f"{stream}{of_run} reads {_most_read(by_group)}{layers}.")
+        for even in dict.fromkeys(tuple((g, each.even) for g, each in gates.items()) for gates in by_run.values()):
+            shares = {group: f"{share:.3f}" for group, share in even}
+            rows += [place | {"gate": "even"} | {g: shares.get(g, "-") for g in groups}] if even else []
         caption = f"{stream} reads, {layer}" if several else f"{stream} reads"
-        charts.append(Chart(f"gates_{number}", _distribution(by_run, groups), caption))
+        charts.append(Chart(f"gates_{number}", _distribution(by_run, stream, groups), caption))
     section.parts += [Table(rows, 3 if several else 2), *sentences, *charts]
     section.parts.append(of_runs(_quantiles(facts), len(facts), text_columns=4, summary="Quantiles over the rows"))
     return section
@@ -89,20 +94,26 @@ def _mean(gate: GateFacts) -> str:
     return f"{gate.mean:.3f} ± {gate.deviation:.3f}"
 
 
-def _sentence(stream: str, layer: str, by_group: dict[str, GateFacts]) -> str:
-    """`like reads 0.71 from shared (even 0.80), 0.20 from like (even 0.10), in layers.0.`"""
-    ordered = sorted(by_group.values(), key=lambda gate: -gate.mean)
-    parts = ", ".join(f"{gate.mean:.2f} from {gate.group} (even {gate.even:.2f})" for gate in ordered)
-    return f"{stream} reads {parts}, in {layer}."
+def _most_read(by_group: dict[str, GateFacts]) -> str:
+    """`0.71 from shared (even 0.80), 0.20 from like (even 0.10)`, the groups that are read the most."""
+    ordered = sorted(by_group.values(), key=lambda gate: -gate.mean)[:_MOST_GROUPS]
+    return ", ".join(f"{gate.mean:.2f} from {gate.group} (even {gate.even:.2f})" for gate in ordered)
 
 
-def _distribution(by_run: dict[str, dict[str, GateFacts]], groups: Sequence[str]) -> Figure:
-    """The share of rows over the weight, a line for each group, in other dashes for the second run."""
+def _distribution(by_run: dict[str, dict[str, GateFacts]], stream: str, groups: Sequence[str]) -> Figure:
+    """The share of rows over the weight, a line for each group, in other dashes for the second run.
+
+    Of many groups it has the stream's own, the shared one, and those that are read the most.
+    """
     figure, axes = empty_chart()
+    most = sorted(
+        groups, key=lambda group: -max((of_run[group].mean for of_run in by_run.values() if group in of_run), default=0)
+    )
+    drawn = list(dict.fromkeys([*(group for group in (stream, SHARED) if group in groups), *most]))[:_MOST_GROUPS]
     middles = (np.arange(BINS) + 0.5) / BINS
     for number, (name, by_group) in enumerate(by_run.items()):
         for group, gate in by_group.items():
-            if gate.rows is not None:
+            if gate.rows is not None and group in drawn:
                 counts = np.array(gate.rows.counts)
                 label = group if number == 0 else f"{group}, {name}"
                 axes.plot(

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -19,7 +18,7 @@ from stem_torchrec.training.run_folder import CONFIG_FILE
 from stem_torchrec.transfer.weight_source import CheckpointWeights
 
 START_FILE = "start.json"
-"""What a run that another one was the start of has of it: its `run`, and the `checkpoint`, both folders or null."""
+"""Tells where a run started: its `parents`, the nearest first, each with the folder of its `weights`, and its `run`."""
 
 
 @dataclass(frozen=True)
@@ -40,18 +39,17 @@ class StartWeights:
 
         Where the source is gone, its rows count as drawn from the seed, and so as changed.
         """
-        folder = _source_of(run)
-        drawn = f"the values that seed {run.config.seed} draws"
-        if folder is None:
+        drawn, parent = f"the values that seed {run.config.seed} draws", _parent_of(run)
+        if parent is None:
             return cls(run, None, drawn)
+        folder = path_of(parent.run or parent.weights)
         try:
-            tables = FeatureTables([CheckpointWeights(path_of(folder))])
+            tables = FeatureTables([CheckpointWeights(path_of(parent.weights))])
+            source = RunRecord.read(folder, folder.name) if (folder / CONFIG_FILE).exists() else None
         except UserError as error:
-            return cls(run, None, f"{drawn}, as its source cannot be read ({reason_of(error)})")
-        around = [path_of(folder), path_of(folder).parent.parent]
-        source = next((RunRecord.read(each, each.name) for each in around if (each / CONFIG_FILE).exists()), None)
+            return cls(run, None, f"{drawn}, as what it started from cannot be read ({reason_of(error)})")
         renumbered = [] if source is None else [each for each in tables.features if other_value(run, source, each)]
-        return cls(run, tables, folder, renumbered)
+        return cls(run, tables, parent.weights, renumbered)
 
     def read(self, feature: str, sizes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
         """The tables (N, D) of a feature at the start, by group; without those whose start is not known.
@@ -81,17 +79,23 @@ class StartWeights:
         return start
 
 
-def _source_of(run: RunRecord) -> str | None:
-    """The folder of the weights that a run started from; None for a run that started from its seed alone."""
+@dataclass(frozen=True)
+class _Parent:
+    weights: str
+    run: str | None
+
+
+def _parent_of(run: RunRecord) -> _Parent | None:
+    """What a run started from; None for one that started from its seed alone."""
     file = run.folder / START_FILE
     if not file.exists():
         return None
     try:
-        content: Any = parse_json(file.read_text())
-    except ValueError as error:
+        parents = parse_json(file.read_text()).get("parents") or []
+        return _Parent(parents[0]["weights"], parents[0]["run"]) if parents else None
+    # What is not as it was written.
+    except (ValueError, AttributeError, LookupError, TypeError) as error:
         raise DamagedError(f"{file} is damaged ({reason_of(error)}); delete it to compare with the seed.") from error
-    entries = content if isinstance(content, dict) else {}
-    return next((value for name in ("checkpoint", "run") if isinstance(value := entries.get(name), str)), None)
 
 
 def other_value(run: RunRecord, other: RunRecord, feature: str) -> str:
