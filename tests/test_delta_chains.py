@@ -12,7 +12,7 @@ from iopath.common.file_io import g_pathmgr
 from torch import Tensor
 
 from stem_torchrec.data.schema import SparseFeature
-from stem_torchrec.deltas.joining import Began
+from stem_torchrec.deltas.began import Began
 from stem_torchrec.deltas.manifest import complete_numbers, read_delta
 from stem_torchrec.runtime.errors import UnwritableError, UserError
 

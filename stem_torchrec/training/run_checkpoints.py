@@ -21,6 +21,7 @@ from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.data.footers import LAYOUT
 from stem_torchrec.data.schema import schema_to_dict
+from stem_torchrec.deltas.began import Began
 from stem_torchrec.runtime.errors import DamagedError
 from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.hang_detection import collective_timeout
@@ -51,6 +52,7 @@ class RunCheckpoints(Callback):
         pipeline: of the model.
         best: the best weights of the run.
         meter: of its log.
+        began: the state of another run that it began with.
 
     Raises UserError for deltas that the run may not go on with; see RunDeltas.
     """
@@ -67,6 +69,7 @@ class RunCheckpoints(Callback):
         pipeline: TrainPipelineSparseDist,
         best: BestWeights,
         meter: Meter,
+        began: Began | None = None,
     ) -> None:
         self.folder = checkpoints_folder(config.checkpoint, folder)
         self.every = config.checkpoint.steps
@@ -75,7 +78,9 @@ class RunCheckpoints(Callback):
         self._schema_fields = schema_to_dict(data.schema)
         self._model, self._optimizer, self._pipeline = model, optimizer, pipeline
         self._best, self._meter = best, meter
-        self.deltas = chosen_deltas(config, folder, data.columns, model=model, meter=meter)
+        self.deltas = chosen_deltas(
+            config, folder, data.columns, model=model, meter=meter, confirm=lock.confirm, began=began
+        )
         """Whose rows are in the checkpoints."""
         self._saved_step: int | None = None
         self._saver: CheckpointSaver | None = None

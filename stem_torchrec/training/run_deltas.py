@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +18,8 @@ from stem_torchrec.checkpoints.storage import State
 from stem_torchrec.config import DeltaConfig, TrainConfig
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.label_counts import weights_of
-from stem_torchrec.deltas.joining import Began, check_chain, rows_after, tables_that_differ
+from stem_torchrec.deltas.began import Began
+from stem_torchrec.deltas.joining import check_chain, rows_after, tables_that_differ
 from stem_torchrec.deltas.shard_rows import ModelTensors
 from stem_torchrec.deltas.touched import TouchedRows
 from stem_torchrec.deltas.writer import Changes, DeltaWriter
@@ -54,6 +56,7 @@ class RunDeltas(Callback):
         columns: that it reads.
         model: sharded.
         meter: of its log, which leaves out pauses.
+        confirm: raises UserError if another process has taken the folders over; rank 0 calls it before each delta.
         began: the state of another run that it began with.
 
     Raises UserError for the deltas of another run in its folder, and for a precision that does not serve its tables.
@@ -67,10 +70,11 @@ class RunDeltas(Callback):
         *,
         model: DistributedModelParallel,
         meter: Meter,
+        confirm: Callable[[], None],
         began: Began | None = None,
     ) -> None:
         self.every = config.delta.steps
-        self._model, self._meter = model, meter
+        self._model, self._meter, self._confirm = model, meter, confirm
         self._timeout = collective_timeout(config.train.timeout)
         self._touched = TouchedRows(
             {name: feature.num_embeddings for name, feature in columns.sparse.items()},
@@ -135,6 +139,7 @@ class RunDeltas(Callback):
         last = self._writer.last
         if last is not None and last.manifest.run == self._run and step <= last.manifest.step:
             return
+        from_first_rank(self._confirm)
         set_activity("copying what has changed for a delta")
         full, tensors = self._full, self._tensors()
         self._taken = self._touched.take()
