@@ -58,7 +58,7 @@ class Shipment:
     def ship(self) -> None:
         """Ships a delta, and waits for it."""
         self.deltas.ship(self.step)
-        self.deltas._settle()
+        self.deltas.wait()
 
     def save(self) -> str:
         """Writes a checkpoint; returns its path."""

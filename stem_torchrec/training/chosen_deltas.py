@@ -26,6 +26,9 @@ class NoDeltas(Callback):
     def restore(self, path: str, step: int) -> None:
         """Does nothing."""
 
+    def wait(self) -> None:
+        """Does nothing."""
+
     def close(self) -> None:
         """Does nothing."""
 

@@ -222,6 +222,8 @@ class RunCheckpoints(Callback):
     def _save(self, state: TrainState, *, wait: bool) -> None:
         assert self._saver is not None, "start() comes first"
         from_first_rank(self._lock.confirm)
+        if wait:
+            self.deltas.wait()
         if state.step == self._saved_step:
             # Writing the same again would put the checkpoint at risk.
             log_rank0(f"step {state.step}  the checkpoint of this step is written already")
