@@ -13,9 +13,10 @@ from stem_torchrec.checkpoints.saver import CheckpointSaver
 from stem_torchrec.checkpoints.state import restore_state, training_state
 from stem_torchrec.config import DeltaConfig, TrainConfig
 from stem_torchrec.data.files import Columns
+from stem_torchrec.deltas.began import Began
 from stem_torchrec.deltas.chain import missing_deltas
 from stem_torchrec.deltas.copied_run import applied_to_copy, apply_to_copy
-from stem_torchrec.deltas.joining import Began
+from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.training.loop import StepOutput
 from stem_torchrec.training.meter import Meter
 from stem_torchrec.training.run_deltas import RunDeltas
@@ -40,11 +41,10 @@ class Shipment:
     def build(
         cls, folder: Path, name: str, config: TrainConfig, columns: Columns = COLUMNS, began: Began | None = None
     ) -> "Shipment":
-        run = Run.build(config, columns)
-        meter = Meter(columns.labels)
-        return cls(
-            folder / name, run, RunDeltas(config, folder / name, columns, model=run.model, meter=meter, began=began)
-        )
+        run, meter = Run.build(config, columns), Meter(columns.labels)
+        confirm = FolderLock().confirm
+        deltas = RunDeltas(config, folder / name, columns, model=run.model, meter=meter, confirm=confirm, began=began)
+        return cls(folder / name, run, deltas)
 
     def make_steps(self, count: int, *, missing: float = 0.3) -> None:
         """Steps on the batches of their numbers, which are the same rows on any number of ranks."""
@@ -58,7 +58,7 @@ class Shipment:
     def ship(self) -> None:
         """Ships a delta, and waits for it."""
         self.deltas.ship(self.step)
-        self.deltas._settle()
+        self.deltas.wait()
 
     def save(self) -> str:
         """Writes a checkpoint; returns its path."""

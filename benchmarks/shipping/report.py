@@ -7,10 +7,14 @@ from typing import Any
 
 from tabulate import tabulate
 
+from common.load import cores, is_loaded
 from common.machine import describe_run
 from common.output import write_whole
 
 _MINUTE = 60
+_LOADED = (
+    "Other processes kept cores busy: pauses are longer than they would be alone, and small differences say nothing."
+)
 
 
 def write_report(
@@ -55,10 +59,14 @@ def _pairs(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
             [
                 f"{shipped['seconds']:.1f}", f"{alone['seconds']:.1f}", shipped["deltas"], f"{shipped['paused']:.2f}",
                 f"{shipped['paused'] / shipped['seconds']:.2%}", f"{steps[-1]:+.2%}", f"{shares[-1]:+.2%}",
+                f"{shipped['others']:.1f} / {alone['others']:.1f}",
             ]
         )  # fmt: skip
     names = ["seconds with", "without", "deltas", "paused s", "share of pauses", "longer steps", "more time in all"]
+    names.append("cores busy with others")
+    loaded = any(is_loaded(row["others"], cores()) for row in pairs)
     return [
+        *([_LOADED, ""] if loaded else []),
         tabulate(lines, names, "github", disable_numparse=True),
         "",
         f"Median: {median(shares):+.2%} of time in all with a delta every {pairs[0]['minutes'] * _MINUTE:g} seconds; "

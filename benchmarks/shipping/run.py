@@ -83,7 +83,7 @@ def measure_deltas(config: DeltasConfig, options: Sequence[str]) -> None:
             run = shipped_run(folder / "run", line, ranks=config.ranks, steps=config.steps, warm=warm)
             later = [pause for step, pause in run.pauses.items() if step > warm and step != config.steps]
             row = {"round": turn, "minutes": minutes, "seconds": run.seconds, "step_ms": run.step_ms}
-            pairs.append(row | {"deltas": len(later), "paused": sum(later)})
+            pairs.append(row | {"deltas": len(later), "paused": sum(later), "others": run.others})
             print(pairs[-1], flush=True)
     write_table(folder / "deltas.parquet", pa.Table.from_pylist(sizes))
     write_table(folder / "pairs.parquet", pa.Table.from_pylist(pairs))

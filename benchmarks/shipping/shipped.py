@@ -9,6 +9,7 @@ from pathlib import Path
 from stem_torchrec.deltas.manifest import DeltaManifest, complete_numbers, delta_path, read_delta
 from stem_torchrec.runtime.errors import UserError
 
+from common.load import CpuTime, busy_with_others
 from recovery.train_runs import TrainRun
 
 
@@ -24,6 +25,8 @@ class ShippedRun:
     written: dict[int, float]
     """Seconds that writing a delta took meanwhile, by number."""
     deltas: list[DeltaManifest]
+    others: float
+    """Cores that other processes kept busy meanwhile."""
 
 
 def shipped_run(folder: Path, line: Sequence[str], *, ranks: int, steps: int, warm: int) -> ShippedRun:
@@ -39,10 +42,12 @@ def shipped_run(folder: Path, line: Sequence[str], *, ranks: int, steps: int, wa
     Raises UserError if the run fails.
     """
     shutil.rmtree(folder, ignore_errors=True)
+    before = CpuTime.now()
     train = TrainRun(folder, [*line, "--train.max-steps", str(steps)], ranks=ranks)
     statuses, output = train.end(24 * 3600)
     if any(statuses):
         raise UserError(f"the run failed:\n{output}")
+    after = CpuTime.now()
     times: dict[int, float] = {}
     pauses: dict[int, float] = {}
     written: dict[int, float] = {}
@@ -60,6 +65,7 @@ def shipped_run(folder: Path, line: Sequence[str], *, ranks: int, steps: int, wa
         pauses,
         written,
         [read_delta(delta_path(folder / "deltas", number)).manifest for number in numbers],
+        busy_with_others(after.at - before.at, after.busy - before.busy, after.own - before.own),
     )
 
 

@@ -1,33 +1,15 @@
 """Whether a run may go on in a folder of deltas, and what has changed since the newest of them."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor
 
 from stem_torchrec.config.delta import DeltaConfig
+from stem_torchrec.deltas.began import Began
 from stem_torchrec.deltas.manifest import Delta, DeltaTable, complete_numbers, delta_path, pieces_by_file, read_delta
 from stem_torchrec.deltas.row_files import decode
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.store_path import AnyPath
 from stem_torchrec.tables import table_feature
-
-
-@dataclass(frozen=True)
-class Began:
-    """The state of another run that a run began with."""
-
-    run: str
-    """The folder of that run."""
-    step: int | None
-    """Steps that it had made; None for its best weights."""
-    carried: Mapping[str, int] = field(default_factory=dict)
-    """By feature: its first rows, which are the same rows of the other run's tables; 0 where it is not listed."""
-
-    def fresh_rows(self, feature: str, rows: int) -> Tensor:
-        """The rows of a feature that are not the other run's."""
-        return torch.arange(self.carried.get(feature, 0), rows)
 
 
 def check_chain(last: Delta | None, config: DeltaConfig, *, run: str, began: Began | None) -> bool:

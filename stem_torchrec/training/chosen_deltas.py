@@ -27,6 +27,9 @@ class NoDeltas(Callback):
     def restore(self, path: str, step: int) -> None:
         """Does nothing."""
 
+    def wait(self) -> None:
+        """Does nothing."""
+
     def close(self) -> None:
         """Does nothing."""
 
@@ -45,7 +48,7 @@ def chosen_deltas(
     """
     if not config.delta.is_on:
         return NoDeltas()
-    from stem_torchrec.deltas.joining import Began
+    from stem_torchrec.deltas.began import Began
     from stem_torchrec.training.run_deltas import RunDeltas
 
     began = None

@@ -78,7 +78,7 @@ class RunCheckpoints(Callback):
         self._schema_fields = schema_to_dict(data.schema)
         self._model, self._optimizer, self._pipeline = model, optimizer, pipeline
         self._best, self._meter, self._start_fields = best, meter, start.for_checkpoint()
-        self.deltas = chosen_deltas(config, folder, data.columns, start, model=model, meter=meter)
+        self.deltas = chosen_deltas(config, folder, data.columns, start, model=model, meter=meter, confirm=lock.confirm)
         """Whose rows are in the checkpoints."""
         self._saved_step: int | None = None
         self._saver: CheckpointSaver | None = None
@@ -222,6 +222,8 @@ class RunCheckpoints(Callback):
     def _save(self, state: TrainState, *, wait: bool) -> None:
         assert self._saver is not None, "start() comes first"
         from_first_rank(self._lock.confirm)
+        if wait:
+            self.deltas.wait()
         if state.step == self._saved_step:
             # Writing the same again would put the checkpoint at risk.
             log_rank0(f"step {state.step}  the checkpoint of this step is written already")

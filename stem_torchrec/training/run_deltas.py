@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +18,8 @@ from stem_torchrec.checkpoints.storage import State
 from stem_torchrec.config import DeltaConfig, TrainConfig
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.label_counts import weights_of
-from stem_torchrec.deltas.joining import Began, check_chain, rows_after, tables_that_differ
+from stem_torchrec.deltas.began import Began
+from stem_torchrec.deltas.joining import check_chain, rows_after, tables_that_differ
 from stem_torchrec.deltas.shard_rows import ModelTensors
 from stem_torchrec.deltas.touched import TouchedRows
 from stem_torchrec.deltas.writer import Changes, DeltaWriter
@@ -29,6 +31,7 @@ from stem_torchrec.runtime.store_path import AnyPath, path_of
 from stem_torchrec.training.callbacks import Callback
 from stem_torchrec.training.meter import Meter
 from stem_torchrec.training.table_changes import bits_by_table, moves_unlabeled, tables_that_move
+from stem_torchrec.training.watched_metric import Metrics
 
 if TYPE_CHECKING:
     from stem_torchrec.training.loop import StepOutput, TrainLoop
@@ -54,6 +57,7 @@ class RunDeltas(Callback):
         columns: that it reads.
         model: sharded.
         meter: of its log, which leaves out pauses.
+        confirm: raises UserError if another process has taken the folders over; rank 0 calls it before each delta.
         began: the state of another run that it began with.
 
     Raises UserError for the deltas of another run in its folder, and for a precision that does not serve its tables.
@@ -67,10 +71,11 @@ class RunDeltas(Callback):
         *,
         model: DistributedModelParallel,
         meter: Meter,
+        confirm: Callable[[], None],
         began: Began | None = None,
     ) -> None:
         self.every = config.delta.steps
-        self._model, self._meter = model, meter
+        self._model, self._meter, self._confirm = model, meter, confirm
         self._timeout = collective_timeout(config.train.timeout)
         self._touched = TouchedRows(
             {name: feature.num_embeddings for name, feature in columns.sparse.items()},
@@ -116,14 +121,12 @@ class RunDeltas(Callback):
         """Ships a delta where one is due, and after the last step."""
         step = loop.state.step
         if self._due or (self.every and step % self.every == 0) or step == loop.steps:
-            begin = time.perf_counter()
-            self.ship(step)
-            seconds = time.perf_counter() - begin
-            self._meter.pause(seconds)
-            log_rank0(f"step {step}  paused {seconds:.2f} s for a delta")
-            # No request from before the pause is read after it.
-            self._agreement.exchange_now([])
-            self._due, self._last_time = False, time.monotonic()
+            self._pause(step)
+
+    def after_evaluation(self, loop: TrainLoop, metrics: Metrics) -> None:
+        """Ships the last state of a run that an earlier callback has stopped."""
+        if loop.state.stopped:
+            self._pause(loop.state.step)
 
     def ship(self, step: int) -> None:
         """Copies what has changed and starts to write it, unless a delta has the state of this step or a later one.
@@ -131,10 +134,11 @@ class RunDeltas(Callback):
         Raises UnwritableError if too many deltas in a row could not be written.
         """
         set_activity("waiting for the previous delta to be written")
-        self._settle()
+        self.wait()
         last = self._writer.last
         if last is not None and last.manifest.run == self._run and step <= last.manifest.step:
             return
+        from_first_rank(self._confirm)
         set_activity("copying what has changed for a delta")
         full, tensors = self._full, self._tensors()
         self._taken = self._touched.take()
@@ -145,6 +149,16 @@ class RunDeltas(Callback):
         )
         self._writer.start(Changes(step, full, rows, tensors.dense(), tensors.tables, tensors.prefix))
         self._full = False
+
+    def wait(self) -> None:
+        """Waits for the delta that is being written; what a failed one would have had, the next one has."""
+        was_all = self._writer.is_writing_all
+        if self._writer.wait():
+            self._touched.give_back(self._taken)
+            self._full |= was_all
+        elif self._taken:
+            self._new_tables = set()
+        self._taken = {}
 
     def state(self) -> State:
         """This rank's part of a checkpoint: the rows that no complete delta has, and which is the newest."""
@@ -187,7 +201,7 @@ class RunDeltas(Callback):
 
     def close(self) -> None:
         """Waits for the delta that is being written, and closes the connections."""
-        self._settle()
+        self.wait()
         self._writer.close()
         self._agreement.close()
 
@@ -200,15 +214,15 @@ class RunDeltas(Callback):
         for feature, array in self._touched.arrays.items():
             self._touched.add_rows(feature, began.fresh_rows(feature, len(array)))
 
-    def _settle(self) -> None:
-        """Waits for the delta that is being written; what a failed one would have had, the next one has."""
-        was_all = self._writer.is_writing_all
-        if self._writer.wait():
-            self._touched.give_back(self._taken)
-            self._full |= was_all
-        elif self._taken:
-            self._new_tables = set()
-        self._taken = {}
+    def _pause(self, step: int) -> None:
+        begin = time.perf_counter()
+        self.ship(step)
+        seconds = time.perf_counter() - begin
+        self._meter.pause(seconds)
+        log_rank0(f"step {step}  paused {seconds:.2f} s for a delta")
+        # No request from before the pause is read after it.
+        self._agreement.exchange_now([])
+        self._due, self._last_time = False, time.monotonic()
 
     def _tensors(self) -> ModelTensors:
         return ModelTensors(self._model.state_dict(), self._bits, self._whole)
