@@ -14,7 +14,8 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from stem_torchrec.config import ScheduleConfig, SparseOptimizerConfig, TrainConfig
 from stem_torchrec.models.build import build_model
 from stem_torchrec.runtime.errors import UserError
-from stem_torchrec.training.optimizers import apply_sparse_optimizer, build_schedule, check_sparse_optimizer
+from stem_torchrec.training.optimizers import apply_sparse_optimizer, build_schedule
+from stem_torchrec.training.sparse_optimizers import check_sparse_optimizer
 
 from distributed import run_ranks
 from reference import COLUMNS, TABLES, train_by_hand

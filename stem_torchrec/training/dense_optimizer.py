@@ -19,6 +19,7 @@ from stem_torchrec.config import DenseOptimizerConfig
 from stem_torchrec.data.label_counts import CountedBatch
 from stem_torchrec.models.loss import MultiTaskTrain
 from stem_torchrec.tables import table_of
+from stem_torchrec.training.frozen import AtRest
 
 
 def build_dense_optimizer(
@@ -27,35 +28,46 @@ def build_dense_optimizer(
     *,
     clip_norm: float | None = None,
     trained_by: Mapping[str, frozenset[int]],
+    factors: Mapping[str, float],
 ) -> list[KeyedOptimizer]:
     """Adam or AdamW: one optimizer, or one for the parameters of each set of tasks if it clips gradients.
+
+    Frozen parameters, which need no gradient, have one that makes no steps.
 
     Args:
         parameters: by name.
         config: the optimizer.
         clip_norm: largest norm of the gradient of the parameters that the same tasks train.
         trained_by: tasks that train a parameter, by name; all tasks where the name is missing.
+        factors: on the learning rate of a parameter, by name.
     """
     make = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
     arguments: dict[str, Any] = {
-        "lr": config.learning_rate,
         "betas": config.betas,
         "weight_decay": config.weight_decay,
         "fused": True,
     }
 
     def build(parameters: Mapping[str, Tensor]) -> KeyedOptimizer:
-        return KeyedOptimizerWrapper(parameters, lambda tensors: with_moments(make(tensors, **arguments)))
+        by_factor: dict[float, list[Tensor]] = {}
+        for name, parameter in parameters.items():
+            by_factor.setdefault(factors[name], []).append(parameter)
+        groups = [{"params": each, "lr": config.learning_rate * factor} for factor, each in by_factor.items()]
+        return KeyedOptimizerWrapper(parameters, lambda _: with_moments(make(groups, **arguments)))
 
+    trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+    frozen = {name: parameter for name, parameter in parameters.items() if name not in trained}
+    at_rest = [AtRest(build(frozen))] if frozen else []
     if clip_norm is None:
-        return [build(parameters)]
+        return [build(trained), *at_rest]
     sets: dict[frozenset[int] | None, dict[str, Tensor]] = {}
-    for name, parameter in parameters.items():
+    for name, parameter in trained.items():
         sets.setdefault(trained_by.get(name), {})[name] = parameter
-    return [
+    clipped = [
         GradientClippingOptimizer(build(of_set), GradientClipping.NORM, max_gradient=clip_norm)
         for of_set in sets.values()
     ]
+    return [*clipped, *at_rest]
 
 
 def with_moments(adam: torch.optim.Optimizer) -> torch.optim.Optimizer:

@@ -86,9 +86,7 @@ class Trainer:
             config, self.data.columns, process,
             labels_missing=self.data.labels_missing, ids_per_row=self.data.ids_per_row,
         )  # fmt: skip
-        self.optimizer = build_optimizer(
-            self.model, sparse=config.sparse, dense=config.dense, clip_norm=config.train.clip_norm
-        )
+        self.optimizer = build_optimizer(self.model, sparse=config.sparse, dense=config.dense, train=config.train)
         self._forward = autocast_forward(self.model, config.train.precision, process)
         self.pipeline = build_pipeline(self.model, self.optimizer, config, process, forward=self._forward)
         self.folder = open_run_folder(config, schema, self._lock)

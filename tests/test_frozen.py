@@ -1,0 +1,321 @@
+"""Frozen groups keep every bit: tables, experts, gates and towers, and the states of their optimizers."""
+
+import dataclasses
+import functools
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torchrec.datasets.utils import Batch
+
+from stem_torchrec.checkpoints.folder import checkpoint_path
+from stem_torchrec.checkpoints.saver import CheckpointSaver
+from stem_torchrec.checkpoints.state import restore_state, training_state
+from stem_torchrec.checkpoints.weights import save_weights
+from stem_torchrec.config import (
+    DenseOptimizerConfig,
+    LoopConfig,
+    ModelConfig,
+    ShardingConfig,
+    SparseOptimizerConfig,
+    TrainConfig,
+)
+from stem_torchrec.models.build import build_model
+from stem_torchrec.models.table import MODELS, with_arch
+from stem_torchrec.models.trained_by import tasks_of_parameters
+from stem_torchrec.models.weight_groups import check_rate_factors, freeze, group_of, groups_with_weights
+from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.internals.torchrec_hooks import lookups_of
+from stem_torchrec.tables import sharded_collections, table_groups
+from stem_torchrec.training.optimizers import apply_sparse_optimizer
+from stem_torchrec.transfer.add_tasks import add_tasks
+
+from distributed import run_ranks
+from reference import COLUMNS, random_batch
+from runs import MODEL, Run, batches_of_ranks, config_of, of_this_rank, progress_after
+
+pytestmark = pytest.mark.stack
+
+STEPS = 3
+"""Before the groups are frozen, and after."""
+
+
+@dataclass(frozen=True)
+class Case:
+    freeze: tuple[str, ...]
+    optimizer: str
+    sharding: ShardingConfig
+    dense: DenseOptimizerConfig = field(default_factory=DenseOptimizerConfig)
+    clip_norm: float | None = None
+    model: ModelConfig = MODEL
+    trains_later: bool = False
+
+    def config(self) -> TrainConfig:
+        return dataclasses.replace(
+            config_of(self.optimizer, "auto", model=self.model),
+            sharding=self.sharding,
+            dense=self.dense,
+            train=LoopConfig(clip_norm=self.clip_norm, freeze=self.freeze),
+        )
+
+
+L2 = dataclasses.replace(MODEL, embedding_l2=0.1)
+CASES = {
+    "sgd": Case(("shared",), "sgd", ShardingConfig(type="row_wise"), model=dataclasses.replace(L2, dropout=0.2)),
+    "rowwise_adagrad": Case(
+        ("like", "shared"),
+        "rowwise_adagrad",
+        ShardingConfig(type="table_wise", input_dist="once"),
+        DenseOptimizerConfig("adamw", weight_decay=0.1),
+        clip_norm=1e-3,
+        trains_later=True,
+    ),
+    "packed": Case(
+        ("finish",),
+        "adagrad",
+        ShardingConfig(type="column_wise"),
+        DenseOptimizerConfig(weight_decay=0.1),
+        model=dataclasses.replace(L2, layout="packed"),
+    ),
+    "data_parallel": Case(
+        ("shared", "finish"),
+        "adam",
+        ShardingConfig(type="data_parallel"),
+        clip_norm=1e-3,
+        model=L2,
+        trains_later=True,
+    ),
+    "all tables": Case(("shared",), "adam", ShardingConfig(type="data_parallel"), model=with_arch(MODEL, "mmoe")),
+    "dense kernel": Case(("like",), "adam", ShardingConfig(type="table_wise", kernel="dense")),
+}
+"""Each has what moves weights without a gradient: moments, weight decay, decay of embeddings."""
+Bits = dict[str, list[Tensor]]
+
+
+@dataclass
+class Outcome:
+    """What changed on a rank, by weight: which of the weight and its states."""
+
+    restored: set[str]
+    """Weights that differ from those of the checkpoint that a run has read, or whose states do."""
+    frozen: dict[str, set[int]]
+    """In steps of a run with frozen groups."""
+    learned: set[str]
+    """Weights with a state other than 0."""
+    without_backward: dict[str, bool]
+    """Whether a table is looked up without a backward pass, by table."""
+    later: dict[str, set[int]] = field(default_factory=dict)
+    """In a step of a run that reads its checkpoint and trains all groups."""
+
+
+def bits_of(run: Run) -> Bits:
+    return run.table_bits() | run.dense_bits()
+
+
+def changes(before: Bits, after: Bits) -> dict[str, set[int]]:
+    return {
+        name: {i for i, (old, new) in enumerate(zip(pieces, after[name], strict=True)) if not torch.equal(old, new)}
+        for name, pieces in before.items()
+    }
+
+
+def changed(before: Bits, after: Bits) -> set[str]:
+    return {name for name, pieces in changes(before, after).items() if pieces}
+
+
+def saved(run: Run, folder: Path, step: int) -> str:
+    saver = CheckpointSaver(str(folder))
+    saver.save(training_state(run.model, run.optimizer, torch.zeros(6)), progress_after(step), wait=True)
+    saver.close()
+    return checkpoint_path(str(folder), step)
+
+
+def resumed(config: TrainConfig, path: str, step: int) -> Run:
+    run = Run.build(config)
+    restore_state(run.model, run.optimizer, path, step=step, tasks=2, same_ranks=True)
+    return run
+
+
+def watched_lookups(run: Run) -> dict[str, bool]:
+    """Whether each table is looked up without a backward pass; filled by the steps of the run."""
+    seen: dict[str, bool] = {}
+
+    def watch(tables: list[str], lookup: nn.Module) -> None:
+        lookup.register_forward_hook(
+            lambda module, args, pooled: seen.update(dict.fromkeys(tables, pooled.grad_fn is None))
+        )
+
+    for _, collection in sharded_collections(run.model):
+        for tables, lookup in lookups_of(collection):
+            watch(tables, lookup)
+    return seen
+
+
+def train_frozen(case: Case, folder: Path) -> Outcome:
+    batches = of_this_rank(batches_of_ranks(2 * STEPS + 1, dist.get_world_size(), missing=0.2))
+    config = case.config()
+    free = dataclasses.replace(config, train=dataclasses.replace(config.train, freeze=()))
+    run = Run.build(free)
+    run.train(batches[:STEPS])
+    before = bits_of(run)
+    frozen = resumed(config, saved(run, folder, STEPS), STEPS)
+    start, without_backward = bits_of(frozen), watched_lookups(frozen)
+    losses = frozen.train(batches[STEPS:-1])
+    assert all(bool(loss.isfinite().all()) for loss, _ in losses)
+    end = bits_of(frozen)
+    learned = {weight for weight, (_, *states) in start.items() if all(state.any() for state in states)}
+    outcome = Outcome(changed(before, start), changes(start, end), learned, without_backward)
+    if case.trains_later:
+        later = resumed(free, saved(frozen, folder, 2 * STEPS), 2 * STEPS)
+        outcome.restored |= changed(end, bits_of(later))
+        later.train(batches[-1:])
+        outcome.later = changes(end, bits_of(later))
+    return outcome
+
+
+@functools.cache
+def on_two_ranks(name: str) -> list[Outcome]:
+    with TemporaryDirectory() as folder:
+        return run_ranks(2, train_frozen, CASES[name], Path(folder))
+
+
+def owner(weight: str) -> str:
+    return weight.split("/")[0] if "/" in weight else group_of(weight, ("finish", "like", "shared"))
+
+
+EACH_CASE = [
+    name if name in ("rowwise_adagrad", "packed", "data_parallel") else pytest.param(name, marks=pytest.mark.long)
+    for name in CASES
+]
+
+
+@pytest.mark.parametrize("name", EACH_CASE)
+def test_frozen_groups_keep_the_bits_of_weights_and_states_and_the_others_train(name: str) -> None:
+    frozen, outcomes = CASES[name].freeze, on_two_ranks(name)
+    for outcome in outcomes:
+        assert outcome.restored == set()
+        for weight, pieces in outcome.frozen.items():
+            if owner(weight) in frozen:
+                assert not pieces, weight
+    trained = {weight for outcome in outcomes for weight, pieces in outcome.frozen.items() if pieces}
+    assert trained == {weight for outcome in outcomes for weight in outcome.frozen if owner(weight) not in frozen}
+    for outcome in outcomes:
+        for table, cut in outcome.without_backward.items():
+            assert cut == set(frozen).issuperset(table_groups(table)), table
+    # They have states to keep: those of tables, and those of the dense part.
+    kept = {weight for outcome in outcomes for weight in outcome.learned if owner(weight) in frozen}
+    assert {"/" in weight for weight in kept} == {True, False}
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.trains_later])
+def test_a_run_that_trains_them_again_goes_on_with_their_states(name: str) -> None:
+    outcomes = on_two_ranks(name)
+    moved = {weight for outcome in outcomes for weight, pieces in outcome.later.items() if pieces}
+    assert {owner(weight) for weight in moved} == {"finish", "like", "shared"}
+
+
+TASKS = ("finish", "like", "share")
+"""The last is new."""
+
+
+def learn_a_new_task(folder: Path) -> tuple[dict[str, set[int]], Tensor, Tensor]:
+    """What changed by weight, and the logits before and after."""
+    trained = Run.build(config_of("rowwise_adagrad", "row_wise"))
+    batches = of_this_rank(batches_of_ranks(6, dist.get_world_size(), missing=0.2))
+    trained.train(batches[:3])
+    save_weights(trained.model, folder / "weights")
+    config = dataclasses.replace(trained.config, train=LoopConfig(freeze=("finish", "like", "shared")))
+    run = Run.build(config, dataclasses.replace(COLUMNS, labels=TASKS))
+    add_tasks(run.model, folder / "weights", trained=COLUMNS.labels, tables_from="shared")
+    start, before = bits_of(run), logits_of(run)
+    run.train(with_new_labels(batch) for batch in batches[3:])
+    return changes(start, bits_of(run)), before, logits_of(run)
+
+
+def with_new_labels(batch: Batch) -> Batch:
+    """The same rows with labels for TASKS; those of the new task are those of finish."""
+    return dataclasses.replace(batch, labels=batch.labels[:, [0, 1, 0]])
+
+
+def logits_of(run: Run) -> Tensor:
+    run.model.eval()
+    with torch.no_grad():
+        _, (_, logits) = run.model(with_new_labels(random_batch(9)))
+    run.model.train()
+    return logits
+
+
+def test_trained_tasks_predict_the_same_bits_while_a_new_task_learns_on_labels_of_all(tmp_path: Path) -> None:
+    for changed_weights, before, after in run_ranks(2, learn_a_new_task, tmp_path):
+        moved = {weight for weight, pieces in changed_weights.items() if pieces}
+        assert {owner(weight) for weight in moved} == {"share"}
+        assert torch.equal(after[:, :2], before[:, :2])
+        assert not torch.equal(after[:, 2], before[:, 2])
+
+
+@pytest.mark.parametrize("arch", MODELS)
+def test_in_every_model_a_frozen_group_gets_no_gradient_and_the_others_get_all_of_theirs(arch: str) -> None:
+    config = with_arch(MODEL, arch)
+
+    def trained(*frozen: str) -> dict[str, frozenset[int]]:
+        train = build_model(config, COLUMNS)
+        freeze(train.model, frozen)
+        return tasks_of_parameters(train, tasks=2, dense_in_features=len(COLUMNS.dense))
+
+    everything = trained()
+    groups = groups_with_weights(build_model(config, COLUMNS).model)
+    assert (
+        set(groups)
+        == {owner(name) for name in everything}
+        == {"finish", "like", "shared"} - ({"shared"} if arch == "single_task" else set())
+    )
+    for group in groups:
+        assert trained(group) == {name: tasks for name, tasks in everything.items() if owner(name) != group}
+
+
+def test_what_belongs_to_a_task_is_named_by_the_key_of_a_module_also_if_a_task_is_called_like_a_part() -> None:
+    groups = ("gates", "experts", "0", "shared")
+    assert group_of("model.layers.0.experts.gates.0.weight", groups) == "gates"
+    assert group_of("model.layers.0.gates.experts.mlp.0.weight", groups) == "experts"
+    assert group_of("model.layers.0.experts.shared.0.weight", groups) == "shared"
+    assert group_of("model.towers.0.2.bias", groups) == "0"
+    assert group_of("bottom.0.weight", groups) == "shared"
+    assert group_of("model.cross.like.weight", ("finish", "like", "shared")) == "like"
+    assert group_of("sparse_arch.embedding_bag_collection.embedding_bags.like/uid.weight", groups) == "like"
+
+
+@pytest.mark.parametrize(
+    ("frozen", "factors", "message"),
+    [
+        (("shard",), {}, "--train.freeze names the group 'shard', but the model has only finish, like, shared; did"),
+        (("like", "finish", "shared"), {}, "--train.freeze names all groups, finish, like, shared; leave out those"),
+        ((), {"liked": 0.1}, "--train.rate-factors names the group 'liked', .*; did you mean 'like'?"),
+        (("like",), {"like": 0.1}, "--train.rate-factors names 'like', which --train.freeze does not train"),
+    ],
+)
+def test_groups_that_cannot_be_frozen_are_refused(frozen: tuple[str, ...], factors: dict, message: str) -> None:
+    model = build_model(MODEL, COLUMNS).model
+    with pytest.raises(UserError, match=re.escape(message).replace(r"\.\*", ".*")):
+        freeze(model, frozen)
+        check_rate_factors(model, factors)
+
+
+def test_moments_beside_a_frozen_group_in_a_packed_table_are_refused() -> None:
+    train = build_model(dataclasses.replace(MODEL, layout="packed"), COLUMNS)
+    freeze(train.model, ["like"])
+    apply_sparse_optimizer(train, SparseOptimizerConfig("adagrad"))
+    rates = {"shared": 0.02, "finish": 0.02, "like": 1.0}
+    apply_sparse_optimizer(train, SparseOptimizerConfig("sgd", learning_rate=0.02, group_learning_rates=rates))
+    for config, what in (
+        (SparseOptimizerConfig("adam"), "the moments of adam"),
+        (SparseOptimizerConfig("adam", weight_decay=0.1), "a weight decay"),
+    ):
+        with pytest.raises(
+            UserError, match=rf"^{what} would move what --train.freeze keeps in the packed table finish"
+        ):
+            apply_sparse_optimizer(train, config)
