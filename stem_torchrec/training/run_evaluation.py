@@ -32,6 +32,7 @@ from stem_torchrec.training.assembly import build_pipeline, build_sharded_model,
 from stem_torchrec.training.configuration import load_config
 from stem_torchrec.training.evaluation import predict, weights_of_rows
 from stem_torchrec.training.evaluation_outputs import prepare_outputs, write_results
+from stem_torchrec.training.grown_log import UnseenIds, without_new_ids
 from stem_torchrec.training.run_data import note_other_counts, open_split
 from stem_torchrec.training.run_folder import BEST_WEIGHTS, CONFIG_FILE
 
@@ -97,11 +98,12 @@ def evaluate_run(
 
     metrics = MultiTaskMetrics(columns.labels, process.device, weighted=columns.weighs_rows)
     file = PredictionsFile(config.predictions, columns, rank=process.rank) if config.predictions else nullcontext()
-    watched = heartbeat(process, timeout=run.train.timeout)
+    watched, unseen = heartbeat(process, timeout=run.train.timeout), UnseenIds(columns, process.device)
     with lock, progress_bar(reader.steps, "step") as bar, watched, watch(model), file as predictions:
 
         def consume(item: Exposures, logits: Tensor, labels: Tensor) -> None:
             bar.update()
+            unseen.add(item)
             weights = weights_of_rows(item)
             if columns.labeled:
                 metrics.update(logits, labels, item.groups, weights)
@@ -112,6 +114,7 @@ def evaluate_run(
         exposures = data_loader(reader, pin_memory=process.device.type == "cuda")
         predict(pipeline, model, exposures, consume)
         from_first_rank(lock.confirm)
+    unseen.note()
     if not columns.labeled:
         log_rank0(
             f"\n{config.split} split of {path}, {reader.rows:,} rows without labels, and so without metrics; their "
@@ -147,12 +150,13 @@ def _opened(config: EvaluateConfig, process: Process) -> tuple[TrainConfig, AnyP
 def _columns_of(folder: str, run: TrainConfig, path: str, schema: Schema, *, predicts: bool) -> Columns:
     """The columns of the log in `path` that the run in `folder` was trained on; raises UserError where it has others.
 
-    To predict, the schema of the log needs no labels.
+    To predict, the schema of the log needs no labels. Its vocabularies may have more ids than those of the run.
     """
     columns = Columns.select(load_schema(folder), features=run.data.features, labels=run.data.labels)
     if predicts and not schema.labels:
         schema = replace(schema, labels=columns.labels)
     present = Columns.select(schema, features=tuple(columns.sparse), labels=columns.labels)
+    present = without_new_ids(path, present, columns)
     if differences := present.differences(columns):
         raise UserError(
             f"{path} is not a log like that of {folder}: {', '.join(differences)}; convert it with the vocabularies of "
