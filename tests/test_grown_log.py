@@ -65,14 +65,15 @@ def without_transforms(log: Path) -> None:
 
 
 def with_a_larger_hash(log: Path) -> None:
-    change_schema(log, lambda features: features[2].update(num_embeddings=99))
+    change_schema(log, lambda features: features[0].update(num_embeddings=99))
 
 
 def without_users(log: Path) -> None:
-    change_schema(log, lambda features: features.pop(0))
+    change_schema(log, lambda features: features.pop(2))
 
 
 def change_schema(log: Path, change: Callable[[list[dict[str, Any]]], object]) -> None:
+    """Changes the features of a log: city, tags and user."""
     schema = json.loads((log / "schema.json").read_text())
     change(schema["sparse_features"])
     (log / "schema.json").write_text(json.dumps(schema))
@@ -83,7 +84,7 @@ def change_schema(log: Path, change: Callable[[list[dict[str, Any]]], object]) -
     [
         (without_transforms, "is not a log like that of .*: num_embeddings of user is"),
         (with_a_larger_hash, "is not a log like that of .*: num_embeddings of city is 99, not"),
-        (without_users, "the log has no sparse feature 'user', only tags, city"),
+        (without_users, "the log has no sparse feature 'user', only city, tags"),
     ],
 )
 def test_other_logs_are_refused_still(change: Callable[[Path], None], words: str, logs: Path, tmp_path: Path) -> None:

@@ -77,8 +77,8 @@ class TableOptimizer:
         rates = self.rates(table)
         if len(set(rates.values())) > 1:
             raise UserError(
-                "--sparse.group-learning-rates and --train.rate-factors give different learning rates to the groups in "
-                f"the packed table {table}, which has one: "
+                f"--sparse.group-learning-rates or --train.rate-factors differ in the packed table {table}, which has "
+                "one learning rate: "
                 f"{', '.join(f'{group} {rate:g}' for group, rate in rates.items())}; make them equal, or choose "
                 "--model.layout split."
             )
