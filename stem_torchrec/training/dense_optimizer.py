@@ -19,7 +19,6 @@ from stem_torchrec.config import DenseOptimizerConfig
 from stem_torchrec.data.label_counts import CountedBatch
 from stem_torchrec.models.loss import MultiTaskTrain
 from stem_torchrec.tables import table_of
-from stem_torchrec.training.frozen import AtRest
 
 
 def build_dense_optimizer(
@@ -32,7 +31,7 @@ def build_dense_optimizer(
 ) -> list[KeyedOptimizer]:
     """Adam or AdamW: one optimizer, or one for the parameters of each set of tasks if it clips gradients.
 
-    Frozen parameters, which need no gradient, have one that makes no steps.
+    Frozen parameters get no gradient, so that their states are kept and make no steps.
 
     Args:
         parameters: by name.
@@ -55,25 +54,21 @@ def build_dense_optimizer(
         groups = [{"params": each, "lr": config.learning_rate * factor} for factor, each in by_factor.items()]
         return KeyedOptimizerWrapper(parameters, lambda _: with_moments(make(groups, **arguments)))
 
-    trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
-    frozen = {name: parameter for name, parameter in parameters.items() if name not in trained}
-    at_rest = [AtRest(build(frozen))] if frozen else []
     if clip_norm is None:
-        return [build(trained), *at_rest]
+        return [build(parameters)]
     sets: dict[frozenset[int] | None, dict[str, Tensor]] = {}
-    for name, parameter in trained.items():
+    for name, parameter in parameters.items():
         sets.setdefault(trained_by.get(name), {})[name] = parameter
-    clipped = [
+    return [
         GradientClippingOptimizer(build(of_set), GradientClipping.NORM, max_gradient=clip_norm)
         for of_set in sets.values()
     ]
-    return [*clipped, *at_rest]
 
 
 def with_moments(adam: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """Creates the states that Adam or AdamW creates in a parameter's first step, with the same values.
 
-    So a checkpoint has those of a task that has had no label yet.
+    So a checkpoint has those of a task that has had no label yet, and of a frozen one.
     """
     for group in adam.param_groups:
         for parameter in group["params"]:

@@ -1,25 +1,17 @@
-"""Frozen groups in a sharded model: lookups that end the backward pass, and optimizers that keep their states.
+"""Lookups of frozen tables, which end the backward pass.
 
-The gradient of a frozen table is 0, which SGD and Adagrad leave alone; moments and weight decay move the table anyway.
-So frozen tables are looked up by FBGEMM modules of their own, whose backward pass never runs. Their states stay where
-they are: a checkpoint has them, and a later run trains on with them.
+A gradient of 0 is enough for SGD and Adagrad to leave a table alone, but moments and weight decay would move it. So
+frozen tables are looked up by FBGEMM modules of their own, whose backward pass never runs. Their states stay where they
+are: a checkpoint has them, and a later run trains on with them.
 """
 
 from typing import Any
 
 from torch import Tensor, nn
-from torchrec.optim.keyed import OptimizerWrapper
 
 from stem_torchrec.models.weight_groups import frozen_groups
 from stem_torchrec.runtime.internals.torchrec_hooks import lookups_of
 from stem_torchrec.tables import sharded_collections, table_groups
-
-
-class AtRest(OptimizerWrapper):
-    """An optimizer that makes no steps; its states can be saved and restored as those of any other."""
-
-    def step(self, closure: Any = None) -> None:
-        """Leaves weights and states as they are."""
 
 
 def is_frozen(table: str, frozen: frozenset[str]) -> bool:

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchrec.distributed import DistributedModelParallel
-from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from stem_torchrec.config import DenseOptimizerConfig, LoopConfig, ScheduleConfig, SparseOptimizerConfig
@@ -24,7 +24,7 @@ from stem_torchrec.runtime.internals.pytorch import apply_optimizer_in_backward
 from stem_torchrec.runtime.internals.torchrec_hooks import APART
 from stem_torchrec.tables import sharded_collections, table_groups, table_of, table_weights
 from stem_torchrec.training.dense_optimizer import build_dense_optimizer, tasks_that_train, with_moments
-from stem_torchrec.training.frozen import AtRest, is_frozen
+from stem_torchrec.training.frozen import is_frozen
 from stem_torchrec.training.sparse_optimizers import SPARSE_OPTIMIZERS
 
 
@@ -146,34 +146,19 @@ def build_optimizer(
         trained_by=tasks_that_train(model),
         factors=rate_factors(model, train.rate_factors),
     )
-    of_dense_tables = _outside_backward(tables, TableOptimizer(sparse, train.rate_factors, frozen_groups(model)))
-    return CombinedOptimizer([model.fused_optimizer, *of_dense_part, *of_dense_tables])
-
-
-def _outside_backward(tables: Mapping[str, Tensor], optimizer: TableOptimizer) -> list[KeyedOptimizer]:
-    """The optimizers of tables that are updated after backward: of those that are trained, and of the frozen ones."""
-    frozen = {name: parameter for name, parameter in tables.items() if is_frozen(_table(name), optimizer.frozen)}
-    trained = {name: parameter for name, parameter in tables.items() if name not in frozen}
-    made = [_after_backward(trained, optimizer)] if trained else []
-    return [*made, AtRest(_after_backward(frozen, optimizer))] if frozen else made
-
-
-def _after_backward(tables: Mapping[str, Tensor], optimizer: TableOptimizer) -> KeyedOptimizer:
-    kind = SPARSE_OPTIMIZERS[optimizer.config.name]
-    assert kind.dense is not None, "check_sparse_optimizer refuses it"
-    made = kind.dense(
-        [
-            {"params": [parameter], **optimizer.arguments(_table(name), fused=False)}
-            for name, parameter in tables.items()
-        ]
-    )
-    return KeyedOptimizerWrapper(tables, lambda _: with_moments(made) if kind.has_moments else made)
-
-
-def _table(name: str) -> str:
-    table = table_of(name)
-    assert table is not None, f"{name} is not a table"
-    return table
+    optimizers = [model.fused_optimizer, *of_dense_part]
+    if tables:
+        kind = SPARSE_OPTIMIZERS[sparse.name]
+        optimizer = TableOptimizer(sparse, train.rate_factors, frozen_groups(model))
+        assert kind.dense is not None, "check_sparse_optimizer refuses it"
+        groups = []
+        for name, parameter in tables.items():
+            table = table_of(name)
+            assert table is not None, f"{name} is not a table"
+            groups.append({"params": [parameter], **optimizer.arguments(table, fused=False)})
+        made = kind.dense(groups)
+        optimizers.append(KeyedOptimizerWrapper(tables, lambda _: with_moments(made) if kind.has_moments else made))
+    return CombinedOptimizer(optimizers)
 
 
 def build_schedule(optimizer: CombinedOptimizer, config: ScheduleConfig, *, steps: int, made: int = 0) -> LambdaLR:
