@@ -79,7 +79,7 @@ class Run:
     def build(cls, config: TrainConfig, columns: Columns = COLUMNS) -> "Run":
         process = this_process()
         model, _ = build_sharded_model(config, columns, process)
-        optimizer = build_optimizer(model, sparse=config.sparse, dense=config.dense, clip_norm=config.train.clip_norm)
+        optimizer = build_optimizer(model, sparse=config.sparse, dense=config.dense, train=config.train)
         pipeline = build_pipeline(model, optimizer, config, process)
         return cls(config, columns, model, optimizer, pipeline, LabelCounter())
 

@@ -96,6 +96,16 @@ def test_moments_and_decay_learn_and_move_only_rows_that_are_looked_up(kernel: s
         assert torch.isin(rows_that_differ(after[name], before[name]), ids).all(), name
 
 
+@pytest.mark.parametrize(("kernel", "optimizer", "decay"), WITH_MOMENTS)
+def test_frozen_groups_keep_their_bits_with_moments_and_decay(kernel: str, optimizer: str, decay: float):
+    config = run_config(kernel, optimizer, weight_decay=decay, update_unlabeled_rows=True)
+    run = Run.build(dataclasses.replace(config, train=dataclasses.replace(config.train, freeze=("like", "shared"))))
+    tables, dense = run.table_bits(), run.dense_bits()
+    run.train(batches(3))
+    assert changed_tables(run.table_bits(), tables) == {f"finish/{feature}" for feature in COLUMNS.sparse}
+    assert changed_tables(run.dense_bits(), dense) == {name for name in dense if "finish" in name.split(".")}
+
+
 @pytest.mark.skipif(ON_CPU, reason="FBGEMM has no weight decay on CPU, so a run with one is refused")
 @pytest.mark.parametrize("optimizer", DECAYING)
 @pytest.mark.parametrize("kernel", FUSED_KERNELS)

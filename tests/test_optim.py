@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 
-from stem_torchrec.config import ScheduleConfig, SparseOptimizerConfig, TrainConfig
+from stem_torchrec.config import LoopConfig, ScheduleConfig, SparseOptimizerConfig, TrainConfig
 from stem_torchrec.models.build import build_model
 from stem_torchrec.runtime.errors import UserError
-from stem_torchrec.training.optimizers import apply_sparse_optimizer, build_schedule, check_sparse_optimizer
+from stem_torchrec.training.optimizers import apply_sparse_optimizer, build_schedule
+from stem_torchrec.training.sparse_optimizers import check_sparse_optimizer
 
 from distributed import run_ranks
 from reference import COLUMNS, TABLES, train_by_hand
@@ -154,6 +155,21 @@ def step_with_rates() -> dict[str, dict[str, Tensor]]:
     return moves
 
 
+def step_with_factors() -> dict[str, dict[str, Tensor]]:
+    """How far a step with a schedule moves each weight, with and without factors by group."""
+    moves = {}
+    for name, factors in (("without", {}), ("with", {"shared": 0.5, "like": 4.0})):
+        config = run_config("sgd", "table_wise")
+        run = Run.build(dataclasses.replace(config, train=LoopConfig(rate_factors=factors)))
+        build_schedule(run.optimizer, SCHEDULE, steps=STEPS, made=1)
+        # Pushes the learning rates into the fused tables.
+        run.optimizer.zero_grad()
+        before = run.weights()
+        run.train(of_this_rank(batches_of_ranks(1, 1)))
+        moves[name] = {key: weight - before[key] for key, weight in run.weights().items()}
+    return moves
+
+
 def clip() -> dict[float | None, tuple[dict[str, float], dict[str, Tensor]]]:
     """Norms of the dense gradients of a step by owner, and the weights after it, by the norm that clipping allows."""
     outcomes = {}
@@ -178,7 +194,7 @@ def results() -> tuple:
 
 
 def _facts() -> tuple:
-    return train_with_schedule(), step_with_rates(), clip()
+    return train_with_schedule(), step_with_rates(), clip(), step_with_factors()
 
 
 @pytest.mark.parametrize("case", CASES, ids="-".join)
@@ -200,6 +216,16 @@ def test_group_learning_rates_move_their_tables_in_their_ratio():
         # A weight of up to 2 rounds at 1e-7.
         expected = {"finish": 1.0, "like": 0.25, "shared": 4.0}[group] * move
         torch.testing.assert_close(moves["each"][table], expected, rtol=0, atol=1e-6)
+
+
+def test_factors_by_group_scale_the_rates_of_tables_and_dense_part_beside_rates_by_group_and_schedule():
+    moves = results()[3]
+    for name, move in moves["without"].items():
+        [owner] = {*COLUMNS.labels, "shared"} & set(name.replace("/", ".").split("."))
+        factor = {"finish": 1.0, "like": 4.0, "shared": 0.5}[owner]
+        assert move.abs().max() > 1e-5
+        # A weight of up to 2 rounds at 1e-7, before its move is scaled.
+        torch.testing.assert_close(moves["with"][name], factor * move, rtol=1e-5, atol=1e-6)
 
 
 def test_clipping_scales_the_dense_gradient_of_each_set_of_tasks_and_leaves_the_tables_alone():

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torchrec.distributed.planner.constants import BATCHED_COPY_PERF_FACTOR
 
 from stem_torchrec.sharding.topology import Bandwidths
-from stem_torchrec.training.optimizers import states_of_tables
+from stem_torchrec.training.sparse_optimizers import states_of_tables
 
 from common.table_list import TableSpec
 

@@ -20,7 +20,8 @@ from stem_torchrec.sharding.plan import Plan
 from stem_torchrec.sharding.planner import plan_sharding
 from stem_torchrec.sharding.topology import Bandwidths
 from stem_torchrec.tables import embedding_bag_configs, groups_of
-from stem_torchrec.training.optimizers import SPARSE_OPTIMIZERS, apply_sparse_optimizer, check_sparse_optimizer
+from stem_torchrec.training.optimizers import apply_sparse_optimizer
+from stem_torchrec.training.sparse_optimizers import SPARSE_OPTIMIZERS, check_sparse_optimizer
 
 from common.table_list import TableSpec, name_tasks, sparse_features
 from planning.arithmetic import model_bytes, state_bytes, weight_bytes

@@ -65,7 +65,7 @@ def _measure_training(
     model, plan = build_sharded_model(
         config, workload.columns, process, labels_missing=workload.labels_missing, ids_per_row=workload.ids_per_row
     )
-    optimizer = build_optimizer(model, sparse=config.sparse, dense=config.dense, clip_norm=config.train.clip_norm)
+    optimizer = build_optimizer(model, sparse=config.sparse, dense=config.dense, train=config.train)
     pipeline = build_pipeline(model, optimizer, config, process)
     iterator = iter(workload.batches)
 

@@ -15,7 +15,7 @@ from stem_torchrec.comparison.scored_rows import Comparison, ScoredRows
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.report_file import Report, escape
-from stem_torchrec.training.optimizers import states_of_tables
+from stem_torchrec.training.sparse_optimizers import states_of_tables
 from stem_torchrec.training.watched_metric import SIGNS
 
 

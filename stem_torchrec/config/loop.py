@@ -1,6 +1,6 @@
 """The training loop of a run and its checkpoints."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from annotated_types import Interval
@@ -9,6 +9,7 @@ from stem_torchrec.runtime.path_options import OutputFolder
 
 Precision = Literal["fp32", "tf32", "bf16"]
 
+_Factor = Annotated[float, Interval(ge=1e-6, le=1e6)]
 _Steps = Annotated[int, Interval(ge=1, le=10**12)]
 
 
@@ -28,6 +29,12 @@ class LoopConfig:
     patience: Annotated[int, Interval(ge=1, le=10**6)] | None = None
     """Ends the run after this many evaluations without a better metric; by default never. The best
     weights are kept in any case."""
+    freeze: tuple[str, ...] = ()
+    """Groups (tasks, or shared) that the run reads and does not train: their tables, experts, gates and towers keep
+    their bits, and so do the states of their optimizers. The losses of frozen tasks are still reported."""
+    rate_factors: dict[str, _Factor] = field(default_factory=dict)
+    """Factor by group on the learning rates of its tables (those of --sparse.group-learning-rates as well), experts,
+    gates and towers: `shared 0.1`. The schedule multiplies on top."""
     clip_norm: Annotated[float, Interval(ge=1e-12, le=1e12)] | None = None
     """Largest norm of the dense gradient, taken over the parameters that the same tasks train; a larger one is scaled
     down."""

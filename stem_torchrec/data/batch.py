@@ -33,6 +33,8 @@ class Exposures:
     """Groups of gAUC, (B,): int64, or uint64 where the log has that; of text the numbers of `text_groups.py`."""
     texts: pa.Array | None = None
     """The groups where they are text, (B,)."""
+    unseen: Tensor | None = None
+    """How many ids of each feature are newer than its table and read as unseen, (F,); None if the log has no such."""
 
     def pin_memory(self) -> "Exposures":
         """Copies the batch to pinned memory, from which a GPU copies it; the rest stays on the host."""

@@ -92,7 +92,7 @@ def _checks(column: pa.Array, name: str, columns: Columns) -> Iterator[_Check]:
     # A null within a list is no id and no weight.
     null = is_list(column.type)
     if name in columns.sparse:
-        size = columns.sparse[name].num_embeddings
+        size = columns.num_ids(name)
         yield from _check_whole(values)
         if not _within(values, 0, size - 1) or (null and values.null_count):
             numbers = _as_numbers(values)
@@ -180,7 +180,7 @@ def converted(column: pa.Array, name: str, columns: Columns) -> pa.Array:
             return column
         if name not in columns.sparse:
             return column.cast(pa.list_(pa.float32()), safe=False) if is_list(column.type) else _as_floats(column)
-        wide = columns.sparse[name].num_embeddings > 2**31 or name == columns.group
+        wide = columns.num_ids(name) > 2**31 or name == columns.group
         item = pa.int64() if wide else pa.int32()
         return column.cast(pa.list_(item) if is_list(column.type) else item)
     if name == columns.group:

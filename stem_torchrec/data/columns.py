@@ -32,6 +32,9 @@ class Columns:
     """The column of the files by name, where it is called something else."""
     labeled: bool = True
     """False for files without labels, whose rows are predicted."""
+    ids_of_log: Mapping[str, int] = field(default_factory=dict)
+    """The number of ids in the log by sparse feature, where it has more than the tables have rows: those beyond are
+    read as unseen (unseen_ids.py)."""
 
     @classmethod
     def select(cls, schema: Schema, *, features: Sequence[str] = (), labels: Sequence[str] = ()) -> "Columns":
@@ -116,6 +119,10 @@ class Columns:
     def column_of(self, name: str) -> str:
         """The column of the files that has the name of a feature or label, or is called so itself."""
         return self.files.get(name, name)
+
+    def num_ids(self, name: str) -> int:
+        """The number of ids that a sparse feature may have in the files."""
+        return self.ids_of_log.get(name, self.sparse[name].num_embeddings)
 
     @property
     def weights(self) -> dict[str, str]:

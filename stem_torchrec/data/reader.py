@@ -22,6 +22,7 @@ from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.listing import RowGroup
 from stem_torchrec.data.rows import BadRows, read_row_group
 from stem_torchrec.data.spans import Left, Span, Spans, after, count, cut, divide, steps_of
+from stem_torchrec.data.unseen_ids import read_as_unseen
 from stem_torchrec.runtime.errors import UserError
 
 _READS_AT_ONCE = 8
@@ -178,7 +179,8 @@ class ParquetReader(IterableDataset[Batch | Exposures]):
         rows = torch.cat([torch.arange(*span) for span in spans or [(0, 0)]])
         batch = to_batch(table, self.columns, rows=max(len(rows), 1))
         types = self.row_groups[0].metadata.schema.to_arrow_schema()
-        return Exposures(batch, rows, *groups_of(table, self.columns, types))
+        unseen = read_as_unseen(batch, self.columns) if self.columns.ids_of_log else None
+        return Exposures(batch, rows, *groups_of(table, self.columns, types), unseen=unseen)
 
     def _read(self, blocks: Sequence[Block], spans: Spans) -> Iterator[pa.Table]:
         """The rows of `spans` in the epoch's order; a thread decodes the next block while one is used."""

@@ -65,8 +65,13 @@ class _AFTB(torch.autograd.Function):
         return mixed
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         weights, experts, trained = ctx.saved_tensors
-        if ctx.one_by_one:
-            return (grad * experts).sum(dim=2, keepdim=True), weights * trained * grad, None
-        return torch.bmm(grad, experts.mT), torch.bmm((weights * trained).mT, grad), None
+        of_weights = of_experts = None
+        # Of frozen gates and experts nothing is needed.
+        if ctx.needs_input_grad[0]:
+            of_weights = (grad * experts).sum(dim=2, keepdim=True) if ctx.one_by_one else torch.bmm(grad, experts.mT)
+        if ctx.needs_input_grad[1]:
+            read = weights * trained
+            of_experts = read * grad if ctx.one_by_one else torch.bmm(read.mT, grad)
+        return of_weights, of_experts, None

@@ -73,6 +73,8 @@ class MultiTaskModel(nn.Module):
         self.embedding_l2 = embedding_l2
         self.in_features = self.sparse_arch.out_features[groups[0]] + (dense_out_features if self.dense_arch else 0)
         self.towers: nn.ModuleDict
+        self.frozen: frozenset[str] = frozenset()
+        """Groups that are not trained; `weight_groups.freeze` adds some."""
 
     def make_towers(self, in_features: int, hidden: Sequence[int], dropout: float) -> nn.ModuleDict:
         """An MLP from (B, in_features) to a logit (B, 1) for each task."""
@@ -88,6 +90,9 @@ class MultiTaskModel(nn.Module):
 
     def above_tables(self, dense_features: Tensor, x: dict[str, Tensor]) -> Tensor:
         """The logits (B, T) from the dense features (B, N) and the groups' pooled embeddings (B, F * D)."""
+        if self.frozen:
+            # Ahead of the lookup's backward, where the optimizers of tables keep their states.
+            x = {g: x[g].detach() if g in self.frozen else x[g] for g in x}
         if self.embedding_l2 > 0:
             x = {g: l2_penalty(x[g], self.embedding_l2) for g in x}
         if self.dense_arch:

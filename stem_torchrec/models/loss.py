@@ -17,7 +17,8 @@ class MultiTaskTrain(nn.Module):
     The mean is over the rows of all ranks if the batch comes from a LabelCounter: a rank's loss is the sum over its
     rows, divided by the labels of all ranks and multiplied by the number of ranks, because data parallelism and
     TorchRec's tables average gradients over the ranks. Otherwise it is the mean over this rank's rows. A task without a
-    label adds nothing. Where the labels of a batch have weights w, a task's mean of losses l is sum(w l) / sum(w).
+    label adds nothing; the loss of a frozen task counts as any other, and trains only what is not frozen. Where the
+    labels of a batch have weights w, a task's mean of losses l is sum(w l) / sum(w).
 
     Args:
         model: maps dense features (B, N) and a KeyedJaggedTensor to logits (B, T): STEM, TorchRec's DLRM, or yours.

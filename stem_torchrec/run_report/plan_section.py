@@ -6,7 +6,7 @@ from stem_torchrec.run_report.charts import by_rank
 from stem_torchrec.run_report.run_record import RunRecord
 from stem_torchrec.runtime.report_file import Report, escape
 from stem_torchrec.sharding.plan_file import StoredTable
-from stem_torchrec.training.optimizers import states_of_tables
+from stem_torchrec.training.sparse_optimizers import states_of_tables
 
 _MIB = 2**20
 _BYTES = 4

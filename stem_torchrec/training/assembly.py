@@ -16,7 +16,9 @@ from torchrec.optim.keyed import CombinedOptimizer
 from stem_torchrec.config import Precision, ShardingConfig, SparseOptimizerConfig, TrainConfig
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.models.build import build_model
+from stem_torchrec.models.frame import MultiTaskModel
 from stem_torchrec.models.trained_by import tasks_of_parameters
+from stem_torchrec.models.weight_groups import check_rate_factors, freeze
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
@@ -29,8 +31,10 @@ from stem_torchrec.sharding.sharder import make_sharder
 from stem_torchrec.sharding.topology import topology_here
 from stem_torchrec.tables import table_configs
 from stem_torchrec.training.dense_optimizer import leave_out_unlabeled
+from stem_torchrec.training.frozen import cut_lookups
 from stem_torchrec.training.nonfinite import SkippingPipeline
-from stem_torchrec.training.optimizers import SPARSE_OPTIMIZERS, apply_sparse_optimizer, check_sparse_optimizer
+from stem_torchrec.training.optimizers import apply_sparse_optimizer
+from stem_torchrec.training.sparse_optimizers import SPARSE_OPTIMIZERS, check_sparse_optimizer
 
 
 def build_sharded_model(
@@ -54,13 +58,17 @@ def build_sharded_model(
         trains: whether the model is trained; finding which tasks train a parameter takes seconds in a wide model.
         shows_plan: whether rank 0 prints the plan.
 
-    Raises UserError where the sparse optimizer does not serve the tables, or no plan fits; see `plan_sharding`.
+    Raises UserError where the sparse optimizer does not serve the tables, an option names a group that the model does
+    not have, or no plan fits; see `plan_sharding`.
     """
     if config.train.deterministic:
         _make_deterministic()
     torch.manual_seed(config.seed)
     model = build_model(config.model, columns)
     if trains:
+        assert isinstance(model.model, MultiTaskModel)
+        freeze(model.model, config.train.freeze)
+        check_rate_factors(model.model, config.train.rate_factors)
         model.trained_by = tasks_of_parameters(model, tasks=len(columns.labels), dense_in_features=len(columns.dense))
     tables = table_configs(model)
     topology = topology_here(process, hbm_gib=config.sharding.hbm_gb)
@@ -73,7 +81,7 @@ def build_sharded_model(
             dense_kernel=dense_kernel,
             labels_missing=labels_missing,
         )
-    apply_sparse_optimizer(model, config.sparse)
+    apply_sparse_optimizer(model, config.sparse, factors=config.train.rate_factors)
     sharder = make_sharder(input_dist=config.sharding.input_dist, communication=config.sharding.communication)
     per_row = SPARSE_OPTIMIZERS[config.sparse.name].per_row
     plan = plan_sharding(
@@ -93,6 +101,7 @@ def build_sharded_model(
             f"note: {config.sparse.name} keeps a number per row and column shard, so {some(cut)} learn differently"
         )
     sharded = shard(model, plan.sharding_plan, device=process.device, seed=config.seed, sharder=sharder)
+    cut_lookups(sharded)
     # From here on ranks draw different numbers, for dropout.
     torch.manual_seed(config.seed + process.rank)
     return sharded, plan
@@ -112,6 +121,7 @@ def for_weights_only(config: TrainConfig) -> TrainConfig:
     return replace(
         config,
         sparse=SparseOptimizerConfig(name="sgd"),
+        train=replace(config.train, freeze=(), rate_factors={}),
         sharding=replace(config.sharding, rules=(), plan=None, kernel="auto"),
     )
 

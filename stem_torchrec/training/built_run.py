@@ -60,7 +60,7 @@ class BuiltRun:
         model, plan = build_sharded_model(
             config, data.columns, process, labels_missing=data.labels_missing, ids_per_row=data.ids_per_row
         )
-        optimizer = build_optimizer(model, sparse=config.sparse, dense=config.dense, clip_norm=config.train.clip_norm)
+        optimizer = build_optimizer(model, sparse=config.sparse, dense=config.dense, train=config.train)
         forward = autocast_forward(model, config.train.precision, process)
         pipeline = build_pipeline(model, optimizer, config, process, forward=forward)
         beginning = beginning.carry(model, optimizer, config, data)

@@ -27,25 +27,32 @@ def build_dense_optimizer(
     *,
     clip_norm: float | None = None,
     trained_by: Mapping[str, frozenset[int]],
+    factors: Mapping[str, float],
 ) -> list[KeyedOptimizer]:
     """Adam or AdamW: one optimizer, or one for the parameters of each set of tasks if it clips gradients.
+
+    Frozen parameters get no gradient, so that their states are kept and make no steps.
 
     Args:
         parameters: by name.
         config: the optimizer.
         clip_norm: largest norm of the gradient of the parameters that the same tasks train.
         trained_by: tasks that train a parameter, by name; all tasks where the name is missing.
+        factors: on the learning rate of a parameter, by name.
     """
     make = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
     arguments: dict[str, Any] = {
-        "lr": config.learning_rate,
         "betas": config.betas,
         "weight_decay": config.weight_decay,
         "fused": True,
     }
 
     def build(parameters: Mapping[str, Tensor]) -> KeyedOptimizer:
-        return KeyedOptimizerWrapper(parameters, lambda tensors: with_moments(make(tensors, **arguments)))
+        by_factor: dict[float, list[Tensor]] = {}
+        for name, parameter in parameters.items():
+            by_factor.setdefault(factors[name], []).append(parameter)
+        groups = [{"params": each, "lr": config.learning_rate * factor} for factor, each in by_factor.items()]
+        return KeyedOptimizerWrapper(parameters, lambda _: with_moments(make(groups, **arguments)))
 
     if clip_norm is None:
         return [build(parameters)]
@@ -61,7 +68,7 @@ def build_dense_optimizer(
 def with_moments(adam: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """Creates the states that Adam or AdamW creates in a parameter's first step, with the same values.
 
-    So a checkpoint has those of a task that has had no label yet.
+    So a checkpoint has those of a task that has had no label yet, and of a frozen one.
     """
     for group in adam.param_groups:
         for parameter in group["params"]:

@@ -9,7 +9,7 @@ from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.memory import host_memory
 from stem_torchrec.runtime.process import Process
 from stem_torchrec.tables import table_configs
-from stem_torchrec.training.optimizers import states_of_tables
+from stem_torchrec.training.sparse_optimizers import states_of_tables
 
 _GIB = 2**30
 _BYTES = 4

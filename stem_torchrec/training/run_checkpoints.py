@@ -74,8 +74,7 @@ class RunCheckpoints(Callback):
         self.folder = checkpoints_folder(config.checkpoint, folder)
         self.every = config.checkpoint.steps
         self._config, self._run_folder, self._lock, self._data = config, folder, lock, data
-        self._config_fields = to_dict(config)
-        self._schema_fields = schema_to_dict(data.schema)
+        self._config_fields, self._schema_fields = to_dict(config), schema_to_dict(data.schema)
         self._model, self._optimizer, self._pipeline = model, optimizer, pipeline
         self._best, self._meter, self._start_fields = best, meter, start.for_checkpoint()
         self.deltas = chosen_deltas(config, folder, data.columns, start, model=model, meter=meter, confirm=lock.confirm)

@@ -32,6 +32,7 @@ from stem_torchrec.training.assembly import build_pipeline, build_sharded_model,
 from stem_torchrec.training.configuration import load_config
 from stem_torchrec.training.evaluation import predict, weights_of_rows
 from stem_torchrec.training.evaluation_outputs import prepare_outputs, write_results
+from stem_torchrec.training.grown_log import UnseenIds, without_new_ids
 from stem_torchrec.training.run_data import note_other_counts, open_split
 from stem_torchrec.training.run_folder import BEST_WEIGHTS, CONFIG_FILE
 
@@ -93,9 +94,11 @@ def evaluate_run(
     from_first_rank(lambda: prepare_outputs(config.run, lock, metrics=config.json, predictions=config.predictions))
     metrics = MultiTaskMetrics(columns.labels, process.device, weighted=columns.weighs_rows)
     file = PredictionsFile(config.predictions, columns, rank=process.rank) if config.predictions else nullcontext()
+    unseen = UnseenIds(columns, process.device)
     with lock, file as predictions:
 
         def consume(item: Exposures, logits: Tensor, labels: Tensor) -> None:
+            unseen.add(item)
             weights = weights_of_rows(item)
             if columns.labeled:
                 metrics.update(logits, labels, item.groups, weights)
@@ -105,6 +108,7 @@ def evaluate_run(
 
         opened.predict(process, consume, watch=watch)
         from_first_rank(lock.confirm)
+    unseen.note()
     path, rows = opened.path, opened.reader.rows
     if not columns.labeled:
         log_rank0(
@@ -193,12 +197,14 @@ def open_run(config: EvaluateConfig, process: Process, *, grown: bool = False) -
 def _columns_of(folder: str, run: TrainConfig, path: str, schema: Schema, *, predicts: bool, grown: bool) -> Columns:
     """The columns of the log in `path` that the run in `folder` was trained on; raises UserError where it has others.
 
-    To predict, the schema of the log needs no labels. `grown` allows a log with fewer ids than the run has rows.
+    To predict, the schema of the log needs no labels. Its vocabularies may have more ids than those of the run; `grown`
+    allows one with fewer.
     """
     columns = Columns.select(load_schema(folder), features=run.data.features, labels=run.data.labels)
     if predicts and not schema.labels:
         schema = replace(schema, labels=columns.labels)
     present = Columns.select(schema, features=tuple(columns.sparse), labels=columns.labels)
+    present = without_new_ids(path, present, columns, run=folder)
     if grown:
         of_run = columns.sparse
         larger = {n: max(each.num_embeddings, of_run[n].num_embeddings) for n, each in present.sparse.items()}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.models.gated_experts import GatedExperts
 from stem_torchrec.models.stem import STEM
+from stem_torchrec.models.weight_groups import group_of
 from stem_torchrec.runtime.errors import UserError, nearest
 from stem_torchrec.runtime.store_path import path_of
 from stem_torchrec.sharding.placement import some
@@ -119,7 +120,7 @@ def _check_sizes(
         size = size_of(weights[name]) if name in weights else None
         if size and name in gates:
             size = (len(gates[name]), *size[1:])
-        if source_sizes.get(name) != size and not (name not in source_sizes and _group(name) in new):
+        if source_sizes.get(name) != size and not (name not in source_sizes and group_of(name, new) in new):
             raise UserError(
                 f"{where} is another model: {name} is {source_sizes.get(name, 'missing')} in it and, without the new "
                 f"tasks, {size or 'missing'} in this model."
@@ -166,16 +167,6 @@ def _check_layout(names: Iterable[str], tasks: Sequence[str], where: str) -> Non
                 f"{where} has the table {tensor.table!r} of several groups; tasks can be added only in the split "
                 "layout."
             )
-
-
-def _group(name: str) -> str:
-    """The group that a weight of a STEM belongs to, by its name."""
-    tensor = TableTensor.parse(name)
-    if tensor is not None:
-        return table_group(tensor.table)
-    match = re.match(r"(?:layers\.\d+\.)?(?:dense_arch|experts|gates|towers)\.([^.]+)\.", name)
-    assert match, f"{name} does not belong to a group"
-    return match[1]
 
 
 def _gates_of_trained(stem: STEM, trained: Sequence[str]) -> dict[str, list[int]]:

@@ -23,8 +23,8 @@ from stem_torchrec.starting.record import read_start, write_start
 from stem_torchrec.training.assembly import build_sharded_model, for_weights_only
 from stem_torchrec.training.configuration import load_config
 from stem_torchrec.training.evaluation_outputs import check_apart
-from stem_torchrec.training.optimizers import SPARSE_OPTIMIZERS
 from stem_torchrec.training.run_folder import BEST_WEIGHTS, CONFIG_FILE, METRICS_FILE, read_metrics, write_metrics
+from stem_torchrec.training.sparse_optimizers import SPARSE_OPTIMIZERS
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,6 @@ def _notes(trained: TrainConfig, converted: TrainConfig) -> list[str]:
             f"to train the new run, choose --sparse.name adagrad or sgd: {trained.sparse.name} couples the elements of "
             "a row, and its state cannot be packed"
         )
-    elif converted.model.layout == "packed" and trained.sparse.group_learning_rates:
+    elif converted.model.layout == "packed" and (trained.sparse.group_learning_rates or trained.train.rate_factors):
         notes.append("to train the new run, give all groups one learning rate: a packed table has only one")
     return notes

@@ -1,10 +1,11 @@
 """What a sharded collection and a train pipeline of TorchRec let a subclass replace, checked with both stacks."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
@@ -62,10 +63,29 @@ def forget_cached_rows(collection: ShardedEmbeddingBagCollection) -> None:
 
     Rows that have been trained since the last `state_dict()`, which writes them back, are lost.
     """
+    for lookup in _lookups(collection):
+        lookup.purge()
+
+
+APART = "_batch_key"
+"""An argument of a table's fused optimizer: one FBGEMM module looks up only tables for which it is the same."""
+
+
+def lookups_of(collection: ShardedEmbeddingBagCollection) -> Iterator[tuple[list[str], nn.Module]]:
+    """The FBGEMM modules of a sharded collection on this rank, each with the names of its tables.
+
+    A module returns pooled embeddings (B, W), as wide as its tables together.
+    """
+    for lookup in _lookups(collection):
+        for module in lookup._emb_modules:
+            yield [table.name for table in module.config.embedding_tables], module
+
+
+def _lookups(collection: ShardedEmbeddingBagCollection) -> Iterator[Any]:
     for lookup in collection._lookups:
         while isinstance(lookup, DistributedDataParallel):
             lookup = lookup.module
-        lookup.purge()
+        yield lookup
 
 
 def group_of(sharding: Any) -> dist.ProcessGroup:

@@ -1,0 +1,88 @@
+"""A run beside a log whose vocabularies have grown since: which ids are new to the run's tables, and how many."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+
+from stem_torchrec.data.batch import Exposures
+from stem_torchrec.data.columns import Columns
+from stem_torchrec.metrics.collectives import gather
+from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.progress import log_rank0
+from stem_torchrec.runtime.store_path import path_of
+from stem_torchrec.starting.id_maps import LogIds, map_ids
+from stem_torchrec.starting.id_spaces import IdSpace, read_id_spaces
+from stem_torchrec.starting.record import read_start
+
+
+def without_new_ids(log: str, columns: Columns, of_run: Columns, *, run: str) -> Columns:
+    """The columns of a log, with the sizes of the run's tables where the log's vocabularies are larger.
+
+    Readers give the ids beyond them the id of unseen values, as preparation with the run's vocabularies would have.
+
+    Args:
+        log: its folder.
+        columns: of the log.
+        of_run: of the same features.
+        run: its folder.
+
+    Raises UserError where the log's vocabularies cannot be read, or do not begin as those of the run.
+    """
+    spaces = read_id_spaces(log, columns)
+    _check_same_ids(run, log, spaces)
+    rows = {name: feature.num_embeddings for name, feature in columns.sparse.items()}
+    grown = {
+        name: count
+        for name, count in rows.items()
+        if count > of_run.sparse[name].num_embeddings and spaces[name].kind == "vocabulary"
+    }
+    sizes = {name: (of_run if name in grown else columns).sparse[name].num_embeddings for name in columns.sparse}
+    sparse = {name: replace(feature, num_embeddings=sizes[name]) for name, feature in columns.sparse.items()}
+    return replace(columns, sparse=sparse, ids_of_log=grown)
+
+
+def _check_same_ids(run: str, log: str, of_log: Mapping[str, IdSpace]) -> None:
+    """Raises UserError for a vocabulary of the log that neither continues that of the run nor is continued by it."""
+    record = read_start(path_of(run))
+    if record is None:
+        # An earlier version recorded nothing of its ids.
+        return
+    for name, space in of_log.items():
+        own = record.ids.get(name)
+        if own is None or (own.kind, space.kind) != ("vocabulary", "vocabulary"):
+            continue
+        sides = [(record.log.path, own), (log, space)]
+        (old_log, old), (new_log, new) = sides if own.values <= space.values else sides[::-1]
+        [ids] = map_ids(LogIds(old_log, {name: old}), LogIds(new_log, {name: new}), name=run, hashed=False).values()
+        if ids.rows is not None:
+            raise UserError(
+                f"the ids of {name!r} in {log} have other values than those that {run} was trained with; prepare the "
+                f"log with --vocabularies {record.log.path}."
+            )
+
+
+class UnseenIds:
+    """Counts the ids that a rank reads as unseen.
+
+    Args:
+        columns: that it reads.
+        device: of the rank.
+    """
+
+    def __init__(self, columns: Columns, device: torch.device) -> None:
+        self._columns, self._device = columns, device
+        self._counts = torch.zeros(len(columns.sparse), dtype=torch.int64)
+
+    def add(self, item: Exposures) -> None:
+        """Counts those of a batch."""
+        if item.unseen is not None:
+            self._counts += item.unseen
+
+    def note(self) -> None:
+        """Prints how many there were on all ranks, which all call it."""
+        if self._columns.ids_of_log:
+            counts = gather(self._counts.to(self._device)).sum(dim=0).tolist()
+            of_features = dict(zip(self._columns.sparse, counts, strict=True))
+            named = ", ".join(f"{of_features[name]:,} of {name}" for name in self._columns.ids_of_log)
+            log_rank0(f"note: ids that the log has added to the run's vocabularies were read as unseen: {named}")
