@@ -85,13 +85,13 @@ def whole_states(run: Run) -> dict[str, Tensor]:
         tensor = TableTensor.parse(name)
         for state, value in states.items():
             if tensor is None:
-                pieces.append((f"{name}.{state}", None, value.clone()))
+                pieces.append((f"{name}.{state}", None, value.to("cpu", copy=True)))
             elif size_of(value) == size_of(weights[name]):
                 for (row, column), piece in local_pieces(value):
                     for table, left, part in run.parts(tensor.table, column, piece):
                         # The fused optimizer of FBGEMM calls it otherwise than torch's.
                         kind = {"sum": "momentum1"}.get(state, state.rpartition(".")[2])
-                        pieces.append((f"{table}.{kind}", (table, row, left), part.clone()))
+                        pieces.append((f"{table}.{kind}", (table, row, left), part.to("cpu", copy=True)))
     gathered: list[list] = [[]] * dist.get_world_size()
     dist.all_gather_object(gathered, pieces)
     whole: dict[str, Tensor] = {}

@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from stem_torchrec.checkpoints.state import restore_state
 from stem_torchrec.checkpoints.weights import load_weights, save_weights
 from stem_torchrec.transfer.add_tasks import add_tasks
 from stem_torchrec.transfer.warm_start import warm_start
 
-from gpu_runs import KERNELS, ROUNDING, assert_same_bits, batches, run_config
+from gpu_runs import EPS, KERNELS, ON_CPU, ROUNDING, assert_close, assert_same_bits, batches, run_config
 from reference import COLUMNS, TABLES, logits_by_formula, random_batch
 from runs import Run
+from starts import STEPS, batches_for, save_run, start, whole_states
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("gpu_process")]
 
@@ -79,3 +81,28 @@ def test_a_lookup_after_tasks_were_added_reads_the_new_weights(kernel: str):
             table, expected = (f"{TABLES}.{each}/{feature}.weight" for each in (group, trained))
             assert torch.equal(weights[table], source[expected]), table
     assert_next_lookup_reads_the_weights(run)
+
+
+STARTS = [
+    *((kernel, "adagrad") for kernel in KERNELS),
+    ("dense", "adam"),
+    *(() if ON_CPU else (("fused", "adam"), ("fused_uvm_caching", "partial_rowwise_adam"))),
+]
+
+
+@pytest.mark.parametrize(("kernel", "optimizer"), STARTS)
+def test_a_run_that_starts_from_a_checkpoint_makes_the_next_steps_of_the_resumed_one(
+    kernel: str, optimizer: str, tmp_path: Path
+):
+    config = run_config(kernel, optimizer, eps=EPS, update_unlabeled_rows=True)
+    source, _ = save_run(tmp_path / "runs", config)
+    resumed = Run.build(dataclasses.replace(config, seed=7))
+    restore_state(resumed.model, resumed.optimizer, source.weights, step=STEPS, tasks=2, same_ranks=True)
+    new = Run.build(dataclasses.replace(config, seed=8))
+    # Rows that are in a cache by then are forgotten.
+    new.train(batches_for(COLUMNS))
+    start(source, config, run=new)
+    for run in (resumed, new):
+        run.train(batches_for(COLUMNS, range(STEPS, STEPS + 2)))
+    # FBGEMM corrects the bias of moments by a count of its own.
+    assert_close(new.weights() | whole_states(new), resumed.weights() | whole_states(resumed))

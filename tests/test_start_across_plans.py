@@ -101,6 +101,7 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return results
 
 
+@pytest.mark.stack
 def test_rows_and_states_are_continued_under_any_plan_layout_and_number_of_ranks(results):
     for case, old, new in results:
         for name, value in old.items():

@@ -21,6 +21,8 @@ FILES = {
     "space": (SPACE, "file.yaml", TUNE),
     "tables": ("tables.yaml", "file.yaml", ("plan", "--tables", "file.yaml", *PLAN)),
     "metrics.json": ("run/metrics.json", "run/metrics.json", ("train", *RUN, "--output-dir", "run")),
+    "start.json": ("run/start.json", "run/start.json", ("train", *RUN, "--output-dir", "out", "--start-from", "run")),
+    "start.json of a run": ("paused/start.json", "paused/start.json", PAUSED),
     "metrics.jsonl": ("paused/metrics.jsonl", "paused/metrics.jsonl", PAUSED),
     "progress.json": ("paused/checkpoints/*/progress.json", None, PAUSED),
     "schema.json of a run": ("run/schema.json", "run/schema.json", ("evaluate", "--run", "run", "--data.path", "log")),
