@@ -106,10 +106,10 @@ def _distribution(by_run: dict[str, dict[str, GateFacts]], stream: str, groups: 
     Of many groups it has the stream's own, the shared one, and those that are read the most.
     """
     figure, axes = empty_chart()
-    by_mean = sorted(
+    by_weight = sorted(
         groups, key=lambda group: -max((of_run[group].mean for of_run in by_run.values() if group in of_run), default=0)
     )
-    drawn = list(dict.fromkeys([*(group for group in (stream, SHARED) if group in groups), *by_mean]))[:_MOST_GROUPS]
+    drawn = list(dict.fromkeys([*(group for group in (stream, SHARED) if group in groups), *by_weight]))[:_MOST_GROUPS]
     middles = (np.arange(BINS) + 0.5) / BINS
     for number, (name, by_group) in enumerate(by_run.items()):
         for group, gate in by_group.items():
