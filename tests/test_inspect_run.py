@@ -196,7 +196,8 @@ def test_a_run_that_started_from_another_has_moved_since_then(
 ) -> None:
     started = shutil.copytree(folder / "a", tmp_path / "started", ignore=shutil.ignore_patterns("checkpoints"))
     parent = {"run": str(folder / "b"), "weights": str(folder / "b/best"), "step": 16, "log": None}
-    (started / "start.json").write_text(json.dumps({"run": str(started), "parents": [parent]}))
+    begun = json.loads((started / "start.json").read_text())
+    (started / "start.json").write_text(json.dumps(begun | {"parents": [parent]}))
     [of_run] = inspected(tmp_path, started, tables_only=True)["inspected_runs"]
     assert of_run["start"] == str(folder / "b/best")
     fields = ("feature", "id", "distance")
@@ -204,7 +205,7 @@ def test_a_run_that_started_from_another_has_moved_since_then(
         [each[name] for name in fields] for each in numbers["changed_between"]
     ]
     for parents, start in (([], "the values that seed 0 draws"), ([parent | {"weights": "gone"}], "cannot be read")):
-        (started / "start.json").write_text(json.dumps({"run": str(started), "parents": parents}))
+        (started / "start.json").write_text(json.dumps(begun | {"parents": parents}))
         [of_run] = inspected(tmp_path, started, tables_only=True)["inspected_runs"]
         assert start in of_run["start"]
         assert of_run["changed"] == numbers["inspected_runs"][0]["changed"]

@@ -7,18 +7,14 @@ import numpy as np
 from torch import Tensor
 
 from stem_torchrec.comparison.diagnostics import FeatureTables
-from stem_torchrec.config.json_text import parse_json
 from stem_torchrec.run_report.run_record import RunRecord
 from stem_torchrec.run_report.vocabularies import read_values, vocabularies_of_run
-from stem_torchrec.runtime.errors import DamagedError, UserError, reason_of
+from stem_torchrec.runtime.errors import UserError, reason_of
 from stem_torchrec.runtime.store_path import path_of
 from stem_torchrec.sharding.shard import initial_weights
 from stem_torchrec.tables import embedding_bag_configs
 from stem_torchrec.training.run_folder import CONFIG_FILE
 from stem_torchrec.transfer.weight_source import CheckpointWeights
-
-START_FILE = "start.json"
-"""Tells where a run started: its `parents`, the nearest first, each with the folder of its `weights`, and its `run`."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +31,14 @@ class StartWeights:
 
     @classmethod
     def of(cls, run: RunRecord) -> "StartWeights":
-        """What a run started from, by its start.json; raises DamagedError for one that cannot be read.
+        """What a run started from, by its start.json.
 
         Where the source is gone, its rows count as drawn from the seed, and so as changed.
         """
-        drawn, parent = f"the values that seed {run.config.seed} draws", _parent_of(run)
-        if parent is None:
+        drawn = f"the values that seed {run.config.seed} draws"
+        if run.start is None or not run.start.parents:
             return cls(run, None, drawn)
+        parent = run.start.parents[0]
         folder = path_of(parent.run or parent.weights)
         try:
             tables = FeatureTables([CheckpointWeights(path_of(parent.weights))])
@@ -77,25 +74,6 @@ class StartWeights:
                 rows = min(len(weight), len(start[group]))
                 start[group][:rows] = weight[:rows]
         return start
-
-
-@dataclass(frozen=True)
-class _Parent:
-    weights: str
-    run: str | None
-
-
-def _parent_of(run: RunRecord) -> _Parent | None:
-    """What a run started from; None for one that started from its seed alone."""
-    file = run.folder / START_FILE
-    if not file.exists():
-        return None
-    try:
-        parents = parse_json(file.read_text()).get("parents") or []
-        return _Parent(parents[0]["weights"], parents[0]["run"]) if parents else None
-    # What is not as it was written.
-    except (ValueError, AttributeError, LookupError, TypeError) as error:
-        raise DamagedError(f"{file} is damaged ({reason_of(error)}); delete it to compare with the seed.") from error
 
 
 def other_value(run: RunRecord, other: RunRecord, feature: str) -> str:

@@ -8,7 +8,7 @@ from torchrec.optim.keyed import CombinedOptimizer
 
 from stem_torchrec.checkpoints.storage import without_warnings
 from stem_torchrec.checkpoints.weights import load_state
-from stem_torchrec.config import TrainConfig
+from stem_torchrec.config import NewRows, TrainConfig
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.runtime.internals.torchrec_hooks import forget_cached_rows
 from stem_torchrec.starting.axis_labels import CLOSED
@@ -17,7 +17,6 @@ from stem_torchrec.starting.carry_plan import plan_carry
 from stem_torchrec.starting.carry_planner import CarryLoadPlanner, fill_new
 from stem_torchrec.starting.id_maps import IdMap
 from stem_torchrec.starting.local_copies import LocalCopies
-from stem_torchrec.starting.match_tables import NewRows
 from stem_torchrec.starting.mean_rows import start_from_mean
 from stem_torchrec.starting.source import StartSource
 from stem_torchrec.tables import local_pieces, sharded_collections

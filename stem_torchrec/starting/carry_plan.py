@@ -7,7 +7,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from stem_torchrec.checkpoints.dropout_names import names_with_dropout
 from stem_torchrec.checkpoints.weights import check_weights, saved_tensors
-from stem_torchrec.config import TrainConfig
+from stem_torchrec.config import NewRows, TrainConfig
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.store_path import path_of
@@ -15,7 +15,7 @@ from stem_torchrec.starting.axis_labels import CLOSED
 from stem_torchrec.starting.carried import Carried, States, together
 from stem_torchrec.starting.id_maps import IdMap
 from stem_torchrec.starting.match_modules import match_modules
-from stem_torchrec.starting.match_tables import NewRows, match_tables
+from stem_torchrec.starting.match_tables import match_tables
 from stem_torchrec.starting.model_weights import Matches, ModelWeights
 from stem_torchrec.starting.source import StartSource
 from stem_torchrec.tables import table_feature, table_of
@@ -83,8 +83,11 @@ def plan_carry(
     # Under the names of layers that were saved when dropout was a layer.
     renamed = names_with_dropout([name.removeprefix("model.") for name in saved], old.sizes)
     modules = {name: replace(match, old=renamed.get(match.old, match.old)) for name, match in modules.items()}
-    steps = source.step if of_tables == "carried" else None
-    carried = Carried(source.name, tuple(together([*lines, *of_parts])), tuple(notes), steps or 0)
+    steps = 0
+    if of_tables == "carried":
+        # The source counts on from the run that it started from.
+        steps = (source.step or 0) + (source.lineage.table_steps if source.lineage is not None else 0)
+    carried = Carried(source.name, tuple(together([*lines, *of_parts])), tuple(notes), steps)
     return CarryPlan({**tables, **modules}, carried, saved)
 
 

@@ -2,20 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from stem_torchrec.config import NewRows
 from stem_torchrec.runtime.errors import UserError, nearest
 from stem_torchrec.starting.carried import Line, States
 from stem_torchrec.starting.id_maps import IdMap
 from stem_torchrec.starting.model_weights import Match, Matches, ModelWeights
 from stem_torchrec.tables import table_feature, table_group, table_name
 
-NewRows = Literal["initial", "unseen", "mean"]
-"""What the row of a new id starts from: the initializer, the old row of unseen values, or the mean of all rows that are
-carried."""
 UNSEEN = 0
 """The id of values that a vocabulary does not have."""
 _STARTS = {"initial": "as initialized", "unseen": "as that of unseen values", "mean": "as their mean"}
