@@ -1,6 +1,5 @@
 """Small trained runs on a log of raw rows, exported as bundles, for tests."""
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors.torch import load_file
 
 from stem_torchrec.calibration.calibrate_run import CalibrateConfig, calibrate_run
 from stem_torchrec.calibration.calibration_file import CALIBRATION_FILE, write_calibration
@@ -136,27 +134,3 @@ def predictions(folder: Path, name: str) -> dict[str, np.ndarray]:
     """What evaluate.py predicts for the validation split, by task."""
     table = pq.read_table(folder / f"predicted-{name}").sort_by("row")
     return {task: table[f"prediction/{task}"].to_numpy() for task in TASKS}
-
-
-def with_rows(folder: Path, feature: str, rows: int) -> None:
-    """Gives the tables of a feature more rows, of zeros that take no room on the disk."""
-    file, manifest = folder / "tables.safetensors", json.loads((folder / "manifest.json").read_text())
-    content = load_file(file)
-    for table in manifest["tables"]:
-        table["rows"] = rows if table["feature"] == feature else table["rows"]
-    file.unlink()
-    header, end = {}, 0
-    for table in manifest["tables"]:
-        shape = [table["rows"], table["columns"]]
-        start, end = end, end + 4 * shape[0] * shape[1]
-        header[table["name"]] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-(8 + len(text)) % 64)
-    with file.open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        for name, entry in header.items():
-            stream.seek(8 + len(text) + entry["data_offsets"][0])
-            stream.write(content[name].numpy().tobytes())
-        stream.truncate(8 + len(text) + end)
-    manifest["files"][file.name]["size"] = 8 + len(text) + end
-    (folder / "manifest.json").write_text(json.dumps(manifest))

@@ -14,8 +14,9 @@ from torch import Tensor
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.serving.bundle import Bundle, load_bundle
 
-from bundles import ROUNDING, RUNS, TASKS, bundle_of, predictions, raw_of_valid, train_and_export, with_rows
+from bundles import ROUNDING, RUNS, TASKS, bundle_of, predictions, raw_of_valid, train_and_export
 from distributed import run_ranks
+from studies.sparse_tables import grow_tables
 
 long = pytest.mark.long
 FAST = ("mmoe", "aitm")
@@ -108,7 +109,7 @@ def test_tables_of_more_than_the_memory_are_opened_and_not_read(stem_bundle: Pat
     small = load_bundle(stem_bundle / "bundle-stem")
     shutil.copytree(small.folder, tmp_path / "large")
     # Three tables of 8 columns. Linux refuses so much memory, unless it is of a file and is not written to.
-    with_rows(tmp_path / "large", "user", 2 * memory_and_swap() // (3 * 8 * 4))
+    grow_tables(tmp_path / "large", "user", 2 * memory_and_swap() // (3 * 8 * 4))
     before = resident_bytes()
     large = load_bundle(tmp_path / "large")
     assert sum(table.nbytes for table in large.tables) > 2 * memory_and_swap()
@@ -118,7 +119,7 @@ def test_tables_of_more_than_the_memory_are_opened_and_not_read(stem_bundle: Pat
 
 def test_tables_that_cannot_be_mapped_are_refused_in_one_sentence(stem_bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(stem_bundle / "bundle-stem", tmp_path / "large")
-    with_rows(tmp_path / "large", "user", 10**12 // (3 * 8 * 4))
+    grow_tables(tmp_path / "large", "user", 10**12 // (3 * 8 * 4))
     limits = resource.getrlimit(resource.RLIMIT_AS)
     try:
         # Enough for all but the tables.
