@@ -1,7 +1,7 @@
 """A process of benchmarks/large_tables.py: opens a bundle, scores random ids, and tells what memory that takes.
 
-Its arguments are the bundle and a number of rows. Its first line is {"load_s": ..., "rows_s": ..., "sum": ...}, and each
-line on standard input gets {"rss_mb": ..., "pss_mb": ..., "private_mb": ..., "process_mb": ...}.
+Its arguments are the bundle and a number of rows. Its first line is {"load_s": ..., "rows_s": ..., "sum": ...}, and
+each line on standard input gets {"rss_mb": ..., "pss_mb": ..., "private_mb": ..., "process_mb": ...}.
 """
 
 import json

@@ -26,12 +26,11 @@ from common.processes import module_command, module_path
 from studies.sparse_tables import grow_tables
 
 _NOTE = """A copy of the bundle got {rows:,} rows in each of the {tables} tables of `{feature}`, of zeros in holes of
-the file, so that no disk is read: what a cold disk takes for a page is not measured. Each process scores the same {ids:,}
-rows of random ids, and stays. Start is from the start of Python to the first probability, loading is `load_bundle` and
-that row alone, and scoring is that of all rows. RSS and PSS are those of the mapping of tables.safetensors, as they are
-when that many processes have scored: PSS counts a page that n processes have as an n-th, and private are pages that no
-other has. The last process stands for all; the largest difference between the sums of their probabilities is
-{difference:g}."""
+the file, so that no disk is read: what a cold disk takes for a page is not measured. Each process scores the same
+{ids:,} rows of random ids, and stays. Start is from the start of Python to the first probability, loading is
+`load_bundle` and that row alone, and scoring is that of all rows. RSS and PSS are those of the mapping of
+tables.safetensors, as they are in the last process when that many have scored: PSS counts a page that n processes have
+as an n-th, and private are pages that no other has. The sums of the probabilities differ by {difference:g} at most."""
 
 
 @dataclass(frozen=True)
