@@ -24,7 +24,7 @@ COPY launch/components.py launch/
 COPY datasets datasets
 # hadolint ignore=DL3013
 RUN pip install --no-cache-dir "pip>=25.1" \
-    && pip install --no-cache-dir --editable ".[${DEVICE},s3]" \
+    && pip install --no-cache-dir --editable ".[${DEVICE},s3,serve]" \
     && pip install --no-cache-dir --no-deps --group torchrec
 
 COPY . .

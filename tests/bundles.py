@@ -15,6 +15,7 @@ from stem_torchrec.calibration.calibration_file import CALIBRATION_FILE, write_c
 from stem_torchrec.calibration.curves import PlattCurve
 from stem_torchrec.config import ModelConfig
 from stem_torchrec.models.stem import STEMOptions
+from stem_torchrec.models.table import MODELS as ALL_MODELS
 from stem_torchrec.models.table import with_arch
 from stem_torchrec.serving.bundle import Bundle, load_bundle
 from stem_torchrec.serving.export_run import ExportConfig, export_run
@@ -43,15 +44,13 @@ SPEC: dict[str, Any] = {
     "dense": {"price": {"log": True, "standardize": True, "missing": {"fill": "mean"}}},
 }
 """Vocabularies of numbers, text and lists, an id without one, weights of ids, and a number."""
-MODELS: dict[str, ModelConfig] = {
-    "stem": STEMOptions(
-        embedding_dim=8, num_layers=2, num_shared_experts=2, expert_hidden=(16, 8), gate_hidden=(8,), tower_hidden=(8,),
-        embedding_std=0.5,
-    ),
-}  # fmt: skip
-MODELS["single_task"] = with_arch(MODELS["stem"], "single_task")
-MODELS["esmm"] = with_arch(MODELS["stem"], "esmm")
-MODELS["me_ple"] = with_arch(MODELS["stem"], "me_ple", num_layers=1)
+STEM = STEMOptions(
+    embedding_dim=8, num_layers=2, num_shared_experts=2, expert_hidden=(16, 8), gate_hidden=(8,), tower_hidden=(8,),
+    embedding_std=0.5,
+)  # fmt: skip
+MODELS: dict[str, ModelConfig] = {arch: with_arch(STEM, arch) for arch in ALL_MODELS}
+# With more layers the shared stream reads the tables of all groups.
+MODELS["me_ple"] = with_arch(STEM, "me_ple", num_layers=1)
 RUNS = (*MODELS, "stem-packed")
 TASKS = ("buy", "click")
 ROUNDING = 1e-6

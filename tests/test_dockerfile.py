@@ -8,10 +8,13 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from stem_torchrec.server.options import PACKAGES
 
 ROOT = Path(__file__).parents[1]
 ARGUMENTS = {"DEVICE": "cpu"}
@@ -71,6 +74,15 @@ def test_the_image_has_what_a_job_needs_and_no_tests() -> None:
 )
 def test_what_commands_leave_in_the_repository_stays_out_of_the_image(name: str) -> None:
     assert is_ignored(Path(name))
+
+
+def test_the_image_names_the_extras_of_its_commands() -> None:
+    # The packages of this environment would hide that one is missing.
+    (extras,) = [found[1] for _, rest in instructions() if (found := re.search(r"--editable \"\.\[(.+?)\]", rest))]
+    assert extras.split(",") == [ARGUMENTS["DEVICE"], "s3", "serve"]
+    lines = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["serve"]
+    # What stem-serve asks for before it starts.
+    assert {line.partition(">=")[0] for line in lines} == set(PACKAGES)
 
 
 @dataclass(frozen=True)

@@ -324,27 +324,44 @@ def test_files_in_a_store_are_scored(stem_bundle: Path, bundle: Bundle, tmp_path
 
 
 @pytest.mark.long
-def test_memory_does_not_grow_with_the_file(stem_bundle: Path, tmp_path: Path) -> None:
-    few = pa.concat_tables([raw_rows()] * 300)
+@pytest.mark.parametrize(
+    ("source", "target"), [("parquet", "csv"), ("csv", "parquet"), ("jsonl", "jsonl"), ("csv.gz", "tsv")]
+)
+def test_memory_does_not_grow_with_the_file(stem_bundle: Path, tmp_path: Path, source: str, target: str) -> None:
     peaks = {}
     for times in (1, 20):
-        with pq.ParquetWriter(tmp_path / f"{times}.parquet", few.schema) as writer:
-            for _ in range(times):
-                writer.write_table(few)
-        program = COMMAND + "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-        line = [
-            *command(stem_bundle, "--input", str(tmp_path / f"{times}.parquet")),
-            "--output",
-            str(tmp_path / f"{times}.csv"),
-        ]
-        line[2] = program
+        file, output = tmp_path / f"{times}.{source}", tmp_path / f"{times}.out.{target}"
+        rows = write_repeated(raw_rows(), file, 300 * times)
+        line = command(stem_bundle, "--input", str(file), "--output", str(output))
+        line[2] = COMMAND + "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
         done = subprocess.run(line, env=ENVIRONMENT, text=True, capture_output=True)
         assert done.returncode == 0, done.stderr
         peaks[times] = int(done.stdout)
-        with (tmp_path / f"{times}.csv").open() as scores:
-            assert sum(1 for _ in scores) == 1 + times * len(few)
+        if target == "parquet":
+            assert pq.read_metadata(output).num_rows == rows
+        else:
+            with output.open() as scores:
+                assert sum(1 for _ in scores) == rows + (target != "jsonl")
     # KiB: 600,000 rows of 9 columns are 50 MB in memory, and their scores 5 MB.
     assert peaks[20] - peaks[1] < 30_000
+
+
+def write_repeated(rows: pa.Table, file: Path, times: int) -> int:
+    """Writes rows many times into one file; returns how many it has then."""
+    if file.suffix == ".parquet":
+        many = pa.concat_tables([rows] * 300)
+        with pq.ParquetWriter(file, rows.schema) as writer:
+            for _ in range(times // 300):
+                writer.write_table(many)
+    else:
+        small = Path(write(rows, file.with_name(f"small.{file.name}")))
+        with pa.input_stream(str(small)) as stream, pa.output_stream(str(file)) as output:
+            text = stream.read()
+            head = b"" if ".jsonl" in file.name else text[: text.index(b"\n") + 1]
+            output.write(head)
+            for _ in range(times):
+                output.write(text[len(head) :])
+    return times * len(rows)
 
 
 def test_a_log_without_transforms_is_scored_from_its_columns(tmp_path: Path) -> None:

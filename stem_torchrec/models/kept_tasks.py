@@ -1,6 +1,6 @@
 """A trained model cut down to some of its tasks, to predict them and nothing else."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 from torch import nn
@@ -19,8 +19,8 @@ from stem_torchrec.tables import SHARED
 def keep_tasks(model: MultiTaskModel, tasks: Sequence[str]) -> tuple[str, ...]:
     """Drops the towers, gates and experts that no kept task reads; returns the groups whose tables are still read.
 
-    The logits of `model.above_tables` are then those of its towers, in their order. AITM and ESMM also keep the tasks
-    before the last kept one, as each is a step after the one before it.
+    The logits of `model.above_tables` are then those of its towers, in their order. AITM and ESMM also keep the bottoms
+    of the tasks before the last kept one, as each is a step after the one before it, and ESMM their towers.
 
     Raises UserError for a model that cannot be cut down.
 
@@ -44,10 +44,15 @@ def keep_tasks(model: MultiTaskModel, tasks: Sequence[str]) -> tuple[str, ...]:
             groups = model.tasks = kept
             model.bottoms = _only(model.bottoms, kept)
         case AITM() | ESMM():
-            kept = model.tasks = model.tasks[: model.tasks.index(kept[-1]) + 1]
-            model.bottoms = _only(model.bottoms, kept)
+            steps = model.tasks = model.tasks[: model.tasks.index(kept[-1]) + 1]
+            model.bottoms = _only(model.bottoms, steps)
             if isinstance(model, AITM):
-                model.transfers = _only(model.transfers, kept[:-1])
+                model.transfers = _only(model.transfers, steps[:-1])
+                # The first step takes nothing from another.
+                model.attention = _only(model.attention, model.attention if len(steps) > 1 else ())
+            else:
+                # The probability of a step is the product of its tower's and those before it.
+                kept = steps
         case _:
             raise UserError(f"{type(model).__name__} cannot be cut down to {', '.join(tasks)}; keep all its tasks.")
     model.towers = _only(model.towers, kept)
@@ -55,5 +60,5 @@ def keep_tasks(model: MultiTaskModel, tasks: Sequence[str]) -> tuple[str, ...]:
     return groups
 
 
-def _only(modules: nn.ModuleDict, names: Sequence[str]) -> nn.ModuleDict:
+def _only(modules: nn.ModuleDict, names: Iterable[str]) -> nn.ModuleDict:
     return nn.ModuleDict({name: module for name, module in modules.items() if name in names})

@@ -11,7 +11,8 @@ from stem_torchrec.runtime.path_options import LocalFile, LocalFolder
 
 TOKEN_VARIABLE = "STEM_SERVE_TOKEN"
 """The environment variable that may hold the bearer token."""
-_PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
+PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
+"""Of the extra `serve`."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,6 @@ class ServeConfig:
 
 def check_packages() -> None:
     """Raises UserError for a package of the extra `serve` that is not installed."""
-    for name in _PACKAGES:
+    for name in PACKAGES:
         if find_spec(name) is None:
             raise UserError(f"stem-serve needs {name}, which is not installed; run: pip install 'stem_torchrec[serve]'")

@@ -38,8 +38,6 @@ from stem_torchrec.training.configuration import load_config
 from stem_torchrec.training.evaluation_outputs import check_apart
 from stem_torchrec.training.run_folder import BEST_WEIGHTS, CONFIG_FILE, METRICS_FILE, StoredMetrics, read_metrics
 
-_MB = 1e6
-
 
 @dataclass(frozen=True)
 class ExportConfig:
@@ -151,17 +149,19 @@ def _delta(run: AnyPath) -> dict[str, Any]:
 
 def _sizes(model: TrainedModel, tasks: Sequence[str], trained: Sequence[str]) -> str:
     """What the bundle takes in MB, beside what all tasks of the run take."""
-    tables, weights = f"{model.table_bytes / _MB:.1f} MB", f"{model.dense_bytes / _MB:.1f} MB"
-    text = f"tables {tables} ({model.precision}), other weights {weights}"
+    text = f"tables {_mb(model.table_bytes)} ({model.precision}), other weights {_mb(model.dense_bytes)}"
     if len(tasks) == len(trained):
         return text
-    text += (
-        f"; all {len(trained)} tasks take {model.run_table_bytes / _MB:.1f} and {model.run_dense_bytes / _MB:.1f} MB"
-    )
+    text += f"; all {len(trained)} tasks take {_mb(model.run_table_bytes)} and {_mb(model.run_dense_bytes)}"
     others = [group for group in model.served.groups if group in trained and group not in tasks]
     if others:
-        kept = f"{', '.join(others)}, {model.bytes_of_groups(others) / _MB:.1f} MB"
+        kept = f"{', '.join(others)}, {_mb(model.bytes_of_groups(others))}"
         text += (
             f"\nnote: {', '.join(tasks)} alone keeps the tables of {kept}: its gate reads the experts of every group"
         )
     return text
+
+
+def _mb(count: int) -> str:
+    """Bytes as MB, to the KB."""
+    return f"{count / 1e6:,.3f} MB"

@@ -4,7 +4,9 @@ A process that opens the file reads the rows that it looks up, and processes on 
 """
 
 import json
+import mmap
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from stem_torchrec.deltas.row_files import quantized
-from stem_torchrec.runtime.errors import DamagedError, reason_of
+from stem_torchrec.runtime.errors import DamagedError, UserError, reason_of
 from stem_torchrec.runtime.whole_file import naming_file
 from stem_torchrec.serving.manifest import TableEntry, TablePrecision
 
@@ -60,19 +62,57 @@ def create_tables(path: Path, tables: Sequence[TableEntry], precision: TablePrec
 def open_tables(path: Path, tables: Sequence[TableEntry], precision: TablePrecision) -> list[Tensor]:
     """The tables in the given order, mapped from the file: nothing is read until it is looked up.
 
-    Raises DamagedError if the file is not one of safetensors, or has other tables.
+    The memory cannot be written to, so a process may map more than the machine has, and shares what it reads.
+
+    Raises DamagedError if the file is damaged or has other tables, and UserError if it cannot be mapped.
     """
-    code, _, extra = _KINDS[precision]
+    code, kind, extra = _KINDS[precision]
     try:
-        # A mapped tensor outlives the file object.
-        with safe_open(path, framework="pt") as file:
-            for table in tables:
-                kind, shape = file.get_slice(table.name).get_dtype(), file.get_slice(table.name).get_shape()
-                if (kind, shape) != (code, [table.rows, table.columns + extra]):
-                    raise DamagedError(f"{path} has {table.name} as {kind} {shape}; export the bundle again.")
-            return [file.get_tensor(table.name) for table in tables]
+        # safetensors checks the header alone, as its own tensors are private memory that can be written to, of which
+        # Linux refuses more than the machine has.
+        with safe_open(path, framework="numpy"):
+            header, start = _read_header(path)
+        content = _mapped(path)
     except SafetensorError as error:
         raise DamagedError(f"{path} cannot be read ({reason_of(error)}); export the bundle again.") from error
+    except (OSError, MemoryError) as error:
+        raise UserError(
+            f"{path} cannot be mapped into memory ({reason_of(error)}); raise the limit of the process's address space "
+            "(ulimit -v), or copy the bundle to a disk whose files can be mapped."
+        ) from error
+    opened = []
+    for table in tables:
+        entry, shape = header.get(table.name, {}), [table.rows, table.columns + extra]
+        if (entry.get("dtype"), entry.get("shape")) != (code, shape):
+            raise DamagedError(
+                f"{path} has {table.name} as {entry.get('dtype')} {entry.get('shape')}; export the bundle again."
+            )
+        first, end = (start + offset for offset in entry["data_offsets"])
+        opened.append(_read_only(content[first:end].view(kind).reshape(shape)))
+    return opened
+
+
+def _read_header(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
+    """Type, shape and place of each table, and where in the file the places are counted from."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return json.loads(file.read(length)), 8 + length
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """The bytes of a file; a page of them is read when it is looked at."""
+    with path.open("rb") as file:
+        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    # Rows are looked up here and there: without this, 16 to 32 pages are read for each.
+    memory.madvise(mmap.MADV_RANDOM)
+    return np.frombuffer(memory, dtype="u1")
+
+
+def _read_only(array: np.ndarray) -> Tensor:
+    """A tensor of the array's memory, which must not be written to."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+        return torch.from_numpy(array)
 
 
 def bytes_of(tables: Sequence[TableEntry], precision: TablePrecision) -> int:
