@@ -5,9 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,29 +14,42 @@ from typing import Any
 import pyarrow as pa
 from safetensors.torch import load_file, save_file
 
+from stem_torchrec.calibration.calibration_file import CALIBRATION_FILE, Calibration, RowsOfLog, write_calibration
+from stem_torchrec.calibration.curves import PlattCurve
 from stem_torchrec.preparation.options import PrepareOptions
 from stem_torchrec.preparation.prepare_log import prepare_log
+from stem_torchrec.preparation.transforms import TRANSFORMS_FILE
 from stem_torchrec.serving.export_run import ExportConfig, export_run
-from stem_torchrec.serving.manifest import PROGRAM_FILE, TABLES_FILE, file_entries, read_manifest, write_manifest
+from stem_torchrec.serving.manifest import (
+    PROGRAM_FILE,
+    TABLES_FILE,
+    Manifest,
+    file_entries,
+    read_manifest,
+    write_manifest,
+)
 from stem_torchrec.training.recipes import tiny
 from stem_torchrec.training.trainer import train
 
 from bundles import MODELS, SPEC, raw
 from prepared_logs import spec_of
 from runs import this_process
+from small_runs import Forked
 
 ROOT = Path(__file__).parent.parent
 TOKEN = "0123456789abcdef-token"
 JSON, ARROW = "application/json", "application/vnd.apache.arrow.stream"
+DRAIN = 0.5
 OPTIONS = (
     *("--limits.body-mib", "1", "--limits.rows", "3000", "--limits.list-items", "50"),
-    *("--limits.seconds", "5", "--limits.connections", "40", "--limits.bodies", "2"),
+    *("--limits.seconds", "5", "--limits.connections", "40", "--limits.bodies", "2", "--drain-seconds", str(DRAIN)),
 )
 
 
 def write_bundles(folder: Path) -> None:
-    """Writes the bundle `a` and others like it: `b` with other weights, `one_task` that lacks a task,
-    `not_finite` that has no number for the last id of each table, `ids` that takes rows of ids, and `damaged`.
+    """Writes the bundle `a` of a calibrated run and others like it: `b` with other weights, `one_task` that lacks a
+    task, `not_finite` that has no number for the last id of each table, `ids` that takes rows of ids, `lists` whose
+    tags are lists of texts, and `damaged`.
 
     One rank of a process group calls it.
     """
@@ -57,21 +67,46 @@ def write_bundles(folder: Path) -> None:
     train(config, this_process())
     first = folder / "bundles/a"
     export_run(ExportConfig(run=str(folder / "run"), out=str(first)))
+    calibrate(first)
     (folder / "bundles/current").symlink_to("a")
-    for name in ("b", "one_task", "not_finite", "ids", "damaged"):
+    for name in ("b", "one_task", "not_finite", "ids", "lists", "damaged"):
         shutil.copytree(first, folder / "bundles" / name)
     tables = load_file(first / TABLES_FILE)
     save_file({name: -table for name, table in tables.items()}, folder / "bundles/b" / TABLES_FILE)
     for table in tables.values():
         table[-1] = float("nan")
     save_file(tables, folder / "bundles/not_finite" / TABLES_FILE)
+    take_lists(folder / "bundles/lists")
     manifest = read_manifest(first)
-    for name in ("b", "not_finite"):
-        changed = manifest.files | file_entries(folder / "bundles" / name, [TABLES_FILE])
-        write_manifest(folder / "bundles" / name, replace(manifest, files=changed))
+    for name, file in (("b", TABLES_FILE), ("not_finite", TABLES_FILE), ("lists", TRANSFORMS_FILE)):
+        write_with(manifest, folder / "bundles" / name, file)
     write_manifest(folder / "bundles/one_task", replace(manifest, tasks=manifest.tasks[:1]))
     write_manifest(folder / "bundles/ids", replace(manifest, raw=False))
     (folder / "bundles/damaged" / PROGRAM_FILE).write_bytes(b"no program")
+
+
+def write_with(manifest: Manifest, bundle: Path, name: str) -> None:
+    """Writes the manifest of a bundle with a file that is new or has changed."""
+    write_manifest(bundle, replace(manifest, files=manifest.files | file_entries(bundle, [name])))
+
+
+def calibrate(bundle: Path) -> None:
+    """Adds curves that change each probability."""
+    rows = RowsOfLog("log", "valid", 0, 100, "00")
+    platt = {"buy": PlattCurve(a=1.5, b=-0.4), "click": PlattCurve(a=0.5, b=0.1)}
+    calibration = Calibration(weights="sha256:00", fitted_on=rows, judged_on=rows, platt=platt)
+    write_calibration(bundle / CALIBRATION_FILE, calibration)
+    write_with(read_manifest(bundle), bundle, CALIBRATION_FILE)
+
+
+def take_lists(bundle: Path) -> None:
+    """Makes a bundle read its tags as lists of texts, where it read one text with all of them."""
+    transforms = json.loads((bundle / TRANSFORMS_FILE).read_text())
+    transforms["columns"]["tags"] = "list<text>"
+    vocabulary = transforms["features"]["tags"]
+    assert vocabulary["arguments"][0]["call"] == "split"
+    vocabulary["arguments"] = [{"column": "tags"}]
+    (bundle / TRANSFORMS_FILE).write_text(json.dumps(transforms))
 
 
 @dataclass(frozen=True)
@@ -95,7 +130,7 @@ class Answer:
 class Server:
     """A server that runs."""
 
-    process: subprocess.Popen[str]
+    process: Forked
     host: str
     port: int
 
@@ -122,39 +157,36 @@ class Server:
         finally:
             connection.close()
 
+    def send(self, number: signal.Signals) -> None:
+        """Sends a signal to the process."""
+        os.kill(self.process.pid, number)
+
     def metric(self, name: str) -> float:
         """The sum of a metric over its labels that begin with `name`."""
         lines = self.ask("/metrics").body.decode().splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
 
 
-def arguments(bundle: Path, *options: str) -> list[str]:
-    """The command line of a server at a free port."""
-    return [sys.executable, str(ROOT / "stem_torchrec/serve.py"), "--bundle", str(bundle), "--http", "0", *options]
-
-
 @contextmanager
 def running_server(bundle: Path, *options: str, token: str | None = TOKEN) -> Iterator[Server]:
-    """A server until the end of the block; its errors go to standard error."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)} | ({"STEM_SERVE_TOKEN": token} if token else {})
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(
-            arguments(bundle, *options), stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
-        )
-        try:
-            line = process.stdout.readline()
-            if not line:
-                errors.seek(0)
-                raise RuntimeError(errors.read())
-            host, port = line.split()[0].removeprefix("http://").rsplit(":", 1)
-            yield Server(process, host, int(port))
-        finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGKILL)
-            process.wait()
-            process.stdout.close()
-            errors.seek(0)
-            print(errors.read(), file=sys.stderr)
+    """A server at a free port until the end of the block, forked from a process that has imported torch."""
+    line = [str(ROOT / "stem_torchrec/serve.py"), "--bundle", str(bundle), "--http", "0", *options]
+    environment = os.environ | ({"STEM_SERVE_TOKEN": token} if token else {})
+    process = Forked(line, environment, ROOT)
+    printed = []
+    try:
+        for text in process.stdout:
+            printed.append(text)
+            if text.startswith("http://"):
+                break
+        else:
+            raise RuntimeError("".join(printed))
+        host, port = text.split()[0].removeprefix("http://").rsplit(":", 1)
+        yield Server(process, host, int(port))
+    finally:
+        process.kill()
+        process.wait(20)
+        process.stdout.close()
 
 
 def stream_of(table: pa.Table, **options: Any) -> bytes:

@@ -58,9 +58,9 @@ def run_script(
     line = [str(word) for word in (ROOT / script, *options)]
     environments = environments or rank_environments(ranks)
     ranks = len(environments)
-    processes = [_Forked(line, environment, cwd) for environment in environments]
+    processes = [Forked(line, environment, cwd) for environment in environments]
     with ThreadPoolExecutor(ranks) as readers:
-        texts = readers.map(_Forked.read, processes)
+        texts = readers.map(Forked.read, processes)
         statuses = [process.wait(seconds) for process in processes]
         text = "".join(texts)
     assert statuses == ([status] * ranks if isinstance(status, int) else status), text
@@ -71,10 +71,10 @@ class _ForkedRun(TrainRun):
     """A run whose ranks are forked from a process that has imported torch."""
 
     def _start(self, line: Sequence[str], environment: dict[str, str], cwd: Path) -> Any:
-        return _Forked(line[1:], environment, cwd)
+        return Forked(line[1:], environment, cwd)
 
 
-class _Forked:
+class Forked:
     """A forked process, with as much of subprocess.Popen as runs use."""
 
     def __init__(self, line: Sequence[str], environment: dict[str, str], cwd: Path) -> None:

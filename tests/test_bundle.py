@@ -15,10 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from google.protobuf import text_format
+from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 from stem_torchrec import export
 from stem_torchrec.calibration.curves import calibrate
+from stem_torchrec.run_report.write_report import ReportOptions, write_report
 from stem_torchrec.runtime.errors import DamagedError, DataError, UserError
 from stem_torchrec.serving.bundle import Bundle, load_bundle
 from stem_torchrec.serving.export_run import ExportConfig, export_run
@@ -126,6 +130,21 @@ def test_rows_that_cannot_be_scored_are_refused(
     with pytest.raises(UserError) as error:
         bundle.score(change(raw_of_valid().slice(0, 2)))
     assert str(error.value).startswith(message)
+
+
+def test_the_projector_of_a_run_has_the_raw_values_of_its_log(stem_bundle: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(stem_bundle / "stem", tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    line = write_report(ReportOptions((str(run),), projector=("buy/city", "shared/hour"), projector_rows=4))
+    assert "ids without raw values, as the log has no vocabulary for shared/hour;" in line
+    board = run / "tensorboard"
+    config = text_format.Parse((board / "projector_config.pbtxt").read_text(), ProjectorConfig())
+    city, hour = ((board / each.metadata_path).read_text().splitlines() for each in config.embeddings)
+    counted = pq.read_table(stem_bundle / "log/vocabulary/city.parquet", columns=["id", "value", "count"]).to_pylist()
+    assert {row["value"] for row in counted} == {"rome", "oslo", "bonn"}
+    expected = [f"{row['id']}\t{row['value']}\t{row['count']}" for row in counted if row["id"] < 4]
+    # Id 1 is that of a missing city.
+    assert city == ["id\tvalue\tcount", "0\t(unseen)\t", "1\t\t", *expected]
+    assert hour == ["0", "1", "2", "3"]
 
 
 @pytest.fixture(scope="module")

@@ -36,6 +36,29 @@ def test_the_page_lists_every_kind_of_error() -> None:
     assert listed == sorted(kind.value for kind in ErrorKind)
 
 
+FILLED_IN = ("FILE", "metrics.jsonl", "metrics.json", "s3fs", "No space left on device")
+"""What the sentences of the page have in place of `...`, so that readers find them."""
+
+
+def test_every_sentence_of_the_page_is_one_of_the_code() -> None:
+    section = PAGE.read_text().partition("## Errors and their fixes")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| `")]
+    sentences = [sentence for row in rows for sentence in re.findall("`([^`]+)`", row.split(" | ")[0])]
+    left_open = "|".join(map(re.escape, ("...", *FILLED_IN)))
+    parts = [part.strip(" :") for sentence in sentences for part in re.split(left_open, sentence)]
+    assert len(parts) > len(sentences) > 30
+    code = "\n".join(path.read_text() for path in (ROOT / "stem_torchrec").rglob("*.py"))
+    # A sentence of several lines is one text.
+    code = re.sub(r'"\s*\n\s*f?"', "", code)
+    assert [part for part in parts if not is_made_of(part, code)] == []
+
+
+def is_made_of(part: str, code: str) -> bool:
+    """Whether the code has a part of a sentence, in one text or in two that it puts together."""
+    words = part.split(" ")
+    return any(" ".join(words[:i]) in code and " ".join(words[i:]) in code for i in range(len(words)))
+
+
 def test_every_room_gives_its_errors_a_kind() -> None:
     package = ROOT / "stem_torchrec"
     rooms = {path.parent.name for path in package.glob("*/__init__.py")}

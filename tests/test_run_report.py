@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,11 +23,13 @@ from stem_torchrec.calibration.calibration_file import BeforeAndAfter, Calibrati
 from stem_torchrec.calibration.curves import PlattCurve
 from stem_torchrec.checkpoints.weights import saved_tensors
 from stem_torchrec.data.columns import Columns
+from stem_torchrec.data.footers import LAYOUT
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.preparation.options import PrepareOptions
 from stem_torchrec.preparation.prepare_log import prepare_log
 from stem_torchrec.run_report.charts import MOST_POINTS, calibration, thinned
-from stem_torchrec.run_report.plan_section import memory_by_rank
+from stem_torchrec.run_report.operation_sections import faults
+from stem_torchrec.run_report.plan_section import memory_by_rank, plans
 from stem_torchrec.run_report.projector import values_file
 from stem_torchrec.run_report.reliability import Reliability, reliability_of
 from stem_torchrec.run_report.run_record import RunRecord, Series
@@ -34,6 +37,8 @@ from stem_torchrec.run_report.vocabularies import Values, read_values, vocabular
 from stem_torchrec.run_report.write_report import ReportOptions, names_of, page_of, write_report
 from stem_torchrec.runtime.errors import DamagedError, UserError
 from stem_torchrec.runtime.exit_status import ExitStatus
+from stem_torchrec.runtime.report_file import Report
+from stem_torchrec.sharding.plan_file import StoredTable
 from stem_torchrec.training.metrics_log import read_metrics_log
 
 from browser import check_page, chromium, opened
@@ -108,6 +113,89 @@ def test_the_page_has_the_numbers_of_the_run(run: Path, by_heading: dict[str, li
     assert weights == pytest.approx([sum(4 * t["rows"] * t["dim"] for t in plan) / 2**20])
     # The recipe trains its tables with a number for each row.
     assert states == pytest.approx([sum(4 * t["rows"] for t in plan) / 2**20])
+
+
+def test_the_page_has_the_gates_of_the_best_evaluation(run: Path, by_heading: dict[str, list[Rows]]) -> None:
+    best = json.loads((run / "metrics.json").read_text())["step"]
+    lines = read_metrics_log(run / "metrics.jsonl")
+    [line] = [line for line in lines if line["step"] == best and "valid/like/auc" in line]
+    shown = {row["stream"]: row for row in by_heading["Gates"][0]}
+    assert shown.keys() == set(TASKS)
+    for task in TASKS:
+        for group in (*TASKS, "shared"):
+            assert shown[task][group] == f"{line[f'gate/layers.0/{task}/{group}']:.3f}"
+
+
+def test_the_page_tells_what_a_run_was_made_of(run: Path, by_heading: dict[str, list[Rows]]) -> None:
+    stored = json.loads((run / "metrics.json").read_text())["rows"]
+    [row] = by_heading["Lineage"][0]
+    expected = {"run": "a", "folder": str(run), "log": "synthetic", "recipe": "tiny", "seed": "0", "resume": "auto"}
+    assert {name: row[name].replace("<wbr>", "") for name in expected} == expected
+    for split, count in (("train", "8,300"), ("valid", "2,048")):
+        assert row[f"rows of {split}"] == f"{count} ({stored[split][LAYOUT][:8]})"
+
+
+def tables_of(section: Callable[[Report, Sequence[RunRecord]], None], record: RunRecord) -> dict[str, list[Rows]]:
+    """The tables of one section of a run's page, by heading."""
+    report = Report("one section")
+    section(report, [record])
+    return tables("\n\n".join(report.parts))
+
+
+def test_the_page_counts_what_was_skipped_and_could_not_be_written(run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("best", "predictions", "tensorboard"))
+    counts = {"skipped_batches": 3, "skipped_rows": 1234, "failed_checkpoints": 2, "failed_best_weights": 1}
+    last = read_metrics_log(folder / "metrics.jsonl")[-1]
+    # The names are those that a run without faults logs as 0; it logs bad rows only where it skips them.
+    assert {name for name in last if name.startswith("count/failed") or name == "count/skipped_batches"} == {
+        f"count/{name}" for name in counts if name != "skipped_rows"
+    }
+    line = last | {f"count/{name}": count for name, count in counts.items()}
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    (folder / "nonfinite").mkdir()
+    for name in ("a", "b"):
+        (folder / f"nonfinite/{name}.parquet").touch()
+    [row] = tables_of(faults, RunRecord.read(folder, "a"))["Starts and faults"][-1]
+    assert row["batches skipped, loss not finite"] == "3"
+    assert row["bad rows skipped in the epoch"] == "1,234"
+    assert row["checkpoints not written"] == "2"
+    assert row["best weights not written"] == "1"
+    assert row["batches kept in nonfinite/"] == "2"
+
+
+def test_the_page_has_the_plan_and_the_memory_of_each_rank(run: Path) -> None:
+    record = RunRecord.read(run, "a")
+    plan = {
+        "a": StoredTable(2**17, 4, "table_wise", "fused", (1,)),
+        "b": StoredTable(2**18, 8, "row_wise", "fused"),
+        "c": StoredTable(2**16, 4, "data_parallel", "dense"),
+        "d": StoredTable(2**17, 8, "column_wise", "fused", (0, 0)),
+    }
+    peaks = {"memory/host_mib/rank_0": 700.0, "memory/host_mib/rank_1": 900.0}
+    record = replace(record, plan=plan, world_size=2, log=[*record.log, {"step": 41} | peaks])
+    totals, kinds, ranks = tables_of(plans, record)["Plan and memory"]
+    # 4 MiB of b, 1 of c and 4 of d; 2 MiB of a, 4 of b and 1 of c. A row has one number of the optimizer.
+    assert [(row["rank"], row["MiB of weights"], row["shards"]) for row in ranks] == [("0", "9", "4"), ("1", "7", "3")]
+    assert [row["MiB of optimizer states"] for row in ranks] == ["1.25", "1.25"]
+    assert [row["peak MiB of host"] for row in ranks] == ["700", "900"]
+    assert [totals[0][name] for name in ("ranks", "on the fullest rank", "on the emptiest")] == ["2", "10.2", "8.25"]
+    assert totals[0]["peak MiB of host, largest"] == "900"
+    assert [(row["sharding"], row["tables"], row["MiB of weights"]) for row in kinds] == [
+        ("table_wise", "1", "2"), ("row_wise", "1", "8"), ("data_parallel", "1", "1"), ("column_wise", "1", "4"),
+    ]  # fmt: skip
+
+
+def test_tensorboard_has_the_numbers_of_the_log(run: Path) -> None:
+    board = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    lines = read_metrics_log(run / "metrics.jsonl")
+    of_evaluations = ("valid/like/auc", "gate/layers.0/like/shared")
+    for name in (*(f"train/loss/{task}" for task in TASKS), "train/step_ms", *of_evaluations):
+        logged = {line["step"]: line[name] for line in lines if name in line}
+        # A resumed run makes some steps again, and TensorBoard has both.
+        shown = {event.step: event.value for event in board.Scalars(name)}
+        assert len(logged) > 1
+        assert shown == pytest.approx(logged, rel=1e-6)  # fp32
 
 
 def test_an_interrupted_run_shows_its_starts(run: Path, by_heading: dict[str, list[Rows]]) -> None:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.testing import assert_allclose
 
+from stem_torchrec.calibration.curves import PlattCurve, calibrate
 from stem_torchrec.runtime.errors import DataError, UserError
 from stem_torchrec.serving.bundle import Bundle, load_bundle
 from stem_torchrec.serving.export_run import ExportConfig, export_run
@@ -68,6 +69,19 @@ def read(file: str) -> dict[str, list[Any]]:
         return {name: [line[name] for line in lines] for name in lines[0]}
     table = pq.read_table(file) if file.endswith(".parquet") else csv.read_csv(file)
     return table.to_pydict()
+
+
+def test_probabilities_of_a_file_are_those_of_the_calibration(bundle: Bundle, tmp_path: Path) -> None:
+    rows = raw_rows()
+    calibrated = replace(bundle, curves={"buy": PlattCurve(a=1.5, b=-0.4)})
+    source, target = write(rows, tmp_path / "rows.parquet"), str(tmp_path / "scores.parquet")
+    score_file(ScoreConfig(input=source, output=target), calibrated)
+    scored, before = read(target), bundle.score(rows)
+    expected = calibrate(before["buy"].to_numpy(), calibrated.curves["buy"])
+    # A curve of slope 1.5 makes a difference of rounding larger.
+    assert_allclose(scored["buy"], expected, rtol=0, atol=1.5 * ROUNDING)
+    assert_allclose(scored["click"], before["click"], rtol=0, atol=ROUNDING)
+    assert np.abs(scored["buy"] - before["buy"].to_numpy()).min() > 1e-3
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """Trackers get what metrics.jsonl gets, and none of them can end a run."""
 
 import json
+import re
 import shutil
 import sys
+import textwrap
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -11,6 +13,7 @@ from threading import Event
 from typing import Any
 
 import pytest
+from torchx.runner import get_runner
 from torchx.tracker.api import AppRun
 from torchx.tracker.backend.fsspec import create
 
@@ -29,6 +32,7 @@ from stem_torchrec.training.trainer import Trainer
 from distributed import run_ranks
 from runs import this_process
 
+ROOT = Path(__file__).parent.parent
 FSSPEC = "torchx.tracker.backend.fsspec:create"
 
 
@@ -92,6 +96,33 @@ def test_torchx_records_run_metrics_and_artifacts(torchx_folder: Path, tmp_path:
     assert tracker.metadata("slurm://torchx/7") == expected
     paths = {name: artifact.path for name, artifact in tracker.artifacts("slurm://torchx/7").items()}
     assert paths == {name: str(run / name) for name in ("config.yaml", "metrics.jsonl")}
+
+
+def test_a_job_that_torchx_starts_records_into_the_tracker_of_its_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tracking").mkdir()
+    page = (ROOT / "docs/launch.md").read_text().replace("/shared/", f"{tmp_path}/")
+    [settings] = re.findall(r"```ini\n(.*?)```", page, re.DOTALL)
+    (tmp_path / ".torchxconfig").write_text(textwrap.dedent(settings))
+    [lines] = re.findall(r"`(protocol=\w+)` and `(root_path=[^`]+)`", page)
+    (tmp_path / "tracker.conf").write_text("\n".join(lines))
+    monkeypatch.setenv("TORCHXCONFIG", str(tmp_path / ".torchxconfig"))
+    with get_runner() as torchx:
+        component = f"{ROOT}/launch/components.py:train"
+        job = torchx.dryrun_component(component, ["--gpu", "0"], "local_cwd", cfg={"log_dir": str(tmp_path / "jobs")})
+    [rank] = job.request.role_params["train"]
+    for name, value in rank.env.items():
+        if name.startswith("TORCHX_"):
+            monkeypatch.setenv(name, value)
+    assert rank.env["TORCHX_TRACKERS"] == "fsspec"
+    AppRun.run_from_env.cache_clear()
+    run = tmp_path / "run"
+    run.mkdir()
+    write_run(run)
+    tracker = create(str(tmp_path / "tracker.conf"))
+    assert list(tracker.run_ids()) == [rank.env["TORCHX_JOB_ID"]]
+    assert tracker.metadata(rank.env["TORCHX_JOB_ID"]) == {"run_folder": str(run), "step": 6, "valid/like/auc": 0.7}
 
 
 def test_a_tracker_of_torchx_that_cannot_be_opened_is_named(torchx_folder: Path, tmp_path: Path) -> None:

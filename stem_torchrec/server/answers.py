@@ -28,6 +28,7 @@ class ErrorAnswer(BaseModel):
     """Why a request was refused."""
 
     error: str
+    kind: str = Field(description="The kind of the error, as [STEM-SERVER] in docs/errors.md.", pattern="^STEM-[A-Z]+$")
     errors: list[WrongRowAnswer] = Field(default=[], description="The wrong rows, if it is for them; up to 100.")
 
 

@@ -5,6 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from stem_torchrec.runtime.error_kinds import ErrorKind
+from stem_torchrec.runtime.errors import UserError
+
 _SHOWN = 100
 """Wrong rows that the answer to a refused request lists."""
 _SHORT = reprlib.Repr()
@@ -40,9 +43,16 @@ class RefusedError(Exception):
     wrong: Sequence[WrongRow] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def kind(self) -> ErrorKind:
+        """That of the error which it was raised from; else ROW where rows are wrong, and SERVER."""
+        if isinstance(self.__cause__, UserError):
+            return self.__cause__.kind
+        return ErrorKind.ROW if self.wrong else ErrorKind.SERVER
+
     def content(self) -> dict[str, Any]:
         """The body of the answer; the Open Inference Protocol knows its `error`."""
-        content: dict[str, Any] = {"error": self.sentence}
+        content: dict[str, Any] = {"error": self.sentence, "kind": self.kind}
         if self.wrong:
             content["errors"] = [asdict(row) for row in self.wrong[:_SHOWN]]
         return content
