@@ -25,7 +25,7 @@ def test_processes_that_score_from_20_gb_share_the_pages_that_they_read(tmp_path
     assert two["private_mb"] < 0.1 * two["rss_mb"]
     # To load it and score a row; to read 20 GB would take longer.
     assert two["load_s"] < 10
-    assert "| processes |" in (tmp_path / "out/large_tables.md").read_text()
+    assert "- tables: 20.0 GB\n" in (tmp_path / "out/large_tables.md").read_text()
     assert [path.name for path in (tmp_path / "out").glob("bundle-*")] == []
 
 
