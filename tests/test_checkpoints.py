@@ -205,7 +205,8 @@ def test_another_run_is_refused_with_all_fields_that_differ() -> None:
         check_same_run("there", (config, schema), (other, {**schema, "splits": {"train": {"rows": 8}}}))
     assert str(error.value) == (
         "there is of another run: model.embedding_dim was 8 and is 16; schema.splits.train.rows was 9 and is 8; "
-        "seed was 0 and is 1; give another --output-dir, or the same options."
+        "seed was 0 and is 1; give another --output-dir, for a new day's log with --start-from and this run "
+        "(docs/day_two.md), or the same options."
     )
 
 

@@ -144,7 +144,10 @@ def tables_of(section: Callable[[Report, Sequence[RunRecord]], None], record: Ru
 
 def test_the_page_counts_what_was_skipped_and_could_not_be_written(run: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("best", "predictions", "tensorboard"))
-    counts = {"skipped_batches": 3, "skipped_rows": 1234, "failed_checkpoints": 2, "failed_best_weights": 1}
+    counts = {
+        "skipped_batches": 3, "skipped_rows": 1234,
+        "failed_checkpoints": 2, "failed_best_weights": 1, "failed_deltas": 4,
+    }  # fmt: skip
     last = read_metrics_log(folder / "metrics.jsonl")[-1]
     # The names are those that a run without faults logs as 0; it logs bad rows only where it skips them.
     assert {name for name in last if name.startswith("count/failed") or name == "count/skipped_batches"} == {
@@ -161,6 +164,7 @@ def test_the_page_counts_what_was_skipped_and_could_not_be_written(run: Path, tm
     assert row["bad rows skipped in the epoch"] == "1,234"
     assert row["checkpoints not written"] == "2"
     assert row["best weights not written"] == "1"
+    assert row["deltas not written"] == "4"
     assert row["batches kept in nonfinite/"] == "2"
 
 

@@ -36,8 +36,12 @@ from runs import this_process
 from small_runs import run_script, start
 
 DATA = Path(__file__).parent / "data"
-SPEC = spec_with(labels={"click": "click", "late": "late"}, features={"user": {"vocabulary": {"min_count": 1}}})
-SPEC["sources"]["log"]["columns"]["late"] = "int"
+COLUMNS = {"user": "int", "day": "int", "click": "int", "late": "int"}
+SPEC = spec_with(
+    sources={"log": {"files": "log.csv", "columns": COLUMNS}},
+    labels={"click": "click", "late": "late"},
+    features={"user": {"vocabulary": {"min_count": 1}}},
+)
 
 
 def day_of(number: int, users: int, rows: int) -> str:

@@ -18,6 +18,7 @@ _COUNTS = {
     "count/skipped_rows": "bad rows skipped in the epoch",
     "count/failed_checkpoints": "checkpoints not written",
     "count/failed_best_weights": "best weights not written",
+    "count/failed_deltas": "deltas not written",
 }
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -24,6 +25,7 @@ from stem_torchrec.server.listening import bound_socket, start_listening
 from stem_torchrec.server.options import TOKEN_VARIABLE, ServeConfig
 from stem_torchrec.server.served_bundle import open_bundle
 from stem_torchrec.server.service import Service
+from stem_torchrec.serving.bundle import Bundle
 
 _LEAST_TOKEN = 16
 """Characters of a token: fewer can be guessed."""
@@ -61,15 +63,6 @@ def _serve(config: ServeConfig, listener: socket.socket, token: str | None) -> t
     service = Service(config, open_bundle(Path(config.bundle)))
     application = build_application(service, token=token)
     start_listening(listener, config.host, config.http)
-    bundle = service.current.served.bundle
-    shown = f"[{address[0]}]" if ":" in address[0] else address[0]
-    log_rank0(f"http://{shown}:{address[1]} scores {', '.join(bundle.tasks)} by {bundle.folder}")
-    if token is None and not ipaddress.ip_address(address[0].partition("%")[0]).is_loopback:
-        print(
-            f"warning: whoever reaches {address[0]} may ask and swap bundles; set a token by --token-file or "
-            f"{TOKEN_VARIABLE}.",
-            file=sys.stderr,
-        )
     TimedConnection.seconds = config.limits.seconds
     server = _Server(
         uvicorn.Config(
@@ -85,9 +78,23 @@ def _serve(config: ServeConfig, listener: socket.socket, token: str | None) -> t
             timeout_graceful_shutdown=int(3 * config.limits.seconds) + 1,
         )
     )
+    # Whoever reads the address may send a signal at once.
     with _ending_on_signals(server, service, config.drain_seconds) as numbers:
+        _tell(address, service.current.served.bundle, token)
         server.run(sockets=[listener])
     return numbers[0], application.cut_off
+
+
+def _tell(address: Any, bundle: Bundle, token: str | None) -> None:
+    """Prints where the server listens, and warns if a network may ask it without a token."""
+    shown = f"[{address[0]}]" if ":" in address[0] else address[0]
+    log_rank0(f"http://{shown}:{address[1]} scores {', '.join(bundle.tasks)} by {bundle.folder}")
+    if token is None and not ipaddress.ip_address(address[0].partition("%")[0]).is_loopback:
+        print(
+            f"warning: whoever reaches {address[0]} may ask and swap bundles; set a token by --token-file or "
+            f"{TOKEN_VARIABLE}.",
+            file=sys.stderr,
+        )
 
 
 def read_token(file: str | None) -> str | None:

@@ -74,13 +74,8 @@ def build_sharded_model(
     topology = topology_here(process, hbm_gib=config.sharding.hbm_gb)
     placements = from_first_rank(lambda: choose_placements(config.sharding, tables, topology))
     kinds = {p.sharding_type == "data_parallel" or p == Placement("auto", "dense") for p in placements.values()}
-    for dense_kernel in sorted(kinds):
-        check_sparse_optimizer(
-            config.sparse,
-            device=process.device,
-            dense_kernel=dense_kernel,
-            labels_missing=labels_missing,
-        )
+    for dense in sorted(kinds):
+        check_sparse_optimizer(config.sparse, device=process.device, dense_kernel=dense, labels_missing=labels_missing)
     apply_sparse_optimizer(model, config.sparse, factors=config.train.rate_factors)
     sharder = make_sharder(input_dist=config.sharding.input_dist, communication=config.sharding.communication)
     per_row = SPARSE_OPTIMIZERS[config.sparse.name].per_row
