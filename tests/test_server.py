@@ -557,7 +557,7 @@ WARM_UP = (4, 0.5)
 
 
 @pytest.mark.parametrize(
-    ("seconds", "swap_every", "mib"), [(*WARM_UP, 4), pytest.param(600, 30, 40, marks=pytest.mark.long)]
+    ("seconds", "swap_every", "mib"), [(*WARM_UP, 4), pytest.param(600, 30, 20, marks=pytest.mark.long)]
 )
 @pytest.mark.filterwarnings("default")
 def test_a_soak_loses_nothing_and_grows_in_nothing(
