@@ -16,6 +16,7 @@ from stem_torchrec.expressions.hashes import hash_id
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.starting.id_maps import IdMap, LogIds, map_ids
 from stem_torchrec.starting.id_spaces import IdSpace, fingerprint, read_id_spaces
+from stem_torchrec.starting.match_tables import _Ids
 
 from prepared_logs import Rows, prepared, raw_rows
 
@@ -146,17 +147,24 @@ def test_without_transforms_ids_are_carried_by_number(tmp_path: Path) -> None:
 
 
 def test_ids_that_are_values_may_grow_and_keep_the_row_of_missing_ones() -> None:
-    assert city(other("identity", 10), other("identity", 12)) == IdMap(10, 12, how="2 new ids")
+    assert city(other("identity", 10), other("identity", 12)) == IdMap(10, 12, unseen=None, how="2 new ids")
     own = city(other("identity", 4, missing_id=3), other("identity", 6, missing_id=5))
     assert rows_of(own) == [0, 1, 2, -1, -1, 3]
     assert "give the feature an identity of at least 10" in refusal(other("identity", 10), other("identity", 9))
 
 
+def test_only_a_vocabulary_has_a_row_of_unseen_values() -> None:
+    ids = city(other("identity", 10), other("identity", 12))
+    assert _Ids.count(ids, "unseen").weight_rows is None
+    grown = IdMap(10, 12, how="2 new ids")
+    assert _Ids.count(grown, "unseen").weight_rows.tolist() == [*range(10), 0, 0]
+
+
 def test_hashes_carry_over_only_if_they_are_equal() -> None:
-    assert city(hashed(10, salt="a"), hashed(10, salt="a")) == IdMap(11, 11)
+    assert city(hashed(10, salt="a"), hashed(10, salt="a")) == IdMap(11, 11, unseen=None)
     assert "so no id keeps its meaning; give the same hash." in refusal(hashed(10), hashed(12))
     assert "so no id keeps its meaning" in refusal(hashed(10), hashed(10, salt="b"))
-    assert city(hashed(10, hashes=2), hashed(10, hashes=2)) == IdMap(11, 11)
+    assert city(hashed(10, hashes=2), hashed(10, hashes=2)) == IdMap(11, 11, unseen=None)
     fresh = city(hashed(10, hashes=2), hashed(12, hashes=2))
     assert rows_of(fresh) == [-1] * 13
     assert fresh.how == "fresh, as hashes differ"

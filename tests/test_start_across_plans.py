@@ -27,7 +27,7 @@ LAYOUTS = ("split", "packed")
 # Other ids and another order of the tasks, which is that of the columns of packed tables.
 TODAY = replace(COLUMNS, sparse=sparse_features(uid=6500, tags=9), labels=("like", "finish"))
 TAGS = torch.tensor([0, 6, -1, 2, 4, 1, -1, 5, 0])
-IDS = {"tags": IdMap(7, 9, TAGS, "matched by value")}
+IDS = {"tags": IdMap(7, 9, TAGS, how="matched by value")}
 
 
 @dataclass(frozen=True)

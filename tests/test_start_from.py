@@ -93,7 +93,7 @@ def all_runs(folder: Path) -> dict[str, str]:
     run("dry run", replace(today, output_dir=str(folder / "never"), dry_run=True))
     run("tuesday", today)
     run("from the best", replace(today, output_dir=None, start_from=f"{folder}/monday:best", dry_run=True))
-    weights = str(folder / "monday" / "best")
+    weights = str(shutil.copytree(folder / "monday" / "best", folder / "weights"))
     run("from weights", config_on(first, folder / "never", start_from=weights, dry_run=True))
     wednesday = config_on(second, folder / "wednesday", start_from=str(folder / "tuesday"))
     with redirect_stdout(StringIO()):
@@ -277,6 +277,7 @@ def refusals(folder: Path) -> dict[str, str]:
         "checkpoints that are damaged, all of them": {"start_from": str(folder / "damaged")},
         "a path that does not exist": {"start_from": str(folder / "nothing")},
         "a folder of something else": {"start_from": str(folder / "day2")},
+        "the folder of a run's best weights": {"start_from": f"{tuesday}/best"},
         "the best weights of no run": {"start_from": f"{tuesday}/checkpoints:best"},
         "the run folder itself": {"start_from": str(tuesday), "output_dir": str(tuesday)},
         "a checkpoint in the run folder": {"start_from": f"{tuesday}/checkpoints", "output_dir": str(tuesday)},
@@ -304,30 +305,34 @@ def test_what_cannot_be_started_from_is_refused_with_the_sentence_on_the_page(se
     assert "\n".join(missing) == ""
 
 
-def lived(run: TrainRun, dice: random.Random | None) -> bool:
-    """Whether a run ended; it is killed at a random moment where there are dice."""
-    if dice is not None:
-        time.sleep(dice.uniform(0.5, 4.0))
+def lived(run: TrainRun, kill_after: float | None) -> bool:
+    """Whether a run ended; it is killed after some seconds."""
+    if kill_after is not None:
+        time.sleep(kill_after)
         for rank, process in enumerate(run.processes):
             if process.poll() is None:
                 run.send(signal.SIGKILL, rank)
     statuses, output = run.end()
-    assert dice is not None or statuses == [0, 0], output
+    assert kill_after is not None or statuses == [0, 0], output
     return statuses == [0, 0]
 
 
 @pytest.mark.long
 def test_ten_days_in_a_row_killed_at_random_moments_end_as_those_that_were_left_alone(tmp_path: Path) -> None:
-    dice, log, killed, before = random.Random(0), None, 0, {"whole": "None", "killed": "None"}
+    dice, log, killed, seconds = random.Random(0), None, 0, 0.0
+    before = {"whole": "None", "killed": "None"}
     for day in range(1, 11):
         options: dict[str, Any] = {} if log is None else {"vocabularies": str(log), "grow": True}
         log = make_log(tmp_path, day, 40 + 10 * day, rows=2000, **options)
         for name in before:
             line = ["--data.path", str(log), "--start-from", before[name], "--sparse.name", "adagrad"]
             run = tmp_path / f"{name}{day}"
-            kills = dice.randint(1, 2) if name == "killed" else 0
-            while not lived(start(run, *line, ranks=2), dice if kills > 0 else None):
+            kills, begin = dice.randint(1, 2) if name == "killed" else 0, time.monotonic()
+            # A run takes about as long as the one that is left alone, which comes first.
+            while not lived(start(run, *line, ranks=2), dice.uniform(0.2, 0.9) * seconds if kills > 0 else None):
                 kills, killed = kills - 1, killed + 1
+            if name == "whole":
+                seconds = time.monotonic() - begin
             before[name] = str(run)
         assert differences(tmp_path / f"killed{day}", tmp_path / f"whole{day}") == []
     assert killed >= 5

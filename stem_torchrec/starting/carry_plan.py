@@ -1,6 +1,6 @@
 """What a run carries over from its source, decided before a weight is read, from configurations and logs alone."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -14,7 +14,7 @@ from stem_torchrec.runtime.store_path import path_of
 from stem_torchrec.starting.axis_labels import CLOSED
 from stem_torchrec.starting.carried import Carried, States, together
 from stem_torchrec.starting.id_maps import IdMap
-from stem_torchrec.starting.match_modules import match_modules
+from stem_torchrec.starting.match_modules import closed_experts, match_modules
 from stem_torchrec.starting.match_tables import match_tables
 from stem_torchrec.starting.model_weights import Matches, ModelWeights
 from stem_torchrec.starting.source import StartSource
@@ -72,6 +72,7 @@ def plan_carry(
             f"the states of dense parts are fresh: {source.name} has those of {was.dense.name}, not of "
             f"{config.dense.name}"
         )
+    notes += [*_other_pooling(old.columns, new.columns), *closed_experts(old, new)]
     of_tables: States = "carried" if source.has_states and config.sparse.name == was.sparse.name else "fresh"
     of_modules: States = "carried" if source.has_states and config.dense.name == was.dense.name else "fresh"
     tables, lines = match_tables(
@@ -89,6 +90,19 @@ def plan_carry(
         steps = (source.step or 0) + (source.lineage.table_steps if source.lineage is not None else 0)
     carried = Carried(source.name, tuple(together([*lines, *of_parts])), tuple(notes), steps)
     return CarryPlan({**tables, **modules}, carried, saved)
+
+
+def _other_pooling(old: Columns, new: Columns) -> Iterator[str]:
+    """A sentence for each feature whose rows are pooled otherwise than in the source."""
+    for name, feature in new.sparse.items():
+        before = old.sparse.get(name)
+        if before is None:
+            continue
+        if before.pooling != feature.pooling:
+            yield f"the rows of {name} are carried, but pooled by the {feature.pooling}, not by the {before.pooling}"
+        if (before.weights is None) != (feature.weights is None):
+            words = ("have weights", "had none") if before.weights is None else ("have no weights", "had some")
+            yield f"the ids of {name} {words[0]}, but {words[1]} in the source"
 
 
 def _with_rows_of(saved: Mapping[str, TensorStorageMetadata], columns: Columns) -> Columns:

@@ -1,7 +1,7 @@
 """Which row of an old table each row of a feature's new tables continues."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import numpy as np
@@ -30,6 +30,8 @@ class IdMap:
     rows: Tensor | None = None
     """int64 of shape (new_rows,): the old row, or -1 for a new id. None: row i continues row i for
     i < min(old_rows, new_rows)."""
+    unseen: int | None = 0
+    """The old row of values that have no id of their own; None if there is none, as with hashes."""
     how: str = "same ids"
     """For the table of what is carried: "same ids", "30 new ids", "matched by value", "hashed", ..."""
 
@@ -73,6 +75,11 @@ class _FeatureIds:
         self._old, self._new = old.spaces[feature], new.spaces[feature]
 
     def map(self) -> IdMap:
+        """The map; only a vocabulary, and ids of which nothing is known, have a row of unseen values."""
+        ids = self._map()
+        return ids if self._old.kind in ("vocabulary", "unknown") else replace(ids, unseen=None)
+
+    def _map(self) -> IdMap:
         kinds = (self._old.kind, self._new.kind)
         if "unknown" in kinds:
             return self._by_number()
@@ -121,7 +128,7 @@ class _FeatureIds:
             rows[new.missing_id] = old.missing_id
         gone = old.values - int(carried.sum())
         how = f"matched by value, {int((~carried).sum())} new ids" + (f", {gone} gone" if gone else "")
-        return IdMap(old.rows, new.rows, torch.from_numpy(rows), how)
+        return IdMap(old.rows, new.rows, torch.from_numpy(rows), how=how)
 
     def _by_identity(self) -> IdMap:
         old, new = self._old, self._new
@@ -137,7 +144,7 @@ class _FeatureIds:
             rows[:old_values] = np.arange(old_values)
             if old.missing_id is not None and new.missing_id is not None:
                 rows[new.missing_id] = old.missing_id
-        return IdMap(old.rows, new.rows, None if rows is None else torch.from_numpy(rows), self._grown_by())
+        return IdMap(old.rows, new.rows, None if rows is None else torch.from_numpy(rows), how=self._grown_by())
 
     def _by_hash(self) -> IdMap:
         old, new = self._old, self._new
@@ -172,11 +179,11 @@ class _FeatureIds:
             rows[new.first_id :] = _hashes(self._new_values(), old)
             if new.missing_id is not None:
                 rows[new.missing_id] = old.buckets
-        return IdMap(old.rows, new.rows, torch.from_numpy(rows), "hashed")
+        return IdMap(old.rows, new.rows, torch.from_numpy(rows), how="hashed")
 
     def _fresh(self) -> IdMap:
         """A value with several ids has no row of its own that another one could continue."""
-        return IdMap(self._old.rows, self._new.rows, torch.from_numpy(self._new_ids()), "fresh, as hashes differ")
+        return IdMap(self._old.rows, self._new.rows, torch.from_numpy(self._new_ids()), how="fresh, as hashes differ")
 
     def _new_ids(self) -> Rows:
         return np.full(self._new.rows, -1, dtype=np.int64)

@@ -1,6 +1,6 @@
 """Which dense parts of a model continue those of the model that it starts from: by name, and by the names of axes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -9,6 +9,9 @@ from torch import Tensor
 from stem_torchrec.starting.axis_labels import Axis
 from stem_torchrec.starting.carried import Line, States, Status
 from stem_torchrec.starting.model_weights import Match, Matches, ModelWeights
+
+_CLOSED = -100.0
+"""A gate's bias at which the softmax is 0 in fp32, and with it the gradient."""
 
 
 def match_modules(old: ModelWeights, new: ModelWeights, *, states: States) -> tuple[Matches, list[Line]]:
@@ -44,6 +47,29 @@ def match_modules(old: ModelWeights, new: ModelWeights, *, states: States) -> tu
         status: Status = "grown" if grown else "carried"
         lines.append(replace(line, status=status, states=states, details=", ".join(changes)))
     return matches, lines + [_line(part, "dropped") for part in old_parts if part not in parts]
+
+
+def closed_experts(old: ModelWeights, new: ModelWeights) -> list[str]:
+    """A sentence where new experts of an old group stand behind gates that are closed to them, which no step opens."""
+    groups: set[str] = set()
+    old_parts = old.modules
+    for part, names in new.modules.items():
+        if set(names) != set(old_parts.get(part, ())):
+            continue
+        for axis, old_axis in _named_axes(names, old, new):
+            if axis.what == "expert" and axis.start is not None and axis.start <= _CLOSED:
+                added = set(axis.names) - set(old_axis.names)
+                groups |= _groups_of(added) & _groups_of(set(old_axis.names))
+    if not groups:
+        return []
+    return [
+        f"no gate will read the new experts of {', '.join(sorted(groups))}, as all are closed to them for good; give "
+        "--start.gate-bias -5, which opens the gates a little"
+    ]
+
+
+def _groups_of(experts: set[Hashable]) -> set[str]:
+    return {name[0] for name in experts if isinstance(name, tuple)}
 
 
 def _line(part: str, status: Status) -> Line:

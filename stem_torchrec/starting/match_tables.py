@@ -13,8 +13,6 @@ from stem_torchrec.starting.id_maps import IdMap
 from stem_torchrec.starting.model_weights import Match, Matches, ModelWeights
 from stem_torchrec.tables import table_feature, table_group, table_name
 
-UNSEEN = 0
-"""The id of values that a vocabulary does not have."""
 _STARTS = {"initial": "as initialized", "unseen": "as that of unseen values", "mean": "as their mean"}
 
 
@@ -39,9 +37,9 @@ class _Ids:
             carried, is_gone = int((rows >= 0).sum()), torch.ones(ids.old_rows, dtype=torch.bool)
             is_gone[rows[rows >= 0]] = False
             gone = int(is_gone.sum())
-        if new_rows == "unseen" and carried < ids.new_rows:
+        if new_rows == "unseen" and ids.unseen is not None and carried < ids.new_rows:
             rows = torch.arange(ids.new_rows) if rows is None else rows
-            rows = rows.where((rows >= 0) & (rows < ids.old_rows), UNSEEN)
+            rows = rows.where((rows >= 0) & (rows < ids.old_rows), ids.unseen)
         return cls(ids, carried, gone, rows)
 
 
@@ -97,7 +95,9 @@ def match_tables(
         details = [
             f"as those of {old_group}" if old_group != group else "",
             rows.map.how if rows.map.how != "same ids" else "",
-            f"new rows {_STARTS[new_rows]}" if count else "",
+            f"new rows {_STARTS[new_rows if new_rows != 'unseen' or rows.map.unseen is not None else 'initial']}"
+            if count
+            else "",
             f"{rows.gone:,} old rows dropped" if rows.gone else "",
             f"{old_width} columns are {width}" if width != old_width else "",
         ]

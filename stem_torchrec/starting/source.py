@@ -115,6 +115,11 @@ def _candidates(name: str) -> list[str]:
         return _candidates_of_run(name, path)
     if name.endswith(BEST):
         raise UserError(f"--start-from {name}: {path} is no run, so it has no best weights; leave out {BEST}.")
+    if path.name == BEST_WEIGHTS and (path.parent / CONFIG_FILE).exists():
+        raise UserError(
+            f"--start-from {name} is the best weights of a run, which do not tell what their ids mean; give "
+            f"{path.parent}{BEST}."
+        )
     if (path / PROGRESS_FILE).exists():
         return [text]
     if checkpoints := _checkpoints_in(text):

@@ -12,7 +12,7 @@ from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.runtime.store_path import path_of
 from stem_torchrec.starting.id_maps import LogIds, map_ids
-from stem_torchrec.starting.id_spaces import IdSpace, read_id_spaces
+from stem_torchrec.starting.id_spaces import IdSpace, read_id_spaces, read_vocabulary
 from stem_torchrec.starting.record import read_start
 
 
@@ -29,37 +29,62 @@ def without_new_ids(log: str, columns: Columns, of_run: Columns, *, run: str) ->
 
     Raises UserError where the log's vocabularies cannot be read, or do not begin as those of the run.
     """
-    spaces = read_id_spaces(log, columns)
-    _check_same_ids(run, log, spaces)
     rows = {name: feature.num_embeddings for name, feature in columns.sparse.items()}
+    of_tables = {name: of_run.sparse[name].num_embeddings for name in rows}
+    try:
+        spaces = read_id_spaces(log, columns)
+    except UserError as error:
+        if rows != of_tables:
+            raise
+        log_rank0(f"note: {error} The ids of the log cannot be compared with those of the run.")
+        return columns
+    _check_same_ids(run, log, spaces)
     grown = {
-        name: count
-        for name, count in rows.items()
-        if count > of_run.sparse[name].num_embeddings and spaces[name].kind == "vocabulary"
+        name: count for name, count in rows.items() if count > of_tables[name] and spaces[name].kind == "vocabulary"
     }
-    sizes = {name: (of_run if name in grown else columns).sparse[name].num_embeddings for name in columns.sparse}
+    sizes = {name: of_tables[name] if name in grown else count for name, count in rows.items()}
     sparse = {name: replace(feature, num_embeddings=sizes[name]) for name, feature in columns.sparse.items()}
     return replace(columns, sparse=sparse, ids_of_log=grown)
 
 
 def _check_same_ids(run: str, log: str, of_log: Mapping[str, IdSpace]) -> None:
-    """Raises UserError for a vocabulary of the log that neither continues that of the run nor is continued by it."""
+    """Raises UserError for ids of the log that mean something else than those of the run."""
     record = read_start(path_of(run))
     if record is None:
         # An earlier version recorded nothing of its ids.
         return
     for name, space in of_log.items():
         own = record.ids.get(name)
-        if own is None or (own.kind, space.kind) != ("vocabulary", "vocabulary"):
+        if own is None or "unknown" in (own.kind, space.kind):
             continue
-        sides = [(record.log.path, own), (log, space)]
-        (old_log, old), (new_log, new) = sides if own.values <= space.values else sides[::-1]
-        [ids] = map_ids(LogIds(old_log, {name: old}), LogIds(new_log, {name: new}), name=run, hashed=False).values()
-        if ids.rows is not None:
+        if own.kind == space.kind == "vocabulary" and own.fingerprint != space.fingerprint:
+            is_same = _continues(name, (record.log.path, own), (log, space), run)
+        else:
+            # Of the ids of two vocabularies with the same values the first one tells.
+            facts = [(each.kind, each.first_id, each.buckets, each.salt, each.hashes) for each in (own, space)]
+            is_same = facts[0] == facts[1]
+        if not is_same:
             raise UserError(
                 f"the ids of {name!r} in {log} have other values than those that {run} was trained with; prepare the "
                 f"log with --vocabularies {record.log.path}."
             )
+
+
+def _continues(name: str, own: tuple[str, IdSpace], other: tuple[str, IdSpace], run: str) -> bool:
+    """Whether the larger one of two vocabularies of a feature begins with the smaller one.
+
+    Also true of a run with more values than the log, if its own log is gone: then nothing tells.
+    """
+    (old_log, old), (new_log, new) = (own, other) if own[1].values <= other[1].values else (other, own)
+    try:
+        read_vocabulary(path_of(new_log), new.vocabulary)
+    except UserError:
+        return new_log == own[0]
+    try:
+        [ids] = map_ids(LogIds(old_log, {name: old}), LogIds(new_log, {name: new}), name=run, hashed=False).values()
+    except UserError:
+        return False
+    return ids.rows is None
 
 
 class UnseenIds:

@@ -38,9 +38,20 @@ def with_data_folder(config: TrainConfig) -> tuple[TrainConfig, str]:
     """
     config = replace(config, model=options_of(config.model))
     check_fields(config)
-    config = with_source_path(with_paths(config))
+    config = _with_own_source(with_source_path(with_paths(config)))
     path = data_folder(config.data)
     return (config if config.data.path is None else replace(config, data=replace(config.data, path=path))), path
+
+
+def _with_own_source(config: TrainConfig) -> TrainConfig:
+    """The configuration with what the run in its folder started from, where the command does not say it again."""
+    if config.start_from is not None or config.output_dir is None or config.resume == "never":
+        return config
+    saved = path_of(config.output_dir) / CONFIG_FILE
+    if not saved.exists():
+        return config
+    before = load_config(str(saved))
+    return replace(config, start_from=before.start_from, start=before.start if before.start_from else config.start)
 
 
 def check_run_folder(config: TrainConfig, schema: Schema, lock: FolderLock) -> None:
