@@ -57,7 +57,8 @@ class RunDeltas(Callback):
         columns: that it reads.
         model: sharded.
         meter: of its log, which leaves out pauses.
-        confirm: raises UserError if another process has taken the folders over; rank 0 calls it before each delta.
+        check: all ranks call it before each delta; raises an error on all of them if none may be written, as where a
+            loss was not finite or another process has taken the folders over.
         began: the state of another run that it began with.
 
     Raises UserError for the deltas of another run in its folder, and for a precision that does not serve its tables.
@@ -71,11 +72,11 @@ class RunDeltas(Callback):
         *,
         model: DistributedModelParallel,
         meter: Meter,
-        confirm: Callable[[], None],
+        check: Callable[[], None],
         began: Began | None = None,
     ) -> None:
         self.every = config.delta.steps
-        self._model, self._meter, self._confirm = model, meter, confirm
+        self._model, self._meter, self._check = model, meter, check
         self._timeout = collective_timeout(config.train.timeout)
         self._touched = TouchedRows(
             {name: feature.num_embeddings for name, feature in columns.sparse.items()},
@@ -138,7 +139,7 @@ class RunDeltas(Callback):
         last = self._writer.last
         if last is not None and last.manifest.run == self._run and step <= last.manifest.step:
             return
-        from_first_rank(self._confirm)
+        self._check()
         set_activity("copying what has changed for a delta")
         full, tensors = self._full, self._tensors()
         self._taken = self._touched.take()
