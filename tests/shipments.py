@@ -16,7 +16,6 @@ from stem_torchrec.data.files import Columns
 from stem_torchrec.deltas.began import Began
 from stem_torchrec.deltas.chain import missing_deltas
 from stem_torchrec.deltas.copied_run import applied_to_copy, apply_to_copy
-from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.training.loop import StepOutput
 from stem_torchrec.training.meter import Meter
 from stem_torchrec.training.run_deltas import RunDeltas
@@ -42,8 +41,9 @@ class Shipment:
         cls, folder: Path, name: str, config: TrainConfig, columns: Columns = COLUMNS, began: Began | None = None
     ) -> "Shipment":
         run, meter = Run.build(config, columns), Meter(columns.labels)
-        confirm = FolderLock().confirm
-        deltas = RunDeltas(config, folder / name, columns, model=run.model, meter=meter, confirm=confirm, began=began)
+        deltas = RunDeltas(
+            config, folder / name, columns, model=run.model, meter=meter, check=lambda: None, began=began
+        )
         return cls(folder / name, run, deltas)
 
     def make_steps(self, count: int, *, missing: float = 0.3) -> None:

@@ -21,17 +21,18 @@ from stem_torchrec.deltas.manifest import (
     Delta,
     DeltaFile,
     DeltaManifest,
+    complete_numbers,
     delta_path,
     read_delta,
 )
-from stem_torchrec.runtime.errors import DamagedError, UserError
+from stem_torchrec.runtime.errors import DamagedError, DivergedError, UserError
 from stem_torchrec.server.served_bundle import open_bundle
 from stem_torchrec.serving import patch_bundle
 from stem_torchrec.serving.apply_deltas import ApplyConfig, apply_deltas
 from stem_torchrec.serving.bundle import load_bundle
 from stem_torchrec.serving.export_run import ExportConfig, export_run
 from stem_torchrec.training.callbacks import Callback
-from stem_torchrec.training.loop import TrainLoop
+from stem_torchrec.training.loop import StepOutput, TrainLoop
 from stem_torchrec.training.recipes import tiny
 from stem_torchrec.training.trainer import Trainer
 
@@ -77,6 +78,36 @@ def shipped(stem_bundle: Path) -> tuple[Path, dict[int, Weights]]:
     """The folder of the run `ship` and its weights by step: deltas 0, 1 and 2 are of the steps 4, 8 and 10."""
     [kept] = run_ranks(1, train_and_ship, stem_bundle, "ship")
     return stem_bundle, kept
+
+
+def train_to_a_loss_that_is_not_finite(folder: Path) -> str:
+    config = tiny()
+
+    class Spoil(Callback):
+        def after_step(self, loop: TrainLoop, output: StepOutput) -> bool:
+            if loop.state.step == 3:
+                with torch.no_grad():
+                    next(w for n, w in trainer.model.named_parameters() if "towers" in n).fill_(torch.nan)
+            return False
+
+    config = replace(
+        config,
+        data=replace(config.data, path=str(folder / "log"), batch_size=64),
+        model=MODELS["stem"],
+        train=replace(config.train, log_every=100),
+        delta=DeltaConfig(steps=4),
+        output_dir=str(folder / "spoiled"),
+    )
+    trainer = Trainer(config, this_process(), callbacks=[Spoil()])
+    with pytest.raises(DivergedError) as error:
+        trainer.run()
+    return str(error.value)
+
+
+def test_a_loss_that_is_not_finite_is_not_followed_by_a_delta(stem_bundle: Path) -> None:
+    [message] = run_ranks(1, train_to_a_loss_that_is_not_finite, stem_bundle)
+    assert "the loss at step 4 is not finite" in message
+    assert complete_numbers(stem_bundle / "spoiled/deltas") == []
 
 
 def sha(content: bytes) -> str:

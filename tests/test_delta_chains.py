@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import shutil
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from stem_torchrec.data.schema import SparseFeature
 from stem_torchrec.deltas.began import Began
-from stem_torchrec.deltas.manifest import complete_numbers, read_delta
+from stem_torchrec.deltas.manifest import complete_numbers, newest_delta, read_delta
 from stem_torchrec.runtime.errors import UnwritableError, UserError
 
 from distributed import run_ranks
@@ -44,7 +45,7 @@ def resume_and_ship(folder: Path, path: str, layout: str) -> Weights:
     shipment.resume(path, 4)
     # Other rows have labels than in the steps before the kill, as on other ranks other rows may come.
     shipment.make_steps(2, missing=0.9)
-    shipment.ship()  # The delta of this step may have been written before.
+    shipment.ship()
     shipment.make_steps(1)
     shipment.ship()
     shipment.deltas.close()
@@ -62,9 +63,52 @@ def test_what_changed_since_the_last_delta_survives_a_kill_on_any_ranks(
     weights = run_ranks(ranks, resume_and_ship, tmp_path, path, layout)[0]
     source = tmp_path / "run-deltas"
     manifests = [read_delta(source / f"{number:06d}").manifest for number in complete_numbers(source)]
-    assert [(manifest.step, manifest.full) for manifest in manifests] == [(2, True), (6, False), (7, False)]
-    assert apply(source, tmp_path / "copy") == 3
+    # Where step 6 was shipped before the kill, it is shipped again: other ranks make other weights.
+    assert [(manifest.step, manifest.full) for manifest in manifests] == [
+        (2, True), *[(6, False)] * (2 if later else 1), (7, False)
+    ]  # fmt: skip
+    assert apply(source, tmp_path / "copy") == len(manifests)
     assert same(weights_of_copy(tmp_path / "copy"), weights)
+
+
+def end_before_the_newest(folder: Path, path: str) -> tuple[Weights, list[int]]:
+    """Resumes after step 4, with deltas up to step 6, and ends at step 5."""
+    shipment = Shipment.build(folder, "run", shipping_config(folder, "run", "adagrad", "row_wise"))
+    shipment.resume(path, 4)
+    shipment.make_steps(1, missing=0.9)
+    shipment.ship()
+    numbers = [len(complete_numbers(folder / "run-deltas"))]
+    for _ in range(2):
+        shipment.deltas.ship_last(5)
+        numbers.append(len(complete_numbers(folder / "run-deltas")))
+    shipment.deltas.close()
+    return shipment.run.weights(), numbers
+
+
+def test_the_last_state_of_a_run_is_shipped_once_also_where_a_delta_has_a_later_step(tmp_path: Path) -> None:
+    path = run_ranks(1, ship_and_save, tmp_path, True)[0]
+    [(weights, numbers)] = run_ranks(1, end_before_the_newest, tmp_path, path)
+    assert numbers == [2, 3, 3]
+    assert apply(tmp_path / "run-deltas", tmp_path / "copy") == 3
+    assert same(weights_of_copy(tmp_path / "copy"), weights)
+
+
+@pytest.mark.parametrize("damage", ["file", "folder"])
+def test_a_delta_that_is_damaged_or_missing_makes_the_next_one_have_all_rows(tmp_path: Path, damage: str) -> None:
+    path = run_ranks(1, ship_and_save, tmp_path, True)[0]
+    source, lost = tmp_path / "run-deltas", tmp_path / "run-deltas/000001"
+    if damage == "file":
+        file = next(lost.glob("rows-*"))
+        file.write_bytes(file.read_bytes()[:-1])
+    else:
+        shutil.copytree(lost, source / "000002")
+        shutil.rmtree(lost)
+        manifest = source / "000002/manifest.json"
+        manifest.write_text(manifest.read_text().replace('"number": 1', '"number": 2'))
+    run_ranks(1, end_before_the_newest, tmp_path, path)
+    newest = newest_delta(source)
+    assert newest is not None
+    assert newest.manifest.full
 
 
 def resume_without(folder: Path, path: str) -> Weights:

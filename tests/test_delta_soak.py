@@ -37,7 +37,7 @@ def test_fifty_deltas_with_kills_between_them_make_the_trainer_to_the_bit(tmp_pa
     manifests = [read_delta(delta_path(deltas, number)).manifest for number in numbers]
     assert numbers == list(range(len(numbers)))
     assert len(numbers) >= 50
-    assert [manifest.step for manifest in manifests] == sorted({manifest.step for manifest in manifests})
+    assert [manifest.step for manifest in manifests] == sorted(manifest.step for manifest in manifests)
     assert manifests[-1].step == 66
     compared = 0
     for manifest in manifests:

@@ -5,10 +5,9 @@ from torch import Tensor
 
 from stem_torchrec.config.delta import DeltaConfig
 from stem_torchrec.deltas.began import Began
-from stem_torchrec.deltas.manifest import Delta, DeltaTable, complete_numbers, delta_path, pieces_by_file, read_delta
+from stem_torchrec.deltas.manifest import Delta, DeltaTable, delta_path, pieces_by_file, read_delta
 from stem_torchrec.deltas.row_files import decode
 from stem_torchrec.runtime.errors import UserError
-from stem_torchrec.runtime.store_path import AnyPath
 from stem_torchrec.tables import table_feature
 
 
@@ -52,24 +51,35 @@ def tables_that_differ(last: Delta, tables: tuple[DeltaTable, ...]) -> set[str]:
     }
 
 
-def rows_after(folder: AnyPath, *, number: int, step: int) -> dict[str, Tensor] | None:
-    """The rows by feature of the deltas after a number, of later steps than a checkpoint that the run resumes from.
+def rows_after(last: Delta, *, number: int, chain: int) -> dict[str, Tensor] | None:
+    """The rows by feature of the deltas that came after a checkpoint that the run resumes from.
 
     The steps are made again, and on other ranks they need not change the same rows.
 
-    Returns None if one of the deltas has all rows. Raises DamagedError for a delta that cannot be read.
+    Args:
+        last: the newest delta of the folder.
+        number: of the newest one when the checkpoint was written; -1 if all rows were to be shipped next.
+        chain: of the deltas then, by `chain_number`.
+
+    Returns None where that is not known: one of the deltas has all rows, is missing, is of another chain or damaged.
     """
+    newest, folder = last.manifest.number, last.folder.parent
+    if number < 0 or number > newest or chain != chain_number(last.manifest.chain):
+        return None
     rows: dict[str, list[Tensor]] = {}
-    for later in complete_numbers(folder):
-        if later <= number:
-            continue
-        delta = read_delta(delta_path(folder, later))
-        manifest = delta.manifest
-        if manifest.step <= step:
-            continue
-        if manifest.full:
-            return None
-        for file, pieces in pieces_by_file(manifest.pieces).items():
-            for each in decode(delta.read(file), pieces, manifest.row_format):
-                rows.setdefault(table_feature(each.table), []).append(each.numbers)
+    try:
+        for later in range(number + 1, newest + 1):
+            delta = read_delta(delta_path(folder, later))
+            if delta.manifest.full:
+                return None
+            for file, pieces in pieces_by_file(delta.manifest.pieces).items():
+                for each in decode(delta.read(file), pieces, delta.manifest.row_format):
+                    rows.setdefault(table_feature(each.table), []).append(each.numbers)
+    except UserError:
+        return None
     return {feature: torch.cat(parts).unique() for feature, parts in rows.items()}
+
+
+def chain_number(chain: str) -> int:
+    """A chain as a number that a tensor holds."""
+    return int(chain[:15] or "0", 16)

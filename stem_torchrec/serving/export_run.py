@@ -83,6 +83,7 @@ def export_run(config: ExportConfig) -> None:
     versions = installed_versions()
     with new_folder(out, take_over=config.take_over) as folder:
         with unchanged_weights(run / BEST_WEIGHTS) as weights:
+            delta = _delta(run)
             calibration = None if config.calibration == "none" else _calibration(run, weights)
             model = open_trained_model(trained, columns, run / BEST_WEIGHTS, tasks=tasks, precision=config.tables)
             model.write_tables(folder / TABLES_FILE)
@@ -104,7 +105,7 @@ def export_run(config: ExportConfig) -> None:
             tables=tuple(model.served.tables),
             raw=bool(transforms),
             versions=versions,
-            run=_lineage(run, weights, metrics) | _delta(run),
+            run=_lineage(run, weights, metrics) | delta,
             files=file_entries(folder, [*programs, TABLES_FILE, SCHEMA_FILE, *transforms, *calibrations]),
             compiled=this_machine() if config.compile else None,
         )

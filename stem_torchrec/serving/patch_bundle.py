@@ -124,7 +124,9 @@ def _write_tables(
             if delta.manifest.precision != manifest.precision:
                 weights = quantized(weights, manifest.precision)
             first = start + rows.column
-            table[rows.numbers, first : first + weights.shape[1]] = weights
+            # Where a later delta has fewer rows of a table, it has all of them.
+            is_kept = rows.numbers < len(table)
+            table[rows.numbers[is_kept], first : first + weights.shape[1]] = weights[is_kept]
 
 
 def _rows_of(delta: Delta, places: dict[str, tuple[Tensor, int, int]], *, whole: bool) -> Iterator[Rows]:

@@ -27,6 +27,9 @@ class NoDeltas(Callback):
     def restore(self, path: str, step: int) -> None:
         """Does nothing."""
 
+    def ship_last(self, step: int) -> None:
+        """Does nothing."""
+
     def wait(self) -> None:
         """Does nothing."""
 

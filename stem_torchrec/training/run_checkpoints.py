@@ -77,7 +77,7 @@ class RunCheckpoints(Callback):
         self._config_fields, self._schema_fields = to_dict(config), schema_to_dict(data.schema)
         self._model, self._optimizer, self._pipeline = model, optimizer, pipeline
         self._best, self._meter, self._start_fields = best, meter, start.for_checkpoint()
-        self.deltas = chosen_deltas(config, folder, data.columns, start, model=model, meter=meter, confirm=lock.confirm)
+        self.deltas = chosen_deltas(config, folder, data.columns, start, model=model, meter=meter, check=self._check)
         """Whose rows are in the checkpoints."""
         self._saved_step: int | None = None
         self._saver: CheckpointSaver | None = None
@@ -191,13 +191,9 @@ class RunCheckpoints(Callback):
         if left_out := entries_left_out(progress.rows, self._data.contents):
             log_rank0(f"note: the files of the log do not tell {left_out} any more; only the rest is compared")
         meter = restore_state(
-            self._model,
-            self._optimizer,
-            path,
-            step=progress.step,
-            tasks=len(self._data.columns.labels),
+            self._model, self._optimizer, path, step=progress.step, tasks=len(self._data.columns.labels),
             same_ranks=progress.world_size == dist.get_world_size(),
-        )
+        )  # fmt: skip
         # Those of the run that this one started from count on.
         self._optimizer.set_optimizer_step(progress.step + progress.start.get("table_steps", 0))
         reader = self._data.train
@@ -213,6 +209,10 @@ class RunCheckpoints(Callback):
         log_rank0(f"resuming after step {progress.step} from {path}")
         # On another number of ranks the rest of the epoch may take another number of steps.
         return TrainState(progress.step, progress.epoch, progress.step + reader.steps, progress.evaluate)
+
+    def _check(self) -> None:
+        self.watch.check_finite()
+        from_first_rank(self._lock.confirm)
 
     def _keep_batch(self, step: int, batch: Batch) -> AnyPath:
         columns, name = self._data.columns, f"step-{step:09d}-rank-{dist.get_rank()}"

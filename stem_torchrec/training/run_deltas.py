@@ -19,18 +19,18 @@ from stem_torchrec.config import DeltaConfig, TrainConfig
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.label_counts import weights_of
 from stem_torchrec.deltas.began import Began
-from stem_torchrec.deltas.joining import check_chain, rows_after, tables_that_differ
+from stem_torchrec.deltas.joining import chain_number, check_chain, rows_after, tables_that_differ
 from stem_torchrec.deltas.shard_rows import ModelTensors
 from stem_torchrec.deltas.touched import TouchedRows
 from stem_torchrec.deltas.writer import Changes, DeltaWriter
-from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.errors import UnwritableError
 from stem_torchrec.runtime.hang_detection import collective_timeout, set_activity
 from stem_torchrec.runtime.process import from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.runtime.store_path import AnyPath, path_of
 from stem_torchrec.training.callbacks import Callback
 from stem_torchrec.training.meter import Meter
-from stem_torchrec.training.table_changes import bits_by_table, moves_unlabeled, tables_that_move
+from stem_torchrec.training.table_changes import bits_by_table, check_precision, moves_unlabeled, tables_that_move
 from stem_torchrec.training.watched_metric import Metrics
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ class RunDeltas(Callback):
         columns: that it reads.
         model: sharded.
         meter: of its log, which leaves out pauses.
-        confirm: raises UserError if another process has taken the folders over; rank 0 calls it before each delta.
+        check: all ranks call it before each delta; raises an error on all of them if none may be written, as where a
+            loss was not finite or another process has taken the folders over.
         began: the state of another run that it began with.
 
     Raises UserError for the deltas of another run in its folder, and for a precision that does not serve its tables.
@@ -71,11 +72,11 @@ class RunDeltas(Callback):
         *,
         model: DistributedModelParallel,
         meter: Meter,
-        confirm: Callable[[], None],
+        check: Callable[[], None],
         began: Began | None = None,
     ) -> None:
         self.every = config.delta.steps
-        self._model, self._meter, self._confirm = model, meter, confirm
+        self._model, self._meter, self._check = model, meter, check
         self._timeout = collective_timeout(config.train.timeout)
         self._touched = TouchedRows(
             {name: feature.num_embeddings for name, feature in columns.sparse.items()},
@@ -93,11 +94,15 @@ class RunDeltas(Callback):
             config.delta, self._folder, path_of(self._run), log,
             max_failures=config.checkpoint.max_failures, timeout=self._timeout,
         )  # fmt: skip
-        _check_precision(self._tensors(), config.delta)
+        check_precision(self._tensors(), config.delta)
         self._full = True
         """Whether the next delta has all rows; the first one of a run may go on with another's."""
         self._new_tables: set[str] = set()
         """Tables of which the next delta has all rows."""
+        self._shipped: int | None = None
+        """The step of the newest delta, if this process knows it to have the state of that step."""
+        self._resumed = False
+        """Whether the checkpoint that the run resumed from knows the deltas of the folder."""
         if from_first_rank(lambda: check_chain(self._writer.last, config.delta, run=self._run, began=began)):
             self._go_on(began)
         self._seconds = None if config.delta.minutes is None else 60 * config.delta.minutes
@@ -121,24 +126,27 @@ class RunDeltas(Callback):
         """Ships a delta where one is due, and after the last step."""
         step = loop.state.step
         if self._due or (self.every and step % self.every == 0) or step == loop.steps:
-            self._pause(step)
+            self._pause(step, ends=step == loop.steps)
 
     def after_evaluation(self, loop: TrainLoop, metrics: Metrics) -> None:
         """Ships the last state of a run that an earlier callback has stopped."""
         if loop.state.stopped:
-            self._pause(loop.state.step)
+            self._pause(loop.state.step, ends=True)
 
-    def ship(self, step: int) -> None:
-        """Copies what has changed and starts to write it, unless a delta has the state of this step or a later one.
+    def ship(self, step: int, *, ends: bool = False) -> None:
+        """Copies what has changed and starts to write it, unless the newest delta has this state.
+
+        A run that was resumed makes steps again: it ships none before the newest delta's, unless it ends there, as it
+        may do on more ranks.
 
         Raises UnwritableError if too many deltas in a row could not be written.
         """
         set_activity("waiting for the previous delta to be written")
         self.wait()
-        last = self._writer.last
-        if last is not None and last.manifest.run == self._run and step <= last.manifest.step:
+        last = None if ends or not self._resumed else self._writer.last
+        if step == self._shipped or (last is not None and last.manifest.run == self._run and step < last.manifest.step):
             return
-        from_first_rank(self._confirm)
+        self._check()
         set_activity("copying what has changed for a delta")
         full, tensors = self._full, self._tensors()
         self._taken = self._touched.take()
@@ -148,7 +156,21 @@ class RunDeltas(Callback):
             else tensors.changed_rows(self._taken, self._writer.group, whole=self._new_tables)
         )
         self._writer.start(Changes(step, full, rows, tensors.dense(), tensors.tables, tensors.prefix))
-        self._full = False
+        self._full, self._shipped = False, step
+
+    def ship_last(self, step: int) -> None:
+        """Ships the last state of a run if no delta has it, and waits for it; tries once more where that fails.
+
+        Raises UnwritableError if it cannot be written.
+        """
+        for _ in range(2):
+            self.ship(step, ends=True)
+            self.wait()
+            if self._shipped == step:
+                return
+        raise UnwritableError(
+            f"the last delta could not be written to {self._folder}; make room, and the same command writes it."
+        )
 
     def wait(self) -> None:
         """Waits for the delta that is being written; what a failed one would have had, the next one has."""
@@ -156,6 +178,7 @@ class RunDeltas(Callback):
         if self._writer.wait():
             self._touched.give_back(self._taken)
             self._full |= was_all
+            self._shipped = None
         elif self._taken:
             self._new_tables = set()
         self._taken = {}
@@ -167,7 +190,7 @@ class RunDeltas(Callback):
             number = _NONE
         arrays = self._touched.arrays
         touched = {name: arrays[name] | self._taken[name] if self._taken else arrays[name] for name in arrays}
-        since = torch.tensor([number, _as_number(self._writer.chain)])
+        since = torch.tensor([number, chain_number(self._writer.chain)])
         rows = {name: torch.from_numpy(array.view(np.uint8)) for name, array in touched.items()}
         return {_PART: {"since": since, "touched": rows}}
 
@@ -175,17 +198,10 @@ class RunDeltas(Callback):
         """Takes what a checkpoint after `step` steps has of `state`, saved on any number of ranks."""
         parts, last = list(rank_tensors(path, _PART)), self._writer.last
 
-        def later_rows() -> dict[str, torch.Tensor] | None:
-            if last is None or not parts:
-                return None
-            number, chain = parts[0]["since"].tolist()
-            if number == _NONE or number > last.manifest.number or chain != _as_number(last.manifest.chain):
-                return None
-            return rows_after(self._folder, number=number, step=step)
-
-        rows = from_first_rank(later_rows)
-        self._full = rows is None
-        if rows is None:
+        number, chain = parts[0]["since"].tolist() if parts else (_NONE, 0)
+        rows = from_first_rank(lambda: None if last is None else rows_after(last, number=number, chain=chain))
+        self._full, self._resumed, self._shipped = rows is None, rows is not None, None
+        if last is None or rows is None:
             if last is not None:
                 log_rank0(f"note: it is not known what has changed since {last.folder}; the next delta has all rows")
             return
@@ -198,6 +214,8 @@ class RunDeltas(Callback):
             self._touched.give_back(
                 {name: value.view(self._touched.arrays[name].dtype) for name, value in names.items()}
             )
+        if step == last.manifest.step and not any(array.any() for array in self._touched.arrays.values()):
+            self._shipped = step
 
     def close(self) -> None:
         """Waits for the delta that is being written, and closes the connections."""
@@ -214,9 +232,9 @@ class RunDeltas(Callback):
         for feature, array in self._touched.arrays.items():
             self._touched.add_rows(feature, began.fresh_rows(feature, len(array)))
 
-    def _pause(self, step: int) -> None:
+    def _pause(self, step: int, *, ends: bool) -> None:
         begin = time.perf_counter()
-        self.ship(step)
+        self.ship(step, ends=ends)
         seconds = time.perf_counter() - begin
         self._meter.pause(seconds)
         log_rank0(f"step {step}  paused {seconds:.2f} s for a delta")
@@ -226,17 +244,3 @@ class RunDeltas(Callback):
 
     def _tensors(self) -> ModelTensors:
         return ModelTensors(self._model.state_dict(), self._bits, self._whole)
-
-
-def _check_precision(tensors: ModelTensors, config: DeltaConfig) -> None:
-    """Raises UserError for int8 rows of a table that is cut by columns: a row has one scale for all of them."""
-    if config.precision == "int8" and (cut := tensors.cut_by_columns()):
-        raise UserError(
-            f"--delta.precision int8 has one scale for a row, but {cut[0]} is cut by columns; choose fp32 or fp16, or "
-            "another --sharding.type for it."
-        )
-
-
-def _as_number(chain: str) -> int:
-    """A chain as a number that a tensor holds."""
-    return int(chain[:15] or "0", 16)

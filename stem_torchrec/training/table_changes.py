@@ -1,11 +1,15 @@
-"""Which rows of which tables a step changes: by the optimizer of the tables, and by the tasks that train them."""
+"""Which rows of which tables a step changes: by the optimizer of the tables, and by the tasks that train them.
+
+Also whether rows can be shipped in a precision.
+"""
 
 from torchrec.distributed import DistributedModelParallel
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
-from stem_torchrec.config import SparseOptimizerConfig
-from stem_torchrec.deltas.shard_rows import size_of
+from stem_torchrec.config import DeltaConfig, SparseOptimizerConfig
+from stem_torchrec.deltas.shard_rows import ModelTensors, size_of
 from stem_torchrec.deltas.touched import TouchedRows
+from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.tables import TableTensor, split_columns, table_of
 from stem_torchrec.training.dense_optimizer import tasks_that_train
 from stem_torchrec.training.optimizers import SPARSE_OPTIMIZERS
@@ -35,3 +39,12 @@ def bits_by_table(model: DistributedModelParallel, touched: TouchedRows, tasks: 
             part = TableTensor(tensor.prefix, table).name
             bits[table] = touched.bits_of(trained_by.get(part, range(tasks)))
     return bits
+
+
+def check_precision(tensors: ModelTensors, config: DeltaConfig) -> None:
+    """Raises UserError for int8 rows of a table that is cut by columns: a row has one scale for all of them."""
+    if config.precision == "int8" and (cut := tensors.cut_by_columns()):
+        raise UserError(
+            f"--delta.precision int8 has one scale for a row, but {cut[0]} is cut by columns; choose fp32 or fp16, or "
+            "another --sharding.type for it."
+        )

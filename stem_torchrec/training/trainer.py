@@ -126,6 +126,7 @@ class Trainer:
                     self._log.bar.update(self.state.step)
                     self._meter.start_clock()
                     self.loop.run()
+                    self.checkpoints.deltas.ship_last(self.state.step)
                 self._close_connections()
                 if not self._best.metrics:
                     raise UnwritableError(
