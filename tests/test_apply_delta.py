@@ -26,8 +26,9 @@ from stem_torchrec.deltas.manifest import (
     read_delta,
 )
 from stem_torchrec.runtime.errors import DamagedError, DivergedError, UserError
+from stem_torchrec.runtime.paths import exchange
 from stem_torchrec.server.served_bundle import open_bundle
-from stem_torchrec.serving import patch_bundle
+from stem_torchrec.serving import bundle, manifest, patch_bundle
 from stem_torchrec.serving.apply_deltas import ApplyConfig, apply_deltas
 from stem_torchrec.serving.bundle import load_bundle
 from stem_torchrec.serving.export_run import ExportConfig, export_run
@@ -229,6 +230,57 @@ def test_damage_is_named_and_changes_nothing(shipped: Any, tmp_path: Path, monke
         assert apply_deltas(ApplyConfig(str(deltas), str(target))) == 1
     assert same(weights_of_copy(copy), kept[10])
     assert {path.name for path in tmp_path.iterdir()} == {"deltas", "copy", "bundle"}
+
+
+def test_a_damaged_copy_or_bundle_is_not_given_new_checksums(
+    shipped: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = shipped
+    deltas, copy, patched = folder / "ship/deltas", tmp_path / "copy", tmp_path / "patched"
+    shutil.copytree(folder / "bundle-stem", patched)
+    for target in (copy, patched):
+        apply_deltas(ApplyConfig(str(deltas), str(target), until=1))
+    # As for tables that are too large to be read whenever a bundle is loaded.
+    monkeypatch.setattr(manifest, "_HASHED_TABLES", 0)
+    for file in (copy / "best/__0_0.distcp", patched / "tables.safetensors"):
+        content = bytearray(file.read_bytes())
+        middle = len(content) // 2
+        # Wider than the gaps between tensors.
+        content[middle : middle + 512] = bytes(512 * [170])
+        file.write_bytes(content)
+    for target in (copy, patched):
+        with pytest.raises(DamagedError, match=str(target)):
+            apply_deltas(ApplyConfig(str(deltas), str(target)))
+
+
+def test_curves_that_the_last_delta_does_not_have_are_removed(shipped: Any, tmp_path: Path) -> None:
+    folder, _ = shipped
+    copy = tmp_path / "copy"
+    apply_deltas(ApplyConfig(str(folder / "ship/deltas"), str(copy), until=1))
+    (copy / CALIBRATION_FILE).write_text("{}")
+    apply_deltas(ApplyConfig(str(folder / "ship/deltas"), str(copy)))
+    assert not (copy / CALIBRATION_FILE).exists()
+
+
+def test_a_bundle_that_is_replaced_while_it_is_loaded_is_loaded_again(
+    shipped: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = shipped
+    loaded, new = tmp_path / "bundle", tmp_path / "new"
+    for target in (loaded, new):
+        shutil.copytree(folder / "bundle-stem", target)
+    apply_deltas(ApplyConfig(str(folder / "ship/deltas"), str(new)))
+    expected, load = scores(load_bundle(new).score(raw_of_valid())), bundle.load_program
+    swaps = iter([True])
+
+    def load_program(*args: Any, **options: Any) -> Any:
+        program = load(*args, **options)
+        if next(swaps, False):
+            exchange(loaded, new)
+        return program
+
+    monkeypatch.setattr(bundle, "load_program", load_program)
+    assert (scores(load_bundle(loaded).score(raw_of_valid())) == expected).all()
 
 
 def test_what_deltas_cannot_change_is_refused(shipped: Any, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load
 from torch import Tensor
 
-from stem_torchrec.checkpoints.storage import failure_of, reader_from, without_warnings
+from stem_torchrec.checkpoints.storage import check_parts, failure_of, reader_from, without_warnings
 from stem_torchrec.checkpoints.weights import find_weights, save_tensors, saved_tensors
 from stem_torchrec.config.formats import FormatError, with_format, without_format
 from stem_torchrec.config.json_text import parse_json
@@ -98,16 +98,26 @@ def apply_to_copy(copy: Path, deltas: Sequence[Delta]) -> None:
             for rows in decode(delta.read(file), pieces, delta.manifest.row_format):
                 columns = slice(rows.column, rows.column + rows.weights.shape[1])
                 weights[rows.table][rows.numbers, columns] = rows.weights
-        names = set(delta.manifest.log)
-        for path in [copy / name for name in sorted(names)]:
-            write_log_file(path, delta)
-        for name in delta.manifest.vocabularies:
-            write_vocabulary(copy / VOCABULARY / f"{name}.parquet", delta)
     last = deltas[-1]
     tensors = {f"model.{TableTensor(last.manifest.prefix, name).name}": weight for name, weight in weights.items()}
     tensors |= {f"model.{name}": weight for name, weight in load(last.read(last.manifest.dense)).items()}
+    # All rows and weights have been read: a damaged file has changed nothing.
+    _write_log_files(copy, deltas)
     record = json.dumps(with_format(asdict(Applied.of(last)), APPLIED_FORMAT), indent=1)
     save_tensors(tensors, copy / WEIGHTS, {APPLIED_FILE: record + "\n"})
+
+
+def _write_log_files(copy: Path, deltas: Sequence[Delta]) -> None:
+    """Brings the files beside the weights to those of the last delta."""
+    for delta in deltas:
+        for name in sorted(delta.manifest.log):
+            write_log_file(copy / name, delta)
+        for name in delta.manifest.vocabularies:
+            write_vocabulary(copy / VOCABULARY / f"{name}.parquet", delta)
+    for name in OF_RUN:
+        # As curves that were fitted to earlier weights.
+        if name not in deltas[-1].manifest.log:
+            (copy / name).unlink(missing_ok=True)
 
 
 def _with_sizes(weights: Mapping[str, Tensor], delta: Delta) -> dict[str, Tensor]:
@@ -135,8 +145,10 @@ def _read_tables(folder: AnyPath) -> dict[str, Tensor]:
     }
     try:
         with without_warnings():
+            check_parts(str(folder), reader_from(str(folder)).read_metadata(), part=0, parts=1)
             dcp.load(tensors, storage_reader=reader_from(str(folder)), no_dist=True)
-    except dcp.CheckpointException as error:
+    # Damaged bytes make its readers raise almost any error.
+    except (Exception, dcp.CheckpointException) as error:
         raise DamagedError(
             f"{folder} cannot be read ({failure_of(error)}); delete {folder.parent}, and the same command makes it "
             "anew."

@@ -54,9 +54,12 @@ def apply_deltas(config: ApplyConfig) -> int:
 
         with FolderLock(take_over=config.take_over) as lock:
             lock.check(str(target), other="--to")
-            deltas = missing_deltas(source, applied_to_copy(target), until=config.until, target=str(target))
+            applied = applied_to_copy(target)
+            deltas = missing_deltas(source, applied, until=config.until, target=str(target))
             if deltas:
                 lock.take(str(target), other="--to")
+                if applied is not None and applied_to_copy(target) != applied:
+                    raise UserError(f"{target} was changed by another process meanwhile; run the same command again.")
                 apply_to_copy(target, deltas)
     if not deltas:
         log_rank0(f"{target} has all deltas of {source} already")

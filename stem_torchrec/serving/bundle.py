@@ -17,6 +17,7 @@ from stem_torchrec.data.schema import load_schema
 from stem_torchrec.expressions.expression import columns_of
 from stem_torchrec.expressions.value_types import ValueType
 from stem_torchrec.preparation.transforms import Transforms, apply_transforms, read_transforms
+from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.path_options import PathOption, checked_path
 from stem_torchrec.serving.inputs import check_names, check_raw, to_inputs
 from stem_torchrec.serving.manifest import TABLES_FILE, Manifest, read_manifest
@@ -25,6 +26,8 @@ from stem_torchrec.serving.table_file import open_tables
 
 ROWS_AT_ONCE = 4096
 """Rows that the program takes at once, which bounds the memory of its layers."""
+_ATTEMPTS = 5
+"""How often a folder is read that is replaced meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ class Bundle:
 
 
 def load_bundle(path: str | Path, *, compiled: bool | None = None, verify: bool | None = None) -> Bundle:
-    """Opens a bundle that `stem-export` wrote.
+    """Opens a bundle that `stem-export` wrote, whole also while deltas put another in its place.
 
     Args:
         path: its folder.
@@ -117,6 +120,29 @@ def load_bundle(path: str | Path, *, compiled: bool | None = None, verify: bool 
     that is missing or was changed.
     """
     folder = Path(checked_path(str(path), PathOption("folder", local=True)))
+    for attempt in range(_ATTEMPTS):
+        before, is_last = _identity(folder), attempt == _ATTEMPTS - 1
+        try:
+            bundle = _load(folder, compiled=compiled, verify=verify)
+        except UserError:
+            if is_last or _identity(folder) == before:
+                raise
+        else:
+            if _identity(folder) == before:
+                return bundle
+    raise UserError(f"{folder} was replaced {_ATTEMPTS} times while it was loaded; load it again in a while.")
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """What tells a folder from another one of its name; None if it does not exist."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _load(folder: Path, *, compiled: bool | None, verify: bool | None) -> Bundle:
     manifest = read_manifest(folder, verify=verify)
     columns = replace(Columns.select(load_schema(str(folder))), labeled=False)
     curves: Mapping[str, Curve] = {}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.folder_lock import FolderLock
-from stem_torchrec.runtime.owner_file import read_owner
+from stem_torchrec.runtime.owner_file import OWNER_FILE, read_owner
 from stem_torchrec.runtime.paths import exchange, remove_tree
 from stem_torchrec.runtime.whole_file import naming_file
 
@@ -49,9 +49,12 @@ def exchanged_folder(folder: Path, *, take_over: bool) -> Iterator[Path]:
     """
     unfinished = folder.with_name(f"{folder.name}.new")
     with naming_file(folder), FolderLock(take_over=take_over) as lock:
-        lock.check(str(unfinished), other="--to")
-        remove_tree(unfinished)
         lock.take(str(unfinished), other="--to")
+        for path in unfinished.iterdir():
+            if path.is_dir():
+                remove_tree(path)
+            elif not path.name.startswith(Path(OWNER_FILE).stem):
+                path.unlink()
         try:
             yield unfinished
             lock.confirm()

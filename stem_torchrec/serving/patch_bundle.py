@@ -28,6 +28,7 @@ from stem_torchrec.serving.manifest import (
     Manifest,
     TableEntry,
     file_entries,
+    read_manifest,
     write_manifest,
 )
 from stem_torchrec.serving.new_folder import exchanged_folder
@@ -54,22 +55,27 @@ def apply_to_bundle(bundle: Path, manifest: Manifest, deltas: Sequence[Delta], *
         take_over: takes the new folder from another process.
 
     Raises UserError for a bundle that deltas cannot change: one with a compiled program, with tables or weights that
-    the deltas do not have, or whose tables are in another precision than theirs; DamagedError for a file that was
-    changed.
+    the deltas do not have, or whose tables are in another precision than theirs, or that another process has replaced;
+    DamagedError for a file that was changed.
     """
     last = deltas[-1]
     _check(bundle, manifest, deltas)
     entries = [replace(entry, rows=_parts_of(entry, last, bundle)[0][2]) for entry in manifest.tables]
+    # The curves of earlier weights do not fit these.
+    files = [name for name in manifest.files if name != CALIBRATION_FILE or name in last.manifest.log]
     with exchanged_folder(bundle, take_over=take_over) as folder:
-        for name in manifest.files:
+        # Tables that are kept get a new checksum, so the one that they have is compared whatever their size.
+        if read_manifest(bundle, verify=not deltas[0].manifest.full) != manifest:
+            raise UserError(f"{bundle} was replaced by another process meanwhile; run the same command again.")
+        for name in files:
             if name not in (TABLES_FILE, PROGRAM_FILE):
                 (folder / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(bundle / name, folder / name)
         _write_tables(folder, bundle, manifest, entries, deltas)
         _write_program(folder / PROGRAM_FILE, bundle / PROGRAM_FILE, last)
-        _write_log_files(folder, manifest, entries, deltas)
+        _write_log_files(folder, files, entries, deltas)
         run = {"folder": last.manifest.run, "step": last.manifest.step, DELTA: asdict(Applied.of(last))}
-        new = replace(manifest, tables=tuple(entries), run=run, files=file_entries(folder, list(manifest.files)))
+        new = replace(manifest, tables=tuple(entries), run=run, files=file_entries(folder, files))
         write_manifest(folder, new)
 
 
@@ -168,7 +174,9 @@ def _write_program(file: Path, before: Path, last: Delta) -> None:
     torch.export.save(program, file)
 
 
-def _write_log_files(folder: Path, manifest: Manifest, entries: Sequence[TableEntry], deltas: Sequence[Delta]) -> None:
+def _write_log_files(
+    folder: Path, files: Sequence[str], entries: Sequence[TableEntry], deltas: Sequence[Delta]
+) -> None:
     """Brings the columns, transforms, vocabularies and curves of a bundle to those of the last delta."""
     rows = {entry.feature: entry.rows for entry in entries}
     schema = load_schema(str(folder))
@@ -178,13 +186,13 @@ def _write_log_files(folder: Path, manifest: Manifest, entries: Sequence[TableEn
     )
     save_schema(replace(schema, sparse_features=features), str(folder))
     for delta in deltas:
-        if CALIBRATION_FILE in manifest.files:
+        if CALIBRATION_FILE in files:
             write_log_file(folder / CALIBRATION_FILE, delta)
-        if TRANSFORMS_FILE in manifest.files:
+        if TRANSFORMS_FILE in files:
             kept = columns_in(parse_json((folder / TRANSFORMS_FILE).read_bytes()))
             write_log_file(folder / TRANSFORMS_FILE, delta)
             content = parse_json((folder / TRANSFORMS_FILE).read_bytes())
             write_json(folder / TRANSFORMS_FILE, cut_transforms(content, kept))
-        for name in manifest.files:
+        for name in files:
             if name.startswith(f"{VOCABULARY}/"):
                 write_vocabulary(folder / name, delta)
