@@ -15,7 +15,7 @@ from stem_torchrec.data.schema import Schema, SparseFeature, load_schema
 from stem_torchrec.expressions.hashes import hash_id
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.starting.id_maps import IdMap, LogIds, map_ids
-from stem_torchrec.starting.id_spaces import IdSpace, fingerprint, read_id_spaces
+from stem_torchrec.starting.id_spaces import IdSpace, fingerprint, read_id_spaces, scaled_otherwise
 from stem_torchrec.starting.match_tables import _Ids
 
 from prepared_logs import Rows, prepared, raw_rows
@@ -259,3 +259,21 @@ def test_prepared_logs_tell_what_their_ids_mean(tmp_path: Path, rows: Rows) -> N
     firsts = {bucket: buckets.index(bucket) + 2 for bucket in buckets} | {8: 1}
     assert both.rows is not None
     assert {h: both.rows[h].item() for h in columns["city_hash"]} == {h: firsts[h] for h in columns["city_hash"]}
+
+
+def test_numbers_that_two_logs_scale_otherwise_are_told(tmp_path: Path) -> None:
+    def log(name: str, mean: float) -> str:
+        (tmp_path / name).mkdir()
+        number = {"column": "price"}
+        tree = {"call": "standardize", "arguments": [number], "parameters": {"mean": mean, "deviation": 1.0}}
+        content = {"format": 1, "features": {}, "dense": {"price": tree, "age": {"column": "age"}}, "vocabularies": {}}
+        (tmp_path / name / "transforms.json").write_text(json.dumps(content))
+        return str(tmp_path / name)
+
+    columns = Columns.select(
+        Schema(sparse_features=(SparseFeature("city", 3),), labels=("like",), dense_features=("price", "age"))
+    )
+    monday, tuesday, wednesday = log("monday", 1.0), log("tuesday", 1.0), log("wednesday", 2.0)
+    assert scaled_otherwise(monday, tuesday, columns) == []
+    assert scaled_otherwise(monday, wednesday, columns) == ["price"]
+    assert scaled_otherwise(str(tmp_path / "gone"), wednesday, columns) == []

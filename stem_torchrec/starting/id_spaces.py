@@ -142,6 +142,28 @@ def read_id_spaces(log: str, columns: Columns) -> dict[str, IdSpace]:
     return spaces
 
 
+def scaled_otherwise(old_log: str | None, new_log: str, columns: Columns) -> list[str]:
+    """The dense features that the transforms of two logs scale otherwise; none where one of them cannot be read.
+
+    Args:
+        old_log: folder of a log, which may be gone.
+        new_log: folder of another one.
+        columns: of the new one.
+    """
+    trees: list[Mapping[str, Any]] = []
+    for log in (old_log, new_log):
+        path = None if log is None else path_of(log) / TRANSFORMS_FILE
+        try:
+            if path is None or not path.exists():
+                return []
+            trees.append(dict(without_format(parse_json(path.read_text()), TRANSFORMS_FORMAT, str(path))["dense"]))
+        except (UserError, OSError, ValueError, LookupError, TypeError):
+            return []
+    old, new = trees
+    names = {name: columns.column_of(name) for name in columns.dense}
+    return [name for name, column in names.items() if column in old and old[column] != new.get(column)]
+
+
 def _check_size(log: str, feature: str, space: IdSpace, rows: int) -> None:
     if space.rows != rows:
         raise UserError(

@@ -19,7 +19,7 @@ from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.runtime.store_path import AnyPath, path_of
 from stem_torchrec.starting.carry import carry
 from stem_torchrec.starting.id_maps import IdMap, LogIds, map_ids
-from stem_torchrec.starting.id_spaces import IdSpace, read_id_spaces
+from stem_torchrec.starting.id_spaces import IdSpace, read_id_spaces, scaled_otherwise
 from stem_torchrec.starting.record import Ancestor, StartRecord, log_record, read_start, start_of
 from stem_torchrec.starting.source import StartSource, open_source
 from stem_torchrec.tables import table_feature
@@ -119,6 +119,11 @@ def _new(config: TrainConfig, path: str, data: RunData, source: StartSource | No
         log_rank0(
             f"note: without transforms.json of both logs only their number tells what the ids of {', '.join(unsure)} "
             "mean; each row continues the one of its number"
+        )
+    if scaled := scaled_otherwise(old.log, path, data.columns):
+        log_rank0(
+            f"note: {', '.join(scaled)} are scaled otherwise than in {source.name}, so the weights that read them do not "
+            f"fit; prepare the log with --vocabularies {old.log}, which keeps the scale"
         )
     started = Ancestor(None, source.weights, source.step)
     parents = (started,) if source.lineage is None else source.lineage.as_parent(source.weights, source.step)
