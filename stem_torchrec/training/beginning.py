@@ -122,8 +122,8 @@ def _new(config: TrainConfig, path: str, data: RunData, source: StartSource | No
         )
     if scaled := scaled_otherwise(old.log, path, data.columns):
         log_rank0(
-            f"note: {', '.join(scaled)} are scaled otherwise than in {source.name}, so the weights that read them do not "
-            f"fit; prepare the log with --vocabularies {old.log}, which keeps the scale"
+            f"note: {', '.join(scaled)} are scaled otherwise than in {source.name}, so the weights that read them do "
+            f"not fit; prepare the log with --vocabularies {old.log}, which keeps the scale"
         )
     started = Ancestor(None, source.weights, source.step)
     parents = (started,) if source.lineage is None else source.lineage.as_parent(source.weights, source.step)
