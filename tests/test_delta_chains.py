@@ -183,6 +183,25 @@ def test_a_full_store_keeps_the_earlier_deltas_and_the_next_one_has_what_failed(
     assert same(weights_of_copy(tmp_path / "copy"), weights)
 
 
+def write_where_another_does(folder: Path) -> int:
+    config = shipping_config(folder, "run", "sgd", "row_wise")
+    shipment = Shipment.build(folder, "run", config)
+    for _ in range(2):
+        shipment.make_steps(1)
+        shipment.ship()
+        if not (folder / "run-deltas/000001").exists():
+            shutil.copytree(folder / "run-deltas/000000", folder / "run-deltas/000001")
+    failed = shipment.deltas.failed
+    shipment.deltas.close()
+    return failed
+
+
+def test_a_delta_of_another_process_is_not_replaced(tmp_path: Path) -> None:
+    assert run_ranks(1, write_where_another_does, tmp_path) == [1]
+    manifests = [(tmp_path / f"run-deltas/00000{number}/manifest.json").read_bytes() for number in range(2)]
+    assert manifests[0] == manifests[1]
+
+
 def continue_and_grow(folder: Path) -> tuple[Weights, list[str]]:
     """Another run of the same tables, one of which has grown, goes on with the deltas of the first."""
     config = shipping_config(folder, "monday", "sgd", "row_wise")

@@ -86,6 +86,7 @@ class DeltaWriter:
         self.last: Delta | None = from_first_rank(lambda: newest_delta(folder))
         """The newest complete delta."""
         self._config, self._folder, self._run, self._log = config, folder, run, log
+        self._published: Delta | None = None  # Rank 0 has it.
         self._writing: Future[str | None] | None = None
         self._writes_all = False
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="delta")
@@ -122,7 +123,7 @@ class DeltaWriter:
                 "--train.timeout to write its part, or is gone; start again, or allow more time."
             ) from error
         if failure is None:
-            self.last = from_first_rank(lambda: newest_delta(self._folder))
+            self.last = from_first_rank(lambda: self._published)
         self.failures.add(failure)
         return failure is not None
 
@@ -142,27 +143,25 @@ class DeltaWriter:
         begin, number = time.perf_counter(), self.number + 1
         path = delta_path(self._folder, number)
         reason, _ = self._on_first_rank(lambda: _make_empty(path))
+        if reason is not None:
+            return _failure(path, changes.step, reason)
         written = Written([], {})
-        if reason is None:
-            try:
-                written = self._write_rows(path, changes.rows)
-            # Training continues after any error of a store.
-            except Exception as error:
-                reason = failure_of(error)
-            reason = failure_on_any_rank(reason, group=self.group)
+        try:
+            written = self._write_rows(path, changes.rows)
+        # Training continues after any error of a store.
+        except Exception as error:
+            reason = failure_of(error)
+        reason = failure_on_any_rank(reason, group=self.group)
         of_ranks: list[Written] = [written] * dist.get_world_size()
         dist.all_gather_object(of_ranks, written, group=self.group)
-        manifest = None
         if reason is None:
             reason, manifest = self._on_first_rank(lambda: self._publish(path, number, changes, of_ranks))
-        if reason is None:
             if manifest is not None:
                 log_rank0(_line(path, manifest, time.perf_counter() - begin))
+        if reason is None:
             return None
-        failure = f"{path} cannot be written ({reason})"
-        log_rank0(f"step {changes.step}  {failure}")
         self._on_first_rank(lambda: remove_tree(path))
-        return failure
+        return _failure(path, changes.step, reason)
 
     def _write_rows(self, path: AnyPath, rows: Sequence[Rows]) -> Written:
         pieces: list[Piece] = []
@@ -205,7 +204,9 @@ class DeltaWriter:
             vocabularies=beside.vocabularies,
             files=files,
         )
-        write_text(path / MANIFEST_FILE, manifest_text(manifest))
+        text = manifest_text(manifest)
+        write_text(path / MANIFEST_FILE, text)
+        self._published = Delta(path, manifest, hashlib.sha256(text.encode()).hexdigest())
         return manifest
 
     def _on_first_rank(self, act: Callable[[], T]) -> tuple[str | None, T | None]:
@@ -219,8 +220,17 @@ class DeltaWriter:
         return failure_on_any_rank(reason, group=self.group), result
 
 
+def _failure(path: AnyPath, step: int, reason: str) -> str:
+    """Prints why a delta could not be written, and returns it."""
+    failure = f"{path} cannot be written ({reason})"
+    log_rank0(f"step {step}  {failure}")
+    return failure
+
+
 def _make_empty(path: AnyPath) -> None:
-    """Makes a folder, without what an interrupted write has left in it."""
+    """Makes a folder, without what an interrupted write has left in it; raises UserError for a complete delta."""
+    if (path / MANIFEST_FILE).exists():
+        raise UserError("another process has written this delta; give each run a --delta.out of its own")
     remove_tree(path)
     path.mkdir(parents=True, exist_ok=True)
 
