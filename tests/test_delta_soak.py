@@ -2,6 +2,7 @@
 
 import random
 import signal
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,9 @@ def test_fifty_deltas_with_kills_between_them_make_the_trainer_to_the_bit(tmp_pa
     manifests = [read_delta(delta_path(deltas, number)).manifest for number in numbers]
     assert numbers == list(range(len(numbers)))
     assert len(numbers) >= 50
-    assert [manifest.step for manifest in manifests] == sorted(manifest.step for manifest in manifests)
+    # A run that is killed before its first checkpoint begins again, and ships the states that it is in then.
+    steps = [manifest.step for manifest in manifests]
+    assert sum(after <= before for before, after in pairwise(steps)) <= KILLS
     assert manifests[-1].step == 66
     compared = 0
     for manifest in manifests:
