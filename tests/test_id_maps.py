@@ -12,10 +12,11 @@ import pytest
 
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.schema import Schema, SparseFeature, load_schema
+from stem_torchrec.data.vocabulary_values import fingerprint
 from stem_torchrec.expressions.hashes import hash_id
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.starting.id_maps import IdMap, LogIds, map_ids
-from stem_torchrec.starting.id_spaces import IdSpace, fingerprint, read_id_spaces, scaled_otherwise
+from stem_torchrec.starting.id_spaces import IdSpace, read_id_spaces, scaled_otherwise
 from stem_torchrec.starting.match_tables import _Ids
 
 from prepared_logs import Rows, prepared, raw_rows

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from stem_torchrec.data.new_log import VOCABULARY
 from stem_torchrec.data.schema import SCHEMA_FILE
+from stem_torchrec.data.vocabulary_values import fingerprint
 from stem_torchrec.deltas.manifest import Delta, DeltaManifest, Vocabulary
 from stem_torchrec.preparation.transforms import TRANSFORMS_FILE
 from stem_torchrec.runtime.errors import DamagedError
@@ -67,26 +68,18 @@ def changed_files(run: AnyPath, log: AnyPath | None, before: DeltaManifest | Non
     return ChangedFiles(contents, sums, vocabularies)
 
 
-def checksum_of_values(values: pa.Array) -> str:
-    """SHA-256 of values in their order, however a file holds them; costs a pass in Python."""
-    digest = hashlib.sha256()
-    for value in values.to_pylist():
-        digest.update(f"{value!r}\n".encode())
-    return digest.hexdigest()
-
-
 def _vocabulary(path: AnyPath, before: Vocabulary | None) -> tuple[Vocabulary, bytes | None]:
     """A vocabulary, and a Parquet file of its new entries, if any; of all where the earlier ones are not its first."""
     table = pq.read_table(BytesIO(_bytes_of(path)))
     values, first = table["value"].combine_chunks(), 0
-    if before is not None and checksum_of_values(values[: before.entries]) == before.sha256:
+    if before is not None and fingerprint(values, before.entries) == before.sha256:
         first = before.entries
     if before is not None and first == len(values):
         return Vocabulary(len(values), before.sha256), None
     sink = BytesIO()
     pq.write_table(table.slice(first), sink)
     file = f"{VOCABULARY}.{path.name}"
-    return Vocabulary(len(values), checksum_of_values(values), file, first), sink.getvalue()
+    return Vocabulary(len(values), fingerprint(values, len(values)), file, first), sink.getvalue()
 
 
 def _bytes_of(path: AnyPath) -> bytes:
@@ -113,7 +106,7 @@ def write_vocabulary(path: Path, delta: Delta) -> None:
     table = pq.read_table(BytesIO(delta.read(entry.file)))
     if entry.first:
         table = pa.concat_tables([pq.read_table(path).slice(0, entry.first), table])
-    if checksum_of_values(table["value"].combine_chunks()) != entry.sha256:
+    if fingerprint(table["value"].combine_chunks(), len(table)) != entry.sha256:
         raise DamagedError(
             f"{path} does not have the {entry.first:,} entries that delta {delta.manifest.number} adds to; give "
             "another --to, which begins anew."

@@ -64,7 +64,7 @@ class Vocabulary:
 
     entries: int
     sha256: str
-    """Of the values in their order, as `log_files.checksum_of_values` has it."""
+    """Of the values in their order, as `data.vocabulary_values.fingerprint` has it."""
     file: str = ""
     """The delta's file of those that came since the delta before; empty if none came."""
     first: int = 0

@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stem_torchrec.data.vocabulary_values import fingerprint
 from stem_torchrec.expressions.hashes import hash_of_texts
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.store_path import path_of
-from stem_torchrec.starting.id_spaces import IdSpace, fingerprint, read_vocabulary, values_of
+from stem_torchrec.starting.id_spaces import IdSpace, read_vocabulary, values_of
 
 Rows = NDArray[np.int64]
 

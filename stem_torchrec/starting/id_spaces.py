@@ -4,7 +4,6 @@
 of one's own tells nothing.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from stem_torchrec.config.formats import without_format
 from stem_torchrec.config.json_text import parse_json
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.new_log import TRANSFORMS_FILE, TRANSFORMS_FORMAT, VOCABULARY
+from stem_torchrec.data.vocabulary_values import fingerprint
 from stem_torchrec.runtime.errors import UserError, reason_of
 from stem_torchrec.runtime.file_systems import g_pathmgr
 from stem_torchrec.runtime.store_path import AnyPath, path_of
@@ -50,44 +50,11 @@ class IdSpace:
     values: int = 0
     """Values in the vocabulary."""
     fingerprint: str = ""
-    """Of its values in the order of their ids; see `fingerprint`."""
+    """Of its values in the order of their ids; see `data.vocabulary_values.fingerprint`."""
     buckets: int = 0
     salt: str = ""
     hashes: int = 0
     """Ids that a value has."""
-
-
-def fingerprint(values: pa.Array, count: int) -> str:
-    """SHA-256 of the first values of a vocabulary, whatever the file has besides.
-
-    So the fingerprint and the size of yesterday's vocabulary tell whether today's begins with it, also when yesterday's
-    log is gone.
-
-    Example::
-
-        old = fingerprint(pa.array(["rome", "oslo"]), 2)
-        fingerprint(pa.array(["rome", "oslo", "bonn"]), 2) == old  # True: the vocabulary has grown
-    """
-    digest = hashlib.sha256()
-    for part in _bytes_of(values.slice(0, count)):
-        digest.update(part)
-    return digest.hexdigest()
-
-
-def _bytes_of(values: pa.Array) -> Iterator[Any]:
-    """The kind of the values and their bytes; of texts, their lengths and then their bytes."""
-    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        texts = values.cast(pa.large_string())
-        _, offsets, data = texts.buffers()
-        yield b"text"
-        if len(texts):
-            ends = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
-            yield np.diff(ends).astype("<i8").tobytes()
-            yield memoryview(data)[ends[0] : ends[-1]]
-        return
-    plain = values.cast(pa.int32()) if pa.types.is_date32(values.type) else values
-    kind = "<f8" if pa.types.is_floating(plain.type) else "<i8"
-    yield from (str(values.type).encode(), plain.to_numpy(zero_copy_only=False).astype(kind).tobytes())
 
 
 def read_vocabulary(log: AnyPath, name: str) -> pa.Table:
