@@ -16,8 +16,9 @@ from stem_torchrec.data.vocabulary_values import fingerprint
 from stem_torchrec.expressions.hashes import hash_id
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.starting.id_maps import IdMap, LogIds, map_ids
-from stem_torchrec.starting.id_spaces import IdSpace, read_id_spaces, scaled_otherwise
+from stem_torchrec.starting.id_spaces import IdSpace, read_id_spaces
 from stem_torchrec.starting.match_tables import _Ids
+from stem_torchrec.starting.scales import note_of_other_scales, read_scales
 
 from prepared_logs import Rows, prepared, raw_rows
 
@@ -262,19 +263,31 @@ def test_prepared_logs_tell_what_their_ids_mean(tmp_path: Path, rows: Rows) -> N
     assert {h: both.rows[h].item() for h in columns["city_hash"]} == {h: firsts[h] for h in columns["city_hash"]}
 
 
-def test_numbers_that_two_logs_scale_otherwise_are_told(tmp_path: Path) -> None:
-    def log(name: str, mean: float) -> str:
+def test_numbers_and_buckets_that_two_logs_make_otherwise_are_told(tmp_path: Path) -> None:
+    def scales(name: str, mean: float, edge: float = 1.0) -> dict[str, str]:
         (tmp_path / name).mkdir()
         number = {"column": "price"}
         tree = {"call": "standardize", "arguments": [number], "parameters": {"mean": mean, "deviation": 1.0}}
-        content = {"format": 1, "features": {}, "dense": {"price": tree, "age": {"column": "age"}}, "vocabularies": {}}
+        bucket = {"call": "bucket", "arguments": [number], "parameters": {"edges": [edge]}}
+        features = {"band": {"call": "coalesce", "arguments": [bucket, {"literal": 0}]}, "city": {"column": "city"}}
+        dense = {"price": tree, "age": {"column": "age"}}
+        content = {"format": 1, "features": features, "dense": dense, "vocabularies": {}}
         (tmp_path / name / "transforms.json").write_text(json.dumps(content))
-        return str(tmp_path / name)
+        return read_scales(str(tmp_path / name), columns)
 
-    columns = Columns.select(
-        Schema(sparse_features=(SparseFeature("city", 3),), labels=("like",), dense_features=("price", "age"))
-    )
-    monday, tuesday, wednesday = log("monday", 1.0), log("tuesday", 1.0), log("wednesday", 2.0)
-    assert scaled_otherwise(monday, tuesday, columns) == []
-    assert scaled_otherwise(monday, wednesday, columns) == ["price"]
-    assert scaled_otherwise(str(tmp_path / "gone"), wednesday, columns) == []
+    sparse = (SparseFeature("city", 3), SparseFeature("band", 3))
+    columns = Columns.select(Schema(sparse_features=sparse, labels=("like",), dense_features=("price", "age")))
+    monday, tuesday, wednesday = scales("monday", 1.0), scales("tuesday", 1.0), scales("wednesday", 2.0, 1.5)
+    logs = {"run": "runs/a", "old_log": "monday", "log": "wednesday"}
+    assert note_of_other_scales(monday, tuesday, **logs) is None
+    note = note_of_other_scales(monday, wednesday, **logs)
+    assert note is not None
+    assert note.startswith("price, band are scaled otherwise in wednesday than in the log of runs/a, so predictions")
+    assert note.endswith("with stem-prepare ... --vocabularies monday --grow, which keeps scales, edges and ids")
+    # A log that has taken the place of the run's own one.
+    note = note_of_other_scales(monday, scales("third", 1.5), **logs | {"log": "monday"})
+    assert note is not None
+    assert note.startswith("price is scaled otherwise")
+    assert "nothing has the old scale" in note
+    assert note_of_other_scales({}, wednesday, **logs) is None
+    assert read_scales(str(tmp_path / "gone"), columns) == {}

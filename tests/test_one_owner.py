@@ -17,7 +17,7 @@ from stem_torchrec.data.schema import load_schema, save_schema
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.training.configuration import load_config
-from stem_torchrec.training.run_start import _new_folder, check_run_folder, open_run_folder
+from stem_torchrec.training.run_start import _new_folder, check_run_folder, open_run_folder, with_folder_of_launch
 
 from common.output import make_folder
 from owners import owned_by_another_process
@@ -75,14 +75,15 @@ def test_runs_that_start_in_the_same_second_get_folders_of_their_own(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     log = load_schema(str(STORED / "log"))
-    assert len({_new_folder(TrainConfig(), log) for _ in range(20)}) == 20
+    assert len({_new_folder() for _ in range(20)}) == 20
     # The ranks that a launcher restarts get the folder of before, if it has a run of the same options.
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     config = load_config(str(STORED / "run_format_1/config.yaml"))
-    folder = _new_folder(config, log)
+    assert with_folder_of_launch(config, log) == config
+    folder = _new_folder()
     (folder / "config.yaml").write_text(dump_config(config))
-    assert _new_folder(config, log) == folder
-    assert _new_folder(replace(config, seed=4), log) != folder
+    assert with_folder_of_launch(config, log).output_dir == str(folder)
+    assert with_folder_of_launch(replace(config, seed=4), log).output_dir is None
 
 
 @pytest.mark.parametrize("written", ["config.yaml", "best", "metrics.json", "tensorboard", "damaged checkpoints"])

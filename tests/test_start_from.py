@@ -1,6 +1,7 @@
 """stem-train --start-from: a new run begins with the state of another one, on the log of another day."""
 
 import json
+import os
 import random
 import re
 import shutil
@@ -119,6 +120,7 @@ def all_runs(folder: Path) -> dict[str, str]:
     shutil.rmtree(moved)
     run("would resume", replace(resumed, dry_run=True))
     run("resumed", resumed)
+    run("restarted", replace(restarted(folder, today), dry_run=True))
     part = next(Path(checkpoint_path(str(folder / "elsewhere"), newest)).glob("*.distcp"))
     part.write_bytes(part.read_bytes()[:-40] + bytes(40))
     run("from the one before", replace(today, output_dir=str(folder / "never"), dry_run=True))
@@ -131,6 +133,20 @@ def all_runs(folder: Path) -> dict[str, str]:
     earlier = {"start_from": str(DATA / "run_format_1"), "output_dir": str(folder / "never"), "dry_run": True}
     run("earlier version", replace(stored, data=replace(stored.data, path=str(DATA / "log")), **earlier))
     return printed
+
+
+def restarted(folder: Path, today: TrainConfig) -> TrainConfig:
+    """Makes a step of a run without an output folder, whose launcher restarts it when its source is gone."""
+    source = shutil.copytree(folder / "weights", folder / "short-lived")
+    config = replace(today, output_dir=None, start_from=str(source))
+    os.chdir(folder)
+    os.environ["TORCHELASTIC_RUN_ID"] = "a launch"
+    trainer = Trainer(config, this_process())
+    trainer.train_step()
+    trainer.save()
+    trainer.close()
+    shutil.rmtree(source)
+    return config
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +234,11 @@ def test_a_dry_run_shows_the_table_and_writes_nothing(folder: Path, printed: dic
     assert not (folder / "never").exists()
     assert "it would resume from" in printed["would resume"]
     assert "starting from" not in printed["would resume"]
+
+
+def test_a_restart_by_a_launcher_finds_its_own_checkpoint_without_an_output_folder(printed: dict[str, str]) -> None:
+    assert re.search(r"it would resume from runs/\d{8}-\d{6}-\w{8}/checkpoints/step-000000001", printed["restarted"])
+    assert "starting from" not in printed["restarted"]
 
 
 def test_checkpoints_elsewhere_are_known_and_a_damaged_one_is_left_out_with_a_note(

@@ -285,7 +285,6 @@ def refusals(folder: Path) -> dict[str, str]:
     wrong = replace(CONFIG, model=replace(CONFIG.model, tower_hidden=(9,)))
     messages = {}
     for case, (given, config, columns, chosen) in {
-        "arch": (source, replace(CONFIG, model=with_arch(CONFIG.model, "ple")), COLUMNS, {}),
         "shrunk": (source, CONFIG, shrunk, {}),
         "tables": (source, CONFIG, CHANGES["a task"], {"tables_from": "shard"}),
         "weights": (replace(source, config=None, columns=None), wrong, COLUMNS, {}),
@@ -309,11 +308,6 @@ def messages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("case", "message"),
     [
-        (
-            "arch",
-            "stem is a model of --model.arch stem, and this run of ple, which has other parts; give --model.arch stem, "
-            "or start without it.",
-        ),
         (
             "shrunk",
             "the tables of 'uid' would shrink from 5000 rows in stem to 4000, and nothing tells which ids are gone; "

@@ -60,7 +60,7 @@ def carry(
         gate_bias: logit of a new expert in a gate that did not read it; the default closes it.
         tables_from: an old group that the tables of new groups start from, with fresh states.
 
-    Raises UserError, before it changes a weight, for another architecture, tables that would lose rows by their number
+    Raises UserError, before it changes a weight, for tables that would lose rows by their number
     alone, and a source that lacks a tensor; and DamagedError if the source cannot be read.
 
     Example::

@@ -9,7 +9,6 @@ from stem_torchrec.checkpoints.dropout_names import names_with_dropout
 from stem_torchrec.checkpoints.weights import check_weights, saved_tensors
 from stem_torchrec.config import NewRows, TrainConfig
 from stem_torchrec.data.columns import Columns
-from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.store_path import path_of
 from stem_torchrec.starting.axis_labels import CLOSED
 from stem_torchrec.starting.carried import Carried, States, together
@@ -50,11 +49,7 @@ def plan_carry(
         print(plan_carry(source, config=config, columns=columns, id_maps={}).carried.format())
     """
     was = source.config or config
-    if was.model.arch != config.model.arch:
-        raise UserError(
-            f"{source.name} is a model of --model.arch {was.model.arch}, and this run of {config.model.arch}, which "
-            f"has other parts; give --model.arch {was.model.arch}, or start without it."
-        )
+    assert was.model.arch == config.model.arch, "open_source refuses another architecture"
     folder = path_of(source.weights)
     saved = saved_tensors(folder)
     old = ModelWeights(was.model, source.columns or _with_rows_of(saved, columns))

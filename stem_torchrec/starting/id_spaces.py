@@ -4,7 +4,7 @@
 of one's own tells nothing.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from stem_torchrec.data.vocabulary_values import fingerprint
 from stem_torchrec.runtime.errors import UserError, reason_of
 from stem_torchrec.runtime.file_systems import g_pathmgr
 from stem_torchrec.runtime.store_path import AnyPath, path_of
+from stem_torchrec.starting.scales import calls_of
 
 IdKind = Literal["vocabulary", "hash", "identity", "unknown"]
 _HASHES = ("hash_id", "hash_ids")
@@ -109,28 +110,6 @@ def read_id_spaces(log: str, columns: Columns) -> dict[str, IdSpace]:
     return spaces
 
 
-def scaled_otherwise(old_log: str | None, new_log: str, columns: Columns) -> list[str]:
-    """The dense features that the transforms of two logs scale otherwise; none where one of them cannot be read.
-
-    Args:
-        old_log: folder of a log, which may be gone.
-        new_log: folder of another one.
-        columns: of the new one.
-    """
-    trees: list[Mapping[str, Any]] = []
-    for log in (old_log, new_log):
-        path = None if log is None else path_of(log) / TRANSFORMS_FILE
-        try:
-            if path is None or not path.exists():
-                return []
-            trees.append(dict(without_format(parse_json(path.read_text()), TRANSFORMS_FORMAT, str(path))["dense"]))
-        except (UserError, OSError, ValueError, LookupError, TypeError):
-            return []
-    old, new = trees
-    names = {name: columns.column_of(name) for name in columns.dense}
-    return [name for name, column in names.items() if column in old and old[column] != new.get(column)]
-
-
 def _check_size(log: str, feature: str, space: IdSpace, rows: int) -> None:
     if space.rows != rows:
         raise UserError(
@@ -143,7 +122,7 @@ def _space_of(tree: Any, rows: int) -> IdSpace:
     """What the ids of a feature are by its tree in transforms.json; None for a column that is not in it."""
     if tree is None:
         return IdSpace("unknown", rows)
-    for call in _calls(tree):
+    for call in calls_of(tree):
         parameters = call.get("parameters", {})
         if call["call"] == "vocabulary":
             return IdSpace("vocabulary", rows, vocabulary=parameters["name"])
@@ -153,14 +132,6 @@ def _space_of(tree: Any, rows: int) -> IdSpace:
     # A missing value with an id of its own has the last one.
     own = rows > 1 and _id_of_missing(tree) == rows - 1
     return IdSpace("identity", rows, missing_id=rows - 1 if own else None)
-
-
-def _calls(tree: Any) -> Iterator[Mapping[str, Any]]:
-    """The calls in a tree of transforms.json, the outermost first."""
-    if isinstance(tree, Mapping) and "call" in tree:
-        yield tree
-        for argument in tree.get("arguments", []):
-            yield from _calls(argument)
 
 
 def _id_of_missing(tree: Mapping[str, Any]) -> Any:

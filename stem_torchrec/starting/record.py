@@ -61,6 +61,8 @@ class StartRecord:
     log: LogRecord
     ids: dict[str, IdSpace]
     """What its ids mean, by feature."""
+    scales: dict[str, str] = field(default_factory=dict)
+    """How its numbers and buckets are made, by feature; see `read_scales`."""
     parents: tuple[Ancestor, ...] = ()
     """The run that it started from, the one before that, and so on."""
     table_steps: int = 0

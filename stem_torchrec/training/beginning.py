@@ -19,8 +19,9 @@ from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.runtime.store_path import AnyPath, path_of
 from stem_torchrec.starting.carry import carry
 from stem_torchrec.starting.id_maps import IdMap, LogIds, map_ids
-from stem_torchrec.starting.id_spaces import IdSpace, read_id_spaces, scaled_otherwise
+from stem_torchrec.starting.id_spaces import IdSpace, read_id_spaces
 from stem_torchrec.starting.record import Ancestor, StartRecord, log_record, read_start, start_of
+from stem_torchrec.starting.scales import note_of_other_scales, read_scales
 from stem_torchrec.starting.source import StartSource, open_source
 from stem_torchrec.tables import table_feature
 from stem_torchrec.training.run_data import RunData
@@ -120,19 +121,22 @@ def _new(config: TrainConfig, path: str, data: RunData, source: StartSource | No
             f"note: without transforms.json of both logs only their number tells what the ids of {', '.join(unsure)} "
             "mean; each row continues the one of its number"
         )
-    if scaled := scaled_otherwise(old.log, path, data.columns):
-        log_rank0(
-            f"note: {', '.join(scaled)} are scaled otherwise than in {source.name}, so the weights that read them do "
-            f"not fit; prepare the log with --vocabularies {old.log}, which keeps the scale"
+    record = _record(path, data, ids)
+    if source.lineage is not None:
+        of_source = source.lineage
+        note = note_of_other_scales(
+            of_source.scales, record.scales, run=source.name, old_log=of_source.log.path, log=path
         )
+        if note is not None:
+            log_rank0(f"note: {note}")
     started = Ancestor(None, source.weights, source.step)
     parents = (started,) if source.lineage is None else source.lineage.as_parent(source.weights, source.step)
-    return Beginning(replace(_record(path, data, ids), parents=parents), source, maps)
+    return Beginning(replace(record, parents=parents), source, maps)
 
 
 def _record(path: str, data: RunData, ids: dict[str, IdSpace]) -> StartRecord:
     rows = {"train": data.train.rows, "valid": data.validation.rows}
-    return StartRecord("", None, log_record(path, rows), ids)
+    return StartRecord("", None, log_record(path, rows), ids, read_scales(path, data.columns))
 
 
 def _ids(path: str, data: RunData) -> dict[str, IdSpace]:

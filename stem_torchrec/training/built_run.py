@@ -22,7 +22,7 @@ from stem_torchrec.training.memory_needs import check_memory
 from stem_torchrec.training.open_fields import with_open_fields
 from stem_torchrec.training.optimizers import build_optimizer
 from stem_torchrec.training.run_data import RunData
-from stem_torchrec.training.run_start import check_run_folder, with_data_folder
+from stem_torchrec.training.run_start import check_run_folder, with_data_folder, with_folder_of_launch
 from stem_torchrec.training.watched_metric import WatchedMetric
 
 
@@ -52,6 +52,7 @@ class BuiltRun:
         config, path = with_data_folder(config)
         config = with_open_fields(config, path, process)
         schema, lock = load_schema(path), FolderLock(take_over=config.take_over)
+        config = with_folder_of_launch(config, schema)
         check_run_folder(config, schema, lock)
         data = RunData.open(config, path, schema, process)
         check_resume(config, schema, data.contents)

@@ -1,4 +1,4 @@
-"""A run beside a log whose vocabularies have grown since: which ids are new to the run's tables, and how many."""
+"""A run beside another log: which ids are new to the run's tables, how many, and which numbers are scaled otherwise."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,13 +13,15 @@ from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.runtime.store_path import path_of
 from stem_torchrec.starting.id_maps import LogIds, map_ids
 from stem_torchrec.starting.id_spaces import IdSpace, read_id_spaces, read_vocabulary
-from stem_torchrec.starting.record import read_start
+from stem_torchrec.starting.record import StartRecord, read_start
+from stem_torchrec.starting.scales import note_of_other_scales, read_scales
 
 
 def without_new_ids(log: str, columns: Columns, of_run: Columns, *, run: str) -> Columns:
     """The columns of a log, with the sizes of the run's tables where the log's vocabularies are larger.
 
     Readers give the ids beyond them the id of unseen values, as preparation with the run's vocabularies would have.
+    A note tells which numbers are scaled otherwise than in the run's own log.
 
     Args:
         log: its folder.
@@ -38,7 +40,12 @@ def without_new_ids(log: str, columns: Columns, of_run: Columns, *, run: str) ->
             raise
         log_rank0(f"note: {error} The ids of the log cannot be compared with those of the run.")
         return columns
-    _check_same_ids(run, log, spaces)
+    # A run of an earlier version has recorded nothing of its log.
+    if (record := read_start(path_of(run))) is not None:
+        _check_same_ids(record, run, log, spaces)
+        scales = read_scales(log, columns)
+        if note := note_of_other_scales(record.scales, scales, run=run, old_log=record.log.path, log=log):
+            log_rank0(f"note: {note}")
     grown = {
         name: count for name, count in rows.items() if count > of_tables[name] and spaces[name].kind == "vocabulary"
     }
@@ -47,12 +54,8 @@ def without_new_ids(log: str, columns: Columns, of_run: Columns, *, run: str) ->
     return replace(columns, sparse=sparse, ids_of_log=grown)
 
 
-def _check_same_ids(run: str, log: str, of_log: Mapping[str, IdSpace]) -> None:
+def _check_same_ids(record: StartRecord, run: str, log: str, of_log: Mapping[str, IdSpace]) -> None:
     """Raises UserError for ids of the log that mean something else than those of the run."""
-    record = read_start(path_of(run))
-    if record is None:
-        # An earlier version recorded nothing of its ids.
-        return
     for name, space in of_log.items():
         own = record.ids.get(name)
         if own is None or "unknown" in (own.kind, space.kind):

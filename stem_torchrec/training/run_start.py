@@ -74,7 +74,7 @@ def open_run_folder(config: TrainConfig, schema: Schema, lock: FolderLock) -> An
     """
 
     def make() -> AnyPath:
-        folder = path_of(config.output_dir) if config.output_dir else _new_folder(config, schema)
+        folder = path_of(config.output_dir) if config.output_dir else _new_folder()
         try:
             for option, each in {**_named_folders(config), "--output-dir": str(folder)}.items():
                 lock.take(each, other=option)
@@ -162,14 +162,33 @@ def _check_same_options(folder: AnyPath, saved: TrainConfig, config: TrainConfig
     check_same_options(str(folder), to_dict(what_is_trained(saved)), to_dict(what_is_trained(config)))
 
 
-def _new_folder(config: TrainConfig, schema: Schema) -> Path:
-    """A new folder below runs/, named by the time; the same folder again where a launcher restarts its ranks."""
-    launch = launch_id() and hashlib.sha256(launch_id().encode()).hexdigest()[:8]
-    for before in sorted(Path("runs").glob(f"*-{launch}"), reverse=True) if launch else ():
-        with suppress(UserError):
-            _check_same_run(before, config, schema)
-            if not has_ended(before):
-                return before
+def with_folder_of_launch(config: TrainConfig, schema: Schema) -> TrainConfig:
+    """The configuration with the folder that the run has got before its launcher restarted it; all ranks call it.
+
+    So a restart without `--output-dir` is a run in that folder, which resumes from its own checkpoints and reads no
+    source again. Unchanged if `--output-dir` is given, without a launcher, and at the first start.
+    """
+
+    def find() -> TrainConfig:
+        for before in sorted(Path("runs").glob(f"*-{_launch()}"), reverse=True) if _launch() else ():
+            own = replace(config, output_dir=str(before))
+            with suppress(UserError):
+                _check_same_run(before, own, schema)
+                if not has_ended(before):
+                    return own
+        return config
+
+    return config if config.output_dir else from_first_rank(find)
+
+
+def _launch() -> str:
+    """What the names of the folders of a launch end with; empty without a launcher."""
+    return launch_id() and hashlib.sha256(launch_id().encode()).hexdigest()[:8]
+
+
+def _new_folder() -> Path:
+    """A new folder below runs/, named by the time and the launch."""
+    launch = _launch()
     now = f"runs/{datetime.now():%Y%m%d-%H%M%S}"
     for number in count(1):
         folder = Path("-".join([now, *([str(number)] if number > 1 else []), *([launch] if launch else [])]))
