@@ -126,6 +126,7 @@ def test_other_ids_without_the_old_log_name_the_command_that_keeps_them(tmp_path
     # Another log has taken the place of the old one.
     taken = ids_of(tmp_path / "taken", ["a", "b", "c"])
     assert "has another vocabulary now" in refusal(replace(old, log=taken.log), ids_of(tmp_path / "third", OLD[:2]))
+    assert "prepare the log of each day in a folder of its own" in refusal(replace(old, log=taken.log), taken)
 
 
 def test_the_vocabulary_of_another_feature_is_refused(tmp_path: Path) -> None:
@@ -143,9 +144,11 @@ def test_without_transforms_ids_are_carried_by_number(tmp_path: Path) -> None:
     old = other("unknown", 10)
     assert city(old, other("unknown", 10)) == IdMap(10, 10, how="same ids, by their number alone")
     assert city(old, other("unknown", 13)) == IdMap(10, 13, how="3 new ids, by their number alone")
-    sentence = refusal(replace(old, log="OLDLOG"), other("unknown", 9))
+    sentence = refusal(old, other("unknown", 9))
     assert sentence.startswith("the tables of 'city' would shrink from 10 rows in runs/a to 9, ")
-    assert sentence.endswith("stem-prepare ... --vocabularies OLDLOG --grow")
+    assert sentence.endswith("keep the old ids: num_embeddings 10 or more in schema.json")
+    prepared_before = LogIds("OLDLOG", {"city": IdSpace("vocabulary", 10, vocabulary="city")})
+    assert refusal(prepared_before, other("unknown", 9)).endswith("stem-prepare ... --vocabularies OLDLOG --grow")
 
 
 def test_ids_that_are_values_may_grow_and_keep_the_row_of_missing_ones() -> None:
@@ -164,7 +167,7 @@ def test_only_a_vocabulary_has_a_row_of_unseen_values() -> None:
 
 def test_hashes_carry_over_only_if_they_are_equal() -> None:
     assert city(hashed(10, salt="a"), hashed(10, salt="a")) == IdMap(11, 11, unseen=None)
-    assert "so no id keeps its meaning; give the same hash." in refusal(hashed(10), hashed(12))
+    assert "so no id keeps its meaning; give the same hash, or" in refusal(hashed(10), hashed(12))
     assert "so no id keeps its meaning" in refusal(hashed(10), hashed(10, salt="b"))
     assert city(hashed(10, hashes=2), hashed(10, hashes=2)) == IdMap(11, 11, unseen=None)
     fresh = city(hashed(10, hashes=2), hashed(12, hashes=2))
@@ -212,13 +215,17 @@ def test_refusals_are_on_the_page(tmp_path: Path) -> None:
     cases = {
         "other values than yesterday's, whose log is gone": (old, ids_of(tmp_path / "again", OLD[::-1])),
         "a vocabulary of another feature": (ids_of(tmp_path / "whole", OLD), others),
-        "a table that would shrink, without transforms.json": (replace(other("unknown", 10), log="OLD"), hashed(8)),
+        "a table that would shrink, without transforms.json": (other("unknown", 10), hashed(8)),
+        "the same, of a log without transforms.json after one with a vocabulary": (
+            replace(old, spaces={"city": replace(old.spaces["city"], rows=10)}),
+            other("unknown", 9),
+        ),
         "another hash": (hashed(10, salt="a"), hashed(12, salt="a")),
         "a hash in the place of a vocabulary": (old, hashed(8)),
     }
     page = (Path(__file__).parents[1] / "docs" / "day_two.md").read_text()
     for name, (before, after) in cases.items():
-        sentence = re.sub(rf"{tmp_path}/\w+|NEW", "NEW", refusal(before, after))
+        sentence = re.sub(rf"{tmp_path}/\w+|NEW", "NEW", refusal(before, after).replace(f"{tmp_path}/whole", "OLD"))
         sentence = re.sub(
             r"but OLD/.* prepare the log again", "but OLD/vocabulary/city.parquet cannot be read (...)", sentence
         )

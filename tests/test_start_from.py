@@ -297,6 +297,8 @@ def refusals(folder: Path) -> dict[str, str]:
         "a run without weights": {"start_from": f"{folder}/without:best"},
         "checkpoints that are damaged, all of them": {"start_from": str(folder / "damaged")},
         "a path that does not exist": {"start_from": str(folder / "nothing")},
+        "a checkpoint that is gone": {"start_from": f"{tuesday}/checkpoints/step-000000001"},
+        "a word other than best": {"start_from": f"{tuesday}:last"},
         "a folder of something else": {"start_from": str(folder / "day2")},
         "the folder of a run's best weights": {"start_from": f"{tuesday}/best"},
         "the best weights of no run": {"start_from": f"{tuesday}/checkpoints:best"},

@@ -17,6 +17,7 @@ from stem_torchrec.models.table import with_arch
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.starting.axis_labels import CLOSED
 from stem_torchrec.starting.carried import Carried
+from stem_torchrec.starting.carry_plan import first_step_of_a_new_row, plan_carry
 from stem_torchrec.starting.id_maps import IdMap
 from stem_torchrec.starting.source import StartSource
 
@@ -253,9 +254,12 @@ CASES = {"adagrad": "row_wise", "rowwise_adagrad": "table_wise", "adam": "data_p
 """Sharding type by table optimizer."""
 
 
-def next_steps(folder: Path) -> dict[str, list[tuple[Weights, Weights]]]:
-    """Weights and states after further steps of a resumed run and of one that started from the same checkpoint."""
-    results = {}
+def next_steps(folder: Path) -> tuple[dict[str, list[tuple[Weights, Weights]]], dict[str, tuple[str, ...]]]:
+    """Weights and states after further steps of a resumed run and of one that started from the same checkpoint.
+
+    And, by optimizer, the notes on a run with more ids.
+    """
+    results, notes = {}, {}
     for optimizer, sharding_type in CASES.items():
         config = config_of(optimizer, sharding_type, update_unlabeled_rows=True)
         source, _ = save_run(folder / optimizer, config)
@@ -266,16 +270,36 @@ def next_steps(folder: Path) -> dict[str, list[tuple[Weights, Weights]]]:
         for run in (resumed, new):
             run.train(batches_for(COLUMNS, range(4, 6)))
             results[optimizer].append((run.weights(), whole_states(run)))
-    return results
+        notes[optimizer] = plan_carry(source, config=config, columns=CHANGES["ids"], id_maps={}).carried.notes
+    return results, notes
 
 
 def test_a_run_that_starts_makes_the_next_steps_of_the_resumed_one_bit_for_bit(tmp_path: Path):
-    [results] = run_ranks(1, next_steps, tmp_path)
+    [(results, notes)] = run_ranks(1, next_steps, tmp_path)
+    assert notes["adagrad"] == notes["rowwise_adagrad"] == ()
+    [note] = notes["adam"]
+    assert note.startswith("adam corrects its moments by one count of steps, 4, also in new rows, whose first step is ")
     for optimizer, (resumed, new) in results.items():
         for expected, values in zip(resumed, new, strict=True):
             assert expected.keys() == values.keys()
             for name, value in values.items():
                 assert torch.equal(value, expected[name]), (optimizer, name)
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.8, 0.9)])
+def test_the_first_step_of_a_new_row_of_adam_is_as_long_as_the_note_says(betas: tuple[float, float]):
+    table = torch.nn.Parameter(torch.zeros(2, 1))
+    adam = torch.optim.Adam([table], lr=0.1, betas=betas, eps=0.0, foreach=False)
+    steps = 12
+    for step in range(steps + 1):
+        table.grad = torch.tensor([[1.0], [0.3 * (step == steps)]])
+        before = table.detach().clone()
+        adam.step()
+        # A row without gradients divides 0 by 0 if eps is 0, as here.
+        table.data.nan_to_num_(nan=0.0)
+    moved = (before - table.detach()).abs()
+    assert moved[1].item() == pytest.approx(0.1 * first_step_of_a_new_row(steps, betas), rel=1e-5)
+    assert first_step_of_a_new_row(0, betas) == pytest.approx(1)
 
 
 def refusals(folder: Path) -> dict[str, str]:

@@ -10,13 +10,15 @@ Rows = Mapping[str, Mapping[str, str]]
 """What the files' footers tell about the rows of each split: `data.footers.contents`."""
 _NAMED = 3
 """Differences in the rows that a message names."""
+_FIELDS = 6
+"""Differences in fields that a message names."""
 _FREE = ("model.layout",)
 """Weights and optimizer states load into the other layout."""
 _SAME_IN_SCHEMA = (
     *("sparse_features", "dense_features", "labels", "weight", "label_weights"),
     "splits.train.rows",
 )
-_OF_A_DAY = ("schema.sparse_features", "schema.splits.train.rows")
+_OF_A_DAY = ("schema.sparse_features", "schema.splits.train.rows", "data.path")
 """What differs in the log of another day."""
 
 
@@ -73,9 +75,11 @@ def _refuse_differences(
         if old.get(name) != new.get(name) and name not in free
     ]
     if differing:
-        new_log = any(old.get(name) != new.get(name) for name in _OF_A_DAY)
+        new_log = any(
+            old.get(name) != new.get(name) for name in old.keys() | new.keys() if name.startswith(_OF_A_DAY)
+        )
         new_day = ", for a new day's log with --start-from and this run (docs/day_two.md)" if new_log else ""
-        raise UserError(f"{problem}: {'; '.join(differing)}; give another {other}{new_day}, or the same options.")
+        raise UserError(f"{problem}: {_some(differing, '; ', _FIELDS)}; give another {other}{new_day}, or the same options.")
 
 
 def check_same_rows(path: str, saved: Rows, current: Rows) -> None:
@@ -104,16 +108,18 @@ def entries_left_out(saved: Rows, current: Rows) -> str:
     return _some(list(dict.fromkeys(entries)))
 
 
-def _some(entries: Sequence[str]) -> str:
-    return ", ".join(entries[:_NAMED]) + (f" and {len(entries) - _NAMED} more" if len(entries) > _NAMED else "")
+def _some(entries: Sequence[str], comma: str = ", ", named: int = _NAMED) -> str:
+    return comma.join(entries[:named]) + (f" and {len(entries) - named} more" if len(entries) > named else "")
 
 
 def _fields(values: Mapping[str, Any], names: tuple[str, ...], prefix: str = "") -> dict[str, Any]:
-    """The fields `names`, and those inside them one level down, by dotted name.
+    """The fields `names`, and those inside them one level down, by dotted name; of features each by its name.
 
     Example::
 
         _fields({"model": {"arch": "stem"}, "seed": 0}, ("model", "seed"))  # {"model.arch": "stem", "seed": 0}
+        _fields({"sparse_features": [{"name": "uid", "num_embeddings": 9}]}, ("sparse_features",))
+        # {"sparse_features": ["uid"], "sparse_features.uid.num_embeddings": 9}
     """
     fields: dict[str, Any] = {}
     for name in names:
@@ -122,6 +128,11 @@ def _fields(values: Mapping[str, Any], names: tuple[str, ...], prefix: str = "")
             value = value.get(part) if isinstance(value, Mapping) else None
         if isinstance(value, Mapping):
             fields |= {f"{prefix}{name}.{leaf}": inner for leaf, inner in value.items()}
+        elif name == "sparse_features" and value:
+            fields[f"{prefix}{name}"] = [each["name"] for each in value]
+            for each in value:
+                of_feature = {leaf: inner for leaf, inner in each.items() if leaf != "name"}
+                fields |= {f"{prefix}{name}.{each['name']}.{leaf}": inner for leaf, inner in of_feature.items()}
         else:
             fields[f"{prefix}{name}"] = value
     return fields

@@ -1,5 +1,6 @@
 """What a run carries over from its source, decided before a weight is read, from configurations and logs alone."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -18,6 +19,10 @@ from stem_torchrec.starting.match_tables import match_tables
 from stem_torchrec.starting.model_weights import Matches, ModelWeights
 from stem_torchrec.starting.source import StartSource
 from stem_torchrec.tables import table_feature, table_of
+
+
+_ONE_COUNT = ("adam", "partial_rowwise_adam")
+"""Optimizers of tables that count steps, not those of a row. So does LAMB, which makes steps of any length alike."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +88,31 @@ def plan_carry(
     if of_tables == "carried":
         # The source counts on from the run that it started from.
         steps = (source.step or 0) + (source.lineage.table_steps if source.lineage is not None else 0)
+    if steps and config.sparse.name in _ONE_COUNT and any(line.new_rows for line in lines):
+        notes.append(
+            f"{config.sparse.name} corrects its moments by one count of steps, {steps:,}, also in new rows, whose "
+            f"first step is {first_step_of_a_new_row(steps, config.sparse.betas):.2g} times as long as in a new run"
+        )
     carried = Carried(source.name, tuple(together([*lines, *of_parts])), tuple(notes), steps)
     return CarryPlan({**tables, **modules}, carried, saved)
+
+
+def first_step_of_a_new_row(steps: int, betas: tuple[float, float]) -> float:
+    """The length of Adam's first step in a row whose moments are 0, divided by the learning rate.
+
+    It is 1 in a new run, whose count is then 1: m = (1 - b1) g and v = (1 - b2) g^2 are divided by 1 - b1^t and
+    1 - b2^t, with the count t of the whole table (torch) or of all tables of a lookup (FBGEMM).
+
+    Args:
+        steps: the count before this step.
+        betas: of the moments, b1 and b2.
+
+    Example::
+
+        first_step_of_a_new_row(10_000, (0.9, 0.999))  # 3.16, and 0.48 after 9 steps
+    """
+    (b1, b2), t = betas, steps + 1
+    return ((1 - b1) / (1 - b1**t)) / math.sqrt((1 - b2) / (1 - b2**t))
 
 
 def _other_pooling(old: Columns, new: Columns) -> Iterator[str]:

@@ -100,10 +100,12 @@ class _FeatureIds:
     def _by_number(self) -> IdMap:
         """Nothing tells what the ids mean but how many there are."""
         if self._new.rows < self._old.rows:
+            fix = f"stem-prepare ... --vocabularies {self._old_log or 'OLDLOG'} --grow"
+            if self._old.kind == "unknown":
+                fix = f"num_embeddings {self._old.rows} or more in schema.json"
             raise UserError(
                 f"the tables of {self._feature!r} would shrink from {self._old.rows} rows in {self._name} to "
-                f"{self._new.rows}, and nothing tells which ids are gone; keep the old ids: "
-                f"stem-prepare ... --vocabularies {self._old_log or 'OLDLOG'} --grow"
+                f"{self._new.rows}, and nothing tells which ids are gone; keep the old ids: {fix}"
             )
         return IdMap(self._old.rows, self._new.rows, how=f"{self._grown_by()}, by their number alone")
 
@@ -121,7 +123,7 @@ class _FeatureIds:
         positions: Rows = pc.fill_null(known, -1).to_numpy(zero_copy_only=False).astype(np.int64)
         carried = positions >= 0
         if not carried.any() and old.values and new.values:
-            self._refuse_vocabulary("it has no value in common with it")
+            self._refuse_vocabulary("it has no value in common with it", refitted=True)
         rows = self._new_ids()
         rows[0] = 0  # Unseen values.
         rows[new.first_id :] = np.where(carried, positions + old.first_id, -1)
@@ -156,7 +158,8 @@ class _FeatureIds:
             return self._fresh()
         raise UserError(
             f"{self._feature!r} is hashed into {new.buckets} buckets with the salt {new.salt!r} in {self._new_log}, "
-            f"but into {old.buckets} with {old.salt!r} in {self._name}, so no id keeps its meaning; give the same hash."
+            f"but into {old.buckets} with {old.salt!r} in {self._name}, so no id keeps its meaning; give the same "
+                "hash, or the feature another name, under which it starts fresh."
         )
 
     def _between_vocabulary_and_hash(self) -> IdMap:
@@ -207,17 +210,20 @@ class _FeatureIds:
             if fingerprint(values_of(table), old.values) != old.fingerprint:
                 raise UserError(f"{log} has another vocabulary now")
         except UserError as error:
+            fix = f"prepare the new log with --vocabularies {log or 'OLDLOG'} --grow, which keeps the old ids"
+            if log is not None and log == self._new_log:
+                fix = "prepare the log of each day in a folder of its own, with --vocabularies of the day before --grow"
             raise UserError(
                 f"the ids of {self._feature!r} in {self._new_log} do not continue those of {self._name}, whose values "
-                f"are needed to match them, but {str(error).rstrip('.')}; prepare the new log with --vocabularies "
-                f"{log or 'OLDLOG'} --grow, which keeps the old ids."
+                f"are needed to match them, but {str(error).rstrip('.')}; {fix}."
             ) from error
         return table.slice(0, old.values)
 
-    def _refuse_vocabulary(self, reason: str) -> NoReturn:
+    def _refuse_vocabulary(self, reason: str, *, refitted: bool = False) -> NoReturn:
+        keeps = f"if its buckets were only fitted anew, prepare the log with --vocabularies {self._old_log} --grow; else "
         raise UserError(
             f"the vocabulary of {self._feature!r} in {self._new_log} is that of another feature than in {self._name}: "
-            f"{reason}; give the feature another name, or the log with its vocabulary."
+            f"{reason}; {keeps if refitted else ''}give the feature another name, or the log with its vocabulary."
         )
 
 

@@ -110,7 +110,7 @@ def _candidates(name: str) -> list[str]:
     text = _without_ending(name)
     path = path_of(text)
     if not path.is_dir():
-        raise UserError(f"--start-from {name}: there is no folder {path}; give a run, a checkpoint or weights.")
+        raise UserError(f"--start-from {name}: there is no folder {path}; {_instead_of(path)}.")
     if (path / CONFIG_FILE).exists():
         return _candidates_of_run(name, path)
     if name.endswith(BEST):
@@ -135,6 +135,17 @@ def _candidates(name: str) -> list[str]:
         ) from error
 
 
+def _instead_of(path: AnyPath) -> str:
+    """What to give instead of a folder that is gone, as of an older checkpoint, or was never there."""
+    kept = _checkpoints_in(str(path.parent)) if path.name.startswith("step-") and path.parent.is_dir() else []
+    if kept:
+        return f"{path.parent} has {', '.join(path_of(each).name for each in kept)}; give one of them"
+    run, colon, _ = str(path).rpartition(":")
+    if colon and path_of(run).is_dir():
+        return f"give {run}, or {run}{BEST}"
+    return "give a run, a checkpoint or weights"
+
+
 def _candidates_of_run(name: str, run: AnyPath) -> list[str]:
     checkpoints = _checkpoints_in(_checkpoints_of(run))
     owner = read_owner(str(run))
@@ -142,7 +153,13 @@ def _candidates_of_run(name: str, run: AnyPath) -> list[str]:
         instead = f"a copy of its checkpoint {checkpoints[0]}" if checkpoints else "it when it has ended"
         raise UserError(f"--start-from {name} is still trained by {owner}; wait until it ends, or give {instead}.")
     if name.endswith(BEST):
-        return [str(find_weights(run / BEST_WEIGHTS))]
+        try:
+            return [str(find_weights(run / BEST_WEIGHTS))]
+        except UserError as error:
+            instead = f"{run}, its newest checkpoint" if checkpoints else "a run that has been trained"
+            raise UserError(
+                f"--start-from {name} has no best weights, which a run writes at its first evaluation; give {instead}."
+            ) from error
     if not checkpoints:
         best = f"{name}{BEST}, its best weights with fresh optimizer states"
         instead = best if (run / BEST_WEIGHTS).exists() else "a run that has been trained"

@@ -10,7 +10,7 @@ from torchrec.optim.keyed import CombinedOptimizer
 
 from stem_torchrec.checkpoints.first_rows import tables_on_disk
 from stem_torchrec.checkpoints.resume import candidates, own_checkpoints, progress_of
-from stem_torchrec.config import TrainConfig
+from stem_torchrec.config import StartConfig, TrainConfig
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.runtime.errors import DamagedError, UserError
@@ -111,6 +111,8 @@ def _resumed(config: TrainConfig, path: str, data: RunData, checkpoints: Sequenc
 
 def _new(config: TrainConfig, path: str, data: RunData, source: StartSource | None) -> Beginning:
     if source is None:
+        if config.start != StartConfig():
+            log_rank0("note: the run starts from no other one, so the --start options have no effect")
         return Beginning(_record(path, data, _ids(path, data)))
     ids = read_id_spaces(path, data.columns)
     old = _ids_of_source(source)

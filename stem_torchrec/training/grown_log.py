@@ -67,9 +67,11 @@ def _check_same_ids(record: StartRecord, run: str, log: str, of_log: Mapping[str
             facts = [(each.kind, each.first_id, each.buckets, each.salt, each.hashes) for each in (own, space)]
             is_same = facts[0] == facts[1]
         if not is_same:
+            fix = f"prepare the log with --vocabularies {record.log.path} --grow"
+            if record.log.path == log:
+                fix = "it has been prepared again since then; give the log as it was by --data.path"
             raise UserError(
-                f"the ids of {name!r} in {log} have other values than those that {run} was trained with; prepare the "
-                f"log with --vocabularies {record.log.path}."
+                f"the ids of {name!r} in {log} have other values than those that {run} was trained with; {fix}."
             )
 
 
