@@ -24,15 +24,17 @@ from stem_torchrec.comparison.diagnostics import linear_cka
 from stem_torchrec.comparison.options import CompareConfig
 from stem_torchrec.comparison.runs import PREDICTIONS, TEST_FILE, Run
 from stem_torchrec.comparison.scored_rows import Comparison, ScoredRows
-from stem_torchrec.config import SyntheticConfig, TrainConfig
+from stem_torchrec.config import StartConfig, SyntheticConfig, TrainConfig
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.schema import load_schema, save_schema
 from stem_torchrec.data.synthetic import generate
 from stem_torchrec.inspection.inspect_runs import check_unchanged, inspect_runs
 from stem_torchrec.inspection.options import InspectOptions
+from stem_torchrec.inspection.same_ids import other_value
 from stem_torchrec.inspection.sections import as_text
-from stem_torchrec.inspection.start_weights import other_value
+from stem_torchrec.inspection.start_weights import _continue
 from stem_torchrec.inspection.table_facts import TableFacts, dead_tables, feature_facts
+from stem_torchrec.inspection.two_runs import run_whose_log_both_read
 from stem_torchrec.metrics.multi_task import to_json
 from stem_torchrec.models.stem import STEMOptions
 from stem_torchrec.models.table import MODELS
@@ -41,6 +43,9 @@ from stem_torchrec.preparation.prepare_log import prepare_log
 from stem_torchrec.run_report.run_record import RunRecord
 from stem_torchrec.runtime.errors import DamagedError, UserError
 from stem_torchrec.runtime.process import Process, join_process_group
+from stem_torchrec.starting.id_maps import IdMap
+from stem_torchrec.starting.id_spaces import read_id_spaces
+from stem_torchrec.starting.record import LogRecord
 from stem_torchrec.training.metrics_log import read_metrics_log
 from stem_torchrec.training.recipes import tiny
 from stem_torchrec.training.run_evaluation import EvaluateConfig, evaluate_run
@@ -56,7 +61,7 @@ ALONE = Process(0, 1, 1, torch.device("cpu"))
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs on one log, the first one also in the other layout, and one on the log with more ids.
+    """Two runs on one log, the first one also in the other layout, and one that goes on from it with more ids.
 
     Its runs are a, packed, b and grown.
     """
@@ -69,7 +74,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with join_process_group() as process:
         train(config_of(folder, "a", "log"), process)
         train(config_of(folder, "b", "log", seed=1), process)
-        train(config_of(folder, "grown", "larger", seed=1), process)
+        grown = replace(config_of(folder, "grown", "larger", seed=1), start_from=str(folder / "a"))
+        train(replace(grown, start=StartConfig(new_rows="mean")), process)
         convert_run(ConvertConfig(str(folder / "a"), "packed", str(folder / "packed")), process)
     return folder
 
@@ -215,16 +221,37 @@ def test_a_run_that_started_from_another_has_moved_since_then(
 
 
 def test_a_grown_run_is_compared_over_the_rows_that_both_have(folder: Path, tmp_path: Path) -> None:
-    numbers = inspected(tmp_path, folder / "b", folder / "grown")
-    [b, grown] = numbers["inspected_runs"]
+    # Both read the log of b, which has no id that grown has no row for.
+    numbers = inspected(tmp_path, folder / "grown", folder / "b")
+    [grown, b] = numbers["inspected_runs"]
     assert b["rows"] == grown["rows"] == 700
     rows = {each["feature"]: each["rows"] for each in b["features"]}
     assert {each["feature"]: each["rows"] for each in numbers["tables_of_both"]} == rows
-    assert f"item_id has {rows['item_id']:,} rows in b and {rows['item_id'] + 30:,} in grown" in " ".join(
+    assert f"item_id has {rows['item_id'] + 30:,} rows in grown and {rows['item_id']:,} in b" in " ".join(
         numbers["only_one_has"]
     )
-    with pytest.raises(UserError, match=r"give the run with more ids second: stem-inspect .*/b .*/grown"):
-        inspect_runs(InspectOptions((str(folder / "grown"), str(folder / "b"))), ALONE)
+    # New rows began as the mean of the others, and no row of the log has their ids.
+    for table in grown["tables"]:
+        [seen] = [each["seen"] for each in grown["features"] if each["feature"] == table["feature"]]
+        assert table["moved_of_seen"] == 1
+        assert table["moved"] == pytest.approx(seen / table["rows"])
+    of_grown, of_b = (RunRecord.read(folder / name, name) for name in ("grown", "b"))
+    assert run_whose_log_both_read(of_b, of_grown) is of_b
+    # Ids of a vocabulary that a run has no row for are read as unseen.
+    assert of_grown.start is not None
+    spaces = {name: replace(space, kind="vocabulary") for name, space in of_grown.start.ids.items()}
+    with_vocabulary = replace(of_grown, start=replace(of_grown.start, ids=spaces))
+    assert run_whose_log_both_read(with_vocabulary, of_b) is with_vocabulary
+    fewer = replace(of_b, columns=of_b.columns, schema=replace(of_b.schema, sparse_features=()))
+    with pytest.raises(UserError, match="give one that both can read by --data.path, or --tables-only"):
+        run_whose_log_both_read(of_grown, fewer)
+
+
+def test_rows_start_from_the_rows_that_they_continue_and_new_ones_from_that_of_unseen_values() -> None:
+    old = torch.arange(6.0).view(3, 2)
+    weight = torch.full((5, 3), 9.0)
+    _continue(weight, old, IdMap(3, 5, torch.tensor([0, 2, -1, 1, -1])), "unseen")
+    assert weight.tolist() == [[0, 1, 9], [4, 5, 9], [0, 1, 9], [2, 3, 9], [0, 1, 9]]
 
 
 def test_only_the_first_rows_and_some_tasks_are_shown(folder: Path, tmp_path: Path) -> None:
@@ -284,9 +311,18 @@ def test_ids_with_other_values_are_told_from_the_vocabularies(folder: Path, tmp_
         prepare_log(PrepareOptions(str(log) + ".csv", label=("clicked", "bought"), out=str(log), report=False))
         record = RunRecord.read(folder / "a", name)
         config = replace(record.config, data=replace(record.config.data, path=str(log)))
-        records.append(replace(record, config=config, columns=Columns.select(load_schema(str(log)))))
-    assert other_value(*records, "color") == "id 1 of 'color' is 'red', not 'green'"
-    assert other_value(records[0], records[0], "color") == ""
+        columns, folder_of_run = Columns.select(load_schema(str(log))), tmp_path / f"run_{name}"
+        assert record.start is not None
+        start = replace(record.start, log=LogRecord(str(log), {}), ids=read_id_spaces(str(log), columns))
+        records.append(replace(record, config=config, columns=columns, start=start, folder=folder_of_run))
+    first, second = records
+    assert other_value(first, second, "color") == "id 1 of 'color' is 'red', not 'green'"
+    # Of a run of an earlier version the log tells it.
+    assert other_value(replace(first, start=None), second, "color") == "id 1 of 'color' is 'red', not 'green'"
+    again = replace(first, folder=tmp_path / "again")
+    shutil.rmtree(tmp_path / "first")
+    assert other_value(first, again, "color") == ""
+    assert other_value(first, second, "color").startswith("the ids of 'color' in ")
 
 
 BAD: dict[str, tuple[Sequence[str], dict[str, Any], str]] = {

@@ -75,11 +75,11 @@ def _refuse_differences(
         if old.get(name) != new.get(name) and name not in free
     ]
     if differing:
-        new_log = any(
-            old.get(name) != new.get(name) for name in old.keys() | new.keys() if name.startswith(_OF_A_DAY)
-        )
+        new_log = any(old.get(name) != new.get(name) for name in old.keys() | new.keys() if name.startswith(_OF_A_DAY))
         new_day = ", for a new day's log with --start-from and this run (docs/day_two.md)" if new_log else ""
-        raise UserError(f"{problem}: {_some(differing, '; ', _FIELDS)}; give another {other}{new_day}, or the same options.")
+        raise UserError(
+            f"{problem}: {_some(differing, '; ', _FIELDS)}; give another {other}{new_day}, or the same options."
+        )
 
 
 def check_same_rows(path: str, saved: Rows, current: Rows) -> None:

@@ -15,7 +15,7 @@ from stem_torchrec.inspection.predicted_rows import PredictedRows, predict_rows
 from stem_torchrec.inspection.prediction_sections import gate_section, metric_section
 from stem_torchrec.inspection.sections import Section, Table, as_page, as_text
 from stem_torchrec.inspection.table_sections import changed_section, similarity_section, table_section
-from stem_torchrec.inspection.two_runs import changes, check_two, differences, only_one_has
+from stem_torchrec.inspection.two_runs import changes, check_two, differences, only_one_has, run_whose_log_both_read
 from stem_torchrec.run_report.run_record import RunRecord
 from stem_torchrec.run_report.write_report import names_of
 from stem_torchrec.runtime.errors import UserError, nearest
@@ -55,8 +55,8 @@ def inspect_runs(options: InspectOptions, process: Process) -> list[Section]:
         find_weights(record.folder / BEST_WEIGHTS)
     groups = [_groups_of(record, options.tasks) for record in records]
     if len(records) == 2:
-        check_two(*records, own_log=options.data.path is None and not options.tables_only)
-    predicted = _predicted(options, process)
+        check_two(*records)
+    predicted = _predicted(options, records, process)
     runs = [
         inspect_tables(record, of_run, rows_of_run, rows=options.rows, top=options.top)
         for record, of_run, rows_of_run in zip(records, groups, predicted, strict=True)
@@ -85,20 +85,21 @@ def _groups_of(record: RunRecord, tasks: Sequence[str]) -> list[str]:
     return [*(task for task in record.tasks if not tasks or task in tasks), SHARED]
 
 
-def _predicted(options: InspectOptions, process: Process) -> list[PredictedRows | None]:
-    """What each run predicts, on the log of the first one unless another is given."""
+def _predicted(options: InspectOptions, records: Sequence[RunRecord], process: Process) -> list[PredictedRows | None]:
+    """What each run predicts, on the log of the first one, or of the other one if only that suits both."""
     if options.tables_only:
         return [None] * len(options.runs)
-    predicted: list[PredictedRows | None] = []
-    data = options.data
-    for run in options.runs:
+    data, runs = options.data, list(options.runs)
+    if data.path is None and len(records) == 2 and run_whose_log_both_read(*records) is records[1]:
+        runs.reverse()
+    predicted: dict[str, PredictedRows] = {}
+    for run in runs:
         config = EvaluateConfig(run, data, options.split)
-        rows = predict_rows(config, process, rows=options.rows, grown=bool(predicted))
-        predicted.append(rows)
-        data = replace(data, path=rows.path)
+        predicted[run] = predict_rows(config, process, rows=options.rows, grown=bool(predicted))
+        data = replace(data, path=predicted[run].path)
         # Sharded modules live in reference cycles; without this two models would be in memory.
         gc.collect()
-    return predicted
+    return [predicted[run] for run in options.runs]
 
 
 def _written(options: InspectOptions, runs: Sequence[InspectedRun]) -> list[Section]:

@@ -1,17 +1,21 @@
 """Where the rows of a run's tables started: at what its seed draws, or at another run's rows."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 
-import numpy as np
+import torch
 from torch import Tensor
 
 from stem_torchrec.comparison.diagnostics import FeatureTables
+from stem_torchrec.config import NewRows
+from stem_torchrec.inspection.same_ids import ids_of
 from stem_torchrec.run_report.run_record import RunRecord
-from stem_torchrec.run_report.vocabularies import read_values, vocabularies_of_run
 from stem_torchrec.runtime.errors import UserError, reason_of
 from stem_torchrec.runtime.store_path import path_of
 from stem_torchrec.sharding.shard import initial_weights
+from stem_torchrec.starting.id_maps import IdMap, LogIds, map_ids
+from stem_torchrec.starting.record import StartRecord
 from stem_torchrec.tables import embedding_bag_configs
 from stem_torchrec.training.run_folder import CONFIG_FILE
 from stem_torchrec.transfer.weight_source import CheckpointWeights
@@ -26,8 +30,8 @@ class StartWeights:
     """The tables whose rows it went on from; None for a run that started from its seed alone."""
     name: str
     """What it started from, for the page."""
-    renumbered: Sequence[str] = ()
-    """The features whose ids have other values in the source, so that their rows cannot be matched."""
+    id_maps: Mapping[str, IdMap] = field(default_factory=dict)
+    """Which rows of the source its rows continued, by feature; without those that nothing tells any more."""
 
     @classmethod
     def of(cls, run: RunRecord) -> "StartWeights":
@@ -45,8 +49,7 @@ class StartWeights:
             source = RunRecord.read(folder, folder.name) if (folder / CONFIG_FILE).exists() else None
         except UserError as error:
             return cls(run, None, f"{drawn}, as what it started from cannot be read ({reason_of(error)})")
-        renumbered = [] if source is None else [each for each in tables.features if other_value(run, source, each)]
-        return cls(run, tables, parent.weights, renumbered)
+        return cls(run, tables, parent.weights, _id_maps(run, run.start, tables, source))
 
     def read(self, feature: str, sizes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
         """The tables (N, D) of a feature at the start, by group; without those whose start is not known.
@@ -55,43 +58,59 @@ class StartWeights:
             feature: of the run.
             sizes: (N, D) of its tables now, by group.
         """
-        if feature in self.renumbered:
+        is_old = self.source is not None and feature in self.source.features
+        if is_old and feature not in self.id_maps:
             return {}
+        model, chosen = self.run.config.model, self.run.config.start
         configs = embedding_bag_configs(
-            [self.run.columns.sparse[feature]],
-            list(sizes),
-            embedding_dim=self.run.config.model.embedding_dim,
-            std=self.run.config.model.embedding_std,
+            [self.run.columns.sparse[feature]], list(sizes), embedding_dim=model.embedding_dim, std=model.embedding_std
         )
         start = {
             group: initial_weights(config, seed=self.run.config.seed)
             for group, config in zip(sizes, configs, strict=True)
             if (config.num_embeddings, config.embedding_dim) == tuple(sizes[group])
         }
-        before = {} if self.source is None or feature not in self.source.features else self.source.read(feature)
-        for group, weight in before.items():
-            if group in start and weight.shape[1] == start[group].shape[1]:
-                rows = min(len(weight), len(start[group]))
-                start[group][:rows] = weight[:rows]
+        if self.source is None or not is_old:
+            return start
+        of_source = self.source.sizes(feature)
+        before = {group: group if group in of_source else chosen.tables_from for group in start}
+        tables = self.source.read(feature, [old for old in dict.fromkeys(before.values()) if old in of_source])
+        for group, old in before.items():
+            if old in tables:
+                _continue(start[group], tables[old], self.id_maps[feature], chosen.new_rows)
         return start
 
 
-def other_value(run: RunRecord, other: RunRecord, feature: str) -> str:
-    """An id that has another raw value in the log of another run, in words; "" if all have the same, or none is known.
+def _id_maps(run: RunRecord, start: StartRecord, tables: FeatureTables, source: RunRecord | None) -> dict[str, IdMap]:
+    """Which rows of the source the rows of a run continue, as start.json tells it, else by the vocabularies."""
+    maps = {}
+    for feature in (name for name in run.columns.sparse if name in tables.features):
+        if feature in start.same_rows:
+            old = max(rows for rows, _ in tables.sizes(feature).values())
+            has_unseen = feature in start.ids and start.ids[feature].kind in ("vocabulary", "unknown")
+            rows = run.columns.sparse[feature].num_embeddings
+            maps[feature] = IdMap(old, rows, unseen=0 if has_unseen else None)
+        elif source is not None:
+            # What cannot be matched is left out.
+            with suppress(UserError):
+                pair = [_only(ids_of(each), feature) for each in (source, run)]
+                maps |= map_ids(*pair, name=source.name, hashed=run.config.start.hash_ids)
+    return maps
 
-    Example::
 
-        other_value(run, other, "color")  # "id 3 of 'color' is 'red', not 'green'"
-    """
-    if run.config.data.path == other.config.data.path or feature not in other.columns.sparse:
-        return ""
-    files = [vocabularies_of_run(each).get(feature) for each in (run, other)]
-    if files[0] is None or files[1] is None:
-        return ""
-    rows = min(each.columns.sparse[feature].num_embeddings for each in (run, other))
-    own, others = (read_values(file, [("id", "<", rows)]) for file in files if file is not None)
-    _, i, j = np.intersect1d(own.ids, others.ids, assume_unique=True, return_indices=True)
-    for a, b in zip(i.tolist(), j.tolist(), strict=True):
-        if own.values[a] != others.values[b]:
-            return f"id {own.ids[a]} of {feature!r} is {own.values[a]!r}, not {others.values[b]!r}"
-    return ""
+def _only(ids: LogIds, feature: str) -> LogIds:
+    return LogIds(ids.log, {name: space for name, space in ids.spaces.items() if name == feature})
+
+
+def _continue(weight: Tensor, old: Tensor, ids: IdMap, new_rows: NewRows) -> None:
+    """Fills a table (N, D) that has its initial values as `starting.carry` does, from the table of the source."""
+    rows = torch.arange(len(weight)) if ids.rows is None else ids.rows
+    carried = (rows >= 0) & (rows < len(old))
+    width = min(weight.shape[1], old.shape[1])
+    own = weight[:, :width]
+    own[carried] = old[rows[carried], :width]
+    if new_rows == "unseen" and ids.unseen is not None:
+        own[~carried] = old[ids.unseen, :width]
+    elif new_rows == "mean" and carried.any():
+        # The ranks have added in another order, which in float64 almost never changes a bit of the float32 mean.
+        own[~carried] = own[carried].mean(dim=0, dtype=torch.float64).to(weight.dtype)

@@ -11,7 +11,7 @@ from stem_torchrec.comparison.intervals import Interval
 from stem_torchrec.comparison.multiplicity import adjust, draws_for
 from stem_torchrec.comparison.task_scores import measures_of
 from stem_torchrec.inspection.predicted_rows import PredictedRows
-from stem_torchrec.inspection.start_weights import other_value
+from stem_torchrec.inspection.same_ids import ids_of, other_value
 from stem_torchrec.inspection.table_facts import ChangedId, most_changed, row_distances
 from stem_torchrec.run_report.run_record import RunRecord
 from stem_torchrec.runtime.errors import UserError
@@ -58,32 +58,40 @@ class Differences:
     """Of users."""
 
 
-def check_two(run: RunRecord, other: RunRecord, *, own_log: bool) -> None:
-    """Raises UserError for two runs that cannot be laid beside each other.
-
-    Args:
-        run: the run.
-        other: what it is compared with.
-        own_log: whether the rows to predict are of the log of `run`.
-    """
+def check_two(run: RunRecord, other: RunRecord) -> None:
+    """Raises UserError for two runs that cannot be laid beside each other."""
     if not set(run.tasks) & set(other.tasks):
         raise UserError(
             f"{run.folder} has the tasks {some(run.tasks)}, and {other.folder} {some(other.tasks)}; give two runs that "
             "share a task."
         )
-    for name, feature in run.columns.sparse.items():
+    for name in run.columns.sparse:
         if value := other_value(run, other, name):
             raise UserError(
                 f"{other.folder} has other ids than {run.folder}: {value}; give runs of one log, or of logs whose "
                 "vocabularies go on from each other."
             )
-        of_other = other.columns.sparse.get(name)
-        if own_log and of_other is not None and of_other.num_embeddings < feature.num_embeddings:
-            raise UserError(
-                f"{other.folder} has {of_other.num_embeddings:,} rows for {name!r}, and {run.folder} has "
-                f"{feature.num_embeddings:,}; give the run with more ids second: stem-inspect {other.folder} "
-                f"{run.folder}"
-            )
+
+
+def run_whose_log_both_read(run: RunRecord, other: RunRecord) -> RunRecord:
+    """The first run, or the other one if the first one's log has ids that the other one has no row for.
+
+    Ids that a vocabulary has got since are read as unseen, so that they need no row.
+
+    Raises UserError if neither can read the log of the other one.
+    """
+    for reader, whose in ((other, run), (run, other)):
+        log = {each.name: each.num_embeddings for each in whose.schema.sparse_features}
+        kinds = {name: space.kind for name, space in ids_of(whose).spaces.items()}
+        if all(
+            name in log and (kinds.get(name) == "vocabulary" or log[name] <= feature.num_embeddings)
+            for name, feature in reader.columns.sparse.items()
+        ):
+            return whose
+    raise UserError(
+        f"neither {run.folder} nor {other.folder} has all features and ids of the other one's log; give one that both "
+        "can read by --data.path, or --tables-only."
+    )
 
 
 def only_one_has(run: RunRecord, other: RunRecord) -> list[str]:

@@ -20,7 +20,6 @@ from stem_torchrec.starting.model_weights import Matches, ModelWeights
 from stem_torchrec.starting.source import StartSource
 from stem_torchrec.tables import table_feature, table_of
 
-
 _ONE_COUNT = ("adam", "partial_rowwise_adam")
 """Optimizers of tables that count steps, not those of a row. So does LAMB, which makes steps of any length alike."""
 

@@ -159,7 +159,7 @@ class _FeatureIds:
         raise UserError(
             f"{self._feature!r} is hashed into {new.buckets} buckets with the salt {new.salt!r} in {self._new_log}, "
             f"but into {old.buckets} with {old.salt!r} in {self._name}, so no id keeps its meaning; give the same "
-                "hash, or the feature another name, under which it starts fresh."
+            "hash, or the feature another name, under which it starts fresh."
         )
 
     def _between_vocabulary_and_hash(self) -> IdMap:
@@ -220,7 +220,7 @@ class _FeatureIds:
         return table.slice(0, old.values)
 
     def _refuse_vocabulary(self, reason: str, *, refitted: bool = False) -> NoReturn:
-        keeps = f"if its buckets were only fitted anew, prepare the log with --vocabularies {self._old_log} --grow; else "
+        keeps = f"if its buckets were fitted anew, prepare the log with --vocabularies {self._old_log} --grow; else "
         raise UserError(
             f"the vocabulary of {self._feature!r} in {self._new_log} is that of another feature than in {self._name}: "
             f"{reason}; {keeps if refitted else ''}give the feature another name, or the log with its vocabulary."
