@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, combinations_with_replacement
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ class FeatureTables:
 def information_abundance(table: Tensor) -> float:
     """The sum of the singular values of a table (N, D) divided by the largest one."""
     # D is small, so the eigenvalues of the D x D product are cheap for any number of rows.
-    values = torch.linalg.eigvalsh(_product(table, table)).clamp(min=0).sqrt()
+    values = torch.linalg.eigvalsh(_product(table, 0, table, 0)).clamp(min=0).sqrt()
     return (values.sum() / values.max()).item()
 
 
@@ -94,15 +94,16 @@ def linear_cka(a: Tensor, b: Tensor) -> float:
 
     NaN if all rows of a table are the same.
     """
-    ab, aa, bb = (_product(x, y, centered=True).norm() for x, y in ((a, b), (a, a), (b, b)))
+    # Each mean once, as in float64 it takes as long as a product.
+    centered = [(table, table.mean(dim=0, dtype=torch.float64)) for table in (a, b)]
+    aa, ab, bb = (_product(*x, *y).norm() for x, y in combinations_with_replacement(centered, 2))
     return (ab**2 / (aa * bb)).item()
 
 
-def _product(a: Tensor, b: Tensor, *, centered: bool = False) -> Tensor:
-    """A^T B (D, D) in float64, block by block, so that the float64 copies stay small."""
-    means = [table.mean(dim=0, dtype=torch.float64) if centered else 0 for table in (a, b)]
+def _product(a: Tensor, center_a: Tensor | int, b: Tensor, center_b: Tensor | int) -> Tensor:
+    """(A - a)^T (B - b) (D, D) in float64 for centers a and b; block by block, as float64 copies are large."""
     blocks = zip(a.split(_BLOCK_ROWS), b.split(_BLOCK_ROWS), strict=True)
-    return sum((x.double() - means[0]).T @ (y.double() - means[1]) for x, y in blocks)
+    return sum((x.double() - center_a).T @ (y.double() - center_b) for x, y in blocks)
 
 
 def count_weights(runs: Sequence[Path]) -> tuple[list[tuple[int, ...]], int]:
