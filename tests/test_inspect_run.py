@@ -242,9 +242,14 @@ def test_a_grown_run_is_compared_over_the_rows_that_both_have(folder: Path, tmp_
     spaces = {name: replace(space, kind="vocabulary") for name, space in of_grown.start.ids.items()}
     with_vocabulary = replace(of_grown, start=replace(of_grown.start, ids=spaces))
     assert run_whose_log_both_read(with_vocabulary, of_b) is with_vocabulary
+    other_task = replace(of_b.columns, labels=("finish", "share"))
     fewer = replace(of_b, schema=replace(of_b.schema, sparse_features=()))
     with pytest.raises(UserError, match=r"give one that both can read by --data\.path"):
         run_whose_log_both_read(of_grown, fewer)
+    with pytest.raises(UserError, match="has all labels, features and ids"):
+        run_whose_log_both_read(
+            of_b, replace(of_b, schema=replace(of_b.schema, labels=("finish",)), columns=other_task)
+        )
 
 
 def test_rows_start_from_the_rows_that_they_continue_and_new_ones_from_that_of_unseen_values() -> None:

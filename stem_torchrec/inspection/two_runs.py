@@ -83,14 +83,14 @@ def run_whose_log_both_read(run: RunRecord, other: RunRecord) -> RunRecord:
     for reader, whose in ((other, run), (run, other)):
         log = {each.name: each.num_embeddings for each in whose.schema.sparse_features}
         kinds = {name: space.kind for name, space in ids_of(whose).spaces.items()}
-        if all(
+        if set(reader.tasks) <= set(whose.schema.labels) and all(
             name in log and (kinds.get(name) == "vocabulary" or log[name] <= feature.num_embeddings)
             for name, feature in reader.columns.sparse.items()
         ):
             return whose
     raise UserError(
-        f"neither {run.folder} nor {other.folder} has all features and ids of the other one's log; give one that both "
-        "can read by --data.path, or --tables-only."
+        f"neither the log of {run.folder} nor that of {other.folder} has all labels, features and ids that the other "
+        "one needs; give one that both can read by --data.path, or --tables-only."
     )
 
 
