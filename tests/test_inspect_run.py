@@ -28,8 +28,10 @@ from stem_torchrec.config import SyntheticConfig, TrainConfig
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.schema import load_schema, save_schema
 from stem_torchrec.data.synthetic import generate
+from stem_torchrec.inspection.gate_facts import GateFacts
 from stem_torchrec.inspection.inspect_runs import check_unchanged, inspect_runs
 from stem_torchrec.inspection.options import InspectOptions
+from stem_torchrec.inspection.prediction_sections import even_rows
 from stem_torchrec.inspection.sections import as_text
 from stem_torchrec.inspection.start_weights import other_value
 from stem_torchrec.inspection.table_facts import TableFacts, dead_tables, feature_facts
@@ -245,6 +247,17 @@ def test_a_run_without_its_log_shows_its_tables(folder: Path, numbers: dict[str,
         each["moved"] for each in numbers["inspected_runs"][0]["tables"]
     ]
     assert of_run["tables"][0]["moved_of_seen"] is None
+
+
+def test_an_even_gate_has_a_row_for_each_run_where_their_experts_differ() -> None:
+    def even(**shares: float) -> dict[str, GateFacts]:
+        return {group: GateFacts("layers.0", "like", group, 0.1, share, None) for group, share in shares.items()}
+
+    a, b = even(like=0.2, shared=0.8), even(like=0.1, share=0.1, shared=0.8)
+    groups = ["like", "share", "shared"]
+    assert even_rows({"a": a, "b": {}}, groups) == [{"gate": "even", "like": "0.200", "share": "-", "shared": "0.800"}]
+    assert [row["gate"] for row in even_rows({"a": a, "b": a}, groups)] == ["even"]
+    assert [row["gate"] for row in even_rows({"a": a, "b": b}, groups)] == ["even, a", "even, b"]
 
 
 def test_dead_tables_are_named_with_the_reason() -> None:
