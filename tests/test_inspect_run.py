@@ -32,7 +32,7 @@ from stem_torchrec.inspection.gate_facts import GateFacts
 from stem_torchrec.inspection.inspect_runs import check_unchanged, inspect_runs
 from stem_torchrec.inspection.options import InspectOptions
 from stem_torchrec.inspection.prediction_sections import even_rows
-from stem_torchrec.inspection.sections import as_text
+from stem_torchrec.inspection.sections import as_text, of_runs
 from stem_torchrec.inspection.start_weights import other_value
 from stem_torchrec.inspection.table_facts import TableFacts, dead_tables, feature_facts
 from stem_torchrec.metrics.multi_task import to_json
@@ -222,9 +222,9 @@ def test_a_grown_run_is_compared_over_the_rows_that_both_have(folder: Path, tmp_
     assert b["rows"] == grown["rows"] == 700
     rows = {each["feature"]: each["rows"] for each in b["features"]}
     assert {each["feature"]: each["rows"] for each in numbers["tables_of_both"]} == rows
-    assert f"item_id has {rows['item_id']:,} rows in b and {rows['item_id'] + 30:,} in grown" in " ".join(
-        numbers["only_one_has"]
-    )
+    [sentence] = numbers["only_one_has"]
+    assert sentence.startswith("Rows in b and grown: user_id ")
+    assert f", item_id {rows['item_id']:,} and {rows['item_id'] + 30:,}," in sentence
     with pytest.raises(UserError, match=r"give the run with more ids second: stem-inspect .*/b .*/grown"):
         inspect_runs(InspectOptions((str(folder / "grown"), str(folder / "b"))), ALONE)
 
@@ -258,6 +258,12 @@ def test_an_even_gate_has_a_row_for_each_run_where_their_experts_differ() -> Non
     assert even_rows({"a": a, "b": {}}, groups) == [{"gate": "even", "like": "0.200", "share": "-", "shared": "0.800"}]
     assert [row["gate"] for row in even_rows({"a": a, "b": a}, groups)] == ["even"]
     assert [row["gate"] for row in even_rows({"a": a, "b": b}, groups)] == ["even, a", "even, b"]
+
+
+def test_rows_of_two_runs_that_tell_of_the_same_stand_together() -> None:
+    rows = [{"feature": name, "run": run, "rows": "3"} for run in ("a", "b") for name in ("user", "item")]
+    beside = [(row["feature"], row["run"]) for row in of_runs([*rows], 2).rows]
+    assert beside == [("user", "a"), ("user", "b"), ("item", "a"), ("item", "b")]
 
 
 def test_dead_tables_are_named_with_the_reason() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from stem_torchrec.inspection.inspected_run import InspectedRun
 from stem_torchrec.inspection.sections import Section, Table, of_runs
 from stem_torchrec.inspection.table_facts import ChangedId, FeatureFacts, TableFacts, dead_tables, shares_of_input
+from stem_torchrec.tables import SHARED
 
 _MOST_PAIRS = 10
 """Pairs of groups that the tables of a feature list; of more, those with the last group, which is shared."""
@@ -148,7 +149,7 @@ def _by_group(run: InspectedRun) -> list[dict[str, str]]:
 
 
 def _groups(runs: Sequence[InspectedRun]) -> list[str]:
-    return list(dict.fromkeys(group for run in runs for group in run.groups))
+    return sorted(dict.fromkeys(group for run in runs for group in run.groups), key=lambda group: group == SHARED)
 
 
 def _shares(run: InspectedRun, groups: Sequence[str]) -> list[dict[str, str]]:
