@@ -28,10 +28,12 @@ from stem_torchrec.config import StartConfig, SyntheticConfig, TrainConfig
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.schema import load_schema, save_schema
 from stem_torchrec.data.synthetic import generate
+from stem_torchrec.inspection.gate_facts import GateFacts
 from stem_torchrec.inspection.inspect_runs import check_unchanged, inspect_runs
 from stem_torchrec.inspection.options import InspectOptions
+from stem_torchrec.inspection.prediction_sections import even_rows
 from stem_torchrec.inspection.same_ids import other_value
-from stem_torchrec.inspection.sections import as_text
+from stem_torchrec.inspection.sections import as_text, of_runs
 from stem_torchrec.inspection.start_weights import _continue
 from stem_torchrec.inspection.table_facts import TableFacts, dead_tables, feature_facts
 from stem_torchrec.inspection.two_runs import run_whose_log_both_read
@@ -227,9 +229,9 @@ def test_a_grown_run_is_compared_over_the_rows_that_both_have(folder: Path, tmp_
     assert b["rows"] == grown["rows"] == 700
     rows = {each["feature"]: each["rows"] for each in b["features"]}
     assert {each["feature"]: each["rows"] for each in numbers["tables_of_both"]} == rows
-    assert f"item_id has {rows['item_id'] + 30:,} rows in grown and {rows['item_id']:,} in b" in " ".join(
-        numbers["only_one_has"]
-    )
+    [sentence] = numbers["only_one_has"]
+    assert sentence.startswith("Rows in grown and b: user_id ")
+    assert f", item_id {rows['item_id'] + 30:,} and {rows['item_id']:,}," in sentence
     # New rows began as the mean of the others, and no row of the log has their ids.
     for table in grown["tables"]:
         [seen] = [each["seen"] for each in grown["features"] if each["feature"] == table["feature"]]
@@ -277,6 +279,23 @@ def test_a_run_without_its_log_shows_its_tables(folder: Path, numbers: dict[str,
         each["moved"] for each in numbers["inspected_runs"][0]["tables"]
     ]
     assert of_run["tables"][0]["moved_of_seen"] is None
+
+
+def test_an_even_gate_has_a_row_for_each_run_where_their_experts_differ() -> None:
+    def even(**shares: float) -> dict[str, GateFacts]:
+        return {group: GateFacts("layers.0", "like", group, 0.1, share, None) for group, share in shares.items()}
+
+    a, b = even(like=0.2, shared=0.8), even(like=0.1, share=0.1, shared=0.8)
+    groups = ["like", "share", "shared"]
+    assert even_rows({"a": a, "b": {}}, groups) == [{"gate": "even", "like": "0.200", "share": "-", "shared": "0.800"}]
+    assert [row["gate"] for row in even_rows({"a": a, "b": a}, groups)] == ["even"]
+    assert [row["gate"] for row in even_rows({"a": a, "b": b}, groups)] == ["even, a", "even, b"]
+
+
+def test_rows_of_two_runs_that_tell_of_the_same_stand_together() -> None:
+    rows = [{"feature": name, "run": run, "rows": "3"} for run in ("a", "b") for name in ("user", "item")]
+    beside = [(row["feature"], row["run"]) for row in of_runs([*rows], 2).rows]
+    assert beside == [("user", "a"), ("user", "b"), ("item", "a"), ("item", "b")]
 
 
 def test_dead_tables_are_named_with_the_reason() -> None:

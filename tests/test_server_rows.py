@@ -12,7 +12,7 @@ from stem_torchrec.expressions.value_types import ValueType
 from stem_torchrec.server.arrow_rows import read_stream, write_stream
 from stem_torchrec.server.input_columns import InputColumn
 from stem_torchrec.server.json_rows import parse_rows, rows_of_json
-from stem_torchrec.server.refusals import RefusedError
+from stem_torchrec.server.refusals import RefusedError, sentence_of
 from stem_torchrec.server.request_rows import RequestRows, within
 from stem_torchrec.server.tensor_rows import table_of_tensors
 from stem_torchrec.server.tensors import parse_request
@@ -93,6 +93,7 @@ def test_similar_names_are_looked_for_in_a_hundred_rows_and_names_only() -> None
     assert [each.column for each in rows.wrong] == ["city"] * 1000
     guessed = [each.row for each in rows.wrong if "did you mean 'citi'?" in each.reason]
     assert guessed == list(range(99))
+    assert sentence_of(rows.wrong[:1]) == "row 0: the row has no 'city'; did you mean 'citi'?"
 
 
 def test_a_number_beyond_all_floats_is_wrong_and_a_long_value_is_shortened() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
+from stem_torchrec.checkpoints.folder import complete_steps
 from stem_torchrec.config import CheckpointConfig, LoopConfig, TrainConfig
 from stem_torchrec.data.synthetic import generate
 from stem_torchrec.runtime.errors import UserError
@@ -159,6 +160,29 @@ def test_callbacks_are_called_after_steps_on_pauses_and_after_evaluations_and_ca
             "evaluation 8 of finish, like",
         ]
         assert "all 1 steps of the run are made" in error
+
+
+def stopped_early(folder: Path) -> tuple[list[int], int]:
+    """A run that learns nothing is killed when it has stopped; returns its checkpoints, and the step where it ends."""
+    config = config_in(folder)
+    config = replace(
+        config,
+        sparse=replace(config.sparse, learning_rate=0.0),
+        dense=replace(config.dense, learning_rate=0.0),
+        train=LoopConfig(eval_every=4, patience=1),
+        checkpoint=CheckpointConfig(),
+    )
+    trainer = Trainer(config, this_process())
+    trainer.loop.run()
+    trainer.close()
+    checkpoints = complete_steps(str(folder / "checkpoints"))
+    trainer = Trainer(config, this_process())
+    trainer.run()
+    return checkpoints, trainer.state.step
+
+
+def test_early_stopping_keeps_the_last_state_and_a_run_that_is_killed_then_makes_no_more_steps(folder: Path) -> None:
+    assert run_ranks(1, stopped_early, folder / "early") == [([8, 4], 8)]
 
 
 def test_a_state_comes_back_from_its_dictionary() -> None:

@@ -46,6 +46,6 @@ def _numbers(tables: Sequence[TableChange]) -> dict[str, str]:
     similar = [table.similarity for table in tables if not np.isnan(table.similarity)]
     return {
         "rows changed": f"{changed:.1%}",
-        "distance": f"{np.median([table.distance for table in tables]):.3g}",
+        "distance": f"{np.median([table.distance for table in tables]):#.3g}",
         "similarity": f"{np.median(similar):.3f}" if similar else "-",
     }

@@ -113,7 +113,9 @@ def _written(options: InspectOptions, runs: Sequence[InspectedRun]) -> list[Sect
         if first.predicted is not None and others[0].predicted is not None:
             tasks = [task for task in first.tasks if task in others[0].tasks]
             measured = differences(first.predicted, others[0].predicted, tasks)
-    sections = [Section("Runs", [Table([_row_of(run) for run in runs], 3), _when(options, first), *only])]
+    sections = [Section("Runs", [Table([_row_of(run) for run in runs], 3), _when(options, first)])]
+    if only:
+        sections[0].parts.append(" ".join(only))
     if first.predicted is not None:
         sections += [metric_section(runs, measured), gate_section(runs)]
     sections += [table_section(runs), similarity_section(runs)]

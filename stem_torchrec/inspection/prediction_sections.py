@@ -60,7 +60,8 @@ def gate_section(runs: Sequence[InspectedRun]) -> Section:
     if not any(each.rows is not None for of_run in facts.values() for each in of_run):
         section.parts.append("No model here has a gate that weighs experts.")
         return section
-    groups = list(dict.fromkeys(each.group for of_run in facts.values() for each in of_run))
+    named = dict.fromkeys(each.group for of_run in facts.values() for each in of_run)
+    groups = sorted(named, key=lambda group: group == SHARED)
     keys = list(dict.fromkeys((each.layer, each.stream) for of_run in facts.values() for each in of_run))
     section.parts.append(
         "How much a task, or the shared stream, reads from each group: the weights of its gate, summed over the "
@@ -80,14 +81,25 @@ def gate_section(runs: Sequence[InspectedRun]) -> Section:
                 means = {g: _mean(by_group[g]) if g in by_group else "-" for g in groups}
                 rows.append(place | {"gate": name if of_run else "trained"} | means)
                 sentences.append(f"{stream}{of_run} reads {_most_read(by_group)}{layers}.")
-        for even in dict.fromkeys(tuple((g, each.even) for g, each in gates.items()) for gates in by_run.values()):
-            shares = {group: f"{share:.3f}" for group, share in even}
-            rows += [place | {"gate": "even"} | {g: shares.get(g, "-") for g in groups}] if even else []
+        rows += [place | row for row in even_rows(by_run, groups)]
         caption = f"{stream} reads, {layer}" if several else f"{stream} reads"
         charts.append(Chart(f"gates_{number}", _distribution(by_run, stream, groups), caption))
     section.parts += [Table(rows, 3 if several else 2), *sentences, *charts]
     section.parts.append(of_runs(_quantiles(facts), len(facts), text_columns=4, summary="Quantiles over the rows"))
     return section
+
+
+def even_rows(by_run: dict[str, dict[str, GateFacts]], groups: Sequence[str]) -> list[dict[str, str]]:
+    """What an even gate reads: a row for all runs, or one for each where they have other experts."""
+    shares = {
+        name: {group: f"{by_group[group].even:.3f}" if group in by_group else "-" for group in groups}
+        for name, by_group in by_run.items()
+        if by_group
+    }
+    first = next(iter(shares.values()), {})
+    if all(each == first for each in shares.values()):
+        return [{"gate": "even"} | first] if first else []
+    return [{"gate": f"even, {name}"} | each for name, each in shares.items()]
 
 
 def _mean(gate: GateFacts) -> str:
@@ -115,7 +127,7 @@ def _distribution(by_run: dict[str, dict[str, GateFacts]], stream: str, groups: 
         for group, gate in by_group.items():
             if gate.rows is not None and group in drawn:
                 counts = np.array(gate.rows.counts)
-                label = group if number == 0 else f"{group}, {name}"
+                label = group if len(by_run) == 1 else f"{group}, {name}"
                 axes.plot(
                     middles, counts / counts.sum(), drawstyle="steps-mid", color=f"C{groups.index(group) % COLORS}",
                     linestyle=dash_of(number), linewidth=1.5, label=label, gid=f"run-{number}",

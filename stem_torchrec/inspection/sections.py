@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from matplotlib.figure import Figure
 from tabulate import tabulate
@@ -27,6 +28,8 @@ class Table:
 def of_runs(rows: Iterable[Mapping[str, str]], runs: int, *, text_columns: int = 2, summary: str = "") -> Table:
     """A table whose rows name their run, without that column where it would be the same in all.
 
+    Rows of several runs that have the other texts in common stand together.
+
     Args:
         rows: with a column `run`.
         runs: that are looked at.
@@ -34,7 +37,11 @@ def of_runs(rows: Iterable[Mapping[str, str]], runs: int, *, text_columns: int =
         summary: see Table.
     """
     if runs > 1:
-        return Table([*rows], text_columns, summary)
+        together: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
+        for row in rows:
+            texts = tuple(cell for name, cell in list(row.items())[:text_columns] if name != "run")
+            together.setdefault(texts, []).append(row)
+        return Table(list(chain.from_iterable(together.values())), text_columns, summary)
     return Table([{n: cell for n, cell in row.items() if n != "run"} for row in rows], text_columns - 1, summary)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from stem_torchrec.inspection.inspected_run import InspectedRun
 from stem_torchrec.inspection.sections import Section, Table, of_runs
 from stem_torchrec.inspection.table_facts import ChangedId, FeatureFacts, TableFacts, dead_tables, shares_of_input
+from stem_torchrec.tables import SHARED
 
 _MOST_PAIRS = 10
 """Pairs of groups that the tables of a feature list; of more, those with the last group, which is shared."""
@@ -17,12 +18,14 @@ _MOST_SHOWN = 15
 
 def table_section(runs: Sequence[InspectedRun]) -> Section:
     """What the tables of each run hold: in sum by group, those that tell next to nothing, and feature by feature."""
+    groups = _groups(runs)
+    by_group = sorted((row for run in runs for row in _by_group(run)), key=lambda row: groups.index(row["group"]))
     section = Section(
         "Tables",
         [
             "A row has moved if it differs from where the run started. Information abundance is the sum of a table's "
             "singular values divided by the largest one, from 1 (all rows on a line) to its width.",
-            of_runs([row for run in runs for row in _by_group(run)], len(runs)),
+            of_runs(by_group, len(runs)),
         ],
     )
     for run in runs:
@@ -44,7 +47,6 @@ def table_section(runs: Sequence[InspectedRun]) -> Section:
         "over the training rows where these can be counted, else over the table; in percent of the sum of a group's "
         "tables."
     )
-    groups = _groups(runs)
     section.parts.append(of_runs([row for run in runs for row in _shares(run, groups)], len(runs)))
     for title, of_table in (
         ("Rows that have moved, of those whose ids stand in the training rows", _moved),
@@ -141,14 +143,14 @@ def _by_group(run: InspectedRun) -> list[dict[str, str]]:
                 "of ids in training": _percent(moved_of_seen / max(sum(n or 0 for n, _ in seen), 1))
                 if run.ids.counts else "-",
                 "information abundance": f"{np.mean(known):.2f}" if known else "-",
-                "length of a row": f"{sum(table.rows * table.norms.mean for table in tables) / total:.4g}",
+                "length of a row": f"{sum(table.rows * table.norms.mean for table in tables) / total:#.4g}",
             }
         )  # fmt: skip
     return rows
 
 
 def _groups(runs: Sequence[InspectedRun]) -> list[str]:
-    return list(dict.fromkeys(group for run in runs for group in run.groups))
+    return sorted(dict.fromkeys(group for run in runs for group in run.groups), key=lambda group: group == SHARED)
 
 
 def _shares(run: InspectedRun, groups: Sequence[str]) -> list[dict[str, str]]:
@@ -177,14 +179,13 @@ def _moved(table: TableFacts) -> str:
 
 
 def _norms(table: TableFacts) -> str:
-    return f"{table.norms.median:.3g}, {table.norms.p10:.3g} to {table.norms.p90:.3g}"
+    return f"{table.norms.median:#.3g}, {table.norms.p10:#.3g} to {table.norms.p90:#.3g}"
 
 
 def _of_id(each: ChangedId) -> dict[str, str]:
     count = {} if each.count is None else {"in training": f"{each.count:,}"}
-    return (
-        count | {"distance": f"{each.distance:.4g}"} | {group: f"{value:.4g}" for group, value in each.by_group.items()}
-    )
+    distances = {"distance": each.distance} | dict(each.by_group)
+    return count | {name: f"{distance:#.4g}" for name, distance in distances.items()}
 
 
 def _percent(share: float) -> str:

@@ -109,14 +109,13 @@ def only_one_has(run: RunRecord, other: RunRecord) -> list[str]:
         for name, more, fewer in ((run.name, own, others), (other.name, others, own)):
             if alone := [each for each in more if each not in fewer]:
                 sentences.append(f"Only {name} has the {kind}{'s' * (len(alone) > 1)} {some(alone)}.")
-    for name, feature in run.columns.sparse.items():
-        rows = feature.num_embeddings
-        others_rows = other.columns.sparse[name].num_embeddings if name in other.columns.sparse else rows
-        if rows != others_rows:
-            sentences.append(
-                f"{name} has {rows:,} rows in {run.name} and {others_rows:,} in {other.name}; the first "
-                f"{min(rows, others_rows):,} are compared."
-            )
+    counts = [
+        f"{name} {feature.num_embeddings:,} and {other.columns.sparse[name].num_embeddings:,}"
+        for name, feature in run.columns.sparse.items()
+        if name in other.columns.sparse and other.columns.sparse[name].num_embeddings != feature.num_embeddings
+    ]
+    if counts:
+        sentences.append(f"Rows in {run.name} and {other.name}: {', '.join(counts)}; the first ones are compared.")
     return sentences
 
 

@@ -72,4 +72,5 @@ def sentence_of(wrong: Sequence[WrongRow]) -> str:
     """
     more = len(wrong) - 1
     others = f" (and {more} more wrong row{'s' * (more > 1)})" if more else ""
-    return f"row {wrong[0].row}: {wrong[0].reason.removesuffix('.')}{others}."
+    sentence = f"row {wrong[0].row}: {wrong[0].reason.removesuffix('.')}{others}"
+    return sentence if sentence.endswith("?") else f"{sentence}."

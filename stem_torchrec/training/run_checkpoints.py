@@ -37,6 +37,7 @@ from stem_torchrec.training.meter import Meter
 from stem_torchrec.training.nonfinite import SkippingPipeline, keep_batch
 from stem_torchrec.training.run_data import RunData
 from stem_torchrec.training.state import TrainState
+from stem_torchrec.training.watched_metric import Metrics
 
 
 class RunCheckpoints(Callback):
@@ -73,6 +74,7 @@ class RunCheckpoints(Callback):
     ) -> None:
         self.folder = checkpoints_folder(config.checkpoint, folder)
         self.every = config.checkpoint.steps
+        self._saves = self.every is not None or config.checkpoint.minutes is not None
         self._config, self._run_folder, self._lock, self._data = config, folder, lock, data
         self._config_fields, self._schema_fields = to_dict(config), schema_to_dict(data.schema)
         self._model, self._optimizer, self._pipeline = model, optimizer, pipeline
@@ -139,6 +141,11 @@ class RunCheckpoints(Callback):
             self.watch.on_pause(loop.state)
             self._meter.pause(time.perf_counter() - begin)
 
+    def after_evaluation(self, loop: TrainLoop, metrics: Metrics) -> None:
+        """Saves the last state of a run that an earlier callback has stopped, which the next run may start from."""
+        if loop.state.stopped and self._saves and loop.state.step != self._saved_step:
+            self._save(loop.state, wait=True)
+
     def save(self, state: TrainState) -> None:
         """Saves now, and waits until the checkpoint is written. The pipeline may hold batches, which do not count."""
         self.watch.check_finite()
@@ -151,8 +158,8 @@ class RunCheckpoints(Callback):
 
         A run without checkpoints only keeps its weights, before the first evaluation.
         """
-        first, settings = not self._best.metrics, self._config.checkpoint
-        if settings.minutes is None and settings.steps is None:
+        first = not self._best.metrics
+        if not self._saves:
             if first:
                 self._best.keep_unscored(state.step)
         elif first or last:
@@ -208,7 +215,8 @@ class RunCheckpoints(Callback):
         self.deltas.restore(path, progress.step)
         log_rank0(f"resuming after step {progress.step} from {path}")
         # On another number of ranks the rest of the epoch may take another number of steps.
-        return TrainState(progress.step, progress.epoch, progress.step + reader.steps, progress.evaluate)
+        end, stopped = progress.step + reader.steps, self._best.stopping.stop
+        return TrainState(progress.step, progress.epoch, end, progress.evaluate, stopped)
 
     def _check(self) -> None:
         self.watch.check_finite()
@@ -229,20 +237,11 @@ class RunCheckpoints(Callback):
             return
         reader, stopping = self._data.train, self._best.stopping
         progress = Progress(
-            step=state.step,
-            epoch=state.epoch,
-            left=reader.left_after(reader.steps - state.left),
-            evaluate=state.evaluate,
-            best=stopping.best,
-            waited=stopping.waited,
-            world_size=dist.get_world_size(),
-            config=self._config_fields,
-            schema=self._schema_fields,
-            row_groups=self._data.contents["train"][LAYOUT],
-            skipped_batches=self._skipped_batches,
-            contents=self._data.contents,
-            start=self._start_fields,
-        )
+            step=state.step, epoch=state.epoch, left=reader.left_after(reader.steps - state.left),
+            evaluate=state.evaluate, best=stopping.best, waited=stopping.waited, world_size=dist.get_world_size(),
+            config=self._config_fields, schema=self._schema_fields, row_groups=self._data.contents["train"][LAYOUT],
+            skipped_batches=self._skipped_batches, contents=self._data.contents, start=self._start_fields,
+        )  # fmt: skip
         state_now = training_state(self._model, self._optimizer, self._meter.state(), self.deltas.state())
         seconds = self._saver.save(state_now, progress, wait=wait)
         if wait and not self._saver.failures.in_a_row:
