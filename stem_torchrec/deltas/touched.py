@@ -117,7 +117,7 @@ class TouchedRows:
         known = (~labels.isnan() if weights is None else ~labels.isnan() & (weights > 0)).reshape(len(labels), -1)
         if known.all():
             return None
-        bits = np.zeros(len(labels), dtype=self._kind)
+        bits: NDArray = np.zeros(len(labels), dtype=self._kind)
         for task, rows in enumerate(known.T.numpy()):
             bits |= np.where(rows, self._kind(self.bits_of([task])), self._kind(0))
         return bits
