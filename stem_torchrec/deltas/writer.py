@@ -27,6 +27,7 @@ from stem_torchrec.deltas.manifest import (
     delta_path,
     manifest_text,
     newest_delta,
+    write_file,
 )
 from stem_torchrec.deltas.row_files import Rows, encode, in_files, quantized
 from stem_torchrec.runtime.errors import UserError
@@ -176,7 +177,7 @@ class DeltaWriter:
             in_precision = [
                 Rows(each.table, each.column, each.numbers, quantized(each.weights, precision)) for each in block
             ]
-            files[name] = _write_bytes(path / name, encode(in_precision, row_format))
+            files[name] = write_file(path / name, encode(in_precision, row_format))
         return Written(pieces, files)
 
     def _publish(self, path: AnyPath, number: int, changes: Changes, of_ranks: Sequence[Written]) -> DeltaManifest:
@@ -186,7 +187,7 @@ class DeltaWriter:
         beside: ChangedFiles = changed_files(self._run, self._log, None if changes.full else before)
         files = {name: entry for written in of_ranks for name, entry in written.files.items()}
         for name, content in {_DENSE: save(dict(changes.dense)), **beside.contents}.items():
-            files[name] = _write_bytes(path / name, content)
+            files[name] = write_file(path / name, [content])
         manifest = DeltaManifest(
             chain=self.chain or token_hex(8),
             number=number,
@@ -233,12 +234,6 @@ def _make_empty(path: AnyPath) -> None:
         raise UserError("another process has written this delta; give each run a --delta.out of its own")
     remove_tree(path)
     path.mkdir(parents=True, exist_ok=True)
-
-
-def _write_bytes(path: AnyPath, content: bytes) -> DeltaFile:
-    with path.open("wb") as file:
-        file.write(content)
-    return DeltaFile(len(content), hashlib.sha256(content).hexdigest())
 
 
 def _line(path: AnyPath, manifest: DeltaManifest, seconds: float) -> str:
