@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from stem_torchrec.calibration.calibration_file import CALIBRATION_FILE
 from stem_torchrec.config import DeltaConfig
-from stem_torchrec.deltas.log_files import changed_files, write_vocabulary
+from stem_torchrec.deltas.log_files import LogFiles, write_vocabulary
 from stem_torchrec.deltas.manifest import (
     MANIFEST_FILE,
     Delta,
@@ -309,11 +309,11 @@ def test_new_entries_of_a_vocabulary_are_shipped_alone_and_added_once(tmp_path: 
     run.mkdir()
     (run / CALIBRATION_FILE).write_text("{}")
     values = ["rome", "oslo", None, "lima"]
-    before: DeltaManifest | None = None
+    files, before = LogFiles(run, log), None
     for number, count in enumerate((2, 2, 4)):
         table = pa.table({"value": values[:count], "id": list(range(count)), "count": [number] * count})
         pq.write_table(table, log / "vocabulary/city.parquet")
-        changed = changed_files(run, log, before)
+        changed = files.changed(before)
         assert set(changed.contents) == [
             {"log.calibration.json", "vocabulary.city.parquet"}, set(), {"vocabulary.city.parquet"}
         ][number]  # fmt: skip

@@ -16,7 +16,7 @@ from torch import Tensor
 from stem_torchrec.checkpoints.saver import Failures
 from stem_torchrec.checkpoints.storage import failure_of, failure_on_any_rank
 from stem_torchrec.config.delta import DeltaConfig
-from stem_torchrec.deltas.log_files import ChangedFiles, changed_files
+from stem_torchrec.deltas.log_files import LogFiles
 from stem_torchrec.deltas.manifest import (
     MANIFEST_FILE,
     Delta,
@@ -86,7 +86,7 @@ class DeltaWriter:
         self.failures = Failures(max_failures, "give another --delta.out")
         self.last: Delta | None = from_first_rank(lambda: newest_delta(folder))
         """The newest complete delta."""
-        self._config, self._folder, self._run, self._log = config, folder, run, log
+        self._config, self._folder, self._run, self._log_files = config, folder, run, LogFiles(run, log)
         self._published: Delta | None = None  # Rank 0 has it.
         self._writing: Future[str | None] | None = None
         self._writes_all = False
@@ -184,7 +184,7 @@ class DeltaWriter:
         """Writes what rank 0 alone writes, the manifest last."""
         before = None if self.last is None else self.last.manifest
         # A full delta is one that a copy may begin with.
-        beside: ChangedFiles = changed_files(self._run, self._log, None if changes.full else before)
+        beside = self._log_files.changed(None if changes.full else before)
         files = {name: entry for written in of_ranks for name, entry in written.files.items()}
         for name, content in {_DENSE: save(dict(changes.dense)), **beside.contents}.items():
             files[name] = write_file(path / name, [content])
