@@ -12,7 +12,7 @@ rows than shared ones where labels are missing. Small batches wait until there a
 code and what it reads have left the caches, which costs more than the ids of a small batch do.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 _WIDTHS = (np.uint8, np.uint16, np.uint32, np.uint64)
 _WAITING_IDS = 2**16
 """Ids that may wait to be recorded, 512 KiB; a batch with as many is recorded at once."""
+_Batch = tuple[KeyedJaggedTensor, Tensor, Tensor | None]
+"""Features, labels and their weights, as `TouchedRows.add` gets them."""
 
 
 class TouchedRows:
@@ -47,8 +49,8 @@ class TouchedRows:
         self._tasks, self._every_lookup = tasks, every_lookup
         self._rows = dict(num_embeddings)
         self._recorded = self._empty()
-        self._waiting: list[tuple[KeyedJaggedTensor, Tensor, Tensor | None]] = []
-        """The arguments of `add` for each batch that is not recorded yet."""
+        self._waiting: list[_Batch] = []
+        """Those that are not recorded yet."""
         self._waiting_ids = 0
 
     @property
@@ -93,34 +95,46 @@ class TouchedRows:
 
     def _record_waiting(self) -> None:
         waiting, self._waiting, self._waiting_ids = self._waiting, [], 0
-        for batch in waiting:
-            self._record(*batch)
-
-    def _record(self, features: KeyedJaggedTensor, labels: Tensor, weights: Tensor | None) -> None:
-        bits, every = self._bits_of_rows(labels, weights), self.bits_of(range(self._tasks))
-        values, offsets = features.values().numpy(), features.offset_per_key()
-        lengths = features.lengths().numpy().reshape(len(features.keys()), -1)
-        single = len(values) == lengths.size and bool((lengths == 1).all())
-        for i, name in enumerate(features.keys()):
+        if not waiting:
+            return
+        bits, every = self._bits_of_rows(waiting), self.bits_of(range(self._tasks))
+        keys = waiting[0][0].keys()
+        lengths = [features.lengths().numpy().reshape(len(keys), -1) for features, _, _ in waiting]
+        values = [
+            np.split(features.values().numpy(), np.cumsum(of_batch.sum(axis=1))[:-1])
+            for (features, _, _), of_batch in zip(waiting, lengths, strict=True)
+        ]
+        for i, name in enumerate(keys):
             if name not in self._recorded:
                 continue
-            touched, ids = self._recorded[name], values[offsets[i] : offsets[i + 1]]
+            touched = self._recorded[name]
+            ids = _joined([of_batch[i] for of_batch in values])
             if bits is None:
                 touched[ids] = every
-            else:
-                _set_bits(touched, ids, bits if single else np.repeat(bits, lengths[i]))
+                continue
+            counts = _joined([of_batch[i] for of_batch in lengths])
+            single = len(ids) == len(counts) and bool((counts == 1).all())
+            _set_bits(touched, ids, bits if single else np.repeat(bits, counts))
 
-    def _bits_of_rows(self, labels: Tensor, weights: Tensor | None) -> NDArray | None:
-        """The bits of the tasks that each row has labels of, (B,); None where each row has all of them."""
+    def _bits_of_rows(self, batches: Sequence[_Batch]) -> NDArray | None:
+        """The bits of the tasks that each row of batches has labels of, (B,); None where each row has all of them."""
         if self._every_lookup:
             return None
-        known = (~labels.isnan() if weights is None else ~labels.isnan() & (weights > 0)).reshape(len(labels), -1)
+        labels = torch.cat([labels for _, labels, _ in batches])
+        known = ~labels.isnan().reshape(len(labels), -1)
+        if batches[0][2] is not None:
+            known &= torch.cat([weights > 0 for _, _, weights in batches if weights is not None])
         if known.all():
             return None
         bits: NDArray = np.zeros(len(labels), dtype=self._kind)
         for task, rows in enumerate(known.T.numpy()):
             bits |= np.where(rows, self._kind(self.bits_of([task])), self._kind(0))
         return bits
+
+
+def _joined(parts: Sequence[NDArray]) -> NDArray:
+    """Arrays one after another; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _set_bits(touched: NDArray, ids: NDArray, bits: NDArray) -> None:
