@@ -21,5 +21,5 @@ def test_sizes_of_deltas_and_what_they_cost_are_measured(tmp_path: Path) -> None
     assert changed["share_like"] < changed["share_shared"] < full["share_shared"] == 1
     assert "the first delta, once" in (tmp_path / "deltas.md").read_text()
     blocks = pq.read_table(tmp_path / "blocks.parquet").to_pylist()
-    assert [row["kind"] for row in blocks] == ["first", "alone", "shipping"]
-    assert [row["mb"] is None for row in blocks] == [False, True, False]
+    assert [row["kind"] for row in blocks] == ["first", "alone", "shipping", "alone"]
+    assert [row["mb"] is None for row in blocks] == [False, True, False, True]

@@ -26,7 +26,7 @@ def measure_blocks(
         line: options of train.py.
         ranks: number of ranks.
         seconds: of a block.
-        rounds: how often each side has a block, after the first one.
+        rounds: how many blocks ship changed rows; each is between two that ship nothing.
 
     Raises UserError if the run fails.
     """

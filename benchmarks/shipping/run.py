@@ -38,7 +38,7 @@ class DeltasConfig:
     minutes: Annotated[float, Interval(gt=0, le=1e6)] = 1.0
     """Minutes between two deltas, of a block that ships and of one that does not."""
     rounds: Annotated[int, Interval(ge=1, le=10**6)] = 3
-    """How often each of the two has a block; they take turns in one run, after a block with the first delta."""
+    """Blocks that ship changed rows, each between two that ship nothing; a block with the first delta comes before."""
     size_steps: Annotated[int, Interval(ge=30, le=10**9)] = 300
     """Steps of a run that measures sizes, which ships after each third of them."""
 

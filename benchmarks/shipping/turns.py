@@ -33,14 +33,14 @@ class Block:
 
 @dataclass
 class Turns(Callback):
-    """In place of the deltas of a run, which it calls in every other block: first, alone, shipping, alone, shipping ...
+    """In place of the deltas of a run, which it calls in every other block: first, alone, shipping, alone ...
 
     The delta of a block is shipped at its begin, and has what the shipping block before it has recorded.
 
     Args:
         deltas: of the run; ships nothing by itself.
         seconds: of a block. The steps before the first one tell how many it has.
-        rounds: how often each side has a block, after the first one.
+        rounds: how many blocks ship changed rows; each is between two that ship nothing.
         warm: steps before the first block.
     """
 
@@ -75,7 +75,7 @@ class Turns(Callback):
         block.step_ms.append(step_ms)
         if len(block.step_ms) == block.steps:
             self._end()
-            if len(self.blocks) == 1 + 2 * self.rounds:
+            if len(self.blocks) == 2 + 2 * self.rounds:
                 loop.state.stopped = True
                 return True
             self._begin("shipping" if block.kind == "alone" else "alone")

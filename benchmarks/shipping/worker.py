@@ -31,7 +31,7 @@ class TurnsConfig:
     block_seconds: Annotated[float, Interval(gt=0, le=1e6)] = 60.0
     """Of a block."""
     rounds: Annotated[int, Interval(ge=1, le=10**6)] = 3
-    """How often each side has a block."""
+    """How many blocks ship changed rows."""
     warm: Annotated[int, Interval(ge=10, le=10**6)] = 200
     """Steps before the first block."""
 
