@@ -60,12 +60,13 @@ def _cost(blocks: Sequence[Mapping[str, Any]]) -> list[str]:
     names = ["in", f"a delta every {median(row['seconds'] for row in shipping):.0f} s", "from block to block"]
     known = [row["recording_ms"] / 1000 * row["steps"] + row["paused"] for row in shipping]
     share = median(seconds / row["seconds"] for seconds, row in zip(known, shipping, strict=True))
+    recording = median(row["recording_ms"] for row in shipping)
     loaded = any(is_loaded(row["others"], cores()) for row in blocks)
     return [
         *([_LOADED, ""] if loaded else []),
         tabulate(lines, [*names, "the first delta, once"], "github", disable_numparse=True),
         "",
-        f"Recording ids takes {median(row['recording_ms'] for row in shipping):.3f} ms of a step; with the pauses it is "
+        f"Recording ids takes {recording:.3f} ms of a step; with the pauses it is "
         f"{share:.2%} of the time. The rest of a delta is written beside the steps. The median step has "
         f"{median(row['step_ms'] for row in shipping):.2f} ms where ids are recorded, and "
         f"{median(row['step_ms'] for row in alone):.2f} where they are not.",
