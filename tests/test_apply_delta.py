@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -330,6 +331,14 @@ def test_new_entries_of_a_vocabulary_are_shipped_alone_and_added_once(tmp_path: 
         for _ in range(2):  # As after an interruption.
             write_vocabulary(copy / "vocabulary/city.parquet", Delta(folder, before, ""))
         assert pq.read_table(copy / "vocabulary/city.parquet")["value"].to_pylist() == values[:count]
+    path, status = log / "vocabulary/city.parquet", (log / "vocabulary/city.parquet").stat()
+    with path.open("r+b") as file:
+        file.write(b"not Parquet")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    # A file that has not changed since it was read is not read again.
+    assert not files.changed(before).contents
+    with pytest.raises(OSError, match="header"):
+        LogFiles(run, log).changed(before)
     pq.write_table(
         pa.table({"value": ["bonn", "oslo"], "id": [0, 1], "count": [1, 1]}), copy / "vocabulary/city.parquet"
     )
