@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 
 from stem_torchrec.calibration.calibration_file import CALIBRATION_FILE
 from stem_torchrec.config import DeltaConfig
-from stem_torchrec.deltas.log_files import changed_files, write_vocabulary
+from stem_torchrec.deltas.log_files import LogFiles, write_vocabulary
 from stem_torchrec.deltas.manifest import (
     MANIFEST_FILE,
     Delta,
@@ -309,11 +310,11 @@ def test_new_entries_of_a_vocabulary_are_shipped_alone_and_added_once(tmp_path: 
     run.mkdir()
     (run / CALIBRATION_FILE).write_text("{}")
     values = ["rome", "oslo", None, "lima"]
-    before: DeltaManifest | None = None
+    files, before = LogFiles(run, log), None
     for number, count in enumerate((2, 2, 4)):
         table = pa.table({"value": values[:count], "id": list(range(count)), "count": [number] * count})
         pq.write_table(table, log / "vocabulary/city.parquet")
-        changed = changed_files(run, log, before)
+        changed = files.changed(before)
         assert set(changed.contents) == [
             {"log.calibration.json", "vocabulary.city.parquet"}, set(), {"vocabulary.city.parquet"}
         ][number]  # fmt: skip
@@ -330,6 +331,14 @@ def test_new_entries_of_a_vocabulary_are_shipped_alone_and_added_once(tmp_path: 
         for _ in range(2):  # As after an interruption.
             write_vocabulary(copy / "vocabulary/city.parquet", Delta(folder, before, ""))
         assert pq.read_table(copy / "vocabulary/city.parquet")["value"].to_pylist() == values[:count]
+    path, status = log / "vocabulary/city.parquet", (log / "vocabulary/city.parquet").stat()
+    with path.open("r+b") as file:
+        file.write(b"not Parquet")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    # A file that has not changed since it was read is not read again.
+    assert not files.changed(before).contents
+    with pytest.raises(OSError, match="header"):
+        LogFiles(run, log).changed(before)
     pq.write_table(
         pa.table({"value": ["bonn", "oslo"], "id": [0, 1], "count": [1, 1]}), copy / "vocabulary/city.parquet"
     )

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import shutil
 from pathlib import Path
+from threading import Event
 from typing import IO, Any
 
 import pytest
@@ -12,13 +13,14 @@ import torch.distributed as dist
 from iopath.common.file_io import g_pathmgr
 from torch import Tensor
 
+from stem_torchrec.checkpoints.watch import RunWatch
 from stem_torchrec.data.schema import SparseFeature
 from stem_torchrec.deltas.began import Began
 from stem_torchrec.deltas.manifest import complete_numbers, newest_delta, read_delta
 from stem_torchrec.runtime.errors import UnwritableError, UserError
 
 from distributed import run_ranks
-from reference import COLUMNS, TABLES
+from reference import COLUMNS, TABLES, random_batch
 from runs import Run
 from shipments import Shipment, apply, same, shipping_config, weights_of_copy
 from test_checkpoints import Store
@@ -141,6 +143,26 @@ class FullStore(Store):
             raise OSError(errno.ENOSPC, "No space left on device")
         self._local(path).parent.mkdir(parents=True, exist_ok=True)
         return self._local(path).open(mode)
+
+
+def ask_on_one_rank() -> list[tuple[bool, bool, bool]]:
+    """Of each step: whether it pauses the run, whether that is for a delta, and whether for a checkpoint or the end."""
+    watch = RunWatch(
+        lambda state, wait: None, seconds=None, ending=Event(), keep_batch=None, lost=lambda: False, timeout=60,
+        delta_is_due=lambda: dist.get_rank() == 1,
+    )  # fmt: skip
+    asked = []
+    for step in range(3):
+        pauses = watch.should_pause(step, random_batch(0), torch.zeros(2))
+        asked.append((pauses, watch.delta_is_requested, watch.pause_is_requested))
+    watch.check_finite()
+    watch.close()
+    return [*asked, (False, False, watch.pause_is_requested)]
+
+
+def test_a_delta_that_is_due_by_the_clock_of_one_rank_pauses_all_of_them_at_the_same_step() -> None:
+    for asked in run_ranks(2, ask_on_one_rank):
+        assert asked == [(False, False, False), (True, True, False), (True, True, False), (False, False, False)]
 
 
 def fill_the_store(folder: Path) -> tuple[Weights, list[int], str]:

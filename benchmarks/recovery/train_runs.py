@@ -21,7 +21,7 @@ from torch.distributed.elastic.utils.distributed import get_free_port
 
 from stem_torchrec.runtime.store_path import AnyPath
 
-from common.processes import ROOT, rank_environments
+from common.processes import ROOT, module_path, rank_environments
 
 
 class TrainRun:
@@ -33,6 +33,7 @@ class TrainRun:
         ranks: number of ranks.
         launcher: options of torchrun, which then is the only process and starts the ranks.
         cwd: the working directory; by default the folder that a local run folder is in.
+        script: what Python runs in place of train.py, with its options.
     """
 
     def __init__(
@@ -43,12 +44,13 @@ class TrainRun:
         ranks: int = 1,
         launcher: Sequence[str] | None = None,
         cwd: Path | None = None,
+        script: Sequence[str] = (str(ROOT / "stem_torchrec/train.py"),),
     ) -> None:
         environments, program = rank_environments(ranks), [sys.executable]
         if launcher is not None:
             environments = [dict(os.environ)]
             program += ["-m", "torch.distributed.run", "--master-port", str(get_free_port()), *launcher]
-        line = [*program, str(ROOT / "stem_torchrec/train.py"), *options, "--output-dir", str(folder)]
+        line = [*program, *script, *options, "--output-dir", str(folder)]
         self.lines: list[str] = []
         """What the ranks have printed so far."""
         self.times: list[float] = []
@@ -56,7 +58,7 @@ class TrainRun:
         self.processes = []
         cwd = cwd or (folder.parent if isinstance(folder, Path) else Path.cwd())
         for environment in environments:
-            self.processes.append(self._start(line, environment | {"OMP_NUM_THREADS": "1"}, cwd))
+            self.processes.append(self._start(line, environment | module_path() | {"OMP_NUM_THREADS": "1"}, cwd))
         self.listeners = [Thread(target=self._listen, args=(process,), daemon=True) for process in self.processes]
         for listener in self.listeners:
             listener.start()

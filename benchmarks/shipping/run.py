@@ -1,4 +1,4 @@
-"""What is measured: deltas of each precision and format, and pairs of runs with and without deltas."""
+"""What is measured: deltas of each precision and format, and blocks of steps with and without deltas."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from stem_torchrec.config import parse_known_arguments
 from stem_torchrec.runtime.path_options import LocalOutput
 
 from common.output import check_out, make_folder, write_table
+from shipping.blocks import measure_blocks
 from shipping.report import write_report
 from shipping.shipped import ShippedRun, megabytes, share_of_rows, shipped_run
 
@@ -31,15 +32,13 @@ class DeltasConfig:
     """What to measure; options of train.py are taken as well and override this benchmark's own for the run."""
 
     out: LocalOutput = ""
-    """Folder for the runs, deltas.md, deltas.parquet and pairs.parquet."""
+    """Folder for the runs, deltas.md, deltas.parquet and blocks.parquet."""
     ranks: Annotated[int, Interval(ge=1, le=1024)] = 2
     """Ranks of the runs."""
-    steps: Annotated[int, Interval(ge=100, le=10**9)] = 1500
-    """Steps of a run of a pair; the first tenth is warm-up."""
-    minutes: Annotated[float, Interval(gt=0, le=1e6)] = 0.5
-    """Minutes between two deltas of a run of a pair."""
-    rounds: Annotated[int, Interval(ge=1, le=10**6)] = 2
-    """How often each side of a pair runs; the two take turns."""
+    minutes: Annotated[float, Interval(gt=0, le=1e6)] = 1.0
+    """Minutes between two deltas, of a block that ships and of one that does not."""
+    rounds: Annotated[int, Interval(ge=1, le=10**6)] = 3
+    """Blocks that ship changed rows, each between two that ship nothing; a block with the first delta comes before."""
     size_steps: Annotated[int, Interval(ge=30, le=10**9)] = 300
     """Steps of a run that measures sizes, which ships after each third of them."""
 
@@ -59,7 +58,7 @@ def read_command_line(
 
 
 def measure_deltas(config: DeltasConfig, options: Sequence[str]) -> None:
-    """Measures sizes, then pairs, and writes the report.
+    """Measures sizes, then blocks, and writes the report.
 
     Args:
         config: how long and how often to run.
@@ -75,19 +74,12 @@ def measure_deltas(config: DeltasConfig, options: Sequence[str]) -> None:
         run = shipped_run(folder / "run", [*LINE, *delta, *options], ranks=config.ranks, steps=3 * third, warm=10)
         sizes += [{"precision": precision, "format": row_format, **row} for row in rows_of(run)]
         print(sizes[-1], flush=True)
-    pairs: list[dict[str, Any]] = []
-    warm = config.steps // 100 * 10
-    for turn in range(config.rounds):
-        for minutes in (config.minutes, None):
-            line = [*LINE, "--delta.minutes", str(minutes), *options]
-            run = shipped_run(folder / "run", line, ranks=config.ranks, steps=config.steps, warm=warm)
-            later = [pause for step, pause in run.pauses.items() if step > warm and step != config.steps]
-            row = {"round": turn, "minutes": minutes, "seconds": run.seconds, "step_ms": run.step_ms}
-            pairs.append(row | {"deltas": len(later), "paused": sum(later), "others": run.others})
-            print(pairs[-1], flush=True)
+    blocks = measure_blocks(
+        folder / "run", [*LINE, *options], ranks=config.ranks, seconds=60 * config.minutes, rounds=config.rounds
+    )
     write_table(folder / "deltas.parquet", pa.Table.from_pylist(sizes))
-    write_table(folder / "pairs.parquet", pa.Table.from_pylist(pairs))
-    write_report(folder, sizes, pairs, GROUPS)
+    write_table(folder / "blocks.parquet", pa.Table.from_pylist(blocks))
+    write_report(folder, sizes, blocks, GROUPS)
 
 
 def rows_of(run: ShippedRun) -> list[dict[str, Any]]:

@@ -36,36 +36,53 @@ class ChangedFiles:
     vocabularies: Mapping[str, Vocabulary] = field(default_factory=dict)
 
 
-def changed_files(run: AnyPath, log: AnyPath | None, before: DeltaManifest | None) -> ChangedFiles:
-    """The files that differ from those of the delta `before`, all of them if that is None.
+class LogFiles:
+    """The files of a run and its log.
 
     Args:
         run: the run folder.
         log: the folder of its log; None if the log has no transforms.
-        before: the manifest of the last delta.
-
-    Raises OSError for a file that cannot be read.
     """
-    contents: dict[str, bytes] = {}
-    sums: dict[str, str] = {}
-    paths: list[AnyPath] = [run / name for name in OF_RUN] + ([log / TRANSFORMS_FILE] if log is not None else [])
-    for path in paths:
-        if not path.exists():
-            continue
-        content = _bytes_of(path)
-        sums[path.name] = hashlib.sha256(content).hexdigest()
-        if before is None or before.log.get(path.name) != sums[path.name]:
-            contents[f"log.{path.name}"] = content
-    vocabularies: dict[str, Vocabulary] = {}
-    folder = None if log is None else log / VOCABULARY
-    files: list[AnyPath] = [*folder.iterdir()] if folder is not None and folder.is_dir() else []
-    for path in sorted(files, key=str):
-        name = path.name.removesuffix(".parquet")
-        entry, new = _vocabulary(path, None if before is None else before.vocabularies.get(name))
-        vocabularies[name] = entry
-        if new is not None:
-            contents[entry.file] = new
-    return ChangedFiles(contents, sums, vocabularies)
+
+    def __init__(self, run: AnyPath, log: AnyPath | None) -> None:
+        self._run, self._log = run, log
+        self._seen: dict[str, tuple[tuple[int, ...], str]] = {}
+        """By path of a local vocabulary: its file as it was read, and the fingerprint of its values."""
+
+    def changed(self, before: DeltaManifest | None) -> ChangedFiles:
+        """The files that differ from those of the delta `before`, all of them if that is None.
+
+        Raises OSError for a file that cannot be read.
+        """
+        contents: dict[str, bytes] = {}
+        sums: dict[str, str] = {}
+        for path in [self._run / name for name in OF_RUN] + ([self._log / TRANSFORMS_FILE] if self._log else []):
+            if not path.exists():
+                continue
+            content = _bytes_of(path)
+            sums[path.name] = hashlib.sha256(content).hexdigest()
+            if before is None or before.log.get(path.name) != sums[path.name]:
+                contents[f"log.{path.name}"] = content
+        vocabularies: dict[str, Vocabulary] = {}
+        folder = self._log / VOCABULARY if self._log else None
+        files: list[AnyPath] = [*folder.iterdir()] if folder is not None and folder.is_dir() else []
+        for path in sorted(files, key=str):
+            name = path.name.removesuffix(".parquet")
+            entry, new = self._vocabulary(path, None if before is None else before.vocabularies.get(name))
+            vocabularies[name] = entry
+            if new is not None:
+                contents[entry.file] = new
+        return ChangedFiles(contents, sums, vocabularies)
+
+    def _vocabulary(self, path: AnyPath, before: Vocabulary | None) -> tuple[Vocabulary, bytes | None]:
+        """A vocabulary, and its new entries if it has some; it is read again only where its file is another."""
+        state, known = _state_of(path), self._seen.get(str(path))
+        if before is not None and state is not None and known == (state, before.sha256):
+            return Vocabulary(before.entries, before.sha256), None
+        entry, new = _vocabulary(path, before)
+        if state is not None:
+            self._seen[str(path)] = state, entry.sha256
+        return entry, new
 
 
 def _vocabulary(path: AnyPath, before: Vocabulary | None) -> tuple[Vocabulary, bytes | None]:
@@ -80,6 +97,14 @@ def _vocabulary(path: AnyPath, before: Vocabulary | None) -> tuple[Vocabulary, b
     pq.write_table(table.slice(first), sink)
     file = f"{VOCABULARY}.{path.name}"
     return Vocabulary(len(values), fingerprint(values, len(values)), file, first), sink.getvalue()
+
+
+def _state_of(path: AnyPath) -> tuple[int, ...] | None:
+    """What changes with the contents of a local file, as logs are written: whole, under another name first."""
+    if not isinstance(path, Path):
+        return None
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _bytes_of(path: AnyPath) -> bytes:

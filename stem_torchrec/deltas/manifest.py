@@ -131,6 +131,16 @@ class Delta:
         return content
 
 
+def write_file(path: AnyPath, parts: Sequence[bytes | memoryview]) -> DeltaFile:
+    """Writes a file of a delta, given in parts; returns what its manifest tells of it."""
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for part in parts:
+            file.write(part)
+            digest.update(part)
+    return DeltaFile(sum(len(part) for part in parts), digest.hexdigest())
+
+
 def delta_path(folder: AnyPath, number: int) -> AnyPath:
     """The folder of a delta, as `deltas/000012`."""
     return folder / f"{number:06d}"

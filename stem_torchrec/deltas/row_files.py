@@ -1,20 +1,29 @@
 """Rows of tables as numbers of a precision, and files of them, as safetensors or Parquet."""
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
 from stem_torchrec.config.delta import RowFormat, TablePrecision
 from stem_torchrec.deltas.manifest import Piece
 
 FILE_BYTES = 2**26
-"""Bytes of weights in fp32 that a file may have, but for its last row: what is in memory twice while it is written."""
+"""Bytes of weights in fp32 that a file may have, but for its last row."""
+_DTYPES = {
+    torch.int64: "I64",
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.float16: "F16",
+    torch.uint8: "U8",
+}
+"""What safetensors calls them, in the order in which it writes them."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +74,8 @@ def in_files(rows: Sequence[Rows], row_format: RowFormat) -> Iterator[list[Rows]
         yield block
 
 
-def encode(block: Sequence[Rows], row_format: RowFormat) -> bytes:
-    """The bytes of a file of rows, which are in their precision.
+def encode(block: Sequence[Rows], row_format: RowFormat) -> list[memoryview]:
+    """The bytes of a file of rows, which are in their precision, in parts; those of safetensors are not copied.
 
     Example::
 
@@ -81,13 +90,13 @@ def encode(block: Sequence[Rows], row_format: RowFormat) -> bytes:
         table = pa.table({"row": _small(rows.numbers).numpy(), "weights": lists})
         # Numbers that look random: what zstd saves is in the rows.
         pq.write_table(table, sink, compression={"row": "zstd", "weights.list.element": "none"}, use_dictionary=False)
-        return bytes(sink.getvalue())
+        return [memoryview(sink.getvalue())]
     tensors = {}
     for i, rows in enumerate(block):
         if rows.first is None:
             tensors[f"{i}.{rows.table}.rows"] = _small(rows.numbers)
         tensors[f"{i}.{rows.table}.weights"] = rows.weights.contiguous()
-    return save(tensors)
+    return _safetensors(tensors)
 
 
 def decode(content: bytes, pieces: Sequence[Piece], row_format: RowFormat) -> list[Rows]:
@@ -117,6 +126,19 @@ def whole_rows(parts: Sequence[Rows], columns: int) -> Rows:
         places = torch.searchsorted(numbers, part.numbers)
         weights[places, part.column : part.column + part.weights.shape[1]] = part.weights
     return Rows(parts[0].table, 0, numbers, weights)
+
+
+def _safetensors(tensors: Mapping[str, Tensor]) -> list[memoryview]:
+    """The bytes that `safetensors.torch.save` makes, which copies all of them while no other thread may run."""
+    kinds, header, end = list(_DTYPES), {}, 0
+    ordered = sorted(tensors.items(), key=lambda item: (kinds.index(item[1].dtype), item[0]))
+    for name, tensor in ordered:
+        offsets = [end, end := end + tensor.nbytes]
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    bytes_of_tensors = [tensor.reshape(-1).view(torch.uint8).numpy().data for _, tensor in ordered]
+    return [memoryview(len(text).to_bytes(8, "little") + text), *bytes_of_tensors]
 
 
 def _small(numbers: Tensor) -> Tensor:

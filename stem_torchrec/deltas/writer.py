@@ -16,7 +16,7 @@ from torch import Tensor
 from stem_torchrec.checkpoints.saver import Failures
 from stem_torchrec.checkpoints.storage import failure_of, failure_on_any_rank
 from stem_torchrec.config.delta import DeltaConfig
-from stem_torchrec.deltas.log_files import ChangedFiles, changed_files
+from stem_torchrec.deltas.log_files import LogFiles
 from stem_torchrec.deltas.manifest import (
     MANIFEST_FILE,
     Delta,
@@ -27,6 +27,7 @@ from stem_torchrec.deltas.manifest import (
     delta_path,
     manifest_text,
     newest_delta,
+    write_file,
 )
 from stem_torchrec.deltas.row_files import Rows, encode, in_files, quantized
 from stem_torchrec.runtime.errors import UserError
@@ -85,7 +86,7 @@ class DeltaWriter:
         self.failures = Failures(max_failures, "give another --delta.out")
         self.last: Delta | None = from_first_rank(lambda: newest_delta(folder))
         """The newest complete delta."""
-        self._config, self._folder, self._run, self._log = config, folder, run, log
+        self._config, self._folder, self._run, self._log_files = config, folder, run, LogFiles(run, log)
         self._published: Delta | None = None  # Rank 0 has it.
         self._writing: Future[str | None] | None = None
         self._writes_all = False
@@ -176,17 +177,17 @@ class DeltaWriter:
             in_precision = [
                 Rows(each.table, each.column, each.numbers, quantized(each.weights, precision)) for each in block
             ]
-            files[name] = _write_bytes(path / name, encode(in_precision, row_format))
+            files[name] = write_file(path / name, encode(in_precision, row_format))
         return Written(pieces, files)
 
     def _publish(self, path: AnyPath, number: int, changes: Changes, of_ranks: Sequence[Written]) -> DeltaManifest:
         """Writes what rank 0 alone writes, the manifest last."""
         before = None if self.last is None else self.last.manifest
         # A full delta is one that a copy may begin with.
-        beside: ChangedFiles = changed_files(self._run, self._log, None if changes.full else before)
+        beside = self._log_files.changed(None if changes.full else before)
         files = {name: entry for written in of_ranks for name, entry in written.files.items()}
         for name, content in {_DENSE: save(dict(changes.dense)), **beside.contents}.items():
-            files[name] = _write_bytes(path / name, content)
+            files[name] = write_file(path / name, [content])
         manifest = DeltaManifest(
             chain=self.chain or token_hex(8),
             number=number,
@@ -233,12 +234,6 @@ def _make_empty(path: AnyPath) -> None:
         raise UserError("another process has written this delta; give each run a --delta.out of its own")
     remove_tree(path)
     path.mkdir(parents=True, exist_ok=True)
-
-
-def _write_bytes(path: AnyPath, content: bytes) -> DeltaFile:
-    with path.open("wb") as file:
-        file.write(content)
-    return DeltaFile(len(content), hashlib.sha256(content).hexdigest())
 
 
 def _line(path: AnyPath, manifest: DeltaManifest, seconds: float) -> str:

@@ -19,6 +19,11 @@ class NoDeltas(Callback):
     """In place of RunDeltas, for a run that ships none."""
 
     failed = 0
+    requested = False
+
+    def is_due(self) -> bool:
+        """Whether a delta is due by time."""
+        return False
 
     def state(self) -> State:
         """Nothing for a checkpoint."""

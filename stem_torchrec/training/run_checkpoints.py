@@ -115,13 +115,10 @@ class RunCheckpoints(Callback):
             self.folder, keep=settings.keep, max_failures=settings.max_failures, timeout=timeout
         )
         self._watch = RunWatch(
-            self._save,
-            seconds=None if settings.minutes is None else 60 * settings.minutes,
-            ending=ending,
+            self._save, seconds=None if settings.minutes is None else 60 * settings.minutes, ending=ending,
             keep_batch=None if self._config.train.skip_nonfinite else self._keep_batch,
-            lost=lambda: self._lock.lost,
-            timeout=timeout,
-        )
+            lost=lambda: self._lock.lost, timeout=timeout, delta_is_due=self.deltas.is_due,
+        )  # fmt: skip
 
     @property
     def watch(self) -> RunWatch:
@@ -130,8 +127,10 @@ class RunCheckpoints(Callback):
         return self._watch
 
     def after_step(self, loop: TrainLoop, output: StepOutput) -> bool:
-        """Whether a checkpoint is due by time, a rank has been asked to end, or a loss is not finite."""
-        return self.watch.should_pause(loop.state.step, output.batch, output.losses)
+        """Whether a checkpoint or a delta is due by time, a rank has been asked to end, or a loss is not finite."""
+        pause = self.watch.should_pause(loop.state.step, output.batch, output.losses)
+        self.deltas.requested |= self.watch.delta_is_requested
+        return pause
 
     def on_pause(self, loop: TrainLoop) -> None:
         """Saves where a checkpoint is due; raises Interrupted after it where the run has been asked to end."""

@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torchrec.distributed import DistributedModelParallel
 
-from stem_torchrec.checkpoints.agreement import Agreement
 from stem_torchrec.checkpoints.rank_tensors import rank_tensors
 from stem_torchrec.checkpoints.storage import State
 from stem_torchrec.config import DeltaConfig, TrainConfig
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
 
 _PART = "deltas"
 """What checkpoints call it."""
-_DELTA = "delta"
 _NONE = -1
 """In place of a number: the next delta has all rows."""
 
@@ -77,7 +75,6 @@ class RunDeltas(Callback):
     ) -> None:
         self.every = config.delta.steps
         self._model, self._meter, self._check = model, meter, check
-        self._timeout = collective_timeout(config.train.timeout)
         self._touched = TouchedRows(
             {name: feature.num_embeddings for name, feature in columns.sparse.items()},
             len(columns.labels),
@@ -92,7 +89,7 @@ class RunDeltas(Callback):
         log = None if config.data.path is None else path_of(config.data.path)
         self._writer = DeltaWriter(
             config.delta, self._folder, path_of(self._run), log,
-            max_failures=config.checkpoint.max_failures, timeout=self._timeout,
+            max_failures=config.checkpoint.max_failures, timeout=collective_timeout(config.train.timeout),
         )  # fmt: skip
         check_precision(self._tensors(), config.delta)
         self._full = True
@@ -106,26 +103,28 @@ class RunDeltas(Callback):
         if from_first_rank(lambda: check_chain(self._writer.last, config.delta, run=self._run, began=began)):
             self._go_on(began)
         self._seconds = None if config.delta.minutes is None else 60 * config.delta.minutes
-        self._last_time, self._due = time.monotonic(), False
-        self._agreement = Agreement([_DELTA], timeout=self._timeout)
+        self._last_time = time.monotonic()
+        self.requested = False
+        """Whether some rank has asked for a delta since the last one, as it is due by time; the same on all ranks."""
 
     @property
     def failed(self) -> int:
         """Deltas that could not be written since this process started."""
         return self._writer.failures.total
 
+    def is_due(self) -> bool:
+        """Whether a delta is due by this rank's clock."""
+        return self._seconds is not None and time.monotonic() - self._last_time >= self._seconds
+
     def after_step(self, loop: TrainLoop, output: StepOutput) -> bool:
-        """Records the rows of the step; whether a delta is due by time on any rank."""
+        """Records the rows of the step."""
         self._touched.add(output.batch.sparse_features, output.batch.labels, weights_of(output.batch))
-        if self._seconds is not None:
-            is_due = time.monotonic() - self._last_time >= self._seconds
-            self._due |= bool(self._agreement.exchange([_DELTA] if is_due else []))
-        return self._due
+        return False
 
     def on_pause(self, loop: TrainLoop) -> None:
         """Ships a delta where one is due, and after the last step."""
         step = loop.state.step
-        if self._due or (self.every and step % self.every == 0) or step == loop.steps:
+        if self.requested or (self.every and step % self.every == 0) or step == loop.steps:
             self._pause(step, ends=step == loop.steps)
 
     def after_evaluation(self, loop: TrainLoop, metrics: Metrics) -> None:
@@ -221,7 +220,6 @@ class RunDeltas(Callback):
         """Waits for the delta that is being written, and closes the connections."""
         self.wait()
         self._writer.close()
-        self._agreement.close()
 
     def _go_on(self, began: Began | None) -> None:
         """Goes on with the deltas of the run that this one began with: their newest is the state of its first step."""
@@ -238,9 +236,7 @@ class RunDeltas(Callback):
         seconds = time.perf_counter() - begin
         self._meter.pause(seconds)
         log_rank0(f"step {step}  paused {seconds:.2f} s for a delta")
-        # No request from before the pause is read after it.
-        self._agreement.exchange_now([])
-        self._due, self._last_time = False, time.monotonic()
+        self.requested, self._last_time = False, time.monotonic()
 
     def _tensors(self) -> ModelTensors:
         return ModelTensors(self._model.state_dict(), self._bits, self._whole)
