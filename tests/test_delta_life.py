@@ -10,6 +10,7 @@ from torch import Tensor
 from stem_torchrec.config import CheckpointConfig, DeltaConfig, LoopConfig, TrainConfig
 from stem_torchrec.config.synthetic import SyntheticConfig
 from stem_torchrec.data.synthetic import generate
+from stem_torchrec.deltas.chain import Applied, missing_deltas
 from stem_torchrec.deltas.manifest import complete_numbers, read_delta
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.starting.record import read_start
@@ -104,31 +105,34 @@ def test_a_copy_never_goes_back_and_gets_the_state_of_a_run_that_began_again_oth
         assert same(weights_of_copy(copy), weights[at_step])
 
 
-def keep_three(folder: Path) -> list[tuple[list[int], Weights]]:
-    """The deltas that a folder has after each one, in two runs of one life, and the weights."""
-    config = shipping_config(folder, "run", "adagrad", "row_wise", keep=3)
+def keep_two(folder: Path) -> tuple[list[list[int]], Weights]:
+    """The deltas that a folder has after each one, in two runs of one life, and the last weights."""
+    config = shipping_config(folder, "run", "adagrad", "row_wise", keep=2)
     seen, path = [], ""
-    for steps in (range(1, 7), range(7, 10)):
+    for steps in (4, 2):
         shipment = Shipment.build(folder, "run", config)
         if path:
-            shipment.resume(path, 6)
-        for _ in steps:
+            shipment.resume(path, 4)
+        for _ in range(steps):
             shipment.make_steps(1)
             shipment.ship()
-            seen.append((complete_numbers(folder / "run-deltas"), shipment.run.weights()))
+            seen.append(complete_numbers(folder / "run-deltas"))
         path = shipment.save()
         shipment.deltas.close()
-    return seen
+    return seen, shipment.run.weights()
 
 
 def test_old_deltas_are_removed_once_a_later_one_has_all_rows_so_that_every_copy_can_go_on(tmp_path: Path) -> None:
-    seen = run_ranks(2, keep_three, tmp_path)[0]
-    source, last = tmp_path / "run-deltas", seen[-1][1]
-    assert [numbers[0] for numbers, _ in seen] == [0, 0, 0, 0, 0, 3, 3, 3, 6]
-    assert [numbers[-1] for numbers, _ in seen] == list(range(9))
-    assert {path.name for path in source.iterdir()} == {"000006", "000007", "000008"}
-    assert [read_delta(source / f"{number:06d}").manifest.full for number in (6, 7, 8)] == [True, False, False]
-    assert apply(source, tmp_path / "new") == 3
+    [(seen, last), _] = run_ranks(2, keep_two, tmp_path)
+    source = tmp_path / "run-deltas"
+    assert seen == [[0], [0, 1], [0, 1, 2], [2, 3], [2, 3, 4], [4, 5]]
+    assert {path.name for path in source.iterdir()} == {"000004", "000005"}
+    assert [read_delta(source / f"{number:06d}").manifest.full for number in (4, 5)] == [True, False]
+    assert apply(source, tmp_path / "new") == 2
     assert same(weights_of_copy(tmp_path / "new"), last)
-    with pytest.raises(UserError, match=r"delta 5 is missing in .*, which has 6 to 8"):
-        apply(source, tmp_path / "new", until=5)
+    # A copy that is at a removed delta goes on with the one that has all rows.
+    at_removed = Applied(read_delta(source / "000005").manifest.chain, 1, sha256="", run="run", step=2)
+    deltas = missing_deltas(source, at_removed, until=None, target="copy")
+    assert [delta.manifest.number for delta in deltas] == [4, 5]
+    with pytest.raises(UserError, match=r"delta 3 is missing in .*, which has 4 to 5"):
+        apply(source, tmp_path / "new", until=3)
