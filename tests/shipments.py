@@ -16,6 +16,7 @@ from stem_torchrec.data.files import Columns
 from stem_torchrec.deltas.began import Began
 from stem_torchrec.deltas.chain import missing_deltas
 from stem_torchrec.deltas.copied_run import applied_to_copy, apply_to_copy
+from stem_torchrec.deltas.manifest import MANIFEST_FILE, manifest_text, read_delta
 from stem_torchrec.training.loop import StepOutput
 from stem_torchrec.training.meter import Meter
 from stem_torchrec.training.run_deltas import RunDeltas
@@ -38,12 +39,15 @@ class Shipment:
 
     @classmethod
     def build(
-        cls, folder: Path, name: str, config: TrainConfig, columns: Columns = COLUMNS, began: Began | None = None
-    ) -> "Shipment":
+        cls, folder: Path, name: str, config: TrainConfig, columns: Columns = COLUMNS, *,
+        began: Began | None = None, run_id: str = "",
+    ) -> "Shipment":  # fmt: skip
+        """A new run, or one that was killed, of the id that is its name unless another is given."""
         run, meter = Run.build(config, columns), Meter(columns.labels)
         deltas = RunDeltas(
-            config, folder / name, columns, model=run.model, meter=meter, check=lambda: None, began=began
-        )
+            config, folder / name, columns,
+            run_id=run_id or name, model=run.model, meter=meter, check=lambda: None, began=began,
+        )  # fmt: skip
         return cls(folder / name, run, deltas)
 
     def make_steps(self, count: int, *, missing: float = 0.3) -> None:
@@ -91,6 +95,12 @@ def apply(source: Path, copy: Path, until: int | None = None) -> int:
     if deltas:
         apply_to_copy(copy, deltas)
     return len(deltas)
+
+
+def edit_delta(folder: Path, **fields: Any) -> None:
+    """Changes fields of the manifest of a delta, with a checksum that fits."""
+    manifest = dataclasses.replace(read_delta(folder).manifest, **fields)
+    (folder / MANIFEST_FILE).write_text(manifest_text(manifest))
 
 
 def weights_of_copy(copy: Path) -> Weights:

@@ -16,16 +16,20 @@ from safetensors.torch import load_file
 
 from stem_torchrec.calibration.calibration_file import CALIBRATION_FILE
 from stem_torchrec.config import DeltaConfig
+from stem_torchrec.data.schema import load_schema
 from stem_torchrec.deltas.log_files import LogFiles, write_vocabulary
 from stem_torchrec.deltas.manifest import (
     MANIFEST_FILE,
     Delta,
     DeltaFile,
     DeltaManifest,
+    Piece,
     complete_numbers,
     delta_path,
+    manifest_text,
     read_delta,
 )
+from stem_torchrec.deltas.row_files import Rows, encode
 from stem_torchrec.runtime.errors import DamagedError, DivergedError, UserError
 from stem_torchrec.runtime.paths import exchange
 from stem_torchrec.server.served_bundle import open_bundle
@@ -33,6 +37,7 @@ from stem_torchrec.serving import bundle, manifest, patch_bundle
 from stem_torchrec.serving.apply_deltas import ApplyConfig, apply_deltas
 from stem_torchrec.serving.bundle import load_bundle
 from stem_torchrec.serving.export_run import ExportConfig, export_run
+from stem_torchrec.serving.table_file import create_tables
 from stem_torchrec.training.callbacks import Callback
 from stem_torchrec.training.loop import StepOutput, TrainLoop
 from stem_torchrec.training.recipes import tiny
@@ -40,8 +45,9 @@ from stem_torchrec.training.trainer import Trainer
 
 from bundles import MODELS, raw_of_valid, scores
 from distributed import run_ranks
+from reference import TABLES
 from runs import this_process
-from shipments import same, weights_of_copy
+from shipments import edit_delta, same, weights_of_copy
 
 Weights = dict[str, torch.Tensor]
 
@@ -117,7 +123,7 @@ def sha(content: bytes) -> str:
 
 
 def edit(folder: Path, **fields: Any) -> None:
-    """Changes fields of a manifest.json."""
+    """Changes fields of the manifest.json of a bundle."""
     path = folder / MANIFEST_FILE
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
@@ -145,10 +151,10 @@ def test_a_copy_is_a_run_folder_with_the_weights_of_each_delta(shipped: Any, tmp
 @pytest.mark.parametrize(
     ("tables", "run", "tasks"),
     [
-        ("fp16", "ship", ("click",)),
+        ("fp32", "ship", ()),
         *(
             pytest.param(*case, marks=pytest.mark.long)
-            for case in [("fp32", "ship", ()), ("int8", "ship", ()), ("int8", "ship-int8", ("buy",))]
+            for case in [("fp16", "ship", ("click",)), ("int8", "ship", ()), ("int8", "ship-int8", ("buy",))]
         ),
     ],
 )
@@ -159,7 +165,10 @@ def test_a_bundle_gets_the_bytes_that_exporting_at_that_step_gives(
     if run != "ship":
         run_ranks(1, train_and_ship, folder, run, "int8")
     patched, exported = tmp_path / "patched", tmp_path / "exported"
-    export_run(ExportConfig(run=str(folder / "stem"), out=str(patched), tables=tables, tasks=tasks))
+    if tables == "fp32":
+        shutil.copytree(folder / "bundle-stem", patched)
+    else:
+        export_run(ExportConfig(run=str(folder / "stem"), out=str(patched), tables=tables, tasks=tasks))
     before = open_bundle(patched)
     old = scores(before.bundle.score(raw_of_valid()))
     assert apply_deltas(ApplyConfig(str(folder / run / "deltas"), str(patched), until=1)) == 2
@@ -176,6 +185,11 @@ def test_a_bundle_gets_the_bytes_that_exporting_at_that_step_gives(
     assert after.version != before.version
     assert (scores(after.bundle.score(raw_of_valid())) == scores(expected.score(raw_of_valid()))).all()
     assert after.bundle.manifest.run["delta"]["number"] == 2
+    # A bundle that is exported from a copy is at the delta of the copy.
+    if run == "ship":
+        of_copy, of_deltas = expected.manifest.run, after.bundle.manifest.run
+        assert {name: of_copy[name] for name in ("folder", "step", "delta")} == of_deltas
+    assert apply_deltas(ApplyConfig(str(folder / "ship/deltas"), str(exported))) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"patched", "exported", "copy"}
 
 
@@ -194,12 +208,12 @@ def test_missing_repeated_and_foreign_deltas_are_refused_by_number(shipped: Any,
     apply_deltas(ApplyConfig(str(deltas / "000001"), str(copy)))
     assert refused(deltas / "000001", copy) == f"{copy} has delta 1 already: it is at delta 1; give a later one."
     assert refused(deltas, copy, until=0).startswith(f"{copy} is at delta 1, and none leads back to 0; ")
-    edit(deltas / "000002", chain="another", run="runs/other")
+    edit_delta(deltas / "000002", chain="another", run="runs/other")
     assert refused(deltas, copy).startswith(
         f"the deltas in {deltas} are of the run runs/other and {copy} has those of {folder}/ship; give their folder"
     )
-    edit(deltas / "000002", chain=read_delta(deltas / "000001").manifest.chain)
-    edit(deltas / "000002", base="0" * 64)
+    edit_delta(deltas / "000002", chain=read_delta(deltas / "000001").manifest.chain)
+    edit_delta(deltas / "000002", base="0" * 64)
     assert "delta 2" in refused(deltas, copy)
     assert "does not follow the delta 1" in refused(deltas, copy)
 
@@ -214,12 +228,11 @@ def test_damage_is_named_and_changes_nothing(shipped: Any, tmp_path: Path, monke
     files = sorted((deltas / "000002").glob("*.safetensors"))
     assert len(files) == 2
     version = open_bundle(bundle).version
-    for file in files:
+    for file, target in zip(files, (copy, bundle), strict=True):
         whole = file.read_bytes()
         file.write_bytes(bytes([*whole[:-1], whole[-1] ^ 1]))
-        for target in (copy, bundle):
-            with pytest.raises(DamagedError, match=f"{file} is damaged .* copy delta 2 again"):
-                apply_deltas(ApplyConfig(str(deltas), str(target)))
+        with pytest.raises(DamagedError, match=f"{file} is damaged .* copy delta 2 again"):
+            apply_deltas(ApplyConfig(str(deltas), str(target)))
         file.write_bytes(whole)
     assert same(weights_of_copy(copy), kept[8])
     monkeypatch.setattr(patch_bundle, "_write_log_files", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -252,6 +265,69 @@ def test_a_damaged_copy_or_bundle_is_not_given_new_checksums(
     for target in (copy, patched):
         with pytest.raises(DamagedError, match=str(target)):
             apply_deltas(ApplyConfig(str(deltas), str(target)))
+
+
+def ship_shrunk_tables(deltas: Path, feature: str, rows: int) -> Weights:
+    """Adds a delta after the last, in which the tables of a feature have fewer rows; returns these by name."""
+    numbers = complete_numbers(deltas)
+    last, folder = read_delta(delta_path(deltas, numbers[-1])), delta_path(deltas, numbers[-1] + 1)
+    tables = [replace(t, rows=min(t.rows, rows)) if t.name.endswith(f"/{feature}") else t for t in last.manifest.tables]
+    shrunk = [
+        Rows(t.name, 0, torch.arange(t.rows), torch.randn(t.rows, t.columns))
+        for t, old in zip(tables, last.manifest.tables, strict=True)
+        if t != old
+    ]
+    contents = {
+        "rows": encode(shrunk, last.manifest.row_format), last.manifest.dense: last.read(last.manifest.dense)
+    }  # fmt: skip
+    manifest = replace(
+        last.manifest,
+        number=numbers[-1] + 1,
+        base=last.sha256,
+        tables=tuple(tables),
+        pieces=tuple(Piece(r.table, "rows", 0, r.weights.shape[1], rows, 0) for r in shrunk),
+        files={name: DeltaFile(len(content), sha(content)) for name, content in contents.items()},
+    )
+    folder.mkdir()
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    (folder / MANIFEST_FILE).write_text(manifest_text(manifest))
+    return {each.table: each.weights for each in shrunk}
+
+
+def to_fp16(bundle: Path) -> None:
+    """Gives a bundle tables of fp16."""
+    written = manifest.read_manifest(bundle)
+    tables = {name: table.half() for name, table in load_file(bundle / manifest.TABLES_FILE).items()}
+    filled = create_tables(bundle / manifest.TABLES_FILE, written.tables, "fp16")
+    for name, table in tables.items():
+        filled[name].copy_(table)
+    files = written.files | manifest.file_entries(bundle, [manifest.TABLES_FILE])
+    manifest.write_manifest(bundle, replace(written, precision="fp16", files=files))
+
+
+def test_tables_that_have_become_smaller_lose_their_last_rows_in_copies_and_bundles(
+    shipped: Any, tmp_path: Path
+) -> None:
+    """Also where the same command applies earlier deltas, which have rows behind the new end; fp16 is rounded once."""
+    folder, kept = shipped
+    deltas, copy, bundle = tmp_path / "deltas", tmp_path / "copy", tmp_path / "bundle"
+    shutil.copytree(folder / "ship/deltas", deltas)
+    shutil.copytree(folder / "bundle-stem", bundle)
+    to_fp16(bundle)
+    for target in (copy, bundle):
+        apply_deltas(ApplyConfig(str(deltas), str(target), until=1))
+    shrunk = ship_shrunk_tables(deltas, "user", 5)
+    for target in (copy, bundle):
+        assert apply_deltas(ApplyConfig(str(deltas), str(target))) == 2
+    expected = {n: w for n, w in kept[10].items() if not n.endswith("/user.weight")}
+    expected |= {f"{TABLES}.{name}.weight": weight for name, weight in shrunk.items()}
+    assert same(weights_of_copy(copy), expected)
+    served = load_file(bundle / manifest.TABLES_FILE)
+    assert len(shrunk) == 3
+    assert same(served, {name: expected[f"{TABLES}.{name}.weight"].half() for name in served})
+    rows = {feature.name: feature.num_embeddings for feature in load_schema(str(bundle)).sparse_features}
+    assert rows["user"] == 5
 
 
 def test_curves_that_the_last_delta_does_not_have_are_removed(shipped: Any, tmp_path: Path) -> None:
@@ -289,7 +365,7 @@ def test_what_deltas_cannot_change_is_refused(shipped: Any, tmp_path: Path) -> N
     deltas, bundle, other = folder / "ship/deltas", tmp_path / "bundle", tmp_path / "000000"
     shutil.copytree(folder / "bundle-stem", bundle)
     shutil.copytree(deltas / "000000", other)
-    edit(other, precision="int8")
+    edit_delta(other, precision="int8")
     assert "are in int8, and the tables of" in refused(other, bundle)
     assert "are in int8, and a copy has fp32" in refused(other, tmp_path / "copy")
     tables = json.loads((bundle / MANIFEST_FILE).read_text())["tables"]
@@ -323,7 +399,7 @@ def test_new_entries_of_a_vocabulary_are_shipped_alone_and_added_once(tmp_path: 
         for name, content in changed.contents.items():
             (folder / name).write_bytes(content)
         before = DeltaManifest(
-            "a", number, number == 0, "", "run", number, "fp32", "safetensors", "", (), (), "",
+            "a", number, number == 0, "", "run", "", number, "fp32", "safetensors", "", (), (), "",
             changed.log, changed.vocabularies, {n: DeltaFile(len(c), sha(c)) for n, c in changed.contents.items()},
         )  # fmt: skip
         if number == 2:

@@ -22,7 +22,7 @@ from stem_torchrec.runtime.errors import UnwritableError, UserError
 from distributed import run_ranks
 from reference import COLUMNS, TABLES, random_batch
 from runs import Run
-from shipments import Shipment, apply, same, shipping_config, weights_of_copy
+from shipments import Shipment, apply, edit_delta, same, shipping_config, weights_of_copy
 from test_checkpoints import Store
 
 Weights = dict[str, Tensor]
@@ -73,6 +73,14 @@ def test_what_changed_since_the_last_delta_survives_a_kill_on_any_ranks(
     assert same(weights_of_copy(tmp_path / "copy"), weights)
 
 
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was killed after a delta at step 6, with a checkpoint of step 4."""
+    folder = tmp_path_factory.mktemp("killed")
+    run_ranks(1, ship_and_save, folder, True)
+    return folder
+
+
 def end_before_the_newest(folder: Path, path: str) -> tuple[Weights, list[int]]:
     """Resumes after step 4, with deltas up to step 6, and ends at step 5."""
     shipment = Shipment.build(folder, "run", shipping_config(folder, "run", "adagrad", "row_wise"))
@@ -87,8 +95,11 @@ def end_before_the_newest(folder: Path, path: str) -> tuple[Weights, list[int]]:
     return shipment.run.weights(), numbers
 
 
-def test_the_last_state_of_a_run_is_shipped_once_also_where_a_delta_has_a_later_step(tmp_path: Path) -> None:
-    path = run_ranks(1, ship_and_save, tmp_path, True)[0]
+def test_the_last_state_of_a_run_is_shipped_once_also_where_a_delta_has_a_later_step(
+    killed: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
+    path = str(tmp_path / "run/checkpoints/step-000000004")
     [(weights, numbers)] = run_ranks(1, end_before_the_newest, tmp_path, path)
     assert numbers == [2, 3, 3]
     assert apply(tmp_path / "run-deltas", tmp_path / "copy") == 3
@@ -96,8 +107,11 @@ def test_the_last_state_of_a_run_is_shipped_once_also_where_a_delta_has_a_later_
 
 
 @pytest.mark.parametrize("damage", ["file", "folder"])
-def test_a_delta_that_is_damaged_or_missing_makes_the_next_one_have_all_rows(tmp_path: Path, damage: str) -> None:
-    path = run_ranks(1, ship_and_save, tmp_path, True)[0]
+def test_a_delta_that_is_damaged_or_missing_makes_the_next_one_have_all_rows(
+    killed: Path, tmp_path: Path, damage: str
+) -> None:
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
+    path = str(tmp_path / "run/checkpoints/step-000000004")
     source, lost = tmp_path / "run-deltas", tmp_path / "run-deltas/000001"
     if damage == "file":
         file = next(lost.glob("rows-*"))
@@ -105,8 +119,7 @@ def test_a_delta_that_is_damaged_or_missing_makes_the_next_one_have_all_rows(tmp
     else:
         shutil.copytree(lost, source / "000002")
         shutil.rmtree(lost)
-        manifest = source / "000002/manifest.json"
-        manifest.write_text(manifest.read_text().replace('"number": 1', '"number": 2'))
+        edit_delta(source / "000002", number=2)
     run_ranks(1, end_before_the_newest, tmp_path, path)
     newest = newest_delta(source)
     assert newest is not None
@@ -136,10 +149,14 @@ def test_a_delta_has_all_rows_where_it_is_not_known_what_has_changed(tmp_path: P
 
 
 class FullStore(Store):
-    """A store that refuses rows while it is full."""
+    """A store that refuses rows while it is full, until so many have been refused."""
+
+    until = 1000
 
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **_: Any) -> IO[Any]:
         if self.full and "w" in mode and "rows" in path:
+            self.until -= 1
+            self.full = self.until > 0
             raise OSError(errno.ENOSPC, "No space left on device")
         self._local(path).parent.mkdir(parents=True, exist_ok=True)
         return self._local(path).open(mode)
@@ -165,14 +182,14 @@ def test_a_delta_that_is_due_by_the_clock_of_one_rank_pauses_all_of_them_at_the_
         assert asked == [(False, False, False), (True, True, False), (True, True, False), (False, False, False)]
 
 
-def fill_the_store(folder: Path) -> tuple[Weights, list[int], str]:
+def fill_the_store(folder: Path) -> tuple[Weights, list[int], list[str]]:
     handler = FullStore(folder)
     g_pathmgr.register_handler(handler)
     config = shipping_config(folder, "run", "adagrad", "row_wise")
     config = dataclasses.replace(
         config,
         delta=dataclasses.replace(config.delta, out="store://run-deltas"),
-        checkpoint=dataclasses.replace(config.checkpoint, max_failures=1),
+        checkpoint=dataclasses.replace(config.checkpoint, max_failures=2),
     )
     shipment = Shipment.build(folder, "run", config)
     shipment.make_steps(1)
@@ -182,25 +199,29 @@ def fill_the_store(folder: Path) -> tuple[Weights, list[int], str]:
     shipment.make_steps(2)
     shipment.ship()
     facts = [shipment.deltas.failed, len(complete_numbers(folder / "run-deltas"))]
-    handler.full = False
+    # The store has room again at the second try.
+    handler.until = 1
     shipment.make_steps(1)
-    shipment.ship()
-    weights, message = shipment.run.weights(), ""
-    handler.full = True
-    try:
-        for _ in range(2):
-            shipment.make_steps(1)
-            shipment.ship()
-    except UnwritableError as error:
-        message = str(error)
-    return weights, facts, message
+    shipment.deltas.ship_last(4)
+    facts += [shipment.deltas.failed, len(complete_numbers(folder / "run-deltas"))]
+    weights, messages = shipment.run.weights(), []
+    handler.full, handler.until = True, 1000
+    shipment.make_steps(1)
+    for ship in (lambda: shipment.deltas.ship_last(5), shipment.ship):
+        with pytest.raises(UnwritableError) as error:
+            ship()
+        messages.append(str(error.value))
+    return weights, facts, messages
 
 
 def test_a_full_store_keeps_the_earlier_deltas_and_the_next_one_has_what_failed(tmp_path: Path) -> None:
-    [(weights, facts, message), _] = run_ranks(2, fill_the_store, tmp_path)
-    assert facts == [1, 1]
-    assert message.startswith("store://run-deltas/000002 cannot be written (OSError: [Errno 28] No space left")
-    assert "give another --delta.out" in message
+    [(weights, facts, messages), _] = run_ranks(2, fill_the_store, tmp_path)
+    assert facts == [1, 1, 2, 2]
+    last, later = messages
+    assert last.startswith("the last delta could not be written to store://run-deltas; make room, and the same command")
+    assert later.startswith("store://run-deltas/000002 cannot be written (OSError: [Errno 28] No space left")
+    assert "3 times in a row" in later
+    assert "give another --delta.out" in later
     assert apply(tmp_path / "run-deltas", tmp_path / "copy") == 2
     assert same(weights_of_copy(tmp_path / "copy"), weights)
 
@@ -233,18 +254,20 @@ def continue_and_grow(folder: Path) -> tuple[Weights, list[str]]:
     monday.deltas.close()
     grown = dataclasses.replace(COLUMNS, sparse=COLUMNS.sparse | {"tags": SparseFeature("tags", 9)})
     config = dataclasses.replace(config, seed=2)
-    began = Began(str(folder / "monday"), 2, {"uid": 5000, "tags": 7})
-    tuesday = Shipment.build(folder, "tuesday", config, grown, began)
+    began = Began(str(folder / "monday"), "monday", 2, {"uid": 5000, "tags": 7})
+    tuesday = Shipment.build(folder, "tuesday", config, grown, began=began)
     carry(monday.run, tuesday.run)
     tuesday.make_steps(1)
     tuesday.ship()
     tuesday.deltas.close()
     messages = []
-    for other in (Began(str(folder / "sunday"), 2), None):
+    for other in (Began(str(folder / "sunday"), "sunday", 2), None):
         with pytest.raises(UserError) as error:
-            Shipment.build(folder, "wednesday", config, grown, other)
+            Shipment.build(folder, "wednesday", config, grown, began=other)
         messages.append(str(error.value))
-    later = Shipment.build(folder, "wednesday", config, grown, Began(str(folder / "tuesday"), 7))
+    # Its run folder was moved, which changes nothing.
+    began = Began(str(folder / "moved"), "tuesday", 7)
+    later = Shipment.build(folder, "wednesday", config, grown, began=began)
     later.ship()
     later.deltas.close()
     return tuesday.run.weights(), messages

@@ -38,9 +38,8 @@ def test_fifty_deltas_with_kills_between_them_make_the_trainer_to_the_bit(tmp_pa
     manifests = [read_delta(delta_path(deltas, number)).manifest for number in numbers]
     assert numbers == list(range(len(numbers)))
     assert len(numbers) >= 50
-    # A run that is killed before its first checkpoint begins again, and ships the states that it is in then.
-    steps = [manifest.step for manifest in manifests]
-    assert sum(after <= before for before, after in pairwise(steps)) <= KILLS
+    # No copy goes back, though steps are made again, all of them by a run that is killed before its first checkpoint.
+    assert all(before.step <= after.step for before, after in pairwise(manifests))
     assert manifests[-1].step == 66
     compared = 0
     for manifest in manifests:

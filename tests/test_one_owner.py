@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from stem_torchrec.checkpoints.folder import publish
-from stem_torchrec.config import CheckpointConfig, TrainConfig, dump_config
+from stem_torchrec.config import CheckpointConfig, DeltaConfig, TrainConfig, dump_config
 from stem_torchrec.data.schema import load_schema, save_schema
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.folder_lock import FolderLock
@@ -68,6 +68,27 @@ def test_two_runs_do_not_share_a_folder_of_checkpoints(tmp_path: Path) -> None:
     with FolderLock(take_over=True) as lock:
         assert open_run_folder(shared, log, lock) == tmp_path / "run"
     assert not list(tmp_path.rglob(".owner*"))
+
+
+def test_two_runs_do_not_share_a_folder_of_deltas(tmp_path: Path) -> None:
+    """Also where it is in the run folder of one, and the other one names it."""
+    log, config = load_schema(str(STORED / "log")), load_config(str(STORED / "run_format_1/config.yaml"))
+    run, other = tmp_path / "run", tmp_path / "other"
+    own = replace(config, output_dir=str(run), delta=DeltaConfig(steps=1))
+    named = replace(own, output_dir=str(other), delta=DeltaConfig(steps=1, out=str(run / "deltas")))
+    for each in (own, named):
+        owned_by_another_process(run / "deltas")
+        with pytest.raises(UserError, match=r"run/deltas is in use .* or give another --delta.out, or add"):
+            check_run_folder(each, log, FolderLock())
+        shutil.rmtree(run)
+        with FolderLock() as lock:
+            folder = open_run_folder(each, log, lock)
+            assert {path.parent for path in tmp_path.rglob(".owner.json")} == {folder, run / "deltas"}
+        shutil.rmtree(run)
+    # Its own folder may be named as well.
+    both = replace(own, delta=named.delta)
+    with FolderLock() as lock:
+        assert open_run_folder(both, log, lock) == run
 
 
 def test_runs_that_start_in_the_same_second_get_folders_of_their_own(

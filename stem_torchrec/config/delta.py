@@ -23,6 +23,9 @@ class DeltaConfig:
     out: OutputFolder | None = None
     """Folder of the deltas, local or in a store, which get numbers from 0; by default RUN/deltas. A run that starts
     from another's last state may go on in that one's folder."""
+    keep: Annotated[int, Interval(ge=2, le=10**6)] | None = None
+    """Deltas to keep at least, the newest; older ones are removed, and every so many deltas one has all rows, so that
+    every copy, and a new one, comes to the newest state. By default none is removed."""
     precision: TablePrecision = "fp32"
     """Of the rows. Copies and fp32 bundles take fp32 only; bundles of fp16 and int8 take fp32 and their own."""
     format: RowFormat = "safetensors"

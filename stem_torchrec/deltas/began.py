@@ -13,6 +13,8 @@ class Began:
 
     run: str
     """The folder of that run."""
+    run_id: str
+    """Its id."""
     step: int | None
     """Steps that it had made; None for its best weights."""
     carried: Mapping[str, int] = field(default_factory=dict)

@@ -49,9 +49,11 @@ def missing_deltas(path: AnyPath, applied: Applied | None, *, until: int | None,
     else:
         deltas = _deltas_of(path, applied, until=until, target=target)
     if deltas and applied is not None and applied.chain != deltas[-1].manifest.chain:
+        run = deltas[-1].manifest.run
+        before = "an earlier run in the same folder" if run == applied.run else applied.run
         raise UserError(
-            f"the deltas in {path} are of the run {deltas[-1].manifest.run} and {target} has those of {applied.run}; "
-            "give their folder, or another --to."
+            f"the deltas in {path} are of the run {run} and {target} has those of {before}; give their folder, or "
+            "another --to."
         )
     _check_order(deltas, applied, path, target)
     return deltas

@@ -11,16 +11,18 @@ from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.tables import table_feature
 
 
-def check_chain(last: Delta | None, config: DeltaConfig, *, run: str, began: Began | None) -> bool:
-    """Whether the state that the run began with is that of the newest delta; False for a run that resumes.
+def check_chain(last: Delta | None, config: DeltaConfig, *, run: str, run_id: str, began: Began | None) -> bool:
+    """Whether the state that the run began with is that of the newest delta; False for a run whose own delta that is.
 
     Args:
         last: the newest delta of the folder.
         config: of the run.
         run: the run folder.
+        run_id: of the run.
         began: None for a run that began with fresh weights.
 
-    Raises UserError for the deltas of a run that this one did not start from, and for another precision.
+    Raises UserError for the deltas of a run that this one did not start from, also of an earlier run in the same run
+    folder, and for another precision.
     """
     if last is None:
         return False
@@ -30,9 +32,14 @@ def check_chain(last: Delta | None, config: DeltaConfig, *, run: str, began: Beg
             f"the deltas in {folder} are in {manifest.precision}, not {config.precision}; give --delta.precision "
             f"{manifest.precision}, or another --delta.out."
         )
-    if manifest.run == run:
+    if manifest.run_id == run_id:
         return False
-    if began is None or began.run != manifest.run:
+    if began is None or began.run_id != manifest.run_id:
+        if manifest.run == run:
+            raise UserError(
+                f"the deltas in {folder} are of an earlier run in {run}, which was deleted and made again; give "
+                f"another --delta.out, or delete {folder}, and make copies and bundles anew."
+            )
         started = "fresh weights" if began is None else began.run
         raise UserError(
             f"the deltas in {folder} are of the run {manifest.run}, and this one began with {started}; start from that "

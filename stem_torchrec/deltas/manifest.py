@@ -1,23 +1,25 @@
 """A folder of deltas, `000000/`, `000001/` and so on, each with its manifest.json, which is written last.
 
-A folder without manifest.json is not a delta: it is being written, or writing it was interrupted.
+A folder without manifest.json is not a delta: it is being written or removed, or that was interrupted.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from stem_torchrec.config.delta import RowFormat, TablePrecision
+from stem_torchrec.config.delta import DeltaConfig, RowFormat, TablePrecision
 from stem_torchrec.config.formats import FormatError, with_format, without_format
 from stem_torchrec.config.json_text import parse_json
 from stem_torchrec.config.serialization import from_dict, to_dict
 from stem_torchrec.runtime.errors import DamagedError, UserError, reason_of
-from stem_torchrec.runtime.store_path import AnyPath
+from stem_torchrec.runtime.store_path import AnyPath, path_of
 
 MANIFEST_FILE = "manifest.json"
 DELTA_FORMAT = 1
 """Format version of a delta."""
+_CHECKSUM = "sha256"
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,8 @@ class DeltaManifest:
     """SHA-256 of the manifest before; empty for number 0."""
     run: str
     """The run folder."""
+    run_id: str
+    """Of the run, as start.json has it: a folder may hold one run after another."""
     step: int
     """Steps that the run had made."""
     precision: TablePrecision
@@ -131,6 +135,11 @@ class Delta:
         return content
 
 
+def deltas_folder(config: DeltaConfig, run: AnyPath) -> AnyPath:
+    """The folder of the deltas of the run in the folder `run`."""
+    return run / "deltas" if config.out is None else path_of(config.out)
+
+
 def write_file(path: AnyPath, parts: Sequence[bytes | memoryview]) -> DeltaFile:
     """Writes a file of a delta, given in parts; returns what its manifest tells of it."""
     digest = hashlib.sha256()
@@ -146,16 +155,25 @@ def delta_path(folder: AnyPath, number: int) -> AnyPath:
     return folder / f"{number:06d}"
 
 
+def all_numbers(folder: AnyPath) -> list[int]:
+    """Numbers of the deltas in a folder, complete or not, in their order; [] if the folder does not exist."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if len(name) >= 6 and name.isdecimal())
+
+
 def complete_numbers(folder: AnyPath) -> list[int]:
     """Numbers of the complete deltas in a folder, in their order; [] if the folder does not exist."""
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    numbers = sorted(int(name) for name in names if len(name) >= 6 and name.isdigit())
-    return [number for number in numbers if (delta_path(folder, number) / MANIFEST_FILE).exists()]
+    return [number for number in all_numbers(folder) if (delta_path(folder, number) / MANIFEST_FILE).exists()]
 
 
 def manifest_text(manifest: DeltaManifest) -> str:
-    """What manifest.json has."""
-    return json.dumps(with_format(to_dict(manifest), DELTA_FORMAT), indent=1) + "\n"
+    """What manifest.json has: the manifest, the format version and a checksum of both."""
+    content = with_format(to_dict(manifest), DELTA_FORMAT)
+    return json.dumps({**content, _CHECKSUM: _checksum(content)}, indent=1) + "\n"
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_delta(folder: AnyPath) -> Delta:
@@ -171,7 +189,11 @@ def read_delta(folder: AnyPath) -> Delta:
         content = parse_json(text)
         if not isinstance(content, dict) or "format" not in content:
             raise ValueError("it has no format")
-        manifest = from_dict(DeltaManifest, without_format(content, DELTA_FORMAT, str(path)))
+        # Before the checksum, which a newer program may compute differently.
+        fields = without_format(content, DELTA_FORMAT, str(path))
+        if content.pop(_CHECKSUM, None) != _checksum(content):
+            raise ValueError("it was changed: its checksum is another")
+        manifest = from_dict(DeltaManifest, {name: value for name, value in fields.items() if name != _CHECKSUM})
     except FormatError:
         raise
     except (OSError, ValueError) as error:

@@ -16,6 +16,7 @@ from torch import Tensor
 from stem_torchrec.checkpoints.saver import Failures
 from stem_torchrec.checkpoints.storage import failure_of, failure_on_any_rank
 from stem_torchrec.config.delta import DeltaConfig
+from stem_torchrec.deltas.kept import KeptDeltas, make_empty
 from stem_torchrec.deltas.log_files import LogFiles
 from stem_torchrec.deltas.manifest import (
     MANIFEST_FILE,
@@ -75,18 +76,21 @@ class DeltaWriter:
         folder: of the deltas.
         run: the run folder.
         log: the folder of the log whose transforms are shipped; None if it has none.
+        run_id: of the run.
         max_failures: deltas in a row that may fail.
         timeout: seconds that ranks wait for each other while they write.
     """
 
     def __init__(
-        self, config: DeltaConfig, folder: AnyPath, run: AnyPath, log: AnyPath | None, *, max_failures: int,
-        timeout: float,
+        self, config: DeltaConfig, folder: AnyPath, run: AnyPath, log: AnyPath | None, *, run_id: str,
+        max_failures: int, timeout: float,
     ) -> None:  # fmt: skip
         self.failures = Failures(max_failures, "give another --delta.out")
         self.last: Delta | None = from_first_rank(lambda: newest_delta(folder))
         """The newest complete delta."""
-        self._config, self._folder, self._run, self._log_files = config, folder, run, LogFiles(run, log)
+        self.kept = KeptDeltas(folder, config.keep)
+        self._config, self._folder, self._run, self._run_id = config, folder, run, run_id
+        self._log_files = LogFiles(run, log)
         self._published: Delta | None = None  # Rank 0 has it.
         self._writing: Future[str | None] | None = None
         self._writes_all = False
@@ -125,6 +129,8 @@ class DeltaWriter:
             ) from error
         if failure is None:
             self.last = from_first_rank(lambda: self._published)
+            assert self.last is not None
+            self.kept.add(self.last)
         self.failures.add(failure)
         return failure is not None
 
@@ -143,7 +149,7 @@ class DeltaWriter:
         """Writes a delta; returns the failure in words, the same on all ranks, or None."""
         begin, number = time.perf_counter(), self.number + 1
         path = delta_path(self._folder, number)
-        reason, _ = self._on_first_rank(lambda: _make_empty(path))
+        reason, _ = self._on_first_rank(lambda: make_empty(path))
         if reason is not None:
             return _failure(path, changes.step, reason)
         written = Written([], {})
@@ -160,6 +166,7 @@ class DeltaWriter:
             if manifest is not None:
                 log_rank0(_line(path, manifest, time.perf_counter() - begin))
         if reason is None:
+            self._on_first_rank(lambda: self.kept.remove_old(number))
             return None
         self._on_first_rank(lambda: remove_tree(path))
         return _failure(path, changes.step, reason)
@@ -194,6 +201,7 @@ class DeltaWriter:
             full=changes.full,
             base="" if self.last is None else self.last.sha256,
             run=str(self._run),
+            run_id=self._run_id,
             step=changes.step,
             precision=self._config.precision,
             row_format=self._config.format,
@@ -226,14 +234,6 @@ def _failure(path: AnyPath, step: int, reason: str) -> str:
     failure = f"{path} cannot be written ({reason})"
     log_rank0(f"step {step}  {failure}")
     return failure
-
-
-def _make_empty(path: AnyPath) -> None:
-    """Makes a folder, without what an interrupted write has left in it; raises UserError for a complete delta."""
-    if (path / MANIFEST_FILE).exists():
-        raise UserError("another process has written this delta; give each run a --delta.out of its own")
-    remove_tree(path)
-    path.mkdir(parents=True, exist_ok=True)
 
 
 def _line(path: AnyPath, manifest: DeltaManifest, seconds: float) -> str:

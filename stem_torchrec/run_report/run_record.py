@@ -12,12 +12,13 @@ from stem_torchrec.calibration.calibration_file import CALIBRATION_FILE, Calibra
 from stem_torchrec.checkpoints.folder import complete_steps
 from stem_torchrec.checkpoints.resume import checkpoints_folder
 from stem_torchrec.config import TrainConfig
+from stem_torchrec.config.formats import FormatError
 from stem_torchrec.config.json_text import parse_json
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.schema import SCHEMA_FILE, Schema, load_schema
 from stem_torchrec.run_report.reliability import Reliability, reliability_of
 from stem_torchrec.run_report.starts import Start, starts_of
-from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.errors import DamagedError, UserError
 from stem_torchrec.runtime.store_path import AnyPath
 from stem_torchrec.sharding.plan_file import StoredTable, tables_of_plan
 from stem_torchrec.starting.record import StartRecord, read_start
@@ -81,8 +82,7 @@ class RunRecord:
             raise UserError(f"{folder} is no run folder: it has no {missing[0]}; give the --output-dir of a training.")
         config, schema = load_config(str(folder / CONFIG_FILE)), load_schema(str(folder))
         columns = Columns.select(schema, features=config.data.features, labels=config.data.labels)
-        log, plan = folder / METRICS_LOG, folder / PLAN_FILE
-        text = plan.read_text() if plan.exists() else None
+        log, (plan, world_size) = folder / METRICS_LOG, _read_plan(folder / PLAN_FILE)
         return cls(
             name=name,
             folder=folder,
@@ -91,8 +91,8 @@ class RunRecord:
             columns=columns,
             log=read_metrics_log(log) if log.exists() else [],
             best=read_metrics(folder, columns.labels) if (folder / METRICS_FILE).exists() else None,
-            plan={} if text is None else tables_of_plan(text),
-            world_size=None if text is None else parse_json(text)["world_size"],
+            plan=plan,
+            world_size=world_size,
             start=read_start(folder),
         )
 
@@ -148,3 +148,17 @@ class RunRecord:
         """Batches that were kept because their loss was not finite."""
         folder = self.folder / "nonfinite"
         return sum(1 for _ in folder.iterdir()) if folder.is_dir() else 0
+
+
+def _read_plan(path: AnyPath) -> tuple[Mapping[str, StoredTable], int | None]:
+    """The tables of a plan.json and its number of ranks, or ({}, None) without the file; raises DamagedError."""
+    if not path.exists():
+        return {}, None
+    with path.open("rb") as file:
+        content = bytes(file.read())
+    try:
+        return tables_of_plan(content), parse_json(content)["world_size"]
+    except FormatError:
+        raise
+    except UserError as error:
+        raise DamagedError(f"{path} is damaged: {error} Delete it to see the run without its plan.") from error

@@ -88,8 +88,8 @@ def read_plan(path: str, tables: Sequence[EmbeddingBagConfig], topology: Topolog
     return {name: table.placement for name, table in plan.tables.items()}
 
 
-def tables_of_plan(text: str) -> Mapping[str, StoredTable]:
-    """The tables of a plan by name; raises UserError for text that `plan_to_json` did not return."""
+def tables_of_plan(text: str | bytes) -> Mapping[str, StoredTable]:
+    """The tables of a plan by name; raises UserError for text, or its bytes, that `plan_to_json` did not return."""
     try:
         return _parse(text, "the plan").tables
     except FormatError:

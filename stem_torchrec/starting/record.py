@@ -43,6 +43,8 @@ class Ancestor:
     step: int | None = None
     """Steps that it had made; None for weights of no run."""
     log: LogRecord | None = None
+    id: str = ""
+    """Of the run; empty for weights of no run, and for a run of an earlier version."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,13 @@ class StartRecord:
     """By feature, how many of its first rows continue those of the same numbers."""
     carried: Carried | None = None
     """What was carried, grown, fresh and dropped."""
+    id: str = ""
+    """Drawn at random when the run began, so that it is not taken for an earlier run in the same folder; empty for a
+    run of an earlier version."""
 
     def as_parent(self, weights: str, step: int | None) -> tuple[Ancestor, ...]:
         """The parents of a run that starts from this one."""
-        return (Ancestor(self.run, weights, step, self.log), *self.parents)
+        return (Ancestor(self.run, weights, step, self.log, self.id), *self.parents)
 
     def for_checkpoint(self) -> dict[str, Any]:
         """What a checkpoint keeps of it, as plain values."""

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from secrets import token_hex
 
 from torchrec.distributed import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
@@ -35,7 +36,8 @@ class Beginning:
 
         beginning = Beginning.open(config, path, data)     # UserError for a source that does not fit
         beginning = beginning.carry(model, optimizer, config, data)  # fills the model, and logs what is carried
-        write_start(folder, beginning.record_in(folder, config))
+        record = from_first_rank(lambda: beginning.record_in(folder, config))
+        write_start(folder, record)  # by rank 0
     """
 
     record: StartRecord
@@ -84,9 +86,17 @@ class Beginning:
         return replace(self, record=record)
 
     def record_in(self, folder: AnyPath, config: TrainConfig) -> StartRecord:
-        """The record of the run in its folder."""
-        elsewhere = config.checkpoint.folder
-        return replace(self.record, run=_absolute(str(folder)), checkpoints=elsewhere and _absolute(elsewhere))
+        """The record of the run in its folder, with the id of the run that has begun there before; rank 0 calls it.
+
+        Raises DamagedError for a start.json that is damaged.
+        """
+        elsewhere, before = config.checkpoint.folder, read_start(folder)
+        return replace(
+            self.record,
+            run=_absolute(str(folder)),
+            checkpoints=elsewhere and _absolute(elsewhere),
+            id=self.record.id if before is None else before.id,
+        )
 
 
 def _absolute(path: str) -> str:
@@ -138,7 +148,7 @@ def _new(config: TrainConfig, path: str, data: RunData, source: StartSource | No
 
 def _record(path: str, data: RunData, ids: dict[str, IdSpace]) -> StartRecord:
     rows = {"train": data.train.rows, "valid": data.validation.rows}
-    return StartRecord("", None, log_record(path, rows), ids, read_scales(path, data.columns))
+    return StartRecord("", None, log_record(path, rows), ids, read_scales(path, data.columns), id=token_hex(8))
 
 
 def _ids(path: str, data: RunData) -> dict[str, IdSpace]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from stem_torchrec.checkpoints.storage import State
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.data.columns import Columns
-from stem_torchrec.runtime.store_path import AnyPath
+from stem_torchrec.runtime.store_path import path_of
 from stem_torchrec.starting.record import StartRecord
 from stem_torchrec.training.callbacks import Callback
 
@@ -42,16 +42,13 @@ class NoDeltas(Callback):
         """Does nothing."""
 
 
-def chosen_deltas(
-    config: TrainConfig, folder: AnyPath, columns: Columns, start: StartRecord, **options: Any
-) -> RunDeltas | NoDeltas:
+def chosen_deltas(config: TrainConfig, columns: Columns, start: StartRecord, **options: Any) -> RunDeltas | NoDeltas:
     """The deltas of a run, if it ships some; see RunDeltas for the other arguments.
 
     Args:
         config: of the run.
-        folder: of the run.
         columns: that it reads.
-        start: what the run began with.
+        start: of the run in its folder.
         **options: for RunDeltas.
     """
     if not config.delta.is_on:
@@ -61,5 +58,5 @@ def chosen_deltas(
 
     began = None
     if start.parents and (run := start.parents[0].run) is not None:
-        began = Began(run, start.parents[0].step, start.same_rows)
-    return RunDeltas(config, folder, columns, began=began, **options)
+        began = Began(run, start.parents[0].id, start.parents[0].step, start.same_rows)
+    return RunDeltas(config, path_of(start.run), columns, run_id=start.id, began=began, **options)

@@ -79,7 +79,7 @@ class RunCheckpoints(Callback):
         self._config_fields, self._schema_fields = to_dict(config), schema_to_dict(data.schema)
         self._model, self._optimizer, self._pipeline = model, optimizer, pipeline
         self._best, self._meter, self._start_fields = best, meter, start.for_checkpoint()
-        self.deltas = chosen_deltas(config, folder, data.columns, start, model=model, meter=meter, check=self._check)
+        self.deltas = chosen_deltas(config, data.columns, start, model=model, meter=meter, check=self._check)
         """Whose rows are in the checkpoints."""
         self._saved_step: int | None = None
         self._saver: CheckpointSaver | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -14,11 +13,12 @@ from torchrec.distributed import DistributedModelParallel
 
 from stem_torchrec.checkpoints.rank_tensors import rank_tensors
 from stem_torchrec.checkpoints.storage import State
-from stem_torchrec.config import DeltaConfig, TrainConfig
+from stem_torchrec.config import TrainConfig
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.label_counts import weights_of
 from stem_torchrec.deltas.began import Began
 from stem_torchrec.deltas.joining import chain_number, check_chain, rows_after, tables_that_differ
+from stem_torchrec.deltas.manifest import deltas_folder
 from stem_torchrec.deltas.shard_rows import ModelTensors
 from stem_torchrec.deltas.touched import TouchedRows
 from stem_torchrec.deltas.writer import Changes, DeltaWriter
@@ -41,18 +41,14 @@ _NONE = -1
 """In place of a number: the next delta has all rows."""
 
 
-def deltas_folder(config: DeltaConfig, run: AnyPath) -> AnyPath:
-    """The folder of the deltas of the run in the folder `run`."""
-    return run / "deltas" if config.out is None else path_of(config.out)
-
-
 class RunDeltas(Callback):
     """Ships what the steps of a run change; all ranks make the same calls.
 
     Args:
         config: of the run.
-        folder: of the run.
+        folder: of the run, absolute.
         columns: that it reads.
+        run_id: of the run.
         model: sharded.
         meter: of its log, which leaves out pauses.
         check: all ranks call it before each delta; raises an error on all of them if none may be written, as where a
@@ -68,6 +64,7 @@ class RunDeltas(Callback):
         folder: AnyPath,
         columns: Columns,
         *,
+        run_id: str,
         model: DistributedModelParallel,
         meter: Meter,
         check: Callable[[], None],
@@ -84,11 +81,10 @@ class RunDeltas(Callback):
         """What the delta that is being written has, of this rank."""
         self._bits = bits_by_table(model, self._touched, len(columns.labels))
         self._whole = tables_that_move(model, config.sparse)
-        self._run = str(folder) if "://" in str(folder) else os.path.abspath(str(folder))
-        self._folder = deltas_folder(config.delta, folder)
+        self._run_id, self._folder = run_id, deltas_folder(config.delta, folder)
         log = None if config.data.path is None else path_of(config.data.path)
         self._writer = DeltaWriter(
-            config.delta, self._folder, path_of(self._run), log,
+            config.delta, self._folder, folder, log, run_id=run_id,
             max_failures=config.checkpoint.max_failures, timeout=collective_timeout(config.train.timeout),
         )  # fmt: skip
         check_precision(self._tensors(), config.delta)
@@ -98,9 +94,8 @@ class RunDeltas(Callback):
         """Tables of which the next delta has all rows."""
         self._shipped: int | None = None
         """The step of the newest delta, if this process knows it to have the state of that step."""
-        self._resumed = False
-        """Whether the checkpoint that the run resumed from knows the deltas of the folder."""
-        if from_first_rank(lambda: check_chain(self._writer.last, config.delta, run=self._run, began=began)):
+        run, last = str(folder), self._writer.last
+        if from_first_rank(lambda: check_chain(last, config.delta, run=run, run_id=run_id, began=began)):
             self._go_on(began)
         self._seconds = None if config.delta.minutes is None else 60 * config.delta.minutes
         self._last_time = time.monotonic()
@@ -135,19 +130,21 @@ class RunDeltas(Callback):
     def ship(self, step: int, *, ends: bool = False) -> None:
         """Copies what has changed and starts to write it, unless the newest delta has this state.
 
-        A run that was resumed makes steps again: it ships none before the newest delta's, unless it ends there, as it
-        may do on more ranks.
+        A run that was resumed, or began again before its first checkpoint, makes steps again: it ships none before the
+        newest delta's, so that no copy goes back, unless it ends there, as it may do on more ranks.
 
         Raises UnwritableError if too many deltas in a row could not be written.
         """
         set_activity("waiting for the previous delta to be written")
         self.wait()
-        last = None if ends or not self._resumed else self._writer.last
-        if step == self._shipped or (last is not None and last.manifest.run == self._run and step < last.manifest.step):
+        if step == self._shipped:
+            return
+        if not ends and step < self._own_step:
+            log_rank0(f"step {step}  no delta: the newest one is of step {self._own_step}")
             return
         self._check()
         set_activity("copying what has changed for a delta")
-        full, tensors = self._full, self._tensors()
+        full, tensors = self._full or self._writer.kept.needs_all_rows(self._writer.number + 1), self._tensors()
         self._taken = self._touched.take()
         rows = (
             tensors.all_rows()
@@ -199,7 +196,7 @@ class RunDeltas(Callback):
 
         number, chain = parts[0]["since"].tolist() if parts else (_NONE, 0)
         rows = from_first_rank(lambda: None if last is None else rows_after(last, number=number, chain=chain))
-        self._full, self._resumed, self._shipped = rows is None, rows is not None, None
+        self._full, self._shipped = rows is None, None
         if last is None or rows is None:
             if last is not None:
                 log_rank0(f"note: it is not known what has changed since {last.folder}; the next delta has all rows")
@@ -220,6 +217,12 @@ class RunDeltas(Callback):
         """Waits for the delta that is being written, and closes the connections."""
         self.wait()
         self._writer.close()
+
+    @property
+    def _own_step(self) -> int:
+        """The step of the newest delta if it is of this run, else 0."""
+        last = self._writer.last
+        return last.manifest.step if last is not None and last.manifest.run_id == self._run_id else 0
 
     def _go_on(self, began: Began | None) -> None:
         """Goes on with the deltas of the run that this one began with: their newest is the state of its first step."""

@@ -17,6 +17,7 @@ from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.folder import data_folder
 from stem_torchrec.data.schema import SCHEMA_FILE, Schema, load_schema, schema_to_dict
+from stem_torchrec.deltas.manifest import deltas_folder
 from stem_torchrec.metrics.multi_task import TaskMetrics, from_json
 from stem_torchrec.models.table import options_of
 from stem_torchrec.runtime.errors import DamagedError, UnwritableError, UserError, reason_of
@@ -58,10 +59,11 @@ def check_run_folder(config: TrainConfig, schema: Schema, lock: FolderLock) -> N
     """Raises UserError on all ranks if the run may not use its folders; before anything is built or written."""
 
     def check() -> None:
-        for option, folder in _named_folders(config).items():
+        run = path_of(config.output_dir) if config.output_dir else None
+        for option, folder in _folders(config, run).items():
             lock.check(folder, other=option)
-        if config.output_dir is not None:
-            _check_same_run(path_of(config.output_dir), config, schema)
+        if run is not None:
+            _check_same_run(run, config, schema)
 
     from_first_rank(check)
 
@@ -76,11 +78,12 @@ def open_run_folder(config: TrainConfig, schema: Schema, lock: FolderLock) -> An
     def make() -> AnyPath:
         folder = path_of(config.output_dir) if config.output_dir else _new_folder()
         try:
-            for option, each in {**_named_folders(config), "--output-dir": str(folder)}.items():
-                lock.take(each, other=option)
+            lock.take(str(folder), other="--output-dir")
             # Another run may have used the folder since the check.
             _check_same_run(folder, config, schema)
             write_text(folder / CONFIG_FILE, dump_config(config))
+            for option, each in _folders(config, folder).items():
+                lock.take(each, other=option)
         except (OSError, UnwritableError) as error:
             raise UserError(f"the run folder {folder} cannot be written ({reason_of(error)}); give another.") from error
         return folder
@@ -120,15 +123,13 @@ def _check_same_log(config: TrainConfig, path: str, process: Process) -> None:
         from_first_rank(lambda: check_same_rows(str(folder), read_metrics(folder).rows, rows))
 
 
-def _named_folders(config: TrainConfig) -> dict[str, str]:
-    """The folders that options name, by option."""
-    deltas = config.delta.out if config.delta.is_on else None
-    folders = {
-        "--output-dir": config.output_dir,
-        "--checkpoint.folder": config.checkpoint.folder,
-        "--delta.out": deltas,
-    }
-    return {option: folder for option, folder in folders.items() if folder}
+def _folders(config: TrainConfig, run: AnyPath | None) -> dict[str, str]:
+    """The folders that the run writes to, by option; without those below the run folder, if that has no name yet."""
+    folders = {"--output-dir": run, "--checkpoint.folder": config.checkpoint.folder}
+    # Another run may ship into the run folder's deltas, as one that started from this one's checkpoint.
+    if config.delta.is_on and (config.delta.out or run is not None):
+        folders["--delta.out"] = deltas_folder(config.delta, run or Path())
+    return {option: str(folder) for option, folder in folders.items() if folder}
 
 
 def _check_same_run(folder: AnyPath, config: TrainConfig, schema: Schema) -> None:

@@ -76,7 +76,7 @@ class Trainer:
         self.data, self._lock, self._watched = run.data, run.lock, run.watched
         self.model, self.optimizer, self.pipeline, self._forward = run.model, run.optimizer, run.pipeline, run.forward
         self.folder = open_run_folder(self.config, self.data.schema, self._lock)
-        self._record = run.beginning.record_in(self.folder, self.config)
+        self._record = from_first_rank(lambda: run.beginning.record_in(self.folder, self.config))
         plan = plan_to_json(run.plan)
         from_first_rank(lambda: write_inputs(self.folder, self.data.schema, plan, self._record))
         steps_per_epoch = self.data.train.steps

@@ -4,10 +4,11 @@ An example fails on a traceback, a hang, an exit status that docs/errors.md does
 breaks an invariant. `make test` runs a fixed sample of each target, `make fuzz` as many examples as it is told to, and
 writes a summary.
 
-Run to their end: train, evaluate, calibrate, convert, export, score, tune, compare, inspect_run, report and prepare of
-stem_torchrec/, both scripts of datasets/, and plan of benchmarks/. Of benchmarks/sharding.py an example ends before the
-first case, by the results of another sweep in its folder; of throughput, metrics, conflict, faults and checkpoint_pause
-once the options are read, as --out is missing. serve and launch/run.py are left out. All examples run on one CPU rank.
+Run to their end: train, evaluate, calibrate, convert, export, apply_delta, score, tune, compare, inspect_run, report
+and prepare of stem_torchrec/, both scripts of datasets/, and plan of benchmarks/. Of benchmarks/sharding.py an example
+ends before the first case, by the results of another sweep in its folder; of throughput, metrics, conflict, faults and
+checkpoint_pause once the options are read, as --out is missing. serve and launch/run.py are left out. All examples run
+on one CPU rank.
 
 Reading order: case.py (an example as data), workspace.py (the files that it starts from), logs.py (Parquet of any
 kind), server.py (runs a command in a fork of a process that has imported torch), resumed.py (a run that is interrupted

@@ -15,8 +15,8 @@ TRAIN = (
     *("--checkpoint.minutes", "None", "--train.timeout", "20"),
 )
 """Trains three steps in about half a second."""
-RUN = (*TRAIN, "--data.batch-size", "16", "--train.log-every", "1")
-"""Trains run/ and paused/, whose six steps leave some to make."""
+RUN = (*TRAIN, "--data.batch-size", "16", "--train.log-every", "1", "--delta.steps", "2")
+"""Trains run/ and paused/, whose six steps leave some to make, and ships three deltas of run/."""
 PLAN = ("--nodes", "1", "--ranks-per-node", "2", "--tasks", "1", "--seconds", "1", "--types", "table_wise")
 PLAN += ("--layouts", "split", "--grow-tasks", "1", "--grow-rows", "1", "--out", "out")
 """Plans one strategy, in place of the 23 plans that take 20 seconds."""

@@ -13,12 +13,13 @@ from stem_torchrec.training.run_folder import METRICS_FILE, RUN_FILES
 
 from fuzz.case import Case
 
-OUTPUTS = ("--output-dir", "--out", "--json", "--output", "--predictions", "--checkpoint.folder")
+OUTPUTS = ("--output-dir", "--out", "--json", "--output", "--predictions", "--checkpoint.folder", "--delta.out", "--to")
 """Options that name what a command writes."""
 DEFAULT_OUTPUTS = ("runs", "data", "plan", "home/.cache", "tmp")
 """What commands may write without such an option, and the caches of libraries."""
 RUNS = ("run", "paused")
-GIVEN = ("log", *RUNS, "bundle", "raw", "tables.yaml")
+APPLIED_TO = ("bundle", "copy")
+GIVEN = ("log", *RUNS, *APPLIED_TO, "raw", "tables.yaml")
 """What an example starts from."""
 SPLITS = ("log/train", "log/valid", "log/test")
 LOG_MAKERS = ("synthetic", "kuairand", "prepare")
@@ -65,6 +66,8 @@ def _may_write(case: Case, name: str, before: Snapshot) -> bool:
         return True
     overwrites = case.command in LOG_MAKERS and "--overwrite" in case.args and case.place("--out") == "log"
     if _is_in(name, "log") and overwrites:
+        return True
+    if case.command == "apply_delta" and case.place("--to") in APPLIED_TO and _is_in(name, str(case.place("--to"))):
         return True
     if name not in before.files:
         return not _is_in(name, *SPLITS)

@@ -10,18 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import torch
 
 from stem_torchrec.calibration.calibration_file import read_calibration
 from stem_torchrec.checkpoints.checksum import weights_checksum
 from stem_torchrec.checkpoints.weights import find_weights
 from stem_torchrec.config.files import dump_config, what_is_trained
+from stem_torchrec.deltas.copied_run import applied_to_copy
 from stem_torchrec.runtime.errors import UserError
-from stem_torchrec.serving.manifest import read_manifest
+from stem_torchrec.serving.manifest import MANIFEST_FILE, read_manifest
+from stem_torchrec.serving.patch_bundle import applied_to_bundle
 from stem_torchrec.training.configuration import load_config
 
 from fuzz.case import Case
 from fuzz.server import Answer
+from recovery.train_runs import tensors_of
 
+LAST_DELTA = 2
+"""The number of the last delta of run/, which has the weights of best/."""
 FEW = 16
 """Rows of a class below which a high AUC of random labels may be chance."""
 
@@ -120,6 +126,23 @@ def exported(case: Case, answer: Answer, folder: Path) -> Iterator[str]:
         yield f"export: the bundle has the tasks {bundle.tasks}"
 
 
+def applied(case: Case, answer: Answer, folder: Path) -> Iterator[str]:
+    """Of apply_delta: the last delta that was asked for; a copy then has the weights of the end of the run."""
+    to, until = case.place("--to") or "", case.option("--until")
+    try:
+        is_bundle = (folder / to / MANIFEST_FILE).exists()
+        at = applied_to_bundle(read_manifest(folder / to)) if is_bundle else applied_to_copy(folder / to)
+    except UserError as error:
+        yield f"apply: {str(error).replace(str(folder), '')}"
+        return
+    if at is None or (until not in (None, "None") and at.number != int(until)):
+        yield f"apply: {at} instead of {until}"
+    elif at.number == LAST_DELTA and not is_bundle and not any(_is_edited(case, name) for name in ("run", to)):
+        ended, copied = (tensors_of(folder / run / "best") for run in ("run", to))
+        if any(name not in copied or not torch.equal(copied[name], value) for name, value in ended.items()):
+            yield "apply: the copy has other weights than the run"
+
+
 def scored(case: Case, answer: Answer, folder: Path) -> Iterator[str]:
     """Of score: a probability of each task for each row."""
     rows, output = folder / (case.place("--input") or ""), folder / (case.place("--output") or "")
@@ -148,6 +171,7 @@ RESULTS: Mapping[str, Callable[[Case, Answer, Path], Iterator[str]]] = {
     "compare": compared,
     "convert": converted,
     "export": exported,
+    "apply_delta": applied,
     "score": scored,
     "synthetic": made_log,
     "kuairand": made_log,

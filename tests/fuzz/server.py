@@ -25,7 +25,11 @@ MODULES = {
     name: f"stem_torchrec.{name}"
     for name in ("train", "evaluate", "calibrate", "convert", "export", "score", "tune", "compare", "report", "prepare")
 }
-MODULES |= {"inspect_run": "stem_torchrec.inspect_run", "resume": "fuzz.resumed"}
+MODULES |= {
+    "apply_delta": "stem_torchrec.apply_delta",
+    "inspect_run": "stem_torchrec.inspect_run",
+    "resume": "fuzz.resumed",
+}
 SCRIPTS = {name: f"datasets/{name}.py" for name in ("synthetic", "kuairand")}
 BENCHMARKS = ("plan", "sharding", "throughput", "metrics", "conflict", "faults", "checkpoint_pause")
 SCRIPTS |= {name: f"benchmarks/{name}.py" for name in BENCHMARKS}
@@ -36,6 +40,7 @@ LATER += ("planning.run", "sweep.run", "contest.run", "studies.exact_metrics", "
 LATER += ("recovery.soak", "recovery.pauses", "kuairand_exposures", "stem_torchrec.preparation.prepare_log")
 LATER += ("stem_torchrec.serving.export_run", "torch.export", "torch._export.serde.serialize")
 LATER += ("stem_torchrec.calibration.calibrate_run", "stem_torchrec.serving.score_file")
+LATER += ("stem_torchrec.serving.apply_deltas", "stem_torchrec.training.run_deltas")
 LATER += ("stem_torchrec.run_report.write_report", "stem_torchrec.inspection.inspect_runs")
 MAX_FILE = 2**28
 """Bytes of a file that an example may write."""

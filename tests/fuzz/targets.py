@@ -62,8 +62,13 @@ class Bench:
         Workspace(self.work)
         made = self.run_here(Case("resume", ["leave", "1", *RUN]))
         assert made.status == 0, made.output
-        made = self.run_here(Case("export", ["--run", "run", "--log", "log", "--out", "bundle"]))
-        assert made.status == 0, made.output
+        copying = ["--delta", "run/deltas", "--to", "copy", "--until", "1"]
+        for command, args in (
+            ("export", ["--run", "run", "--log", "log", "--out", "bundle"]),
+            ("apply_delta", copying),
+        ):
+            made = self.run_here(Case(command, args))
+            assert made.status == 0, made.output
         self.work.rename(self.template)
 
     def run(self, case: Case) -> tuple[Answer, list[str]]:

@@ -9,7 +9,7 @@ from fuzz.changes import Snapshot, wrong_changes
 
 CHECKPOINT = "paused/checkpoints/step-000000003/progress.json"
 FILES = ("log/schema.json", "log/train/a.parquet", "run/config.yaml", "run/best/.metadata", "paused/config.yaml")
-FILES += (CHECKPOINT, "tables.yaml")
+FILES += (CHECKPOINT, "tables.yaml", "run/deltas/000001/manifest.json", "copy/best/delta.json")
 BEFORE = Snapshot(dict.fromkeys(FILES, (1, 1, 1)), frozenset({"run"}))
 WRONG = [
     ("train", "--output-dir .", "log/schema.json"),
@@ -29,6 +29,9 @@ WRONG = [
     ("synthetic", "--out log/train --overwrite", "log/train/a.parquet"),
     ("synthetic", "--out run --overwrite", "run/config.yaml"),
     ("resume", "leave 1", "run/config.yaml"),
+    ("apply_delta", "--delta run/deltas --to copy", "run/deltas/000001/manifest.json"),
+    ("apply_delta", "--delta run/deltas --to new", "copy/best/delta.json"),
+    ("train", "--output-dir out --delta.out run/deltas", "run/deltas/000001/manifest.json"),
 ]
 """A command, its options and a file that it must not change."""
 RIGHT = [
@@ -42,6 +45,7 @@ RIGHT = [
     ("synthetic", "--out log --overwrite", "log/train/a.parquet"),
     ("kuairand", "--out out --out log/new --overwrite", "log/new/schema.json"),
     ("resume", "compare 1", "whole/config.yaml"),
+    ("apply_delta", "--delta run/deltas --to copy", "copy/best/delta.json"),
 ]
 
 

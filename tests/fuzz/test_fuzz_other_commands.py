@@ -60,6 +60,15 @@ COMMANDS: dict[str, tuple[tuple[str, ...], Options]] = {
             "--calibration": ("none",),
         },
     ),
+    "apply_delta": (
+        ("--delta", "run/deltas", "--to", "copy"),
+        {
+            "--delta": ("./run/deltas/", "run/deltas/000002", "run/deltas/000000", "run"),
+            "--to": ("bundle", "./copy/", "run", "log", *OUT),
+            "--until": ("0", "1", "2", "7"),
+            "--take-over": ("",),
+        },
+    ),
     "score": (
         ("--bundle", "bundle", "--input", "log/valid/a.parquet", "--output", "out.parquet"),
         {

@@ -15,16 +15,19 @@ COMMANDS = (
     Case("train", [*RUN, "--output-dir", "out", "--start-from", "run:best"]),
     Case("evaluate", ["--run", "run", *LOG, "--json", "out.json", "--predictions", "out"]),
     Case("convert", ["--run", "run", "--out", "out"]),
+    Case("inspect_run", ["run", *LOG, "--out", "out.html"]),
+    Case("inspect_run", ["run", "paused", "--tables-only", "--json", "out.json"]),
+    *(Case("apply_delta", ["--delta", "run/deltas", "--to", to]) for to in ("copy", "bundle", "out")),
 )
+APPLIED = ("run/deltas", "copy", "bundle")
+"""What apply_delta reads."""
 
 
 @st.composite
-def run_edits(draw: st.DrawFn) -> Edit:
-    """A change of a file or folder of a run."""
+def run_edits(draw: st.DrawFn, folders: tuple[str, ...]) -> Edit:
+    """A change of a file or folder below some of the workspace."""
     template = bench().template
-    paths = sorted(
-        str(p.relative_to(template)) for name in ("run", "paused") for p in template.joinpath(name).rglob("*")
-    )
+    paths = sorted(str(p.relative_to(template)) for name in folders for p in template.joinpath(name).rglob("*"))
     # The name of a TensorBoard file has the time.
     paths = [path for path in paths if "tfevents" not in path]
     edit: Edit = {"do": draw(st.sampled_from(["truncate", "flip", "delete", "folder", "link", "copy"]))}
@@ -47,7 +50,8 @@ def run_edits(draw: st.DrawFn) -> Edit:
 def run_folders(draw: st.DrawFn) -> Case:
     """A command on a run whose files are changed."""
     command = draw(st.sampled_from(COMMANDS))
-    return Case(command.command, command.args, draw(st.lists(run_edits(), min_size=1, max_size=2)))
+    folders = APPLIED if command.command == "apply_delta" else ("run", "paused")
+    return Case(command.command, command.args, draw(st.lists(run_edits(folders), min_size=1, max_size=2)))
 
 
 @target("run folders")

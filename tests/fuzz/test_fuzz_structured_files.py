@@ -13,6 +13,7 @@ from fuzz.values import changed, damaged
 TUNE = ("tune", "--trials", "1", "--out", "out", "--space", "file.yaml", *TRAIN)
 SPACE = "dense.learning_rate: {low: 0.001, high: 0.01, log: true}\nmodel.num_shared_experts: [1, 2]\n"
 CONFIG = ("--config", "file.yaml", "--data.path", "log", "--output-dir", "out", "--train.max-steps", "2")
+APPLY = ("apply_delta", "--delta", "run/deltas", "--to")
 PAUSED = ("train", *RUN, "--output-dir", "paused")
 FILES = {
     "config.yaml": ("run/config.yaml", "file.yaml", ("train", *CONFIG)),
@@ -25,6 +26,9 @@ FILES = {
     "start.json of a run": ("paused/start.json", "paused/start.json", PAUSED),
     "metrics.jsonl": ("paused/metrics.jsonl", "paused/metrics.jsonl", PAUSED),
     "progress.json": ("paused/checkpoints/*/progress.json", None, PAUSED),
+    "manifest.json of a delta": ("run/deltas/000002/manifest.json", None, (*APPLY, "copy")),
+    "manifest.json of a bundle": ("bundle/manifest.json", None, (*APPLY, "bundle")),
+    "delta.json": ("copy/best/delta.json", None, (*APPLY, "copy")),
     "schema.json of a run": ("run/schema.json", "run/schema.json", ("evaluate", "--run", "run", "--data.path", "log")),
     "config.yaml of a run": ("run/config.yaml", "run/config.yaml", ("evaluate", "--run", "run", "--data.path", "log")),
 }

@@ -1,4 +1,5 @@
-"""The files of an example: a small log with random labels, runs that have ended or not, a bundle, and their changes."""
+"""The files of an example: a small log with random labels, runs that have ended or not, a bundle, a copy made of
+deltas, and their changes."""
 
 import json
 import os
@@ -21,11 +22,12 @@ def write_log(folder: Path) -> None:
 
 
 class Workspace:
-    """A folder with log/, run/ (trained to its end), its bundle/, paused/, raw/ (KuaiRand in small) and tables.yaml.
+    """A folder with log/, run/ (trained to its end), its bundle/ and copy/, paused/, raw/ (KuaiRand in small) and
+    tables.yaml.
 
     Args:
         folder: to be made, as a copy of `template` or with a log only.
-        template: the folder of another workspace; without it, the runs and the bundle are left to the caller.
+        template: the folder of another workspace; without it, runs, bundle and copy are left to the caller.
     """
 
     def __init__(self, folder: Path, template: Path | None = None) -> None:
