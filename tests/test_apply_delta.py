@@ -278,7 +278,7 @@ def ship_shrunk_tables(deltas: Path, feature: str, rows: int) -> Weights:
         if t != old
     ]
     contents = {
-        "rows": encode(shrunk, last.manifest.row_format), last.manifest.dense: last.read(last.manifest.dense)
+        "rows": b"".join(encode(shrunk, last.manifest.row_format)), last.manifest.dense: last.read(last.manifest.dense)
     }  # fmt: skip
     manifest = replace(
         last.manifest,
