@@ -12,7 +12,7 @@ from stem_torchrec.config.formats import without_format
 from stem_torchrec.config.json_text import parse_json
 from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.config.yaml_text import parse_yaml
-from stem_torchrec.data.new_log import TRANSFORMS_FILE, TRANSFORMS_FORMAT, VOCABULARY
+from stem_torchrec.data.new_log import TRANSFORMS_FILE, TRANSFORMS_FORMAT, VOCABULARY, WAITING
 from stem_torchrec.expressions.expression import Expression, from_json
 from stem_torchrec.preparation.fitting.id_spaces import IdSpace
 from stem_torchrec.preparation.specs.spec import Spec
@@ -40,6 +40,11 @@ class EarlierLog:
         """The file of a vocabulary."""
         return self.folder / VOCABULARY / f"{name}.parquet"
 
+    def waiting(self, name: str) -> Path | None:
+        """The file of the values that wait for an id; None in a log of a version that wrote none."""
+        file = self.folder / WAITING / f"{name}.parquet"
+        return file if file.is_file() else None
+
 
 def read_earlier_log(path: str, *, grows: bool) -> EarlierLog:
     """Reads what a log has fitted.
@@ -66,6 +71,8 @@ def read_earlier_log(path: str, *, grows: bool) -> EarlierLog:
         earlier = EarlierLog(folder, features, dense, spaces, read_spec(folder / SPEC_FILE), grows)
         for name in spaces:
             pq.read_schema(earlier.vocabulary(name)).field("id")
+            if (waiting := earlier.waiting(name)) is not None:
+                pq.read_schema(waiting).field("missed")
         return earlier
     except FileNotFoundError as error:
         if file.is_file():
