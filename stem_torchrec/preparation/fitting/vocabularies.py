@@ -92,8 +92,8 @@ def _of_earlier(engine: Engine, earlier: EarlierLog | None, name: str) -> list[i
 
 def _totals(counts: Sequence[ir.Table]) -> ir.Table:
     """The count of each value in all logs so far, its id if it has one, and how many logs in a row have lacked it."""
-    # A group by spills to disk, and all engines have the same one. DuckDB adds int64 to int128, which Parquet lacks, and
-    # Ibis leaves out a cast to what it takes for int64; a double is exact below 2^53.
+    # A group by spills to disk. DuckDB adds int64 to int128, which Parquet lacks, and Ibis leaves out a cast to what it
+    # takes for int64; a double is exact below 2^53.
     rows = in_order(counts)
     count = rows["count"].cast("float64").sum().cast("int64")
     return rows.group_by("value").aggregate(id=rows["id"].max(), count=count, missed=rows["missed"].min())
