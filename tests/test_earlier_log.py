@@ -101,85 +101,88 @@ def test_a_vocabulary_that_does_not_tell_the_id_of_a_missing_value_has_none(tmp_
     assert new.equals(old)
 
 
-def cities_of(folder: Path, cities: str, **vocabulary: int) -> str:
+FEATURES: dict[str, Any] = {
+    "city": {"vocabulary": {"min_count": 3}},
+    "lately": {"value": "city", "vocabulary": {"min_count": 3, "forget_after": 2}},
+    "two": {"value": "city", "vocabulary": {"most_frequent": 2}},
+}
+
+
+def cities_of(folder: Path, cities: str, features: dict[str, Any]) -> str:
     """The spec of a log whose train has a row for each city, a letter."""
     folder.mkdir(exist_ok=True)
     # Train has a row without a city, and valid one that counts for nothing.
     rows: Rows = {"city": [*cities, "", "v"], "click": [1] * len(cities) + [0, 1]}
     rows |= {"time": [0] * len(cities) + [1, 399], "user": [1] * len(rows["city"]), "price": [1.0] * len(rows["city"])}
-    return str(spec_of(folder, rows, features={"city": {"vocabulary": vocabulary}}))
+    return str(spec_of(folder, rows, features=features))
 
 
-def grown_days(folder: Path, *days: str, **vocabulary: int) -> list[Path]:
-    """A log for each day of cities, whose ids grow from those of the day before."""
-    logs: list[Path] = []
-    for i, cities in enumerate(days):
+@pytest.fixture(scope="module")
+def days(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Logs of four days of cities, whose ids grow from day to day."""
+    folder, logs = tmp_path_factory.mktemp("days"), list[Path]()
+    for i, cities in enumerate(("aaabx", "abcc", "bccd", "ddex")):
         earlier: dict[str, Any] = {"vocabularies": str(logs[-1]), "grow": True} if logs else {}
-        logs.append(folder / f"day_{i}" / "log")
-        spec = cities_of(logs[-1].parent, cities, **vocabulary)
+        logs.append(folder / str(i) / "log")
+        spec = cities_of(logs[-1].parent, cities, FEATURES)
         prepare_log(PrepareOptions(spec, out=str(logs[-1]), report=False, **earlier))
     return logs
 
 
-def city_table(log: Path, folder: str) -> list[tuple[Any, ...]]:
-    return list(zip(*pq.read_table(log / folder / "city.parquet").to_pydict().values(), strict=True))
+def cells(log: Path, file: str) -> list[tuple[Any, ...]]:
+    """The rows of a vocabulary: value, id and count; or of values without an id: value, count, logs that lack it."""
+    return list(zip(*pq.read_table(log / file).to_pydict().values(), strict=True))
 
 
-def test_a_value_gets_its_id_in_the_log_in_which_its_total_reaches_min_count(tmp_path: Path) -> None:
-    logs = grown_days(tmp_path, "aaab", "abcc", "bccd", "dde", min_count=3)
-    assert [city_table(log, "vocabulary") for log in logs] == [
+def test_a_value_gets_its_id_in_the_log_in_which_its_total_reaches_min_count(days: list[Path]) -> None:
+    assert [cells(log, "vocabulary/city.parquet") for log in days] == [
         [("a", 1, 3)],
         [("a", 1, 4)],
         # Of those whose total is enough now, the most frequent one is the first.
         [("a", 1, 4), ("c", 2, 4), ("b", 3, 3)],
         [("a", 1, 4), ("c", 2, 4), ("b", 3, 3), ("d", 4, 3)],
     ]
-    assert [city_table(log, "waiting") for log in logs] == [
-        [("b", 1, 0)],
-        [("b", 2, 0), ("c", 2, 0)],
+    assert [cells(log, "waiting/city.parquet") for log in days] == [
+        [("b", 1, 0), ("x", 1, 0)],
+        [("b", 2, 0), ("c", 2, 0), ("x", 1, 1)],
+        [("d", 1, 0), ("x", 1, 2)],
+        [("e", 1, 0), ("x", 2, 0)],
+    ]
+    assert split(days[2], "train")["city"] == [3, 2, 2, 0, 0]
+
+
+def test_a_value_is_forgotten_when_so_many_logs_in_a_row_lack_it(days: list[Path]) -> None:
+    assert [cells(log, "waiting/lately.parquet") for log in days[1:]] == [
+        [("b", 2, 0), ("c", 2, 0), ("x", 1, 1)],
         [("d", 1, 0)],
-        [("e", 1, 0)],
+        [("e", 1, 0), ("x", 1, 0)],
     ]
-    assert split(logs[2], "train")["city"] == [3, 2, 2, 0, 0]
+    assert cells(days[3], "vocabulary/lately.parquet") == cells(days[3], "vocabulary/city.parquet")
 
 
-def test_a_value_is_forgotten_when_so_many_logs_in_a_row_lack_it(tmp_path: Path) -> None:
-    logs = grown_days(tmp_path, "ab", "b", "c", "ab", min_count=3, forget_after=2)
-    assert [city_table(log, "waiting") for log in logs] == [
-        [("a", 1, 0), ("b", 1, 0)],
-        [("a", 1, 1), ("b", 2, 0)],
-        [("b", 2, 1), ("c", 1, 0)],
-        [("a", 1, 0), ("c", 1, 1)],
-    ]
-    assert city_table(logs[-1], "vocabulary") == [("b", 1, 3)]
-
-
-def test_a_vocabulary_of_the_most_frequent_values_grows_until_it_has_as_many(tmp_path: Path) -> None:
-    logs = grown_days(tmp_path, "aab", "bccd", "ccddd", most_frequent=2)
-    assert [city_table(log, "vocabulary") for log in logs] == [
-        [("a", 1, 2)],
-        [("a", 1, 2), ("b", 2, 2)],
-        [("a", 1, 2), ("b", 2, 2)],
-    ]
-    assert city_table(logs[-1], "waiting") == [("c", 4, 0), ("d", 4, 0)]
+def test_a_vocabulary_of_the_most_frequent_values_grows_until_it_has_as_many(days: list[Path]) -> None:
+    vocabularies = [cells(log, "vocabulary/two.parquet") for log in days]
+    assert vocabularies[:2] == [[("a", 1, 3)], [("a", 1, 4), ("b", 2, 2)]]
+    assert vocabularies[3] == [("a", 1, 4), ("b", 2, 3)]
+    assert cells(days[3], "waiting/two.parquet") == [("c", 4, 1), ("d", 3, 0), ("e", 1, 0), ("x", 2, 0)]
 
 
 def test_counts_begin_at_this_log_where_the_earlier_one_has_none(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    days: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    [first] = grown_days(tmp_path, "aab")
-    spec = cities_of(tmp_path, "bcc")
+    first, features = shutil.copytree(days[0], tmp_path / "first"), {"city": FEATURES["city"]}
+    spec = cities_of(tmp_path, "bbccc", features)
     options: dict[str, Any] = {"spec": spec, "vocabularies": str(first), "report": False}
-    # The same ids keep the counts of those that have none, and growing goes on with them.
+    # The same ids keep the counts of those that have none.
     prepare_log(PrepareOptions(out=str(tmp_path / "same"), **options))
-    assert city_table(tmp_path / "same", "waiting") == city_table(first, "waiting") == [("b", 1, 0)]
+    assert cells(tmp_path / "same", "waiting/city.parquet") == [("b", 1, 0), ("x", 1, 0)]
     shutil.rmtree(first / "waiting")
     capsys.readouterr()
     prepare_log(PrepareOptions(out=str(tmp_path / "next"), grow=True, **options))
     note = f"note: {first} has no counts of values without an id, so min_count begins at this log.\n"
     assert note in capsys.readouterr().out
-    assert city_table(tmp_path / "next", "vocabulary") == [("a", 1, 2), ("c", 2, 2)]
-    assert city_table(tmp_path / "next", "waiting") == [("b", 1, 0)]
+    assert cells(tmp_path / "next", "vocabulary/city.parquet") == [("a", 1, 3), ("c", 2, 3)]
+    assert cells(tmp_path / "next", "waiting/city.parquet") == [("b", 2, 0)]
     file = tmp_path / "next" / "waiting" / "city.parquet"
     file.write_bytes(b"no Parquet")
     with pytest.raises(UserError, match=r"next cannot be read .*; prepare that log again"):

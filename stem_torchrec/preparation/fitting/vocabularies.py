@@ -52,15 +52,13 @@ def keep_vocabularies(
     for name, space in spaces.items():
         old = earlier if earlier is not None and name in earlier.spaces else None
         if old is None or old.grows:
-            totals = engine.keep(f"counts {name}", _totals([_counts(space, values), *_of_earlier(engine, old, name)]))
-            table = _with_ids(totals, space)
+            counts = [_counts(space, values), *([] if old is None else _of_earlier(engine, old, name))]
+            rows = engine.keep(f"vocabulary {name}", _numbered(_totals(counts), space, _next_id(engine, old, space)))
+            tables[name], waiting[name] = rows.filter(rows["id"].notnull()), rows.filter(rows["id"].isnull())
         else:
-            table = engine.parquet(old.vocabulary(name))
-        tables[name] = engine.keep(f"vocabulary {name}", table.select(*COLUMNS).order_by("id"))
-        if old is None or old.grows:
-            waiting[name] = _without_ids(totals, tables[name], space)
-        elif (file := old.waiting(name)) is not None:
-            waiting[name] = engine.parquet(file)
+            tables[name] = engine.keep(f"vocabulary {name}", engine.parquet(old.vocabulary(name)).select(*COLUMNS))
+            if (file := old.waiting(name)) is not None:
+                waiting[name] = engine.parquet(file)
     return Vocabularies(spaces, tables, _sizes(engine, spaces, tables), waiting)
 
 
@@ -77,10 +75,8 @@ def _counts(space: IdSpace, values: Mapping[str, ir.Table]) -> ir.Table:
     return counts.select("value", _NO_ID, "count", missed=ibis.literal(0, "int64"))
 
 
-def _of_earlier(engine: Engine, earlier: EarlierLog | None, name: str) -> list[ir.Table]:
+def _of_earlier(engine: Engine, earlier: EarlierLog, name: str) -> list[ir.Table]:
     """What an earlier log has counted: values with an id, and those that wait for one."""
-    if earlier is None:
-        return []
     vocabulary = engine.parquet(earlier.vocabulary(name))
     # Earlier versions wrote doubles for features that share ids.
     known = vocabulary.select("value", "id", count=vocabulary["count"].cast("int64"), missed=ibis.literal(0, "int64"))
@@ -88,6 +84,15 @@ def _of_earlier(engine: Engine, earlier: EarlierLog | None, name: str) -> list[i
         return [known]
     waiting = engine.parquet(file)
     return [known, waiting.select("value", _NO_ID, "count", missed=waiting["missed"] + 1)]
+
+
+def _next_id(engine: Engine, earlier: EarlierLog | None, space: IdSpace) -> int:
+    """The id of the first new value."""
+    if earlier is None:
+        return space.first_id
+    ids = engine.parquet(earlier.vocabulary(space.name))["id"]
+    [(greatest,)] = engine.rows(ids.max().name("greatest").as_table())
+    return space.first_id if greatest is None else int(greatest) + 1
 
 
 def _totals(counts: Sequence[ir.Table]) -> ir.Table:
@@ -99,28 +104,19 @@ def _totals(counts: Sequence[ir.Table]) -> ir.Table:
     return rows.group_by("value").aggregate(id=rows["id"].max(), count=count, missed=rows["missed"].min())
 
 
-def _with_ids(totals: ir.Table, space: IdSpace) -> ir.Table:
-    """The values that have an id, and behind them those that get one, by falling count, then by value."""
+def _numbered(totals: ir.Table, space: IdSpace, next_id: int) -> ir.Table:
+    """Gives ids to new values that have occurred often enough, by falling count, then by value; forgets some others."""
     vocabulary = space.vocabulary
-    known = totals.filter(totals["id"].notnull()).select(*COLUMNS)
-    new = totals.filter(totals["id"].isnull(), totals["count"] >= vocabulary.min_count).select("value", "count")
+    enough = totals["id"].isnull() & (totals["count"] >= vocabulary.min_count)
+    position = ibis.row_number().over(group_by=enough, order_by=[ibis.desc("count"), ibis.asc("value")])
+    rows = totals.mutate(enough=enough, new_id=(position + next_id).cast("int64"))
+    gets = rows["enough"]
     if vocabulary.most_frequent is not None:
-        new = new.order_by(_BY_COUNT).limit(vocabulary.most_frequent)
-    next_id = known.aggregate(next_id=known["id"].max().fill_null(space.first_id - 1) + 1)
-    new = new.mutate(position=ibis.row_number().over(order_by=_BY_COUNT)).cross_join(next_id)
-    new = new.select("value", id=(new["position"] + new["next_id"]).cast("int64"), count="count")
-    if vocabulary.most_frequent is not None:
-        new = new.filter(new["id"] < space.first_id + vocabulary.most_frequent)
-    return in_order([known, new])
-
-
-def _without_ids(totals: ir.Table, vocabulary: ir.Table, space: IdSpace) -> ir.Table:
-    """The values that wait for an id and are not forgotten."""
-    waiting = totals.filter(totals["id"].isnull()).anti_join(vocabulary, "value")
-    if space.vocabulary.forget_after is not None:
-        waiting = waiting.filter(waiting["missed"] < space.vocabulary.forget_after)
-    return waiting.select(*WAITING_COLUMNS)
+        gets &= rows["new_id"] < space.first_id + vocabulary.most_frequent
+    rows = rows.select("value", "count", "missed", id=ibis.ifelse(gets, rows["new_id"], rows["id"]))
+    if vocabulary.forget_after is not None:
+        rows = rows.filter(rows["id"].notnull() | (rows["missed"] < vocabulary.forget_after))
+    return rows
 
 
 _NO_ID = ibis.null("int64").name("id")
-_BY_COUNT = [ibis.desc("count"), ibis.asc("value")]
