@@ -59,7 +59,7 @@ def test_the_vocabulary_of_another_feature_is_refused(tmp_path: Path, rows: Rows
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"features": {"user": {"hash": {"buckets": 9}}}}, "features[user].hash is {'buckets': 9, "),
+        ({"features": {"item": {"value": "user", "hash": {"buckets": 8}}}}, "features[item].hash is {'buckets': 8, "),
         ({"features": {"user": {"identity": 9_000}}}, "features[user].identity is 9000, but left out in "),
         ({"dense": {"price": {"log": True}}}, "dense[price].log is True, but False in "),
         (
@@ -71,8 +71,10 @@ def test_the_vocabulary_of_another_feature_is_refused(tmp_path: Path, rows: Rows
 def test_ids_and_numbers_that_are_made_in_another_way_are_refused(
     change: dict[str, Any], words: str, tmp_path: Path, rows: Rows
 ) -> None:
-    first = prepared(tmp_path, rows, features={"user": None}, dense={"price": None})
-    spec = spec_of(tmp_path, rows, **{"features": {"user": None}, "dense": {"price": None}, **change})
+    features: dict[str, Any] = {"user": None, "item": {"value": "user", "hash": {"buckets": 9}}}
+    first = prepared(tmp_path, rows, features=features, dense={"price": None})
+    change = {"dense": {"price": None}} | change | {"features": features | change.get("features", {})}
+    spec = spec_of(tmp_path, rows, **change)
     with pytest.raises(UserError) as error:
         prepare_log(PrepareOptions(spec=str(spec), out=str(tmp_path / "next"), vocabularies=str(first), grow=True))
     assert str(error.value).startswith(words)
@@ -187,3 +189,18 @@ def test_counts_begin_at_this_log_where_the_earlier_one_has_none(
     file.write_bytes(b"no Parquet")
     with pytest.raises(UserError, match=r"next cannot be read .*; prepare that log again"):
         prepare_log(PrepareOptions(spec, out=str(tmp_path / "last"), vocabularies=str(file.parents[1]), grow=True))
+
+
+def test_a_vocabulary_becomes_a_hash_and_back_where_a_log_grows(days: list[Path], tmp_path: Path) -> None:
+    hashed = {**FEATURES, "city": {"hash": {"buckets": 9}}}
+    spec = cities_of(tmp_path, "bccde", hashed)
+    with pytest.raises(UserError, match=r"features\[city\].hash is .*, but left out in .*; give the same"):
+        prepare_log(PrepareOptions(spec, out=str(tmp_path / "hashed"), vocabularies=str(days[3]), report=False))
+    options: dict[str, Any] = {"grow": True, "report": False}
+    prepare_log(PrepareOptions(spec, out=str(tmp_path / "hashed"), vocabularies=str(days[3]), **options))
+    assert not (tmp_path / "hashed" / "vocabulary" / "city.parquet").exists()
+    assert cells(tmp_path / "hashed", "vocabulary/lately.parquet")[:2] == [("a", 1, 4), ("c", 2, 6)]
+    spec = cities_of(tmp_path, "ccc", FEATURES)
+    prepare_log(PrepareOptions(spec, out=str(tmp_path / "back"), vocabularies=str(tmp_path / "hashed"), **options))
+    assert cells(tmp_path / "back", "vocabulary/city.parquet") == [("c", 1, 3)]
+    assert cells(tmp_path / "back", "vocabulary/lately.parquet")[:2] == [("a", 1, 4), ("c", 2, 9)]

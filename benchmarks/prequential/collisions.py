@@ -60,8 +60,8 @@ def hashed_values(logs: DayLogs) -> list[HashedValues]:
                 pq.read_table(vocabularies / folder / f"{name}.parquet", columns=["value", "count"])
                 for folder in (VOCABULARY, WAITING)
             ]
-            table, space = pa.concat_tables(parts).combine_chunks(), spaces[name]
-            values, counts = table["value"].chunk(0), table["count"].to_numpy()
+            values = pa.concat_arrays([chunk for part in parts for chunk in part["value"].chunks])
+            counts, space = np.concatenate([part["count"].to_numpy() for part in parts]), spaces[name]
             by_salt = [hashes_of(values, replace(space, salt=salt)) for salt in salts(space.salt, space.hashes)]
             ids = np.unique(np.stack(by_salt, axis=1), axis=0, return_inverse=True)[1].reshape(-1)
             shares = np.bincount(ids)[ids] > 1

@@ -73,7 +73,10 @@ def read_command_line(
         raise UserError(f"--hashed is empty, but {names[0]} needs the features whose ids it hashes.")
     names = [name for name in options.policies if POLICIES[name].switches]
     if names and options.switch not in options.days[1:-1]:
-        raise UserError(f"--switch is {options.switch}, but must be one of --days, behind the first, for {names[0]}.")
+        raise UserError(
+            f"--switch is {options.switch}, but must be one of --days, behind the first and before the last, for "
+            f"{names[0]}."
+        )
     for option in ("--data.path", "--output-dir", "--seed", "--start-from"):
         if any(argument.partition("=")[0] == option for argument in rest):
             raise UserError(f"{option} is chosen for each day; leave it out.")

@@ -110,7 +110,7 @@ def check_earlier_log(
     _check_steps(earlier, spec)
     for name, space in spaces.items():
         if name not in earlier.spaces:
-            if name in earlier.features:
+            if name in earlier.features and not (earlier.grows and earlier.spec.id_features[name].hash):
                 raise UserError(f"features[{name}] has a vocabulary, but none in {earlier.folder}; keep its ids.")
             continue
         old, kind = earlier.spaces[name], str(expressions.features[name].type)
@@ -139,8 +139,11 @@ def _check_steps(earlier: EarlierLog, spec: Spec) -> None:
         for name in [name for name in new if name in old]:
             given, known = to_dict(new[name]), to_dict(old[name])
             for field in fields:
-                # More ids of the same kind are new rows of the tables.
-                if given[field] != known[field] and not (field == "identity" and given[field] and known[field]):
+                # More ids of the same kind are new rows of the tables; a vocabulary may become a hash, and a hash a
+                # vocabulary, which a run takes with --start.hash-ids alone.
+                more = field == "identity" and given[field] and known[field]
+                hashed = field == "hash" and earlier.grows and None in (given[field], known[field])
+                if given[field] != known[field] and not more and not hashed:
                     raise UserError(
                         f"{kind}[{name}].{field} is {_words(given[field])}, but {_words(known[field])} in "
                         f"{earlier.folder}, whose ids and constants are taken over; give the same."
