@@ -53,7 +53,8 @@ def keep_vocabularies(
         old = earlier if earlier is not None and name in earlier.spaces else None
         if old is None or old.grows:
             counts = [_counts(space, values), *([] if old is None else _of_earlier(engine, old, name))]
-            rows = engine.keep(f"vocabulary {name}", _numbered(_totals(counts), space, _next_id(engine, old, space)))
+            totals = engine.keep(f"counts {name}", _totals(counts))
+            rows = engine.keep(f"vocabulary {name}", _numbered(totals, space, _next_id(engine, old, space)))
             tables[name], waiting[name] = rows.filter(rows["id"].notnull()), rows.filter(rows["id"].isnull())
         else:
             tables[name] = engine.keep(f"vocabulary {name}", engine.parquet(old.vocabulary(name)).select(*COLUMNS))
@@ -108,12 +109,15 @@ def _numbered(totals: ir.Table, space: IdSpace, next_id: int) -> ir.Table:
     """Gives ids to new values that have occurred often enough, by falling count, then by value; forgets some others."""
     vocabulary = space.vocabulary
     enough = totals["id"].isnull() & (totals["count"] >= vocabulary.min_count)
-    position = ibis.row_number().over(group_by=enough, order_by=[ibis.desc("count"), ibis.asc("value")])
-    rows = totals.mutate(enough=enough, new_id=(position + next_id).cast("int64"))
-    gets = rows["enough"]
+    # Most values wait, so those are not sorted.
+    new = totals.filter(enough)
+    position = ibis.row_number().over(order_by=[ibis.desc("count"), ibis.asc("value")])
+    new = new.mutate(id=(position + next_id).cast("int64"))
     if vocabulary.most_frequent is not None:
-        gets &= rows["new_id"] < space.first_id + vocabulary.most_frequent
-    rows = rows.select("value", "count", "missed", id=ibis.ifelse(gets, rows["new_id"], rows["id"]))
+        fits = new["id"] < space.first_id + vocabulary.most_frequent
+        new = new.mutate(id=ibis.ifelse(fits, new["id"], ibis.null("int64")))
+    columns = ("value", "id", "count", "missed")
+    rows = in_order([totals.filter(~enough).select(*columns), new.select(*columns)])
     if vocabulary.forget_after is not None:
         rows = rows.filter(rows["id"].notnull() | (rows["missed"] < vocabulary.forget_after))
     return rows
