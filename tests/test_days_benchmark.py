@@ -18,15 +18,16 @@ from stem_torchrec.runtime.process import join_process_group
 from stem_torchrec.training.run_evaluation import EvaluateConfig, EvaluationData, evaluate_run
 
 from kuairand_files import LOG, LOG_FILE, exposure, write_csv, write_raw
+from prequential.collisions import hashed_values
 from prequential.day_logs import DayLogs
 from prequential.options import DaysOptions, read_command_line
-from prequential.policies import Walker
+from prequential.policies import LogKind, Walker
 from prequential.report import verdict_of
 from prequential.scores import DayRows, score_days
 from prequential.walk import walk
 
 DAYS = DaysConfig(
-    days=3, rows_per_day=1500, new_users=0.1, new_items=0.2, world=SyntheticConfig(users=60, items=40, tags=20)
+    days=4, rows_per_day=1500, new_users=0.1, new_items=0.2, world=SyntheticConfig(users=60, items=40, tags=20)
 )
 
 
@@ -115,7 +116,11 @@ def kuairand_days(tmp_path_factory: pytest.TempPathFactory) -> DayLogs:
         for video in (10, 11, 12)[: day + 1]
     ]
     write_csv(raw / LOG_FILE, LOG, rows)
-    options = DaysOptions(spec="kuairand_pure", set=(f"raw={raw}",), day="date", days=(20220501, 20220502))
+    # Each of the features of KuaiRand would take time.
+    settings = (f"raw={raw}", "features={user_id: null, video_id: null, tab: null}")
+    options = DaysOptions(
+        spec="kuairand_pure", set=settings, day="date", days=(20220501, 20220502), hashed=("user_id", "tab")
+    )
     return DayLogs(options, folder)
 
 
@@ -125,38 +130,65 @@ def rows_of(log: Path, split: str) -> list[tuple[int, int]]:
 
 
 def test_a_row_is_in_the_same_part_of_the_log_of_its_day_and_of_all_days(kuairand_days: DayLogs) -> None:
-    first, second = (kuairand_days.to_train(day, so_far=False) for day in kuairand_days.options.days)
-    both = kuairand_days.to_train(20220502, so_far=True)
+    first, second = (kuairand_days.to_train(day, "days") for day in kuairand_days.options.days)
+    both = kuairand_days.to_train(20220502, "so_far")
     assert len(rows_of(second, "train") + rows_of(second, "valid")) == 30 * 3
     for split in ("train", "valid"):
         assert rows_of(first, split)
         assert rows_of(both, split) == sorted(rows_of(first, split) + rows_of(second, split))
 
 
-@pytest.mark.parametrize("so_far", [False, True])
+@pytest.mark.parametrize("kind", ["days", "so_far"])
 def test_a_day_is_tested_with_the_ids_of_the_day_before_on_the_rows_that_it_trains_later(
-    kuairand_days: DayLogs, so_far: bool
+    kuairand_days: DayLogs, kind: LogKind
 ) -> None:
-    trained, tested = kuairand_days.to_train(20220501, so_far=so_far), kuairand_days.to_test(20220502, so_far=so_far)
-    later = pq.read_table(kuairand_days.to_train(20220502, so_far=False) / "train")
+    trained, tested = kuairand_days.to_train(20220501, kind), kuairand_days.to_test(20220502, kind)
+    later = pq.read_table(kuairand_days.to_train(20220502, "days") / "train")
     rows = pq.read_table(tested / "train")
     assert rows["group_user_id"] == later["group_user_id"]
     assert load_schema(str(tested)).sparse_features == load_schema(str(trained)).sparse_features
     new = (rows["group_user_id"].to_numpy() == 40).nonzero()[0]
     assert set(rows["user_id"].to_numpy()[new]) == {0}
     # The day's own log has an id for it, behind those of the day before.
-    known = load_schema(str(kuairand_days.to_train(20220501, so_far=False))).sparse_features[0].num_embeddings
+    known = load_schema(str(kuairand_days.to_train(20220501, "days"))).sparse_features[0].num_embeddings
     assert known <= min(later["user_id"].to_numpy()[new])
     assert kuairand_days.new_ids(20220502)["user_id"] == max(later["user_id"].to_pylist()) + 1 - known
 
 
 def test_a_log_is_made_once_and_its_seconds_are_kept(kuairand_days: DayLogs) -> None:
-    log = kuairand_days.to_train(20220501, so_far=False)
-    made, seconds = (log / "schema.json").stat().st_mtime_ns, kuairand_days.seconds(20220501, so_far=False)
+    log = kuairand_days.to_train(20220501, "days")
+    made, seconds = (log / "schema.json").stat().st_mtime_ns, kuairand_days.seconds(20220501, "days")
     assert seconds > 0
-    assert kuairand_days.to_train(20220501, so_far=False) == log
+    assert kuairand_days.to_train(20220501, "days") == log
     assert (log / "schema.json").stat().st_mtime_ns == made
-    assert kuairand_days.seconds(20220501, so_far=False) == seconds
+    assert kuairand_days.seconds(20220501, "days") == seconds
+
+
+def test_hashed_ids_take_the_rows_of_a_vocabulary_and_their_collisions_are_counted(kuairand_days: DayLogs) -> None:
+    log = kuairand_days.to_train(20220501, "hashed")
+    by_vocabulary, hashed = (
+        {each.name: each.num_embeddings for each in load_schema(str(folder)).sparse_features}
+        for folder in (kuairand_days.to_train(20220501, "days"), log)
+    )
+    assert hashed == by_vocabulary
+    rows = pq.read_table(log / "train", columns=["group_user_id", "user_id"]).to_pandas()
+    sharing = rows.groupby("user_id").group_user_id.nunique()
+    users, tabs = hashed_values(kuairand_days)
+    # Who comes once has no id of a vocabulary.
+    assert users.values == rows.group_user_id.nunique() > users.with_id == by_vocabulary["user_id"] - 1
+    assert users.sharing == sharing[sharing > 1].sum() / users.values > 0
+    assert users.sharing_rows == pytest.approx(rows.user_id.isin(sharing[sharing > 1].index).mean())
+    most = rows.groupby(["user_id", "group_user_id"]).size().groupby("user_id").max().sum()
+    assert users.lesser_rows == pytest.approx(1 - most / len(rows))
+    assert (tabs.values, tabs.sharing) == (1, 0)
+
+
+def test_a_feature_without_a_vocabulary_is_not_hashed(kuairand_days: DayLogs) -> None:
+    logs = replace(kuairand_days, options=replace(kuairand_days.options, hashed=("time_ms",)))
+    with pytest.raises(UserError) as error:
+        logs.check_hashed()
+    words = "--hashed names 'time_ms', which has no vocabulary of its own; user_id, video_id, tab do."
+    assert str(error.value) == words
 
 
 def test_a_condition_of_the_spec_stays(tmp_path: Path) -> None:
@@ -164,7 +196,7 @@ def test_a_condition_of_the_spec_stays(tmp_path: Path) -> None:
     options = DaysOptions(
         spec=str(tmp_path / "raw/spec.yaml"), set=("where=user_id < 30 or item_id < 2",), day="day", days=(1, 2)
     )
-    rows = pq.read_table(DayLogs(options, tmp_path).to_train(1, so_far=False) / "train")
+    rows = pq.read_table(DayLogs(options, tmp_path).to_train(1, "days") / "train")
     raw = pq.read_table(tmp_path / "raw/day_0001.parquet").to_pandas()
     kept = raw[(raw.user_id < 30) | (raw.item_id < 2)]
     assert 0.9 < len(rows) / len(kept) < 1
@@ -190,6 +222,14 @@ def test_a_condition_of_the_spec_stays(tmp_path: Path) -> None:
             "--data.path is chosen for each day; leave it out.",
         ),
         (
+            ["--spec", "adult", "--day", "age", "--days", "2", "3", "--policies", "hashed", "continue"],
+            "--hashed is empty, but hashed needs the features whose ids it hashes.",
+        ),
+        (
+            ["--spec", "adult", "--day", "age", "--days", "2", "3", "--policies", "to_hashed", "--hashed", "sex"],
+            "--switch is 0, but must be one of --days, behind the first and before the last, for to_hashed.",
+        ),
+        (
             ["--spec", "adult", "--day", "age", "--days", "2", "3", "--train.epoch", "1"],
             "unknown option '--train.epoch'; did you mean '--train.epochs'? --help lists all.",
         ),
@@ -203,23 +243,25 @@ def test_a_command_line_that_makes_no_sense_is_one_sentence(line: list[str], sen
 
 @pytest.mark.long
 def test_a_walk_reports_every_day_and_goes_on_where_it_ended(tmp_path: Path) -> None:
-    facts, policies = write_days(DAYS, str(tmp_path / "raw")), ("continue", "fresh", "scratch")
+    facts, policies = write_days(DAYS, str(tmp_path / "raw")), ("continue", "fresh", "from_hashed", "scratch")
     line = ["--spec", str(tmp_path / "raw/spec.yaml"), "--day", "day", "--recipe", "tiny", "--draws", "30"]
-    line += ["--policies", *policies, "--facts", str(tmp_path / "raw/facts.json"), "--out", str(tmp_path / "out")]
-    walk(*read_command_line([*line, "--days", "1", "2"]))
-    runs = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/runs").rglob("config.yaml")}
-    assert len(runs) == len(policies)
+    line += ["--policies", *policies, "--hashed", "user_id", "item_id", "--switch", "2"]
+    line += ["--facts", str(tmp_path / "raw/facts.json"), "--out", str(tmp_path / "out")]
     walk(*read_command_line([*line, "--days", "1", "2", "3"]))
+    runs = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/runs").rglob("config.yaml")}
+    assert len(runs) == 2 * len(policies)
+    walk(*read_command_line([*line, "--days", "1", "2", "3", "4"]))
     assert {path: path.stat().st_mtime_ns for path in runs} == runs
 
     rows = pq.read_table(tmp_path / "out/days.parquet").to_pylist()
     assert [(row["day"], row["policy"]) for row in rows if row["task"] == "like"] == [
-        (day, policy) for policy in policies for day in (2, 3)
+        (day, policy) for policy in policies for day in (2, 3, 4)
     ]
     aucs = {(row["day"], row["policy"]): row["auc"] for row in rows if row["task"] == "finish"}
     # The first day's model begins anew under every policy, on the same rows.
     assert aucs[2, "continue"] == aucs[2, "fresh"] == aucs[2, "scratch"]
-    assert len({tuple(aucs[3, policy]) for policy in policies}) == 3
+    assert aucs[2, "from_hashed"] != aucs[2, "continue"]
+    assert len({tuple(aucs[3, policy]) for policy in policies}) == len(policies)
     trained = {(row["policy"], row["day"]): row["trained_rows"] for row in rows}
     assert trained["scratch", 3] == trained["continue", 2] + trained["continue", 3]
     unseen = {(row["policy"], row["day"]): row["unseen"]["item_id"] for row in rows}
@@ -228,8 +270,8 @@ def test_a_walk_reports_every_day_and_goes_on_where_it_ended(tmp_path: Path) -> 
     report = (tmp_path / "out/days.md").read_text()
     assert re.search(r"^- \*\*continue\*\* .* trains for \d+ s, \d+% of the \d+ s of scratch", report, re.MULTILINE)
     assert f"{facts['3']['best_auc']['like']:.4f}" in report
-    with pytest.raises(UserError, match=r"holds another walk, where first is 1 and not 2"):
-        walk(*read_command_line([*line, "--days", "2", "3"]))
+    with pytest.raises(UserError, match=r"holds another walk, where first is 1 and not 0"):
+        walk(*read_command_line([*line, "--days", "0", "2", "3"]))
 
 
 @pytest.mark.long
@@ -250,7 +292,7 @@ def test_ids_that_have_grown_are_predicted_as_unseen_values(tmp_path: Path) -> N
     options, rest = read_command_line([*line, "--recipe", "tiny", "--draws", "5", "--out", str(tmp_path / "out")])
     walk(options, rest)
     logs = DayLogs(options, tmp_path / "out")
-    grown = EvaluationData(path=str(logs.to_train(2, so_far=False)))
+    grown = EvaluationData(path=str(logs.to_train(2, "days")))
     run, out = Walker(tmp_path / "out", "continue", 0).run(1), tmp_path / "grown"
     with join_process_group() as process:
         evaluate_run(EvaluateConfig(run=str(run), data=grown, split="train", predictions=str(out)), process)

@@ -64,11 +64,14 @@ def spark() -> Iterator[None]:
     gc.collect()
 
 
-def prepare(spec: Path, engine: Engines, raw: Path, *settings: str, report: bool = False) -> Path:
+def prepare(
+    spec: Path, engine: Engines, raw: Path, *settings: str, report: bool = False, grown_from: Path | None = None
+) -> Path:
     """The folder of the log that an engine makes, beside the spec."""
+    earlier: dict[str, Any] = {} if grown_from is None else {"vocabularies": str(grown_from), "grow": True}
     out = spec.with_name(f"{spec.stem}_{engine}")
     options = PrepareOptions(
-        spec=str(spec), out=str(out), set=(f"raw={raw}", *settings), engine=engine, threads=2, report=report
+        spec=str(spec), out=str(out), set=(f"raw={raw}", *settings), engine=engine, threads=2, report=report, **earlier
     )
     prepare_log(options)
     return out
@@ -115,10 +118,11 @@ def assert_same_log(log: Path, expected: Path) -> None:
     assert {path.relative_to(log) for path in log.rglob("*") if not path.name.startswith("part-")} == names
     for name in ("transforms.json", "schema.json"):
         assert_close(*(json.loads((folder / name).read_text()) for folder in (log, expected)), name)
-    for path in (expected / "vocabulary").iterdir():
-        assert_close(
-            *(pq.read_table(each / "vocabulary" / path.name).to_pydict() for each in (log, expected)), path.stem
-        )
+    for path in (*(expected / "vocabulary").iterdir(), *(expected / "waiting").iterdir()):
+        name = path.relative_to(expected)
+        table, wanted = (pq.read_table(each / name) for each in (log, expected))
+        assert table.schema.types == wanted.schema.types
+        assert_close(table.to_pydict(), wanted.to_pydict(), str(name))
     for split in load_schema(str(expected)).splits:
         table, wanted = (table_of(folder / split) for folder in (log, expected))
         assert [str(kind) for kind in table.schema.types] == [
@@ -129,6 +133,24 @@ def assert_same_log(log: Path, expected: Path) -> None:
 
 def test_spark_makes_the_log_of_duckdb_with_every_kind_of_feature(spark: None, log: Path, raw: Path) -> None:
     assert_same_log(prepare(raw.with_name("every_kind.yaml"), "spark", raw), log)
+
+
+@pytest.mark.long
+def test_spark_grows_the_ids_of_an_earlier_log_as_duckdb_does(spark: None, raw: Path, tmp_path: Path) -> None:
+    content = parse_yaml(SPEC)
+    content["features"] |= {"user": {"vocabulary": {"min_count": 20, "forget_after": 1}}, "item": {"missing": "own"}}
+    logs: dict[Engines, Path] = {}
+    # The second log has more rows, but none of the users 3 and 6.
+    for name, where in (("first", "row % 3 = 0"), ("second", "row % 3 > 0 and user % 3 > 0")):
+        spec = tmp_path / f"{name}.yaml"
+        spec.write_text(to_yaml(content | {"where": f"({content['where']}) and {where}"}))
+        logs = {engine: prepare(spec, engine, raw, grown_from=logs.get(engine)) for engine in ENGINES}
+        assert_same_log(logs["spark"], logs["duckdb"])
+    waiting = pq.read_table(logs["duckdb"] / "waiting" / "user.parquet")
+    assert 0 < len(waiting) < 9
+    assert max(pq.read_table(logs["duckdb"] / "waiting" / "item.parquet")["missed"].to_pylist(), default=0) == 0
+    ids = [pq.read_table(tmp_path / f"{name}_duckdb/vocabulary/user.parquet") for name in ("first", "second")]
+    assert 0 < len(ids[0]) < len(ids[1])
 
 
 @pytest.mark.long

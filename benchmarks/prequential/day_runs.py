@@ -38,6 +38,8 @@ def train_day(
     line = [*options, "--data.path", str(log), "--output-dir", str(run), "--seed", str(walker.seed)]
     if before is not None and start is not None:
         line += ["--start-from", f"{walker.run(before)}{start}"]
+        # It changes nothing on days whose ids are of the kind of the day before.
+        line += ["--start.hash-ids"] if POLICIES[walker.policy].switches else []
     rows = load_schema(str(log)).splits["train"].rows
     _once(run, lambda: train(config_from_command_line(line), process), {"rows": rows})
 

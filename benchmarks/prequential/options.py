@@ -12,7 +12,7 @@ from stem_torchrec.runtime.path_options import LocalFile, LocalOutput
 from stem_torchrec.training.configuration import config_from_command_line
 
 from common.output import check_out
-from prequential.policies import PolicyName
+from prequential.policies import POLICIES, PolicyName
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,14 @@ class DaysOptions:
     """The days in order, as values of it. The first one is not tested, and the last one not trained on."""
     policies: tuple[PolicyName, ...] = ("continue", "scratch")
     """How a day's model comes about: continue, from yesterday's last checkpoint; continue_best, from yesterday's best
-    weights with fresh states; fresh, anew on the day; scratch, anew on all days so far. The others are compared with
-    the last one."""
+    weights with fresh states; fresh, anew on the day; scratch, anew on all days so far; hashed and hashed_twice, as
+    continue with one or two hashed ids for each value; to_hashed and from_hashed, which change the kind of ids on the
+    day --switch. The others are compared with the last one."""
+    hashed: tuple[str, ...] = ()
+    """Features with a vocabulary that have hashed ids under the policies named so, in tables of as many rows as those
+    that the vocabulary takes on the last day that is trained on."""
+    switch: Annotated[int, Interval(ge=-(2**62), le=2**62)] = 0
+    """The first day on whose ids to_hashed and from_hashed train after the change."""
     seeds: tuple[Annotated[int, Interval(ge=0, le=2**32 - 1)], ...] = (0,)
     """Every policy walks the days with each."""
     facts: LocalFile = ""
@@ -62,6 +68,15 @@ def read_command_line(
         values = getattr(options, name)
         if not values or len(set(values)) < len(values):
             raise UserError(f"--{name} is {_words(values)}, but needs values, each of them once.")
+    names = [name for name in options.policies if set(POLICIES[name].logs) & {"hashed", "hashed_twice"}]
+    if names and not options.hashed:
+        raise UserError(f"--hashed is empty, but {names[0]} needs the features whose ids it hashes.")
+    names = [name for name in options.policies if POLICIES[name].switches]
+    if names and options.switch not in options.days[1:-1]:
+        raise UserError(
+            f"--switch is {options.switch}, but must be one of --days, behind the first and before the last, for "
+            f"{names[0]}."
+        )
     for option in ("--data.path", "--output-dir", "--seed", "--start-from"):
         if any(argument.partition("=")[0] == option for argument in rest):
             raise UserError(f"{option} is chosen for each day; leave it out.")

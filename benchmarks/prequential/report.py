@@ -12,6 +12,7 @@ from tabulate import tabulate
 from stem_torchrec.comparison.intervals import Interval
 
 from common.output import write_table, write_whole
+from prequential.collisions import ABOUT, HEADERS, hashed_values
 from prequential.day_logs import DayLogs
 from prequential.day_runs import cost_of
 from prequential.options import DaysOptions
@@ -44,6 +45,9 @@ def write_report(options: DaysOptions, logs: DayLogs, head: Mapping[str, str]) -
     for task, of_task in scores.items():
         text += [f"## {task}", "", _by_day(options, task, of_task, facts), ""]
     text += ["## Cost", "", _costs_by_day(options, logs, costs), ""]
+    if options.hashed:
+        hashed = [each.cells for each in hashed_values(logs)]
+        text += ["## Hashed ids", "", _table(hashed, HEADERS), "", ABOUT, ""]
     write_whole(logs.folder / "days.md", "\n".join(text))
     print("\n".join(text[text.index("") :]), f"\nreport: {logs.folder / 'days.md'}", flush=True)
 
@@ -55,7 +59,7 @@ def _cost(options: DaysOptions, logs: DayLogs, name: PolicyName, day: int) -> di
         "rows": costs[0]["rows"],
         "train": float(np.mean([each["seconds"] for each in costs])),
         "cpu": float(np.mean([each["cpu_seconds"] for each in costs])),
-        "prepare": logs.seconds(day, so_far=POLICIES[name].so_far),
+        "prepare": logs.seconds(day, POLICIES[name].log_of(day, options.switch)),
     }
 
 
@@ -69,7 +73,9 @@ def _rows(
     over, tested = options.policies[-1], options.days[1:]
     new_ids = {day: dict(logs.new_ids(day)) for day in tested}
     unseen = {
-        (name, day): dict(logs.unseen(day, so_far=POLICIES[name].so_far)) for name in options.policies for day in tested
+        (name, day): dict(logs.unseen(day, POLICIES[name].log_of(logs.before(day), options.switch)))
+        for name in options.policies
+        for day in tested
     }
     return [
         {

@@ -110,7 +110,7 @@ def read_tested(options: DaysOptions, logs: DayLogs) -> dict[str, dict[int, DayR
             for policy in options.policies
         }
         first, *_ = tables[options.policies[0]]
-        log = logs.to_test(day, so_far=POLICIES[options.policies[0]].so_far)
+        log = logs.to_test(day, POLICIES[options.policies[0]].log_of(logs.before(day), options.switch))
         group = Columns.select(load_schema(str(log))).group
         # Without groups, rows are drawn instead; no row comes on two days.
         users = first[group].to_numpy() if group else first["row"].to_numpy() + day * 2.0**40

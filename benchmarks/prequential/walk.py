@@ -29,16 +29,20 @@ def walk(options: DaysOptions, rest: Sequence[str]) -> None:
         head = describe_run("days.py")
         same = {name: head[name] for name in ("machine", "versions")}
         identity = {**same, "spec": spec, "day": options.day, "first": options.days[0], "training": list(rest)}
+        if options.hashed:
+            from_first_rank(logs.check_hashed)
+            identity |= {"hashed": list(options.hashed), "switch": options.switch}
         head = from_first_rank(partial(record_identity, folder / "identity.json", identity, head, kind="walk"))
         for seed in options.seeds:
             for before, day in zip((None, *options.days), options.days, strict=False):
                 for name in options.policies:
-                    walker, so_far = Walker(folder, name, seed), POLICIES[name].so_far
+                    walker = Walker(folder, name, seed)
                     if before is not None:
-                        log = from_first_rank(partial(logs.to_test, day, so_far=so_far))
-                        predict_day(walker, day, before, log, process)
+                        kind = POLICIES[name].log_of(before, options.switch)
+                        predict_day(walker, day, before, from_first_rank(partial(logs.to_test, day, kind)), process)
                     if day != options.days[-1]:
-                        log = from_first_rank(partial(logs.to_train, day, so_far=so_far))
+                        kind = POLICIES[name].log_of(day, options.switch)
+                        log = from_first_rank(partial(logs.to_train, day, kind))
                         train_day(walker, day, before, log, rest, process)
         if process.is_first:
             write_report(options, logs, head)

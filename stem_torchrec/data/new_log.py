@@ -13,6 +13,8 @@ from stem_torchrec.runtime.whole_file import naming_file
 SPLITS = ("train", "valid", "test")
 VOCABULARY = "vocabulary"
 """Folder of the values behind the ids."""
+WAITING = "waiting"
+"""Folder of the values that have no id yet, with how often they occurred."""
 TRANSFORMS_FILE = "transforms.json"
 """From raw columns to those of the log."""
 TRANSFORMS_FORMAT = 1
@@ -104,6 +106,6 @@ def _is_of_log(path: Path) -> bool:
         return path.is_file()
     return (
         path.is_dir()
-        and path.name in (*SPLITS, VOCABULARY)
+        and path.name in (*SPLITS, VOCABULARY, WAITING)
         and all(file.suffix == ".parquet" and file.is_file() and not file.is_symlink() for file in path.iterdir())
     )

@@ -55,6 +55,8 @@ def make_log(
         spaces = id_spaces(spec)
         if earlier is not None:
             check_earlier_log(earlier, spec, expressions, spaces)
+            if earlier.grows and any(earlier.waiting(name) is None for name in earlier.spaces):
+                print(f"note: {earlier.folder} has no counts of values without an id, so min_count begins at this log.")
         known = Fitted({}, {}) if earlier is None else Fitted(earlier.features, earlier.dense)
         fitted = fit(spec, expressions, rows, engine, known)
         train = rows.filter(rows[SPLIT] == 0)

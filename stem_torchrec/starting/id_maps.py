@@ -175,12 +175,12 @@ class _FeatureIds:
         if new.kind == "hash":
             # The most frequent value of a bucket comes first, and so gives the bucket its row.
             vocabulary = self._old_vocabulary().sort_by([("count", "descending"), ("id", "ascending")])
-            buckets = _hashes(values_of(vocabulary.combine_chunks()), new)
+            buckets = hashes_of(values_of(vocabulary.combine_chunks()), new)
             filled, first = np.unique(buckets, return_index=True)
             rows[filled] = vocabulary["id"].to_numpy()[first]
             rows[new.buckets] = 0 if old.missing_id is None else old.missing_id
         else:
-            rows[new.first_id :] = _hashes(self._new_values(), old)
+            rows[new.first_id :] = hashes_of(self._new_values(), old)
             if new.missing_id is not None:
                 rows[new.missing_id] = old.buckets
         return IdMap(old.rows, new.rows, torch.from_numpy(rows), how="hashed")
@@ -227,7 +227,7 @@ class _FeatureIds:
         )
 
 
-def _hashes(values: pa.Array, space: IdSpace) -> Rows:
+def hashes_of(values: pa.Array, space: IdSpace) -> Rows:
     """The buckets of values, as preparation hashes them: dates by their days, true and false as 1 and 0."""
     if pa.types.is_date32(values.type):
         values = values.cast(pa.int32())

@@ -12,7 +12,7 @@ from stem_torchrec.config.formats import without_format
 from stem_torchrec.config.json_text import parse_json
 from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.config.yaml_text import parse_yaml
-from stem_torchrec.data.new_log import TRANSFORMS_FILE, TRANSFORMS_FORMAT, VOCABULARY
+from stem_torchrec.data.new_log import TRANSFORMS_FILE, TRANSFORMS_FORMAT, VOCABULARY, WAITING
 from stem_torchrec.expressions.expression import Expression, from_json
 from stem_torchrec.preparation.fitting.id_spaces import IdSpace
 from stem_torchrec.preparation.specs.spec import Spec
@@ -40,6 +40,11 @@ class EarlierLog:
         """The file of a vocabulary."""
         return self.folder / VOCABULARY / f"{name}.parquet"
 
+    def waiting(self, name: str) -> Path | None:
+        """The file of the values that wait for an id; None in a log of a version that wrote none."""
+        file = self.folder / WAITING / f"{name}.parquet"
+        return file if file.is_file() else None
+
 
 def read_earlier_log(path: str, *, grows: bool) -> EarlierLog:
     """Reads what a log has fitted.
@@ -66,6 +71,8 @@ def read_earlier_log(path: str, *, grows: bool) -> EarlierLog:
         earlier = EarlierLog(folder, features, dense, spaces, read_spec(folder / SPEC_FILE), grows)
         for name in spaces:
             pq.read_schema(earlier.vocabulary(name)).field("id")
+            if (waiting := earlier.waiting(name)) is not None:
+                pq.read_schema(waiting).field("missed")
         return earlier
     except FileNotFoundError as error:
         if file.is_file():
@@ -103,7 +110,7 @@ def check_earlier_log(
     _check_steps(earlier, spec)
     for name, space in spaces.items():
         if name not in earlier.spaces:
-            if name in earlier.features:
+            if name in earlier.features and not (earlier.grows and earlier.spec.id_features[name].hash):
                 raise UserError(f"features[{name}] has a vocabulary, but none in {earlier.folder}; keep its ids.")
             continue
         old, kind = earlier.spaces[name], str(expressions.features[name].type)
@@ -132,8 +139,11 @@ def _check_steps(earlier: EarlierLog, spec: Spec) -> None:
         for name in [name for name in new if name in old]:
             given, known = to_dict(new[name]), to_dict(old[name])
             for field in fields:
-                # More ids of the same kind are new rows of the tables.
-                if given[field] != known[field] and not (field == "identity" and given[field] and known[field]):
+                # More ids of the same kind are new rows of the tables; a vocabulary may become a hash, and a hash a
+                # vocabulary, which a run takes with --start.hash-ids alone.
+                more = field == "identity" and given[field] and known[field]
+                hashed = field == "hash" and earlier.grows and None in (given[field], known[field])
+                if given[field] != known[field] and not more and not hashed:
                     raise UserError(
                         f"{kind}[{name}].{field} is {_words(given[field])}, but {_words(known[field])} in "
                         f"{earlier.folder}, whose ids and constants are taken over; give the same."

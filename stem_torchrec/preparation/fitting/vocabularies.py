@@ -1,6 +1,10 @@
-"""Vocabularies: the values that have an id, counted in train or taken over from an earlier log."""
+"""Vocabularies: the values that have an id, counted in train or taken over from an earlier log.
 
-from collections.abc import Mapping
+A value gets its id in the log in which it has occurred often enough in all logs so far. Until then it waits: its count
+stands beside the log, and the log that grows from this one goes on with it.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import ibis
@@ -13,6 +17,8 @@ from stem_torchrec.preparation.fitting.statistics_of_train import count_values
 
 COLUMNS = ("value", "id", "count")
 """Columns of a vocabulary's file."""
+WAITING_COLUMNS = ("value", "count", "missed")
+"""Columns of the file of values without an id; `missed` is how many logs in a row have lacked the value."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,8 @@ class Vocabularies:
     tables: Mapping[str, ir.Table]
     sizes: Mapping[str, int]
     """Ids of each space, with 0 and that of a missing value."""
+    waiting: Mapping[str, ir.Table]
+    """The values without an id; a space lacks them if its ids are those of a log that lacks them."""
 
     def of(self, feature: str) -> str | None:
         """The space of a feature; None for a feature without a vocabulary."""
@@ -40,16 +48,19 @@ def keep_vocabularies(
         values: for each feature, a table with its values in train in the column `value`.
         earlier: a log whose ids stay as they are.
     """
-    tables = {}
+    tables, waiting = {}, {}
     for name, space in spaces.items():
-        if earlier is None or name not in earlier.spaces:
-            table = _new(space, values)
-        elif earlier.grows:
-            table = _grown(engine.parquet(earlier.vocabulary(name)), space, values)
+        old = earlier if earlier is not None and name in earlier.spaces else None
+        if old is None or old.grows:
+            counts = [_counts(space, values), *([] if old is None else _of_earlier(engine, old, name))]
+            totals = engine.keep(f"counts {name}", _totals(counts))
+            rows = engine.keep(f"vocabulary {name}", _numbered(totals, space, _next_id(engine, old, space)))
+            tables[name], waiting[name] = rows.filter(rows["id"].notnull()), rows.filter(rows["id"].isnull())
         else:
-            table = engine.parquet(earlier.vocabulary(name))
-        tables[name] = engine.keep(f"vocabulary {name}", table.select(*COLUMNS).order_by("id"))
-    return Vocabularies(spaces, tables, _sizes(engine, spaces, tables))
+            tables[name] = engine.keep(f"vocabulary {name}", engine.parquet(old.vocabulary(name)).select(*COLUMNS))
+            if (file := old.waiting(name)) is not None:
+                waiting[name] = engine.parquet(file)
+    return Vocabularies(spaces, tables, _sizes(engine, spaces, tables), waiting)
 
 
 def _sizes(engine: Engine, spaces: Mapping[str, IdSpace], tables: Mapping[str, ir.Table]) -> dict[str, int]:
@@ -59,40 +70,57 @@ def _sizes(engine: Engine, spaces: Mapping[str, IdSpace], tables: Mapping[str, i
     return {name: space.first_id if rows[name] is None else int(rows[name]) + 1 for name, space in spaces.items()}
 
 
-def _new(space: IdSpace, values: Mapping[str, ir.Table]) -> ir.Table:
-    """The values of train that occur often enough, numbered by falling count, then by value."""
-    counts = _counts(space, values)
-    counts = counts.filter(counts["count"] >= space.vocabulary.min_count)
-    if space.vocabulary.most_frequent is not None:
-        counts = counts.order_by(_BY_COUNT).limit(space.vocabulary.most_frequent)
-    return _numbered(counts, space.first_id)
-
-
-def _grown(old: ir.Table, space: IdSpace, values: Mapping[str, ir.Table]) -> ir.Table:
-    """The old values with their ids, and the new ones behind them; counts are those of all logs so far."""
-    old = old.select(old_value=old["value"], old_id=old["id"], old_count=old["count"])
-    counts = _counts(space, values)
-    both = old.outer_join(counts, old["old_value"] == counts["value"])
-    known = both.filter(both["old_id"].notnull())
-    known = known.select(
-        value=known["old_value"], id=known["old_id"], count=known["old_count"] + known["count"].fill_null(0)
-    )
-    new = both.filter(both["old_id"].isnull()).select("value", "count")
-    new = new.filter(new["count"] >= space.vocabulary.min_count)
-    next_id = old.aggregate(next_id=old["old_id"].max().fill_null(space.first_id - 1) + 1)
-    numbered = _numbered(new, 0).cross_join(next_id)
-    numbered = numbered.select("value", id=numbered["id"] + numbered["next_id"], count="count")
-    return in_order([known, numbered])
-
-
 def _counts(space: IdSpace, values: Mapping[str, ir.Table]) -> ir.Table:
+    """How often each value occurs in train of this log."""
     counts = in_order([count_values(values[name], "value") for name in space.features])
-    return counts.group_by("value").aggregate(count=counts["count"].sum()) if len(space.features) > 1 else counts
+    return counts.select("value", _NO_ID, "count", missed=ibis.literal(0, "int64"))
 
 
-_BY_COUNT = [ibis.desc("count"), ibis.asc("value")]
+def _of_earlier(engine: Engine, earlier: EarlierLog, name: str) -> list[ir.Table]:
+    """What an earlier log has counted: values with an id, and those that wait for one."""
+    vocabulary = engine.parquet(earlier.vocabulary(name))
+    # Earlier versions wrote doubles for features that share ids.
+    known = vocabulary.select("value", "id", count=vocabulary["count"].cast("int64"), missed=ibis.literal(0, "int64"))
+    if (file := earlier.waiting(name)) is None:
+        return [known]
+    waiting = engine.parquet(file)
+    return [known, waiting.select("value", _NO_ID, "count", missed=waiting["missed"] + 1)]
 
 
-def _numbered(counts: ir.Table, first: int) -> ir.Table:
-    position = ibis.row_number().over(order_by=_BY_COUNT)
-    return counts.mutate(id=(position + first).cast("int64")).select(*COLUMNS)
+def _next_id(engine: Engine, earlier: EarlierLog | None, space: IdSpace) -> int:
+    """The id of the first new value."""
+    if earlier is None:
+        return space.first_id
+    ids = engine.parquet(earlier.vocabulary(space.name))["id"]
+    [(greatest,)] = engine.rows(ids.max().name("greatest").as_table())
+    return space.first_id if greatest is None else int(greatest) + 1
+
+
+def _totals(counts: Sequence[ir.Table]) -> ir.Table:
+    """The count of each value in all logs so far, its id if it has one, and how many logs in a row have lacked it."""
+    # A group by spills to disk. DuckDB adds int64 to int128, which Parquet lacks, and Ibis leaves out a cast to what it
+    # takes for int64; a double is exact below 2^53.
+    rows = in_order(counts)
+    count = rows["count"].cast("float64").sum().cast("int64")
+    return rows.group_by("value").aggregate(id=rows["id"].max(), count=count, missed=rows["missed"].min())
+
+
+def _numbered(totals: ir.Table, space: IdSpace, next_id: int) -> ir.Table:
+    """Gives ids to new values that have occurred often enough, by falling count, then by value; forgets some others."""
+    vocabulary = space.vocabulary
+    enough = totals["id"].isnull() & (totals["count"] >= vocabulary.min_count)
+    # Most values wait, so those are not sorted.
+    new = totals.filter(enough)
+    position = ibis.row_number().over(order_by=[ibis.desc("count"), ibis.asc("value")])
+    new = new.mutate(id=(position + next_id).cast("int64"))
+    if vocabulary.most_frequent is not None:
+        fits = new["id"] < space.first_id + vocabulary.most_frequent
+        new = new.mutate(id=ibis.ifelse(fits, new["id"], ibis.null("int64")))
+    columns = ("value", "id", "count", "missed")
+    rows = in_order([totals.filter(~enough).select(*columns), new.select(*columns)])
+    if vocabulary.forget_after is not None:
+        rows = rows.filter(rows["id"].notnull() | (rows["missed"] < vocabulary.forget_after))
+    return rows
+
+
+_NO_ID = ibis.null("int64").name("id")

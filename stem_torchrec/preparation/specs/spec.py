@@ -133,9 +133,12 @@ class Vocabulary:
     """Ids 1, 2, ... for the values of train, by falling count; 0 for all other values."""
 
     min_count: Count = 2
-    """A value that occurs fewer times in train counts as unseen."""
+    """A value that occurs fewer times in train counts as unseen. Where a log grows the ids of an earlier one, the train
+    of all logs so far counts."""
     most_frequent: Count | None = None
-    """Keeps so many values."""
+    """Keeps so many values; a vocabulary that has them grows no more."""
+    forget_after: Count | None = None
+    """Forgets how often a value without an id occurred when so many logs in a row lack it."""
     of: str | None = None
     """Another feature, whose ids this one has as well."""
 

@@ -9,7 +9,7 @@ import ibis.expr.types as ir
 
 from stem_torchrec.config.formats import with_format
 from stem_torchrec.config.serialization import to_dict
-from stem_torchrec.data.new_log import SPLITS, TRANSFORMS_FORMAT, VOCABULARY
+from stem_torchrec.data.new_log import SPLITS, TRANSFORMS_FORMAT, VOCABULARY, WAITING
 from stem_torchrec.data.schema import LabelCounts, Schema, SparseFeature, Split
 from stem_torchrec.expressions.expression import Call, Expression, to_json
 from stem_torchrec.expressions.functions import type_of
@@ -17,7 +17,7 @@ from stem_torchrec.expressions.value_types import ValueType
 from stem_torchrec.preparation.engines.engine import ROW, Engine
 from stem_torchrec.preparation.fitting.earlier_log import space_entry
 from stem_torchrec.preparation.fitting.fit import Fitted
-from stem_torchrec.preparation.fitting.vocabularies import Vocabularies
+from stem_torchrec.preparation.fitting.vocabularies import COLUMNS, WAITING_COLUMNS, Vocabularies
 from stem_torchrec.preparation.specs.spec import Spec
 from stem_torchrec.preparation.specs.spec_expressions import ORDER, SPLIT, SpecExpressions
 from stem_torchrec.preparation.writing.encoding import missing_id, num_embeddings
@@ -61,11 +61,19 @@ def _label_counts(spec: Spec, rows: ir.Table, engine: Engine) -> dict[str, Label
 
 
 def write_vocabularies(vocabularies: Vocabularies, folder: Path, engine: Engine) -> None:
-    """Writes `vocabulary/FEATURE.parquet` for each id space: value, id and count, in the order of the ids."""
+    """Writes two files for each id space.
+
+    `vocabulary/FEATURE.parquet` has value, id and count, in the order of the ids; `waiting/FEATURE.parquet` has value,
+    count and missed, in the order of the values.
+    """
     (folder / VOCABULARY).mkdir(parents=True, exist_ok=True)
     for name, table in vocabularies.tables.items():
-        rows = table.select("value", "id", "count").order_by("id")
+        rows = table.select(*COLUMNS).order_by("id")
         engine.write_file(rows, folder / VOCABULARY / f"{name}.parquet", row_group_size=_ROW_GROUP)
+    for name, table in vocabularies.waiting.items():
+        (folder / WAITING).mkdir(exist_ok=True)
+        rows = table.select(*WAITING_COLUMNS).order_by("value")
+        engine.write_file(rows, folder / WAITING / f"{name}.parquet", row_group_size=_ROW_GROUP)
 
 
 def schema_of(spec: Spec, expressions: SpecExpressions, vocabularies: Vocabularies, splits: dict[str, Split]) -> Schema:
