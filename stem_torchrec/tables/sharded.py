@@ -60,7 +60,7 @@ def sharded_collections(model: nn.Module) -> Iterator[tuple[str, ShardedEmbeddin
 def set_steps(model: nn.Module, optimizer: CombinedOptimizer, steps: int) -> None:
     """Lets the tables' optimizers correct the bias of moments as after `steps` steps, whatever they have looked up.
 
-    FBGEMM counts lookups, those of evaluations as well. Torch's optimizers have a count of their own among their states.
+    FBGEMM counts lookups, those of evaluations as well. Torch's optimizers have a count among their states.
     """
     optimizer.set_optimizer_step(steps)
     for _, collection in sharded_collections(model):
