@@ -119,8 +119,8 @@ def with_source_path(config: TrainConfig) -> TrainConfig:
     )
     if config.output_dir and f"{source}/".startswith(f"{run.rstrip('/')}/"):
         raise UserError(
-            f"--start-from {name} is in the run folder of --output-dir itself; give another --output-dir, or leave out "
-            "--start-from to resume."
+            f"--start-from {name} is in the run folder of --output-dir itself; give another --output-dir, or --config "
+            f"{config.output_dir}/{CONFIG_FILE} without --start-from to resume it."
         )
     return config if "://" in name else replace(config, start_from=os.path.abspath(name))
 

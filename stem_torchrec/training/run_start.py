@@ -156,8 +156,8 @@ def _check_same_run(folder: AnyPath, config: TrainConfig, schema: Schema) -> Non
     if config.start_from not in (None, saved.start_from):
         began = f"started from {saved.start_from}" if saved.start_from else "started anew"
         raise UserError(
-            f"the run in {folder} {began}, not from {config.start_from}; give another --output-dir, or leave out "
-            "--start-from to resume it."
+            f"the run in {folder} {began}, not from {config.start_from}; give another --output-dir, or --config "
+            f"{folder}/{CONFIG_FILE} without --start-from to resume it."
         )
     if not complete_steps(checkpoints_folder(config.checkpoint, folder)):
         _check_same_options(folder, saved, config)
