@@ -20,7 +20,10 @@ from stem_torchrec.checkpoints.folder import checkpoint_path, complete_steps, re
 from stem_torchrec.config import CheckpointConfig, LoopConfig, StartConfig, TrainConfig
 from stem_torchrec.config.files import dump_config
 from stem_torchrec.config.serialization import to_dict
+from stem_torchrec.data.schema import load_schema
 from stem_torchrec.models.ple import PLEOptions
+from stem_torchrec.preparation.fitting.earlier_log import read_earlier_log
+from stem_torchrec.preparation.prepare_log import summary
 from stem_torchrec.run_report.run_record import RunRecord
 from stem_torchrec.run_report.write_report import page_of
 from stem_torchrec.runtime.errors import UserError
@@ -209,6 +212,14 @@ def test_start_json_has_the_lineage_and_what_was_carried(folder: Path, printed: 
     model = type(load_config(str(folder / "tuesday" / "config.yaml")).model)
     kept = read_progress(checkpoint_path(str(folder / "tuesday" / "checkpoints"), last), model).start
     assert kept["parents"] == to_dict(record)["parents"][1:]
+
+
+def test_the_sizes_of_a_log_that_grows_tell_how_many_ids_are_new(folder: Path) -> None:
+    sizes = summary(load_schema(str(folder / "day2")), read_earlier_log(str(folder / "day1"), grows=True))
+    assert [line.split() for line in sizes.splitlines()[-3::2]] == [
+        ["feature", "ids", "new", "ids"],
+        ["user", "9", "3"],
+    ]
 
 
 def test_the_best_weights_start_with_fresh_states(printed: dict[str, str]) -> None:
