@@ -72,6 +72,11 @@ def without_users(log: Path) -> None:
     change_schema(log, lambda features: features.pop(2))
 
 
+def without_a_label(log: Path) -> None:
+    schema = (log / "schema.json").read_text()
+    (log / "schema.json").write_text(schema.replace('"click"', '"other"'))
+
+
 def change_schema(log: Path, change: Callable[[list[dict[str, Any]]], object]) -> None:
     """Changes the features of a log: city, tags and user."""
     schema = json.loads((log / "schema.json").read_text())
@@ -84,7 +89,11 @@ def change_schema(log: Path, change: Callable[[list[dict[str, Any]]], object]) -
     [
         (without_transforms, "is not a log like that of .*: num_embeddings of user is"),
         (with_a_larger_hash, "is not a log like that of .*: num_embeddings of city is 99, not"),
-        (without_users, "the log has no sparse feature 'user', only city, tags"),
+        (
+            without_users,
+            "the log has no sparse feature 'user', which .* reads, only city, tags; give a log that",
+        ),
+        (without_a_label, "the log has no label '.*', which .* reads, only other; give a log that has it."),
     ],
 )
 def test_other_logs_are_refused_still(change: Callable[[Path], None], words: str, logs: Path, tmp_path: Path) -> None:

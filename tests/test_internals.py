@@ -18,6 +18,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import tyro
+from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+    ComputeDevice,
+    CounterBasedRegularizationDefinition,
+    SplitTableBatchedEmbeddingBagsCodegen,
+    WeightDecayMode,
+)
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, schedule
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
@@ -27,7 +35,7 @@ import stem_torchrec
 from stem_torchrec.checkpoints.storage import without_warnings
 from stem_torchrec.runtime.internals import build_files, profiler_ranges, pytorch, torchrec_hooks, tyro_errors
 from stem_torchrec.runtime.internals.export import load_exported
-from stem_torchrec.tables import sharded_collections
+from stem_torchrec.tables import set_steps, sharded_collections
 
 from distributed import run_ranks
 from reference import TABLES
@@ -219,6 +227,20 @@ def names_in_profile() -> set[str]:
     return {event.name for event in profiler.events()}
 
 
+def counts_of_steps() -> set[tuple[int, int]]:
+    """What `set_optimizer_step` sets and what lookups count, of each FBGEMM module, after both are set to 7."""
+    run = Run.build(config_of("adagrad", "table_wise"))
+    modules = [
+        module.emb_module
+        for _, collection in sharded_collections(run.model)
+        for _, module in torchrec_hooks.lookups_of(collection)
+    ]
+    for module in modules:
+        module.iter_cpu.fill_(30)
+    set_steps(run.model, run.optimizer, 7)
+    return {(int(module.iter), int(module.iter_cpu)) for module in modules}
+
+
 TYPES = ("table_wise", "row_wise", "table_row_wise", "grid_shard")
 
 
@@ -227,6 +249,7 @@ def read_all() -> dict[str, Any]:
         "shardings": {sharding_type: facts_of_shardings(sharding_type) for sharding_type in TYPES},
         "copies": facts_of_copies(),
         "names": names_in_profile(),
+        "counts": counts_of_steps(),
     }
 
 
@@ -278,6 +301,26 @@ def test_a_profile_has_the_names_of_the_ranges(facts: list[dict[str, Any]], patt
         names = [each for each in rank["names"] if each.startswith(name)]
         assert names
         assert all(getattr(profiler_ranges, pattern).match(each) for each in names)
+
+
+def test_the_steps_that_are_set_are_those_that_lookups_count_on_from(facts: list[dict[str, Any]]) -> None:
+    assert all(rank["counts"] == {(7, 7)} for rank in facts)
+
+
+def test_fbgemm_leaves_the_count_of_lookups_when_the_step_is_set() -> None:
+    # It fuses no Adam on CPU, but there it counts for a decay by the number of lookups as it does for Adam on CUDA.
+    table = SplitTableBatchedEmbeddingBagsCodegen(
+        [(10, 8, EmbeddingLocation.HOST, ComputeDevice.CPU)],
+        optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+        weight_decay_mode=WeightDecayMode.COUNTER,
+        counter_based_regularization=CounterBasedRegularizationDefinition(),
+    )
+    counts = []
+    for step in (0, 100, 7):
+        table.set_optimizer_step(step)
+        table(torch.tensor([1, 2]), torch.tensor([0, 1, 2]))
+        counts.append((int(table.iter), int(table.iter_cpu)))
+    assert counts == [(1, 1), (101, 2), (8, 3)]
 
 
 def test_the_name_of_a_function_follows_autograds_prefix(facts: list[dict[str, Any]]) -> None:

@@ -281,4 +281,9 @@ def test_the_printed_plan_shows_every_table_its_estimate_and_how_even_the_ranks_
     # All the weights are somewhere, once.
     assert sum(weights) == pytest.approx(3 * sum(FEATURES.values()) * 8 * 4 / 2**20)
     assert f"{imbalance(weights):.3f}" in text
+    # Of many tables the text has the largest.
+    many = replace(made, tables=tuple(replace(made.tables[0], name=f"t/{n}", rows=n + 1) for n in range(50)))
+    lines = format_plan(many).splitlines()
+    assert [line.split()[0] for line in lines if line.startswith("t/")] == [f"t/{n}" for n in range(30, 50)]
+    assert [line.split()[:4] for line in lines if "smaller" in line] == [["30", "smaller", "ones", "465"]]
     assert imbalance(weights) == pytest.approx(max(weights) * 16 / sum(weights))

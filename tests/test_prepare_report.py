@@ -21,7 +21,7 @@ from stem_torchrec.preparation.report.facts import (
     divergence,
 )
 from stem_torchrec.preparation.report.leak_check import LoneAuc
-from stem_torchrec.preparation.report.warning_sentences import collision_text
+from stem_torchrec.preparation.report.warning_sentences import _of_feature, collision_text
 from stem_torchrec.preparation.report.warning_sentences import warnings_of as sentences_of
 from stem_torchrec.preparation.specs.spec import Source, Spec, TimeSplit
 from stem_torchrec.preparation.specs.spec import Split as SpecSplit
@@ -194,6 +194,12 @@ def test_what_a_hash_costs_is_measured(report: str, folder: Path, drawn: pd.Data
     assert f"ad: {collision_text(facts)}" in report
     printed = folder.with_name("printed.txt").read_text().splitlines()
     assert f"feature 'ad': {collision_text(facts)}" in warnings_of(printed)
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+def test_a_feature_of_one_value_is_warned_of_unless_an_earlier_log_has_it(is_known: bool) -> None:
+    facts = FeatureFacts(9, 1, coverage={"train": 1.0}, unseen={"valid": 0.0}, drift={"valid": 0.0}, aucs={})
+    assert len([*_of_feature("city", facts, is_known=is_known)]) == (not is_known)
 
 
 def test_the_cost_of_a_hash_is_a_sentence() -> None:

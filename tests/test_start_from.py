@@ -17,14 +17,18 @@ from typing import Any
 import pytest
 
 from stem_torchrec.checkpoints.folder import checkpoint_path, complete_steps, read_progress
-from stem_torchrec.config import CheckpointConfig, LoopConfig, TrainConfig
+from stem_torchrec.config import CheckpointConfig, LoopConfig, StartConfig, TrainConfig
+from stem_torchrec.config.files import dump_config
 from stem_torchrec.config.serialization import to_dict
+from stem_torchrec.data.schema import load_schema
 from stem_torchrec.models.ple import PLEOptions
+from stem_torchrec.preparation.fitting.earlier_log import read_earlier_log
+from stem_torchrec.preparation.prepare_log import summary
 from stem_torchrec.run_report.run_record import RunRecord
 from stem_torchrec.run_report.write_report import page_of
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.starting.record import read_start
-from stem_torchrec.training.configuration import load_config
+from stem_torchrec.training.configuration import config_from_command_line, load_config
 from stem_torchrec.training.recipes import RECIPES
 from stem_torchrec.training.trainer import Trainer, train
 
@@ -53,7 +57,11 @@ def day_of(number: int, users: int, rows: int) -> str:
 
 def make_log(folder: Path, number: int, users: int, *, rows: int = 60, **options: Any) -> Path:
     """The log of a day, whose vocabulary grows that of an earlier one."""
-    spec = {**SPEC, "split": {"time": {"by": "day", "train_until": number, "valid_until": number + 1}}}
+    spec = {
+        **SPEC,
+        "where": f"day >= {number}",
+        "split": {"time": {"by": "day", "train_until": number, "valid_until": number + 1}},
+    }
     made = prepare(folder, spec, {"log.csv": day_of(number, users, rows)}, out=f"day{number}", report=False, **options)
     return made.with_name(f"day{number}")
 
@@ -170,7 +178,7 @@ def line_of(printed: str, item: str) -> str:
 def test_a_day_trains_on_from_the_day_before(folder: Path, printed: dict[str, str]) -> None:
     line = line_of(printed["tuesday"], "tables of user")
     assert "grown" in line
-    assert "3 new ids" in line
+    assert line.split()[-6:] == ["6", "3", "new", "rows", "as", "initialized"]
     config = load_config(str(folder / "tuesday" / "config.yaml"))
     assert config.start_from == str(folder / "monday")
     # Steps, evaluations and the best weights are those of the new run alone.
@@ -193,6 +201,8 @@ def test_start_json_has_the_lineage_and_what_was_carried(folder: Path, printed: 
     assert monday.log.path == str(folder / "day1")
     assert monday.log.rows == {"train": 52, "valid": 8}
     assert monday.log.split["time"].items() >= {"by": "day", "train_until": 1, "valid_until": 2}.items()
+    # Days that a loop cuts by a condition differ in it alone.
+    assert (monday.log.where, record.log.where) == ("day >= 1", "day >= 2")
     assert tuesday.run == str(folder / "tuesday")
     assert record.ids["user"].values == 8
     assert record.carried is not None
@@ -202,6 +212,14 @@ def test_start_json_has_the_lineage_and_what_was_carried(folder: Path, printed: 
     model = type(load_config(str(folder / "tuesday" / "config.yaml")).model)
     kept = read_progress(checkpoint_path(str(folder / "tuesday" / "checkpoints"), last), model).start
     assert kept["parents"] == to_dict(record)["parents"][1:]
+
+
+def test_the_sizes_of_a_log_that_grows_tell_how_many_ids_are_new(folder: Path) -> None:
+    sizes = summary(load_schema(str(folder / "day2")), read_earlier_log(str(folder / "day1"), grows=True))
+    assert [line.split() for line in sizes.splitlines()[-3::2]] == [
+        ["feature", "ids", "new", "ids"],
+        ["user", "9", "3"],
+    ]
 
 
 def test_the_best_weights_start_with_fresh_states(printed: dict[str, str]) -> None:
@@ -257,15 +275,66 @@ def test_the_page_of_a_run_shows_what_it_started_from(folder: Path, printed: dic
     assert monday["started from"].replace("<wbr>", "") == str(folder / "monday")
     assert (monday["before it"], monday["rows of train"]) == ("2", "52")
     assert monday["split by"].startswith("time: day, ")
+    assert monday["where"].replace("&gt;", ">") == "day >= 1"
     assert "what was carried into wednesday" in text
 
 
 def test_a_run_of_an_earlier_version_and_a_damaged_log_are_noted(printed: dict[str, str]) -> None:
     assert "only their number tells what the ids of " in printed["earlier version"]
-    assert "same ids, by their number alone" in printed["earlier version"]
+    assert "by their number alone" in printed["earlier version"]
     note = line_of(printed["damaged transforms"], "note: ")
     assert note.endswith("prepare the log again. A run that starts from this one cannot compare its ids.")
     assert "dry run: 52 training rows" in printed["damaged transforms"]
+
+
+def test_the_options_are_those_of_the_source_but_for_its_folders_and_what_it_started_from(
+    folder: Path, printed: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuesday = load_config(str(folder / "tuesday" / "config.yaml"))
+    assert tuesday.start_from == str(folder / "monday")
+    source, new = str(folder / "tuesday"), str(folder / "new")
+    line = ["--start-from", source, "--data.path", str(folder / "day2"), "--output-dir", new, "--train.epochs", "3"]
+    expected = replace(tuesday, start_from=source, output_dir=new, train=replace(tuesday.train, epochs=3))
+    assert config_from_command_line(line) == expected
+    assert capsys.readouterr().out == (
+        f"the options are those of {source}, but for those given here; --recipe or --config takes others\n"
+    )
+    newest = checkpoint_path(f"{source}/checkpoints", complete_steps(f"{source}/checkpoints")[0])
+    for each in (f"{source}:best", newest, f"{source}/checkpoints"):
+        assert config_from_command_line(["--start-from", each]) == replace(tuesday, start_from=each)
+        note = f"note: --data.path is not given, so the run trains on the log of {each} again, {folder}/day2"
+        assert capsys.readouterr().out.splitlines()[1:] == [note]
+    # How it started is its own.
+    (folder / "mean").mkdir()
+    mean = replace(tuesday, start=StartConfig(new_rows="mean"))
+    (folder / "mean" / "config.yaml").write_text(dump_config(mean))
+    assert load_config(str(folder / "mean" / "config.yaml")) == mean
+    assert config_from_command_line(["--start-from", str(folder / "mean")]).start == StartConfig()
+
+
+def test_a_recipe_a_file_and_weights_without_options_leave_the_source_its_state_alone(
+    folder: Path, printed: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = str(folder / "tuesday")
+    recipe = config_from_command_line(["--recipe", "tiny", "--start-from", source])
+    assert recipe == replace(RECIPES["tiny"](), start_from=source)
+    file = ["--config", str(folder / "monday" / "config.yaml"), "--start-from", source]
+    assert config_from_command_line(file).data.path == str(folder / "day1")
+    for bare in ("weights", "nothing"):
+        config = config_from_command_line(["--start-from", str(folder / bare)])
+        assert config == replace(RECIPES["synthetic"](), start_from=str(folder / bare))
+    assert capsys.readouterr().out == ""
+
+
+def test_a_run_whose_source_is_gone_has_its_own_options_when_it_is_started_again(
+    folder: Path, printed: dict[str, str]
+) -> None:
+    # "moved" has been deleted since.
+    line = ["--start-from", str(folder / "moved"), "--output-dir", str(folder / "resumed")]
+    config = config_from_command_line(line)
+    assert (config.data.path, config.sparse.name, config.start_from) == (str(folder / "day2"), "adagrad", line[1])
+    other = config_from_command_line([*line[:2], "--output-dir", str(folder / "tuesday")])
+    assert other.recipe == "synthetic"
 
 
 def refused(config: TrainConfig, folder: Path) -> str:

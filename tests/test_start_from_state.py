@@ -204,6 +204,10 @@ def test_a_part_of_another_size_is_fresh_and_the_others_are_not(results):
         assert torch.equal(weight, new["fresh"][name] if name.startswith("towers") else old[name]), name
     [line] = [line for line in new["carried"].lines if line.status != "carried"]
     assert (line.item, line.status, line.details) == ("towers", "fresh", "another number of layers")
+    assert new["carried"].notes == (
+        "towers start fresh, as the model has other options than that of stem: --model.tower-hidden; without --recipe "
+        "and --config it has those",
+    )
 
 
 def test_states_are_fresh_where_there_are_none_or_the_optimizer_is_another(results):
@@ -225,6 +229,20 @@ def test_the_table_names_what_is_alike_once_and_goes_through_plain_values(result
     assert "tables of city like, share, finish, shared fresh fresh 20 new feature" in lines
     assert "layers.0.gates like, finish, shared grown carried 8 new input columns, 2 new experts" in lines
     assert "towers share fresh fresh new" in lines
+
+
+def test_features_that_fare_alike_without_new_rows_share_a_line_of_the_text_alone(results):
+    for change, details in {"nothing": "", "wide": " 4 new columns", "narrow": " 4 columns dropped"}.items():
+        carried = results[change]["carried"]
+        assert [line.item for line in carried.lines[:2]] == ["tables of uid", "tables of tags"]
+        status = "grown" if change == "wide" else "carried"
+        lines = [" ".join(line.split()) for line in carried.format().splitlines()]
+        assert f"tables of uid, tags finish, like, shared {status} carried 5,007 0{details}" in lines
+    uid = results["nothing"]["carried"].lines[0]
+    many = Carried("stem", tuple(replace(uid, item=f"tables of f{n}", rows=n) for n in range(38)))
+    assert [line.split()[:8] for line in many.format().splitlines()[2:]] == [
+        ["tables", "of", "f0,", "37", "others", "finish,", "like,", "shared"]
+    ]
 
 
 def models_all(folder: Path) -> dict[str, tuple[dict[str, Tensor], dict[str, Tensor], Any]]:
@@ -270,6 +288,8 @@ def next_steps(folder: Path) -> tuple[dict[str, list[tuple[Weights, Weights]]], 
         for run in (resumed, new):
             run.train(batches_for(COLUMNS, range(4, 6)))
             results[optimizer].append((run.weights(), whole_states(run)))
+        carried = plan_carry(source, config=config, columns=COLUMNS, id_maps={}, tables_from="shared").carried
+        assert carried.notes == ("--start.tables-from shared has no effect, as the run has no new task",)
         notes[optimizer] = plan_carry(source, config=config, columns=CHANGES["ids"], id_maps={}).carried.notes
     return results, notes
 

@@ -11,6 +11,7 @@ from stem_torchrec.checkpoints.rowwise import read, take_out
 from stem_torchrec.checkpoints.storage import State, without_warnings
 from stem_torchrec.checkpoints.weights import damage_on_any_rank, load_state, read_metadata
 from stem_torchrec.runtime.process import trains_on_gpu
+from stem_torchrec.tables import set_steps
 
 
 def training_state(
@@ -80,8 +81,7 @@ def restore_state(
         model.load_state_dict(state["model"])
         # All states have been read in place.
         optimizer.load_state_dict(optimizer.state_dict())
-    # FBGEMM keeps its own count of steps, by which it corrects the bias of moments.
-    optimizer.set_optimizer_step(step)
+    set_steps(model, optimizer, step)
     # Where random numbers are not restored, they start anew, on GPUs as well.
     torch.manual_seed(step * dist.get_world_size() + dist.get_rank())
     if not same_ranks:

@@ -11,13 +11,13 @@ from stem_torchrec.config.loop import CheckpointConfig, LoopConfig
 from stem_torchrec.config.model import ModelConfig
 from stem_torchrec.config.optimizers import DenseOptimizerConfig, ScheduleConfig, SparseOptimizerConfig
 from stem_torchrec.config.sharding import ShardingConfig
-from stem_torchrec.config.start import StartConfig
+from stem_torchrec.config.start import StartConfig, StartFrom
 from stem_torchrec.runtime.path_options import OutputFolder, PathOption
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One run. The defaults come from `--recipe NAME` or `--config RUN/config.yaml`."""
+    """One run. The defaults come from `--recipe NAME`, `--config RUN/config.yaml` or `--start-from RUN`."""
 
     recipe: str = ""
     """The recipe that the defaults come from: log with --data.path, and synthetic without it, if none is given."""
@@ -39,9 +39,10 @@ class TrainConfig:
     """What a run keeps so that it can resume."""
     delta: DeltaConfig = field(default_factory=DeltaConfig)
     """What is shipped while the run trains."""
-    start_from: Annotated[str, PathOption("folder", endings=(":best",))] | None = None
-    """Starts a new run from the state of another one: RUN is its last checkpoint, RUN:best its best weights with fresh
-    optimizer states; a checkpoint, a folder of checkpoints and a folder of weights serve as well."""
+    start_from: StartFrom | None = None
+    """Starts a new run from the state of another one, with its options unless --recipe or --config names others: RUN is
+    its last checkpoint, RUN:best its best weights with fresh optimizer states; a checkpoint, a folder of checkpoints
+    and a folder of weights serve as well."""
     start: StartConfig = field(default_factory=StartConfig)
     """What --start-from takes over."""
     resume: Annotated[str, PathOption("folder", words=("auto", "never"))] = "auto"

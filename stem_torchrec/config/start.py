@@ -5,7 +5,11 @@ from typing import Annotated, Literal
 
 from annotated_types import Interval
 
+from stem_torchrec.runtime.path_options import PathOption
+
 NewRows = Literal["initial", "unseen", "mean"]
+StartFrom = Annotated[str, PathOption("folder", endings=(":best",))]
+"""A run, RUN:best, a checkpoint, or a folder of checkpoints or weights, local or in a store."""
 
 
 @dataclass(frozen=True)

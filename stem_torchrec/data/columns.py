@@ -37,8 +37,16 @@ class Columns:
     read as unseen (unseen_ids.py)."""
 
     @classmethod
-    def select(cls, schema: Schema, *, features: Sequence[str] = (), labels: Sequence[str] = ()) -> "Columns":
+    def select(
+        cls, schema: Schema, *, features: Sequence[str] = (), labels: Sequence[str] = (), reader: str = ""
+    ) -> "Columns":
         """The columns of `schema`, of its sparse features and labels only those named, if any are.
+
+        Args:
+            schema: of a log.
+            features: names of sparse features.
+            labels: names of labels.
+            reader: the run that reads the columns named, if an option cannot name others.
 
         Raises UserError for a name that the schema lacks or that is given twice, and for a column that cannot serve in
         two ways, as a label cannot be a feature.
@@ -53,6 +61,11 @@ class Columns:
                 raise UserError(f"schema.json names no {kind}; a log needs one. datasets/README.md describes the file.")
             for name in names:
                 if name not in known:
+                    if reader:
+                        raise UserError(
+                            f"the log has no {kind} {name!r}, which {reader} reads, only {', '.join(known)}; give a "
+                            "log that has it."
+                        )
                     near, given = nearest(name, known), f"--data.labels {' '.join(known)}" if kind == "label" else ""
                     fix = given and (f" Give {given}." if near else f"; give {given}.")
                     raise UserError(f"the log has no {kind} {name!r}, only {', '.join(known)}{near}{fix}")

@@ -154,7 +154,10 @@ def _spec(config: DaysConfig, folder: Path) -> dict[str, Any]:
     world = World(config.world)
     return {
         "format": 1,
-        "description": f"Drawn by stem_torchrec.data.synthetic_days from {config}.",
+        "description": (
+            f"{config.days} synthetic days of {config.rows_per_day:,} rows, drift {config.drift:g}, "
+            f"seed {config.world.seed}."
+        ),
         "variables": {"raw": str(folder)},
         "sources": {"days": {"files": "${raw}/day_*.parquet", "type": "parquet"}},
         "split": {"random": {"by": ["day", "row"], "valid": 0.05, "test": 0.0}},

@@ -74,7 +74,8 @@ def make_log(
     if report:
         with stages.stage("report"):
             parts = {name: engine.parquet(folder / name) for name in splits}
-            warnings = write_report(WrittenLog(spec, expressions, fitted, rows, parts, schema), steps, engine, folder)
+            log = WrittenLog(spec, expressions, fitted, rows, parts, schema, known)
+            warnings = write_report(log, steps, engine, folder)
         for warning in warnings:
             print(f"warning: {warning}")
     return schema

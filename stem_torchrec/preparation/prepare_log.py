@@ -77,7 +77,7 @@ def _prepared(text: str, path: str | Path, options: PrepareOptions) -> str:
             schema = make_log(spec, engine, folder, earlier, report=options.report)
         finally:
             engine.close()
-    return summary(schema)
+    return summary(schema, earlier)
 
 
 def _check_apart(spec: Spec, out: Path) -> None:
@@ -116,12 +116,18 @@ def _engine(options: PrepareOptions, folder: Path) -> Engine:
     return DuckDBEngine(folder, memory=f"{options.memory}GiB", threads=options.threads)
 
 
-def summary(schema: Schema) -> str:
-    """The rows and labels of each split, and the size of each feature."""
+def summary(schema: Schema, earlier: EarlierLog | None) -> str:
+    """The rows and labels of each split, and the ids of each feature; of vocabularies that grow, how many are new."""
     splits = [
         (name, split.rows, *(f"{each.positives} ({each.positives / split.rows:.2%})" for each in split.labels.values()))
         for name, split in schema.splits.items()
     ]
-    features = [(feature.name, feature.num_embeddings) for feature in schema.sparse_features]
-    tables = (tabulate(splits, headers=("split", "rows", *schema.label_names)), tabulate(features, ("feature", "ids")))
+    features = {feature.name: [feature.name, feature.num_embeddings] for feature in schema.sparse_features}
+    head = ["feature", "ids"]
+    if earlier is not None and earlier.grows:
+        head.append("new ids")
+        before = {name: space["ids"] for space in earlier.spaces.values() for name in space["features"]}
+        for name, row in features.items():
+            row.append(row[1] - before[name] if name in before else "")
+    tables = (tabulate(splits, headers=("split", "rows", *schema.label_names)), tabulate(features.values(), head))
     return "\n\n".join(filter(None, (schema.description, *tables)))

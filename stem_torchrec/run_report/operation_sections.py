@@ -125,6 +125,7 @@ def _ancestors(report: Report, runs: Sequence[RunRecord]) -> None:
             {
                 "run": run.name, "started from": _path(parent.run or parent.weights),
                 "log": _path(parent.log.path) if parent.log else "?",
+                "where": (parent.log.where or "") if parent.log else "?",
                 "split by": _split(parent.log.split) if parent.log else "?", "before it": f"{number}",
                 "step": "best" if parent.step is None else f"{parent.step:,}",
                 "rows of train": f"{parent.log.rows.get('train', 0):,}" if parent.log else "?",
@@ -132,7 +133,7 @@ def _ancestors(report: Report, runs: Sequence[RunRecord]) -> None:
             for run, start in started
             for number, parent in enumerate(start.parents, 1)
         ],
-        text_columns=4,
+        text_columns=5,
     )  # fmt: skip
     for run, start in started:
         if start.carried is not None:

@@ -74,13 +74,14 @@ def _raising_module() -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """The message of an error of a library or the system, on one line.
+    """The message of an error of a library or the system, on one line; of a KeyError, that its key is missing.
 
     Example::
 
         reason_of(OSError(28, "No space left on device"))  # "[Errno 28] No space left on device"
     """
-    return " ".join(str(error).split()).rstrip(".")
+    missing = " is missing" if isinstance(error, KeyError) else ""
+    return " ".join(str(error).split()).rstrip(".") + missing
 
 
 def system_cause(error: BaseException) -> OSError | None:

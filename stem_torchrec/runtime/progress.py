@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 
 import torch.distributed as dist
 from tqdm import tqdm
@@ -20,6 +21,12 @@ def log_rank0(text: str) -> None:
         with suppress(OSError):
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
+
+
+@cache
+def note_once(text: str) -> None:
+    """Prints a line on rank 0 as `log_rank0` does, but only the first time in this process."""
+    log_rank0(text)
 
 
 def progress_bar(total: int, unit: str) -> tqdm:

@@ -48,7 +48,7 @@ def folder_of_log(
     of_log = replace(load_schema(path), labels=schema.labels, label_weights=schema.label_weights)
     other = f"{path} is not the log that the run was trained on"
     try:
-        present = Columns.select(of_log, features=tuple(columns.sparse), labels=columns.labels)
+        present = Columns.select(of_log, features=tuple(columns.sparse), labels=columns.labels, reader="the run")
     except UserError as error:
         raise UserError(f"{other} ({reason_of(error)}); {fix}.") from error
     other_rows = _other_rows(path, of_log, columns=present, schema=schema, rows=rows)

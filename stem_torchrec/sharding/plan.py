@@ -10,6 +10,8 @@ from torchrec.distributed.types import ShardingPlan
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 _MIB = 2**20
+_MANY, _LARGEST = 40, 20
+"""With more tables than the first, the text of a plan has a line for as many as the second."""
 
 
 @dataclass(frozen=True)
@@ -117,9 +119,16 @@ def _planned(config: EmbeddingBagConfig, option: ShardingOption) -> PlannedTable
 
 
 def format_plan(plan: Plan) -> str:
-    """The plan as a table with a line per model table, then one with the load per rank and how even it is."""
+    """The plan as a table with a line per model table, then one with the load per rank and how even it is.
+
+    Of many tables it has the largest; plan.json has them all.
+    """
     rows = []
+    by_size = sorted(plan.tables, key=lambda table: table.rows * table.dim, reverse=True)
+    largest = {table.name for table in (by_size if len(by_size) <= _MANY else by_size[:_LARGEST])}
     for table in plan.tables:
+        if table.name not in largest:
+            continue
         mib = [0.0] * plan.world_size
         for shard in table.shards:
             mib[shard.rank] += _VALUES["weights"](shard)
@@ -127,6 +136,8 @@ def format_plan(plan: Plan) -> str:
         estimate = max(shard.estimate_ms for shard in table.shards)
         sharding = (table.sharding_type, kernel, _format_ranks(table, plan.world_size), max(mib), estimate)
         rows.append([table.name, table.rows, table.dim, *sharding])
+    if smaller := [table for table in plan.tables if table.name not in largest]:
+        rows.append([f"{len(smaller)} smaller ones", sum(table.rows for table in smaller), *[""] * 6])
     rows.append(["total", sum(table.rows for table in plan.tables), *[""] * 4, max(plan.per_rank("weights")), ""])
     headers = ["table", "rows", "dim", "type", "kernel", "ranks", "MiB per rank", "estimate ms"]
     lines = [tabulate(rows, headers, floatfmt=("", "", "", "", "", "", ".2f", ".4f"), intfmt=",")]

@@ -84,7 +84,10 @@ def read_plan(path: str, tables: Sequence[EmbeddingBagConfig], topology: Topolog
     if problems:
         if len(problems) > 6:
             problems[6:] = [f"and {len(problems) - 6} tables more"]
-        raise UserError(f"--sharding.plan {path} does not fit: {'; '.join(problems)}.")
+        raise UserError(
+            f"--sharding.plan {path} does not fit: {'; '.join(problems)}; give a plan of these tables and ranks, or "
+            "--sharding.plan None to plan anew, as where tables have grown."
+        )
     return {name: table.placement for name, table in plan.tables.items()}
 
 

@@ -1,6 +1,6 @@
 """What a new run takes over from the state that it starts from, as a table."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -12,6 +12,9 @@ States = Literal["carried", "fresh", ""]
 """Optimizer states; "" where an optimizer has none, and for what is dropped."""
 _NAMED = 6
 """Groups that a line of the text names."""
+_NAMED_FEATURES = 4
+"""Features that a line of the text names at most."""
+_TABLES = "tables of "
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,11 @@ class Carried:
     Example::
 
         print(carried.format())
-        # what              of                    status    states       rows    new rows  details
-        # tables of uid     finish, like, shared  grown     carried    27,285       8,185  8185 new ids
-        # layers.0.experts  finish, like, shared  grown     carried                        16 new input columns
-        # towers            finish, like          carried   carried
+        # what                      of            status   states      rows    new rows  details
+        # tables of uid             like, shared  grown    carried   27,285       8,185  new rows as initialized
+        # tables of city, 4 others  like, shared  carried  carried      312           0
+        # layers.0.experts          like, shared  grown    carried                       16 new input columns
+        # towers                    like          carried  carried
     """
 
     source: str
@@ -53,16 +57,33 @@ class Carried:
     """The count by which the tables' optimizer corrects the bias of its moments, at step 0 of the new run."""
 
     def format(self) -> str:
-        """The table, and the notes below it."""
+        """The table, in which features that fare alike and have no new rows share a line, and the notes below it."""
         names = ("what", "of", "status", "states", "rows", "new rows", "details")
         cells = [
             (line.item, _some(line.of), line.status, line.states, _number(line.rows), _number(line.new_rows),
              line.details)
-            for line in self.lines
+            for line in _short(self.lines)
         ]  # fmt: skip
         aligned = ("left", "left", "left", "left", "right", "right", "left")
         table = tabulate(cells, names, disable_numparse=True, colalign=aligned if cells else None)
         return "\n".join([table, *(f"note: {note}" for note in self.notes)])
+
+
+def _short(lines: Sequence[Line]) -> list[Line]:
+    """The lines, those of features that fare alike and have no new rows as one, with the sum of their rows."""
+    alike: dict[Line, list[Line]] = {}
+    for line in lines:
+        may_share = line.item.startswith(_TABLES) and not line.new_rows
+        key = replace(line, item=_TABLES, rows=None) if may_share else line
+        alike.setdefault(key, []).append(line)
+    return [first if not others else _with_others(first, others) for first, *others in alike.values()]
+
+
+def _with_others(line: Line, others: Sequence[Line]) -> Line:
+    names = [other.item.removeprefix(_TABLES) for other in others]
+    more = ", ".join(names) if len(names) < _NAMED_FEATURES else f"{len(names)} others"
+    rows = None if line.rows is None else line.rows + sum(other.rows or 0 for other in others)
+    return replace(line, item=f"{line.item}, {more}", rows=rows)
 
 
 def _some(names: tuple[str, ...]) -> str:

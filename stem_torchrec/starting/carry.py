@@ -19,7 +19,7 @@ from stem_torchrec.starting.id_maps import IdMap
 from stem_torchrec.starting.local_copies import LocalCopies
 from stem_torchrec.starting.mean_rows import start_from_mean
 from stem_torchrec.starting.source import StartSource
-from stem_torchrec.tables import local_pieces, sharded_collections
+from stem_torchrec.tables import local_pieces, set_steps, sharded_collections
 
 
 @torch.no_grad()
@@ -93,8 +93,7 @@ def carry(
         start_from_mean(weights, plan.matches)
     for _, collection in sharded_collections(model):
         forget_cached_rows(collection)
-    # FBGEMM keeps its own count of steps, by which it corrects the bias of moments.
-    optimizer.set_optimizer_step(plan.carried.table_steps)
+    set_steps(model, optimizer, plan.carried.table_steps)
     return plan.carried
 
 

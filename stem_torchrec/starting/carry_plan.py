@@ -1,7 +1,7 @@
 """What a run carries over from its source, decided before a weight is read, from configurations and logs alone."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -9,10 +9,11 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from stem_torchrec.checkpoints.dropout_names import names_with_dropout
 from stem_torchrec.checkpoints.weights import check_weights, saved_tensors
 from stem_torchrec.config import NewRows, TrainConfig
+from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.runtime.store_path import path_of
 from stem_torchrec.starting.axis_labels import CLOSED
-from stem_torchrec.starting.carried import Carried, States, together
+from stem_torchrec.starting.carried import Carried, Line, States, together
 from stem_torchrec.starting.id_maps import IdMap
 from stem_torchrec.starting.match_modules import closed_experts, match_modules
 from stem_torchrec.starting.match_tables import match_tables
@@ -80,6 +81,7 @@ def plan_carry(
         states="" if config.sparse.name == "sgd" else of_tables,
     )  # fmt: skip
     modules, of_parts = match_modules(old, new, states=of_modules)
+    notes += _without_effect(tables_from, old, new) + _other_sizes(source, config, of_parts)
     # Under the names of layers that were saved when dropout was a layer.
     renamed = names_with_dropout([name.removeprefix("model.") for name in saved], old.sizes)
     modules = {name: replace(match, old=renamed.get(match.old, match.old)) for name, match in modules.items()}
@@ -112,6 +114,25 @@ def first_step_of_a_new_row(steps: int, betas: tuple[float, float]) -> float:
     """
     (b1, b2), t = betas, steps + 1
     return ((1 - b1) / (1 - b1**t)) / math.sqrt((1 - b2) / (1 - b2**t))
+
+
+def _without_effect(tables_from: str | None, old: ModelWeights, new: ModelWeights) -> list[str]:
+    if tables_from is None or set(new.groups) - set(old.groups):
+        return []
+    return [f"--start.tables-from {tables_from} has no effect, as the run has no new task"]
+
+
+def _other_sizes(source: StartSource, config: TrainConfig, lines: Sequence[Line]) -> list[str]:
+    """A sentence where parts start fresh because options of the model give them other sizes than the source has."""
+    fresh = [line.item for line in lines if line.status == "fresh" and line.details != "new"]
+    before, now = (to_dict(each.model) for each in (source.config or config, config))
+    options = [f"--model.{name.replace('_', '-')}" for name, value in now.items() if value != before[name]]
+    if not fresh or not options:
+        return []
+    return [
+        f"{', '.join(dict.fromkeys(fresh))} start fresh, as the model has other options than that of {source.name}: "
+        f"{', '.join(options)}; without --recipe and --config it has those"
+    ]
 
 
 def _other_pooling(old: Columns, new: Columns) -> Iterator[str]:

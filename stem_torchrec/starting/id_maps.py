@@ -33,8 +33,8 @@ class IdMap:
     i < min(old_rows, new_rows)."""
     unseen: int | None = 0
     """The old row of values that have no id of their own; None if there is none, as with hashes."""
-    how: str = "same ids"
-    """For the table of what is carried: "same ids", "30 new ids", "matched by value", "hashed", ..."""
+    how: str = ""
+    """For the table of what is carried, where ids do not just go on: "matched by value", "hashed", ..."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def map_ids(old: LogIds, new: LogIds, *, name: str, hashed: bool) -> dict[str, I
 
     Example::
 
-        map_ids(yesterday, today, name="runs/a", hashed=False)["user"]  # IdMap(1000, 1030, how="30 new ids")
+        map_ids(yesterday, today, name="runs/a", hashed=False)["user"]  # IdMap(1000, 1030)
     """
     return {
         feature: _FeatureIds(feature, name, old, new, hashed).map() for feature in new.spaces if feature in old.spaces
@@ -107,7 +107,7 @@ class _FeatureIds:
                 f"the tables of {self._feature!r} would shrink from {self._old.rows} rows in {self._name} to "
                 f"{self._new.rows}, and nothing tells which ids are gone; keep the old ids: {fix}"
             )
-        return IdMap(self._old.rows, self._new.rows, how=f"{self._grown_by()}, by their number alone")
+        return IdMap(self._old.rows, self._new.rows, how="by their number alone")
 
     def _by_vocabulary(self) -> IdMap:
         old, new = self._old, self._new
@@ -118,7 +118,7 @@ class _FeatureIds:
             return IdMap(old.rows, new.rows)
         values = self._new_values()
         if same_begin and old.values <= new.values and fingerprint(values, old.values) == old.fingerprint:
-            return IdMap(old.rows, new.rows, how=self._grown_by())
+            return IdMap(old.rows, new.rows)
         known = pc.index_in(values, self._old_vocabulary().column("value").combine_chunks().cast(values.type))
         positions: Rows = pc.fill_null(known, -1).to_numpy(zero_copy_only=False).astype(np.int64)
         carried = positions >= 0
@@ -129,9 +129,7 @@ class _FeatureIds:
         rows[new.first_id :] = np.where(carried, positions + old.first_id, -1)
         if old.missing_id is not None and new.missing_id is not None:
             rows[new.missing_id] = old.missing_id
-        gone = old.values - int(carried.sum())
-        how = f"matched by value, {int((~carried).sum())} new ids" + (f", {gone} gone" if gone else "")
-        return IdMap(old.rows, new.rows, torch.from_numpy(rows), how=how)
+        return IdMap(old.rows, new.rows, torch.from_numpy(rows), how="matched by value")
 
     def _by_identity(self) -> IdMap:
         old, new = self._old, self._new
@@ -147,7 +145,7 @@ class _FeatureIds:
             rows[:old_values] = np.arange(old_values)
             if old.missing_id is not None and new.missing_id is not None:
                 rows[new.missing_id] = old.missing_id
-        return IdMap(old.rows, new.rows, None if rows is None else torch.from_numpy(rows), how=self._grown_by())
+        return IdMap(old.rows, new.rows, None if rows is None else torch.from_numpy(rows))
 
     def _by_hash(self) -> IdMap:
         old, new = self._old, self._new
@@ -191,10 +189,6 @@ class _FeatureIds:
 
     def _new_ids(self) -> Rows:
         return np.full(self._new.rows, -1, dtype=np.int64)
-
-    def _grown_by(self) -> str:
-        grown = self._new.rows - self._old.rows
-        return f"{grown} new ids" if grown else "same ids"
 
     def _new_values(self) -> pa.Array:
         assert self._new_log is not None, "a log with a vocabulary has a path"

@@ -94,12 +94,13 @@ def match_tables(
         count = rows.map.new_rows - rows.carried
         details = [
             f"as those of {old_group}" if old_group != group else "",
-            rows.map.how if rows.map.how != "same ids" else "",
+            rows.map.how,
             f"new rows {_STARTS[new_rows if new_rows != 'unseen' or rows.map.unseen is not None else 'initial']}"
             if count
             else "",
             f"{rows.gone:,} old rows dropped" if rows.gone else "",
-            f"{old_width} columns are {width}" if width != old_width else "",
+            f"{width - old_width} new columns" if width > old_width else "",
+            f"{old_width - width} columns dropped" if width < old_width else "",
         ]
         lines.append(
             replace(

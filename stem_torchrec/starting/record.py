@@ -30,6 +30,8 @@ class LogRecord:
     """By split."""
     split: dict[str, Any] = field(default_factory=dict)
     """How its spec splits it, as by the days of `time`; {} for a log without a spec."""
+    where: str | None = None
+    """Which of the raw rows its spec keeps, as those of a day; None without a condition."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ def log_record(path: str, rows: Mapping[str, int]) -> LogRecord:
         content = parse_yaml(spec.read_text()) if spec.exists() else {}
         # YAML reads 2026-11-26 as a date.
         split = json.loads(json.dumps(content.get("split") or {}, default=str))
-        return LogRecord(path, dict(rows), dict(split))
+        where = content.get("where")
+        return LogRecord(path, dict(rows), dict(split), None if where is None else str(where))
     # A spec serves people; a run trains without it.
     except (OSError, ValueError, TypeError, AttributeError):
         return LogRecord(path, dict(rows))

@@ -1,14 +1,16 @@
 """What a new run starts from: a run, a checkpoint or weights, local or in a store."""
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
-from stem_torchrec.checkpoints.folder import PROGRESS_FILE, checkpoint_path, complete_steps
+from stem_torchrec.checkpoints.folder import PROGRESS_FILE, Progress, checkpoint_path, complete_steps
 from stem_torchrec.checkpoints.resume import checkpoints_folder, progress_of
 from stem_torchrec.checkpoints.weights import BEST_WEIGHTS, find_weights, read_metadata
-from stem_torchrec.config import CheckpointConfig, TrainConfig
+from stem_torchrec.config import CheckpointConfig, ModelConfig, TrainConfig
 from stem_torchrec.config.files import CONFIG_FILE, config_from_dict, read_config
+from stem_torchrec.config.model import options_class
 from stem_torchrec.config.serialization import from_dict
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.schema import Schema, load_schema
@@ -77,6 +79,28 @@ def open_source(config: TrainConfig) -> StartSource:
     )
 
 
+def config_of_source(name: str) -> TrainConfig | None:
+    """The configuration of the run, or of the checkpoint's run, that `--start-from` names.
+
+    None for bare weights, and where there is nothing to read, which `open_source` then refuses.
+    """
+    text = _without_ending(name)
+    path = path_of(text)
+    if (path / CONFIG_FILE).exists():
+        return read_config(str(path / CONFIG_FILE), all_options())
+    checkpoints = [text] if (path / PROGRESS_FILE).exists() else _checkpoints_in(text) if path.is_dir() else []
+    for checkpoint in checkpoints:
+        with suppress(DamagedError):
+            arch = progress_of(checkpoint, ModelConfig).config["model"]["arch"]
+            # Only with their class does it have the options that this model alone has.
+            return _config_of(progress_of(checkpoint, options_class(all_options(), arch)))
+    return None
+
+
+def _config_of(progress: Progress) -> TrainConfig:
+    return config_from_dict(dict(progress.config), all_options(), of_all_models=True)
+
+
 def with_source_path(config: TrainConfig) -> TrainConfig:
     """The configuration with an absolute path of its source, by which a run is known again from another folder.
 
@@ -95,8 +119,8 @@ def with_source_path(config: TrainConfig) -> TrainConfig:
     )
     if config.output_dir and f"{source}/".startswith(f"{run.rstrip('/')}/"):
         raise UserError(
-            f"--start-from {name} is in the run folder of --output-dir itself; give another --output-dir, or leave out "
-            "--start-from to resume."
+            f"--start-from {name} is in the run folder of --output-dir itself; give another --output-dir, or --config "
+            f"{config.output_dir}/{CONFIG_FILE} without --start-from to resume it."
         )
     return config if "://" in name else replace(config, start_from=os.path.abspath(name))
 
@@ -183,7 +207,7 @@ def _source_in(path: str, config: TrainConfig) -> StartSource:
     name = config.start_from or ""
     if (path_of(path) / PROGRESS_FILE).exists():
         progress = progress_of(path, type(config.model))
-        trained = config_from_dict(dict(progress.config), all_options(), of_all_models=True)
+        trained = _config_of(progress)
         schema = from_dict(Schema, progress.schema)
         lineage = start_of(dict(progress.start)) if progress.start else None
         source = StartSource(name, path, True, trained, schema, step=progress.step, lineage=lineage)

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.optim.keyed import CombinedOptimizer
 
 from stem_torchrec.runtime.internals.pytorch import ShardedTensor
+from stem_torchrec.runtime.internals.torchrec_hooks import count_steps_from
 from stem_torchrec.tables.tensors import table_of
 
 M = TypeVar("M", bound=nn.Module)
@@ -53,6 +55,16 @@ def sharded_collections(model: nn.Module) -> Iterator[tuple[str, ShardedEmbeddin
     for name, module in model.named_modules():
         if isinstance(module, ShardedEmbeddingBagCollection):
             yield name, module
+
+
+def set_steps(model: nn.Module, optimizer: CombinedOptimizer, steps: int) -> None:
+    """Lets the tables' optimizers correct the bias of moments as after `steps` steps, whatever they have looked up.
+
+    FBGEMM counts lookups, those of evaluations as well. Torch's optimizers have a count among their states.
+    """
+    optimizer.set_optimizer_step(steps)
+    for _, collection in sharded_collections(model):
+        count_steps_from(collection, steps)
 
 
 @dataclass(frozen=True)

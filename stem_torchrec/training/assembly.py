@@ -21,7 +21,7 @@ from stem_torchrec.models.trained_by import tasks_of_parameters
 from stem_torchrec.models.weight_groups import check_rate_factors, freeze
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.process import Process, from_first_rank
-from stem_torchrec.runtime.progress import log_rank0
+from stem_torchrec.runtime.progress import log_rank0, note_once
 from stem_torchrec.sharding.placement import Placement, check_placements, match_rules, parse_rules, some
 from stem_torchrec.sharding.plan import Plan, format_plan
 from stem_torchrec.sharding.plan_file import read_plan
@@ -167,7 +167,7 @@ def autocast_forward(model: nn.Module, precision: Precision, process: Process) -
         )
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     if precision == "bf16" and device == "cpu" and not torch.cpu.get_capabilities().get("amx_bf16", False):
-        log_rank0(
+        note_once(
             "note: this CPU multiplies bf16 without AMX, measured at half the speed of fp32; --train.precision fp32"
         )
 

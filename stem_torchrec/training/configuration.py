@@ -1,18 +1,30 @@
 """A run's configuration from a command line or a file, with the options of the model that it trains."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
 from stem_torchrec.config import TrainConfig
-from stem_torchrec.config.files import config_from_arguments, config_from_dict, read_config
+from stem_torchrec.config.files import (
+    CONFIG_FILE,
+    config_from_arguments,
+    config_from_dict,
+    for_the_next_run,
+    read_config,
+)
 from stem_torchrec.models.table import MODELS, all_options
+from stem_torchrec.runtime.store_path import path_of
+from stem_torchrec.starting.source import config_of_source
 from stem_torchrec.training.recipes import RECIPES
+from stem_torchrec.training.run_folder import folders_of_launch
 
 
 def config_from_command_line(args: Sequence[str] | None = None) -> TrainConfig:
     """The configuration of `--recipe NAME` or `--config FILE`, with the fields that other options name replaced.
 
-    `--model.arch NAME` gives it the options of that model, with the values that the recipe or file has for them.
+    Without either, `--start-from RUN` takes the options of RUN, and a line of the output says so: all but its folders,
+    and but what it started from itself. `--model.arch NAME` gives it the options of that model, with the values that
+    the recipe, file or run has for them.
 
     Raises UserError for an unknown recipe, model or option, a wrong type or choice, a number outside of its limits, or
     an option of another model.
@@ -22,7 +34,20 @@ def config_from_command_line(args: Sequence[str] | None = None) -> TrainConfig:
         config_from_command_line(["--recipe", "tiny", "--model.arch", "ple", "--model.num-layers", "2"])
     """
     about = {arch: line.about for arch, line in MODELS.items()}
-    return config_from_arguments(args, models=all_options(), recipes=RECIPES, about=about)
+    return config_from_arguments(
+        args, models=all_options(), recipes=RECIPES, about=about, options_of_source=_options_of_source
+    )
+
+
+def _options_of_source(source: str, run: str | None) -> TrainConfig | None:
+    """The options of what a run starts from; of a run that has started already and whose source is gone, its own."""
+    config = config_of_source(source)
+    name = source if "://" in source else os.path.abspath(source)
+    for folder in [path_of(run)] if run else folders_of_launch():
+        saved = folder / CONFIG_FILE
+        if config is None and saved.exists() and (own := load_config(str(saved))).start_from == name:
+            config = own
+    return None if config is None else for_the_next_run(config)
 
 
 def load_config(path: str) -> TrainConfig:

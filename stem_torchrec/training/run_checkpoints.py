@@ -29,6 +29,7 @@ from stem_torchrec.runtime.process import from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.runtime.store_path import AnyPath, path_of
 from stem_torchrec.starting.record import StartRecord
+from stem_torchrec.tables import set_steps
 from stem_torchrec.training.best_weights import BestWeights
 from stem_torchrec.training.callbacks import Callback
 from stem_torchrec.training.chosen_deltas import chosen_deltas
@@ -201,7 +202,7 @@ class RunCheckpoints(Callback):
             same_ranks=progress.world_size == dist.get_world_size(),
         )  # fmt: skip
         # Those of the run that this one started from count on.
-        self._optimizer.set_optimizer_step(progress.step + progress.start.get("table_steps", 0))
+        set_steps(self._model, self._optimizer, progress.step + progress.start.get("table_steps", 0))
         reader = self._data.train
         reader.start_epoch(progress.epoch, progress.left, batch_size=progress.config["data"]["batch_size"])
         if path == checkpoint_path(self.folder, progress.step):

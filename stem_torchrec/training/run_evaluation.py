@@ -203,7 +203,7 @@ def _columns_of(folder: str, run: TrainConfig, path: str, schema: Schema, *, pre
     columns = Columns.select(load_schema(folder), features=run.data.features, labels=run.data.labels)
     if predicts and not schema.labels:
         schema = replace(schema, labels=columns.labels)
-    present = Columns.select(schema, features=tuple(columns.sparse), labels=columns.labels)
+    present = Columns.select(schema, features=tuple(columns.sparse), labels=columns.labels, reader=folder)
     present = without_new_ids(path, present, columns, run=folder)
     if grown:
         of_run = columns.sparse

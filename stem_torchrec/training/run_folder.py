@@ -15,6 +15,7 @@ mlflow_id        which run of MLflow has its numbers, with STEM_TRACKERS=mlflow
 calibration.json curves from predictions to probabilities, of stem-calibrate
 """
 
+import hashlib
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,7 @@ from stem_torchrec.data.schema import SCHEMA_FILE, Schema, schema_to_json
 from stem_torchrec.metrics.multi_task import from_json
 from stem_torchrec.runtime.errors import DamagedError, UnwritableError, UserError, reason_of
 from stem_torchrec.runtime.folder_lock import FolderLock
+from stem_torchrec.runtime.owner_file import launch_id
 from stem_torchrec.runtime.paths import write_json, write_text
 from stem_torchrec.runtime.store_path import AnyPath
 from stem_torchrec.starting.record import START_FILE, StartRecord, write_start
@@ -114,6 +116,16 @@ def write_inputs(folder: AnyPath, schema: Schema, plan: str, start: StartRecord)
     write_text(folder / SCHEMA_FILE, schema_to_json(schema))
     write_text(folder / PLAN_FILE, plan)
     write_start(folder, start)
+
+
+def launch_name() -> str:
+    """What the names of the folders of a launch end with; empty without a launcher."""
+    return launch_id() and hashlib.sha256(launch_id().encode()).hexdigest()[:8]
+
+
+def folders_of_launch() -> list[Path]:
+    """The folders that runs of this launch have got without an option, the newest first; none without a launcher."""
+    return sorted(Path("runs").glob(f"*-{launch_name()}"), reverse=True) if launch_name() else []
 
 
 def _purpose(file: Path) -> Any:

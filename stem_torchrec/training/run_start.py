@@ -1,6 +1,5 @@
 """Which folders a run gets, and whether it may use them: one run at a time, and no run replaces another."""
 
-import hashlib
 from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import datetime
@@ -22,14 +21,20 @@ from stem_torchrec.metrics.multi_task import TaskMetrics, from_json
 from stem_torchrec.models.table import options_of
 from stem_torchrec.runtime.errors import DamagedError, UnwritableError, UserError, reason_of
 from stem_torchrec.runtime.folder_lock import FolderLock
-from stem_torchrec.runtime.owner_file import launch_id
 from stem_torchrec.runtime.paths import write_text
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.store_path import AnyPath, path_of
 from stem_torchrec.starting.source import with_source_path
 from stem_torchrec.training.configuration import load_config
 from stem_torchrec.training.run_data import RunData
-from stem_torchrec.training.run_folder import CONFIG_FILE, RUN_FILES, has_ended, read_metrics
+from stem_torchrec.training.run_folder import (
+    CONFIG_FILE,
+    RUN_FILES,
+    folders_of_launch,
+    has_ended,
+    launch_name,
+    read_metrics,
+)
 
 
 def with_data_folder(config: TrainConfig) -> tuple[TrainConfig, str]:
@@ -152,8 +157,8 @@ def _check_same_run(folder: AnyPath, config: TrainConfig, schema: Schema) -> Non
     if config.start_from not in (None, saved.start_from):
         began = f"started from {saved.start_from}" if saved.start_from else "started anew"
         raise UserError(
-            f"the run in {folder} {began}, not from {config.start_from}; give another --output-dir, or leave out "
-            "--start-from to resume it."
+            f"the run in {folder} {began}, not from {config.start_from}; give another --output-dir, or --config "
+            f"{folder}/{CONFIG_FILE} without --start-from to resume it."
         )
     if not complete_steps(checkpoints_folder(config.checkpoint, folder)):
         _check_same_options(folder, saved, config)
@@ -171,7 +176,7 @@ def with_folder_of_launch(config: TrainConfig, schema: Schema) -> TrainConfig:
     """
 
     def find() -> TrainConfig:
-        for before in sorted(Path("runs").glob(f"*-{_launch()}"), reverse=True) if _launch() else ():
+        for before in folders_of_launch():
             own = replace(config, output_dir=str(before))
             with suppress(UserError):
                 _check_same_run(before, own, schema)
@@ -182,14 +187,9 @@ def with_folder_of_launch(config: TrainConfig, schema: Schema) -> TrainConfig:
     return config if config.output_dir else from_first_rank(find)
 
 
-def _launch() -> str:
-    """What the names of the folders of a launch end with; empty without a launcher."""
-    return launch_id() and hashlib.sha256(launch_id().encode()).hexdigest()[:8]
-
-
 def _new_folder() -> Path:
     """A new folder below runs/, named by the time and the launch."""
-    launch = _launch()
+    launch = launch_name()
     now = f"runs/{datetime.now():%Y%m%d-%H%M%S}"
     for number in count(1):
         folder = Path("-".join([now, *([str(number)] if number > 1 else []), *([launch] if launch else [])]))

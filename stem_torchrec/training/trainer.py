@@ -16,6 +16,7 @@ from stem_torchrec.runtime.hang_detection import heartbeat
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0, progress_bar
 from stem_torchrec.sharding.plan_file import plan_to_json
+from stem_torchrec.tables import set_steps
 from stem_torchrec.tracking.tracker import Outcome
 from stem_torchrec.training.best_weights import BestWeights
 from stem_torchrec.training.built_run import BuiltRun, dry_run
@@ -200,8 +201,8 @@ class Trainer:
                 tasks=self.data.columns.labels, device=device, weighted=self.data.columns.weighs_rows,
                 should_end=self.checkpoints.watch.should_end,
             )  # fmt: skip
-        # FBGEMM counts lookups, those of evaluations as well, and corrects the bias of moments by the number.
-        self.optimizer.set_optimizer_step(self._record.table_steps + self.schedule.last_epoch)
+        # FBGEMM has counted the lookups of the evaluation, and would correct the bias of moments by them as well.
+        set_steps(self.model, self.optimizer, self._record.table_steps + self.schedule.last_epoch)
         self._watch(metrics)
         return metrics
 

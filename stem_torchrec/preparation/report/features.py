@@ -47,6 +47,7 @@ class WrittenLog:
         rows: the kept rows, with the columns of `expressions.outputs`.
         parts: the rows of each split as they are written.
         schema: that of the log.
+        known: what an earlier log has fitted, of the features that a model has learned from it.
     """
 
     spec: Spec
@@ -55,6 +56,7 @@ class WrittenLog:
     rows: ir.Table
     parts: Mapping[str, ir.Table]
     schema: Schema
+    known: Fitted
 
     @property
     def rates(self) -> list[float]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from stem_torchrec.data.schema import Schema
 from stem_torchrec.expressions.expression import columns_of
+from stem_torchrec.preparation.fitting.fit import Fitted
 from stem_torchrec.preparation.report.facts import Collisions, FeatureFacts, GroupFacts, LogFacts, NumberFacts
 from stem_torchrec.preparation.report.leak_check import leak_warnings
 from stem_torchrec.preparation.specs.spec_expressions import SpecExpressions
@@ -29,8 +30,11 @@ _SPENT, _LENGTHS = {"play", "watch", "watching", "view", "reading", "listen"}, {
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 
-def warnings_of(facts: LogFacts, schema: Schema, expressions: SpecExpressions) -> list[str]:
-    """The sentences, leaks first."""
+def warnings_of(facts: LogFacts, schema: Schema, expressions: SpecExpressions, known: Fitted) -> list[str]:
+    """The sentences, leaks first.
+
+    A feature that an earlier log has, `known`, may have the same value in all rows of a day and still serve.
+    """
     of_all: dict[str, FeatureFacts | NumberFacts] = {**facts.features, **facts.numbers}
     aucs = {
         label: {name: each.aucs[label] for name, each in of_all.items() if label in each.aucs}
@@ -40,18 +44,19 @@ def warnings_of(facts: LogFacts, schema: Schema, expressions: SpecExpressions) -
     same = [name for name, value in expressions.features.items() if group is not None and value.tree == group.tree]
     sentences = [*leak_warnings(aucs, same), *_later_columns(expressions)]
     for name, feature in facts.features.items():
-        sentences += _of_feature(name, feature)
+        sentences += _of_feature(name, feature, is_known=name in known.features)
     for name, number in facts.numbers.items():
-        if len(set(number.quantiles["train"])) == 1 and not number.missing["train"]:
+        if len(set(number.quantiles["train"])) == 1 and not number.missing["train"] and name not in known.dense:
             value = number.quantiles["train"][0]
             sentences.append(f"dense feature {name!r} is {value:.3g} in all rows of train; leave it out.")
     return [*sentences, *_of_labels(schema), *([] if facts.group is None else _of_group(facts.group))]
 
 
-def _of_feature(name: str, feature: FeatureFacts) -> Iterator[str]:
+def _of_feature(name: str, feature: FeatureFacts, *, is_known: bool) -> Iterator[str]:
     if feature.ids_of_train <= 1 and feature.coverage["train"] in (0, 1):
         value = "one id in all rows" if feature.coverage["train"] else "no value"
-        yield f"feature {name!r} has {value} of train, so nothing can be learned from it; leave it out."
+        if not is_known:
+            yield f"feature {name!r} has {value} of train, so nothing can be learned from it; leave it out."
     elif feature.unseen.get("valid", 0.0) > MOSTLY:
         yield (
             f"{feature.unseen['valid']:.1%} of the ids of feature {name!r} in valid do not occur often enough in "

@@ -35,7 +35,7 @@ def write_report(log: WrittenLog, steps: Mapping[str, int], engine: Engine, fold
         folder: of the log.
     """
     facts = measure(log, steps, engine)
-    warnings = warnings_of(facts, log.schema, log.expressions)
+    warnings = warnings_of(facts, log.schema, log.expressions, log.known)
     page(log.schema, facts, warnings).write(folder)
     return warnings
 

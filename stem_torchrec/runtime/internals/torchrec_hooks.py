@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
@@ -79,6 +80,19 @@ def lookups_of(collection: ShardedEmbeddingBagCollection) -> Iterator[tuple[list
     for lookup in _lookups(collection):
         for module in lookup._emb_modules:
             yield [table.name for table in module.config.embedding_tables], module
+
+
+def count_steps_from(collection: ShardedEmbeddingBagCollection, steps: int) -> None:
+    """Lets the FBGEMM modules of a collection on this rank count their lookups from `steps` on.
+
+    Adam, LAMB and their like correct the bias of moments by this count, `iter_cpu`. FBGEMM's `set_optimizer_step` sets
+    `iter` instead, which `iter_cpu` takes over at a lookup only while it is 0; and each lookup counts, also one of an
+    evaluation.
+    """
+    for _, module in lookups_of(collection):
+        kernel = module.emb_module
+        if isinstance(kernel, SplitTableBatchedEmbeddingBagsCodegen):
+            kernel.iter_cpu.fill_(steps)
 
 
 def _lookups(collection: ShardedEmbeddingBagCollection) -> Iterator[Any]:
