@@ -80,6 +80,9 @@ def read_command_line(
     for option in ("--data.path", "--output-dir", "--seed", "--start-from"):
         if any(argument.partition("=")[0] == option for argument in rest):
             raise UserError(f"{option} is chosen for each day; leave it out.")
+    if not any(argument.partition("=")[0] in ("--recipe", "--config") for argument in rest):
+        # A run that starts from another's would take its batch size, which follows from the rows of a day.
+        rest = ["--recipe", "log", *rest]
     config_from_command_line([*rest, "--data.path", "LOG"])
     return options, rest
 
