@@ -115,7 +115,7 @@ def test_json_lines_name_the_columns_that_can_be_read(tmp_path: Path) -> None:
     assert spec.sources["log"].columns == {
         **{"y": "int", "item_id": "int", "tags": "list<int>", "big": "text", "at": "float"}
     }
-    assert set(spec.features) == {"item_id", "tags", "big"}
+    assert set(spec.features) == {"at_bucket", "item_id", "tags", "big"}
     assert "#   about: struct" in (tmp_path / "guessed.yaml").read_text()
 
 

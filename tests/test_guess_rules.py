@@ -36,7 +36,11 @@ def column(name: str, kind: ValueType, **facts: Any) -> Facts:
 
 
 def chosen(facts: Facts, known: Known = NOTHING) -> Choice:
-    [choice] = choose(facts, known)
+    """What becomes of a column; of a number, the dense feature."""
+    choice, *others = choose(facts, known)
+    assert [(each.kind, each.name) for each in others] == (
+        [("features", f"{choice.name}_bucket")] if choice.kind == "dense" else []
+    )
     return choice
 
 
@@ -83,6 +87,16 @@ def test_a_skewed_number_is_dense_with_its_logarithm() -> None:
     even = column("price", _T.FLOAT, least=0.0, greatest=9.0, mean=4.0, median=3.0, missing=2)
     assert chosen(even).content == {"standardize": True}
     assert "log" not in (chosen(column("x", _T.FLOAT, least=-5.0, greatest=9e9, mean=40.0)).content or {})
+
+
+def test_a_number_is_cut_into_buckets_beside_and_a_value_of_half_the_rows_has_its_own() -> None:
+    _, buckets = choose(column("price", _T.FLOAT, least=0.0, greatest=9.0, mean=4.0, median=3.0), NOTHING)
+    assert buckets.content == {"value": "price", "buckets": {"quantiles": 30}}
+    _, buckets = choose(column("capital-gain", _T.INT, least=0, greatest=9999, median=0.0), NOTHING)
+    assert (buckets.name, buckets.content) == (
+        "capital_gain_bucket",
+        {"value": 'nullif("capital-gain", 0)', "buckets": {"quantiles": 30}, "missing": "own"},
+    )
 
 
 def test_lists_are_features_that_are_averaged() -> None:

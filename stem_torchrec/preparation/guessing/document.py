@@ -74,7 +74,7 @@ def _above(guessed: Guessed) -> dict[str, str]:
     texts = {
         "split": "Nothing is fitted outside of train.",
         "features": "Id features, in the order in which the model sees them. Values that occur once are unseen: id 0.",
-        "dense": "Numbers. buckets: {quantiles: 20} under features instead gives each range an embedding of its own.",
+        "dense": "Numbers, which are features in buckets as well: a bucket has an embedding of its own.",
     }
     if guessed.group is not None:
         texts["group"] = "gAUC is the AUC within the rows of a user."

@@ -1,7 +1,7 @@
 """The rules by which a column becomes a feature, a dense feature or nothing; each gives its reason.
 
-Numbers become dense features, and not buckets: a dense feature keeps the order of its values and adds no table, of
-which STEM has one for each task and one for all.
+A number becomes a dense feature, which keeps the order of its values, and a feature of buckets, from which a model
+learns what is no line: on Adult the buckets add 0.019 and 0.008 to the AUC (benchmarks/results/settings).
 """
 
 from collections.abc import Mapping
@@ -36,6 +36,8 @@ _SKEWED = 3.0
 """How many times its median a mean is at least where the logarithm is taken."""
 _DAYS_OF_WEEKDAYS = 14
 """Days that a log must have for a weekday to occur twice."""
+_BUCKETS = 30
+"""Buckets of a number, with equally many rows."""
 _FLAG = 0.01
 """Share of missing numbers from which on a flag tells them."""
 
@@ -80,7 +82,7 @@ def choose(facts: Facts, known: Known) -> list[Choice]:
         return _of_time(time, known)
     if facts.type in (_T.TEXT, _T.BOOL) or facts.type in LISTS:
         return [_of_values(facts, known)]
-    return [_of_number(facts, known)]
+    return _of_number(facts, known)
 
 
 def is_used(facts: Facts, known: Known) -> bool:
@@ -170,12 +172,12 @@ def list_text(column: str, lists: Separated) -> str:
     return f"ints({text})" if lists.of_ints else text
 
 
-def _of_number(facts: Facts, known: Known) -> Choice:
+def _of_number(facts: Facts, known: Known) -> list[Choice]:
     if facts.type == _T.INT:
         reason = _reason_for_ids(facts, known)
         if reason is not None:
-            return _feature(facts, known, reason, {})
-    return _dense(facts, known)
+            return [_feature(facts, known, reason, {})]
+    return [_dense(facts, known), _bucketed(facts, known)]
 
 
 def _reason_for_ids(facts: Facts, known: Known) -> str | None:
@@ -219,6 +221,18 @@ def _dense(facts: Facts, known: Known) -> Choice:
         content["missing"] = {"fill": "mean", "flag": True}
     why = "a number; log, as the greatest are far above the median" if "log" in content else "a number"
     return Choice("dense", name, _with_suspicion(f"{why}, {facts.text}", facts, known), content)
+
+
+def _bucketed(facts: Facts, known: Known) -> Choice:
+    column, reason = column_text(facts.name), f"{facts.name} in buckets"
+    content: dict[str, Any] = {"value": column, "buckets": {"quantiles": _BUCKETS}}
+    if facts.least == facts.median:
+        # The least value fills half of the quantiles or more, and would leave few buckets for the others.
+        content["value"] = f"nullif({column}, {facts.least})"
+        reason += f", {facts.least} in one of its own, as half of the rows or more have it"
+    if facts.missing or facts.least == facts.median:
+        content["missing"] = "own"
+    return Choice("features", f"{feature_name(facts.name)}_bucket", _with_suspicion(reason, facts, known), content)
 
 
 def _with_suspicion(reason: str, facts: Facts, known: Known) -> str:
