@@ -19,6 +19,7 @@ from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.files import what_is_trained
 from stem_torchrec.config.json_text import parse_json
 from stem_torchrec.config.serialization import from_dict
+from stem_torchrec.losses.table import of_some_tasks
 from stem_torchrec.metrics.multi_task import to_json
 from stem_torchrec.models.table import MODELS, groups_with_tables, with_arch
 from stem_torchrec.runtime.errors import DamagedError, DivergedError, UserError, reason_of
@@ -69,7 +70,7 @@ class Part:
         return f"{self.model}/{self.labels[0]}" if self.alone else self.model
 
     def configure(self, config: TrainConfig) -> TrainConfig:
-        """The configuration of this part: its model and tasks, with these tasks' weights and learning rates.
+        """The configuration of this part: its model and tasks, with these tasks' weights, losses and learning rates.
 
         Args:
             config: of the comparison; it names its labels.
@@ -83,6 +84,7 @@ class Part:
         return replace(
             config,
             model=model,
+            loss=of_some_tasks(config.loss, self.labels),
             data=replace(config.data, labels=self.labels),
             sparse=replace(config.sparse, group_learning_rates=rates),
             train=replace(config.train, metric=metric),
