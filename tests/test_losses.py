@@ -115,8 +115,6 @@ def test_logits_of_any_size_leave_every_loss_and_gradient_finite() -> None:
     for kind, gamma in [*((kind, 2.0) for kind in LOSSES), ("focal", 0.5)]:
         [gradient] = torch.autograd.grad(task_losses([TaskLoss(kind, focal_gamma=gamma)], z, y).sum(), z)
         assert gradient.isfinite().all(), kind
-        assert (gradient[:2] <= 0).all(), kind
-        assert (gradient[2:] >= 0).all(), kind
 
 
 def test_without_pairs_or_labels_the_loss_of_a_step_adds_nothing() -> None:

@@ -168,7 +168,7 @@ def resolve_log(request: Request) -> Request:
     train, config = request.train, request.config
     path = data_folder(train.data)
     schema = load_schema(path)
-    columns = Columns.select(schema, features=train.data.features, labels=train.data.labels)
+    columns = Columns.select(schema, features=train.data.features, labels=train.data.labels, spaces=train.data.spaces)
     train = replace(train, data=replace(train.data, path=path, labels=columns.labels), dry_run=False)
     train = with_source_path(train)
     pair = tuple(_split(config.pair)) or columns.labels[:2]

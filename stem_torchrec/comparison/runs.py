@@ -80,12 +80,13 @@ class Part:
         model = with_arch(config.model, **comparable_models()[self.model], task_weights=task_weights)
         groups = groups_with_tables(model.arch, self.labels)
         rates = {group: rate for group, rate in config.sparse.group_learning_rates.items() if group in groups}
+        spaces = {task: label for task, label in config.data.spaces.items() if task in self.labels}
         metric = config.train.metric.partition("/")[0] if self.alone else config.train.metric
         return replace(
             config,
             model=model,
             loss=of_some_tasks(config.loss, self.labels),
-            data=replace(config.data, labels=self.labels),
+            data=replace(config.data, labels=self.labels, spaces=spaces),
             sparse=replace(config.sparse, group_learning_rates=rates),
             train=replace(config.train, metric=metric),
         )

@@ -15,9 +15,10 @@ PAIRS_AT_ONCE = 2**22
 def pairs(rows: StepRows) -> Tensor:
     """Mean of -ln sigmoid(z_i - z_j) over the pairs of a row i with the label 1 and a row j with the label 0.
 
-    The pairs are those of all ranks' rows. The rows of a pair have the same group, and a pair counts the product of its rows' weights. 0 without a pair. The
-    mean over the ranks of what they return is the loss, and of their gradients its gradient: a rank computes the
-    pairs of its own rows, P N / W in each direction for P rows with the label 1, N with 0 and W ranks.
+    The pairs are those of all ranks' rows. The rows of a pair have the same group, and a pair counts the product of its
+    rows' weights. 0 without a pair. The mean over the ranks of what they return is the loss, and of their gradients its
+    gradient: a rank computes the pairs of its own rows, about 2 P N / W of P rows with the label 1, N with 0 and W
+    ranks.
 
     Source: Burges et al., "Learning to Rank using Gradient Descent", ICML 2005; beside the binary cross entropy in Lin
     et al., "Understanding the Ranking Loss for Recommendation with Sparse User Feedback", KDD 2024 (arXiv 2403.14144).
