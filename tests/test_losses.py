@@ -160,13 +160,12 @@ def train_together(rows_within: str) -> tuple[list[Tensor], dict[str, Tensor], d
     loss = LossConfig(KINDS, {"finish": 3.0}, pointwise=0.2, rows_within=rows_within)
     config = config_of("sgd", "row_wise", learning_rate=5.0)
     run = Run.build(dataclasses.replace(config, loss=loss, dense=DenseOptimizerConfig(learning_rate=0.0)))
-    # Rank 0 has the first 8 rows of 12.
-    part = slice(0, 12) if ranks == 1 else (slice(0, 8), slice(8, 12))[rank]
+    part = slice(12 // ranks * rank, 12 // ranks * (rank + 1))
     batches = []
     for step in range(3):
         batch = random_batch(step, rows=12, missing=0.3, part=part)
         if step == 1:
-            batch.labels[(torch.arange(12) < 8)[part], 1] = torch.nan
+            batch.labels[(torch.arange(12) < 6)[part], 1] = torch.nan
         weights = torch.rand(12, 2, generator=torch.Generator().manual_seed(step))[part]
         batches.append(WeightedBatch(batch.dense_features, batch.sparse_features, batch.labels, weights))
     losses = [losses for losses, _ in run.train(batches)]
@@ -183,6 +182,24 @@ def test_two_ranks_compare_the_rows_of_both_as_one_process_does(rows_within: str
         torch.testing.assert_close(sum(rank[0][step] for rank in together) / 2, losses, **rounding)
     for rank in together:
         torch.testing.assert_close(rank[1:], alone[1:], **rounding)
+
+
+def losses_of_part(sizes: list[int]) -> tuple[Tensor, Tensor]:
+    """The losses and the gradients of this rank's rows, of ranks with so many."""
+    logits, labels, weights, groups = (each.split(sizes)[dist.get_rank()] for each in rows_of())
+    logits = logits.clone().requires_grad_()
+    counts = torch.tensor([7.0, 7.0], dtype=torch.float64)
+    tasks = [TaskLoss(KINDS[task], pointwise=0.2) for task in TASKS]
+    losses = task_losses(tasks, logits, labels, per_rank=counts / len(sizes), weights=weights, groups=groups)
+    losses.sum().backward()
+    return losses.detach(), logits.grad
+
+
+def test_ranks_may_have_different_numbers_of_rows() -> None:
+    [(losses, gradient)] = run_ranks(1, losses_of_part, [40])
+    together = run_ranks(3, losses_of_part, [29, 11, 0])
+    torch.testing.assert_close(sum(each for each, _ in together) / 3, losses)
+    torch.testing.assert_close(torch.cat([each for _, each in together]) / 3, gradient)
 
 
 def test_every_parameter_is_trained_by_the_tasks_that_train_it_with_the_default() -> None:
@@ -207,6 +224,10 @@ def test_rows_are_compared_within_the_first_id_of_a_feature_unless_it_is_missing
         (
             LossConfig(kinds={"likes": "focal"}),
             "--loss.kinds names the task 'likes', but the tasks are finish, like; did",
+        ),
+        (
+            LossConfig(kinds={"like": "focel"}),
+            "--loss.kinds has 'focel' for 'like', but must have one of bce, focal, .*; did",
         ),
         (LossConfig(positive_weights={"buy": 2}), "--loss.positive-weights names the task 'buy', but the tasks are"),
         (LossConfig(rows_within="ui"), "--loss.rows-within is 'ui', but the sparse features are uid, tags; did you"),

@@ -15,7 +15,7 @@ from stem_torchrec.config.data import DataConfig, OnBadRow
 from stem_torchrec.config.delta import DeltaConfig, RowFormat, TablePrecision
 from stem_torchrec.config.files import dump_config, what_is_trained
 from stem_torchrec.config.loop import CheckpointConfig, LoopConfig, Precision
-from stem_torchrec.config.loss import LossConfig, LossKind
+from stem_torchrec.config.loss import LossConfig
 from stem_torchrec.config.model import Arch, Layout, ModelConfig, Share, Width
 from stem_torchrec.config.optimizers import (
     DenseOptimizerConfig,
@@ -42,7 +42,6 @@ __all__ = [
     "Layout",
     "LoopConfig",
     "LossConfig",
-    "LossKind",
     "ModelConfig",
     "NewRows",
     "OnBadRow",

@@ -1,18 +1,16 @@
 """The loss of each task."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated
 
 from annotated_types import Interval
-
-LossKind = Literal["bce", "focal", "smoothed", "pairs", "jrc"]
 
 
 @dataclass(frozen=True)
 class LossConfig:
     """The loss of each task, which is the binary cross entropy by default."""
 
-    kinds: dict[str, LossKind] = field(default_factory=dict)
+    kinds: dict[str, str] = field(default_factory=dict)
     """Loss by task where it is not bce: `like focal buy pairs`. focal counts rows less that are predicted well,
     smoothed trains on labels off 0 and 1, pairs adds the order of pairs of rows to bce, and jrc a softmax over
     rows."""

@@ -172,7 +172,8 @@ def _spaces(spaces: Mapping[str, str], labels: Sequence[str], known: Sequence[st
     for task, label in spaces.items():
         if task not in labels:
             raise UserError(
-                f"--data.spaces names the task {task!r}, but the tasks are {', '.join(labels)}{nearest(task, labels) or '.'}"
+                f"--data.spaces names the task {task!r}, but the tasks are {', '.join(labels)}"
+                f"{nearest(task, labels) or '.'}"
             )
         if label not in known or label == task:
             others = [each for each in known if each != task]
