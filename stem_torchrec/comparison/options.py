@@ -21,6 +21,7 @@ from stem_torchrec.data.files import find_row_groups
 from stem_torchrec.data.folder import data_folder
 from stem_torchrec.data.footers import fingerprint
 from stem_torchrec.data.schema import load_schema
+from stem_torchrec.losses.table import losses_of_tasks
 from stem_torchrec.models.build import build_model, check_task_weights
 from stem_torchrec.models.table import MODELS, groups_with_tables
 from stem_torchrec.runtime.errors import UserError, nearest
@@ -167,7 +168,7 @@ def resolve_log(request: Request) -> Request:
     train, config = request.train, request.config
     path = data_folder(train.data)
     schema = load_schema(path)
-    columns = Columns.select(schema, features=train.data.features, labels=train.data.labels)
+    columns = Columns.select(schema, features=train.data.features, labels=train.data.labels, spaces=train.data.spaces)
     train = replace(train, data=replace(train.data, path=path, labels=columns.labels), dry_run=False)
     train = with_source_path(train)
     pair = tuple(_split(config.pair)) or columns.labels[:2]
@@ -195,6 +196,7 @@ def _check_models(request: Request, columns: Columns) -> None:
     """Raises UserError if a model cannot be built, or a rule or learning rate names what no model has."""
     train = request.train
     check_task_weights(train.model.task_weights, columns.labels)
+    losses_of_tasks(train.loss, columns.labels)
     parts = [part for parts in request.parts().values() for part in parts]
     groups = {g for part in parts for g in groups_with_tables(part.configure(train).model.arch, part.labels)}
     for group in sorted(set(train.sparse.group_learning_rates) - groups):
@@ -203,7 +205,8 @@ def _check_models(request: Request, columns: Columns) -> None:
             f"{', '.join(g for g in groups_of(columns.labels) if g in groups)}."
         )
     for part in parts:
-        model = build_model(part.configure(train).model, replace(columns, labels=part.labels))
+        config = part.configure(train)
+        model = build_model(config.model, replace(columns, labels=part.labels), config.loss)
         try:
             match_rules(parse_rules(train.sharding.rules), [table.name for table in table_configs(model)])
         except UserError as error:

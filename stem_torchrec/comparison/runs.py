@@ -19,6 +19,7 @@ from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.files import what_is_trained
 from stem_torchrec.config.json_text import parse_json
 from stem_torchrec.config.serialization import from_dict
+from stem_torchrec.losses.table import of_some_tasks
 from stem_torchrec.metrics.multi_task import to_json
 from stem_torchrec.models.table import MODELS, groups_with_tables, with_arch
 from stem_torchrec.runtime.errors import DamagedError, DivergedError, UserError, reason_of
@@ -69,7 +70,7 @@ class Part:
         return f"{self.model}/{self.labels[0]}" if self.alone else self.model
 
     def configure(self, config: TrainConfig) -> TrainConfig:
-        """The configuration of this part: its model and tasks, with these tasks' weights and learning rates.
+        """The configuration of this part: its model and tasks, with these tasks' weights, losses and learning rates.
 
         Args:
             config: of the comparison; it names its labels.
@@ -79,11 +80,13 @@ class Part:
         model = with_arch(config.model, **comparable_models()[self.model], task_weights=task_weights)
         groups = groups_with_tables(model.arch, self.labels)
         rates = {group: rate for group, rate in config.sparse.group_learning_rates.items() if group in groups}
+        spaces = {task: label for task, label in config.data.spaces.items() if task in self.labels}
         metric = config.train.metric.partition("/")[0] if self.alone else config.train.metric
         return replace(
             config,
             model=model,
-            data=replace(config.data, labels=self.labels),
+            loss=of_some_tasks(config.loss, self.labels),
+            data=replace(config.data, labels=self.labels, spaces=spaces),
             sparse=replace(config.sparse, group_learning_rates=rates),
             train=replace(config.train, metric=metric),
         )

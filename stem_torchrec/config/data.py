@@ -37,6 +37,9 @@ class DataConfig:
     """Sparse features that get tables, by name; none means every one in schema.json."""
     labels: tuple[str, ...] = ()
     """Labels that become tasks, in this order; none means every one in schema.json."""
+    spaces: dict[str, str] = field(default_factory=dict)
+    """Tasks whose labels count only in rows where another label of the log is 1, with that label: `buy click`. In the
+    other rows their labels are missing, in training and in every metric."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     """The synthetic log that a run without a path trains on; without effect where a path is given."""
 

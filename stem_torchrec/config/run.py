@@ -8,6 +8,7 @@ from annotated_types import Interval
 from stem_torchrec.config.data import DataConfig
 from stem_torchrec.config.delta import DeltaConfig
 from stem_torchrec.config.loop import CheckpointConfig, LoopConfig
+from stem_torchrec.config.loss import LossConfig
 from stem_torchrec.config.model import ModelConfig
 from stem_torchrec.config.optimizers import DenseOptimizerConfig, ScheduleConfig, SparseOptimizerConfig
 from stem_torchrec.config.sharding import ShardingConfig
@@ -25,6 +26,8 @@ class TrainConfig:
     """The log, and how rows become batches."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model and its tables."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """The losses of the tasks."""
     sparse: SparseOptimizerConfig = field(default_factory=SparseOptimizerConfig)
     """The optimizer of the tables."""
     dense: DenseOptimizerConfig = field(default_factory=DenseOptimizerConfig)

@@ -77,9 +77,7 @@ def to_batch(table: pa.Table, columns: Columns, *, rows: int) -> Batch:
             weights=_weights(table, columns, values) if columns.weights else None,
             lengths=torch.from_numpy(np.concatenate(lengths, dtype=np.int32)),
         ),
-        labels=stacked(table, columns.labels, padding, np.nan)
-        if columns.labeled
-        else torch.full((table.num_rows + padding, len(columns.labels)), torch.nan),
+        labels=_labels(table, columns, padding),
     )
     if not columns.weighs_rows:
         return batch
@@ -106,6 +104,18 @@ def groups_of(table: pa.Table, columns: Columns, types: pa.Schema) -> tuple[Tens
         texts = pc.fill_null(column, "")
         return torch.from_numpy(numbers_of(texts)), texts
     return torch.from_numpy(pc.fill_null(column, 0).to_numpy().copy()), None
+
+
+def _labels(table: pa.Table, columns: Columns, padding: int) -> Tensor:
+    """The labels (B, T), NaN where one is missing, or its row outside of its space."""
+    if not columns.labeled:
+        return torch.full((table.num_rows + padding, len(columns.labels)), torch.nan)
+    labels = stacked(table, columns.labels, padding, np.nan)
+    if columns.spaces:
+        tasks = [columns.labels.index(task) for task in columns.spaces]
+        inside = stacked(table, tuple(columns.spaces.values()), padding, np.nan) == 1
+        labels[:, tasks] = labels[:, tasks].where(inside, torch.nan)
+    return labels
 
 
 def _weights(table: pa.Table, columns: Columns, ids: list[NDArray]) -> Tensor:

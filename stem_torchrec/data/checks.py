@@ -36,7 +36,7 @@ def prepared(chunks: pa.ChunkedArray, name: str, columns: Columns) -> pa.Array:
     That is so for ids (not within a list), labels, and dense features with a fill.
     """
     column = in_one_form(chunks)
-    if name in columns.sparse or name in columns.labels or name in columns.fills:
+    if name in columns.sparse or name in columns.read_labels or name in columns.fills:
         column = nan_as_null(column)
     return column
 
@@ -102,7 +102,7 @@ def _checks(column: pa.Array, name: str, columns: Columns) -> Iterator[_Check]:
         yield _Check(_not_finite(values, accept_null=not null), "a finite 32-bit float")
     if name in columns.dense:
         yield from _check_dense(values, name, columns)
-    if name in columns.labels and not _within(values, 0, 1):
+    if name in columns.read_labels and not _within(values, 0, 1):
         numbers = _as_floats(values)
         yield _Check(pc.and_(pc.not_equal(numbers, 0), pc.not_equal(numbers, 1)), "0, 1 or null")
     if name == columns.group:

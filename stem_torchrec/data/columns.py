@@ -30,6 +30,8 @@ class Columns:
     """The weights of labels, by label."""
     files: Mapping[str, str] = field(default_factory=dict)
     """The column of the files by name, where it is called something else."""
+    spaces: Mapping[str, str] = field(default_factory=dict)
+    """By label, another label that must be 1: in other rows the label is missing."""
     labeled: bool = True
     """False for files without labels, whose rows are predicted."""
     ids_of_log: Mapping[str, int] = field(default_factory=dict)
@@ -38,7 +40,13 @@ class Columns:
 
     @classmethod
     def select(
-        cls, schema: Schema, *, features: Sequence[str] = (), labels: Sequence[str] = (), reader: str = ""
+        cls,
+        schema: Schema,
+        *,
+        features: Sequence[str] = (),
+        labels: Sequence[str] = (),
+        spaces: Mapping[str, str] | None = None,
+        reader: str = "",
     ) -> "Columns":
         """The columns of `schema`, of its sparse features and labels only those named, if any are.
 
@@ -46,10 +54,11 @@ class Columns:
             schema: of a log.
             features: names of sparse features.
             labels: names of labels.
+            spaces: by label, the label without which it has none; none by default.
             reader: the run that reads the columns named, if an option cannot name others.
 
-        Raises UserError for a name that the schema lacks or that is given twice, and for a column that cannot serve in
-        two ways, as a label cannot be a feature.
+        Raises UserError for a name that the schema lacks or that is given twice, for a space of no label or of itself,
+        and for a column that cannot serve in two ways, as a label cannot be a feature.
         """
         sparse, dense = {feature.name: feature for feature in schema.sparse_features}, schema.dense_names
         for kind, names, known in (
@@ -87,6 +96,7 @@ class Columns:
             weight=schema.weight,
             label_weights={label: column for label, column in schema.label_weights.items() if label in chosen},
             files=_files(schema),
+            spaces=_spaces(spaces or {}, chosen, schema.label_names),
         )
         selected.check_roles()
         return selected
@@ -111,7 +121,7 @@ class Columns:
     def check_roles(self) -> None:
         """Raises UserError for a column that serves in two ways, of which one excludes the other."""
         roles: dict[str, Any] = {
-            "a label": self.labels,
+            "a label": self.read_labels,
             _SPARSE: self.sparse,
             _DENSE: self.dense,
             _WEIGHTS: self.weights.values(),
@@ -159,10 +169,32 @@ class Columns:
     @property
     def names(self) -> list[str]:
         """Every name once."""
-        groups, labels = [self.group] if self.group else [], self.labels if self.labeled else ()
+        groups, labels = [self.group] if self.group else [], self.read_labels if self.labeled else ()
         return list(
             dict.fromkeys([*self.sparse, *self.weights.values(), *self.dense, *labels, *groups, *self.row_weights])
         )
+
+    @property
+    def read_labels(self) -> tuple[str, ...]:
+        """The labels, then those that only tell where others count."""
+        return tuple(dict.fromkeys([*self.labels, *self.spaces.values()]))
+
+
+def _spaces(spaces: Mapping[str, str], labels: Sequence[str], known: Sequence[str]) -> dict[str, str]:
+    """The spaces, checked; raises UserError for one that names no label, or a label as its own."""
+    for task, label in spaces.items():
+        if task not in labels:
+            raise UserError(
+                f"--data.spaces names the task {task!r}, but the tasks are {', '.join(labels)}"
+                f"{nearest(task, labels) or '.'}"
+            )
+        if label not in known or label == task:
+            others = [each for each in known if each != task]
+            raise UserError(
+                f"--data.spaces has {label!r} for {task!r}, but must have one of {', '.join(others) or 'no label'}"
+                f"{nearest(label, others) or '.'}"
+            )
+    return dict(spaces)
 
 
 def _files(schema: Schema) -> dict[str, str]:

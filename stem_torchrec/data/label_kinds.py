@@ -17,7 +17,9 @@ from stem_torchrec.runtime.file_systems import g_pathmgr
 
 
 def label_kinds(row_groups: Sequence[RowGroup], columns: Columns, label: str) -> set[float]:
-    """The different labels of a task, without missing ones and those that weigh 0; ends once 0 and 1 have occurred.
+    """The different labels of a task, without missing ones, those outside of its space and those that weigh 0.
+
+    It ends once 0 and 1 have occurred.
 
     A number that is neither breaks the schema; whoever reads the row reports it.
 
@@ -27,7 +29,11 @@ def label_kinds(row_groups: Sequence[RowGroup], columns: Columns, label: str) ->
     """
     kinds: set[float] = set()
     for row_group in row_groups:
-        in_footer = None if columns.weights_of(label) else _kinds_in_footer(row_group, columns.column_of(label))
+        in_footer = (
+            None
+            if columns.weights_of(label) or label in columns.spaces
+            else _kinds_in_footer(row_group, columns.column_of(label))
+        )
         if in_footer is None:
             in_footer = set(pc.unique(_labeled(row_group, columns, label)["label"]).to_pylist())
         kinds |= in_footer
@@ -50,12 +56,12 @@ def has_mixed_group(row_groups: Sequence[RowGroup], columns: Columns, label: str
 
 
 def may_lack_labels(row_groups: Sequence[RowGroup], columns: Columns) -> bool:
-    """Whether some row has no label of some task, or one that weighs 0, which trains as little.
+    """Whether some row has no label of some task, or one that weighs 0, which trains as little; of a space it may.
 
     Reads floats, whose NaNs the footers do not tell. A row group whose writer left the nulls out may lack labels.
     """
     labels = [columns.column_of(label) for label in columns.labels]
-    if missing_labels(row_groups, labels):
+    if columns.spaces or missing_labels(row_groups, labels):
         return True
     floats, weights = float_columns(row_groups, labels), set(map(columns.column_of, columns.row_weights))
     for row_group in row_groups if floats or weights else ():
@@ -83,7 +89,10 @@ def _kinds_in_footer(row_group: RowGroup, column: str) -> set[float] | None:
 
 
 def _labeled(row_group: RowGroup, columns: Columns, label: str, *, with_group: bool = False) -> pa.Table:
-    """The labels of a task as `label`, without missing ones and those that weigh 0, and the groups as `group`."""
+    """The labels of a task as `label`, and the groups as `group`.
+
+    Left out are those that are missing, outside of the task's space, or weigh 0.
+    """
 
     def read(name: str) -> pa.Array:
         return prepared(_read(row_group, columns.column_of(name)), name, columns)
@@ -98,6 +107,9 @@ def _labeled(row_group: RowGroup, columns: Columns, label: str, *, with_group: b
     counted = pc.is_valid(table["label"])
     for name in columns.weights_of(label):
         counted = pc.and_(counted, pc.greater(read(name).cast(pa.float32(), safe=False), 0))
+    if label in columns.spaces:
+        inside = pc.equal(read(columns.spaces[label]).cast(pa.float32(), safe=False), 1)
+        counted = pc.and_(counted, pc.fill_null(inside, False))
     return table.filter(counted)
 
 

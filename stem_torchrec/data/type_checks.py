@@ -38,7 +38,7 @@ def _needs(name: str, schema: pa.Schema, columns: Columns) -> Iterator[tuple[boo
         yield number or _is_empty(kind), "a sparse feature needs integers or lists of integers"
     if name in columns.dense:
         yield is_number(value) or pa.types.is_boolean(value), "a dense feature needs numbers"
-    if columns.labeled and name in columns.labels:
+    if columns.labeled and name in columns.read_labels:
         yield is_number(value) or pa.types.is_boolean(value), "a label needs 0, 1 or null"
     if name == columns.group:
         yield is_number(value) or is_text(value), "the group of gAUC needs integers or text"

@@ -3,22 +3,26 @@
 from collections.abc import Sequence
 from dataclasses import fields
 
-from stem_torchrec.config import ModelConfig
+from stem_torchrec.config import LossConfig, ModelConfig
 from stem_torchrec.data.columns import Columns
+from stem_torchrec.losses.table import losses_of_tasks
 from stem_torchrec.models.loss import MultiTaskTrain
 from stem_torchrec.models.table import MODELS, options_of
-from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.errors import UserError, nearest
 from stem_torchrec.tables import build_collection, groups_of
 
 
-def build_model(config: ModelConfig, columns: Columns, *, table_device: str = "meta") -> MultiTaskTrain:
+def build_model(
+    config: ModelConfig, columns: Columns, loss: LossConfig | None = None, *, table_device: str = "meta"
+) -> MultiTaskTrain:
     """The model that `config.arch` names, with its loss; the tables stay on the meta device until they are sharded.
 
-    Raises UserError for an unknown model or another model's options, task weights that do not fit the tasks, a size
-    below 1, or too few tasks for the model.
+    Raises UserError for an unknown model or another model's options, task weights or losses that do not fit the tasks,
+    a size below 1, or too few tasks for the model.
     """
-    tasks, options = columns.labels, options_of(config)
+    tasks, options, loss = columns.labels, options_of(config), loss or LossConfig()
     check_task_weights(options.task_weights, tasks)
+    check_rows_within(loss.rows_within, columns)
     groups_of(tasks)  # Refuses labels that cannot name a group, whichever groups the model has.
     line = MODELS[options.arch]
     collection = build_collection(
@@ -42,7 +46,8 @@ def build_model(config: ModelConfig, columns: Columns, *, table_device: str = "m
         embedding_l2=options.embedding_l2,
         **own,
     )
-    return MultiTaskTrain(model, options.task_weights)
+    losses = losses_of_tasks(loss, tasks)
+    return MultiTaskTrain(model, options.task_weights, losses, rows_within=loss.rows_within)
 
 
 def check_task_weights(weights: Sequence[float], tasks: Sequence[str]) -> None:
@@ -51,4 +56,14 @@ def check_task_weights(weights: Sequence[float], tasks: Sequence[str]) -> None:
         raise UserError(
             f"--model.task-weights is {' '.join(map(str, weights))}, but needs one number above 0 for each of "
             f"{', '.join(tasks)}."
+        )
+
+
+def check_rows_within(feature: str, columns: Columns) -> None:
+    """Raises UserError for a feature that the run does not read; an empty name is none."""
+    if feature and feature not in columns.sparse:
+        known = list(columns.sparse)
+        raise UserError(
+            f"--loss.rows-within is {feature!r}, but the sparse features are {', '.join(known)}"
+            f"{nearest(feature, known) or '.'}"
         )

@@ -4,15 +4,21 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 from torchrec.datasets.utils import Batch
 
 from stem_torchrec.data.label_counts import CountedBatch, weights_of
+from stem_torchrec.data.unseen_ids import UNSEEN
+from stem_torchrec.losses.pointwise import bce, mean_by_task
+from stem_torchrec.losses.step_rows import NO_GROUP
+from stem_torchrec.losses.table import TaskLoss
+from stem_torchrec.losses.task_losses import task_losses
 from stem_torchrec.runtime.errors import UserError
 
 
 class MultiTaskTrain(nn.Module):
     """The loss of a batch: a weighted sum over the tasks of the mean binary cross entropy of the rows with a label.
+
+    `losses` are other losses of tasks, see `losses/table.py`.
 
     The mean is over the rows of all ranks if the batch comes from a LabelCounter: a rank's loss is the sum over its
     rows, divided by the labels of all ranks and multiplied by the number of ranks, because data parallelism and
@@ -23,6 +29,8 @@ class MultiTaskTrain(nn.Module):
     Args:
         model: maps dense features (B, N) and a KeyedJaggedTensor to logits (B, T): STEM, TorchRec's DLRM, or yours.
         task_weights: T weights above 0; 1 for each task if empty.
+        losses: of the T tasks; the binary cross entropy of each if empty.
+        rows_within: the sparse feature within whose ids losses compare the rows of a step; all rows if empty.
 
     `forward` takes a batch with labels of 0, 1 or NaN (missing), of any type, (B, T), or (B,) for one task. It returns
     the loss, and (losses (T,), logits (B, T)), detached and in fp32. The mean of the losses over the ranks is the mean
@@ -31,9 +39,18 @@ class MultiTaskTrain(nn.Module):
 
     task_weights: Tensor | None
 
-    def __init__(self, model: nn.Module, task_weights: Sequence[float] = ()) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        task_weights: Sequence[float] = (),
+        losses: Sequence[TaskLoss] = (),
+        *,
+        rows_within: str = "",
+    ) -> None:
         super().__init__()
         self.model = model
+        self.losses = tuple(losses)
+        self.rows_within = rows_within
         weights = torch.tensor(task_weights, dtype=torch.float32) if task_weights else None
         self.register_buffer("task_weights", weights, persistent=False)
         self.trained_by: Mapping[str, frozenset[int]] = {}
@@ -42,7 +59,12 @@ class MultiTaskTrain(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         logits = self.model(batch.dense_features, batch.sparse_features).float()
         labels, weights = labels_like(logits, batch.labels), weights_like(logits, batch)
-        losses = multi_task_loss(logits, labels, labels_per_rank(batch, logits), weights)
+        per_rank = labels_per_rank(batch, logits)
+        if self.losses:
+            groups = groups_of_rows(batch, self.rows_within)
+            losses = task_losses(self.losses, logits, labels, per_rank=per_rank, weights=weights, groups=groups)
+        else:
+            losses = multi_task_loss(logits, labels, per_rank, weights)
         total = losses.sum() if self.task_weights is None else (losses * self.task_weights).sum()
         return total, (losses.detach(), logits.detach())
 
@@ -64,12 +86,7 @@ def multi_task_loss(
         logits = torch.tensor([[0.0, 0.0], [0.0, 2.0]])
         multi_task_loss(logits, torch.tensor([[1.0, math.nan], [0.0, 1.0]]))  # [0.693, 0.127]
     """
-    known = ~labels.isnan()
-    losses = binary_cross_entropy_with_logits(logits, labels.nan_to_num(), reduction="none")
-    shares = known if weights is None else known * weights
-    divisors = shares.sum(dim=0) if per_rank is None else per_rank
-    # Without a label the sum is 0, whatever it is divided by.
-    return (losses * shares).sum(dim=0) / torch.where(divisors > 0, divisors, 1)
+    return mean_by_task(bce(logits, labels.nan_to_num()), labels, per_rank, weights)
 
 
 def labels_like(logits: Tensor, labels: Tensor) -> Tensor:
@@ -100,7 +117,25 @@ def weights_like(logits: Tensor, batch: Batch) -> Tensor | None:
     return None if weights is None else weights.to(logits.dtype)
 
 
+def groups_of_rows(batch: Batch, feature: str) -> Tensor | None:
+    """The first id that each row has of a feature, (B,), NO_GROUP without one or with that of unseen values.
+
+    None where no feature is named.
+    """
+    if not feature:
+        return None
+    bags = batch.sparse_features[feature]
+    ids, offsets = bags.values(), bags.offsets()[:-1].long()
+    known = bags.lengths() > 0
+    if not len(ids):
+        return torch.full_like(offsets, NO_GROUP)
+    first = ids[offsets.clamp(max=len(ids) - 1)]
+    return torch.where(known & (first != UNSEEN), first, NO_GROUP)
+
+
 # The pipeline traces a model with FX, which cannot follow a decision about shapes or types: each is one step to it.
 torch.fx.wrap("labels_like")
+torch.fx.wrap("groups_of_rows")
 torch.fx.wrap("labels_per_rank")
+torch.fx.wrap("task_losses")
 torch.fx.wrap("weights_like")

@@ -56,6 +56,7 @@ OF_ROOMS = {
     "deltas": ErrorKind.DELTA,
     "expressions": ErrorKind.EXPRESSION,
     "inspection": ErrorKind.INSPECTION,
+    "losses": ErrorKind.OPTION,
     "metrics": ErrorKind.LOG,
     "models": ErrorKind.MODEL,
     "preparation": ErrorKind.PREPARATION,

@@ -64,7 +64,7 @@ def build_sharded_model(
     if config.train.deterministic:
         _make_deterministic()
     torch.manual_seed(config.seed)
-    model = build_model(config.model, columns)
+    model = build_model(config.model, columns, config.loss)
     if trains:
         assert isinstance(model.model, MultiTaskModel)
         freeze(model.model, config.train.freeze)

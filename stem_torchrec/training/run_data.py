@@ -1,6 +1,6 @@
 """The log of a run as this rank reads it: its columns, and a reader for each split."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -49,7 +49,7 @@ class RunData:
     def open(cls, config: TrainConfig, path: str, schema: Schema, process: Process) -> "RunData":
         """Reads the footers of both splits in the folder `path`; raises UserError where they do not fit the schema."""
         data, pin = config.data, process.device.type == "cuda"
-        columns = Columns.select(schema, features=data.features, labels=data.labels)
+        columns = Columns.select(schema, features=data.features, labels=data.labels, spaces=data.spaces)
         train = open_split(data, path, "train", schema, columns, process, training=True, seed=config.seed)
         validation = open_split(data, path, "valid", schema, columns, process)
         exposures = data_loader(validation, pin_memory=pin)
@@ -146,13 +146,15 @@ def open_split(
     )
 
 
-def note_other_counts(schema: Schema, split: str, metrics: Mapping[str, TaskMetrics]) -> None:
+def note_other_counts(
+    schema: Schema, split: str, metrics: Mapping[str, TaskMetrics], *, spaces: Container[str] = ()
+) -> None:
     """Notes the labels that are 1 more or less often in a split than schema.json says, which only its rows tell.
 
-    Metrics leave out labels that weigh 0, so those with weights are not compared.
+    Metrics leave out labels that weigh 0, and those outside of a task's space, so tasks with either are not compared.
     """
     for task, counts in schema.splits[split].labels.items() if split in schema.splits else ():
-        weighted = schema.weight is not None or task in schema.label_weights
+        weighted = schema.weight is not None or task in schema.label_weights or task in spaces
         if task in metrics and not weighted and metrics[task].positives != counts.positives:
             log_rank0(
                 f"note: {split}/ of the log has {metrics[task].positives} rows in which {task!r} is 1, but schema.json "

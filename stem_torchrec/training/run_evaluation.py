@@ -57,6 +57,8 @@ class EvaluateConfig:
     """The log to evaluate on."""
     split: str = "valid"
     """Folder of the log: valid, test or train."""
+    all_rows: bool = False
+    """Counts the labels of all rows, also of tasks that the run trains in a part of them (--data.spaces)."""
     precision: Precision | None = None
     """Of the matrix products, as --train.precision has it: fp32, tf32 or bf16; by default the run's own."""
     json: OutputFile | None = None
@@ -117,8 +119,9 @@ def evaluate_run(
         )
         return {}
     result = metrics.compute()
-    log_rank0(f"\n{config.split} split of {path}, {rows:,} rows:\n{format_table(result)}")
-    note_other_counts(opened.schema, config.split, result)
+    spaces = "".join(f", of {task} those in which {label} is 1" for task, label in columns.spaces.items())
+    log_rank0(f"\n{config.split} split of {path}, {rows:,} rows{spaces}:\n{format_table(result)}")
+    note_other_counts(opened.schema, config.split, result, spaces=columns.spaces)
     if config.json and process.is_first:
         write_results(config.json, {config.split: to_json(result)})
     return result
@@ -184,6 +187,8 @@ def open_run(config: EvaluateConfig, process: Process, *, grown: bool = False) -
         run = replace(run, train=replace(run.train, precision=config.precision))
     path = config.data.path or data_folder(run.data)
     schema = load_schema(path)
+    if config.all_rows:
+        run = replace(run, data=replace(run.data, spaces={}))
     columns = _columns_of(config.run, run, path, schema, predicts=config.predictions is not None, grown=grown)
     reader = open_split(
         run.data, path, config.split, schema, columns, process,
@@ -200,10 +205,13 @@ def _columns_of(folder: str, run: TrainConfig, path: str, schema: Schema, *, pre
     To predict, the schema of the log needs no labels. Its vocabularies may have more ids than those of the run; `grown`
     allows one with fewer.
     """
-    columns = Columns.select(load_schema(folder), features=run.data.features, labels=run.data.labels)
+    data = run.data
+    columns = Columns.select(load_schema(folder), features=data.features, labels=data.labels, spaces=data.spaces)
     if predicts and not schema.labels:
-        schema = replace(schema, labels=columns.labels)
-    present = Columns.select(schema, features=tuple(columns.sparse), labels=columns.labels, reader=folder)
+        schema = replace(schema, labels=columns.read_labels)
+    present = Columns.select(
+        schema, features=tuple(columns.sparse), labels=columns.labels, spaces=columns.spaces, reader=folder
+    )
     present = without_new_ids(path, present, columns, run=folder)
     if grown:
         of_run = columns.sparse

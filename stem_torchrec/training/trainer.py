@@ -140,7 +140,7 @@ class Trainer:
             raise
         self._lock.release()
         log_rank0(f"\nbest evaluation of the validation split, in {self.folder}:\n{format_table(self._best.metrics)}")
-        note_other_counts(self.data.schema, "valid", self._best.metrics)
+        note_other_counts(self.data.schema, "valid", self._best.metrics, spaces=self.data.columns.spaces)
         return self._best.metrics
 
     def close(self) -> None:

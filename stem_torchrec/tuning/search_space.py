@@ -81,7 +81,9 @@ def resolve_log(search: Search) -> Search:
     features = search.space.get("data.features")
     choices = features.choices if isinstance(features, CategoricalDistribution) else ()
     for config in [with_choices(base, {"data.features": choice}) for choice in choices] or [base]:
-        columns = Columns.select(schema, features=config.data.features, labels=config.data.labels)
+        columns = Columns.select(
+            schema, features=config.data.features, labels=config.data.labels, spaces=config.data.spaces
+        )
         row_groups = {split: find_row_groups(path, split, schema, columns) for split in ("train", "valid")}
         WatchedMetric.of_split(base.train.metric, columns, row_groups["valid"])
     log = {split: fingerprint(of_split) for split, of_split in row_groups.items()}

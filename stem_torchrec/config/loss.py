@@ -1,0 +1,28 @@
+"""The loss of each task."""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from annotated_types import Interval
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The loss of each task, which is the binary cross entropy by default."""
+
+    kinds: dict[str, str] = field(default_factory=dict)
+    """Loss by task where it is not bce: `like focal buy pairs`. focal counts rows less that are predicted well,
+    smoothed trains on labels off 0 and 1, pairs adds the order of pairs of rows to bce, and jrc a softmax over
+    rows."""
+    positive_weights: dict[str, Annotated[float, Interval(ge=1e-3, le=1e6)]] = field(default_factory=dict)
+    """How many times a label 1 counts, by task: `like 10`. Predictions stay probabilities of the log as it is: the
+    logarithm of the weight is added to the logits in the loss alone."""
+    focal_gamma: Annotated[float, Interval(ge=0, le=10)] = 2.0
+    """Exponent of focal; 0 is bce."""
+    smoothing: Annotated[float, Interval(ge=0, le=0.5)] = 0.05
+    """Share of smoothed's labels that is 1/2: 0 becomes half of it."""
+    pointwise: Annotated[float, Interval(ge=0.001, le=1)] = 0.5
+    """Share of bce in pairs and jrc; the rest is for the order of rows."""
+    rows_within: str = ""
+    """Sparse feature, such as the user's id, within whose values pairs and jrc compare rows; by default they compare
+    all rows of a step."""

@@ -1,0 +1,101 @@
+"""The table of losses: each has one line here, which `--loss.kinds` names."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from stem_torchrec.config.loss import LossConfig
+from stem_torchrec.losses.jrc import jrc
+from stem_torchrec.losses.pairs import pairs
+from stem_torchrec.losses.pointwise import bce, focal, smoothed
+from stem_torchrec.losses.step_rows import StepRows
+from stem_torchrec.runtime.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class TaskLoss:
+    """The loss of one task; plain values, which FX can trace."""
+
+    kind: str = "bce"
+    """A key of LOSSES."""
+    positive_weight: float = 1.0
+    """How many times a label 1 counts."""
+    focal_gamma: float = 2.0
+    smoothing: float = 0.05
+    pointwise: float = 0.5
+    """Share of the loss of rows beside that of a step."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A line of the table."""
+
+    of_rows: Callable[[Tensor, Tensor, TaskLoss], Tensor]
+    """From logits and labels (B,) to losses (B,)."""
+    of_step: Callable[[StepRows], Tensor] | None = None
+    """From the rows of all ranks to a loss, whose mean over the ranks it is; None for a loss of rows alone."""
+
+
+def _bce(logits: Tensor, labels: Tensor, _: TaskLoss) -> Tensor:
+    return bce(logits, labels)
+
+
+LOSSES: Mapping[str, Loss] = {
+    "bce": Loss(_bce),
+    "focal": Loss(lambda logits, labels, task: focal(logits, labels, task.focal_gamma)),
+    "smoothed": Loss(lambda logits, labels, task: smoothed(logits, labels, task.smoothing)),
+    "pairs": Loss(_bce, pairs),
+    "jrc": Loss(_bce, jrc),
+}
+"""Every loss by its name."""
+
+
+def losses_of_tasks(config: LossConfig, tasks: Sequence[str]) -> tuple[TaskLoss, ...]:
+    """The loss of each task; empty where all have the default.
+
+    Raises UserError for a name that no task or no loss has.
+
+    Example::
+
+        losses_of_tasks(LossConfig(kinds={"like": "focal"}), ("finish", "like"))  # (TaskLoss("bce"), TaskLoss("focal"))
+    """
+    check_tasks("--loss.kinds", config.kinds, tasks)
+    check_tasks("--loss.positive-weights", config.positive_weights, tasks)
+    for task, kind in config.kinds.items():
+        if kind not in LOSSES:
+            known = list(LOSSES)
+            raise UserError(
+                f"--loss.kinds has {kind!r} for {task!r}, but must have one of {', '.join(known)}"
+                f"{nearest(kind, known) or '.'}"
+            )
+    if all(config.kinds.get(t, "bce") == "bce" and config.positive_weights.get(t, 1) == 1 for t in tasks):
+        return ()
+    return tuple(
+        TaskLoss(
+            config.kinds.get(task, "bce"),
+            config.positive_weights.get(task, 1.0),
+            config.focal_gamma,
+            config.smoothing,
+            config.pointwise,
+        )
+        for task in tasks
+    )
+
+
+def check_tasks(option: str, names: Mapping[str, object], tasks: Sequence[str]) -> None:
+    """Raises UserError, which names the option, for a name that no task has."""
+    for name in names:
+        if name not in tasks:
+            raise UserError(
+                f"{option} names the task {name!r}, but the tasks are {', '.join(tasks)}{nearest(name, tasks) or '.'}"
+            )
+
+
+def of_some_tasks(config: LossConfig, tasks: Sequence[str]) -> LossConfig:
+    """What a configuration has for these tasks, to train a part of them."""
+    return replace(
+        config,
+        kinds={task: kind for task, kind in config.kinds.items() if task in tasks},
+        positive_weights={task: weight for task, weight in config.positive_weights.items() if task in tasks},
+    )

@@ -1,0 +1,60 @@
+"""The losses of a batch by task, where not all are the mean binary cross entropy."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from stem_torchrec.losses.pointwise import mean_by_task
+from stem_torchrec.losses.step_rows import step_rows
+from stem_torchrec.losses.table import LOSSES, TaskLoss
+
+
+def task_losses(
+    tasks: Sequence[TaskLoss],
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    per_rank: Tensor | None = None,
+    weights: Tensor | None = None,
+    groups: Tensor | None = None,
+) -> Tensor:
+    """The loss of each task, (T,), whose mean over the ranks is that of the rows of all.
+
+    A task with a positive weight w trains on its logits plus ln w, and its labels 1 count w times: with the rows that
+    the weight stands for, the odds are w times as large. So the logits without ln w are those of the log as it is, and
+    need no correction when they are evaluated or served (Elkan, IJCAI 2001, theorem 2; King and Zeng, "Logistic
+    Regression in Rare Events Data", Political Analysis 2001, which subtract ln w afterwards).
+
+    Args:
+        tasks: the loss of each.
+        logits: of this rank's rows, (B, T).
+        labels: 0, 1 or NaN, (B, T).
+        per_rank: see `mean_by_task`; where it is given, all ranks make this call, and losses of a step are of the rows
+            of all ranks, else of this rank's.
+        weights: of the labels, (B, T); 1 for each by default.
+        groups: integers, (B,): losses of a step compare rows with the same one; by default all rows.
+    """
+    known = labels.nan_to_num()
+    of_rows = [_of_rows(task, *pair) for task, *pair in zip(tasks, logits.unbind(1), known.unbind(1), strict=True)]
+    losses = list(mean_by_task(torch.stack(of_rows, dim=1), labels, per_rank, weights).unbind())
+    columns = [i for i, task in enumerate(tasks) if LOSSES[task.kind].of_step is not None]
+    if columns:
+        ones = torch.ones_like(labels) if weights is None else weights
+        same = torch.zeros(len(labels), dtype=torch.int64, device=labels.device) if groups is None else groups
+        z, y, w = (each[:, columns] for each in (logits, labels, ones))
+        for i, rows in zip(columns, step_rows(z, y, w, same, over_ranks=per_rank is not None), strict=True):
+            of_step = LOSSES[tasks[i].kind].of_step
+            assert of_step is not None
+            losses[i] = tasks[i].pointwise * losses[i] + (1 - tasks[i].pointwise) * of_step(rows)
+    return torch.stack(losses)
+
+
+def _of_rows(task: TaskLoss, logits: Tensor, labels: Tensor) -> Tensor:
+    of_rows = LOSSES[task.kind].of_rows
+    if task.positive_weight == 1:
+        return of_rows(logits, labels, task)
+    return of_rows(logits + math.log(task.positive_weight), labels, task) * torch.where(
+        labels == 1, task.positive_weight, 1.0
+    )

@@ -1,0 +1,250 @@
+"""The losses of tasks: each is its equation, on any number of ranks, and the default is what it was to the bit."""
+
+import dataclasses
+import math
+from itertools import product
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from stem_torchrec.config import DenseOptimizerConfig, LossConfig
+from stem_torchrec.data.label_counts import LabelCounter, WeightedBatch
+from stem_torchrec.losses import pairs as pairs_module
+from stem_torchrec.losses.table import LOSSES, TaskLoss, losses_of_tasks, of_some_tasks
+from stem_torchrec.losses.task_losses import task_losses
+from stem_torchrec.models.build import build_model
+from stem_torchrec.models.loss import groups_of_rows, multi_task_loss
+from stem_torchrec.models.trained_by import tasks_of_parameters
+from stem_torchrec.runtime.errors import UserError
+
+from distributed import run_ranks
+from reference import COLUMNS, TABLES, random_batch
+from runs import MODEL, Run, config_of
+
+TASKS = ("finish", "like")
+KINDS = {"finish": "jrc", "like": "pairs"}
+
+
+def rows_of(seed: int = 0, rows: int = 40) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Logits, labels of which some are missing, weights of which some are 0, and groups, with one that has no id."""
+    random = torch.Generator().manual_seed(seed)
+    logits = torch.randn(rows, 2, generator=random, dtype=torch.float64) * 3
+    labels = torch.randint(2, (rows, 2), generator=random).double()
+    labels[torch.rand(rows, 2, generator=random) < 0.2] = torch.nan
+    weights = torch.rand(rows, 2, generator=random, dtype=torch.float64)
+    weights[torch.rand(rows, 2, generator=random) < 0.1] = 0
+    return logits, labels, weights, torch.randint(-1, 6, (rows,), generator=random)
+
+
+def logistic(x: float) -> float:
+    return math.log1p(math.exp(-x))
+
+
+def of_row(task: TaskLoss, z: float, y: float) -> float:
+    """The equation of a row, with the positive weight."""
+    z, counts = z + math.log(task.positive_weight), task.positive_weight if y else 1
+    q = 1 / (1 + math.exp(-z if y else z))
+    match task.kind:
+        case "focal":
+            return -counts * (1 - q) ** task.focal_gamma * math.log(q)
+        case "smoothed":
+            target = y * (1 - task.smoothing) + task.smoothing / 2
+            return counts * (target * logistic(z) + (1 - target) * logistic(-z))
+        case _:
+            return -counts * math.log(q)
+
+
+def of_step(kind: str, z: list[float], y: list[float], w: list[float], g: list[int]) -> float:
+    """The equation of pairs or of JRC, of rows that have a label, a weight and a group."""
+    rows = range(len(z))
+    if kind == "pairs":
+        terms = [(w[i] * w[j], logistic(z[i] - z[j])) for i, j in product(rows, rows) if y[i] > y[j] and g[i] == g[j]]
+        return sum(weight * loss for weight, loss in terms) / sum(weight for weight, _ in terms)
+    total = 0.0
+    for i in rows:
+        sign = 0.5 if y[i] else -0.5
+        context = sum(w[j] * math.exp(sign * z[j]) for j in rows if g[j] == g[i])
+        total += w[i] * (math.log(context) - sign * z[i])
+    return total / sum(w)
+
+
+def by_equation(task: TaskLoss, z: Tensor, y: Tensor, w: Tensor, g: Tensor) -> float:
+    known = [i for i in range(len(z)) if not y[i].isnan() and w[i] > 0]
+    mean = sum(float(w[i]) * of_row(task, float(z[i]), float(y[i])) for i in known) / sum(float(w[i]) for i in known)
+    if LOSSES[task.kind].of_step is None:
+        return mean
+    compared = [i for i in known if g[i] >= 0]
+    columns = [[values[i].item() for i in compared] for values in (z, y, w, g)]
+    return task.pointwise * mean + (1 - task.pointwise) * of_step(task.kind, *columns)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("variant", ["plain", "weights and groups", "positive weight"])
+def test_each_loss_is_its_equation_and_its_gradient_is_that_of_the_equation(
+    kind: str, variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pairs_module, "PAIRS_AT_ONCE", 50)  # Several blocks.
+    logits, labels, weights, groups = rows_of()
+    other = TaskLoss("focal", focal_gamma=0.5)
+    task = TaskLoss(kind, 4.0 if variant == "positive weight" else 1.0, focal_gamma=1.5, smoothing=0.2, pointwise=0.3)
+    given = {"weights": weights, "groups": groups} if variant == "weights and groups" else {}
+    ones, same = torch.ones_like(weights), torch.zeros_like(groups)
+    columns = [given.get("weights", ones), given.get("groups", same)]
+
+    def loss(z: Tensor) -> Tensor:
+        return task_losses((task, other), torch.stack([z, logits[:, 1]], dim=1), labels, **given)[0]
+
+    z = logits[:, 0].clone().requires_grad_()
+    loss(z).backward()
+    expected = by_equation(task, logits[:, 0], labels[:, 0], columns[0][:, 0], columns[1])
+    assert loss(z).item() == pytest.approx(expected, rel=1e-12)
+    for i in (0, 7, 20, 33):
+        step = torch.zeros_like(z).index_fill(0, torch.tensor(i), 1e-5)
+        below, above = (
+            by_equation(task, z.detach() + sign * step, labels[:, 0], columns[0][:, 0], columns[1]) for sign in (-1, 1)
+        )
+        # Central differences: the square of the step, and rounding over the step.
+        assert z.grad[i].item() == pytest.approx((above - below) / 2e-5, abs=1e-9)
+
+
+def test_logits_of_any_size_leave_every_loss_and_gradient_finite() -> None:
+    z = torch.tensor([[200.0], [-200.0], [200.0], [-200.0]], requires_grad=True)
+    y = torch.tensor([[1.0], [1.0], [0.0], [0.0]])
+    for kind, gamma in [*((kind, 2.0) for kind in LOSSES), ("focal", 0.5)]:
+        [gradient] = torch.autograd.grad(task_losses([TaskLoss(kind, focal_gamma=gamma)], z, y).sum(), z)
+        assert gradient.isfinite().all(), kind
+
+
+def test_without_pairs_or_labels_the_loss_of_a_step_adds_nothing() -> None:
+    z = torch.randn(5, 1, requires_grad=True)
+    for labels in (torch.zeros(5, 1), torch.ones(5, 1)):
+        mean = multi_task_loss(z, labels)
+        assert torch.equal(task_losses([TaskLoss("pairs")], z, labels), mean / 2)
+    for kind in LOSSES:
+        loss = task_losses([TaskLoss(kind)], z, torch.full((5, 1), torch.nan))
+        [gradient] = torch.autograd.grad(loss.sum(), z)
+        assert [loss.item(), gradient.count_nonzero().item()] == [0, 0], kind
+
+
+def test_a_task_with_the_default_keeps_its_bits_beside_one_with_another_loss() -> None:
+    logits, labels, weights, _ = (each.float() for each in rows_of())
+    logits.requires_grad_()
+    [expected] = torch.autograd.grad(multi_task_loss(logits, labels, weights=weights)[0], logits)
+    for kind in LOSSES:
+        losses = task_losses((TaskLoss(), TaskLoss(kind, 3.0)), logits, labels, weights=weights)
+        assert torch.equal(torch.autograd.grad(losses[0], logits)[0], expected)
+    assert losses_of_tasks(LossConfig(kinds={"like": "bce"}, positive_weights={"like": 1.0}), TASKS) == ()
+
+
+def test_logits_trained_with_a_positive_weight_are_those_of_the_log_as_it_is() -> None:
+    labels = (torch.arange(1000) < 30).float()[:, None]
+    bias = torch.zeros(1, 1, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([bias], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = task_losses([TaskLoss(positive_weight=20.0)], bias.expand(1000, 1), labels.double()).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    # Where the line search ends.
+    assert bias.sigmoid().item() == pytest.approx(0.03, rel=1e-4)
+
+
+def train_together(rows_within: str) -> tuple[list[Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Losses of three steps, the tables after them, and the dense gradients of the last one."""
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    loss = LossConfig(KINDS, {"finish": 3.0}, pointwise=0.2, rows_within=rows_within)
+    config = config_of("sgd", "row_wise", learning_rate=5.0)
+    run = Run.build(dataclasses.replace(config, loss=loss, dense=DenseOptimizerConfig(learning_rate=0.0)))
+    part = slice(12 // ranks * rank, 12 // ranks * (rank + 1))
+    batches = []
+    for step in range(3):
+        batch = random_batch(step, rows=12, missing=0.3, part=part)
+        if step == 1:
+            batch.labels[(torch.arange(12) < 6)[part], 1] = torch.nan
+        weights = torch.rand(12, 2, generator=torch.Generator().manual_seed(step))[part]
+        batches.append(WeightedBatch(batch.dense_features, batch.sparse_features, batch.labels, weights))
+    losses = [losses for losses, _ in run.train(batches)]
+    named = run.model.named_parameters()
+    gradients = {name: p.grad.clone() for name, p in named if TABLES not in name and p.grad is not None}
+    return losses, {name: weight for name, weight in run.weights().items() if TABLES in name}, gradients
+
+
+@pytest.mark.parametrize("rows_within", ["", "tags"])
+def test_two_ranks_compare_the_rows_of_both_as_one_process_does(rows_within: str) -> None:
+    [alone], together = run_ranks(1, train_together, rows_within), run_ranks(2, train_together, rows_within)
+    rounding = {"rtol": 1e-5, "atol": 1e-6}  # The same sums of float32 in another order.
+    for step, losses in enumerate(alone[0]):
+        torch.testing.assert_close(sum(rank[0][step] for rank in together) / 2, losses, **rounding)
+    for rank in together:
+        torch.testing.assert_close(rank[1:], alone[1:], **rounding)
+
+
+def losses_of_part(sizes: list[int]) -> tuple[Tensor, Tensor]:
+    """The losses and the gradients of this rank's rows, of ranks with so many."""
+    logits, labels, weights, groups = (each.split(sizes)[dist.get_rank()] for each in rows_of())
+    logits = logits.clone().requires_grad_()
+    counts = torch.tensor([7.0, 7.0], dtype=torch.float64)
+    tasks = [TaskLoss(KINDS[task], pointwise=0.2) for task in TASKS]
+    losses = task_losses(tasks, logits, labels, per_rank=counts / len(sizes), weights=weights, groups=groups)
+    losses.sum().backward()
+    return losses.detach(), logits.grad
+
+
+def test_ranks_may_have_different_numbers_of_rows() -> None:
+    [(losses, gradient)] = run_ranks(1, losses_of_part, [40])
+    together = run_ranks(3, losses_of_part, [29, 11, 0])
+    torch.testing.assert_close(sum(each for each, _ in together) / 3, losses)
+    torch.testing.assert_close(torch.cat([each for _, each in together]) / 3, gradient)
+
+
+def test_every_parameter_is_trained_by_the_tasks_that_train_it_with_the_default() -> None:
+    def trained(loss: LossConfig) -> dict[str, frozenset[int]]:
+        return tasks_of_parameters(build_model(MODEL, COLUMNS, loss), tasks=2, dense_in_features=2)
+
+    for kind in LOSSES:
+        assert trained(LossConfig(kinds=dict.fromkeys(TASKS, kind))) == trained(LossConfig())
+
+
+def test_rows_are_compared_within_the_first_id_of_a_feature_unless_it_is_missing_or_unseen() -> None:
+    batch = random_batch(0, rows=6)
+    lengths, ids = batch.sparse_features["tags"].lengths().tolist(), batch.sparse_features["tags"].values().tolist()
+    firsts = [ids[sum(lengths[:i])] if lengths[i] else 0 for i in range(6)]
+    assert groups_of_rows(batch, "tags").tolist() == [first or -1 for first in firsts]
+    assert groups_of_rows(batch, "") is None
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (
+            LossConfig(kinds={"likes": "focal"}),
+            "--loss.kinds names the task 'likes', but the tasks are finish, like; did",
+        ),
+        (
+            LossConfig(kinds={"like": "focel"}),
+            "--loss.kinds has 'focel' for 'like', but must have one of bce, focal, .*; did",
+        ),
+        (LossConfig(positive_weights={"buy": 2}), "--loss.positive-weights names the task 'buy', but the tasks are"),
+        (LossConfig(rows_within="ui"), "--loss.rows-within is 'ui', but the sparse features are uid, tags; did you"),
+    ],
+)
+def test_a_name_that_the_log_lacks_is_answered_by_a_sentence(loss: LossConfig, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build_model(MODEL, COLUMNS, loss)
+
+
+def test_a_part_of_the_tasks_keeps_its_own_losses() -> None:
+    loss = LossConfig(KINDS, {"like": 2.0}, pointwise=0.2)
+    assert of_some_tasks(loss, ("like",)) == LossConfig({"like": "pairs"}, {"like": 2.0}, pointwise=0.2)
+
+
+def test_counted_batches_of_one_process_give_the_losses_of_plain_ones() -> None:
+    train = build_model(MODEL, COLUMNS, LossConfig(KINDS), table_device="cpu")
+    batch = random_batch(0)
+    [counted] = LabelCounter().counted([batch])
+    assert torch.equal(train(counted)[1][0], train(batch)[1][0])
