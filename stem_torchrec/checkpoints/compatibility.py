@@ -5,7 +5,7 @@ from typing import Any
 
 from stem_torchrec.runtime.errors import UserError
 
-_SAME = ("model", "sparse.name", "data.features", "data.labels", "data.shuffle_rows", "seed")
+_SAME = ("model", "balance", "sparse.name", "data.features", "data.labels", "data.shuffle_rows", "seed")
 Rows = Mapping[str, Mapping[str, str]]
 """What the files' footers tell about the rows of each split: `data.footers.contents`."""
 _NAMED = 3

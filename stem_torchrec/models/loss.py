@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchrec.datasets.utils import Batch
 
+from stem_torchrec.balance.balance import Balance
 from stem_torchrec.data.label_counts import CountedBatch, weights_of
 from stem_torchrec.runtime.errors import UserError
 
@@ -36,6 +37,8 @@ class MultiTaskTrain(nn.Module):
         self.model = model
         weights = torch.tensor(task_weights, dtype=torch.float32) if task_weights else None
         self.register_buffer("task_weights", weights, persistent=False)
+        self.balance: Balance | None = None
+        """Weighs the tasks against each other (`models/balanced.py`); the plain sum without it."""
         self.trained_by: Mapping[str, frozenset[int]] = {}
         """Tasks that train a parameter, by name (`models/trained_by.py`); all tasks where the name is missing."""
 
@@ -43,7 +46,8 @@ class MultiTaskTrain(nn.Module):
         logits = self.model(batch.dense_features, batch.sparse_features).float()
         labels, weights = labels_like(logits, batch.labels), weights_like(logits, batch)
         losses = multi_task_loss(logits, labels, labels_per_rank(batch, logits), weights)
-        total = losses.sum() if self.task_weights is None else (losses * self.task_weights).sum()
+        weighted = losses if self.task_weights is None else losses * self.task_weights
+        total = weighted.sum() if self.balance is None else self.balance(weighted)
         return total, (losses.detach(), logits.detach())
 
 
