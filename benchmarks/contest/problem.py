@@ -21,6 +21,8 @@ Pipeline = Literal["base", "sparse_dist"]
 cause wrong results, and https://github.com/meta-pytorch/torchrec/pull/4191 describes a race in 1.6 to 1.8."""
 DensePart = Literal["eager", "compiled", "CUDA graphs"]
 """How the layers and towers of ours run: as they are, under torch.compile, or under it with CUDA graphs."""
+Balanced = Literal["uncertainty", "dwa", "pareto", "pcgrad", "cagrad", "gradcraft", "mgda"]
+"""Weights of tasks that learn, and ways to balance gradients."""
 MALLOC = {True: "malloc kept", False: "malloc as it is"}
 """Whether a process keeps freed memory, in the words of the report."""
 
@@ -134,6 +136,8 @@ class Contestant:
     sparse: SparseOptimizerName = "rowwise_adagrad"
     layout: Layout = "split"
     dense_part: DensePart = "eager"
+    balance: Balanced | None = None
+    """How ours balances the tasks."""
     arch: str = "stem"
     """Model of ours. If it has only shared tables, their rows are as long as those of all groups of STEM together,
     so that its tables are as large."""
@@ -149,7 +153,7 @@ class Contestant:
         usual = Contestant(self.side)
         parts += [
             getattr(self, option)
-            for option in ("pipeline", "kernel", "sparse", "layout", "dense_part", "arch")
+            for option in ("pipeline", "kernel", "sparse", "layout", "dense_part", "balance", "arch")
             if getattr(self, option) != getattr(usual, option)
         ]
         return ", ".join(parts)

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, get_args
 from unittest.mock import patch
 
 import torch
@@ -18,11 +18,13 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from stem_torchrec.config import (
+    BalanceConfig,
     DataConfig,
     LoopConfig,
     ShardingConfig,
     ShardingType,
     SparseOptimizerConfig,
+    TaskWeights,
     TrainConfig,
 )
 from stem_torchrec.models.loss import MultiTaskTrain
@@ -62,6 +64,7 @@ def ours(problem: Problem, contestant: Contestant, process: Process) -> Side:
         sparse=SparseOptimizerConfig(name=contestant.sparse),
         sharding=ShardingConfig(type=type_, kernel=contestant.kernel),
         train=LoopConfig(precision=contestant.precision),
+        balance=_balance_of(contestant),
     )
     _check_managed_memory(problem, contestant, process)
     with _filled_at_once(process):
@@ -75,6 +78,13 @@ def ours(problem: Problem, contestant: Contestant, process: Process) -> Side:
     dense_part = in_backward_optimizer_filter(model.named_parameters())
     flops = 3 * 2 * problem.batch_size * sum(p.numel() for name, p in dense_part if name.endswith("weight"))
     return _training(pipeline, problem, process, flops, graphs=contestant.dense_part == "CUDA graphs")
+
+
+def _balance_of(contestant: Contestant) -> BalanceConfig:
+    if contestant.balance is None:
+        return BalanceConfig()
+    learns = contestant.balance in get_args(TaskWeights)
+    return BalanceConfig(**{"weights" if learns else "gradients": contestant.balance})
 
 
 def compile_dense_part(model: nn.Module, how: DensePart) -> None:

@@ -43,7 +43,7 @@ def min_norm(gram: Numbers) -> Numbers:
 def least_in_ball(gram: Numbers, radius: float) -> Numbers:
     """The weights w (T,) with the least  g_w g_0 + radius * |g_w|,  g_w the combination and g_0 the mean gradient.
 
-    As radius * |g_w| is the least  radius / 2 * (|g_w|^2 / x + x)  over x > 0, g_w + x / radius * g_0 is the combination
+    As radius * |g_w| is the least  radius / 2 * (|g_w|^2 / x + x)  over x > 0, these are the weights of the combination
     of least norm of the gradients g_t + x / radius * g_0, for the x that is |g_w|.
 
     Args:

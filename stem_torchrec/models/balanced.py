@@ -10,7 +10,7 @@ from stem_torchrec.tables import SHARED
 
 
 def balance_tasks(train: MultiTaskTrain, config: BalanceConfig) -> None:
-    """Balances the tasks in the following steps; does nothing where the configuration asks for nothing.
+    """Balances the tasks in the following steps; does nothing for one task, or if the configuration asks for nothing.
 
     Call it before sharding, as it adds what a checkpoint has to keep, and on all ranks.
 
@@ -21,10 +21,10 @@ def balance_tasks(train: MultiTaskTrain, config: BalanceConfig) -> None:
         train = build_model(config.model, columns)
         balance_tasks(train, BalanceConfig(weights="uncertainty", gradients="pcgrad"))
     """
-    if not config.is_on:
-        return
     model = train.model
     assert isinstance(model, MultiTaskModel)
+    if not config.is_on or len(model.tasks) == 1:
+        return
     if config.reads_gradients:
         _check_shared_tables(model, config)
         model.shared_output = SharedOutput()
