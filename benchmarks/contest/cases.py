@@ -10,7 +10,7 @@ import torch
 from stem_torchrec.config import Arch
 from stem_torchrec.runtime.process import trains_on_gpu
 
-from contest.problem import MALLOC, Balanced, Contestant, DensePart, Precision, Problem
+from contest.problem import BALANCES, MALLOC, Contestant, DensePart, Precision, Problem
 from contest.turns import Failure, Score, Turns, contest
 
 Case = Literal["peak", "rows", "others", "models", "variants", "balance", "compiled", "ranks", "roofline", "memory"]
@@ -60,7 +60,7 @@ def _contests(case: Case, rows: Sequence[int]) -> dict[str, list[Contestant]]:
         return {case: _variants(many, on_gpu)}
     if case == "balance":
         usual = Contestant("ours", "bf16" if on_gpu else "fp32", few)
-        return {case: [usual, *(replace(usual, balance=how) for how in get_args(Balanced))]}
+        return {case: [usual, *(replace(usual, balance=how) for how in BALANCES)]}
     if case == "compiled":
         parts: tuple[DensePart, ...] = ("eager", "compiled", "CUDA graphs")
         return {case: [Contestant("ours", "bf16", few, dense_part=part) for part in parts]}

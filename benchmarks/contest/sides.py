@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any, get_args
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -24,7 +24,6 @@ from stem_torchrec.config import (
     ShardingConfig,
     ShardingType,
     SparseOptimizerConfig,
-    TaskWeights,
     TrainConfig,
 )
 from stem_torchrec.models.loss import MultiTaskTrain
@@ -40,7 +39,7 @@ from stem_torchrec.training.optimizers import apply_sparse_optimizer, build_opti
 
 from contest.limits import Build, plan_of_torchrec
 from contest.plain import DenseTables, PlainSTEM, StockSTEM
-from contest.problem import Contestant, DensePart, Pipeline, Problem, Side
+from contest.problem import BALANCES, Contestant, DensePart, Pipeline, Problem, Side
 
 L2 = 1e-6
 """Factor of the L2 penalty in the published code, which is on whole tables."""
@@ -64,7 +63,7 @@ def ours(problem: Problem, contestant: Contestant, process: Process) -> Side:
         sparse=SparseOptimizerConfig(name=contestant.sparse),
         sharding=ShardingConfig(type=type_, kernel=contestant.kernel),
         train=LoopConfig(precision=contestant.precision),
-        balance=_balance_of(contestant),
+        balance=BALANCES.get(contestant.balance, BalanceConfig()),
     )
     _check_managed_memory(problem, contestant, process)
     with _filled_at_once(process):
@@ -78,13 +77,6 @@ def ours(problem: Problem, contestant: Contestant, process: Process) -> Side:
     dense_part = in_backward_optimizer_filter(model.named_parameters())
     flops = 3 * 2 * problem.batch_size * sum(p.numel() for name, p in dense_part if name.endswith("weight"))
     return _training(pipeline, problem, process, flops, graphs=contestant.dense_part == "CUDA graphs")
-
-
-def _balance_of(contestant: Contestant) -> BalanceConfig:
-    if contestant.balance is None:
-        return BalanceConfig()
-    learns = contestant.balance in get_args(TaskWeights)
-    return BalanceConfig(**{"weights" if learns else "gradients": contestant.balance})
 
 
 def compile_dense_part(model: nn.Module, how: DensePart) -> None:
