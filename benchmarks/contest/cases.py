@@ -10,10 +10,10 @@ import torch
 from stem_torchrec.config import Arch
 from stem_torchrec.runtime.process import trains_on_gpu
 
-from contest.problem import MALLOC, Contestant, DensePart, Precision, Problem
+from contest.problem import BALANCES, MALLOC, Contestant, DensePart, Precision, Problem
 from contest.turns import Failure, Score, Turns, contest
 
-Case = Literal["peak", "rows", "others", "models", "variants", "compiled", "ranks", "roofline", "memory"]
+Case = Literal["peak", "rows", "others", "models", "variants", "balance", "compiled", "ranks", "roofline", "memory"]
 
 MODELS: tuple[Arch, ...] = ("stem", "mmoe", "ple")
 """STEM, and the models that its speed is compared with."""
@@ -58,6 +58,9 @@ def _contests(case: Case, rows: Sequence[int]) -> dict[str, list[Contestant]]:
         return {case: [Contestant("ours", "fp32", n, arch=arch) for n in (few, many) for arch in MODELS]}
     if case == "variants":
         return {case: _variants(many, on_gpu)}
+    if case == "balance":
+        usual = Contestant("ours", "bf16" if on_gpu else "fp32", few)
+        return {case: [usual, *(replace(usual, balance=how) for how in BALANCES)]}
     if case == "compiled":
         parts: tuple[DensePart, ...] = ("eager", "compiled", "CUDA graphs")
         return {case: [Contestant("ours", "bf16", few, dense_part=part) for part in parts]}

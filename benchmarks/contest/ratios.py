@@ -93,7 +93,7 @@ def _variants(scores: Sequence[Score]) -> Iterator[Ratio]:
 def _with_defaults(score: Score) -> bool:
     """Whether the contestant has no option but its precision and sizes."""
     usual = Contestant("ours")
-    options = ("pipeline", "kernel", "sparse", "layout", "dense_part")
+    options = ("pipeline", "kernel", "sparse", "layout", "dense_part", "balance")
     return all(getattr(score.contestant, option) == getattr(usual, option) for option in options)
 
 
@@ -128,6 +128,7 @@ _BY_CASE = {
     "others": _others,
     "models": _models,
     "variants": _variants,
+    "balance": _variants,
     "compiled": _variants,
     "ranks": _ranks,
     "roofline": _roofline,

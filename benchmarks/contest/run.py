@@ -35,9 +35,10 @@ class ThroughputConfig:
     cases: tuple[Case, ...] = ()
     """peak: a step beside matrix products alone; rows: many rows against few; others: plain PyTorch and TorchRec's
     own modules, by rows, on CPU with freed memory kept by all sides and by none; models: MMoE and PLE with tables as
-    large; variants: pipelines, optimizers, kernels and layouts; compiled: the
-    dense part under torch.compile and with CUDA graphs, on a GPU; ranks: two against one; roofline: the tables beside
-    copies; memory: the largest model that fits. By default all that this machine can measure."""
+    large; variants: pipelines, optimizers, kernels and layouts; balance: weights of tasks that learn, and balanced
+    gradients; compiled: the dense part under torch.compile and with CUDA graphs, on a GPU; ranks: two against one;
+    roofline: the tables beside copies; memory: the largest model that fits. By default all that this machine can
+    measure."""
     rows: tuple[Annotated[int, Interval(ge=1, le=2**31 - 1)], ...] = (1_000, 100_000, 1_000_000)
     """Rows of each feature's tables, from few to many."""
     batch_size: tuple[Annotated[int, Interval(ge=1, le=2**24)], ...] = (4096,)

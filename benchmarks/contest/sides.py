@@ -18,6 +18,7 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from stem_torchrec.config import (
+    BalanceConfig,
     DataConfig,
     LoopConfig,
     ShardingConfig,
@@ -38,7 +39,7 @@ from stem_torchrec.training.optimizers import apply_sparse_optimizer, build_opti
 
 from contest.limits import Build, plan_of_torchrec
 from contest.plain import DenseTables, PlainSTEM, StockSTEM
-from contest.problem import Contestant, DensePart, Pipeline, Problem, Side
+from contest.problem import BALANCES, Contestant, DensePart, Pipeline, Problem, Side
 
 L2 = 1e-6
 """Factor of the L2 penalty in the published code, which is on whole tables."""
@@ -62,6 +63,7 @@ def ours(problem: Problem, contestant: Contestant, process: Process) -> Side:
         sparse=SparseOptimizerConfig(name=contestant.sparse),
         sharding=ShardingConfig(type=type_, kernel=contestant.kernel),
         train=LoopConfig(precision=contestant.precision),
+        balance=BALANCES.get(contestant.balance, BalanceConfig()),
     )
     _check_managed_memory(problem, contestant, process)
     with _filled_at_once(process):

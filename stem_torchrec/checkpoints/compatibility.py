@@ -5,7 +5,10 @@ from typing import Any
 
 from stem_torchrec.runtime.errors import UserError
 
-_SAME = ("model", "loss", "sparse.name", "data.features", "data.labels", "data.spaces", "data.shuffle_rows", "seed")
+_SAME = (
+    "model", "loss", "balance", "sparse.name",
+    "data.features", "data.labels", "data.spaces", "data.shuffle_rows", "seed",
+)  # fmt: skip
 Rows = Mapping[str, Mapping[str, str]]
 """What the files' footers tell about the rows of each split: `data.footers.contents`."""
 _NAMED = 3

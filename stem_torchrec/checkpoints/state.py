@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import nn
 from torchrec.optim.keyed import CombinedOptimizer
 
+from stem_torchrec.balance.balance import balance_state
 from stem_torchrec.checkpoints.rowwise import read, take_out
 from stem_torchrec.checkpoints.storage import State, without_warnings
 from stem_torchrec.checkpoints.weights import damage_on_any_rank, load_state, read_metadata
@@ -35,6 +36,8 @@ def training_state(
     return {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict()["state"],
+        # The same on all ranks.
+        **({"balance": balance} if (balance := balance_state(model)) else {}),
         # By rank, as each rank has its own.
         "rank": {str(dist.get_rank()): {"meter": meter, **_random_states(), **(of_rank or {})}},
     }

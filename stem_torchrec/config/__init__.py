@@ -1,11 +1,12 @@
 """The configuration of a run: frozen dataclasses, and how they are read from a command line or YAML.
 
 A field stands in one place with its type, limits, default and help. Reading order: run.py, and the sections that it
-joins: data.py, synthetic.py, model.py, loss.py, optimizers.py, sharding.py, start.py, loop.py, delta.py; then
-command_line.py, files.py, fields.py (limits and error sentences), path_fields.py, serialization.py, narrowed.py,
+joins: data.py, synthetic.py, model.py, loss.py, optimizers.py, balance.py, sharding.py, start.py, loop.py, delta.py;
+then command_line.py, files.py, fields.py (limits and error sentences), path_fields.py, serialization.py, narrowed.py,
 yaml_text.py, json_text.py, formats.py (format versions of files). Import the names below. May import `runtime` only.
 """
 
+from stem_torchrec.config.balance import BalanceConfig, TaskGradients, TaskWeights
 from stem_torchrec.config.command_line import (
     option_names,
     parse_arguments,
@@ -31,6 +32,7 @@ from stem_torchrec.config.synthetic import DaysConfig, SyntheticConfig
 
 __all__ = [
     "Arch",
+    "BalanceConfig",
     "CheckpointConfig",
     "Communication",
     "DataConfig",
@@ -56,6 +58,8 @@ __all__ = [
     "StartConfig",
     "SyntheticConfig",
     "TablePrecision",
+    "TaskGradients",
+    "TaskWeights",
     "TrainConfig",
     "Width",
     "check_fields",

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from annotated_types import Interval
 
+from stem_torchrec.config.balance import BalanceConfig
 from stem_torchrec.config.data import DataConfig
 from stem_torchrec.config.delta import DeltaConfig
 from stem_torchrec.config.loop import CheckpointConfig, LoopConfig
@@ -34,6 +35,8 @@ class TrainConfig:
     """The optimizer of experts, gates and towers."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """How the learning rates change over the steps."""
+    balance: BalanceConfig = field(default_factory=BalanceConfig)
+    """How the tasks are balanced: weights of their losses, and gradients at the shared tables."""
     sharding: ShardingConfig = field(default_factory=ShardingConfig)
     """Where the tables live."""
     train: LoopConfig = field(default_factory=LoopConfig)

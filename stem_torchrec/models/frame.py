@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from stem_torchrec.balance.shared_output import SharedOutput
 from stem_torchrec.models.layers import MLP, l2_penalty, linear
 from stem_torchrec.runtime.errors import UserError
-from stem_torchrec.tables import SparseArch, check_same_columns, groups_of
+from stem_torchrec.tables import SHARED, SparseArch, check_same_columns, groups_of
 
 # The pipeline traces a model with FX, which cannot look into an autograd function or follow a decision about shapes: in
 # this file each of these is one step to FX.
@@ -75,6 +76,8 @@ class MultiTaskModel(nn.Module):
         self.towers: nn.ModuleDict
         self.frozen: frozenset[str] = frozenset()
         """Groups that are not trained; `weight_groups.freeze` adds some."""
+        self.shared_output: SharedOutput | None = None
+        """Where gradients of the tasks are balanced (`models/balanced.py`)."""
 
     def make_towers(self, in_features: int, hidden: Sequence[int], dropout: float) -> nn.ModuleDict:
         """An MLP from (B, in_features) to a logit (B, 1) for each task."""
@@ -95,6 +98,9 @@ class MultiTaskModel(nn.Module):
             x = {g: x[g].detach() if g in self.frozen else x[g] for g in x}
         if self.embedding_l2 > 0:
             x = {g: l2_penalty(x[g], self.embedding_l2) for g in x}
+        if self.shared_output is not None:
+            # Above the penalty, which is not a task's.
+            x = {**x, SHARED: self.shared_output(x[SHARED])}
         if self.dense_arch:
             x = {g: torch.cat([x[g], self.dense_arch[g](dense_features)], dim=1) for g in x}
         x = self.arch({g: self.embedding_dropout(x[g]) for g in x})

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torchrec.datasets.utils import Batch
 
+from stem_torchrec.balance.balance import Balance
 from stem_torchrec.data.label_counts import CountedBatch, weights_of
 from stem_torchrec.data.unseen_ids import UNSEEN
 from stem_torchrec.losses.pointwise import bce, mean_by_task
@@ -53,6 +54,8 @@ class MultiTaskTrain(nn.Module):
         self.rows_within = rows_within
         weights = torch.tensor(task_weights, dtype=torch.float32) if task_weights else None
         self.register_buffer("task_weights", weights, persistent=False)
+        self.balance: Balance | None = None
+        """Weighs the tasks against each other (`models/balanced.py`); the plain sum without it."""
         self.trained_by: Mapping[str, frozenset[int]] = {}
         """Tasks that train a parameter, by name (`models/trained_by.py`); all tasks where the name is missing."""
 
@@ -65,7 +68,8 @@ class MultiTaskTrain(nn.Module):
             losses = task_losses(self.losses, logits, labels, per_rank=per_rank, weights=weights, groups=groups)
         else:
             losses = multi_task_loss(logits, labels, per_rank, weights)
-        total = losses.sum() if self.task_weights is None else (losses * self.task_weights).sum()
+        weighted = losses if self.task_weights is None else losses * self.task_weights
+        total = weighted.sum() if self.balance is None else self.balance(weighted)
         return total, (losses.detach(), logits.detach())
 
 

@@ -47,6 +47,7 @@ class ErrorKind(StrEnum):
 
 _PACKAGE = "stem_torchrec."
 OF_ROOMS = {
+    "balance": ErrorKind.MODEL,
     "calibration": ErrorKind.CALIBRATION,
     "checkpoints": ErrorKind.CHECKPOINT,
     "comparison": ErrorKind.COMPARISON,

@@ -15,6 +15,7 @@ from torchrec.optim.keyed import CombinedOptimizer
 
 from stem_torchrec.config import Precision, ShardingConfig, SparseOptimizerConfig, TrainConfig
 from stem_torchrec.data.columns import Columns
+from stem_torchrec.models.balanced import balance_tasks
 from stem_torchrec.models.build import build_model
 from stem_torchrec.models.frame import MultiTaskModel
 from stem_torchrec.models.trained_by import tasks_of_parameters
@@ -70,6 +71,8 @@ def build_sharded_model(
         freeze(model.model, config.train.freeze)
         check_rate_factors(model.model, config.train.rate_factors)
         model.trained_by = tasks_of_parameters(model, tasks=len(columns.labels), dense_in_features=len(columns.dense))
+        # After the backward passes of one rank that tell which tasks train a parameter.
+        balance_tasks(model, config.balance)
     tables = table_configs(model)
     topology = topology_here(process, hbm_gib=config.sharding.hbm_gb)
     placements = from_first_rank(lambda: choose_placements(config.sharding, tables, topology))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
 from threading import Event
 
+from stem_torchrec.balance.balance import balance_values
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.metrics.multi_task import format_table
 from stem_torchrec.profiles.step_profiler import StepProfiler
@@ -208,7 +209,8 @@ class Trainer:
 
     def _beside(self) -> dict[str, float | None]:
         counts = {**self.data.skipped_rows(), **self.checkpoints.counts()}
-        return {**counts, **self._gates.values(), **peak_memory(self.process.device)}
+        balance = balance_values(self.model, self.data.columns.labels)
+        return {**counts, **balance, **self._gates.values(), **peak_memory(self.process.device)}
 
 
 def train(
