@@ -495,7 +495,7 @@ def test_results_that_say_nothing_of_the_device_are_refused(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda content: {"sweep": {}}, "holds no results of benchmarks/sharding.py ('ranks'); give"),
+        (lambda content: {"sweep": {}}, "holds no results of benchmarks/sharding.py ('ranks' is missing); give"),
         (
             lambda content: {"sweep": {**content["sweep"], "ranks": "2"}},
             "holds no results of benchmarks/sharding.py (ranks is '2', but must be a whole number); give",

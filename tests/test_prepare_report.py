@@ -11,6 +11,7 @@ from scipy.spatial.distance import jensenshannon
 from stem_torchrec.data.schema import LabelCounts, Schema, SparseFeature, Split, load_schema
 from stem_torchrec.expressions.hashes import hash_id
 from stem_torchrec.expressions.value_types import ValueType
+from stem_torchrec.preparation.fitting.fit import Fitted
 from stem_torchrec.preparation.report.counts import number_of_digits
 from stem_torchrec.preparation.report.facts import (
     Collisions,
@@ -50,6 +51,7 @@ features:
 dense:
   price: {{log: true, standardize: true}}
 """
+NO_EARLIER_LOG = Fitted({}, {})
 SPLITS = ("train", "valid", "test")
 
 
@@ -285,7 +287,7 @@ def log_facts(group: GroupFacts | None = None, **features: FeatureFacts) -> LogF
 def test_nothing_is_said_of_an_honest_log() -> None:
     columns = {"user": "user", "follow_range": "follow_range", "likelihood": "likelihood", "duration": "duration"}
     facts = log_facts(**{name: feature_facts() for name in columns}, group=GroupFacts("user", 100, 50, 400))
-    assert sentences_of(facts, schema_of((1000, 300), (500, 100)), expressions_of(columns)) == []
+    assert sentences_of(facts, schema_of((1000, 300), (500, 100)), expressions_of(columns), NO_EARLIER_LOG) == []
 
 
 def test_features_that_are_constant_unseen_or_drift_and_groups_of_one_row_are_named() -> None:
@@ -296,7 +298,7 @@ def test_features_that_are_constant_unseen_or_drift_and_groups_of_one_row_are_na
         age=feature_facts(drift=0.389),
         group=GroupFacts("user", 100, 80, 160),
     )
-    assert sentences_of(facts, schema_of((1000, 300), (500, 100)), expressions_of(columns)) == [
+    assert sentences_of(facts, schema_of((1000, 300), (500, 100)), expressions_of(columns), NO_EARLIER_LOG) == [
         "75.0% of the ids of feature 'user' in valid do not occur often enough in train, so the model knows nothing of "
         "them; a coarser feature, a smaller min_count or another split may serve better.",
         "feature 'country' has one id in all rows of train, so nothing can be learned from it; leave it out.",
@@ -310,7 +312,8 @@ def test_features_that_are_constant_unseen_or_drift_and_groups_of_one_row_are_na
 def test_a_constant_number_is_named() -> None:
     constant = NumberFacts({"train": 0.0, "valid": 0.0}, {"train": [3.0] * 7, "valid": [3.0] * 7}, {"valid": 0.0}, {})
     facts = LogFacts({}, {"user": feature_facts()}, {"price": constant}, {}, None)
-    assert sentences_of(facts, schema_of((1000, 300), (500, 100)), expressions_of({"user": "user"})) == [
+    schema, expressions = schema_of((1000, 300), (500, 100)), expressions_of({"user": "user"})
+    assert sentences_of(facts, schema, expressions, NO_EARLIER_LOG) == [
         "dense feature 'price' is 3 in all rows of train; leave it out."
     ]
 
@@ -318,11 +321,11 @@ def test_a_constant_number_is_named() -> None:
 def test_a_rare_label_is_named() -> None:
     expressions = expressions_of({"user": "user"})
     facts = log_facts(user=feature_facts())
-    assert sentences_of(facts, schema_of((100_000, 40), (10_000, 5)), expressions) == [
+    assert sentences_of(facts, schema_of((100_000, 40), (10_000, 5)), expressions, NO_EARLIER_LOG) == [
         "label 'buy' is positive in 40 of 100,000 rows of train (0.040%); with so few, its task learns slowly and its "
         "metrics are noisy."
     ]
-    assert sentences_of(facts, schema_of((1000, 30), (500, 12)), expressions) == [
+    assert sentences_of(facts, schema_of((1000, 30), (500, 12)), expressions, NO_EARLIER_LOG) == [
         "label 'buy' is positive in 12 of the 500 rows of valid; with so few, its metrics are noisy."
     ]
 
@@ -332,7 +335,7 @@ def test_columns_that_come_after_the_exposure_are_named() -> None:
     derived = {"watched": "play_time_ms + 1", "of_label": "bought + 1"}
     expressions = expressions_of(columns | {"play_time_ms": "play_time_ms"}, **derived)
     facts = log_facts(**{name: feature_facts() for name in columns})
-    assert sentences_of(facts, schema_of((1000, 300), (500, 100)), expressions)[:3] == [
+    assert sentences_of(facts, schema_of((1000, 300), (500, 100)), expressions, NO_EARLIER_LOG)[:3] == [
         "feature 'is_like' has 'like' in its name: if it is known only after the exposure, leave it out.",
         "feature 'watched' reads 'play_time_ms', which has 'play_time' in its name: if it is known only after the "
         "exposure, leave it out.",
