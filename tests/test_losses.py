@@ -174,7 +174,7 @@ def train_together(rows_within: str) -> tuple[list[Tensor], dict[str, Tensor], d
     return losses, {name: weight for name, weight in run.weights().items() if TABLES in name}, gradients
 
 
-@pytest.mark.parametrize("rows_within", ["", "tags"])
+@pytest.mark.parametrize("rows_within", ["", pytest.param("tags", marks=pytest.mark.long)])
 def test_two_ranks_compare_the_rows_of_both_as_one_process_does(rows_within: str) -> None:
     [alone], together = run_ranks(1, train_together, rows_within), run_ranks(2, train_together, rows_within)
     rounding = {"rtol": 1e-5, "atol": 1e-6}  # The same sums of float32 in another order.
