@@ -6,8 +6,10 @@ from typing import Annotated
 from annotated_types import Interval
 
 from stem_torchrec.config import ModelConfig, Width
+from stem_torchrec.models.group_experts import ExpertKind
 
 Experts = Annotated[int, Interval(ge=1, le=1024)]
+CovarianceWeight = Annotated[float, Interval(ge=0, le=1e6)]
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,11 @@ class ExpertOptions(ModelConfig):
     """Layer widths of an expert; the last is its output."""
     gate_hidden: tuple[Width, ...] = (128, 64)
     """Hidden layer widths of a gate."""
+    expert: ExpertKind = "mlp"
+    """mlp: linear layers and ReLU. norm: LayerNorm and Swish in place of ReLU (HoME). cross: two low-rank cross layers
+    for each group, in front of its experts (DCN V2, DTN). cross_norm: both."""
+    feature_gate: bool = False
+    """Scale each group's input by a gate of its own, in front of its experts (HoME)."""
 
 
 @dataclass(frozen=True)
@@ -38,3 +45,5 @@ class LayeredOptions(ExpertOptions):
 
     num_layers: Annotated[int, Interval(ge=1, le=128)] = 1
     """Layers of experts and gates."""
+    self_gate: bool = False
+    """Let each stream read its own experts once more, by a gate for them alone (HoME)."""
