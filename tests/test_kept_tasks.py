@@ -44,7 +44,7 @@ def test_a_model_keeps_the_logits_of_some_tasks_and_no_weight_that_they_do_not_r
     assert set(groups) <= set(x)
     _, x = inputs(model, groups)
     # The probability of a step is the product of those of ESMM's towers up to it.
-    assert tuple(model.towers) == (TASKS[: TASKS.index(kept[-1]) + 1] if arch == "esmm" else kept)
+    assert tuple(model.towers) == (TASKS[: TASKS.index(kept[-1]) + 1] if arch in ("esmm", "escm2") else kept)
 
     def logits() -> Tensor:
         towers = model.above_tables(dense, x)

@@ -5,6 +5,7 @@ from dataclasses import fields
 
 from stem_torchrec.config import ModelConfig
 from stem_torchrec.data.columns import Columns
+from stem_torchrec.models.escm2 import ESCM2
 from stem_torchrec.models.loss import MultiTaskTrain
 from stem_torchrec.models.table import MODELS, options_of
 from stem_torchrec.runtime.errors import UserError
@@ -42,7 +43,10 @@ def build_model(config: ModelConfig, columns: Columns, *, table_device: str = "m
         embedding_l2=options.embedding_l2,
         **own,
     )
-    return MultiTaskTrain(model, options.task_weights)
+    train = MultiTaskTrain(model, options.task_weights)
+    if isinstance(model, ESCM2):
+        train.added_losses = model.added_losses
+    return train
 
 
 def check_task_weights(weights: Sequence[float], tasks: Sequence[str]) -> None:

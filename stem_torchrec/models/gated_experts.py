@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from stem_torchrec.models.aftb import aftb
+from stem_torchrec.models.gates import Gate, SelfGate
 from stem_torchrec.models.group_experts import ExpertKind, make_experts
-from stem_torchrec.models.layers import Gate, SelfGate
 
 # The pipeline traces a model with FX, which cannot look into an autograd function: in this file it is one step to FX.
 torch.fx.wrap("aftb")

@@ -6,7 +6,8 @@ from typing import Literal
 from torch import Tensor, nn
 from torchrec.modules.crossnet import LowRankCrossNet
 
-from stem_torchrec.models.layers import Experts, FeatureGate
+from stem_torchrec.models.gates import FeatureGate
+from stem_torchrec.models.layers import Experts
 
 ExpertKind = Literal["mlp", "norm", "cross", "cross_norm"]
 CROSS_LAYERS = 2

@@ -1,4 +1,4 @@
-"""The dense building blocks: MLP, experts, gates."""
+"""The dense building blocks: MLP and experts, and the penalty on embeddings."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -134,55 +134,6 @@ class NormedSwish(nn.Module):
         output = silu(normed * self.weight.unsqueeze(1) + self.bias.unsqueeze(1))
         # Without dropout no random number is drawn.
         return drop(output, self.dropout, self.training) if self.dropout > 0 else output
-
-
-class Gate(nn.Module):
-    """Softmax weights over K experts: `(B, in_features) -> (B, K)`, each row summing to 1.
-
-    The softmax stays in fp32 under autocast.
-    """
-
-    def __init__(self, in_features: int, hidden: Sequence[int], num_experts: int, *, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.mlp = MLP(in_features, hidden, out_features=num_experts, dropout=dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.softmax(self.mlp(x), dim=1, dtype=torch.float32)
-
-
-class SelfGate(nn.Module):
-    """Weights of a stream's own K experts, beside those of its Gate: `(B, in_features) -> (B, K)`.
-
-    A softmax, or of a single expert the sigmoid. It stays in fp32 under autocast.
-    """
-
-    def __init__(self, in_features: int, hidden: Sequence[int], num_experts: int, *, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.mlp = MLP(in_features, hidden, out_features=num_experts, dropout=dropout)
-        self.num_experts = num_experts
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits = self.mlp(x).float()
-        return torch.softmax(logits, dim=1) if self.num_experts > 1 else torch.sigmoid(logits)
-
-
-class FeatureGate(nn.Module):
-    """Scales each column of the input by a number from 0 to 2 that depends on all of them: `(B, N) -> (B, N)`.
-
-        x * 2 sigmoid(U V x),   V (r, N), U (N, r)
-
-    It starts at 1, as U starts at zero. Source: HoME, arXiv 2408.05430, the feature gate, with one pair of matrices.
-    """
-
-    def __init__(self, in_features: int, rank: int) -> None:
-        super().__init__()
-        self.down = nn.Linear(in_features, rank, bias=False)
-        self.up = nn.Linear(rank, in_features, bias=False)
-        nn.init.xavier_normal_(self.down.weight)
-        nn.init.zeros_(self.up.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * (2 * torch.sigmoid(self.up(self.down(x)).float()))
 
 
 def l2_penalty(x: Tensor, strength: float) -> Tensor:

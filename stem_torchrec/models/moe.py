@@ -14,12 +14,12 @@ from stem_torchrec.config import Arch
 from stem_torchrec.models.frame import InputOptions, MultiTaskModel, at_least_one
 from stem_torchrec.models.gated_experts import GatedExperts
 from stem_torchrec.models.group_experts import ExpertKind
-from stem_torchrec.models.options import CovarianceWeight, ExpertOptions, Experts
+from stem_torchrec.models.options import CovarianceWeight, ExpertKindOptions, Experts
 from stem_torchrec.tables import SHARED, groups_of
 
 
 @dataclass(frozen=True)
-class MMoEOptions(ExpertOptions):
+class MMoEOptions(ExpertKindOptions):
     """Options of MMoE."""
 
     arch: Arch = "mmoe"
@@ -37,7 +37,7 @@ class OMoEOptions(MMoEOptions):
 
 
 @dataclass(frozen=True)
-class MEMMoEOptions(ExpertOptions):
+class MEMMoEOptions(ExpertKindOptions):
     """Options of ME-MMoE."""
 
     arch: Arch = "me_mmoe"
@@ -97,7 +97,7 @@ class MMoE(_MoE):
         gate_hidden: hidden layer widths of a gate; the paper's gates have none.
         tower_hidden: hidden layer widths of a tower.
         dropout: share of hidden units dropped in training.
-        expert, feature_gate: see ExpertOptions.
+        expert, feature_gate: see ExpertKindOptions.
         inputs: see MultiTaskModel.
     """
 
@@ -183,7 +183,7 @@ class MEMMoE(_MoE):
         gate_hidden: hidden layer widths of a gate.
         tower_hidden: hidden layer widths of a tower.
         dropout: share of hidden units dropped in training.
-        expert, feature_gate: see ExpertOptions.
+        expert, feature_gate: see ExpertKindOptions.
         inputs: see MultiTaskModel.
     """
 

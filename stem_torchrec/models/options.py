@@ -32,6 +32,12 @@ class ExpertOptions(ModelConfig):
     """Layer widths of an expert; the last is its output."""
     gate_hidden: tuple[Width, ...] = (128, 64)
     """Hidden layer widths of a gate."""
+
+
+@dataclass(frozen=True)
+class ExpertKindOptions(ExpertOptions):
+    """Options of a model whose experts may be of several kinds."""
+
     expert: ExpertKind = "mlp"
     """mlp: linear layers and ReLU. norm: LayerNorm and Swish in place of ReLU (HoME). cross: two low-rank cross layers
     for each group, in front of its experts (DCN V2, DTN). cross_norm: both."""
@@ -40,7 +46,7 @@ class ExpertOptions(ModelConfig):
 
 
 @dataclass(frozen=True)
-class LayeredOptions(ExpertOptions):
+class LayeredOptions(ExpertKindOptions):
     """Options of a model with layers of experts behind gates."""
 
     num_layers: Annotated[int, Interval(ge=1, le=128)] = 1

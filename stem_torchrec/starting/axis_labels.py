@@ -19,10 +19,13 @@ from torchrec.modules.crossnet import LowRankCrossNet
 
 from stem_torchrec.models.frame import MultiTaskModel
 from stem_torchrec.models.gated_experts import GatedExperts
-from stem_torchrec.models.layers import BatchedLinear, FeatureGate, Gate, NormedSwish, SelfGate
+from stem_torchrec.models.gates import FeatureGate, Gate, PriorGate, SelfGate
+from stem_torchrec.models.layers import BatchedLinear, NormedSwish
 from stem_torchrec.models.loss import MultiTaskTrain
 from stem_torchrec.tables import table_of
 
+KeepsColumns = LowRankCrossNet | FeatureGate | PriorGate
+"""Layers whose output has the columns of their first input."""
 _CROSS_AXES = {"W_kernels": 0, "V_kernels": 1, "bias": 0}
 """The axis of a cross layer's weights that has its columns."""
 CLOSED = -1e4
@@ -124,6 +127,8 @@ def _axes_of_columns(layer: nn.Module) -> list[tuple[str, int]]:
         case FeatureGate():
             # Its first layer is a linear one that reads the input.
             return [("up.weight", 0)]
+        case PriorGate():
+            return [("last.weight", 0), ("last.bias", 0)]
     return [("weight", 1)]
 
 
@@ -131,8 +136,8 @@ def _axes_of_columns(layer: nn.Module) -> list[tuple[str, int]]:
 def _layers_that_read_the_input(train: MultiTaskTrain, model: MultiTaskModel) -> dict[str, nn.Module]:
     """By name, the layers whose input is that of a group, or a sum of those of several.
 
-    All groups get the same random input, so what these layers see is a multiple of it. Cross layers and feature gates,
-    whose output has the columns of their input, hand it on as it is.
+    All groups get the same random input, so what these layers see is a multiple of it. Cross layers and gates of
+    columns, whose output has the columns of their input, hand it on as it is.
     """
     x = torch.rand(1, model.in_features, generator=torch.Generator().manual_seed(0)) + 0.5
     layers: dict[str, nn.Module] = {}
@@ -145,11 +150,11 @@ def _layers_that_read_the_input(train: MultiTaskTrain, model: MultiTaskModel) ->
 
     handles = []
     for name, layer in train.named_modules():
-        if isinstance(layer, nn.Linear | BatchedLinear | LowRankCrossNet | FeatureGate):
+        if isinstance(layer, nn.Linear | BatchedLinear | KeepsColumns):
             handles.append(
                 layer.register_forward_pre_hook(lambda layer, inputs, name=name: look_at(name, layer, inputs[0]))
             )
-        if isinstance(layer, LowRankCrossNet | FeatureGate):
+        if isinstance(layer, KeepsColumns):
             handles.append(layer.register_forward_hook(lambda _, inputs, output: inputs[0]))
     model.eval().arch(dict.fromkeys(model.sparse_arch.groups, x))
     for handle in handles:
