@@ -47,8 +47,8 @@ _VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "stem_gates": {"arch": "stem", "feature_gate": True, "self_gate": True},
     "stem_covariance": {"arch": "stem", "covariance_weight": 1.0},
 }
-"""Ablations of STEM and its options, by the options that they set. A loss trains at most what its gate reads, so a STEM that reads own
-and shared and trains all is stem_reads_own."""
+"""Ablations of STEM, and its options, by what they set. A loss trains at most what its gate reads, so a STEM that reads
+own and shared and trains all is stem_reads_own."""
 
 
 def comparable_models() -> dict[str, Mapping[str, Any]]:
