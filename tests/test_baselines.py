@@ -113,6 +113,13 @@ def escm2(parts: Parts, batch: Batch) -> Tensor:
     return esmm(parts, batch)
 
 
+def dcmt(parts: Parts, batch: Batch) -> Tensor:
+    x = parts.inputs(batch, ["shared"])["shared"]
+    hidden = {t: parts.hidden(f"further_towers.{t}", parts.hidden(f"bottoms.{t}", x, 2), 1) for t in TASKS[1:]}
+    further = [parts.linear(f"further_towers.{t}.2", hidden[t]) for t in TASKS[1:]]
+    return torch.cat([esmm(parts, batch), *further], dim=1)
+
+
 def home(parts: Parts, batch: Batch) -> Tensor:
     x = parts.inputs(batch, ["shared"])["shared"]
 
@@ -157,7 +164,7 @@ def pepnet(parts: Parts, batch: Batch) -> Tensor:
 
 FORMULAS: dict[str, Formula] = {
     f.__name__: f
-    for f in (single_task, shared_bottom, omoe, mmoe, ple, home, pepnet, aitm, esmm, escm2, me_mmoe, me_ple)
+    for f in (single_task, shared_bottom, omoe, mmoe, ple, home, pepnet, aitm, esmm, escm2, dcmt, me_mmoe, me_ple)
 }
 OPTIONS: dict[str, dict[str, object]] = {"pepnet": {"prior": ("tags",), "domain": ("uid",)}}
 
@@ -203,7 +210,7 @@ OWN_SHARED = {t: {t, "shared"} for t in TASKS}
         ("single_task", 1, {t: {t} for t in TASKS}),
         *(
             (arch, 1, SHARED_ONLY)
-            for arch in ("shared_bottom", "omoe", "mmoe", "ple", "home", "pepnet", "aitm", "esmm", "escm2")
+            for arch in ("shared_bottom", "omoe", "mmoe", "ple", "home", "pepnet", "aitm", "esmm", "escm2", "dcmt")
         ),
         ("me_mmoe", 1, EVERYTHING),
         ("me_ple", 1, OWN_SHARED),
@@ -241,7 +248,7 @@ def test_packed_tables_say_the_same(arch: str) -> None:
     torch.testing.assert_close(packed(*arguments), split(*arguments), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("arch", "name"), [("aitm", "AITM"), ("esmm", "ESMM"), ("escm2", "ESCM2")])
+@pytest.mark.parametrize(("arch", "name"), [("aitm", "AITM"), ("esmm", "ESMM"), ("escm2", "ESCM2"), ("dcmt", "DCMT")])
 def test_a_model_of_steps_refuses_a_single_task(arch: str, name: str) -> None:
     with pytest.raises(UserError, match=f"^{name} takes tasks in an order, .* but has only click; give two or more"):
         build(arch, tasks=["click"])

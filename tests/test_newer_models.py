@@ -1,4 +1,4 @@
-"""HoME's categories, PEPNet's features and the losses that ESCM2 adds."""
+"""HoME's categories, PEPNet's features and the losses that ESCM2 and DCMT add."""
 
 import math
 
@@ -8,7 +8,8 @@ from torch import Tensor
 
 from stem_torchrec.data.label_counts import LabelCounter
 from stem_torchrec.models.build import build_model
-from stem_torchrec.models.escm2 import CounterfactualLosses
+from stem_torchrec.models.counterfactual import CounterfactualLosses, doubly_robust, inverse_propensity, twin
+from stem_torchrec.models.entire_space import EntireSpace
 from stem_torchrec.models.home import category_of_tasks
 from stem_torchrec.models.loss import multi_task_loss
 from stem_torchrec.models.table import with_arch
@@ -24,32 +25,51 @@ from test_baselines import CONFIG
 ROUNDING = {"rtol": 1e-5, "atol": 1e-6}
 
 
-def counterfactual(towers: Tensor, labels: Tensor, weight: float, least: float) -> list[Tensor]:
-    """The equation in plain loops, from the outputs of the towers and not from the products."""
-    steps = 1 / (1 + (-towers.double()).exp())
-    losses = [torch.zeros(())]
-    for t in range(1, labels.shape[1]):
-        total, rows = torch.zeros(()), 0
-        for row, y in zip(steps, labels, strict=True):
+TERMS = {"ips": inverse_propensity, "dr": doubly_robust, "twin": twin}
+WEIGHT, LEAST = 0.3, 0.25
+
+
+def added_losses(outputs: Tensor, labels: Tensor, kind: str) -> list[Tensor]:
+    """The equations in plain loops, from what the towers put out and not from the products."""
+    tasks = labels.shape[1]
+    steps, further = 1 / (1 + (-outputs[:, :tasks]).exp()), outputs[:, tasks:]
+    losses = [torch.zeros((), dtype=torch.float64)]
+    for t in range(1, tasks):
+        total, rows = torch.zeros((), dtype=torch.float64), 0
+        for row, extra, y in zip(steps, further, labels, strict=True):
             if y[t].isnan():
                 continue
             rows += 1
-            if y[t - 1] == 1:
-                propensity = max(math.prod(row[:t].tolist()), least)
-                total = total - (y[t] * row[t].log() + (1 - y[t]) * (1 - row[t]).log()) / propensity
-        losses.append(weight * total / max(rows, 1))
+            p = min(max(math.prod(row[:t].tolist()), LEAST), 1 - LEAST)
+            error = -(y[t] * row[t].log() + (1 - y[t]) * (1 - row[t]).log())
+            happened = float(y[t - 1] == 1)
+            if kind == "ips":
+                total = total + happened * error / p
+            elif kind == "dr":
+                imputed = (1 + extra[t - 1].exp()).log()
+                total = total + imputed + happened * (error - imputed + (error - imputed) ** 2) / p
+            else:
+                other = 1 / (1 + (-extra[t - 1]).exp())
+                total = total + happened * error / p + 0.001 * (1 - (row[t] + other)).abs()
+                if y[t - 1] == 0:
+                    total = total - other.log() / (1 - p)
+        losses.append(WEIGHT * total / max(rows, 1))
     return losses
 
 
+@pytest.mark.parametrize("kind", TERMS)
 @pytest.mark.parametrize("tasks", [2, 3])
-def test_the_losses_that_escm2_adds_are_those_of_its_equation_to_the_gradients(tasks: int) -> None:
+def test_the_losses_that_are_added_are_those_of_the_equations_to_the_gradients(tasks: int, kind: str) -> None:
     torch.manual_seed(0)
-    towers, labels = torch.randn(30, tasks, requires_grad=True), torch.randint(2, (30, tasks)).float()
+    towers = torch.randn(30, 2 * tasks - 1, requires_grad=True)
+    labels = torch.randint(2, (30, tasks)).float()
     labels[torch.rand(labels.shape) < 0.2] = math.nan
-    log_p = torch.nn.functional.logsigmoid(towers).cumsum(dim=1)
-    logits = log_p - torch.log(-torch.expm1(log_p))
-    losses = CounterfactualLosses(0.3, 0.25)(logits, labels, None, None)
-    expected = torch.stack([each.double() for each in counterfactual(towers, labels, 0.3, 0.25)])
+    log_p = torch.nn.functional.logsigmoid(towers[:, :tasks]).cumsum(dim=1)
+    outputs = torch.cat([log_p - torch.log(-torch.expm1(log_p)), towers[:, tasks:]], dim=1)
+    if kind == "ips":
+        outputs = outputs[:, :tasks]
+    losses = CounterfactualLosses(tasks, WEIGHT, LEAST, TERMS[kind])(outputs, labels, None, None)
+    expected = torch.stack(added_losses(towers.double(), labels, kind))
     torch.testing.assert_close(losses.double(), expected, **ROUNDING)
     assert (losses[1:] > 0).all()
     factors = torch.rand(tasks)
@@ -59,21 +79,28 @@ def test_the_losses_that_escm2_adds_are_those_of_its_equation_to_the_gradients(t
     torch.testing.assert_close(ours, by_formula, rtol=1e-4, atol=1e-6)
 
 
-def test_escm2_adds_them_to_the_losses_of_its_tasks_as_counted_over_all_ranks() -> None:
-    train = build_model(with_arch(MODEL, "escm2", counterfactual_weight=2.0), COLUMNS, table_device="cpu")
+@pytest.mark.parametrize(("arch", "options"), [("escm2", {}), ("escm2", {"estimator": "dr"}), ("dcmt", {})])
+def test_they_are_added_to_the_losses_of_the_tasks_as_counted_over_all_ranks(arch: str, options: dict) -> None:
+    train = build_model(with_arch(MODEL, arch, counterfactual_weight=2.0, **options), COLUMNS, table_device="cpu")
     batch = random_batch(1, rows=30)
     total, (losses, logits) = train(batch)
-    added = CounterfactualLosses(2.0, 0.05)(logits, batch.labels, None, None)
-    torch.testing.assert_close(losses, multi_task_loss(logits, batch.labels) + added, **ROUNDING)
+    assert logits.shape == (30, 2)
+    assert isinstance(train.model, EntireSpace)
+    outputs = train.model(batch.dense_features, batch.sparse_features)
+    added = train.model.added_losses(outputs, batch.labels, None, None)
+    torch.testing.assert_close(losses, (multi_task_loss(logits, batch.labels) + added).detach(), **ROUNDING)
     torch.testing.assert_close(total, losses.sum(), **ROUNDING)
+    assert added[0] == 0
     assert added[1] > 0.1
+    total.backward()
+    assert all(p.grad is not None and p.grad.count_nonzero() for p in train.parameters())
     [counted] = LabelCounter().counted([batch])
     torch.testing.assert_close(train(counted)[1][0], losses, **ROUNDING)
 
 
-def test_a_weight_of_a_label_counts_in_the_losses_that_escm2_adds() -> None:
+def test_a_weight_of_a_label_counts_in_the_losses_that_are_added() -> None:
     logits, labels = torch.tensor([[1.0, 0.0], [1.0, -1.0]]), torch.tensor([[1.0, 1.0], [1.0, 0.0]])
-    losses = CounterfactualLosses(1.0, 0.05)
+    losses = CounterfactualLosses(2, 1.0, 0.05, inverse_propensity)
     weighted = losses(logits, labels, None, torch.tensor([[1.0, 3.0], [1.0, 0.0]]))
     torch.testing.assert_close(weighted, losses(logits[:1], labels[:1], None, None))
 

@@ -5,7 +5,7 @@ from dataclasses import fields
 
 from stem_torchrec.config import ModelConfig
 from stem_torchrec.data.columns import Columns
-from stem_torchrec.models.escm2 import ESCM2
+from stem_torchrec.models.entire_space import EntireSpace
 from stem_torchrec.models.loss import MultiTaskTrain
 from stem_torchrec.models.table import MODELS, options_of
 from stem_torchrec.runtime.errors import UserError
@@ -44,7 +44,7 @@ def build_model(config: ModelConfig, columns: Columns, *, table_device: str = "m
         **own,
     )
     train = MultiTaskTrain(model, options.task_weights)
-    if isinstance(model, ESCM2):
+    if isinstance(model, EntireSpace):
         train.added_losses = model.added_losses
     return train
 

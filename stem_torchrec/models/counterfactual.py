@@ -79,7 +79,7 @@ def inverse_propensity(steps: Steps) -> Tensor:
 
 
 def doubly_robust(steps: Steps) -> Tensor:
-    """ESCM2-DR: i + o (e - i) / p, and o (e - i)^2 / p, which trains the imputed error i = softplus of a further tower."""
+    """ESCM2-DR: i + o (e - i) / p, and o (e - i)^2 / p, which trains the imputed error i = softplus(further tower)."""
     imputed = softplus(steps.further)
     missed = steps.error - imputed
     return imputed + steps.happened / steps.propensity * (missed + missed.square())

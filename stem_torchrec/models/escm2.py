@@ -1,26 +1,23 @@
 """ESCM2: ESMM with a loss of each step that stands for the rows whose step before did not happen.
 
 Source: Wang et al., "ESCM2: Entire Space Counterfactual Multi-Task Model for Post-Click Conversion Rate Estimation",
-SIGIR 2022, arXiv 2204.05125; the variant with inverse propensity scores.
+SIGIR 2022, arXiv 2204.05125.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Unpack
+from typing import Annotated, Literal, Unpack
 
-import torch
 from annotated_types import Interval
-from torch import Tensor
-from torch.nn.functional import logsigmoid
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from stem_torchrec.config import Arch
+from stem_torchrec.models.counterfactual import CounterfactualLosses, doubly_robust, inverse_propensity
+from stem_torchrec.models.entire_space import EntireSpace
 from stem_torchrec.models.frame import InputOptions
 from stem_torchrec.models.options import BottomOptions
-from stem_torchrec.models.sequential import ESMM
 
-CounterfactualWeight = Annotated[float, Interval(ge=0, le=1e6)]
-Propensity = Annotated[float, Interval(gt=0, le=1)]
+Estimator = Literal["ips", "dr"]
 
 
 @dataclass(frozen=True)
@@ -28,27 +25,30 @@ class ESCM2Options(BottomOptions):
     """Options of ESCM2."""
 
     arch: Arch = "escm2"
-    counterfactual_weight: CounterfactualWeight = 0.1
-    """Weight of the loss of a step on the rows whose step before happened, each divided by its probability."""
-    least_propensity: Propensity = 0.05
-    """Smallest such probability that a row is divided by, which limits what one row weighs."""
+    estimator: Estimator = "ips"
+    """ips: rows whose step before happened, each divided by its probability. dr: and an imputed error of the others."""
+    counterfactual_weight: Annotated[float, Interval(ge=0, le=1e6)] = 0.1
+    """Weight of this loss of a step."""
+    least_propensity: Annotated[float, Interval(gt=0, le=0.5)] = 0.05
+    """Smallest probability that a row is divided by, which limits what one row weighs."""
 
 
-class ESCM2(ESMM):
+class ESCM2(EntireSpace):
     """ESMM whose steps are trained on their own as well, on rows that stand for all exposures.
 
-    With r_t = sigmoid(z_t) the probability of step t if the one before happened, p_t = r_1 ... r_t as in ESMM, and
-    labels y_t, the loss of task t > 1 is (eq. 7 and 15; two tasks there)
+    With r_t = sigmoid(z_t) the probability of step t if the one before happened, p_t = r_1 ... r_t as in ESMM, labels
+    y_t, o_t = y_{t-1} and e_t = BCE(r_t, y_t), the loss of task t > 1 is (section 3; two tasks there)
 
-        BCE(p_t, y_t) + weight * mean over rows: y_{t-1} / stop(p_{t-1}) * BCE(r_t, y_t)
+        ips   BCE(p_t, y_t) + weight * mean over rows: o_t e_t / stop(p_{t-1})
+        dr    BCE(p_t, y_t) + weight * mean over rows: i_t + o_t ((e_t - i_t) + (e_t - i_t)^2) / stop(p_{t-1})
 
     A row of which it is unlikely that the step before happened stands for the many like it in which it did not, so that
-    r_t is not fitted to the likely rows alone. The mean is over the rows with a label of t, those of all ranks, as that
-    of every loss. A row without a label of the task before counts as one in which its step did not happen.
+    r_t is not fitted to the likely rows alone. The imputed error i_t = softplus(Tower'_t(MLP_t(x_s))) is trained with
+    the rest. `models/counterfactual.py` says which rows count.
 
     Args:
         embedding_bag_collection, tasks, expert_hidden, tower_hidden, dropout, inputs: see AITM.
-        counterfactual_weight, least_propensity: see ESCM2Options.
+        estimator, counterfactual_weight, least_propensity: see ESCM2Options.
 
     Raises UserError for a single task.
     """
@@ -61,43 +61,19 @@ class ESCM2(ESMM):
         expert_hidden: Sequence[int] = (512, 512, 512),
         tower_hidden: Sequence[int] = (128, 64),
         dropout: float = 0.0,
+        estimator: Estimator = "ips",
         counterfactual_weight: float = 0.1,
         least_propensity: float = 0.05,
         **inputs: Unpack[InputOptions],
     ) -> None:
+        term = doubly_robust if estimator == "dr" else inverse_propensity
         super().__init__(
             embedding_bag_collection,
             tasks,
+            CounterfactualLosses(len(tasks), counterfactual_weight, least_propensity, term),
+            further_towers=estimator == "dr",
             expert_hidden=expert_hidden,
             tower_hidden=tower_hidden,
             dropout=dropout,
             **inputs,
         )
-        self.added_losses = CounterfactualLosses(counterfactual_weight, least_propensity)
-
-
-@dataclass(frozen=True)
-class CounterfactualLosses:
-    """The losses that ESCM2 adds to those of the tasks, (T,), from logits of the products p and labels (B, T).
-
-    log r_t = log p_t - log p_{t-1}, so the logits and labels are all that it takes.
-    """
-
-    weight: float
-    least_propensity: float
-
-    def __call__(self, logits: Tensor, labels: Tensor, per_rank: Tensor | None, weights: Tensor | None) -> Tensor:
-        """See `models/loss.py` for the arguments."""
-        log_p = logsigmoid(logits)
-        # Below 0 in fp32 as well, so that 1 - r stays above it.
-        log_r = (log_p[:, 1:] - log_p[:, :-1]).clamp(max=-1e-6)
-        y = labels[:, 1:].nan_to_num()
-        bce = -(y * log_r + (1 - y) * torch.log(-torch.expm1(log_r)))
-        known = (~labels[:, 1:].isnan()).to(bce.dtype)
-        shares = known if weights is None else known * weights[:, 1:]
-        divisors = shares.sum(dim=0) if per_rank is None else per_rank[1:]
-        propensities = log_p[:, :-1].detach().exp().clamp(min=self.least_propensity)
-        happened = (labels[:, :-1] == 1).to(bce.dtype)
-        sums = (shares * happened / propensities * bce).sum(dim=0)
-        losses = self.weight * sums / torch.where(divisors > 0, divisors, 1)
-        return torch.cat([torch.zeros_like(losses[:1]), losses])

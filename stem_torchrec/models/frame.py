@@ -80,6 +80,8 @@ class MultiTaskModel(nn.Module):
         self.covariance_weight = covariance_weight
         self.in_features = self.sparse_arch.out_features[groups[0]] + (dense_out_features if self.dense_arch else 0)
         self.towers: nn.ModuleDict
+        self.further_towers = nn.ModuleDict()
+        """Towers whose outputs only a model's own losses read, as ESCM2's; by task, on the input of its tower."""
         self.frozen: frozenset[str] = frozenset()
         """Groups that are not trained; `weight_groups.freeze` adds some."""
 
@@ -109,7 +111,9 @@ class MultiTaskModel(nn.Module):
         if self.dense_arch:
             x = {g: torch.cat([x[g], self.dense_arch[g](dense_features)], dim=1) for g in x}
         x = self.arch({g: self.embedding_dropout(x[g]) for g in x})
-        return self.logits(torch.cat([self.towers[task](x[task]) for task in self.towers], dim=1))
+        towers = [self.towers[task](x[task]) for task in self.towers]
+        further = [self.further_towers[task](x[task]) for task in self.further_towers]
+        return self.logits(torch.cat([*towers, *further], dim=1))
 
     def logits(self, towers: Tensor) -> Tensor:
         """The logits (B, T) from the towers' outputs (B, T), which they are unless the tasks depend on each other."""

@@ -1,6 +1,6 @@
 """The loss around a model, in the form that TorchRec's train pipelines call."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -8,10 +8,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torchrec.datasets.utils import Batch
 
 from stem_torchrec.data.label_counts import CountedBatch, weights_of
+from stem_torchrec.models.counterfactual import CounterfactualLosses
 from stem_torchrec.runtime.errors import UserError
-
-AddedLosses = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
-"""Losses (T,) from the arguments of `multi_task_loss`, the labels' count and weights by position."""
 
 
 class MultiTaskTrain(nn.Module):
@@ -39,18 +37,19 @@ class MultiTaskTrain(nn.Module):
         self.model = model
         weights = torch.tensor(task_weights, dtype=torch.float32) if task_weights else None
         self.register_buffer("task_weights", weights, persistent=False)
-        self.added_losses: AddedLosses | None = None
-        """What a model adds to the losses of its tasks, as ESCM2 does."""
+        self.added_losses: CounterfactualLosses | None = None
+        """What ESCM2 and DCMT add to the losses of their tasks."""
         self.trained_by: Mapping[str, frozenset[int]] = {}
         """Tasks that train a parameter, by name (`models/trained_by.py`); all tasks where the name is missing."""
 
     def forward(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        logits = self.model(batch.dense_features, batch.sparse_features).float()
+        outputs = self.model(batch.dense_features, batch.sparse_features).float()
+        logits = outputs if self.added_losses is None else outputs[:, : self.added_losses.tasks]
         labels, weights = labels_like(logits, batch.labels), weights_like(logits, batch)
         per_rank = labels_per_rank(batch, logits)
         losses = multi_task_loss(logits, labels, per_rank, weights)
         if self.added_losses is not None:
-            losses = losses + self.added_losses(logits, labels, per_rank, weights)
+            losses = losses + self.added_losses(outputs, labels, per_rank, weights)
         total = losses.sum() if self.task_weights is None else (losses * self.task_weights).sum()
         return total, (losses.detach(), logits.detach())
 
