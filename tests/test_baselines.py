@@ -16,6 +16,7 @@ from stem_torchrec.models.stem import STEMOptions
 from stem_torchrec.models.table import MODELS, with_arch
 from stem_torchrec.runtime.errors import UserError
 
+from expert_formulas import expert, sigmoid, softmax
 from reference import Parts, random_batch, sparse_features
 
 TASKS = ("click", "like", "share")
@@ -108,14 +109,69 @@ def esmm(parts: Parts, batch: Batch) -> Tensor:
     return (p / (1 - p)).log().float()
 
 
+def escm2(parts: Parts, batch: Batch) -> Tensor:
+    return esmm(parts, batch)
+
+
+def dcmt(parts: Parts, batch: Batch) -> Tensor:
+    x = parts.inputs(batch, ["shared"])["shared"]
+    hidden = {t: parts.hidden(f"further_towers.{t}", parts.hidden(f"bottoms.{t}", x, 2), 1) for t in TASKS[1:]}
+    further = [parts.linear(f"further_towers.{t}.2", hidden[t]) for t in TASKS[1:]]
+    return torch.cat([esmm(parts, batch), *further], dim=1)
+
+
+def home(parts: Parts, batch: Batch) -> Tensor:
+    x = parts.inputs(batch, ["shared"])["shared"]
+
+    def layer(at: str, stream: str, numbers: dict[str, int], inputs: dict[str, Tensor]) -> Tensor:
+        of_gate, name = parts.gate(f"{at}.gates.{stream}", inputs[stream]), f"{at}.self_gates.{stream}.mlp"
+        of_self = softmax(parts.linear(f"{name}.2", parts.hidden(name, inputs[stream], 1)))
+        mixed, column = torch.zeros(()), 0
+        for group, number in numbers.items():
+            prefix = f"{at}.experts.{group}."
+            weights = {n.removeprefix(prefix): w for n, w in parts.weights.items() if n.startswith(prefix)}
+            for k in range(number):
+                weight = of_gate[:, column] + (of_self[:, k] if group == stream else 0)
+                mixed = mixed + weight[:, None] * expert(weights, k, inputs[group], "norm", True)
+                column += 1
+        return mixed
+
+    of_meta = {"+all": x, "shared": x}
+    z_s = layer("meta", "shared", {"shared": 3}, of_meta)
+    z_c = layer("meta", "+all", {"+all": 3, "shared": 3}, of_meta)
+    of_local = {**dict.fromkeys(TASKS, z_c), "+all": z_c, "shared": z_s}
+    return parts.towers({t: layer("local", t, {t: 2, "+all": 3, "shared": 3}, of_local) for t in TASKS}, TASKS)
+
+
+def pepnet(parts: Parts, batch: Batch) -> Tensor:
+    x = parts.inputs(batch, ["shared"])["shared"]
+
+    def gated(name: str, h: Tensor, seen: Tensor, prior: Tensor) -> Tensor:
+        of_input = seen.detach() @ parts.weights[f"{name}.of_input.weight"].T
+        hidden = (parts.linear(f"{name}.of_prior", prior) + of_input).relu()
+        return h * 2 * sigmoid(parts.linear(f"{name}.last", hidden))
+
+    # The columns of uid are the domain, those of tags the prior.
+    embeddings, outputs = gated("domain_gate", x, x, x[:, :4]), {}
+    for t in TASKS:
+        h = embeddings
+        for i in range(2):
+            h = gated(f"bottoms.{t}.gates.{i}", h, embeddings, x[:, 4:8])
+            h = parts.linear(f"bottoms.{t}.layers.{i}.0", h).relu()
+        outputs[t] = h
+    return parts.towers(outputs, TASKS)
+
+
 FORMULAS: dict[str, Formula] = {
-    f.__name__: f for f in (single_task, shared_bottom, omoe, mmoe, ple, aitm, esmm, me_mmoe, me_ple)
+    f.__name__: f
+    for f in (single_task, shared_bottom, omoe, mmoe, ple, home, pepnet, aitm, esmm, escm2, dcmt, me_mmoe, me_ple)
 }
+OPTIONS: dict[str, dict[str, object]] = {"pepnet": {"prior": ("tags",), "domain": ("uid",)}}
 
 
 def build(arch: str, *, tasks: Sequence[str] = TASKS, layout: str = "split", layers: int = 2) -> MultiTaskModel:
     torch.manual_seed(0)
-    config = with_arch(dataclasses.replace(CONFIG, layout=layout, num_layers=layers), arch)
+    config = with_arch(dataclasses.replace(CONFIG, layout=layout, num_layers=layers), arch, **OPTIONS.get(arch, {}))
     model = build_model(config, dataclasses.replace(COLUMNS, labels=tuple(tasks)), table_device="cpu").model
     assert isinstance(model, MultiTaskModel)
     for name, parameter in model.named_parameters():
@@ -152,7 +208,10 @@ OWN_SHARED = {t: {t, "shared"} for t in TASKS}
     [
         ("stem", 2, OWN_SHARED),
         ("single_task", 1, {t: {t} for t in TASKS}),
-        *((arch, 1, SHARED_ONLY) for arch in ("shared_bottom", "omoe", "mmoe", "ple", "aitm", "esmm")),
+        *(
+            (arch, 1, SHARED_ONLY)
+            for arch in ("shared_bottom", "omoe", "mmoe", "ple", "home", "pepnet", "aitm", "esmm", "escm2", "dcmt")
+        ),
         ("me_mmoe", 1, EVERYTHING),
         ("me_ple", 1, OWN_SHARED),
         # The shared stream of the first layer reads the experts of all tasks.
@@ -189,7 +248,7 @@ def test_packed_tables_say_the_same(arch: str) -> None:
     torch.testing.assert_close(packed(*arguments), split(*arguments), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("arch", "name"), [("aitm", "AITM"), ("esmm", "ESMM")])
+@pytest.mark.parametrize(("arch", "name"), [("aitm", "AITM"), ("esmm", "ESMM"), ("escm2", "ESCM2"), ("dcmt", "DCMT")])
 def test_a_model_of_steps_refuses_a_single_task(arch: str, name: str) -> None:
     with pytest.raises(UserError, match=f"^{name} takes tasks in an order, .* but has only click; give two or more"):
         build(arch, tasks=["click"])

@@ -38,19 +38,23 @@ TEST_FILE = "test.json"
 """The test results in a run's folder; written last, so it marks a run that is done."""
 PREDICTIONS = "predictions"
 
-_ABLATIONS: Mapping[str, Mapping[str, str]] = {
+_VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "stem_reads_own": {"arch": "stem", "reads": "own_shared"},
     "stem_trains_all": {"arch": "stem", "trains": "all"},
     "stem_gate_task": {"arch": "stem", "gate_input": "task"},
     "stem_gate_shared": {"arch": "stem", "gate_input": "shared"},
+    "stem_norm": {"arch": "stem", "expert": "norm"},
+    "stem_cross": {"arch": "stem", "expert": "cross"},
+    "stem_gates": {"arch": "stem", "feature_gate": True, "self_gate": True},
+    "stem_covariance": {"arch": "stem", "covariance_weight": 1.0},
 }
-"""Ablations of STEM, by the options that they set. A loss trains at most what its gate reads, so a STEM that reads own
-and shared and trains all is stem_reads_own."""
+"""Ablations of STEM, and its options, by what they set. A loss trains at most what its gate reads, so a STEM that reads
+own and shared and trains all is stem_reads_own."""
 
 
-def comparable_models() -> dict[str, Mapping[str, str]]:
-    """The models that can be compared, by name, with the model options that each sets: all models, and ablations."""
-    return {**{arch: {"arch": arch} for arch in MODELS}, **_ABLATIONS}
+def comparable_models() -> dict[str, Mapping[str, Any]]:
+    """The models that can be compared, by name, with the model options that each sets: all models, and variants."""
+    return {**{arch: {"arch": arch} for arch in MODELS}, **_VARIANTS}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import fields
 from stem_torchrec.config import LossConfig, ModelConfig
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.losses.table import losses_of_tasks
+from stem_torchrec.models.entire_space import EntireSpace
 from stem_torchrec.models.loss import MultiTaskTrain
 from stem_torchrec.models.table import MODELS, options_of
 from stem_torchrec.runtime.errors import UserError, nearest
@@ -47,7 +48,10 @@ def build_model(
         **own,
     )
     losses = losses_of_tasks(loss, tasks)
-    return MultiTaskTrain(model, options.task_weights, losses, rows_within=loss.rows_within)
+    train = MultiTaskTrain(model, options.task_weights, losses, rows_within=loss.rows_within)
+    if isinstance(model, EntireSpace):
+        train.added_losses = model.added_losses
+    return train
 
 
 def check_task_weights(weights: Sequence[float], tasks: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from stem_torchrec.balance.shared_output import SharedOutput
+from stem_torchrec.models.covariance import covariance_penalty
 from stem_torchrec.models.layers import MLP, l2_penalty, linear
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.tables import SHARED, SparseArch, check_same_columns, groups_of
@@ -17,6 +18,7 @@ from stem_torchrec.tables import SHARED, SparseArch, check_same_columns, groups_
 # The pipeline traces a model with FX, which cannot look into an autograd function or follow a decision about shapes: in
 # this file each of these is one step to FX.
 torch.fx.wrap("l2_penalty")
+torch.fx.wrap("covariance_penalty")
 torch.fx.wrap("check_dense")
 
 
@@ -27,6 +29,7 @@ class InputOptions(TypedDict, total=False):
     dense_out_features: int
     embedding_dropout: float
     embedding_l2: float
+    covariance_weight: float
 
 
 class MultiTaskModel(nn.Module):
@@ -45,6 +48,8 @@ class MultiTaskModel(nn.Module):
         dense_out_features: width to which each group projects them on its own.
         embedding_dropout: share of the arch's input dropped in training.
         embedding_l2: weight of half the squared norm of the pooled embeddings of the rows that train them, over B.
+        covariance_weight: weight of the covariances of each task's pooled embeddings and the shared ones, in training;
+            see covariance_penalty.
 
     Raises UserError for tasks that cannot name a group, a group without tables or without a feature that another has,
     and in `forward` for a batch that does not have the model's dense features, or see SparseArch.
@@ -60,6 +65,7 @@ class MultiTaskModel(nn.Module):
         dense_out_features: int = 16,
         embedding_dropout: float = 0.0,
         embedding_l2: float = 0.0,
+        covariance_weight: float = 0.0,
     ) -> None:
         super().__init__()
         groups_of(tasks)  # Refuses tasks that cannot name a group, whichever groups the model has.
@@ -72,8 +78,11 @@ class MultiTaskModel(nn.Module):
         )
         self.embedding_dropout = nn.Dropout(embedding_dropout)
         self.embedding_l2 = embedding_l2
+        self.covariance_weight = covariance_weight
         self.in_features = self.sparse_arch.out_features[groups[0]] + (dense_out_features if self.dense_arch else 0)
         self.towers: nn.ModuleDict
+        self.further_towers = nn.ModuleDict()
+        """Towers whose outputs only a model's own losses read, as ESCM2's; by task, on the input of its tower."""
         self.frozen: frozenset[str] = frozenset()
         """Groups that are not trained; `weight_groups.freeze` adds some."""
         self.shared_output: SharedOutput | None = None
@@ -98,13 +107,19 @@ class MultiTaskModel(nn.Module):
             x = {g: x[g].detach() if g in self.frozen else x[g] for g in x}
         if self.embedding_l2 > 0:
             x = {g: l2_penalty(x[g], self.embedding_l2) for g in x}
+        if self.covariance_weight > 0 and self.training:
+            tasks = [g for g in x if g != SHARED]
+            penalized = covariance_penalty([x[g] for g in tasks], x[SHARED], self.covariance_weight)
+            x = {g: penalized[i] for i, g in enumerate([*tasks, SHARED])}
         if self.shared_output is not None:
-            # Above the penalty, which is not a task's.
+            # Above the penalties, which are not a task's.
             x = {**x, SHARED: self.shared_output(x[SHARED])}
         if self.dense_arch:
             x = {g: torch.cat([x[g], self.dense_arch[g](dense_features)], dim=1) for g in x}
         x = self.arch({g: self.embedding_dropout(x[g]) for g in x})
-        return self.logits(torch.cat([self.towers[task](x[task]) for task in self.towers], dim=1))
+        towers = [self.towers[task](x[task]) for task in self.towers]
+        further = [self.further_towers[task](x[task]) for task in self.further_towers]
+        return self.logits(torch.cat([*towers, *further], dim=1))
 
     def logits(self, towers: Tensor) -> Tensor:
         """The logits (B, T) from the towers' outputs (B, T), which they are unless the tasks depend on each other."""

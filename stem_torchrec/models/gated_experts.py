@@ -4,9 +4,11 @@ from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from stem_torchrec.models.aftb import aftb
-from stem_torchrec.models.layers import Experts, Gate
+from stem_torchrec.models.gates import Gate, SelfGate
+from stem_torchrec.models.group_experts import ExpertKind, make_experts
 
 # The pipeline traces a model with FX, which cannot look into an autograd function: in this file it is one step to FX.
 torch.fx.wrap("aftb")
@@ -20,7 +22,8 @@ class GatedExperts(nn.Module):
         x_s' = sum over g in reads(s), k:  a_s[g,k] * e_{g,k}(x_g),   a_s = softmax(Gate_s(sum over i in I(s): x_i))
 
     where the experts of groups outside trains(s) stand under stop-gradient (`models/aftb.py`). What a stream does not
-    read does not enter its sum, whatever it is.
+    read does not enter its sum, whatever it is. With self gates a stream that has experts of its own reads them once
+    more, past the others: a_s[s,k] + SelfGate_s(...)[k] in place of a_s[s,k].
 
     Args:
         in_features: width of each group's input.
@@ -31,6 +34,9 @@ class GatedExperts(nn.Module):
         expert_hidden: layer widths of an expert; the last is H.
         gate_hidden: hidden layer widths of a gate.
         dropout: share of hidden units dropped in training.
+        expert, feature_gate: what the experts are, see GroupExperts.
+        self_gate: whether there are self gates (HoME, arXiv 2408.05430), which keep a task's own experts in training
+            where its gate prefers the shared ones.
 
     Example::
 
@@ -53,6 +59,9 @@ class GatedExperts(nn.Module):
         expert_hidden: Sequence[int],
         gate_hidden: Sequence[int],
         dropout: float = 0.0,
+        expert: ExpertKind = "mlp",
+        feature_gate: bool = False,
+        self_gate: bool = False,
     ) -> None:
         super().__init__()
         self.streams = tuple(reads)
@@ -60,12 +69,22 @@ class GatedExperts(nn.Module):
         self.num_experts = dict(num_experts)
         self.gate_inputs = {stream: tuple(groups) for stream, groups in gate_inputs.items()}
         self.experts = nn.ModuleDict(
-            {g: Experts(n, in_features, expert_hidden, dropout=dropout) for g, n in num_experts.items()}
+            {
+                g: make_experts(expert, n, in_features, expert_hidden, dropout=dropout, feature_gate=feature_gate)
+                for g, n in num_experts.items()
+            }
         )
         num_read = {s: sum(num_experts[g] for g in groups) for s, groups in self.reads.items()}
         # A softmax over one expert is 1 and would leave its gate without a gradient.
         self.gates = nn.ModuleDict(
             {s: Gate(in_features, gate_hidden, n, dropout=dropout) for s, n in num_read.items() if n > 1}
+        )
+        self.self_gates = nn.ModuleDict(
+            {
+                s: SelfGate(in_features, gate_hidden, num_experts[s], dropout=dropout)
+                for s, groups in self.reads.items()
+                if self_gate and s in groups
+            }
         )
         self.products = nn.ModuleList(
             _Product(groups, {stream: self.reads[stream] for stream in streams}, self.num_experts, trains)
@@ -99,17 +118,22 @@ class GatedExperts(nn.Module):
         self.gates = nn.ModuleDict({stream: self.gates[stream] for stream in self.gates if stream in self.streams})
         products = [product for product in self.products if isinstance(product, _Product)]
         self.products = nn.ModuleList(product for product in products if product.keep_streams(self.streams))
+        self.self_gates = nn.ModuleDict({s: self.self_gates[s] for s in self.self_gates if s in self.streams})
         gated = {group for stream in self.streams for group in self.gate_inputs[stream]}
         return tuple(group for group in dict.fromkeys([*self.num_experts, *gated]) if group in read | gated)
 
     def _gate(self, stream: str, x: dict[str, Tensor]) -> Tensor:
         first, *others = self.gate_inputs[stream]
-        if stream not in self.gates:
-            return torch.ones_like(x[first][:, :1])
         summed = x[first]
         for group in others:
             summed = summed + x[group]
-        return self.gates[stream](summed)
+        weights = self.gates[stream](summed) if stream in self.gates else torch.ones_like(summed[:, :1])
+        if stream not in self.self_gates:
+            return weights
+        sizes = [self.num_experts[group] for group in self.reads[stream]]
+        before = self.reads[stream].index(stream)
+        own = self.self_gates[stream](summed)
+        return weights + pad(own, (sum(sizes[:before]), sum(sizes[before + 1 :])))
 
 
 class _Product(nn.Module):

@@ -7,7 +7,9 @@ from torch import nn
 
 from stem_torchrec.models.frame import MultiTaskModel
 from stem_torchrec.models.gated_experts import GatedExperts
+from stem_torchrec.models.home import HoME
 from stem_torchrec.models.moe import MEMMoE, MMoE, OMoE
+from stem_torchrec.models.pepnet import PEPNet
 from stem_torchrec.models.ple import PLE
 from stem_torchrec.models.sequential import AITM, ESMM
 from stem_torchrec.models.shared_bottom import SharedBottom, SingleTask
@@ -40,9 +42,13 @@ def keep_tasks(model: MultiTaskModel, tasks: Sequence[str]) -> tuple[str, ...]:
             groups = model.mixture.keep_streams((*kept, SHARED))
         case SharedBottom():
             pass
-        case SingleTask():
-            groups = model.tasks = kept
+        case SingleTask() | PEPNet():
+            model.tasks = kept
             model.bottoms = _only(model.bottoms, kept)
+            groups = groups if isinstance(model, PEPNet) else kept
+        case HoME():
+            model.tasks = kept
+            model.meta.keep_streams(model.local.keep_streams(kept))
         case AITM() | ESMM():
             steps = model.tasks = model.tasks[: model.tasks.index(kept[-1]) + 1]
             model.bottoms = _only(model.bottoms, steps)
@@ -56,6 +62,7 @@ def keep_tasks(model: MultiTaskModel, tasks: Sequence[str]) -> tuple[str, ...]:
         case _:
             raise UserError(f"{type(model).__name__} cannot be cut down to {', '.join(tasks)}; keep all its tasks.")
     model.towers = _only(model.towers, kept)
+    model.further_towers = nn.ModuleDict()
     model.dense_arch = _only(model.dense_arch, groups)
     return groups
 

@@ -1,10 +1,12 @@
-"""The dense building blocks: MLP, experts, gate."""
+"""The dense building blocks: MLP and experts, and the penalty on embeddings."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import dropout as drop
+from torch.nn.functional import layer_norm, silu
 
 # The pipeline traces a model with FX, which cannot follow a decision about devices: to FX it is one step.
 torch.fx.wrap("to_autocast")
@@ -59,23 +61,28 @@ def relu(dropout: float) -> nn.Module:
 class Experts(nn.Sequential):
     """K expert MLPs that read the same input: `(B, in_features) -> (K, B, H)`, H the last hidden width.
 
-    Each layer is one batched matrix product over the experts, followed by ReLU. Weights start as those of an MLP.
+    Each layer is one batched matrix product over the experts, followed by ReLU, or by NormedSwish. Weights start as
+    those of an MLP.
 
     Args:
         num_experts: K.
         in_features: width of the input.
         hidden: layer widths of an expert.
         dropout: share of hidden units dropped in training.
+        norm: NormedSwish in place of ReLU.
 
     Example::
 
         Experts(8, 24, [128, 64])(torch.randn(5, 24)).shape  # (8, 5, 64)
     """
 
-    def __init__(self, num_experts: int, in_features: int, hidden: Sequence[int], *, dropout: float = 0.0) -> None:
+    def __init__(
+        self, num_experts: int, in_features: int, hidden: Sequence[int], *, dropout: float = 0.0, norm: bool = False
+    ) -> None:
         layers: list[nn.Module] = []
         for width in hidden:
-            layers += [BatchedLinear(num_experts, in_features, width), relu(dropout)]
+            activation = NormedSwish(num_experts, width, dropout) if norm else relu(dropout)
+            layers += [BatchedLinear(num_experts, in_features, width), activation]
             in_features = width
         super().__init__(*layers)
         self.num_experts = num_experts
@@ -107,18 +114,26 @@ class BatchedLinear(nn.Module):
         return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight)
 
 
-class Gate(nn.Module):
-    """Softmax weights over K experts: `(B, in_features) -> (B, K)`, each row summing to 1.
+class NormedSwish(nn.Module):
+    """LayerNorm, then Swish, for each of K experts, so that their outputs have one scale: `(K, B, H) -> (K, B, H)`.
 
-    The softmax stays in fp32 under autocast.
+        swish(g_k * (h - mean(h)) / std(h) + b_k),   swish(z) = z sigmoid(z)
+
+    HoME (Wang et al., arXiv 2408.05430, eq. 6) normalizes over the rows of a batch. This normalizes each row over its H
+    units, so that a row's output depends neither on the other rows nor on the number of ranks, and not on training.
     """
 
-    def __init__(self, in_features: int, hidden: Sequence[int], num_experts: int, *, dropout: float = 0.0) -> None:
+    def __init__(self, num_layers: int, width: int, dropout: float) -> None:
         super().__init__()
-        self.mlp = MLP(in_features, hidden, out_features=num_experts, dropout=dropout)
+        self.weight = nn.Parameter(torch.ones(num_layers, width))
+        self.bias = nn.Parameter(torch.zeros(num_layers, width))
+        self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.softmax(self.mlp(x), dim=1, dtype=torch.float32)
+        normed = layer_norm(x, self.weight.shape[1:])
+        output = silu(normed * self.weight.unsqueeze(1) + self.bias.unsqueeze(1))
+        # Without dropout no random number is drawn.
+        return drop(output, self.dropout, self.training) if self.dropout > 0 else output
 
 
 def l2_penalty(x: Tensor, strength: float) -> Tensor:

@@ -13,6 +13,7 @@ from stem_torchrec.losses.pointwise import bce, mean_by_task
 from stem_torchrec.losses.step_rows import NO_GROUP
 from stem_torchrec.losses.table import TaskLoss
 from stem_torchrec.losses.task_losses import task_losses
+from stem_torchrec.models.counterfactual import CounterfactualLosses
 from stem_torchrec.runtime.errors import UserError
 
 
@@ -56,11 +57,14 @@ class MultiTaskTrain(nn.Module):
         self.register_buffer("task_weights", weights, persistent=False)
         self.balance: Balance | None = None
         """Weighs the tasks against each other (`models/balanced.py`); the plain sum without it."""
+        self.added_losses: CounterfactualLosses | None = None
+        """What ESCM2 and DCMT add to the losses of their tasks."""
         self.trained_by: Mapping[str, frozenset[int]] = {}
         """Tasks that train a parameter, by name (`models/trained_by.py`); all tasks where the name is missing."""
 
     def forward(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        logits = self.model(batch.dense_features, batch.sparse_features).float()
+        outputs = self.model(batch.dense_features, batch.sparse_features).float()
+        logits = outputs if self.added_losses is None else outputs[:, : self.added_losses.tasks]
         labels, weights = labels_like(logits, batch.labels), weights_like(logits, batch)
         per_rank = labels_per_rank(batch, logits)
         if self.losses:
@@ -68,6 +72,8 @@ class MultiTaskTrain(nn.Module):
             losses = task_losses(self.losses, logits, labels, per_rank=per_rank, weights=weights, groups=groups)
         else:
             losses = multi_task_loss(logits, labels, per_rank, weights)
+        if self.added_losses is not None:
+            losses = losses + self.added_losses(outputs, labels, per_rank, weights)
         weighted = losses if self.task_weights is None else losses * self.task_weights
         total = weighted.sum() if self.balance is None else self.balance(weighted)
         return total, (losses.detach(), logits.detach())

@@ -13,12 +13,13 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from stem_torchrec.config import Arch
 from stem_torchrec.models.frame import InputOptions, MultiTaskModel, at_least_one
 from stem_torchrec.models.gated_experts import GatedExperts
-from stem_torchrec.models.options import ExpertOptions, Experts
+from stem_torchrec.models.group_experts import ExpertKind
+from stem_torchrec.models.options import CovarianceWeight, ExpertKindOptions, Experts
 from stem_torchrec.tables import SHARED, groups_of
 
 
 @dataclass(frozen=True)
-class MMoEOptions(ExpertOptions):
+class MMoEOptions(ExpertKindOptions):
     """Options of MMoE."""
 
     arch: Arch = "mmoe"
@@ -36,10 +37,13 @@ class OMoEOptions(MMoEOptions):
 
 
 @dataclass(frozen=True)
-class MEMMoEOptions(ExpertOptions):
+class MEMMoEOptions(ExpertKindOptions):
     """Options of ME-MMoE."""
 
     arch: Arch = "me_mmoe"
+    covariance_weight: CovarianceWeight = 0.0
+    """Weight in the loss of the covariances of each task's embeddings and the shared ones, which keeps a task's tables
+    from repeating the shared ones (Crocodile)."""
 
 
 class _MoE(MultiTaskModel):
@@ -56,6 +60,8 @@ class _MoE(MultiTaskModel):
         gate_hidden: Sequence[int],
         tower_hidden: Sequence[int],
         dropout: float,
+        expert: ExpertKind,
+        feature_gate: bool,
         **inputs: Unpack[InputOptions],
     ) -> None:
         super().__init__(embedding_bag_collection, tasks, tuple(num_experts), **inputs)
@@ -70,6 +76,8 @@ class _MoE(MultiTaskModel):
             expert_hidden=expert_hidden,
             gate_hidden=gate_hidden,
             dropout=dropout,
+            expert=expert,
+            feature_gate=feature_gate,
         )
         self.towers = self.make_towers(expert_hidden[-1], tower_hidden, dropout)
 
@@ -89,6 +97,7 @@ class MMoE(_MoE):
         gate_hidden: hidden layer widths of a gate; the paper's gates have none.
         tower_hidden: hidden layer widths of a tower.
         dropout: share of hidden units dropped in training.
+        expert, feature_gate: see ExpertKindOptions.
         inputs: see MultiTaskModel.
     """
 
@@ -103,6 +112,8 @@ class MMoE(_MoE):
         gate_hidden: Sequence[int] = (128, 64),
         tower_hidden: Sequence[int] = (128, 64),
         dropout: float = 0.0,
+        expert: ExpertKind = "mlp",
+        feature_gate: bool = False,
         **inputs: Unpack[InputOptions],
     ) -> None:
         super().__init__(
@@ -114,6 +125,8 @@ class MMoE(_MoE):
             gate_hidden=gate_hidden,
             tower_hidden=tower_hidden,
             dropout=dropout,
+            expert=expert,
+            feature_gate=feature_gate,
             **inputs,
         )
 
@@ -132,6 +145,8 @@ class OMoE(_MoE):
         gate_hidden: Sequence[int] = (128, 64),
         tower_hidden: Sequence[int] = (128, 64),
         dropout: float = 0.0,
+        expert: ExpertKind = "mlp",
+        feature_gate: bool = False,
         **inputs: Unpack[InputOptions],
     ) -> None:
         super().__init__(
@@ -143,6 +158,8 @@ class OMoE(_MoE):
             gate_hidden=gate_hidden,
             tower_hidden=tower_hidden,
             dropout=dropout,
+            expert=expert,
+            feature_gate=feature_gate,
             **inputs,
         )
 
@@ -166,6 +183,7 @@ class MEMMoE(_MoE):
         gate_hidden: hidden layer widths of a gate.
         tower_hidden: hidden layer widths of a tower.
         dropout: share of hidden units dropped in training.
+        expert, feature_gate: see ExpertKindOptions.
         inputs: see MultiTaskModel.
     """
 
@@ -180,6 +198,8 @@ class MEMMoE(_MoE):
         gate_hidden: Sequence[int] = (128, 64),
         tower_hidden: Sequence[int] = (128, 64),
         dropout: float = 0.0,
+        expert: ExpertKind = "mlp",
+        feature_gate: bool = False,
         **inputs: Unpack[InputOptions],
     ) -> None:
         super().__init__(
@@ -191,5 +211,7 @@ class MEMMoE(_MoE):
             gate_hidden=gate_hidden,
             tower_hidden=tower_hidden,
             dropout=dropout,
+            expert=expert,
+            feature_gate=feature_gate,
             **inputs,
         )

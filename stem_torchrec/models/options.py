@@ -6,8 +6,10 @@ from typing import Annotated
 from annotated_types import Interval
 
 from stem_torchrec.config import ModelConfig, Width
+from stem_torchrec.models.group_experts import ExpertKind
 
 Experts = Annotated[int, Interval(ge=1, le=1024)]
+CovarianceWeight = Annotated[float, Interval(ge=0, le=1e6)]
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,21 @@ class ExpertOptions(ModelConfig):
 
 
 @dataclass(frozen=True)
-class LayeredOptions(ExpertOptions):
+class ExpertKindOptions(ExpertOptions):
+    """Options of a model whose experts may be of several kinds."""
+
+    expert: ExpertKind = "mlp"
+    """mlp: linear layers and ReLU. norm: LayerNorm and Swish in place of ReLU (HoME). cross: two low-rank cross layers
+    for each group, in front of its experts (DCN V2, DTN). cross_norm: both."""
+    feature_gate: bool = False
+    """Scale each group's input by a gate of its own, in front of its experts (HoME)."""
+
+
+@dataclass(frozen=True)
+class LayeredOptions(ExpertKindOptions):
     """Options of a model with layers of experts behind gates."""
 
     num_layers: Annotated[int, Interval(ge=1, le=128)] = 1
     """Layers of experts and gates."""
+    self_gate: bool = False
+    """Let each stream read its own experts once more, by a gate for them alone (HoME)."""

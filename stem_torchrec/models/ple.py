@@ -14,7 +14,8 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from stem_torchrec.config import Arch
 from stem_torchrec.models.frame import InputOptions, MultiTaskModel, at_least_one
 from stem_torchrec.models.gated_experts import GatedExperts
-from stem_torchrec.models.options import LayeredOptions
+from stem_torchrec.models.group_experts import ExpertKind
+from stem_torchrec.models.options import CovarianceWeight, LayeredOptions
 from stem_torchrec.tables import SHARED, groups_of
 
 
@@ -30,6 +31,9 @@ class MEPLEOptions(LayeredOptions):
     """Options of ME-PLE."""
 
     arch: Arch = "me_ple"
+    covariance_weight: CovarianceWeight = 0.0
+    """Weight in the loss of the covariances of each task's embeddings and the shared ones, which keeps a task's tables
+    from repeating the shared ones (Crocodile)."""
 
 
 class PLE(MultiTaskModel):
@@ -50,6 +54,7 @@ class PLE(MultiTaskModel):
         gate_hidden: hidden layer widths of a gate.
         tower_hidden: hidden layer widths of a tower.
         dropout: share of hidden units dropped in training.
+        expert, feature_gate, self_gate: see LayeredOptions.
         inputs: see MultiTaskModel.
     """
 
@@ -65,6 +70,9 @@ class PLE(MultiTaskModel):
         gate_hidden: Sequence[int] = (128, 64),
         tower_hidden: Sequence[int] = (128, 64),
         dropout: float = 0.0,
+        expert: ExpertKind = "mlp",
+        feature_gate: bool = False,
+        self_gate: bool = False,
         **inputs: Unpack[InputOptions],
     ) -> None:
         super().__init__(embedding_bag_collection, tasks, self.table_groups(tasks), **inputs)
@@ -89,6 +97,9 @@ class PLE(MultiTaskModel):
                     expert_hidden=expert_hidden,
                     gate_hidden=gate_hidden,
                     dropout=dropout,
+                    expert=expert,
+                    feature_gate=feature_gate,
+                    self_gate=self_gate,
                 )
             )
         self.towers = self.make_towers(expert_hidden[-1], tower_hidden, dropout)

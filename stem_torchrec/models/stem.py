@@ -13,7 +13,8 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from stem_torchrec.config import Arch
 from stem_torchrec.models.frame import InputOptions, MultiTaskModel, at_least_one
 from stem_torchrec.models.gated_experts import GatedExperts
-from stem_torchrec.models.options import LayeredOptions
+from stem_torchrec.models.group_experts import ExpertKind
+from stem_torchrec.models.options import CovarianceWeight, LayeredOptions
 from stem_torchrec.tables import SHARED, groups_of
 
 Groups = Literal["all", "own_shared"]
@@ -31,6 +32,9 @@ class STEMOptions(LayeredOptions):
     """Of the experts it reads, those that a task's loss trains: own and shared (AFTB), or all."""
     gate_input: GateInput = "sum"
     """The input of a task's gate: its own embeddings, the shared ones, or the sum of both."""
+    covariance_weight: CovarianceWeight = 0.0
+    """Weight in the loss of the covariances of each task's embeddings and the shared ones, which keeps a task's tables
+    from repeating the shared ones (Crocodile). No pair of two tasks, so tasks stay isolated."""
 
 
 class STEM(MultiTaskModel):
@@ -51,9 +55,9 @@ class STEM(MultiTaskModel):
             as `tables.embedding_bag_configs` names them in either layout.
         tasks: names of the T tasks, in the order of the logits.
         num_layers, num_shared_experts, num_task_experts, expert_hidden, gate_hidden, reads, trains, gate_input,
-            tower_hidden, dropout: see STEMOptions.
-        inputs: dense features and dropout of the input, see MultiTaskModel. Each group projects the dense features
-            on its own, so that isolation holds.
+            tower_hidden, dropout, expert, feature_gate, self_gate: see STEMOptions.
+        inputs: dense features, dropout of the input and penalties on it, see MultiTaskModel. Each group projects the
+            dense features on its own, so that isolation holds.
 
     Raises UserError for a size below 1, and for tables or batches that do not fit the tasks; see MultiTaskModel.
 
@@ -80,6 +84,9 @@ class STEM(MultiTaskModel):
         trains: Groups = "own_shared",
         gate_input: GateInput = "sum",
         dropout: float = 0.0,
+        expert: ExpertKind = "mlp",
+        feature_gate: bool = False,
+        self_gate: bool = False,
         **inputs: Unpack[InputOptions],
     ) -> None:
         groups = groups_of(tasks)
@@ -107,6 +114,9 @@ class STEM(MultiTaskModel):
                     expert_hidden=expert_hidden,
                     gate_hidden=gate_hidden,
                     dropout=dropout,
+                    expert=expert,
+                    feature_gate=feature_gate,
+                    self_gate=self_gate,
                 )
             )
         self.towers = self.make_towers(expert_hidden[-1], tower_hidden, dropout)

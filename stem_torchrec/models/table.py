@@ -6,8 +6,12 @@ from typing import Any
 
 from stem_torchrec.config import ModelConfig
 from stem_torchrec.config.model import options_class, with_options_of
+from stem_torchrec.models.dcmt import DCMT, DCMTOptions
+from stem_torchrec.models.escm2 import ESCM2, ESCM2Options
 from stem_torchrec.models.frame import MultiTaskModel
+from stem_torchrec.models.home import HoME, HoMEOptions
 from stem_torchrec.models.moe import MEMMoE, MEMMoEOptions, MMoE, MMoEOptions, OMoE, OMoEOptions
+from stem_torchrec.models.pepnet import PEPNet, PEPNetOptions
 from stem_torchrec.models.ple import MEPLE, PLE, MEPLEOptions, PLEOptions
 from stem_torchrec.models.sequential import AITM, ESMM, AITMOptions, ESMMOptions
 from stem_torchrec.models.shared_bottom import SharedBottom, SharedBottomOptions, SingleTask, SingleTaskOptions
@@ -42,8 +46,12 @@ _LINES = (
     Model(OMoE, OMoEOptions, shared_only, "Ma et al., KDD 2018, with one gate for all tasks"),
     Model(MMoE, MMoEOptions, shared_only, "Ma et al., KDD 2018"),
     Model(PLE, PLEOptions, shared_only, "Tang et al., RecSys 2020, any depth"),
+    Model(HoME, HoMEOptions, shared_only, "Wang et al., KDD 2025; categories by --model.categories"),
+    Model(PEPNet, PEPNetOptions, shared_only, "Chang et al., KDD 2023; gates by --model.prior and --model.domain"),
     Model(AITM, AITMOptions, shared_only, "Xi et al., KDD 2021; tasks are steps in the order of the labels"),
     Model(ESMM, ESMMOptions, shared_only, "Ma et al., SIGIR 2018; tasks are steps in the order of the labels"),
+    Model(ESCM2, ESCM2Options, shared_only, "Wang et al., SIGIR 2022: ESMM and a loss of each step by itself"),
+    Model(DCMT, DCMTOptions, shared_only, "Zhu et al., ICDE 2023: ESMM and a twin of each step"),
     Model(MEMMoE, MEMMoEOptions, groups_of, "MMoE on multiple embeddings"),
     Model(MEPLE, MEPLEOptions, groups_of, "PLE on multiple embeddings"),
 )

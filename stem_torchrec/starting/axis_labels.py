@@ -15,13 +15,19 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torchrec.modules.crossnet import LowRankCrossNet
 
 from stem_torchrec.models.frame import MultiTaskModel
 from stem_torchrec.models.gated_experts import GatedExperts
-from stem_torchrec.models.layers import BatchedLinear, Gate
+from stem_torchrec.models.gates import FeatureGate, Gate, PriorGate, SelfGate
+from stem_torchrec.models.layers import BatchedLinear, NormedSwish
 from stem_torchrec.models.loss import MultiTaskTrain
 from stem_torchrec.tables import table_of
 
+KeepsColumns = LowRankCrossNet | FeatureGate | PriorGate
+"""Layers whose output has the columns of their first input."""
+_CROSS_AXES = {"W_kernels": 0, "V_kernels": 1, "bias": 0}
+"""The axis of a cross layer's weights that has its columns."""
 CLOSED = -1e4
 """A gate's bias at which the softmax gives an expert the weight 0, exactly."""
 
@@ -63,7 +69,7 @@ def axes_of_weights(train: MultiTaskTrain, dense: Sequence[str], *, gate_bias: f
     }
     for name, layer in train.named_modules():
         match layer:
-            case BatchedLinear():
+            case BatchedLinear() | NormedSwish():
                 for kind in ("weight", "bias"):
                     axes[f"{name}.{kind}"][0] = Axis("expert", tuple(range(len(layer.weight))))
             case GatedExperts():
@@ -71,14 +77,19 @@ def axes_of_weights(train: MultiTaskTrain, dense: Sequence[str], *, gate_bias: f
                     experts = names_of_experts(layer, layer.reads[stream])
                     axes[f"{name}.{last}.weight"][0] = Axis("expert", experts, start=0.0)
                     axes[f"{name}.{last}.bias"][0] = Axis("expert", experts, start=gate_bias)
+                for stream, gate in layer.self_gates.items():
+                    own = names_of_experts(layer, [stream])
+                    axes[f"{name}.self_gates.{stream}.{_last_layer(gate)}.weight"][0] = Axis("expert", own, start=0.0)
+                    axes[f"{name}.self_gates.{stream}.{_last_layer(gate)}.bias"][0] = Axis("expert", own, gate_bias)
     for group in model.dense_arch:
         name = f"model.dense_arch.{group}"
         axes[f"{name}.weight"][1] = Axis("dense feature", tuple(dense), start=0.0)
         projected = Axis("projected column", tuple(range(train.get_parameter(f"{name}.bias").shape[0])))
         axes[f"{name}.weight"][0] = axes[f"{name}.bias"][0] = projected
-    columns = _names_of_input(model)
-    for name in _layers_that_read_the_input(train, model):
-        axes[f"{name}.weight"][1] = Axis("input column", columns, start=0.0)
+    columns = Axis("input column", _names_of_input(model), start=0.0)
+    for name, layer in _layers_that_read_the_input(train, model).items():
+        for weight, axis in _axes_of_columns(layer):
+            axes[f"{name}.{weight}"][axis] = columns
     return {name: tuple(of_weight) for name, of_weight in axes.items()}
 
 
@@ -86,9 +97,13 @@ def last_layers_of_gates(layer: GatedExperts) -> dict[str, str]:
     """By stream, the name of the gate's last layer, whose weight and bias have a row for each expert that is read."""
     names = {}
     for stream, gate in layer.gates.items():
-        assert isinstance(gate, Gate)
-        names[stream] = f"gates.{stream}.mlp.{len(gate.mlp) - 1}"
+        names[stream] = f"gates.{stream}.{_last_layer(gate)}"
     return names
+
+
+def _last_layer(gate: nn.Module) -> str:
+    assert isinstance(gate, Gate | SelfGate)
+    return f"mlp.{len(gate.mlp) - 1}"
 
 
 def names_of_experts(layer: GatedExperts, groups: Sequence[str]) -> tuple[tuple[str, int], ...]:
@@ -103,27 +118,45 @@ def _names_of_input(model: MultiTaskModel) -> tuple[Hashable, ...]:
     return (*names, *((None, j) for j in range(model.in_features - len(names))))
 
 
-@torch.no_grad()
-def _layers_that_read_the_input(train: MultiTaskTrain, model: MultiTaskModel) -> list[str]:
-    """The names of the linear layers whose input is that of a group, or a sum of those of several.
+def _axes_of_columns(layer: nn.Module) -> list[tuple[str, int]]:
+    """The weights of a layer that have an axis for the columns of its input, and which axis it is."""
+    match layer:
+        case LowRankCrossNet():
+            numbers = range(len(layer.bias))
+            return [(f"{kind}.{i}", axis) for kind, axis in _CROSS_AXES.items() for i in numbers]
+        case FeatureGate():
+            # Its first layer is a linear one that reads the input.
+            return [("up.weight", 0)]
+        case PriorGate():
+            return [("last.weight", 0), ("last.bias", 0)]
+    return [("weight", 1)]
 
-    All groups get the same random input, so what these layers see is a multiple of it.
+
+@torch.no_grad()
+def _layers_that_read_the_input(train: MultiTaskTrain, model: MultiTaskModel) -> dict[str, nn.Module]:
+    """By name, the layers whose input is that of a group, or a sum of those of several.
+
+    All groups get the same random input, so what these layers see is a multiple of it. Cross layers and gates of
+    columns, whose output has the columns of their input, hand it on as it is.
     """
     x = torch.rand(1, model.in_features, generator=torch.Generator().manual_seed(0)) + 0.5
-    names: list[str] = []
+    layers: dict[str, nn.Module] = {}
 
-    def look_at(name: str, seen: Tensor) -> None:
+    def look_at(name: str, layer: nn.Module, seen: Tensor) -> None:
         if seen.shape[-1] == model.in_features:
             times = (seen / x).flatten()
             if times[0] > 0 and torch.allclose(times, times[0]):
-                names.append(name)
+                layers[name] = layer
 
-    handles = [
-        layer.register_forward_pre_hook(lambda _, inputs, name=name: look_at(name, inputs[0]))
-        for name, layer in train.named_modules()
-        if isinstance(layer, nn.Linear | BatchedLinear)
-    ]
+    handles = []
+    for name, layer in train.named_modules():
+        if isinstance(layer, nn.Linear | BatchedLinear | KeepsColumns):
+            handles.append(
+                layer.register_forward_pre_hook(lambda layer, inputs, name=name: look_at(name, layer, inputs[0]))
+            )
+        if isinstance(layer, KeepsColumns):
+            handles.append(layer.register_forward_hook(lambda _, inputs, output: inputs[0]))
     model.eval().arch(dict.fromkeys(model.sparse_arch.groups, x))
     for handle in handles:
         handle.remove()
-    return names
+    return layers
