@@ -17,8 +17,6 @@ from stem_torchrec.tables import SHARED, TableTensor, groups_of, table_group, ta
 _BY_GROUP = re.compile(
     r"(?:^|\.)(?:dense_arch|experts|gates|self_gates|towers|further_towers|bottoms|transfers)\.([^.]+)\."
 )
-    r"(?:^|\.)(?:dense_arch|experts|gates|self_gates|towers|further_towers|bottoms|transfers)\.([^.]+)\."
-)
 """The parts of the models of table.py that hold a module for each group."""
 
 
