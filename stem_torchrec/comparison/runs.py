@@ -79,13 +79,15 @@ class Part:
         model = with_arch(config.model, **comparable_models()[self.model], task_weights=task_weights)
         groups = groups_with_tables(model.arch, self.labels)
         rates = {group: rate for group, rate in config.sparse.group_learning_rates.items() if group in groups}
+        # The best weights of a single-task model are those of its task already.
+        by_task = config.train.best_by_task and not self.alone
         metric = config.train.metric.partition("/")[0] if self.alone else config.train.metric
         return replace(
             config,
             model=model,
             data=replace(config.data, labels=self.labels),
             sparse=replace(config.sparse, group_learning_rates=rates),
-            train=replace(config.train, metric=metric),
+            train=replace(config.train, metric=metric, best_by_task=by_task),
         )
 
 
@@ -125,6 +127,8 @@ class Run:
     """A key of `comparable_models()`."""
     seed: int
     folder: Path
+    log: int = 1
+    """The number of its log, of several."""
 
     @property
     def done(self) -> bool:
