@@ -16,7 +16,7 @@ from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.serving.bundle import load_bundle
 from stem_torchrec.serving.export_run import ExportConfig, export_run
 from stem_torchrec.serving.manifest import installed_versions
-from stem_torchrec.serving.trained_model import unchanged_weights
+from stem_torchrec.serving.trained_run import unchanged_weights
 
 
 def change_schema(log: Path, change: Callable[[dict], object]) -> None:
@@ -72,10 +72,10 @@ def test_weights_that_a_training_replaces_meanwhile_are_refused(stem_bundle: Pat
     weights = tmp_path / "best"
     shutil.copytree(stem_bundle / "stem/best", weights)
     checksum = weights_checksum(weights)
-    with unchanged_weights(weights) as same:
+    with unchanged_weights(tmp_path, ["buy"]) as same:
         assert same == checksum
     [file, *_] = weights.glob("*.distcp")
-    with pytest.raises(UserError, match="got other weights meanwhile"), unchanged_weights(weights):
+    with pytest.raises(UserError, match="got other weights meanwhile"), unchanged_weights(tmp_path, ["buy"]):
         file.write_bytes(file.read_bytes()[:-1] + b"?")
     assert load_bundle(stem_bundle / "bundle-stem").manifest.run["weights"] == checksum
 

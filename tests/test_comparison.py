@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -27,9 +27,14 @@ from stem_torchrec import compare
 from stem_torchrec.comparison import runs
 from stem_torchrec.comparison.comparable import count_positives, read_keys
 from stem_torchrec.comparison.comparable_sections import comparable_samples
+from stem_torchrec.comparison.costs import cost_of
 from stem_torchrec.comparison.diagnostics import information_abundance, linear_cka
+from stem_torchrec.comparison.intervals import Interval
 from stem_torchrec.comparison.options import read_command_line
+from stem_torchrec.comparison.recommend import recommendation, validation_score
 from stem_torchrec.comparison.scored_rows import Comparison, ScoredRows
+from stem_torchrec.comparison.several_logs import RowsOfLogs
+from stem_torchrec.comparison.task_scores import TaskScores, resample_together
 from stem_torchrec.comparison.train_all import train_all
 from stem_torchrec.config import SyntheticConfig, TrainConfig
 from stem_torchrec.data import synthetic
@@ -245,6 +250,84 @@ def test_a_task_without_positives_has_no_comparable_samples(compared: Path, log:
     assert "no positives |" not in text
 
 
+def of_seed_0(folder: Path, log: Path, models: str = ",".join(MODELS)) -> Comparison:
+    """The comparison in a folder, with the first seed alone."""
+    line = ["--recipe", "tiny", "--data.path", str(log), "--seeds", "0", "--out", str(folder), "--models", models]
+    request = read_command_line(line)
+    return Comparison(request.config, request.train, request.runs, None)
+
+
+def test_the_same_log_twice_tells_as_much_as_once(compared: Path, log: Path) -> None:
+    once = of_seed_0(compared, log)
+    second = replace(once, runs=[replace(run, log=2) for run in once.runs])
+    both = RowsOfLogs(replace(once, runs=[*once.runs, *second.runs]), [once, second])
+    alone = ScoredRows(once)
+    assert both.rows == 2 * len(alone.rows)
+    for task in alone.tasks:
+        for measure in ("AUC", "gAUC", "logloss"):
+            own, pooled = (each.resample(task, measure, draws=50) for each in (alone, both))
+            for model in MODELS:
+                # As a user who is drawn counts in both; sums of two round anew.
+                np.testing.assert_allclose(pooled.drawn[model], own.drawn[model], rtol=1e-12)
+    first = both.by_number(alone.tasks[0])[0]
+    assert first["log 1"] == first["log 2"]
+
+
+def test_logs_count_by_their_pairs_of_labels_and_share_their_users() -> None:
+    generator = np.random.default_rng(0)
+    logs = []
+    for rows, users in ((300, range(40)), (900, range(20, 60))):
+        positive = generator.random(rows) < 0.3
+        scores = {m: [generator.random(rows) + positive for _ in range(2)] for m in ("a", "b")}
+        logs.append(TaskScores(positive, generator.choice(np.array(users), rows), None, scores))
+    pooled = resample_together(logs, "AUC", draws=30, confidence=0.95)
+    for model in ("a", "b"):
+        right = pairs = 0.0
+        for each in logs:
+            for scores in each.scores[model]:
+                below = scores[each.positive][:, None] > scores[~each.positive][None]
+                right, pairs = right + below.sum(), pairs + below.size
+        assert pooled.whole[model] == pytest.approx(right / pairs, rel=1e-12)
+    assert len(pooled.drawn["a"]) == 30
+
+
+def family_of(
+    tasks: Sequence[str], model: str, over: str, verdicts: Sequence[str]
+) -> dict[tuple[str, str, str, str], Interval]:
+    """Differences in AUC of two models with these verdicts."""
+    numbers = {"better": (0.02, 0.001), "worse": (-0.02, 0.001), "within noise": (0.02, 0.5)}
+    family = {}
+    for task, verdict in zip(tasks, verdicts, strict=True):
+        value, p = numbers[verdict]
+        family[task, "AUC", model, over] = Interval(value, value - 0.01, value + 0.01, p, p, 0.05)
+    return family
+
+
+def test_the_model_that_validates_best_is_taken_only_where_the_test_rows_confirm_it(compared: Path, log: Path) -> None:
+    comparison, tasks = of_seed_0(compared, log), load_schema(str(log)).labels
+    scores = {run.model: validation_score(run, "auc") for run in comparison.runs}
+    best, base = max(scores, key=scores.__getitem__), min(scores, key=scores.__getitem__)
+    comparison = replace(comparison, config=replace(comparison.config, base=base))
+    costs = {model: cost_of(comparison, model) for model in MODELS}
+    for verdicts, taken in (
+        (["better", "within noise"], best),
+        (["better", "worse"], base),
+        (["within noise", "within noise"], base),
+    ):
+        line = recommendation(comparison, family_of(tasks, best, base, verdicts), costs)
+        assert line.startswith(f"Take {taken}")
+        assert "\n" not in line
+        assert (
+            f"AUC over {base} {'-' if verdicts[0] == 'worse' else '+'}0.0200 [+0.0100, +0.0300] in {tasks[0]}" in line
+        )
+        assert f"in {tasks[1]} ({verdicts[1]})" in line
+        times = costs[best].mib_of_weights / costs[base].mib_of_weights
+        assert f"MiB of weights ({times:.2f} times those of {base})" in line
+        assert (f"or only {tasks[1]} does" in line) == (taken == best)
+    of_best = replace(comparison, config=replace(comparison.config, base=best))
+    assert recommendation(of_best, {}, costs).startswith(f"Take {best}: no other model validates better (auc ")
+
+
 def test_the_same_command_trains_only_what_is_missing(
     compared: Path, log: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -410,3 +493,33 @@ def test_each_model_is_set_to_the_cell_that_validates_best(log: Path, tmp_path: 
         assert config.sparse.learning_rate == best["learning_rate"]
         assert config.data.labels == labels
     assert "## What each was set to" in (tmp_path / "out" / "report.md").read_text()
+
+
+@pytest.mark.long
+def test_a_comparison_on_two_logs_trains_on_each_and_ends_in_one_line(
+    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a budget of two settings for each model, and with weights for each task."""
+    other = SyntheticConfig(train_rows=2048, valid_rows=512, test_rows=900, missing=(0.1, 0.2), seed=1)
+    synthetic.generate(other, str(tmp_path / "other"))
+    line = ["--recipe", "tiny", "--logs", str(log), str(tmp_path / "other"), "--models", "stem,single_task"]
+    options = ["--seeds", "0", "--resamples", "20", "--tune", "--tune-runs", "2", "--recommend", "--train.best-by-task"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["compare.py", *line, *options, "--out", str(tmp_path / "out")])
+        compare.main()
+        first = capsys.readouterr().out
+        compare.main()
+    assert first.strip().splitlines()[-1].startswith("Take ")
+    assert capsys.readouterr().out.count("1 of 1 runs") == 0
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "2,400 rows of the test split of 2 logs" in report
+    assert "## Which to take" in report
+    for number in (1, 2):
+        tried = pq.read_table(tmp_path / "out" / f"log_{number}" / "tuning.parquet").to_pylist()
+        settings = {(row["learning_rate"], row["embedding_l2"]) for row in tried}
+        # Two settings, the same for stem and for the single-task model of each task.
+        assert len(settings) == 2
+        assert Counter(row["model"] for row in tried) == {"stem": 2, "single_task/finish": 2, "single_task/like": 2}
+    config = load_config(str(tmp_path / "out" / "log_2" / "runs" / "single_task" / "seed_0" / "like" / "config.yaml"))
+    assert not config.train.best_by_task
+    assert config.data.path == str(tmp_path / "other")

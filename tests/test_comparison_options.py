@@ -1,16 +1,21 @@
 """The options of a comparison are checked before anything is trained, and recorded in its folder."""
 
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from stem_torchrec.comparison.options import Request, read_command_line, record_options, resolve_log
-from stem_torchrec.comparison.runs import comparable_models, parts_of
+from stem_torchrec.comparison.grid_search import Budget, Cell, Grid
+from stem_torchrec.comparison.options import Request, read_command_line
+from stem_torchrec.comparison.resolved import record_options, resolve_log
+from stem_torchrec.comparison.runs import Part, comparable_models, parts_of
+from stem_torchrec.comparison.several_logs import requests_by_log
 from stem_torchrec.config import SyntheticConfig
 from stem_torchrec.data import synthetic
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.paths import write_json
 
 
 @pytest.fixture
@@ -100,6 +105,11 @@ def test_options_that_do_not_fit_the_log_are_refused_before_training(
         (["--seeds", "0,00"], "--seeds is '0,00', but must be different whole numbers"),
         (["--ratio-edges", "2", "1"], r"--ratio-edges is \[2.0, 1.0\], but must ascend from above 0, such as 0.5 2."),
         (["--split", "valid"], "--split is 'valid', on which models are trained or chosen; give another such as test."),
+        (["--tune-runs", "3"], "--tune-runs and --tune-minutes are the budget of --tune; add --tune."),
+        (["--tune", "--tune-runs", "3", "--tune-minutes", "3"], "--tune-runs and --tune-minutes are two budgets"),
+        (["--tune", "--tune-runs", "3", "--learning-rates", "0"], "--learning-rates has 0, but with a budget"),
+        (["--logs", "a", "a"], "--logs is a a, but must be two or more different folders; give others."),
+        (["--logs", "a", "b", "--data.path", "c"], "--logs and --data.path both name logs; leave one of them out."),
         (["--learning-rates", "0.1"], "--learning-rates and --embedding-l2 are the values that --tune chooses from;"),
         (["--checkpoint.folder", "s"], "--checkpoint.folder and --resume do not apply"),
         (
@@ -111,3 +121,65 @@ def test_options_that_do_not_fit_the_log_are_refused_before_training(
 def test_options_that_make_no_sense_are_refused(options: list[str], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         read_command_line(["--out", "x", *options])
+
+
+def write_score(grid: Grid, part: Part, cell: Cell, *, seconds: float) -> None:
+    folder = grid.run_folder(part, cell)
+    folder.mkdir(parents=True)
+    write_json(folder / "score.json", {"score": 0.5 + len(str(folder)) % 7, "valid": {}, "seconds": seconds})
+
+
+def test_a_budget_in_runs_gives_every_model_the_same_settings_and_no_more(tmp_path: Path) -> None:
+    first = Cell(0.02, 0.0)
+    grid = Grid((0.01, 0.1), (0.0, 0.1, 1.0), 0, tmp_path, Budget(first, runs=3))
+    for part in (Part("stem", ("a", "b"), alone=False), *parts_of("single_task", ["a", "b"])):
+        tried = []
+        while (cell := grid.next_cell(part, parts=2)) is not None:
+            tried.append(cell)
+            write_score(grid, part, cell, seconds=1e6)
+        assert tried == list(islice(grid.cells(), 3))
+        assert tried[0] == first
+        assert list(grid.tried(part)) == tried
+    for cell in islice(grid.cells(), 1, 30):
+        assert 0.01 <= cell.learning_rate <= 0.1
+        assert cell.embedding_l2 == 0 or 0.1 <= cell.embedding_l2 <= 1
+        # So that the folder of a cell names it.
+        assert float(f"{cell.learning_rate:g}") == cell.learning_rate
+
+
+def test_a_budget_in_minutes_is_shared_by_single_task_models(tmp_path: Path) -> None:
+    grid = Grid((0.01, 0.1), (0.0, 0.1), 0, tmp_path, Budget(Cell(0.02, 0.0), minutes=10))
+    numbers = {}
+    for model in ("stem", "single_task"):
+        parts = parts_of(model, ["a", "b"])
+        for part in parts:
+            # A single-task model takes half as long here.
+            while (cell := grid.next_cell(part, parts=len(parts))) is not None:
+                write_score(grid, part, cell, seconds=180 / len(parts))
+            numbers[part.name] = len(grid.tried(part))
+    assert numbers == {"stem": 4, "single_task/a": 4, "single_task/b": 4}
+
+
+def test_a_grid_without_budget_tries_all_pairs(tmp_path: Path) -> None:
+    grid, part = Grid((0.01, 0.1), (0.0, 0.1), 0, tmp_path), Part("stem", ("a",), alone=False)
+    while (cell := grid.next_cell(part, parts=1)) is not None:
+        write_score(grid, part, cell, seconds=1)
+    assert [(cell.learning_rate, cell.embedding_l2) for cell in grid.tried(part)] == [
+        (0.01, 0.0), (0.01, 0.1), (0.1, 0.0), (0.1, 0.1),
+    ]  # fmt: skip
+
+
+def test_each_log_has_a_folder_and_runs_of_its_own_and_the_same_tasks(tmp_path: Path, log: Path) -> None:
+    synthetic.generate(SyntheticConfig(train_rows=512, valid_rows=128, test_rows=128, seed=1), str(tmp_path / "b"))
+    line = ["--recipe", "tiny", "--logs", str(log), str(tmp_path / "b"), "--out", str(tmp_path / "out"), "--tune"]
+    first, second = requests_by_log(read_command_line(line))
+    assert [first.train.data.path, second.train.data.path] == [str(log), str(tmp_path / "b")]
+    assert second.config.out == str(tmp_path / "out" / "log_2")
+    assert {run.folder.parents[2] for run in second.runs} == {tmp_path / "out" / "log_2"}
+    assert {run.log for run in second.runs} == {2}
+    assert second.grid is not None
+    assert second.grid.folder == tmp_path / "out" / "log_2" / "tuning"
+    other = SyntheticConfig(train_rows=512, valid_rows=128, test_rows=128, tasks=("x", "y"))
+    synthetic.generate(other, str(tmp_path / "c"))
+    with pytest.raises(UserError, match=r"--logs: .*/c has the tasks x, y, and .* finish, like; name those that all"):
+        requests_by_log(read_command_line([*line[:2], "--logs", str(log), str(tmp_path / "c"), *line[5:]]))

@@ -11,15 +11,14 @@ from stem_torchrec.comparison.comparable import bin_of_rows, name_bins
 from stem_torchrec.comparison.intervals import (
     Interval,
     Ranking,
-    Resampled,
     UserCounts,
     auc_of,
     gauc_of,
     logloss_of,
-    resample,
 )
 from stem_torchrec.comparison.multiplicity import adjust, describe_family, draws_for
 from stem_torchrec.comparison.report import dots, show, spread
+from stem_torchrec.comparison.resampling import Resampled, resample
 from stem_torchrec.runtime.report_file import Markup, Report, escape
 
 

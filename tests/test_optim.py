@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 
-from stem_torchrec.config import LoopConfig, ScheduleConfig, SparseOptimizerConfig, TrainConfig
+from stem_torchrec.config import LoopConfig, ScheduleConfig, ShardingConfig, SparseOptimizerConfig, TrainConfig
 from stem_torchrec.models.build import build_model
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.training.optimizers import apply_sparse_optimizer, build_schedule
@@ -25,6 +25,7 @@ pytestmark = pytest.mark.stack
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 STEPS = 6
+DECAY = 0.01
 # Two steps of warm-up, then down to 0 at step 6.
 SCHEDULE, FACTORS = ScheduleConfig(warmup_steps=2, decay="linear"), [1 / 3, 2 / 3, 1, 3 / 4, 1 / 2, 1 / 4]
 
@@ -66,6 +67,12 @@ def test_decay_is_refused_where_it_would_be_ignored_or_reach_every_row():
     for name in ("sgd", "adagrad", "rowwise_adagrad", "adam"):
         with pytest.raises(UserError, match="it would decay every row"):
             check(name, dense_kernel=True, weight_decay=0.1)
+    check("adam", dense_kernel=True, weight_decay=0.1, decay_whole_tables=True)
+    for name, dense_kernel in (("adam", False), ("adagrad", True)):
+        with pytest.raises(UserError, match=f"decay-whole-tables is set, but {name} does not decay rows that were not"):
+            check(name, device=CUDA, dense_kernel=dense_kernel, weight_decay=0.1, decay_whole_tables=True)
+    with pytest.raises(UserError, match="would change a task's table rows without its label"):
+        check("adam", dense_kernel=True, weight_decay=0.1, decay_whole_tables=True, labels_missing=True)
 
 
 def test_lamb_without_decay_would_divide_by_the_length_of_a_step_that_is_zero():
@@ -187,6 +194,15 @@ def clip() -> dict[float | None, tuple[dict[str, float], dict[str, Tensor]]]:
     return outcomes
 
 
+def decay() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tables before and after a step of Adam with L2 on all of their rows."""
+    config = config_of("adam", "auto", weight_decay=DECAY, decay_whole_tables=True)
+    run = Run.build(dataclasses.replace(config, sharding=ShardingConfig(kernel="dense")))
+    before = run.weights()
+    run.train(of_this_rank(batches_of_ranks(1, 1)))
+    return before, run.weights()
+
+
 @functools.cache
 def results() -> tuple:
     [result] = run_ranks(1, _facts)
@@ -194,7 +210,7 @@ def results() -> tuple:
 
 
 def _facts() -> tuple:
-    return train_with_schedule(), step_with_rates(), clip(), step_with_factors()
+    return train_with_schedule(), step_with_rates(), clip(), step_with_factors(), decay()
 
 
 @pytest.mark.parametrize("case", CASES, ids="-".join)
@@ -216,6 +232,23 @@ def test_group_learning_rates_move_their_tables_in_their_ratio():
         # A weight of up to 2 rounds at 1e-7.
         expected = {"finish": 1.0, "like": 0.25, "shared": 4.0}[group] * move
         torch.testing.assert_close(moves["each"][table], expected, rtol=0, atol=1e-6)
+
+
+def test_adam_with_l2_on_whole_tables_moves_rows_that_were_not_looked_up():
+    before, after = results()[4]
+    [[batch]] = batches_of_ranks(1, 1)
+    seen = batch.sparse_features.to_dict()
+    rate, eps = 0.1, SparseOptimizerConfig().eps
+    others = 0
+    for name in (name for name in before if TABLES in name):
+        rest = torch.ones(len(before[name]), dtype=torch.bool)
+        rest[seen[name.rpartition("/")[2].removesuffix(".weight")].values()] = False
+        # The gradient of half the squared norm, times the decay; in the first step both moments are corrected to it.
+        gradient = DECAY * before[name][rest]
+        expected = before[name][rest] - rate * gradient / (gradient.abs() + eps)
+        torch.testing.assert_close(after[name][rest], expected, rtol=0, atol=1e-6)  # fp32 of weights of up to 2.
+        others += int(rest.sum())
+    assert others > 0
 
 
 def test_factors_by_group_scale_the_rates_of_tables_and_dense_part_beside_rates_by_group_and_schedule():

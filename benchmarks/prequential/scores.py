@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from stem_torchrec.comparison.intervals import MIN_USERS, Measure, Resampled, UserCounts, auc_of, resample
+from stem_torchrec.comparison.intervals import MIN_USERS, Measure, UserCounts, auc_of
+from stem_torchrec.comparison.resampling import Resampled, resample
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.schema import load_schema
 

@@ -18,8 +18,6 @@ from stem_torchrec.calibration.calibration_file import (
 from stem_torchrec.calibration.fit import Method
 from stem_torchrec.calibration.fit_tasks import fit_tasks
 from stem_torchrec.calibration.rows_of_run import rows_of_run
-from stem_torchrec.checkpoints.checksum import weights_checksum
-from stem_torchrec.checkpoints.weights import find_weights
 from stem_torchrec.config.path_fields import with_paths
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.folder_lock import FolderLock
@@ -29,9 +27,9 @@ from stem_torchrec.runtime.paths import check_writable, remove_tree
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.runtime.store_path import AnyPath, path_of
+from stem_torchrec.training.best_by_task import checksum_of_tasks
 from stem_torchrec.training.evaluation_outputs import check_apart
 from stem_torchrec.training.run_evaluation import EvaluateConfig, EvaluationData, evaluate_run
-from stem_torchrec.training.run_folder import BEST_WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ def calibrate_run(config: CalibrateConfig, process: Process) -> Calibration:
     out = path_of(config.out or f"{config.run}/{CALIBRATION_FILE}")
     predictions, lock = out.with_name(f"{out.name}.rows"), FolderLock(take_over=config.take_over)
     # Before the predictions, so that the file does not fit weights that a training writes meanwhile.
-    weights = from_first_rank(lambda: weights_checksum(find_weights(path_of(config.run) / BEST_WEIGHTS)))
+    weights = from_first_rank(lambda: checksum_of_tasks(path_of(config.run), rows.tasks))
     from_first_rank(lambda: _prepare(out, predictions, config.run, lock))
 
     def fit() -> Calibration:

@@ -56,6 +56,9 @@ class Progress:
     start: Mapping[str, Any] = field(default_factory=dict)
     """What start.json of the run tells, without what was carried; empty if an earlier version wrote the checkpoint."""
 
+    by_task: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    """By task, its best score and the evaluations since, of a run that keeps the best weights of each task."""
+
     @property
     def rows(self) -> Mapping[str, Mapping[str, str]]:
         """The contents of the splits that the run has read; an earlier version knew only the training row groups."""

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_torchrec.comparison.comparable import bin_of_rows, count_positives, key_columns, name_bins
-from stem_torchrec.comparison.intervals import Interval, Resampled, UserCounts
+from stem_torchrec.comparison.intervals import Interval, UserCounts
 from stem_torchrec.comparison.multiplicity import adjust, describe_family
 from stem_torchrec.comparison.report import dots, show, write_parquet
+from stem_torchrec.comparison.resampling import Resampled
 from stem_torchrec.comparison.scored_rows import ScoredRows
 from stem_torchrec.data.files import find_row_groups
 from stem_torchrec.data.schema import load_schema

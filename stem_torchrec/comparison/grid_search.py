@@ -1,13 +1,21 @@
-"""The settings of each model before it is compared: the best cell of a small grid, by the validation split alone."""
+"""The settings of each model before it is compared: the best of a few, by the validation split alone.
+
+They are the cells of a small grid, or with a budget as many random ones as each model may train.
+"""
 
 import gc
 import math
-from collections.abc import Sequence
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from threading import Event
 from typing import Any
+
+import numpy as np
 
 from stem_torchrec.comparison.runs import Part, read_results, train_part
 from stem_torchrec.config import TrainConfig
@@ -15,7 +23,7 @@ from stem_torchrec.metrics.multi_task import to_json
 from stem_torchrec.runtime.errors import DivergedError, UserError
 from stem_torchrec.runtime.paths import write_json
 from stem_torchrec.runtime.process import Process, from_first_rank
-from stem_torchrec.runtime.progress import TimeLeft, log_rank0, progress_bar
+from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.training.watched_metric import WatchedMetric
 
 SCORE_FILE = "score.json"
@@ -46,6 +54,18 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """How much each model tries, in place of all cells: the same for all, a set of single-task models being one."""
+
+    first: Cell
+    """The setting that is tried first."""
+    runs: int | None = None
+    """Settings."""
+    minutes: float | None = None
+    """Minutes of training after which no other setting begins."""
+
+
+@dataclass(frozen=True)
 class _Score:
     """What SCORE_FILE holds."""
 
@@ -53,6 +73,8 @@ class _Score:
     """None if the run diverged."""
     valid: dict[str, dict[str, float | int | None]] = field(default_factory=dict)
     """Metrics of the best evaluation, as `to_json` returns them."""
+    seconds: float = 0.0
+    """What the training took, since it was last interrupted; 0 if an earlier version trained it."""
 
 
 @dataclass(frozen=True)
@@ -64,31 +86,74 @@ class Grid:
     seed: int
     folder: Path
     """Holds a run folder for each part and cell."""
+    budget: Budget | None = None
+    """Without one every part tries all cells."""
 
-    def cells(self) -> list[Cell]:
-        """All cells."""
-        return [Cell(rate, l2) for rate, l2 in product(self.learning_rates, self.embedding_l2)]
+    def cells(self) -> Iterator[Cell]:
+        """All cells; with a budget an endless series, the same for all parts: the first, then random ones."""
+        if self.budget is None:
+            yield from (Cell(rate, l2) for rate, l2 in product(self.learning_rates, self.embedding_l2))
+            return
+        yield self.budget.first
+        generator = np.random.default_rng(self.seed)
+        positive = [l2 for l2 in self.embedding_l2 if l2 > 0]
+        while True:
+            rate = _between(self.learning_rates, generator.random())
+            # As often as the list has it, 0, which no logarithm reaches.
+            none = generator.random() * len(self.embedding_l2) < len(self.embedding_l2) - len(positive)
+            share = generator.random()
+            yield Cell(rate, 0.0 if none or not positive else _between(positive, share))
 
     def run_folder(self, part: Part, cell: Cell) -> Path:
         """Where a part trains with a cell's setting."""
         return self.folder / part.name / cell.name
 
-    def score(self, part: Part, cell: Cell) -> float | None:
-        """The validation score, higher is better; minus infinity if the run diverged, None if it has not ended."""
+    def result(self, part: Part, cell: Cell) -> tuple[float, float] | None:
+        """The validation score, higher is better, minus infinity if the run diverged, and the seconds of the training.
+
+        None if the run has not ended.
+        """
         file = self.run_folder(part, cell) / SCORE_FILE
         if not file.exists():
             return None
-        score: float | None = read_results(file, _Score)["score"]
-        return -math.inf if score is None else score
+        results = read_results(file, _Score)
+        score: float | None = results["score"]
+        return -math.inf if score is None else score, results.get("seconds", 0.0)
 
-    def untried(self, parts: Sequence[Part]) -> list[tuple[Part, Cell]]:
-        """The parts and cells without a score."""
-        return [(part, cell) for part in parts for cell in self.cells() if self.score(part, cell) is None]
+    def tried(self, part: Part) -> dict[Cell, float]:
+        """The scores of the cells that a part has tried."""
+        scores: dict[Cell, float] = {}
+        for cell in self.cells():
+            result = self.result(part, cell)
+            if result is not None:
+                scores[cell] = result[0]
+            elif self.budget is not None:
+                break
+            if self.budget is not None and len(scores) == self.budget.runs:
+                break
+        return scores
+
+    def next_cell(self, part: Part, *, parts: int) -> Cell | None:
+        """The cell that a part tries next; None if it has tried all, or its budget is spent.
+
+        Args:
+            part: of a model.
+            parts: number of parts of the model, which share its minutes.
+        """
+        runs, minutes = (self.budget.runs, self.budget.minutes) if self.budget else (None, None)
+        seconds = 0.0
+        for number, cell in enumerate(self.cells()):
+            if number == runs or (minutes is not None and number and seconds >= 60 * minutes / parts):
+                return None
+            result = self.result(part, cell)
+            if result is None:
+                return cell
+            seconds += result[1]
+        return None
 
     def best_cell(self, part: Part) -> Cell:
         """The cell with the best score, the first of equals; raises UserError if all diverged."""
-        by_cell = {cell: self.score(part, cell) for cell in self.cells()}
-        scores = {cell: -math.inf if score is None else score for cell, score in by_cell.items()}
+        scores = self.tried(part)
         best = max(scores, key=scores.__getitem__)
         if scores[best] == -math.inf:
             raise UserError(f"{part.name} diverged with every value of the grid; give lower --learning-rates.")
@@ -98,9 +163,9 @@ class Grid:
         """One row for each part and cell, with its score and whether it was chosen."""
         return [
             {"model": part.name, "learning_rate": cell.learning_rate, "embedding_l2": cell.embedding_l2,
-             "score": self.score(part, cell), "chosen": cell == self.best_cell(part)}
+             "score": score, "chosen": cell == self.best_cell(part)}
             for part in parts
-            for cell in self.cells()
+            for cell, score in self.tried(part).items()
         ]  # fmt: skip
 
 
@@ -118,14 +183,13 @@ def search_grid(
 
     Raises UserError if a part diverged with every setting.
     """
-    # Rank 0 decides what is left to do: a shared file system may show the other ranks fewer files.
-    untried = from_first_rank(lambda: grid.untried(parts))
-    with progress_bar(len(untried), "trial") as bar:
-        left = TimeLeft(len(untried))
-        for number, (part, cell) in enumerate(untried):
-            log_rank0(f"\ntrial {number + 1} of {len(untried)}{left.after(number)}")
+    of_model = Counter(part.model for part in parts)
+    for number, part in enumerate(parts):
+        # Rank 0 decides what is left to do: a shared file system may show the other ranks fewer files.
+        following = partial(grid.next_cell, part, parts=of_model[part.model])
+        while (cell := from_first_rank(following)) is not None:
+            log_rank0(f"\ntuning {part.name}, {number + 1} of {len(parts)}")
             _train_cell(grid, part, cell, config=config, process=process, ending=ending)
-            bar.update()
     return from_first_rank(lambda: {part: grid.best_cell(part).configure(config) for part in parts})
 
 
@@ -136,6 +200,7 @@ def _train_cell(
     config = replace(cell.configure(part.configure(config)), seed=grid.seed, output_dir=str(folder))
     log_rank0(f"\n{part.name}, {cell.name}: {folder}")
     result: dict[str, Any] = {"score": None}
+    begin = time.perf_counter()
     try:
         metrics = train_part(config, process, ending=ending)
         score = WatchedMetric(config.train.metric, list(metrics)).score(metrics)
@@ -143,4 +208,16 @@ def _train_cell(
     except DivergedError as error:
         log_rank0(f"{part.name}, {cell.name}: {error}")
     gc.collect()
+    result["seconds"] = time.perf_counter() - begin
     from_first_rank(lambda: write_json(folder / SCORE_FILE, result))
+
+
+def _between(values: Sequence[float], share: float) -> float:
+    """A value between the ends of a list, by its share of their distance in logarithms, to 3 digits as names have it.
+
+    Example::
+
+        _between([0.01, 0.02, 1.0], 0.5)  # 0.1
+    """
+    low, high = math.log(min(values)), math.log(max(values))
+    return float(f"{math.exp(low + share * (high - low)):.3g}")

@@ -1,16 +1,14 @@
-"""Differences between two models with paired bootstrap intervals over users and seeds.
+"""Differences between two models with paired bootstrap intervals over users and seeds, which resampling.py draws.
 
 All models predict the same rows, so every draw of users is applied to all of them, and what makes a user easy or hard
 for both cancels in the difference. The same holds for a draw of seeds, which share the order of training rows.
 """
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -165,75 +163,3 @@ class UserCounts:
         rows, positives = np.bincount(user), np.bincount(user, positive)
         has, lacks = positives > 0, positives < rows
         return cls(int(has.sum()), int((lacks & (rows > 0)).sum()), int((has & lacks).sum()))
-
-
-@dataclass(frozen=True)
-class Resampled:
-    """A measure of several models over the same rows, and over draws of their users."""
-
-    whole: Mapping[str, float]
-    """By model, the measure over all users, mean over the seeds."""
-    drawn: Mapping[str, Floats]
-    """By model, the measure of each draw, mean over its seeds; the same draws for all models."""
-    confidence: float
-    lower_is_better: bool = False
-
-    def difference(self, model: str, over: str) -> Interval:
-        """`model` minus the model `over`, with the percentile interval over the draws and the p-value of the same.
-
-        The p-value is twice the share of draws on the other side of 0, with the measured rows counted as one more draw
-        (Davison and Hinkley, "Bootstrap Methods and their Application", 1997, ch. 4). So B draws give no p-value below
-        2 / (B + 1), and never 0.
-        """
-        differences = self.drawn[model] - self.drawn[over]
-        # A draw without a positive, for a rare task, has no AUC.
-        known = differences[~np.isnan(differences)]
-        tail = (1 - self.confidence) / 2
-        low, high, p = np.nan, np.nan, np.nan
-        if len(known):
-            low, high = np.quantile(known, [tail, 1 - tail]).tolist()
-            p = min(1.0, 2 * (1 + min(int((known <= 0).sum()), int((known >= 0).sum()))) / (len(known) + 1))
-        value = self.whole[model] - self.whole[over]
-        # Rounded, or the level of 95 % would be a little more than 5 %.
-        return Interval(value, low, high, p, p, round(1 - self.confidence, 12), self.lower_is_better)
-
-
-def resample(
-    measures: Mapping[str, Sequence[Measure]],
-    users: int,
-    *,
-    resamples: int,
-    confidence: float,
-    lower_is_better: bool = False,
-) -> Resampled:
-    """Measures models over draws of users and seeds.
-
-    The bootstrap of Efron and Tibshirani ("An Introduction to the Bootstrap", 1993, ch. 13): a draw takes as many users
-    as there are, with replacement, with all rows of each, and as many seeds as there are. With few seeds the interval
-    underestimates their spread, with one seed it leaves it out. With fewer than two users there are no draws, and so no
-    intervals.
-
-    Args:
-        measures: by model, one for each seed; all have the same order of seeds and the same rows.
-        users: number of users.
-        resamples: number of draws.
-        confidence: share of the draws that an interval covers.
-        lower_is_better: whether a negative difference is an advantage.
-    """
-    seeds = len(next(iter(measures.values())))
-
-    def means(draws: Ints, seed_of: Sequence[int] | Ints) -> dict[str, float]:
-        times = Counter(int(i) for i in seed_of)
-        return {
-            model: sum(n * by_seed[i](draws) for i, n in times.items()) / len(seed_of)
-            for model, by_seed in measures.items()
-        }
-
-    whole = means(np.ones(users, dtype=np.int64), range(seeds))
-    generator = np.random.default_rng(0)
-    drawn = []
-    for _ in tqdm(range(resamples if users > 1 else 0), desc="draws of users", leave=False, disable=None):
-        draws = np.bincount(generator.integers(users, size=users), minlength=users)
-        drawn.append(means(draws, generator.integers(seeds, size=seeds)))
-    by_model = {model: np.array([draw[model] for draw in drawn]) for model in measures}
-    return Resampled(whole, by_model, confidence, lower_is_better)

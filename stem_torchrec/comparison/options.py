@@ -9,31 +9,16 @@ from typing import Annotated
 from annotated_types import Interval
 
 from stem_torchrec.comparison.comparable import EDGES, edges_ascend
-from stem_torchrec.comparison.grid_search import Grid
+from stem_torchrec.comparison.grid_search import Budget, Cell, Grid
 from stem_torchrec.comparison.multiplicity import Correction
 from stem_torchrec.comparison.runs import Part, Run, comparable_models, parts_of
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.command_line import parse_known_arguments
-from stem_torchrec.config.files import what_is_trained
-from stem_torchrec.config.serialization import to_dict
-from stem_torchrec.data.columns import Columns
-from stem_torchrec.data.files import find_row_groups
-from stem_torchrec.data.folder import data_folder
-from stem_torchrec.data.footers import fingerprint
-from stem_torchrec.data.schema import load_schema
-from stem_torchrec.losses.table import losses_of_tasks
-from stem_torchrec.models.build import build_model, check_task_weights
-from stem_torchrec.models.table import MODELS, groups_with_tables
+from stem_torchrec.models.table import MODELS
 from stem_torchrec.runtime.errors import UserError, nearest
 from stem_torchrec.runtime.path_options import LocalOutput
-from stem_torchrec.sharding.placement import match_rules, parse_rules
-from stem_torchrec.starting.source import with_source_path
-from stem_torchrec.tables import groups_of, table_configs
 from stem_torchrec.training.configuration import config_from_command_line
-from stem_torchrec.training.run_folder import write_or_check
-from stem_torchrec.training.watched_metric import WatchedMetric
 
-COMPARISON_FILE = "comparison.yaml"
 _DESCRIPTION = """\
 Compares models on one log: trains each with each seed, on the same rows in the same order, and writes a report to
 --out.
@@ -56,6 +41,9 @@ class CompareConfig:
     """Seeds, separated by commas; every model trains with each."""
     base: str = "single_task"
     """The model that the others are compared with."""
+    logs: tuple[str, ...] = ()
+    """Folders of several logs in place of --data.path, such as one source split by other seeds or by other days: each
+    model trains on each, and the report is on the test rows of all. Their group must be the same raw ids."""
     split: str = "test"
     """The split to report on: one on which nothing was chosen, so neither train nor valid."""
     resamples: Annotated[int, Interval(ge=1, le=10**6)] | None = None
@@ -66,6 +54,8 @@ class CompareConfig:
     benjamini_hochberg the expected share of wrong ones among the differences that are found."""
     confidence: Annotated[float, Interval(gt=0, lt=1)] = 0.95
     """Share of the draws that an interval covers."""
+    recommend: bool = False
+    """Ends in a line on which model to take: the one that validates best, if the test rows confirm it over --base."""
     pair: str = ""
     """The two tasks of the comparable-samples analysis, separated by a comma; by default the first two."""
     ratio_edges: tuple[Annotated[float, Interval(gt=0, le=1e6)], ...] = EDGES
@@ -75,6 +65,13 @@ class CompareConfig:
     tune: bool = False
     """Chooses --sparse.learning-rate and --model.embedding-l2 for each model from the two lists below, by validation
     (--train.metric) with the first seed, before it trains with all."""
+    tune_runs: Annotated[int, Interval(ge=1, le=10**6)] | None = None
+    """Settings that each model tries with --tune, instead of all pairs of the two lists: first that of the other
+    options, then ones drawn between the ends of the lists, the same for all. A single-task model of a task counts as a
+    part of one run, so each tries as many."""
+    tune_minutes: Annotated[float, Interval(gt=0, le=1e6)] | None = None
+    """Minutes that each model may train for with --tune, instead of a number of settings; single-task models share
+    them. What is under way when they end is taken to its end."""
     learning_rates: tuple[Annotated[float, Interval(ge=0, le=1e6)], ...] = ()
     """Learning rates of the tables to choose from; by default --sparse.learning-rate, half of it and twice."""
     embedding_l2: tuple[Annotated[float, Interval(ge=0, le=1e6)], ...] = ()
@@ -104,6 +101,8 @@ class Request:
 def read_command_line(args: Sequence[str] | None = None) -> Request:
     """The comparison that a command line describes; raises UserError for options that make no sense."""
     config, rest = parse_known_arguments(CompareConfig(), args, description=_DESCRIPTION)
+    if config.logs:
+        rest = [*rest, *log_options(config.logs, rest)]
     train = config_from_command_line(rest)
     if not config.out:
         raise UserError("--out is missing; name the folder for the results, as in --out DIR.")
@@ -130,7 +129,7 @@ def read_command_line(args: Sequence[str] | None = None) -> Request:
 
 
 def _models(config: CompareConfig) -> list[str]:
-    names, known = _split(config.models), list(comparable_models())
+    names, known = split_names(config.models), list(comparable_models())
     models = list(dict.fromkeys(m for name in names for m in (MODELS if name == "all" else [name])))
     for name in [*models, config.base]:
         if name not in known:
@@ -141,103 +140,47 @@ def _models(config: CompareConfig) -> list[str]:
 
 
 def _seeds(text: str) -> list[int]:
-    named = _split(text)
+    named = split_names(text)
     seeds = {int(seed) for seed in named if re.fullmatch("[0-9]{1,10}", seed) and int(seed) < 2**32}
     if not named or len(seeds) < len(named):
         raise UserError(f"--seeds is {text!r}, but must be different whole numbers below 2^32, such as 0,1,2.")
     return [int(seed) for seed in named]
 
 
+def log_options(logs: Sequence[str], others: Sequence[str]) -> list[str]:
+    """The option of train.py that names the first of several logs; raises UserError for logs that are named twice."""
+    if len(set(logs)) < max(2, len(logs)):
+        raise UserError(f"--logs is {' '.join(logs)}, but must be two or more different folders; give others.")
+    if any(option.partition("=")[0] == "--data.path" for option in others):
+        raise UserError("--logs and --data.path both name logs; leave one of them out.")
+    return ["--data.path", logs[0]]
+
+
 def _grid(config: CompareConfig, train: TrainConfig, seed: int) -> Grid | None:
     if not config.tune:
         if config.learning_rates or config.embedding_l2:
             raise UserError("--learning-rates and --embedding-l2 are the values that --tune chooses from; add --tune.")
+        if config.tune_runs or config.tune_minutes:
+            raise UserError("--tune-runs and --tune-minutes are the budget of --tune; add --tune.")
         return None
+    if config.tune_runs and config.tune_minutes:
+        raise UserError("--tune-runs and --tune-minutes are two budgets; leave one of them out.")
     rates = config.learning_rates or tuple(factor * train.sparse.learning_rate for factor in (0.5, 1.0, 2.0))
     l2 = config.embedding_l2 or tuple(sorted({0.0, 0.1, train.model.embedding_l2}))
     for value in (*rates, *l2):
         if not 0 <= value <= 1e6:
             raise UserError(f"--learning-rates or --embedding-l2 has {value}, but must have values from 0 to 1000000.")
-    return Grid(rates, l2, seed, Path(config.out) / "tuning")
-
-
-def resolve_log(request: Request) -> Request:
-    """The request with what depends on the log: its folder, labels and fingerprint, and the pair of tasks.
-
-    Raises UserError if options do not fit the log, so that nothing is trained for a report that cannot be made.
-    """
-    train, config = request.train, request.config
-    path = data_folder(train.data)
-    schema = load_schema(path)
-    columns = Columns.select(schema, features=train.data.features, labels=train.data.labels, spaces=train.data.spaces)
-    train = replace(train, data=replace(train.data, path=path, labels=columns.labels), dry_run=False)
-    train = with_source_path(train)
-    pair = tuple(_split(config.pair)) or columns.labels[:2]
-    if config.pair and (len(set(pair)) != 2 or set(pair) - set(columns.labels)):
-        raise UserError(f"--pair is {config.pair!r}, but must be two of {', '.join(columns.labels)}, such as a,b.")
-    if config.item and config.item not in columns.sparse:
-        raise UserError(f"--item is {config.item!r}, but the sparse features are {', '.join(columns.sparse)}.")
-    # Read as a group, the item must be one integer in each row; an error names the file where it is not.
-    read = replace(columns, group=config.item or columns.group)
-    row_groups = {split: find_row_groups(path, split, schema, read) for split in ("train", "valid", config.split)}
-    log = {split: fingerprint(of_split) for split, of_split in row_groups.items()}
-    WatchedMetric(train.train.metric, columns.labels, has_groups=columns.group is not None)
-    resolved = replace(request, train=train, pair=(pair[0], pair[1]) if len(pair) == 2 else None, log=log)
-    _check_models(resolved, columns)
-    for part in (part for parts in resolved.parts().values() for part in parts):
-        try:
-            metric = part.configure(train).train.metric
-            WatchedMetric.of_split(metric, replace(columns, labels=part.labels), row_groups["valid"])
-        except UserError as error:
-            raise UserError(f"{part.name}: {error}") from error
-    return resolved
-
-
-def _check_models(request: Request, columns: Columns) -> None:
-    """Raises UserError if a model cannot be built, or a rule or learning rate names what no model has."""
-    train = request.train
-    check_task_weights(train.model.task_weights, columns.labels)
-    losses_of_tasks(train.loss, columns.labels)
-    parts = [part for parts in request.parts().values() for part in parts]
-    groups = {g for part in parts for g in groups_with_tables(part.configure(train).model.arch, part.labels)}
-    for group in sorted(set(train.sparse.group_learning_rates) - groups):
+    grid = Grid(rates, l2, seed, Path(config.out) / "tuning")
+    if not (config.tune_runs or config.tune_minutes):
+        return grid
+    if min(rates) <= 0:
         raise UserError(
-            f"--sparse.group-learning-rates names {group!r}, but the models have tables of "
-            f"{', '.join(g for g in groups_of(columns.labels) if g in groups)}."
+            f"--learning-rates has {min(rates):g}, but with a budget rates are drawn above 0; leave it out."
         )
-    for part in parts:
-        config = part.configure(train)
-        model = build_model(config.model, replace(columns, labels=part.labels), config.loss)
-        try:
-            match_rules(parse_rules(train.sharding.rules), [table.name for table in table_configs(model)])
-        except UserError as error:
-            raise UserError(
-                f"{part.name}: {str(error).rstrip('.')}; every model needs rules that fit its tables."
-            ) from error
+    first = Cell(train.sparse.learning_rate, train.model.embedding_l2)
+    return replace(grid, budget=Budget(first, config.tune_runs, config.tune_minutes))
 
 
-def record_options(request: Request, world_size: int) -> None:
-    """Writes comparison.yaml, or checks that it records the same options, so that no folder mixes two comparisons.
-
-    Options that change no result are left out. Raises UserError for a folder of another comparison, or one that cannot
-    be written.
-    """
-    folder, grid = Path(request.config.out), request.grid
-    options = {
-        "ranks": world_size,
-        "split": request.config.split,
-        "log": dict(request.log),
-        "tuned": {"seed": grid.seed, "cells": [cell.name for cell in grid.cells()]} if grid else None,
-        "train": to_dict(replace(what_is_trained(request.train), seed=0)),
-    }
-    write_or_check(
-        folder / COMPARISON_FILE,
-        options,
-        refusal=f"{folder} holds a comparison with other options or of another log, see {COMPARISON_FILE} in it; give "
-        "another --out, or the same options on as many ranks. Models and seeds may be added.",
-        begun=any(folder.glob("runs/*/*")) or any(folder.glob("tuning/*/*")),
-    )
-
-
-def _split(text: str) -> list[str]:
+def split_names(text: str) -> list[str]:
+    """The names in a text that commas separate."""
     return [part.strip() for part in text.split(",") if part.strip()]

@@ -6,7 +6,7 @@ from itertools import permutations
 from stem_torchrec.comparison.intervals import Interval
 from stem_torchrec.comparison.multiplicity import adjust, describe_family
 from stem_torchrec.comparison.report import METRICS, dots, show, spread, write_parquet
-from stem_torchrec.comparison.scored_rows import ScoredRows
+from stem_torchrec.comparison.scored_rows import Scored
 from stem_torchrec.runtime.report_file import Report, escape
 
 Comparisons = Mapping[tuple[str, str, str, str], Interval]
@@ -21,14 +21,17 @@ _PHRASES = {
 """The verdicts of an interval, in the words of the report."""
 
 
-def results(report: Report, scored: ScoredRows) -> None:
-    """Adds the metrics of every model by task, and the differences to the base and of the first model to the others."""
+def results(report: Report, scored: Scored) -> Comparisons:
+    """Adds the metrics of every model by task, and the differences to the base and of the first model to the others.
+
+    Returns the comparisons of the report.
+    """
     comparison, base = scored.comparison, scored.comparison.config.base
     metrics = {run: run.test_results()["metrics"] for run in comparison.runs}
     write_parquet(
         comparison.folder / "results.parquet",
         [
-            {"model": run.model, "seed": run.seed, "task": task, **by_task[task]}
+            {"model": run.model, "log": run.log, "seed": run.seed, "task": task, **by_task[task]}
             for run, by_task in metrics.items()
             for task in scored.tasks
         ],
@@ -60,9 +63,10 @@ def results(report: Report, scored: ScoredRows) -> None:
         caption = "differences with their intervals; more is better, except for logloss"
         report.plot("differences", dots(by_model, f"over {base}", width=4), caption)
     _rivals(report, scored, family)
+    return family
 
 
-def _compare(scored: ScoredRows) -> tuple[Comparisons, int]:
+def _compare(scored: Scored) -> tuple[Comparisons, int]:
     """The comparisons of the report, adjusted together, and their number of draws.
 
     They are those of each model with the base, and of the first model with each other one. differences.parquet gets
@@ -91,7 +95,7 @@ def _compare(scored: ScoredRows) -> tuple[Comparisons, int]:
     return family, draws
 
 
-def _rivals(report: Report, scored: ScoredRows, family: Comparisons) -> None:
+def _rivals(report: Report, scored: Scored, family: Comparisons) -> None:
     """Adds the differences of the first model to each other one, unless the first table has them already."""
     first, *others = scored.comparison.models
     if first == scored.comparison.config.base or len(others) < 2:

@@ -85,6 +85,8 @@ class Part:
         groups = groups_with_tables(model.arch, self.labels)
         rates = {group: rate for group, rate in config.sparse.group_learning_rates.items() if group in groups}
         spaces = {task: label for task, label in config.data.spaces.items() if task in self.labels}
+        # The best weights of a single-task model are those of its task already.
+        by_task = config.train.best_by_task and not self.alone
         metric = config.train.metric.partition("/")[0] if self.alone else config.train.metric
         return replace(
             config,
@@ -92,7 +94,7 @@ class Part:
             loss=of_some_tasks(config.loss, self.labels),
             data=replace(config.data, labels=self.labels, spaces=spaces),
             sparse=replace(config.sparse, group_learning_rates=rates),
-            train=replace(config.train, metric=metric),
+            train=replace(config.train, metric=metric, best_by_task=by_task),
         )
 
 
@@ -132,6 +134,8 @@ class Run:
     """A key of `comparable_models()`."""
     seed: int
     folder: Path
+    log: int = 1
+    """The number of its log, of several."""
 
     @property
     def done(self) -> bool:

@@ -3,16 +3,17 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from stem_torchrec.comparison.comparable import key_columns, key_numbers, read_keys
-from stem_torchrec.comparison.intervals import Measure, Resampled
+from stem_torchrec.comparison.intervals import Measure
 from stem_torchrec.comparison.multiplicity import draws_for
 from stem_torchrec.comparison.options import CompareConfig
+from stem_torchrec.comparison.resampling import Resampled
 from stem_torchrec.comparison.runs import Run
 from stem_torchrec.comparison.task_scores import TaskScores, labeled, measures_of
 from stem_torchrec.config import TrainConfig
@@ -67,6 +68,25 @@ class Comparison:
         return [run for run in self.runs if run.model == model]
 
 
+class Scored(Protocol):
+    """The test rows of a comparison, of one log or of several, with the predictions of every run."""
+
+    comparison: Comparison
+    tasks: Sequence[str]
+    unit: str
+    """What is drawn: users, or rows without a group column."""
+
+    @property
+    def measures(self) -> Mapping[str, Callable[..., Measure]]:
+        """What the models are compared by."""
+
+    def draws_for(self, comparisons: int) -> int:
+        """Draws of users for a family of so many comparisons."""
+
+    def resample(self, task: str, measure: str = "AUC", *, draws: int) -> Resampled:
+        """Measures every model over the rows that have a label, and over draws of their users."""
+
+
 class ScoredRows:
     """The rows of a comparison's test split: labels and users, and the predictions of every run.
 
@@ -78,7 +98,7 @@ class ScoredRows:
         self.columns = Columns.select(load_schema(comparison.path))
         first, *_ = comparison.runs
         predicted = first.predictions()
-        self.tasks = [name.partition("/")[2] for name in predicted if name.startswith("label/")]
+        self.tasks: Sequence[str] = [name.partition("/")[2] for name in predicted if name.startswith("label/")]
         self.labels = {task: predicted[f"label/{task}"] for task in self.tasks}
         # None for a log without weights of rows.
         self.weights = {task: predicted.get(f"weight/{task}") for task in self.tasks}
@@ -121,15 +141,19 @@ class ScoredRows:
 
         Without draws, and so without intervals, if too few users have labels of a kind; see `MIN_USERS`.
         """
+        of_task = self.of_task(task, rows)
+        return of_task.resample(measure, draws=draws, confidence=self.comparison.config.confidence)
+
+    def of_task(self, task: str, rows: NDArray[np.bool_] | None = None) -> TaskScores:
+        """The rows that have a label, of `rows` (N,) if given, with the predictions of every model."""
         known, positive, user = self.labeled(task, rows)
         weights = self.weights[task]
-        of_task = TaskScores(
+        return TaskScores(
             positive,
             user,
             None if weights is None else weights[known].astype(np.float64),
             {model: [scores[known] for scores in by_seed] for model, by_seed in self.scores[task].items()},
         )
-        return of_task.resample(measure, draws=draws, confidence=self.comparison.config.confidence)
 
     def keys(self, name: str) -> NDArray[np.int64]:
         """The ids (N,) of a sparse feature that has one id in each row; -1 where null."""

@@ -11,13 +11,12 @@ from stem_torchrec.comparison.intervals import (
     Floats,
     Ints,
     Measure,
-    Resampled,
     UserCounts,
     auc_of,
     gauc_of,
     logloss_of,
-    resample,
 )
+from stem_torchrec.comparison.resampling import Measures, Resampled, RowsOfLog, resample, resample_logs
 
 _MEASURES: Mapping[str, Callable[..., Measure]] = {"AUC": auc_of, "gAUC": gauc_of, "logloss": logloss_of}
 
@@ -75,16 +74,58 @@ class TaskScores:
             draws: of users.
             confidence: share of the draws that an interval covers.
         """
-        counts = UserCounts.count(self.positive, self.user)
-        fewest = counts.both if measure == "gAUC" else min(counts.positives, counts.negatives)
-        of_rows = _MEASURES[measure]
+        enough = _enough_users(UserCounts.count(self.positive, self.user), measure)
         return resample(
-            {
-                model: [of_rows(scores, self.positive, self.user, self.weights) for scores in by_seed]
-                for model, by_seed in self.scores.items()
-            },
+            self._measures(measure),
             int(self.user.max(initial=-1)) + 1,
-            resamples=draws if fewest >= MIN_USERS else 0,
+            resamples=draws if enough else 0,
             confidence=confidence,
             lower_is_better=measure == "logloss",
         )
+
+    def _measures(self, measure: str) -> Measures:
+        of_rows = _MEASURES[measure]
+        return {
+            model: [of_rows(scores, self.positive, self.user, self.weights) for scores in by_seed]
+            for model, by_seed in self.scores.items()
+        }
+
+    def _weight(self, measure: str) -> float:
+        """What the rows count among those of other logs: pairs of labels for AUC, rows for the others."""
+        amounts = np.ones(len(self.user)) if self.weights is None else self.weights
+        positives, total = float(amounts[self.positive].sum()), float(amounts.sum())
+        if measure == "AUC":
+            return positives * (total - positives)
+        if measure != "gAUC":
+            return total
+        kinds = [np.bincount(self.user[each], minlength=1) for each in (self.positive, ~self.positive)]
+        both = np.zeros(int(self.user.max(initial=0)) + 1, dtype=bool)
+        shorter = min(map(len, kinds))
+        both[:shorter] = (kinds[0][:shorter] > 0) & (kinds[1][:shorter] > 0)
+        return float(amounts[both[self.user]].sum())
+
+
+def resample_together(logs: Sequence[TaskScores], measure: str, *, draws: int, confidence: float) -> Resampled:
+    """Measures every model over the rows of several logs and over draws of their users; see `resample_logs`.
+
+    A log counts by its pairs of labels for AUC, by the rows of users with both for gAUC, and by its rows for logloss.
+
+    Args:
+        logs: of each log its rows, whose users are numbered over all logs.
+        measure: of `measures_of`.
+        draws: of users.
+        confidence: share of the draws that an interval covers.
+    """
+    positive, user = (np.concatenate(each) for each in zip(*((log.positive, log.user) for log in logs), strict=True))
+    of_logs = [RowsOfLog(log._measures(measure), log._weight(measure)) for log in logs]
+    # A log without a pair has no AUC, and counts nothing.
+    counting = [log for log in of_logs if log.weight > 0] or [RowsOfLog(log.measures, 1.0) for log in of_logs]
+    return resample_logs(
+        counting, int(user.max(initial=-1)) + 1,
+        resamples=draws if _enough_users(UserCounts.count(positive, user), measure) else 0,
+        confidence=confidence, lower_is_better=measure == "logloss",
+    )  # fmt: skip
+
+
+def _enough_users(counts: UserCounts, measure: str) -> bool:
+    return (counts.both if measure == "gAUC" else min(counts.positives, counts.negatives)) >= MIN_USERS

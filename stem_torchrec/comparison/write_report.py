@@ -2,20 +2,20 @@
 
 import shlex
 import sys
-
-import torch
+from collections.abc import Sequence
 
 from stem_torchrec.comparison.comparable_sections import comparable_samples
+from stem_torchrec.comparison.costs import costs
 from stem_torchrec.comparison.diagnostic_sections import gate_sections, table_sections
-from stem_torchrec.comparison.diagnostics import count_weights
 from stem_torchrec.comparison.intervals import MIN_USERS
-from stem_torchrec.comparison.report import spread, write_parquet
-from stem_torchrec.comparison.result_sections import results
-from stem_torchrec.comparison.scored_rows import Comparison, ScoredRows
+from stem_torchrec.comparison.recommend import recommendation
+from stem_torchrec.comparison.report import write_parquet
+from stem_torchrec.comparison.result_sections import Comparisons, results
+from stem_torchrec.comparison.scored_rows import Comparison, Scored, ScoredRows
+from stem_torchrec.comparison.several_logs import RowsOfLogs
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.report_file import Report, escape
-from stem_torchrec.training.sparse_optimizers import states_of_tables
 from stem_torchrec.training.watched_metric import SIGNS
 
 
@@ -26,35 +26,85 @@ def write_report(comparison: Comparison) -> None:
     """
     with FolderLock(take_over=comparison.train.take_over) as lock:
         lock.take(str(comparison.folder), other="--out")
-        _write_sections(comparison)
-    print(f"\nreport: {comparison.folder / 'report.md'}, and report.html with its plots inside")
+        line = _write_sections(comparison)
+    _print_end(comparison, line)
 
 
-def _write_sections(comparison: Comparison) -> None:
+def _write_sections(comparison: Comparison) -> str:
+    """Writes the report; returns the model to take in a line, empty if `--recommend` does not ask for it."""
     scored = ScoredRows(comparison)
     report = Report("Comparison of models")
-    introduction(report, scored)
-    results(report, scored)
+    introduction(report, scored, rows=len(scored.rows))
+    family = results(report, scored)
     if comparison.tried:
         settings(report, comparison)
-    costs(report, comparison)
+    line = _costs_and_choice(report, comparison, family)
     if comparison.pair is not None:
         comparable_samples(report, scored)
     gate_sections(report, comparison)
     table_sections(report, comparison)
     report.write(comparison.folder)
+    return line
 
 
-def introduction(report: Report, scored: ScoredRows) -> None:
-    """Adds the log, the command line, and how to read the numbers."""
+def write_report_of_logs(comparison: Comparison, by_log: Sequence[Comparison]) -> None:
+    """Writes the report of each log, and one on the test rows of all; one process calls it.
+
+    Args:
+        comparison: of all logs.
+        by_log: of each.
+
+    Raises UserError as `write_report`.
+    """
+    for each in by_log:
+        write_report(each)
+    with FolderLock(take_over=comparison.train.take_over) as lock:
+        lock.take(str(comparison.folder), other="--out")
+        scored, report = RowsOfLogs(comparison, by_log), Report("Comparison of models on several logs")
+        introduction(report, scored, rows=scored.rows)
+        family = results(report, scored)
+        report.text(
+            "## On each log", "AUC over the base, mean over the seeds; log_1/report.md and so on have the rest."
+        )
+        for task in scored.tasks:
+            report.text(f"### {escape(task)}, by log")
+            report.table(scored.by_number(task))
+        line = _costs_and_choice(report, comparison, family)
+        report.write(comparison.folder)
+    _print_end(comparison, line)
+
+
+def _costs_and_choice(report: Report, comparison: Comparison, family: Comparisons) -> str:
+    """Adds the costs, and the model to take if `--recommend` asks for it; returns that line, or an empty one."""
+    of_models = costs(report, comparison)
+    if not comparison.config.recommend:
+        return ""
+    line = recommendation(comparison, family, of_models)
+    report.text("## Which to take", escape(line))
+    return line
+
+
+def _print_end(comparison: Comparison, line: str) -> None:
+    print(f"\nreport: {comparison.folder / 'report.md'}, and report.html with its plots inside")
+    if line:
+        print(line)
+
+
+def introduction(report: Report, scored: Scored, *, rows: int) -> None:
+    """Adds the log, the command line, and how to read the numbers of so many test rows."""
     comparison = scored.comparison
     config, description = comparison.config, load_schema(comparison.path).description
     seeds = " and seeds" if len(comparison.seeds) > 1 else ""
+    of_logs = f" of {len(config.logs)} logs, with trainings of their own" if config.logs else ""
+    mean = (
+        "Measures of all rows are means over the logs, weighted by their pairs of labels or rows; a user counts once "
+        "for all logs, and each log draws its seeds."
+    )
     report.text(
         *([f"Log: {escape(description)}"] if description else []),
         # Four spaces make it a code block, where no character is a mark.
         f"    {' '.join(shlex.join(['stem_torchrec/compare.py', *sys.argv[1:]]).split())}",
-        f"{len(scored.rows):,} rows of the {escape(config.split)} split, seeds "
+        f"{rows:,} rows of the {escape(config.split)} split{of_logs}, seeds "
         f"{', '.join(map(str, comparison.seeds))}. Values are the mean ± the standard deviation over the seeds. "
         f"Differences have a {config.confidence:.0%} interval from draws of {scored.unit}{seeds}, then the p-value of "
         "no difference from the same draws, raw and adjusted for the number of comparisons in their family. They are "
@@ -62,6 +112,7 @@ def introduction(report: Report, scored: ScoredRows) -> None:
         "intervals and p-values underestimate the spread of seeds, with one seed they leave it out. There are none "
         f"where fewer than {MIN_USERS} {scored.unit} have positives, or negatives, or for gAUC both. Each single-task "
         "model is tuned and stopped by its own task, every other model by the mean over the tasks.",
+        *([mean] if config.logs else []),
         *[f"Left out because a run diverged: {escape(reason)}" for reason in comparison.diverged.values()],
     )
 
@@ -88,40 +139,3 @@ def settings(report: Report, comparison: Comparison) -> None:
         ]
     )
     write_parquet(comparison.folder / "tuning.parquet", comparison.tried)
-
-
-def costs(report: Report, comparison: Comparison) -> None:
-    """Adds the weights, memory and speed of every model."""
-    report.text(
-        "## What each costs",
-        "MiB in training are weights, optimizer states and dense gradients in fp32 on one rank; several ranks share "
-        "the tables, and each has the whole dense part. Activations are not counted. Single-task models are added up, "
-        "though they train one after another.",
-    )
-    rows, raw = [], []
-    for model in comparison.models:
-        runs = comparison.runs_of(model)
-        table_sizes, dense = count_weights(runs[0].folders())
-        states = states_of_tables(table_sizes, comparison.train.sparse.name)
-        tables = sum(torch.Size(size).numel() for size in table_sizes)
-        speeds = [run.test_results()["samples_per_second"] for run in runs]
-        rows.append(
-            {
-                "model": model,
-                "weights in tables": f"{tables:,}",
-                "dense weights": f"{dense:,}",
-                "MiB of weights": f"{4 * (tables + dense) / 2**20:.1f}",
-                # A dense weight has a gradient and two moments.
-                "MiB in training": f"{4 * (tables + states + 4 * dense) / 2**20:.1f}",
-                "samples/s": spread(speeds, digits=0),
-            }
-        )
-        raw += [
-            {
-                "model": model, "seed": run.seed, "tables": tables, "dense": dense, "states_of_tables": states,
-                "samples_per_second": speed,
-            }
-            for run, speed in zip(runs, speeds, strict=True)
-        ]  # fmt: skip
-    report.table(rows)
-    write_parquet(comparison.folder / "costs.parquet", raw)

@@ -29,6 +29,9 @@ class LoopConfig:
     patience: Annotated[int, Interval(ge=1, le=10**6)] | None = None
     """Ends the run after this many evaluations without a better metric; by default never. The best
     weights are kept in any case."""
+    best_by_task: bool = False
+    """Keeps for each task the weights of its own best evaluation as well, in RUN/best_by_task: up to one model for each
+    task, which take turns in an evaluation. --train.patience then waits until no task gets better."""
     freeze: tuple[str, ...] = ()
     """Groups (tasks, or shared) that the run reads and does not train: their tables, experts, gates and towers keep
     their bits, and so do the states of their optimizers. The losses of frozen tasks are still reported."""

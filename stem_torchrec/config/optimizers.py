@@ -24,6 +24,8 @@ class SparseOptimizerConfig:
     """Learning rate by group (a task, or shared) where it differs: `shared 0.02 like 0.005`."""
     weight_decay: _Rate = 0.0
     """Decay of the rows that were looked up (rowwise_adagrad, adam, lamb, partial_rowwise_adam, on CUDA)."""
+    decay_whole_tables: bool = False
+    """Makes the decay of adam with --sharding.kernel dense an L2 of all rows in every step, looked up or not."""
     eps: Annotated[float, Interval(ge=0, le=1000)] = 1e-8
     """Added to the root of the accumulated squares."""
     betas: tuple[_Beta, _Beta] = (0.9, 0.999)

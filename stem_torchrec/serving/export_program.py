@@ -9,12 +9,12 @@ from torch.export import Dim, ExportedProgram
 
 from stem_torchrec.deltas.row_files import quantized
 from stem_torchrec.runtime.internals.export import any_sizes, compile_for_this_machine
-from stem_torchrec.serving.served_model import ServedModel
+from stem_torchrec.serving.served_model import ServedModel, ServedTogether
 
 Inputs = tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
 
 
-def export_program(model: ServedModel, dense_in_features: int) -> ExportedProgram:
+def export_program(model: ServedModel | ServedTogether, dense_in_features: int) -> ExportedProgram:
     """The program of a model, for any number of rows and ids, none included, and tables of any number of rows."""
     inputs = example_inputs(model, dense_in_features)
     with torch.no_grad(), any_sizes():
@@ -35,7 +35,7 @@ def save_program(program: ExportedProgram, file: Path) -> None:
     torch.export.save(program, file)
 
 
-def example_inputs(model: ServedModel, dense_in_features: int) -> Inputs:
+def example_inputs(model: ServedModel | ServedTogether, dense_in_features: int) -> Inputs:
     """Three rows of ids, no two features with the same number of them, on tables of few rows."""
     rows, features = 3, list(model.features)
     counts = [rows + 2 + i for i in range(len(features))]

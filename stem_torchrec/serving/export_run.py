@@ -33,7 +33,8 @@ from stem_torchrec.serving.manifest import (
 from stem_torchrec.serving.new_folder import new_folder
 from stem_torchrec.serving.program import this_machine
 from stem_torchrec.serving.run_log import copy_transforms, folder_of_log, schema_of_bundle
-from stem_torchrec.serving.trained_model import TrainedModel, open_trained_model, unchanged_weights
+from stem_torchrec.serving.trained_run import TrainedRun, open_trained_run, unchanged_weights
+from stem_torchrec.training.best_by_task import read_by_task
 from stem_torchrec.training.configuration import load_config
 from stem_torchrec.training.evaluation_outputs import check_apart
 from stem_torchrec.training.run_folder import BEST_WEIGHTS, CONFIG_FILE, METRICS_FILE, StoredMetrics, read_metrics
@@ -82,10 +83,10 @@ def export_run(config: ExportConfig) -> None:
     log = folder_of_log(config.log, trained, schema=schema, columns=columns, rows=recorded)
     versions = installed_versions()
     with new_folder(out, take_over=config.take_over) as folder:
-        with unchanged_weights(run / BEST_WEIGHTS) as weights:
+        with unchanged_weights(run, columns.labels) as weights:
             delta = _delta(run)
             calibration = None if config.calibration == "none" else _calibration(run, weights)
-            model = open_trained_model(trained, columns, run / BEST_WEIGHTS, tasks=tasks, precision=config.tables)
+            model = open_trained_run(trained, columns, run, tasks=tasks, precision=config.tables)
             model.write_tables(folder / TABLES_FILE)
         program = export_program(model.served, len(columns.dense))
         programs = [PROGRAM_FILE, COMPILED_FILE] if config.compile else [PROGRAM_FILE]
@@ -139,6 +140,9 @@ def _lineage(run: AnyPath, weights: str, metrics: StoredMetrics | None) -> dict[
     """The folder of a run, the checksums of its configuration and weights, and its best evaluation, if one ended."""
     config = (run / CONFIG_FILE).read_text()
     lineage = {"folder": str(run), "config_sha256": hashlib.sha256(config.encode()).hexdigest(), "weights": weights}
+    by_task = read_by_task(run)
+    if by_task is not None:
+        return lineage | {"steps": by_task.steps, "valid": by_task.valid}
     return lineage | ({} if metrics is None else {"step": metrics.step, "valid": metrics.valid})
 
 
@@ -148,15 +152,19 @@ def _delta(run: AnyPath) -> dict[str, Any]:
     return {} if applied is None else {"folder": applied.run, "step": applied.step, DELTA: asdict(applied)}
 
 
-def _sizes(model: TrainedModel, tasks: Sequence[str], trained: Sequence[str]) -> str:
+def _sizes(run: TrainedRun, tasks: Sequence[str], trained: Sequence[str]) -> str:
     """What the bundle takes in MB, beside what all tasks of the run take."""
-    text = f"tables {_mb(model.table_bytes)} ({model.precision}), other weights {_mb(model.dense_bytes)}"
+    model, *others = run.models
+    text = f"tables {_mb(run.table_bytes)} ({model.precision}), other weights {_mb(run.dense_bytes)}"
+    if others:
+        parts = "; ".join(", ".join(part) for part in run.parts)
+        return f"{text}: {len(run.models)} models, as the tasks have weights of their own ({parts})"
     if len(tasks) == len(trained):
         return text
     text += f"; all {len(trained)} tasks take {_mb(model.run_table_bytes)} and {_mb(model.run_dense_bytes)}"
-    others = [group for group in model.served.groups if group in trained and group not in tasks]
-    if others:
-        kept = f"{', '.join(others)}, {_mb(model.bytes_of_groups(others))}"
+    unserved = [group for group in model.served.groups if group in trained and group not in tasks]
+    if unserved:
+        kept = f"{', '.join(unserved)}, {_mb(model.bytes_of_groups(unserved))}"
         text += (
             f"\nnote: {', '.join(tasks)} alone keeps the tables of {kept}: its gate reads the experts of every group"
         )

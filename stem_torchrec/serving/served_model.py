@@ -1,6 +1,7 @@
 """A trained model as a function of plain tensors, which torch.export can take: no collection, no KeyedJaggedTensor."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +87,42 @@ class ServedModel(nn.Module):
                 pooled[name] = sums[:, columns.start : columns.stop]
         x = {g: torch.cat([pooled[table_name(g, name)] for name in self.order], dim=1) for g in self.groups}
         return self.model.above_tables(dense, x).float()[:, self.positions].sigmoid()
+
+
+class ServedTogether(nn.Module):
+    """Served models as one, each of which predicts some of the tasks from its own weights and tables.
+
+    The tables of the first model come first; the names of all of a model's begin with its number, as `0:like/uid`.
+
+    Args:
+        models: one for each part of the tasks, which have taken their tables.
+        tasks: of each model, in the order of its probabilities.
+        order: the T tasks, in the order of the probabilities.
+    """
+
+    def __init__(self, models: Sequence[ServedModel], tasks: Sequence[Sequence[str]], order: Sequence[str]) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(models)
+        self.counts = [len(model.tables) for model in models]
+        predicted = [task for of_model in tasks for task in of_model]
+        self.positions = [predicted.index(task) for task in order]
+        self.features, self.weighted = models[0].features, models[0].weighted
+        self.precision: TablePrecision = models[0].precision
+        self.tables: Sequence[TableEntry] = tuple(
+            replace(entry, name=f"{number}:{entry.name}")
+            for number, model in enumerate(models)
+            for entry in model.tables
+        )
+
+    def forward(
+        self, dense: Tensor, values: list[Tensor], offsets: list[Tensor], weights: list[Tensor], tables: list[Tensor]
+    ) -> Tensor:
+        """Probabilities (B, T); see ServedModel.forward."""
+        parts, first = [], 0
+        for number, count in enumerate(self.counts):
+            parts.append(self.models[number](dense, values, offsets, weights, tables[first : first + count]))
+            first += count
+        return torch.cat(parts, dim=1)[:, self.positions]
 
 
 def sum_bags(

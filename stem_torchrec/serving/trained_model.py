@@ -1,23 +1,19 @@
 """The weights of a run: its model with dense weights, cut down to what is served, and its tables, from file to file."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from torch import Tensor
 
-from stem_torchrec.checkpoints.checksum import weights_checksum
 from stem_torchrec.checkpoints.weights import check_weights, find_weights, load_state
 from stem_torchrec.config import Layout, TrainConfig
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.models.build import build_model
 from stem_torchrec.models.frame import MultiTaskModel
-from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.store_path import AnyPath
 from stem_torchrec.serving.manifest import TableEntry, TablePrecision
 from stem_torchrec.serving.served_model import ServedModel
-from stem_torchrec.serving.table_file import bytes_of, create_tables, read_targets, write_rows
+from stem_torchrec.serving.table_file import bytes_of, read_targets, write_rows
 from stem_torchrec.tables import TableTensor, embedding_bag_configs, split_columns, table_feature, table_name, table_of
 
 _AT_ONCE = 2**28
@@ -54,11 +50,9 @@ class TrainedModel:
         ]
         return bytes_of(parts, self.precision)
 
-    def write_tables(self, file: Path) -> None:
-        """Writes tables.safetensors; fp32 tables go from file to file, others by way of memory."""
-        entries = self.served.tables
-        tables = create_tables(file, entries, self.precision)
-        for names in _parts(entries):
+    def fill(self, tables: Mapping[str, Tensor]) -> None:
+        """Fills the tables of a file, by name; fp32 tables go from file to file, others by way of memory."""
+        for names in _parts(self.served.tables):
             part = {name: tables[name] for name in names}
             targets = read_targets(part, self.precision)
             state = {TableTensor(self.prefix, name).name: target for name, target in targets.items()}
@@ -66,20 +60,6 @@ class TrainedModel:
             if self.precision != "fp32":
                 for name, weight in targets.items():
                     write_rows(part[name], weight, self.precision)
-
-
-@contextmanager
-def unchanged_weights(folder: AnyPath) -> Iterator[str]:
-    """The checksum of the weights of a run, which are the same at the end of the block.
-
-    Reads all of them before and after it: a training that still runs replaces its best weights.
-
-    Raises UserError if the folder has no weights, or others at the end.
-    """
-    before = weights_checksum(find_weights(folder))
-    yield before
-    if weights_checksum(find_weights(folder)) != before:
-        raise UserError(f"{folder} got other weights meanwhile; export the run again when its training has ended.")
 
 
 def open_trained_model(

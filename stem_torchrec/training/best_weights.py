@@ -13,6 +13,7 @@ from stem_torchrec.runtime.paths import move
 from stem_torchrec.runtime.process import from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.runtime.store_path import AnyPath
+from stem_torchrec.training.best_by_task import BestByTask, Waits
 from stem_torchrec.training.early_stopping import EarlyStopping
 from stem_torchrec.training.run_folder import BEST_WEIGHTS, METRICS_FILE, StoredMetrics, read_metrics, write_metrics
 from stem_torchrec.training.watched_metric import Metrics
@@ -29,23 +30,42 @@ class BestWeights:
         lock: owns the folder.
         stopping: decides which evaluation is the best.
         max_failures: evaluations in a row whose weights may fail to be written.
+        by_task: keeps the weights of each task's best evaluation as well, and decides when to stop.
     """
 
     def __init__(
-        self, model: nn.Module, folder: AnyPath, lock: FolderLock, stopping: EarlyStopping, *, max_failures: int
+        self,
+        model: nn.Module,
+        folder: AnyPath,
+        lock: FolderLock,
+        stopping: EarlyStopping,
+        *,
+        max_failures: int,
+        by_task: BestByTask | None = None,
     ) -> None:
-        self.stopping = stopping
+        self.stopping, self.by_task = stopping, by_task
         self.failures = Failures(max_failures, "give another --output-dir")
         self.metrics: Metrics = {}
         """The evaluation whose weights are on disk; empty before the first."""
         self._model, self._folder, self._lock = model, folder, lock
 
-    def restore(self, best: float | None, waited: int, *, step: int) -> None:
+    @property
+    def result(self) -> Metrics:
+        """The metrics that the run ends with: those of the best evaluation, or of each task's best one."""
+        return self.metrics if self.by_task is None else self.by_task.metrics
+
+    @property
+    def stop(self) -> bool:
+        """Whether the patience of the run is used up."""
+        return (self.stopping if self.by_task is None else self.by_task).stop
+
+    def restore(self, best: float | None, waited: int, by_task: Waits, *, step: int) -> None:
         """Restores what a checkpoint knows of the best evaluation, if its weights are in this folder.
 
         Args:
             best: its score, None before the first evaluation and where no score was defined.
             waited: evaluations since.
+            by_task: the same of each task, if the run that wrote it kept weights by task.
             step: of the checkpoint.
 
         Raises DamagedError for metrics that are not of this run.
@@ -55,6 +75,8 @@ class BestWeights:
             is_there = (self._folder / METRICS_FILE).exists()
             return read_metrics(self._folder, self.stopping.metric.tasks) if is_there else None
 
+        if self.by_task is not None:
+            self.by_task.restore(by_task, step=step)
         stored = from_first_rank(read)
         if stored is None and best is not None:
             log_rank0("note: the best weights so far are in another run folder; the next evaluation counts as the best")

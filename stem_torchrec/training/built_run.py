@@ -74,6 +74,8 @@ def _check_before_building(config: TrainConfig, data: RunData, process: Process)
     if train.profile:
         check_steps(min(each for each in (data.train.steps, train.max_steps, train.eval_every) if each))
     watched = WatchedMetric.of_split(train.metric, data.columns, data.validation.row_groups)
+    if train.best_by_task:
+        watched.by_task()
     from_first_rank(lambda: check_memory(config, data.columns, process, rows=data.train.rows))
     return watched
 

@@ -12,6 +12,7 @@ from stem_torchrec.data.label_counts import labels_of_step
 from stem_torchrec.metrics.multi_task import to_json
 from stem_torchrec.profiles.step_profiler import StepProfiler
 from stem_torchrec.runtime.progress import format_values, log_rank0
+from stem_torchrec.training.best_by_task import BestByTask
 from stem_torchrec.training.early_stopping import EarlyStopping
 from stem_torchrec.training.gate_weights import RowHistogram
 from stem_torchrec.training.meter import Meter
@@ -71,6 +72,26 @@ class KeepBest(Callback):
             self._keep(step, metrics)
         if stopping is not None and stopping.stop:
             log_rank0(f"step {step}  no better {stopping.metric.name} in {stopping.waited} evaluations: stopping")
+            loop.state.stopped = True
+
+
+class KeepBestByTask(Callback):
+    """Keeps the weights of each task's best evaluation, and stops a run in which no task gets better.
+
+    Args:
+        best: what is kept.
+    """
+
+    def __init__(self, best: BestByTask) -> None:
+        self._best = best
+
+    def after_evaluation(self, loop: TrainLoop, metrics: Metrics) -> None:
+        """Keeps the weights if some task has got better."""
+        step = loop.state.step
+        self._best.keep(step, metrics)
+        if self._best.stop:
+            waited = min(stopping.waited for stopping in self._best.stoppings.values())
+            log_rank0(f"step {step}  no task better in {waited} evaluations: stopping")
             loop.state.stopped = True
 
 

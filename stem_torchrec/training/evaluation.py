@@ -136,6 +136,43 @@ def predict(
     model.train()
 
 
+class ComposedLogits:
+    """The logits of tasks that are predicted from weights of their own, of the same batches in the same order.
+
+    Args:
+        tasks: names of the T tasks.
+
+    Example::
+
+        composed = ComposedLogits(["finish", "like"])
+        composed.begin(["finish"], last=False)
+        composed.add(logits)  # None, for each batch
+        composed.begin(["like"], last=True)
+        composed.add(logits)  # (B, 2): finish as the first weights predicted it, like as these do
+    """
+
+    def __init__(self, tasks: Sequence[str]) -> None:
+        self._tasks, self._last = list(tasks), False
+        self._waiting: list[tuple[list[int], deque[Tensor]]] = []
+
+    def begin(self, tasks: Sequence[str], *, last: bool) -> None:
+        """The following logits are those of weights that some tasks are predicted from, the last ones or not."""
+        self._last = last
+        if not last:
+            self._waiting.append(([self._tasks.index(task) for task in tasks], deque()))
+
+    def add(self, logits: Tensor) -> Tensor | None:
+        """The logits (B, T) of all tasks, from those of the last weights (B, T); None for those of earlier ones."""
+        if not self._last:
+            positions, waiting = self._waiting[-1]
+            waiting.append(logits[:, positions].cpu())
+            return None
+        whole = logits.clone() if self._waiting else logits
+        for positions, waiting in self._waiting:
+            whole[:, positions] = waiting.popleft().to(whole.device)
+        return whole
+
+
 def weights_of_rows(item: Exposures) -> Tensor | None:
     """The weights (B, T) of the labels of exposures, without padding; None if they have none."""
     weights = weights_of(item.batch)

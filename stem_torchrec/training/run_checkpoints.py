@@ -207,7 +207,7 @@ class RunCheckpoints(Callback):
         reader.start_epoch(progress.epoch, progress.left, batch_size=progress.config["data"]["batch_size"])
         if path == checkpoint_path(self.folder, progress.step):
             self._saved_step = progress.step
-        self._best.restore(progress.best, progress.waited, step=progress.step)
+        self._best.restore(progress.best, progress.waited, progress.by_task, step=progress.step)
         if isinstance(self._pipeline, SkippingPipeline):
             self._pipeline.skipped = progress.skipped_batches
         if meter is not None:
@@ -215,7 +215,7 @@ class RunCheckpoints(Callback):
         self.deltas.restore(path, progress.step)
         log_rank0(f"resuming after step {progress.step} from {path}")
         # On another number of ranks the rest of the epoch may take another number of steps.
-        end, stopped = progress.step + reader.steps, self._best.stopping.stop
+        end, stopped = progress.step + reader.steps, self._best.stop
         return TrainState(progress.step, progress.epoch, end, progress.evaluate, stopped)
 
     def _check(self) -> None:
@@ -241,6 +241,7 @@ class RunCheckpoints(Callback):
             evaluate=state.evaluate, best=stopping.best, waited=stopping.waited, world_size=dist.get_world_size(),
             config=self._config_fields, schema=self._schema_fields, row_groups=self._data.contents["train"][LAYOUT],
             skipped_batches=self._skipped_batches, contents=self._data.contents, start=self._start_fields,
+            by_task=self._best.by_task.waits if self._best.by_task else {},
         )  # fmt: skip
         state_now = training_state(self._model, self._optimizer, self._meter.state(), self.deltas.state())
         seconds = self._saver.save(state_now, progress, wait=wait)

@@ -10,7 +10,7 @@ from annotated_types import Interval
 from torch import Tensor, nn
 from torchrec.optim.keyed import CombinedOptimizer
 
-from stem_torchrec.checkpoints.weights import find_weights, load_weights
+from stem_torchrec.checkpoints.weights import load_weights
 from stem_torchrec.config import Precision, TrainConfig
 from stem_torchrec.config.path_fields import with_paths
 from stem_torchrec.data.batch import Exposures
@@ -27,14 +27,15 @@ from stem_torchrec.runtime.hang_detection import heartbeat
 from stem_torchrec.runtime.path_options import InputFolder, OutputFile, OutputFolder
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0, progress_bar
-from stem_torchrec.runtime.store_path import AnyPath, path_of
+from stem_torchrec.runtime.store_path import path_of
 from stem_torchrec.training.assembly import build_pipeline, build_sharded_model, for_weights_only
+from stem_torchrec.training.best_by_task import WeightsOfTasks, weights_of_tasks
 from stem_torchrec.training.configuration import load_config
-from stem_torchrec.training.evaluation import predict, weights_of_rows
+from stem_torchrec.training.evaluation import ComposedLogits, predict, weights_of_rows
 from stem_torchrec.training.evaluation_outputs import prepare_outputs, write_results
 from stem_torchrec.training.grown_log import UnseenIds, without_new_ids
 from stem_torchrec.training.run_data import note_other_counts, open_split
-from stem_torchrec.training.run_folder import BEST_WEIGHTS, CONFIG_FILE
+from stem_torchrec.training.run_folder import CONFIG_FILE
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,8 @@ class OpenedRun:
     """A run, and the rows of a log that its best weights predict."""
 
     config: TrainConfig
-    weights: AnyPath
+    weights: tuple[WeightsOfTasks, ...]
+    """The best ones, or those of each task's best evaluation."""
     path: str
     """Folder of the log."""
     schema: Schema
@@ -154,21 +156,29 @@ class OpenedRun:
     ) -> None:
         """Calls `consume` as `evaluation.predict` does; all ranks call it.
 
+        Where tasks have weights of their own, the rows are predicted once with each, and the logits of all but the last
+        wait in memory: 4 bytes for each row of this rank and task.
+
         Raises UserError for weights that do not fit the model.
         """
         config = for_weights_only(self.config)
         model, _ = build_sharded_model(config, self.columns, process, trains=False, shows_plan=shows_plan)
-        load_weights(model, self.weights)
         pipeline = build_pipeline(model, CombinedOptimizer([]), self.config, process)
         watched = heartbeat(process, timeout=self.config.train.timeout)
-        exposures = data_loader(self.reader, pin_memory=process.device.type == "cuda")
-        with progress_bar(self.reader.steps, "step") as bar, watched, watch(model):
+        composed = ComposedLogits(self.columns.labels)
+        with progress_bar(self.reader.steps * len(self.weights), "step") as bar, watched, watch(model):
 
             def counted(item: Exposures, logits: Tensor, labels: Tensor) -> None:
                 bar.update()
-                consume(item, logits, labels)
+                whole = composed.add(logits)
+                if whole is not None:
+                    consume(item, whole, labels)
 
-            predict(pipeline, model, exposures, counted)
+            for number, weights in enumerate(self.weights, 1):
+                load_weights(model, weights.folder)
+                composed.begin(weights.tasks, last=number == len(self.weights))
+                exposures = data_loader(self.reader, pin_memory=process.device.type == "cuda")
+                predict(pipeline, model, exposures, counted)
 
 
 def open_run(config: EvaluateConfig, process: Process, *, grown: bool = False) -> OpenedRun:
@@ -182,7 +192,7 @@ def open_run(config: EvaluateConfig, process: Process, *, grown: bool = False) -
     Raises UserError where the run, its weights or the log are missing or do not fit each other.
     """
     folder = path_of(config.run)
-    run, weights = load_config(str(folder / CONFIG_FILE)), find_weights(folder / BEST_WEIGHTS)
+    run = load_config(str(folder / CONFIG_FILE))
     if config.precision is not None:
         run = replace(run, train=replace(run.train, precision=config.precision))
     path = config.data.path or data_folder(run.data)
@@ -196,7 +206,7 @@ def open_run(config: EvaluateConfig, process: Process, *, grown: bool = False) -
     )  # fmt: skip
     if config.json and not reader.columns.labeled:
         raise UserError(f"--json is for metrics, but the rows of {path}/{config.split} have no labels; leave it out.")
-    return OpenedRun(run, weights, path, schema, reader)
+    return OpenedRun(run, weights_of_tasks(folder, columns.labels), path, schema, reader)
 
 
 def _columns_of(folder: str, run: TrainConfig, path: str, schema: Schema, *, predicts: bool, grown: bool) -> Columns:

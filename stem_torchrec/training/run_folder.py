@@ -7,6 +7,7 @@ start.json       the log, what its ids mean, and the run that this one started f
 metrics.jsonl    losses, speeds and metrics by step; tensorboard/ shows the same
 metrics.json     the best evaluation
 best/            its weights
+best_by_task/    the weights of each task's best evaluation, with --train.best-by-task
 checkpoints/     what the run resumes from
 deltas/          what changed, with --delta.steps or --delta.minutes
 profile/         where the time of a step goes, with --train.profile
@@ -39,6 +40,8 @@ from stem_torchrec.runtime.store_path import AnyPath
 from stem_torchrec.starting.record import START_FILE, StartRecord, write_start
 from stem_torchrec.tracking.mlflow_tracker import ID_FILE
 
+BEST_BY_TASK = "best_by_task"
+"""The folder of the weights of each task's best evaluation, in that of a run."""
 PLAN_FILE = "plan.json"
 METRICS_FILE = "metrics.json"
 METRICS_FORMAT = 2
@@ -47,7 +50,7 @@ METRICS_LOG = "metrics.jsonl"
 RUN_FILES = (
     *(CONFIG_FILE, SCHEMA_FILE, PLAN_FILE, START_FILE, METRICS_FILE, f"{METRICS_FILE}.best", METRICS_LOG, ID_FILE),
     *(BEST_WEIGHTS, f"{BEST_WEIGHTS}.new", f"{BEST_WEIGHTS}.old"),
-    *("checkpoints", "deltas", "tensorboard", "profile", "nonfinite"),
+    *(BEST_BY_TASK, "checkpoints", "deltas", "tensorboard", "profile", "nonfinite"),
 )
 """What tells that a folder holds a run, however little the run has written."""
 

@@ -17,7 +17,7 @@ from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.folder import data_folder
 from stem_torchrec.data.schema import SCHEMA_FILE, Schema, load_schema, schema_to_dict
 from stem_torchrec.deltas.manifest import deltas_folder
-from stem_torchrec.metrics.multi_task import TaskMetrics, from_json
+from stem_torchrec.metrics.multi_task import TaskMetrics
 from stem_torchrec.models.table import options_of
 from stem_torchrec.runtime.errors import DamagedError, UnwritableError, UserError, reason_of
 from stem_torchrec.runtime.folder_lock import FolderLock
@@ -25,6 +25,7 @@ from stem_torchrec.runtime.paths import write_text
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.store_path import AnyPath, path_of
 from stem_torchrec.starting.source import with_source_path
+from stem_torchrec.training.best_by_task import best_metrics
 from stem_torchrec.training.configuration import load_config
 from stem_torchrec.training.run_data import RunData
 from stem_torchrec.training.run_folder import (
@@ -111,7 +112,7 @@ def finished(config: TrainConfig, path: str, process: Process) -> dict[str, Task
             return None
         _check_same_options(folder, load_config(str(folder / CONFIG_FILE)), config)
         tasks = Columns.select(load_schema(str(folder)), labels=config.data.labels).labels
-        return from_json(read_metrics(folder, tasks).valid)
+        return best_metrics(folder, tasks)
 
     metrics = from_first_rank(read)
     if metrics is not None:

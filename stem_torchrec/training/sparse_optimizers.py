@@ -83,13 +83,18 @@ def check_sparse_optimizer(
     if not dense_kernel and device.type == "cpu" and not optimizer.on_cpu:
         dense = " or add --sharding.kernel dense, which walks whole tables in every step" if optimizer.dense else ""
         raise UserError(f"FBGEMM does not fuse {name} on CPU; choose sgd, adagrad or rowwise_adagrad{dense}.")
-    if decay and dense_kernel:
+    if config.decay_whole_tables and (name != "adam" or not dense_kernel):
+        raise UserError(
+            f"--sparse.decay-whole-tables is set, but {name} does not decay rows that were not looked up; choose "
+            "--sparse.name adam with --sharding.kernel dense, or leave it out."
+        )
+    if decay and dense_kernel and not config.decay_whole_tables:
         raise UserError(
             f"--sparse.weight-decay is {decay}, but outside the fused optimizer it would decay every row, not only "
-            "those looked up; set it to 0 or use fused tables."
+            "those looked up; set it to 0 or use fused tables, or allow it for adam with --sparse.decay-whole-tables."
         )
     # On CPU, FBGEMM takes a decay and ignores it.
-    if decay and (not optimizer.has_decay or device.type == "cpu"):
+    if decay and not dense_kernel and (not optimizer.has_decay or device.type == "cpu"):
         raise UserError(
             f"--sparse.weight-decay is {decay}, but FBGEMM has none for {name} on {device.type}; set it to 0."
         )

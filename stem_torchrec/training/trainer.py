@@ -19,9 +19,10 @@ from stem_torchrec.runtime.progress import log_rank0, progress_bar
 from stem_torchrec.sharding.plan_file import plan_to_json
 from stem_torchrec.tables import set_steps
 from stem_torchrec.tracking.tracker import Outcome
+from stem_torchrec.training.best_by_task import BestByTask
 from stem_torchrec.training.best_weights import BestWeights
 from stem_torchrec.training.built_run import BuiltRun, dry_run
-from stem_torchrec.training.callbacks import Callback, KeepBest, ProfileSteps, TrainingLog
+from stem_torchrec.training.callbacks import Callback, KeepBest, KeepBestByTask, ProfileSteps, TrainingLog
 from stem_torchrec.training.early_stopping import EarlyStopping
 from stem_torchrec.training.evaluation import evaluate, with_batches_aside
 from stem_torchrec.training.gate_weights import GateWeights
@@ -116,7 +117,7 @@ class Trainer:
         """
         profiler = StepProfiler(self.folder / "profile", self.process.device) if self.config.train.profile else None
         if profiler is not None:
-            self.loop.callbacks.insert(2, ProfileSteps(profiler))
+            self.loop.callbacks.insert(self.loop.callbacks.index(self._log) + 1, ProfileSteps(profiler))
         try:
             with self._file.tracked():
                 with (
@@ -130,7 +131,7 @@ class Trainer:
                     self.loop.run()
                     self.checkpoints.deltas.ship_last(self.state.step)
                 self._close_connections()
-                if not self._best.metrics:
+                if not self._best.result:
                     raise UnwritableError(
                         f"no weights could be written to {self.folder}; make room, or give another --output-dir."
                     )
@@ -140,9 +141,9 @@ class Trainer:
             self.close()
             raise
         self._lock.release()
-        log_rank0(f"\nbest evaluation of the validation split, in {self.folder}:\n{format_table(self._best.metrics)}")
-        note_other_counts(self.data.schema, "valid", self._best.metrics, spaces=self.data.columns.spaces)
-        return self._best.metrics
+        log_rank0(f"\nbest evaluation of the validation split, in {self.folder}:\n{format_table(self._best.result)}")
+        note_other_counts(self.data.schema, "valid", self._best.result, spaces=self.data.columns.spaces)
+        return self._best.result
 
     def close(self) -> None:
         """Ends a run that is not taken to its end; the next one in its folder resumes from the last checkpoint."""
@@ -158,11 +159,14 @@ class Trainer:
     def _make_callbacks(self, ending: Event) -> None:
         """Makes the parts of the run that its loop calls, and restores them from a checkpoint."""
         config = self.config
-        stopping = EarlyStopping(self._watched, config.train.patience)
+        stopping, by_task = EarlyStopping(self._watched, config.train.patience), None
+        if config.train.best_by_task:
+            stopping.patience, by_task = None, self._best_by_task()
         self._meter, self._gates = Meter(self.data.columns.labels), GateWeights(self.process.device)
         self._best = BestWeights(
-            self.model, self.folder, self._lock, stopping, max_failures=config.checkpoint.max_failures
-        )
+            self.model, self.folder, self._lock, stopping,
+            max_failures=config.checkpoint.max_failures, by_task=by_task,
+        )  # fmt: skip
         self.checkpoints = RunCheckpoints(
             config, self.folder, self._lock, self.data,
             model=self.model, optimizer=self.optimizer, pipeline=self.pipeline, best=self._best, meter=self._meter,
@@ -175,7 +179,14 @@ class Trainer:
             self._meter, every_steps=config.train.log_every, file=self._file,
             beside=self._beside, histograms=self._gates.histograms,
         )  # fmt: skip
-        self._keep_best = KeepBest(self._best.keep, stopping)
+        self._keep_best = [KeepBest(self._best.keep, stopping), *([KeepBestByTask(by_task)] if by_task else [])]
+
+    def _best_by_task(self) -> BestByTask:
+        """What keeps the best weights of each task."""
+        train, max_failures = self.config.train, self.config.checkpoint.max_failures
+        return BestByTask(
+            self.model, self.folder, self._lock, self._watched, patience=train.patience, max_failures=max_failures
+        )
 
     def _make_loop(self, steps_per_epoch: int, callbacks: Sequence[Callback]) -> TrainLoop:
         train, state = self.config.train, self._start
@@ -186,7 +197,7 @@ class Trainer:
             self.pipeline, self.data.batches,
             steps=steps, steps_per_epoch=steps_per_epoch, state=state, schedule=self.schedule,
             evaluate=self._validate, eval_every=train.eval_every,
-            callbacks=[self._keep_best, self._log, *callbacks, self.checkpoints.deltas, self.checkpoints],
+            callbacks=[*self._keep_best, self._log, *callbacks, self.checkpoints.deltas, self.checkpoints],
         )  # fmt: skip
 
     def _validate(self) -> Metrics:

@@ -91,6 +91,16 @@ class WatchedMetric:
             return f"no {columns.group} with labels of both kinds"
         return None
 
+    def by_task(self) -> dict[str, "WatchedMetric"]:
+        """The same metric of each task alone; raises UserError where it is one task's already."""
+        metric, _, task = self.name.partition("/")
+        if task:
+            raise UserError(
+                f"--train.metric is {self.name!r}, which judges by one task, but --train.best-by-task judges each by "
+                f"its own; give --train.metric {metric}, or leave out --train.best-by-task."
+            )
+        return {task: WatchedMetric(f"{metric}/{task}", self.tasks, self.has_groups) for task in self.tasks}
+
     def score(self, metrics: Metrics) -> float:
         """The metric, higher is better: its mean over the tasks, negative where lower is better; NaN if undefined."""
         metric = self.name.partition("/")[0]

@@ -1,0 +1,111 @@
+"""A comparison whose options are checked against its log, and the record of them in its folder."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from stem_torchrec.comparison.grid_search import Grid
+from stem_torchrec.comparison.options import Request, split_names
+from stem_torchrec.config.files import what_is_trained
+from stem_torchrec.config.serialization import to_dict
+from stem_torchrec.data.columns import Columns
+from stem_torchrec.data.files import find_row_groups
+from stem_torchrec.data.folder import data_folder
+from stem_torchrec.data.footers import fingerprint
+from stem_torchrec.data.schema import load_schema
+from stem_torchrec.losses.table import losses_of_tasks
+from stem_torchrec.models.build import build_model, check_task_weights
+from stem_torchrec.models.table import groups_with_tables
+from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.sharding.placement import match_rules, parse_rules
+from stem_torchrec.starting.source import with_source_path
+from stem_torchrec.tables import groups_of, table_configs
+from stem_torchrec.training.run_folder import write_or_check
+from stem_torchrec.training.watched_metric import WatchedMetric
+
+COMPARISON_FILE = "comparison.yaml"
+
+
+def resolve_log(request: Request) -> Request:
+    """The request with what depends on the log: its folder, labels and fingerprint, and the pair of tasks.
+
+    Raises UserError if options do not fit the log, so that nothing is trained for a report that cannot be made.
+    """
+    train, config = request.train, request.config
+    path = data_folder(train.data)
+    schema = load_schema(path)
+    columns = Columns.select(schema, features=train.data.features, labels=train.data.labels, spaces=train.data.spaces)
+    train = replace(train, data=replace(train.data, path=path, labels=columns.labels), dry_run=False)
+    train = with_source_path(train)
+    pair = tuple(split_names(config.pair)) or columns.labels[:2]
+    if config.pair and (len(set(pair)) != 2 or set(pair) - set(columns.labels)):
+        raise UserError(f"--pair is {config.pair!r}, but must be two of {', '.join(columns.labels)}, such as a,b.")
+    if config.item and config.item not in columns.sparse:
+        raise UserError(f"--item is {config.item!r}, but the sparse features are {', '.join(columns.sparse)}.")
+    # Read as a group, the item must be one integer in each row; an error names the file where it is not.
+    read = replace(columns, group=config.item or columns.group)
+    row_groups = {split: find_row_groups(path, split, schema, read) for split in ("train", "valid", config.split)}
+    log = {split: fingerprint(of_split) for split, of_split in row_groups.items()}
+    WatchedMetric(train.train.metric, columns.labels, has_groups=columns.group is not None)
+    resolved = replace(request, train=train, pair=(pair[0], pair[1]) if len(pair) == 2 else None, log=log)
+    _check_models(resolved, columns)
+    for part in (part for parts in resolved.parts().values() for part in parts):
+        try:
+            metric = part.configure(train).train.metric
+            WatchedMetric.of_split(metric, replace(columns, labels=part.labels), row_groups["valid"])
+        except UserError as error:
+            raise UserError(f"{part.name}: {error}") from error
+    return resolved
+
+
+def _check_models(request: Request, columns: Columns) -> None:
+    """Raises UserError if a model cannot be built, or a rule or learning rate names what no model has."""
+    train = request.train
+    check_task_weights(train.model.task_weights, columns.labels)
+    losses_of_tasks(train.loss, columns.labels)
+    parts = [part for parts in request.parts().values() for part in parts]
+    groups = {g for part in parts for g in groups_with_tables(part.configure(train).model.arch, part.labels)}
+    for group in sorted(set(train.sparse.group_learning_rates) - groups):
+        raise UserError(
+            f"--sparse.group-learning-rates names {group!r}, but the models have tables of "
+            f"{', '.join(g for g in groups_of(columns.labels) if g in groups)}."
+        )
+    for part in parts:
+        configured = part.configure(train)
+        model = build_model(configured.model, replace(columns, labels=part.labels), configured.loss)
+        try:
+            match_rules(parse_rules(train.sharding.rules), [table.name for table in table_configs(model)])
+        except UserError as error:
+            raise UserError(
+                f"{part.name}: {str(error).rstrip('.')}; every model needs rules that fit its tables."
+            ) from error
+
+
+def record_options(request: Request, world_size: int) -> None:
+    """Writes comparison.yaml, or checks that it records the same options, so that no folder mixes two comparisons.
+
+    Options that change no result are left out. Raises UserError for a folder of another comparison, or one that cannot
+    be written.
+    """
+    folder, grid = Path(request.config.out), request.grid
+    options = {
+        "ranks": world_size,
+        "split": request.config.split,
+        "log": dict(request.log),
+        "tuned": _tuned(grid) if grid else None,
+        "train": to_dict(replace(what_is_trained(request.train), seed=0)),
+    }
+    write_or_check(
+        folder / COMPARISON_FILE,
+        options,
+        refusal=f"{folder} holds a comparison with other options or of another log, see {COMPARISON_FILE} in it; give "
+        "another --out, or the same options on as many ranks. Models and seeds may be added.",
+        begun=any(folder.glob("runs/*/*")) or any(folder.glob("tuning/*/*")),
+    )
+
+
+def _tuned(grid: Grid) -> dict[str, Any]:
+    if grid.budget is None:
+        return {"seed": grid.seed, "cells": [cell.name for cell in grid.cells()]}
+    ends = {"learning_rates": sorted(grid.learning_rates), "embedding_l2": sorted(grid.embedding_l2)}
+    return {"seed": grid.seed, "budget": to_dict(grid.budget), **ends}

@@ -1,0 +1,125 @@
+"""One comparison on several logs: each log with trainings and a report of its own, and a report on the rows of all.
+
+The logs are one source split in several ways, as by other seeds or by rolling days. A model is trained, tuned and
+stopped on each log by itself, so that no log tells another what to choose; the test rows of all decide together.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+
+from stem_torchrec.comparison.intervals import Measure
+from stem_torchrec.comparison.options import Request
+from stem_torchrec.comparison.resampling import Resampled
+from stem_torchrec.comparison.resolved import resolve_log
+from stem_torchrec.comparison.scored_rows import Comparison, ScoredRows
+from stem_torchrec.comparison.task_scores import measures_of, resample_together
+from stem_torchrec.runtime.errors import UserError
+
+
+def requests_by_log(request: Request) -> list[Request]:
+    """The comparison on each log of `--logs`, in a folder of its own, log_1 and so on; or the one that it is.
+
+    All are checked before the first is trained. Raises UserError where options do not fit a log, or the logs have other
+    tasks, or only some of them a group.
+    """
+    config = request.config
+    if not config.logs:
+        return [request]
+    requests = []
+    for number, log in enumerate(config.logs, 1):
+        folder = Path(config.out) / f"log_{number}"
+        runs = [replace(run, folder=folder / run.folder.relative_to(config.out), log=number) for run in request.runs]
+        grid = request.grid and replace(request.grid, folder=folder / request.grid.folder.relative_to(config.out))
+        train = replace(request.train, data=replace(request.train.data, path=log))
+        of_log = replace(config, out=str(folder), logs=(), recommend=False)
+        requests.append(replace(request, config=of_log, train=train, runs=tuple(runs), grid=grid))
+    resolved = [resolve_log(each) for each in requests]
+    for log, each in zip(config.logs, resolved, strict=True):
+        labels, first = each.train.data.labels, resolved[0].train.data.labels
+        if labels != first:
+            raise UserError(
+                f"--logs: {log} has the tasks {', '.join(labels)}, and {config.logs[0]} {', '.join(first)}; name those "
+                "that all have with --data.labels."
+            )
+    return requests
+
+
+def together(request: Request, by_log: Sequence[Comparison]) -> Comparison:
+    """The comparison of all logs, whose report goes into `--out`; without the models that diverged on any.
+
+    Args:
+        request: with `--logs`.
+        by_log: what was trained on each.
+    """
+    diverged: dict[str, str] = {}
+    for number, each in enumerate(by_log, 1):
+        diverged |= {model: f"log {number}: {reason}" for model, reason in each.diverged.items()}
+    runs = [run for each in by_log for run in each.runs if run.model not in diverged]
+    return replace(by_log[0], config=request.config, runs=runs, tried=(), diverged=diverged)
+
+
+class RowsOfLogs:
+    """The test rows of several logs; see `Scored`.
+
+    A measure is the mean over the logs, weighted by their pairs of labels (AUC) or rows. Users are told apart by their
+    raw ids in the group column, and counted once for all logs; without a group, each row of each log is its own.
+
+    Args:
+        comparison: of all logs.
+        by_log: of each.
+    """
+
+    def __init__(self, comparison: Comparison, by_log: Sequence[Comparison]) -> None:
+        self.comparison = comparison
+        kept = set(comparison.models)
+        self.by_log = [ScoredRows(replace(each, runs=[r for r in each.runs if r.model in kept])) for each in by_log]
+        first, *others = self.by_log
+        self.tasks, self.unit = first.tasks, first.unit
+        if any(each.unit != self.unit for each in others):
+            raise UserError("some of --logs have a group column and others none; give logs of one kind.")
+
+    @property
+    def rows(self) -> int:
+        """Test rows over all logs."""
+        return sum(len(each.rows) for each in self.by_log)
+
+    @property
+    def measures(self) -> Mapping[str, Callable[..., Measure]]:
+        """What the models are compared by."""
+        return measures_of(grouped=self.unit == "users")
+
+    def draws_for(self, comparisons: int) -> int:
+        """Draws of users for a family of so many comparisons."""
+        return self.by_log[0].draws_for(comparisons)
+
+    def resample(self, task: str, measure: str = "AUC", *, draws: int) -> Resampled:
+        """Measures every model over the rows of all logs that have a label, and over draws of their users."""
+        labeled = [each.labeled(task)[0] for each in self.by_log]
+        users = [each.users[known] for each, known in zip(self.by_log, labeled, strict=True)]
+        if self.unit == "rows":
+            starts = np.cumsum([0, *(len(each.rows) for each in self.by_log)])
+            users = [numbers + start for numbers, start in zip(users, starts[:-1], strict=True)]
+        _, user = np.unique(np.concatenate(users), return_inverse=True)
+        of_logs = np.split(user, np.cumsum([len(each) for each in users])[:-1])
+        scores = [replace(each.of_task(task), user=numbers) for each, numbers in zip(self.by_log, of_logs, strict=True)]
+        return resample_together(scores, measure, draws=draws, confidence=self.comparison.config.confidence)
+
+    def by_number(self, task: str) -> list[dict[str, str]]:
+        """A line for each model: on each log, its AUC over the base, mean over the seeds."""
+        base, lines = self.comparison.config.base, []
+        for model in self.comparison.models:
+            if model == base:
+                continue
+            line = {"model": model}
+            for number, each in enumerate(self.by_log, 1):
+                own, other = (
+                    fmean(run.test_results()["metrics"][task]["auc"] or np.nan for run in each.comparison.runs_of(name))
+                    for name in (model, base)
+                )
+                line[f"log {number}"] = f"{own - other:+.4f}"
+            lines.append(line)
+        return lines
