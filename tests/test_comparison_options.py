@@ -74,6 +74,9 @@ def test_a_part_has_the_weights_and_rates_of_its_own_tasks(tmp_path: Path, log: 
     assert shared.sparse.group_learning_rates == {"shared": 0.1}
     (stem,) = (part.configure(request.train) for part in parts_of("stem", names))
     assert stem == replace(request.train, model=replace(request.train.model, arch="stem"))
+    assert [(part.labels, part.configure(request.train).model.arch) for part in parts_of("stem_alone", names)] == [
+        ((name,), "stem") for name in names
+    ]
     (ablation,) = (part.configure(request.train) for part in parts_of("stem_gate_task", names))
     assert ablation == replace(stem, model=replace(stem.model, **comparable_models()["stem_gate_task"]))
 

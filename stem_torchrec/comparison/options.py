@@ -35,8 +35,8 @@ class CompareConfig:
     """Folder for the runs and the report. The same command resumes an interrupted comparison."""
     models: str = "stem,single_task,shared_bottom,mmoe,ple"
     """Models, separated by commas: those of --model.arch, `all` for all of them, the ablations stem_reads_own,
-    stem_trains_all, stem_gate_task, stem_gate_shared, and STEM with options: stem_norm, stem_cross, stem_gates,
-    stem_covariance."""
+    stem_trains_all, stem_gate_task, stem_gate_shared, stem_alone (a STEM for each task), and STEM with options:
+    stem_norm, stem_cross, stem_gates, stem_covariance."""
     seeds: str = "0,1,2"
     """Seeds, separated by commas; every model trains with each."""
     base: str = "single_task"

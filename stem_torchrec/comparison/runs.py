@@ -43,13 +43,17 @@ _VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "stem_trains_all": {"arch": "stem", "trains": "all"},
     "stem_gate_task": {"arch": "stem", "gate_input": "task"},
     "stem_gate_shared": {"arch": "stem", "gate_input": "shared"},
+    "stem_alone": {"arch": "stem"},
     "stem_norm": {"arch": "stem", "expert": "norm"},
     "stem_cross": {"arch": "stem", "expert": "cross"},
     "stem_gates": {"arch": "stem", "feature_gate": True, "self_gate": True},
     "stem_covariance": {"arch": "stem", "covariance_weight": 1.0},
 }
 """Ablations of STEM, and its options, by what they set. A loss trains at most what its gate reads, so a STEM that reads
-own and shared and trains all is stem_reads_own."""
+own and shared and trains all is stem_reads_own. stem_alone is a STEM for each task by itself: it has the capacity of one,
+and no label of another task."""
+_ALONE = ("single_task", "stem_alone")
+"""Models that are one run for each task."""
 
 
 def comparable_models() -> dict[str, Mapping[str, Any]]:
@@ -59,14 +63,14 @@ def comparable_models() -> dict[str, Mapping[str, Any]]:
 
 @dataclass(frozen=True)
 class Part:
-    """What one training run trains: a model on all tasks, or the single-task model of one task."""
+    """What one training run trains: a model on all tasks, or on one of them where each has its own."""
 
     model: str
     """A key of `comparable_models()`."""
     labels: tuple[str, ...]
     """Its tasks."""
     alone: bool
-    """Whether it is one of several single-task models."""
+    """Whether it is one of several models of a task each."""
 
     @property
     def name(self) -> str:
@@ -99,8 +103,8 @@ class Part:
 
 
 def parts_of(model: str, labels: Sequence[str]) -> list[Part]:
-    """The parts of a model: one, or one for each task of the single-task model, each tuned and stopped by its task."""
-    if comparable_models()[model]["arch"] == "single_task":
+    """The parts of a model: one, or one for each task where each has its own, tuned and stopped by its task."""
+    if model in _ALONE:
         return [Part(model, (label,), alone=True) for label in labels]
     return [Part(model, tuple(labels), alone=False)]
 
