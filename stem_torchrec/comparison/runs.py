@@ -50,8 +50,8 @@ _VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "stem_covariance": {"arch": "stem", "covariance_weight": 1.0},
 }
 """Ablations of STEM, and its options, by what they set. A loss trains at most what its gate reads, so a STEM that reads
-own and shared and trains all is stem_reads_own. stem_alone is a STEM for each task by itself: it has the capacity of one,
-and no label of another task."""
+own and shared and trains all is stem_reads_own. stem_alone is a STEM for each task by itself, which has the capacity of
+one, and no label of another task."""
 _ALONE = ("single_task", "stem_alone")
 """Models that are one run for each task."""
 
