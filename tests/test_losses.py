@@ -9,7 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from stem_torchrec.config import DenseOptimizerConfig, LossConfig
+from stem_torchrec.checkpoints.compatibility import check_same_run
+from stem_torchrec.config import DenseOptimizerConfig, LossConfig, TrainConfig
+from stem_torchrec.config.serialization import from_dict, to_dict
 from stem_torchrec.data.label_counts import LabelCounter, WeightedBatch
 from stem_torchrec.losses import pairs as pairs_module
 from stem_torchrec.losses.table import LOSSES, TaskLoss, losses_of_tasks, of_some_tasks
@@ -236,6 +238,16 @@ def test_rows_are_compared_within_the_first_id_of_a_feature_unless_it_is_missing
 def test_a_name_that_the_log_lacks_is_answered_by_a_sentence(loss: LossConfig, message: str) -> None:
     with pytest.raises(UserError, match=message):
         build_model(MODEL, COLUMNS, loss)
+
+
+def test_a_run_resumes_with_its_own_losses_alone_and_one_of_an_earlier_version_with_the_default() -> None:
+    config, schema = TrainConfig(loss=LossConfig({"like": "pairs"})), {"sparse_features": [], "labels": []}
+    saved = to_dict(config)
+    check_same_run("runs/a", (saved, schema), (saved, schema))
+    with pytest.raises(UserError, match=r"runs/a is of another run: loss.kinds was {'like': 'pairs'} and is {}; give"):
+        check_same_run("runs/a", (saved, schema), (to_dict(TrainConfig()), schema))
+    before = {name: value for name, value in to_dict(TrainConfig()).items() if name != "loss"}
+    assert from_dict(TrainConfig, before) == TrainConfig()
 
 
 def test_a_part_of_the_tasks_keeps_its_own_losses() -> None:
