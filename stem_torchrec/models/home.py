@@ -103,8 +103,9 @@ class HoME(MultiTaskModel):
 
     def arch(self, x: dict[str, Tensor]) -> dict[str, Tensor]:
         """`{"shared": (B, in_features)} -> {task: (B, H)}`."""
-        z = self.meta(dict.fromkeys((*self.category.values(), SHARED), x[SHARED]))
-        return self.local({**z, **{task: z[self.category[task]] for task in self.tasks}})
+        groups = (*dict.fromkeys(self.category[task] for task in self.tasks), SHARED)
+        z = self.meta(dict.fromkeys(groups, x[SHARED]))
+        return self.local({g: z[self.category.get(g, g)] for g in (*self.tasks, *groups)})
 
 
 def category_of_tasks(tasks: Sequence[str], categories: Sequence[str]) -> dict[str, str]:
