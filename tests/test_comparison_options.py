@@ -10,8 +10,9 @@ import pytest
 from stem_torchrec.comparison.grid_search import Budget, Cell, Grid
 from stem_torchrec.comparison.options import Request, read_command_line
 from stem_torchrec.comparison.resolved import record_options, resolve_log
-from stem_torchrec.comparison.runs import Part, comparable_models, parts_of
+from stem_torchrec.comparison.runs import Part, parts_of
 from stem_torchrec.comparison.several_logs import requests_by_log
+from stem_torchrec.comparison.variants import comparable_models
 from stem_torchrec.config import SyntheticConfig
 from stem_torchrec.data import synthetic
 from stem_torchrec.runtime.errors import UserError

@@ -15,13 +15,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stem_torchrec.checkpoints.resume import checkpoints_folder
+from stem_torchrec.comparison.variants import ALONE, comparable_models
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.files import what_is_trained
 from stem_torchrec.config.json_text import parse_json
 from stem_torchrec.config.serialization import from_dict
 from stem_torchrec.losses.table import of_some_tasks
 from stem_torchrec.metrics.multi_task import to_json
-from stem_torchrec.models.table import MODELS, groups_with_tables, with_arch
+from stem_torchrec.models.table import groups_with_tables, with_arch
 from stem_torchrec.runtime.errors import DamagedError, DivergedError, UserError, reason_of
 from stem_torchrec.runtime.paths import write_json
 from stem_torchrec.runtime.process import Process, from_first_rank
@@ -37,28 +38,6 @@ from stem_torchrec.training.watched_metric import Metrics
 TEST_FILE = "test.json"
 """The test results in a run's folder; written last, so it marks a run that is done."""
 PREDICTIONS = "predictions"
-
-_VARIANTS: Mapping[str, Mapping[str, Any]] = {
-    "stem_reads_own": {"arch": "stem", "reads": "own_shared"},
-    "stem_trains_all": {"arch": "stem", "trains": "all"},
-    "stem_gate_task": {"arch": "stem", "gate_input": "task"},
-    "stem_gate_shared": {"arch": "stem", "gate_input": "shared"},
-    "stem_alone": {"arch": "stem"},
-    "stem_norm": {"arch": "stem", "expert": "norm"},
-    "stem_cross": {"arch": "stem", "expert": "cross"},
-    "stem_gates": {"arch": "stem", "feature_gate": True, "self_gate": True},
-    "stem_covariance": {"arch": "stem", "covariance_weight": 1.0},
-}
-"""Ablations of STEM, and its options, by what they set. A loss trains at most what its gate reads, so a STEM that reads
-own and shared and trains all is stem_reads_own. stem_alone is a STEM for each task by itself, which has the capacity of
-one, and no label of another task."""
-_ALONE = ("single_task", "stem_alone")
-"""Models that are one run for each task."""
-
-
-def comparable_models() -> dict[str, Mapping[str, Any]]:
-    """The models that can be compared, by name, with the model options that each sets: all models, and variants."""
-    return {**{arch: {"arch": arch} for arch in MODELS}, **_VARIANTS}
 
 
 @dataclass(frozen=True)
@@ -104,7 +83,7 @@ class Part:
 
 def parts_of(model: str, labels: Sequence[str]) -> list[Part]:
     """The parts of a model: one, or one for each task where each has its own, tuned and stopped by its task."""
-    if model in _ALONE:
+    if model in ALONE:
         return [Part(model, (label,), alone=True) for label in labels]
     return [Part(model, tuple(labels), alone=False)]
 
