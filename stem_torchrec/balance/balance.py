@@ -63,8 +63,8 @@ class Balance(nn.Module):
 
 def balance_state(model: nn.Module) -> State:
     """What balancing has learned in a model with its loss, by name; empty where nothing is balanced."""
-    found = [module.state for module in model.modules() if isinstance(module, Balance)]
-    return found[0] if found else {}
+    states = [module.state for module in model.modules() if isinstance(module, Balance)]
+    return states[0] if states else {}
 
 
 def balance_values(model: nn.Module, tasks: Sequence[str]) -> dict[str, float | None]:

@@ -36,8 +36,8 @@ def min_norm(gram: Numbers) -> Numbers:
     lengths = np.sqrt(gram.diagonal())
     squares, axes = np.linalg.eigh(gram / np.outer(lengths, lengths))
     roots = np.sqrt(squares.clip(min=0))[:, None] * axes.T * (lengths / lengths.min())
-    found, _ = nnls(np.vstack([roots, np.ones(len(gram))]), np.eye(len(gram) + 1)[-1])
-    return found / found.sum()
+    direction, _ = nnls(np.vstack([roots, np.ones(len(gram))]), np.eye(len(gram) + 1)[-1])
+    return direction / direction.sum()
 
 
 def least_in_ball(gram: Numbers, radius: float) -> Numbers:
