@@ -22,7 +22,7 @@ def min_norm(gram: Numbers) -> Numbers:
     there: w_1 = (g_2 - g_1) g_2 / |g_1 - g_2|^2, cut off at 0 and 1.
 
     Args:
-        gram: dot products G (T, T) of the gradients, none of which is 0.
+        gram: dot products G (T, T) of the gradients.
 
     Example::
 
@@ -33,11 +33,13 @@ def min_norm(gram: Numbers) -> Numbers:
         first = min(max((gram[1, 1] - gram[0, 1]) / apart, 0.0), 1.0) if apart > 0 else 0.5
         return np.array([first, 1 - first])
     # The least |A v|^2 + (sum v - 1)^2 over v >= 0 with A'A = G has the direction of w, whatever its length.
-    lengths = np.sqrt(gram.diagonal())
+    lengths = np.sqrt(gram.diagonal().clip(min=0))
+    if lengths.min() == 0:
+        return np.eye(len(gram))[lengths.argmin()]
     squares, axes = np.linalg.eigh(gram / np.outer(lengths, lengths))
     roots = np.sqrt(squares.clip(min=0))[:, None] * axes.T * (lengths / lengths.min())
-    solution, _ = nnls(np.vstack([roots, np.ones(len(gram))]), np.eye(len(gram) + 1)[-1])
-    return solution / solution.sum()
+    direction, _ = nnls(np.vstack([roots, np.ones(len(gram))]), np.eye(len(gram) + 1)[-1], maxiter=100 * len(gram))
+    return direction / direction.sum()
 
 
 def least_in_ball(gram: Numbers, radius: float) -> Numbers:
