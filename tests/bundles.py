@@ -51,6 +51,7 @@ STEM = STEMOptions(
 MODELS: dict[str, ModelConfig] = {arch: with_arch(STEM, arch) for arch in ALL_MODELS}
 # With more layers the shared stream reads the tables of all groups.
 MODELS["me_ple"] = with_arch(STEM, "me_ple", num_layers=1)
+MODELS["stem-options"] = replace(STEM, expert="cross_norm", feature_gate=True, self_gate=True, covariance_weight=1.0)
 RUNS = (*MODELS, "stem-packed")
 TASKS = ("buy", "click")
 ROUNDING = 1e-6

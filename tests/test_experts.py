@@ -145,6 +145,20 @@ def test_columns_of_the_input_are_named_in_cross_layers_and_gates() -> None:
     assert whats("1.experts.like.cross.V_kernels.0") == [None, None]
 
 
+def test_with_every_option_products_in_bf16_train_what_those_in_fp32_do() -> None:
+    batch, gradients = random_batch(1, rows=64), []
+    for bf16 in (False, True):
+        torch.manual_seed(0)
+        train = build_model(replace(MODEL, **ALL, self_gate=True), COLUMNS, table_device="cpu")
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss, _ = train(batch)
+        loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in train.parameters()]))
+    # Products of 8 bits, through some ten layers: over draws off by 0.05 to 0.16; those of plain STEM by 0.01 to 0.06.
+    assert (gradients[1] - gradients[0]).norm() < 0.3 * gradients[0].norm()
+    assert not torch.equal(*gradients)
+
+
 def after_steps(options: dict[str, Any]) -> tuple[list[Tensor], dict[str, Tensor]]:
     """The losses of three steps and the tables after them."""
     model = replace(MODEL, **options)

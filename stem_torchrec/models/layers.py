@@ -131,7 +131,8 @@ class NormedSwish(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         normed = layer_norm(x, self.weight.shape[1:])
-        output = silu(normed * self.weight.unsqueeze(1) + self.bias.unsqueeze(1))
+        # Under autocast the normalization stays in fp32, and the output has the type of the products around it.
+        output = to_autocast(silu(normed * self.weight.unsqueeze(1) + self.bias.unsqueeze(1)))
         # Without dropout no random number is drawn.
         return drop(output, self.dropout, self.training) if self.dropout > 0 else output
 
