@@ -8,7 +8,7 @@ from annotated_types import Interval
 from torchrec.distributed.planner import Topology
 
 from stem_torchrec.config import Layout, Precision, ShardingType, SparseOptimizerName, TrainConfig, parse_arguments
-from stem_torchrec.models.table import groups_with_tables
+from stem_torchrec.models.table import MODELS
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.path_options import LocalFile, LocalFolder, LocalOutput
 from stem_torchrec.sharding.topology import Bandwidths, make_topology
@@ -136,7 +136,7 @@ def read_options(args: Sequence[str] | None = None) -> tuple[PlanConfig, list[Ta
         check_labels(config.labels, max(config.tasks, *config.grow_tasks), "--labels")
     train = load_config(config.config) if config.config is not None else TrainConfig()
     arch = train.model.arch
-    if tuple(groups_with_tables(arch, ("a", "b"))) != ("a", "b", SHARED):
+    if tuple(MODELS[arch].groups(("a", "b"))) != ("a", "b", SHARED):
         raise UserError(
             f"--config {config.config} has the model {arch}, whose tables are not those of each task and a shared one; "
             "give that of a stem, me_mmoe or me_ple."

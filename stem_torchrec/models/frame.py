@@ -11,7 +11,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from stem_torchrec.models.layers import MLP, l2_penalty, linear
 from stem_torchrec.runtime.errors import UserError
-from stem_torchrec.tables import SparseArch, check_same_columns, groups_of
+from stem_torchrec.tables import ALL_TABLES, GroupInputs, SparseArch, TableChoice, groups_of
 
 # The pipeline traces a model with FX, which cannot look into an autograd function or follow a decision about shapes: in
 # this file each of these is one step to FX.
@@ -26,6 +26,7 @@ class InputOptions(TypedDict, total=False):
     dense_out_features: int
     embedding_dropout: float
     embedding_l2: float
+    table_choice: TableChoice
 
 
 class MultiTaskModel(nn.Module):
@@ -39,11 +40,13 @@ class MultiTaskModel(nn.Module):
         embedding_bag_collection: columns for each group and feature, in tables named as
             `tables.embedding_bag_configs` names them in either layout.
         tasks: names of the T tasks, in the order of the logits.
-        groups: the groups that have tables.
+        groups: the groups that the arch reads.
         dense_in_features: number of dense features.
         dense_out_features: width to which each group projects them on its own.
         embedding_dropout: share of the arch's input dropped in training.
         embedding_l2: weight of half the squared norm of the pooled embeddings of the rows that train them, over B.
+        table_choice: which groups have a table of which feature, as the collection was built; by default each of all.
+            What a group reads in the place of a table that it lacks stands in `tables/inputs.py`.
 
     Raises UserError for tasks that cannot name a group, a group without tables or without a feature that another has,
     and in `forward` for a batch that does not have the model's dense features, or see SparseArch.
@@ -59,19 +62,21 @@ class MultiTaskModel(nn.Module):
         dense_out_features: int = 16,
         embedding_dropout: float = 0.0,
         embedding_l2: float = 0.0,
+        table_choice: TableChoice = ALL_TABLES,
     ) -> None:
         super().__init__()
         groups_of(tasks)  # Refuses tasks that cannot name a group, whichever groups the model has.
         self.tasks = tuple(tasks)
-        self.sparse_arch = SparseArch(embedding_bag_collection, groups)
-        check_same_columns(self.sparse_arch.columns)
+        self.groups = tuple(groups)
+        self.sparse_arch = SparseArch(embedding_bag_collection, table_choice.groups_of_tables(groups))
+        self.inputs = GroupInputs(self.sparse_arch.columns, groups, table_choice)
         self.dense_in_features = dense_in_features
         self.dense_arch = nn.ModuleDict(
             {g: linear(dense_in_features, dense_out_features) for g in groups if dense_in_features > 0}
         )
         self.embedding_dropout = nn.Dropout(embedding_dropout)
         self.embedding_l2 = embedding_l2
-        self.in_features = self.sparse_arch.out_features[groups[0]] + (dense_out_features if self.dense_arch else 0)
+        self.in_features = self.inputs.width + (dense_out_features if self.dense_arch else 0)
         self.towers: nn.ModuleDict
         self.frozen: frozenset[str] = frozenset()
         """Groups that are not trained; `weight_groups.freeze` adds some."""
@@ -89,12 +94,13 @@ class MultiTaskModel(nn.Module):
         return self.above_tables(dense_features, self.sparse_arch(sparse_features))
 
     def above_tables(self, dense_features: Tensor, x: dict[str, Tensor]) -> Tensor:
-        """The logits (B, T) from the dense features (B, N) and the groups' pooled embeddings (B, F * D)."""
+        """The logits (B, T) from the dense features (B, N) and the pooled embeddings of the groups of tables."""
         if self.frozen:
             # Ahead of the lookup's backward, where the optimizers of tables keep their states.
             x = {g: x[g].detach() if g in self.frozen else x[g] for g in x}
         if self.embedding_l2 > 0:
             x = {g: l2_penalty(x[g], self.embedding_l2) for g in x}
+        x = self.inputs(x)
         if self.dense_arch:
             x = {g: torch.cat([x[g], self.dense_arch[g](dense_features)], dim=1) for g in x}
         x = self.arch({g: self.embedding_dropout(x[g]) for g in x})

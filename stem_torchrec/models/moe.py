@@ -13,7 +13,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from stem_torchrec.config import Arch
 from stem_torchrec.models.frame import InputOptions, MultiTaskModel, at_least_one
 from stem_torchrec.models.gated_experts import GatedExperts
-from stem_torchrec.models.options import ExpertOptions, Experts
+from stem_torchrec.models.options import ExpertOptions, Experts, OwnTableOptions
 from stem_torchrec.tables import SHARED, groups_of
 
 
@@ -36,7 +36,7 @@ class OMoEOptions(MMoEOptions):
 
 
 @dataclass(frozen=True)
-class MEMMoEOptions(ExpertOptions):
+class MEMMoEOptions(ExpertOptions, OwnTableOptions):
     """Options of ME-MMoE."""
 
     arch: Arch = "me_mmoe"

@@ -14,7 +14,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from stem_torchrec.config import Arch
 from stem_torchrec.models.frame import InputOptions, MultiTaskModel, at_least_one
 from stem_torchrec.models.gated_experts import GatedExperts
-from stem_torchrec.models.options import LayeredOptions
+from stem_torchrec.models.options import LayeredOptions, OwnTableOptions
 from stem_torchrec.tables import SHARED, groups_of
 
 
@@ -26,7 +26,7 @@ class PLEOptions(LayeredOptions):
 
 
 @dataclass(frozen=True)
-class MEPLEOptions(LayeredOptions):
+class MEPLEOptions(LayeredOptions, OwnTableOptions):
     """Options of ME-PLE."""
 
     arch: Arch = "me_ple"
