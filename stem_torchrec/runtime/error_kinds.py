@@ -76,6 +76,7 @@ OF_ROOMS = {
     "serving": ErrorKind.SERVING,
     "sharding": ErrorKind.SHARDING,
     "starting": ErrorKind.START,
+    "table_search": ErrorKind.TUNING,
     "tables": ErrorKind.MODEL,
     "tracking": ErrorKind.TRACKING,
     "training": ErrorKind.RUN,
