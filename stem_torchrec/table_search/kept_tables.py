@@ -12,8 +12,8 @@ from stem_torchrec.tables import SHARED, table_feature, table_group
 def keep_tables(measured: Sequence[TableWorth], *, shared_bytes: int, budget: float | None) -> list[TableWorth]:
     """The tables to keep, by their worth for each byte, as long as they fit beside the shared ones.
 
-    A table counts if it is worth more than two standard errors. Worths are measured one table at a time and added up
-    here, which the training of the choice then puts to the test.
+    With a budget every table counts that is worth anything, without one those that are worth two standard errors or
+    more. Worths are measured one table at a time and added up here, which the training of the choice puts to the test.
 
     Args:
         measured: all tables of tasks.
@@ -29,7 +29,8 @@ def keep_tables(measured: Sequence[TableWorth], *, shared_bytes: int, budget: fl
         )
     kept, taken = [], shared_bytes
     for each in sorted(measured, key=lambda each: -each.worth / each.bytes):
-        if each.counts and (budget is None or taken + each.bytes <= budget):
+        counts = each.counts if budget is None else each.worth > 0 and taken + each.bytes <= budget
+        if counts:
             kept.append(each)
             taken += each.bytes
     return kept

@@ -39,8 +39,8 @@ class TableSearch:
     out: LocalOutput = ""
     """Folder for the runs, report.md, worth.parquet and best.yaml."""
     budget_gb: Annotated[float, Interval(gt=0, le=1e9)] | None = None
-    """Memory for all tables and the states of their optimizer, over all ranks, in GB (10^9 bytes); without it every
-    table is kept that is worth anything."""
+    """Memory for all tables and the states of their optimizer, over all ranks, in GB (10^9 bytes); without it the
+    tables are kept that save more loss than two standard errors."""
     run: InputFolder | None = None
     """A trained run with all tables, on any number of ranks, to measure instead of training one here."""
     rows: Annotated[int, Interval(ge=1, le=2**62)] = 200_000

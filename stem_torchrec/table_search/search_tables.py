@@ -110,7 +110,8 @@ def _table(measured: Sequence[TableWorth], kept: Sequence[TableWorth]) -> list[s
     align = ("left", *["right"] * (len(headers) - 2), "left")
     return [
         "Worth: by how much the log loss of the tasks rises, in 1/10,000, if a group reads the best linear image of "
-        "the shared table in the place of its own; the error is over users. A table counts from two errors on.",
+        "the shared table in the place of its own; the error is over users. Without a budget the tables are kept that "
+        "are worth more than two errors.",
         "",
         tabulate(rows, headers, tablefmt="github", disable_numparse=True, colalign=align),
         "",

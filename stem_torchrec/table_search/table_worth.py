@@ -1,6 +1,7 @@
 """What each table of a task is worth: how much more loss the tasks have with the shared table's image in its place."""
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from stem_torchrec.checkpoints.weights import load_weights
+from stem_torchrec.comparison.intervals import Floats, Ints
 from stem_torchrec.data.batch import Exposures
 from stem_torchrec.data.loader import data_loader
 from stem_torchrec.inspection.inspected_run import tables_of
@@ -50,13 +52,12 @@ class TableWorth:
         return self.worth > 2 * self.error
 
 
-def first_half(users: NDArray[np.int64]) -> NDArray[np.bool_]:
+def first_half(users: Ints) -> NDArray[np.bool_]:
     """Whether a user is in the half that tables are measured on, (N,); the same for every row of a user."""
     # The highest bit of a multiplicative hash, as user numbers may all be even.
     return (users.view(np.uint64) * _GOLDEN) >> np.uint64(63) == 0
 
 
-@torch.no_grad()
 def measure_tables(run: str, process: Process, *, rows: int) -> list[TableWorth]:
     """The worth of every table of a task in a run's best weights, by the first rows of the validation split.
 
@@ -73,33 +74,18 @@ def measure_tables(run: str, process: Process, *, rows: int) -> list[TableWorth]
     record = RunRecord.read(path_of(run), "run")
     images = linear_images(tables_of(record), count_ids(record, rows=None).counts)
     opened = open_run(EvaluateConfig(run), process)
-    columns, reader = opened.columns, opened.reader
-    reader.start_epoch(0, [[[(0, min(rows, reader.rows))]]])
-    sharded, _ = build_sharded_model(for_weights_only(opened.config), columns, process, trains=False, shows_plan=False)
+    config, columns = for_weights_only(opened.config), opened.columns
+    sharded, _ = build_sharded_model(config, columns, process, trains=False, shows_plan=False)
     load_weights(sharded, opened.weights)
     model = sharded.eval().module.model
     assert isinstance(model, MultiTaskModel)
-    images = {table: image.to(process.device) for table, image in images.items()}
-    rises, users, weights = dict[str, list[Tensor]](), list[Tensor](), list[Tensor]()
-    for item in data_loader(reader):
-        x = model.sparse_arch(item.batch.sparse_features.to(process.device))
-        dense = item.batch.dense_features.to(process.device)
-        losses, weight = _losses(item, model.above_tables(dense, x))
-        for table, image in images.items():
-            without = _losses(item, model.above_tables(dense, _with_image(model, x, table, image)))[0]
-            rises.setdefault(table, []).append(without - losses)
-        users.append((item.rows if item.groups is None else item.groups).view(torch.int64))
-        weights.append(weight)
-    user_of_rows, weight_of_rows = torch.cat(users).numpy(), torch.cat(weights).numpy()
-    kept = first_half(user_of_rows)
-    sizes = {table: model.sparse_arch.num_embeddings[table_feature(table)] for table in images}
-    task_weights = opened.config.model.task_weights or (1.0,) * len(columns.labels)
+    opened.reader.start_epoch(0, [[[(0, min(rows, opened.reader.rows))]]])
+    rises, weights, users = _rises(model, data_loader(opened.reader), images, process.device)
+    kept = first_half(users)
     found = []
     for table, image in images.items():
-        of_tasks, of_users = _sums(
-            torch.cat(rises[table]).numpy()[kept], weight_of_rows[kept], user_of_rows[kept], task_weights
-        )
-        size = sizes[table], image.shape[1]
+        of_tasks, of_users = _sums(rises[table][kept], weights[kept], users[kept], config.model.task_weights)
+        size = columns.sparse[table_feature(table)].num_embeddings, image.shape[1]
         found.append(
             TableWorth(
                 table=table,
@@ -112,6 +98,27 @@ def measure_tables(run: str, process: Process, *, rows: int) -> list[TableWorth]
             )
         )
     return sorted(found, key=lambda each: -each.worth)
+
+
+@torch.no_grad()
+def _rises(
+    model: MultiTaskModel, exposures: Iterable[Exposures], images: Mapping[str, Tensor], device: torch.device
+) -> tuple[dict[str, Floats], Floats, Ints]:
+    """By table how much the losses of rows rise without it (N, T); the weights of labels (N, T), and the users (N,)."""
+    rises, users, weights = defaultdict[str, list[Tensor]](list), list[Tensor](), list[Tensor]()
+    for item in exposures:
+        x, dense = model.sparse_arch(item.batch.sparse_features.to(device)), item.batch.dense_features.to(device)
+        losses, weight = _losses(item, model.above_tables(dense, x))
+        for table, image in images.items():
+            without = _with_image(model, x, table, image.to(device))
+            rises[table].append(_losses(item, model.above_tables(dense, without))[0] - losses)
+        users.append((item.rows if item.groups is None else item.groups).view(torch.int64))
+        weights.append(weight)
+    return (
+        {table: torch.cat(of_table).numpy() for table, of_table in rises.items()},
+        torch.cat(weights).numpy(),
+        torch.cat(users).numpy(),
+    )
 
 
 def _with_image(model: MultiTaskModel, x: dict[str, Tensor], table: str, image: Tensor) -> dict[str, Tensor]:
@@ -141,13 +148,11 @@ def _losses(item: Exposures, logits: Tensor) -> tuple[Tensor, Tensor]:
     return losses * known, known.double() if weights is None else known * weights.cpu().double()
 
 
-def _sums(
-    rises: NDArray, weights: NDArray, users: NDArray, task_weights: tuple[float, ...]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _sums(rises: Floats, weights: Floats, users: Ints, task_weights: Sequence[float]) -> tuple[Floats, Floats]:
     """How much the mean loss of each task rises (T,), and each user's part in the weighted sum of these (U,)."""
     shares = weights / np.maximum(weights.sum(axis=0), 1e-12)
-    of_rows = (rises * shares) @ np.asarray(task_weights)
-    _, user = np.unique(users, return_inverse=True)
-    of_users = np.zeros(user.max(initial=-1) + 1)
+    of_rows = (rises * shares) @ np.asarray(task_weights or np.ones(weights.shape[1]))
+    names, user = np.unique(users, return_inverse=True)
+    of_users = np.zeros(len(names))
     np.add.at(of_users, user, of_rows)
     return (rises * shares).sum(axis=0), of_users
