@@ -79,7 +79,7 @@ def trained(folder: Path) -> TrainConfig:
 
 
 def worth_two_ways(folder: Path) -> tuple[list[TableWorth], dict[str, dict[str, float]]]:
-    """What `measure_tables` finds, and how much the losses rise if the rows of a table are replaced, by table and task."""
+    """What `measure_tables` finds, and by table and task how much the losses rise if its rows are replaced."""
     process = this_process()
     train(trained(folder), process)
     measured = measure_tables(str(folder), process, rows=900)
@@ -174,7 +174,7 @@ def test_a_choice_among_tables_that_tasks_share_keeps_their_groups_and_widths() 
 def test_options_that_make_no_sense_are_one_sentence() -> None:
     with pytest.raises(UserError, match="--out is missing"):
         options.read_command_line(["--recipe", "tiny"])
-    with pytest.raises(UserError, match="which shared_bottom does not have; give --model.arch stem"):
+    with pytest.raises(UserError, match=r"which shared_bottom does not have; give --model.arch stem"):
         options.read_command_line(["--recipe", "tiny", "--model.arch", "shared_bottom", "--out", "x"])
     with pytest.raises(UserError, match="do not apply, as the runs are kept below --out"):
         options.read_command_line(["--recipe", "tiny", "--output-dir", "run", "--out", "x"])

@@ -3,5 +3,5 @@
 Reading order: options.py reads the command line, linear_images.py fits what stands in for a table, table_worth.py
 measures what each table is worth, kept_tables.py chooses some within a memory budget, search_tables.py trains and
 judges the choice.
-Import from the modules. May import `inspection`, `comparison`, `run_report`, `transfer`, `training` and what is below.
+Import from the modules. May import `inspection` and everything below it.
 """
