@@ -21,6 +21,7 @@ from stem_torchrec.config import DataConfig, LoopConfig, ShardingConfig, SparseO
 from stem_torchrec.data.files import Columns
 from stem_torchrec.data.label_counts import LabelCounter
 from stem_torchrec.models.stem import STEMOptions
+from stem_torchrec.models.table import table_choice_of
 from stem_torchrec.runtime.process import Process
 from stem_torchrec.tables import local_shards, sharded_collections, split_columns, table_groups
 from stem_torchrec.training.assembly import build_pipeline, build_sharded_model
@@ -147,8 +148,10 @@ class Run:
 
     def size_of(self, table: str) -> tuple[int, int]:
         """Rows and columns of a group of a table."""
-        feature = self.columns.sparse[table.partition("/")[2]]
-        return feature.num_embeddings, feature.embedding_dim or self.config.model.embedding_dim
+        groups, _, name = table.partition("/")
+        feature, choice = self.columns.sparse[name], table_choice_of(self.config.model)
+        width = choice.width(groups.split("+")[0], name, feature.embedding_dim or self.config.model.embedding_dim)
+        return feature.num_embeddings, width
 
     def parts(self, table: str, column: int, piece: Tensor) -> Iterator[tuple[str, int, Tensor]]:
         """The parts of a piece by table of the split layout: the table, its first column in the part, and the part."""
@@ -170,9 +173,9 @@ def batches_of_ranks(steps: int, world_size: int, *, missing: float = 0.0) -> li
     ]
 
 
-def with_labels_of(task: int | None, batches: Iterable[Batch]) -> list[Batch]:
+def with_labels_of(task: int | None, batches: Iterable[Batch], columns: Columns = COLUMNS) -> list[Batch]:
     """The batches without the labels of the other tasks, or without any."""
-    kept = torch.arange(len(COLUMNS.labels)) == (-1 if task is None else task)
+    kept = torch.arange(len(columns.labels)) == (-1 if task is None else task)
     return [dataclasses.replace(batch, labels=batch.labels.where(kept, torch.nan)) for batch in batches]
 
 

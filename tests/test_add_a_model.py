@@ -117,7 +117,10 @@ def test_a_bare_model_stands_for_its_defaults_and_other_models_options_are_refus
 def table_of_models() -> str:
     """The table of the pages, from the table of models."""
     tables = {"task+shared": "each task, shared", "task": "each task", "shared": "shared"}
-    rows = [(name, tables["+".join(groups_with_tables(name, ["task"]))], MODELS[name].about) for name in MODELS]
+    rows = [
+        (name, tables["+".join(groups_with_tables(ModelConfig(arch=name), ["task"]))], MODELS[name].about)
+        for name in MODELS
+    ]
     return HEADER + "".join(f"| `{name}` | {groups} | {about} |\n" for name, groups, about in rows)
 
 

@@ -17,6 +17,7 @@ from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTens
 
 from stem_torchrec.checkpoints.weights import load_state
 from stem_torchrec.config import ShardingType, SparseOptimizerConfig, TrainConfig
+from stem_torchrec.data.files import Columns
 from stem_torchrec.models.build import build_model
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.tables import SparseArch, groups_of, split_columns
@@ -109,8 +110,8 @@ def save(run: Run, folder: Path) -> None:
     dcp.save({"model": run.model.state_dict(), "optimizer": run.optimizer.state_dict()}, checkpoint_id=folder)
 
 
-def resume(config: TrainConfig, folder: Path) -> Run:
-    run = Run.build(dataclasses.replace(config, seed=1))  # Other weights than those that are loaded.
+def resume(config: TrainConfig, folder: Path, columns: Columns = COLUMNS) -> Run:
+    run = Run.build(dataclasses.replace(config, seed=1), columns)  # Other weights than those that are loaded.
     run.optimizer.init_state(set())
     state = {"model": run.model.state_dict(), "optimizer": run.optimizer.state_dict()}
     load_state(state, folder)

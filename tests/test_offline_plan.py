@@ -592,3 +592,14 @@ def test_the_columns_of_the_tables_are_those_of_a_run() -> None:
     tables = build_tables(TABLES, "packed", "adagrad", ("a", "b")).embedding_bag_configs()
     assert [table.name for table in tables] == [f"a+b+shared/{table.name}" for table in TABLES]
     assert {table.embedding_dim for table in tables} == {48}
+
+
+def test_a_feature_that_tasks_share_has_one_table_in_plans_and_by_hand() -> None:
+    tables = [TableSpec("user", 1000, 16), TableSpec("city", 50, 16, own=False)]
+    for layout in ("split", "packed"):
+        configs = build_tables(tables, layout, "adagrad", ("a", "b")).embedding_bag_configs()
+        assert [config.embedding_dim for config in configs if config.name.endswith("/city")] == [16]
+        total = sum(config.num_embeddings * config.embedding_dim for config in configs)
+        assert model_bytes(tables, "adagrad", 2) == 2 * 4 * total == 2 * 4 * 16 * (3 * 1000 + 50)
+    shared = build_tables([replace(table, own=False) for table in tables], "split", "sgd", ("a", "b"))
+    assert [config.name for config in shared.embedding_bag_configs()] == ["shared/user", "shared/city"]

@@ -2,8 +2,9 @@
 
     - {name: user, rows: 1_000_000_000, dim: 16}
     - {name: tags, rows: 100_000, dim: 16, pooling: 10, zipf: 1.2}
+    - {name: city, rows: 500, dim: 16, own: false}
 
-An entry is a feature: STEM has a table of it for every task and a shared one.
+An entry is a feature: STEM has a table of it for every task and a shared one, or a shared one alone.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from stem_torchrec.config.serialization import from_dict
 from stem_torchrec.config.yaml_text import parse_yaml
 from stem_torchrec.data.schema import SparseFeature
 from stem_torchrec.runtime.errors import UserError, reason_of
-from stem_torchrec.tables import groups_of
+from stem_torchrec.tables import ALL_TABLES, SHARED, TableChoice, groups_of
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,12 @@ class TableSpec:
     """Mean number of ids per row of a batch; sum pooling adds their embeddings."""
     zipf: Annotated[float, Interval(ge=0, le=100)] = 1.05
     """How uneven the ids are: the k-th most frequent one has a share in proportion to k ** -zipf, so 0 is even."""
+    own: bool = True
+    """Whether every task has a table of it; false leaves the shared one alone, as --model.own-tables without it."""
+
+    def tables(self, tasks: int) -> int:
+        """Number of its tables with so many tasks."""
+        return tasks + 1 if self.own else 1
 
 
 def read_table_list(path: str | Path) -> list[TableSpec]:
@@ -58,6 +65,14 @@ def read_table_list(path: str | Path) -> list[TableSpec]:
 def sparse_features(tables: Sequence[TableSpec]) -> list[SparseFeature]:
     """The features as a schema has them, each of its own width."""
     return [SparseFeature(table.name, table.rows, embedding_dim=table.dim) for table in tables]
+
+
+def table_choice(tables: Sequence[TableSpec], tasks: Sequence[str]) -> TableChoice:
+    """Which features have a table for each task, and which only a shared one."""
+    own = [table.name for table in tables if table.own]
+    if len(own) == len(tables):
+        return ALL_TABLES
+    return TableChoice(own) if own else TableChoice(groups=dict.fromkeys(tasks, SHARED))
 
 
 def name_tasks(labels: Sequence[str], tasks: int) -> tuple[str, ...]:

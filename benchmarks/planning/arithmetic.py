@@ -36,18 +36,20 @@ def state_bytes(table: TableSpec, optimizer: str) -> int:
 
 
 def model_bytes(tables: Sequence[TableSpec], optimizer: str, tasks: int) -> int:
-    """Bytes of weights and state of all tables; each feature has T+1 tables."""
-    return (tasks + 1) * sum(weight_bytes(table) + state_bytes(table, optimizer) for table in tables)
+    """Bytes of weights and state of all tables; a feature has T+1 tables, or one that tasks share."""
+    return sum(table.tables(tasks) * (weight_bytes(table) + state_bytes(table, optimizer)) for table in tables)
 
 
-def id_bytes(tables: Sequence[TableSpec], *, batch_size: int, copies: int) -> float:
-    """Bytes of the int64 ids of a rank's batch, each sent `copies` times; without the lengths of the bags."""
-    return copies * sum(batch_size * table.pooling * 8 for table in tables)
+def id_bytes(tables: Sequence[TableSpec], *, batch_size: int, tasks: int = 0) -> float:
+    """Bytes of the int64 ids of a rank's batch, each sent once for each of its tables with so many tasks; without the
+    lengths of the bags.
+    """
+    return sum(table.tables(tasks) * batch_size * table.pooling * 8 for table in tables)
 
 
 def pooled_bytes(tables: Sequence[TableSpec], *, batch_size: int, tasks: int) -> int:
-    """Bytes of the fp32 embeddings that a rank receives in a step, one per row, feature and T+1 tables of it."""
-    return (tasks + 1) * sum(batch_size * table.dim * 4 for table in tables)
+    """Bytes of the fp32 embeddings that a rank receives in a step, one per row, feature and table of it."""
+    return sum(table.tables(tasks) * batch_size * table.dim * 4 for table in tables)
 
 
 @dataclass(frozen=True)

@@ -18,20 +18,22 @@ MIB = 2**20
 
 def memory_by_hand(config: PlanConfig, tables: Sequence[TableSpec], best: Planned | None, optimizer: str) -> list[str]:
     """Weights and state of every feature, as Markdown lines, beside those of the plan to take."""
-    copies, nodes = config.tasks + 1, config.nodes[0] if best is None else best.nodes
+    nodes = config.nodes[0] if best is None else best.nodes
     ranks = nodes * config.ranks_per_node
     rows = []
     for table in tables:
         weights, state = weight_bytes(table), state_bytes(table, optimizer)
         sizes = f"{table.rows:,}", str(table.dim), f"{weights:,}", f"{state:,}"
+        copies = table.tables(config.tasks)
         rows.append([table.name, *sizes, str(copies), f"{copies * (weights + state) / GIB:,.2f}"])
     total = model_bytes(tables, optimizer, config.tasks) / GIB
-    bare = copies * sum(map(weight_bytes, tables)) / GIB
+    bare = sum(table.tables(config.tasks) * weight_bytes(table) for table in tables) / GIB
+    others = "" if all(table.own for table in tables) else ", and those with own: false one"
     rows.append(["all", f"{sum(t.rows for t in tables):,}", "", "", "", "", f"{total:,.2f}"])
     headers = ["feature", "rows", "dim", "weights bytes", "state bytes", "tables", "GiB in all"]
     lines = [
         f"A table takes rows * dim * 4 bytes; {optimizer} keeps {STATE[optimizer]}. "
-        f"Each feature has T+1 = {copies} tables.",
+        f"Each feature has T+1 = {config.tasks + 1} tables{others}.",
         "",
         tabulate(rows, headers, tablefmt="github", disable_numparse=True, colalign=("left", *["right"] * 6)),
         "",
@@ -50,7 +52,7 @@ def wire_by_hand(
     config: PlanConfig, tables: Sequence[TableSpec], planned: Sequence[Planned], bandwidths: Bandwidths
 ) -> list[str]:
     """Ids and embeddings that a rank sends in a step, as Markdown lines, with the planner's ms beside them."""
-    ids = [id_bytes(tables, batch_size=config.batch_size, copies=n) / MIB for n in (config.tasks + 1, 1)]
+    ids = [id_bytes(tables, batch_size=config.batch_size, tasks=n) / MIB for n in (config.tasks, 0)]
     pooled = pooled_bytes(tables, batch_size=config.batch_size, tasks=config.tasks)
     rows = []
     for each in planned:
@@ -65,9 +67,9 @@ def wire_by_hand(
         f"A rank has B = {config.batch_size} rows. Each step it sends",
         "",
         f"- ids: sum over the features of B * pooling * 8 bytes: {ids[1]:.2f} MiB with packed tables, and with "
-        f"`--sharding.input-dist once` if one rank serves each id, as with row_wise; T+1 times that, {ids[0]:.2f} MiB, "
-        "with stock; between the two if ranks share the tables of a feature;",
-        f"- pooled embeddings: sum over the features of B * dim * 4 bytes * (T+1): {pooled / MIB:.2f} MiB, and as many "
+        f"`--sharding.input-dist once` if one rank serves each id, as with row_wise; {ids[0]:.2f} MiB, once for each "
+        "table, with stock; between the two if ranks share the tables of a feature;",
+        f"- pooled embeddings: sum over the tables of B * dim * 4 bytes: {pooled / MIB:.2f} MiB, and as many "
         "of gradients. Types that cut rows send partial sums: times all ranks for row_wise; times the ranks of a host, "
         "and once more between hosts, for table_row_wise and grid_shard.",
         "",

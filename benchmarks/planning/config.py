@@ -7,8 +7,17 @@ from typing import Annotated, Literal
 from annotated_types import Interval
 from torchrec.distributed.planner import Topology
 
-from stem_torchrec.config import Layout, Precision, ShardingType, SparseOptimizerName, TrainConfig, parse_arguments
-from stem_torchrec.models.table import groups_with_tables
+from stem_torchrec.config import (
+    Layout,
+    ModelConfig,
+    Precision,
+    ShardingType,
+    SparseOptimizerName,
+    TrainConfig,
+    parse_arguments,
+)
+from stem_torchrec.models.options import OwnTableOptions
+from stem_torchrec.models.table import MODELS
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.path_options import LocalFile, LocalFolder, LocalOutput
 from stem_torchrec.sharding.topology import Bandwidths, make_topology
@@ -136,11 +145,28 @@ def read_options(args: Sequence[str] | None = None) -> tuple[PlanConfig, list[Ta
         check_labels(config.labels, max(config.tasks, *config.grow_tasks), "--labels")
     train = load_config(config.config) if config.config is not None else TrainConfig()
     arch = train.model.arch
-    if tuple(groups_with_tables(arch, ("a", "b"))) != ("a", "b", SHARED):
+    if tuple(MODELS[arch].groups(("a", "b"))) != ("a", "b", SHARED):
         raise UserError(
             f"--config {config.config} has the model {arch}, whose tables are not those of each task and a shared one; "
             "give that of a stem, me_mmoe or me_ple."
         )
     optimizers = tuple(dict.fromkeys(config.optimizers)) or (train.sparse.name,)
     config = replace(config, optimizers=optimizers, nodes=tuple(dict.fromkeys(config.nodes)))
-    return config, read_table_list(config.tables), train
+    tables, model = _own_tables(read_table_list(config.tables), train.model)
+    return config, tables, replace(train, model=model)
+
+
+def _own_tables(tables: list[TableSpec], model: ModelConfig) -> tuple[list[TableSpec], ModelConfig]:
+    """The features with what a run chooses of their tables, and the model without it, whose dense part is the same.
+
+    Raises UserError for a choice that no table list has.
+    """
+    if not isinstance(model, OwnTableOptions):
+        return tables, model
+    if model.table_groups or model.table_widths:
+        raise UserError(
+            "--config has --model.table-groups or .table-widths, which are not planned for; stem-train --dry-run plans "
+            "such a run."
+        )
+    own = model.own_tables or tuple(table.name for table in tables)
+    return [replace(table, own=table.own and table.name in own) for table in tables], replace(model, own_tables=())

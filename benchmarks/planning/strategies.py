@@ -23,7 +23,7 @@ from stem_torchrec.tables import embedding_bag_configs, groups_of
 from stem_torchrec.training.optimizers import apply_sparse_optimizer
 from stem_torchrec.training.sparse_optimizers import SPARSE_OPTIMIZERS, check_sparse_optimizer
 
-from common.table_list import TableSpec, name_tasks, sparse_features
+from common.table_list import TableSpec, name_tasks, sparse_features, table_choice
 from planning.arithmetic import model_bytes, state_bytes, weight_bytes
 from planning.config import GPU_SHARE, PlanConfig
 from planning.search import bounded_proposers
@@ -144,7 +144,8 @@ def build_tables(
     tables: Sequence[TableSpec], layout: Layout, optimizer: SparseOptimizerName, tasks: Sequence[str]
 ) -> EmbeddingBagCollection:
     """The tables of a run on the meta device, with their optimizer; raises UserError if the layout cannot have it."""
-    configs = embedding_bag_configs(sparse_features(tables), groups_of(tasks), layout=layout)
+    features, choice = sparse_features(tables), table_choice(tables, tasks)
+    configs = embedding_bag_configs(features, groups_of(tasks), layout=layout, table_choice=choice)
     collection = EmbeddingBagCollection(tables=configs, device=torch.device("meta"))
     apply_sparse_optimizer(collection, SparseOptimizerConfig(name=optimizer))
     return collection
@@ -154,10 +155,10 @@ def _why(
     strategy: Strategy, tables: Sequence[TableSpec], config: PlanConfig, tasks: int, ranks: int, *, late: bool
 ) -> str:
     """Why no plan fits, with the numbers; the planner's own message is a long paragraph."""
-    groups = tasks + 1 if strategy.layout == "packed" else 1
-    largest = max(tables, key=weight_bytes)
+    side_by_side = {table.name: table.tables(tasks) if strategy.layout == "packed" else 1 for table in tables}
+    largest = max(tables, key=lambda table: side_by_side[table.name] * weight_bytes(table))
     total = model_bytes(tables, strategy.optimizer, tasks) / GIB
-    one = groups * (weight_bytes(largest) + state_bytes(largest, strategy.optimizer)) / GIB
+    one = side_by_side[largest.name] * (weight_bytes(largest) + state_bytes(largest, strategy.optimizer)) / GIB
     gpu = f"{GPU_SHARE * config.hbm_gb:.4g} GiB of GPU and " if config.device == "cuda" else ""
     room = f"each of {ranks} ranks has {gpu}{config.host_gb:.4g} GiB of host memory for them"
     result = f"no plan that fits was found in {config.seconds:g} s" if late else "does not fit"

@@ -19,6 +19,7 @@ from stem_torchrec.config import (
 )
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.schema import load_schema
+from stem_torchrec.models.options import OwnTableOptions
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.path_options import LocalFile, LocalOutput
 from stem_torchrec.training.configuration import config_from_command_line
@@ -111,6 +112,14 @@ def plan_sweep(config: SweepConfig, train: TrainConfig) -> Sweep:
         labels = train.data.labels
         if labels:
             check_labels(labels, max(config.tasks, default=len(labels)), "--data.labels")
+        own = tuple(table.name for table in tables if table.own)
+        if len(own) < len(tables):
+            if not own or not isinstance(train.model, OwnTableOptions):
+                raise UserError(
+                    f"{config.tables} has features with own: false, which are measured only beside others and with a "
+                    "model like stem; leave own out."
+                )
+            train = replace(train, model=replace(train.model, own_tables=own))
     elif train.data.path is None:
         labels = train.data.labels or train.data.synthetic.tasks
     elif not train.data.path:

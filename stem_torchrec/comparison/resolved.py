@@ -19,7 +19,7 @@ from stem_torchrec.models.table import groups_with_tables
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.sharding.placement import match_rules, parse_rules
 from stem_torchrec.starting.source import with_source_path
-from stem_torchrec.tables import groups_of, table_configs
+from stem_torchrec.tables import SHARED, table_configs
 from stem_torchrec.training.run_folder import write_or_check
 from stem_torchrec.training.watched_metric import WatchedMetric
 
@@ -64,11 +64,12 @@ def _check_models(request: Request, columns: Columns) -> None:
     check_task_weights(train.model.task_weights, columns.labels)
     losses_of_tasks(train.loss, columns.labels)
     parts = [part for parts in request.parts().values() for part in parts]
-    groups = {g for part in parts for g in groups_with_tables(part.configure(train).model.arch, part.labels)}
+    groups = {g for part in parts for g in groups_with_tables(part.configure(train).model, part.labels)}
     for group in sorted(set(train.sparse.group_learning_rates) - groups):
+        ordered = dict.fromkeys([*columns.labels, *sorted(groups - {SHARED}), SHARED])
         raise UserError(
             f"--sparse.group-learning-rates names {group!r}, but the models have tables of "
-            f"{', '.join(g for g in groups_of(columns.labels) if g in groups)}."
+            f"{', '.join(g for g in ordered if g in groups)}."
         )
     for part in parts:
         configured = part.configure(train)

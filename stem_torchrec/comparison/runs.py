@@ -65,7 +65,7 @@ class Part:
         weights = dict(zip(config.data.labels, config.model.task_weights, strict=bool(config.model.task_weights)))
         task_weights = tuple(weights[task] for task in self.labels if weights)
         model = with_arch(config.model, **comparable_models()[self.model], task_weights=task_weights)
-        groups = groups_with_tables(model.arch, self.labels)
+        groups = groups_with_tables(model, self.labels)
         rates = {group: rate for group, rate in config.sparse.group_learning_rates.items() if group in groups}
         spaces = {task: label for task, label in config.data.spaces.items() if task in self.labels}
         # The best weights of a single-task model are those of its task already.

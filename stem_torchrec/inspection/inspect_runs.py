@@ -16,6 +16,7 @@ from stem_torchrec.inspection.prediction_sections import gate_section, metric_se
 from stem_torchrec.inspection.sections import Section, Table, as_page, as_text
 from stem_torchrec.inspection.table_sections import changed_section, similarity_section, table_section
 from stem_torchrec.inspection.two_runs import changes, check_two, differences, only_one_has, run_whose_log_both_read
+from stem_torchrec.models.table import table_choice_of
 from stem_torchrec.run_report.run_record import RunRecord
 from stem_torchrec.run_report.write_report import names_of
 from stem_torchrec.runtime.errors import UserError, nearest
@@ -82,7 +83,8 @@ def _groups_of(record: RunRecord, tasks: Sequence[str]) -> list[str]:
         if task not in record.tasks:
             near = nearest(task, record.tasks) or "; give some of them."
             raise UserError(f"--tasks {task} is no task of {record.folder}, which has {some(record.tasks)}{near}")
-    return [*(task for task in record.tasks if not tasks or task in tasks), SHARED]
+    shown = [task for task in record.tasks if not tasks or task in tasks]
+    return list(dict.fromkeys([*shown, *table_choice_of(record.config.model).groups_of_tables(shown), SHARED]))
 
 
 def _predicted(options: InspectOptions, records: Sequence[RunRecord], process: Process) -> list[PredictedRows | None]:

@@ -10,13 +10,15 @@ from torch import Tensor
 from stem_torchrec.comparison.diagnostics import FeatureTables
 from stem_torchrec.config import NewRows
 from stem_torchrec.inspection.same_ids import ids_of
+from stem_torchrec.models.table import table_choice_of
 from stem_torchrec.run_report.run_record import RunRecord
 from stem_torchrec.runtime.errors import UserError, reason_of
 from stem_torchrec.runtime.store_path import path_of
 from stem_torchrec.sharding.shard import initial_weights
 from stem_torchrec.starting.id_maps import IdMap, LogIds, map_ids
+from stem_torchrec.starting.model_weights import continued_group
 from stem_torchrec.starting.record import StartRecord
-from stem_torchrec.tables import embedding_bag_configs
+from stem_torchrec.tables import TableChoice, embedding_bag_configs, table_name
 from stem_torchrec.training.run_folder import CONFIG_FILE
 from stem_torchrec.transfer.weight_source import CheckpointWeights
 
@@ -30,6 +32,8 @@ class StartWeights:
     """The tables whose rows it went on from; None for a run that started from its seed alone."""
     name: str
     """What it started from, for the page."""
+    source_run: RunRecord
+    """The run that has the source's tables; the run itself where nothing tells of another."""
     id_maps: Mapping[str, IdMap] = field(default_factory=dict)
     """Which rows of the source its rows continued, by feature; without those that nothing tells any more."""
 
@@ -41,15 +45,15 @@ class StartWeights:
         """
         drawn = f"the values that seed {run.config.seed} draws"
         if run.start is None or not run.start.parents:
-            return cls(run, None, drawn)
+            return cls(run, None, drawn, run)
         parent = run.start.parents[0]
         folder = path_of(parent.run or parent.weights)
         try:
             tables = FeatureTables([CheckpointWeights(path_of(parent.weights))])
             source = RunRecord.read(folder, folder.name) if (folder / CONFIG_FILE).exists() else None
         except UserError as error:
-            return cls(run, None, f"{drawn}, as what it started from cannot be read ({reason_of(error)})")
-        return cls(run, tables, parent.weights, _id_maps(run, run.start, tables, source))
+            return cls(run, None, f"{drawn}, as what it started from cannot be read ({reason_of(error)})", run)
+        return cls(run, tables, parent.weights, source or run, _id_maps(run, run.start, tables, source))
 
     def read(self, feature: str, sizes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
         """The tables (N, D) of a feature at the start, by group; without those whose start is not known.
@@ -63,7 +67,11 @@ class StartWeights:
             return {}
         model, chosen = self.run.config.model, self.run.config.start
         configs = embedding_bag_configs(
-            [self.run.columns.sparse[feature]], list(sizes), embedding_dim=model.embedding_dim, std=model.embedding_std
+            [self.run.columns.sparse[feature]],
+            list(sizes),
+            embedding_dim=model.embedding_dim,
+            std=model.embedding_std,
+            table_choice=TableChoice(widths={table_name(group, feature): width for group, (_, width) in sizes.items()}),
         )
         start = {
             group: initial_weights(config, seed=self.run.config.seed)
@@ -73,10 +81,19 @@ class StartWeights:
         if self.source is None or not is_old:
             return start
         of_source = self.source.sizes(feature)
-        before = {group: group if group in of_source else chosen.tables_from for group in start}
-        tables = self.source.read(feature, [old for old in dict.fromkeys(before.values()) if old in of_source])
+        before = {
+            group: continued_group(
+                group,
+                of_source,
+                choice=table_choice_of(self.source_run.config.model),
+                tasks=self.source_run.tasks,
+                tables_from=chosen.tables_from,
+            )
+            for group in start
+        }
+        tables = self.source.read(feature, [old for old in dict.fromkeys(before.values()) if old is not None])
         for group, old in before.items():
-            if old in tables:
+            if old is not None:
                 _continue(start[group], tables[old], self.id_maps[feature], chosen.new_rows)
         return start
 

@@ -8,7 +8,8 @@ from stem_torchrec.data.columns import Columns
 from stem_torchrec.losses.table import losses_of_tasks
 from stem_torchrec.models.entire_space import EntireSpace
 from stem_torchrec.models.loss import MultiTaskTrain
-from stem_torchrec.models.table import MODELS, options_of
+from stem_torchrec.models.options import OwnTableOptions
+from stem_torchrec.models.table import MODELS, options_of, table_choice_of
 from stem_torchrec.runtime.errors import UserError, nearest
 from stem_torchrec.tables import build_collection, groups_of
 
@@ -19,22 +20,23 @@ def build_model(
     """The model that `config.arch` names, with its loss; the tables stay on the meta device until they are sharded.
 
     Raises UserError for an unknown model or another model's options, task weights or losses that do not fit the tasks,
-    a size below 1, or too few tasks for the model.
+    a size below 1, a choice of tables that does not fit the columns, or too few tasks for the model.
     """
     tasks, options, loss = columns.labels, options_of(config), loss or LossConfig()
     check_task_weights(options.task_weights, tasks)
     check_rows_within(loss.rows_within, columns)
     groups_of(tasks)  # Refuses labels that cannot name a group, whichever groups the model has.
-    line = MODELS[options.arch]
+    line, choice = MODELS[options.arch], table_choice_of(options)
     collection = build_collection(
         list(columns.sparse.values()),
         line.groups(tasks),
         embedding_dim=options.embedding_dim,
         std=options.embedding_std,
         layout=options.layout,
+        table_choice=choice,
         device=table_device,
     )
-    common = {field.name for field in fields(ModelConfig)}
+    common = {field.name for field in fields(OwnTableOptions)}
     own = {field.name: getattr(options, field.name) for field in fields(options) if field.name not in common}
     model = line.model(
         collection,
@@ -45,6 +47,7 @@ def build_model(
         dense_out_features=options.embedding_dim,
         embedding_dropout=options.embedding_dropout,
         embedding_l2=options.embedding_l2,
+        table_choice=choice,
         **own,
     )
     losses = losses_of_tasks(loss, tasks)

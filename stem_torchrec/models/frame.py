@@ -13,7 +13,7 @@ from stem_torchrec.balance.shared_output import SharedOutput
 from stem_torchrec.models.covariance import covariance_penalty
 from stem_torchrec.models.layers import MLP, l2_penalty, linear
 from stem_torchrec.runtime.errors import UserError
-from stem_torchrec.tables import SHARED, SparseArch, check_same_columns, groups_of
+from stem_torchrec.tables import ALL_TABLES, SHARED, GroupInputs, SparseArch, TableChoice, groups_of
 
 # The pipeline traces a model with FX, which cannot look into an autograd function or follow a decision about shapes: in
 # this file each of these is one step to FX.
@@ -30,6 +30,7 @@ class InputOptions(TypedDict, total=False):
     embedding_dropout: float
     embedding_l2: float
     covariance_weight: float
+    table_choice: TableChoice
 
 
 class MultiTaskModel(nn.Module):
@@ -43,13 +44,15 @@ class MultiTaskModel(nn.Module):
         embedding_bag_collection: columns for each group and feature, in tables named as
             `tables.embedding_bag_configs` names them in either layout.
         tasks: names of the T tasks, in the order of the logits.
-        groups: the groups that have tables.
+        groups: the groups that the arch reads.
         dense_in_features: number of dense features.
         dense_out_features: width to which each group projects them on its own.
         embedding_dropout: share of the arch's input dropped in training.
         embedding_l2: weight of half the squared norm of the pooled embeddings of the rows that train them, over B.
         covariance_weight: weight of the covariances of each task's pooled embeddings and the shared ones, in training;
             see covariance_penalty.
+        table_choice: which groups have a table of which feature, as the collection was built; by default each of all.
+            What a group reads in the place of a table that it lacks stands in `tables/inputs.py`.
 
     Raises UserError for tasks that cannot name a group, a group without tables or without a feature that another has,
     and in `forward` for a batch that does not have the model's dense features, or see SparseArch.
@@ -66,12 +69,14 @@ class MultiTaskModel(nn.Module):
         embedding_dropout: float = 0.0,
         embedding_l2: float = 0.0,
         covariance_weight: float = 0.0,
+        table_choice: TableChoice = ALL_TABLES,
     ) -> None:
         super().__init__()
         groups_of(tasks)  # Refuses tasks that cannot name a group, whichever groups the model has.
         self.tasks = tuple(tasks)
-        self.sparse_arch = SparseArch(embedding_bag_collection, groups)
-        check_same_columns(self.sparse_arch.columns)
+        self.groups = tuple(groups)
+        self.sparse_arch = SparseArch(embedding_bag_collection, table_choice.groups_of_tables(groups))
+        self.inputs = GroupInputs(self.sparse_arch.columns, groups, table_choice)
         self.dense_in_features = dense_in_features
         self.dense_arch = nn.ModuleDict(
             {g: linear(dense_in_features, dense_out_features) for g in groups if dense_in_features > 0}
@@ -79,7 +84,7 @@ class MultiTaskModel(nn.Module):
         self.embedding_dropout = nn.Dropout(embedding_dropout)
         self.embedding_l2 = embedding_l2
         self.covariance_weight = covariance_weight
-        self.in_features = self.sparse_arch.out_features[groups[0]] + (dense_out_features if self.dense_arch else 0)
+        self.in_features = self.inputs.width + (dense_out_features if self.dense_arch else 0)
         self.towers: nn.ModuleDict
         self.further_towers = nn.ModuleDict()
         """Towers whose outputs only a model's own losses read, as ESCM2's; by task, on the input of its tower."""
@@ -101,7 +106,7 @@ class MultiTaskModel(nn.Module):
         return self.above_tables(dense_features, self.sparse_arch(sparse_features))
 
     def above_tables(self, dense_features: Tensor, x: dict[str, Tensor]) -> Tensor:
-        """The logits (B, T) from the dense features (B, N) and the groups' pooled embeddings (B, F * D)."""
+        """The logits (B, T) from the dense features (B, N) and the pooled embeddings of the groups of tables."""
         if self.frozen:
             # Ahead of the lookup's backward, where the optimizers of tables keep their states.
             x = {g: x[g].detach() if g in self.frozen else x[g] for g in x}
@@ -114,6 +119,7 @@ class MultiTaskModel(nn.Module):
         if self.shared_output is not None:
             # Above the penalties, which are not a task's.
             x = {**x, SHARED: self.shared_output(x[SHARED])}
+        x = self.inputs(x)
         if self.dense_arch:
             x = {g: torch.cat([x[g], self.dense_arch[g](dense_features)], dim=1) for g in x}
         x = self.arch({g: self.embedding_dropout(x[g]) for g in x})

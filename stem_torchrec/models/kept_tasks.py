@@ -19,7 +19,7 @@ from stem_torchrec.tables import SHARED
 
 
 def keep_tasks(model: MultiTaskModel, tasks: Sequence[str]) -> tuple[str, ...]:
-    """Drops the towers, gates and experts that no kept task reads; returns the groups whose tables are still read.
+    """Drops the towers, gates and experts that no kept task reads; returns the groups of tables that are still read.
 
     The logits of `model.above_tables` are then those of its towers, in their order. AITM and ESMM also keep the bottoms
     of the tasks before the last kept one, as each is a step after the one before it, and ESMM their towers.
@@ -31,7 +31,7 @@ def keep_tasks(model: MultiTaskModel, tasks: Sequence[str]) -> tuple[str, ...]:
         keep_tasks(stem, ["like"])         # ("finish", "like", "shared"): all forward, a gate reads every group
         keep_tasks(single_task, ["like"])  # ("like",)
     """
-    kept, groups = tuple(task for task in model.tasks if task in tasks), model.sparse_arch.groups
+    kept, groups = tuple(task for task in model.tasks if task in tasks), model.groups
     match model:
         case STEM() | PLE():
             streams: tuple[str, ...] = kept
@@ -64,7 +64,7 @@ def keep_tasks(model: MultiTaskModel, tasks: Sequence[str]) -> tuple[str, ...]:
     model.towers = _only(model.towers, kept)
     model.further_towers = nn.ModuleDict()
     model.dense_arch = _only(model.dense_arch, groups)
-    return groups
+    return model.inputs.keep(groups)
 
 
 def _only(modules: nn.ModuleDict, names: Iterable[str]) -> nn.ModuleDict:

@@ -14,7 +14,7 @@ from stem_torchrec.config import Arch
 from stem_torchrec.models.frame import InputOptions, MultiTaskModel, at_least_one
 from stem_torchrec.models.gated_experts import GatedExperts
 from stem_torchrec.models.group_experts import ExpertKind
-from stem_torchrec.models.options import CovarianceWeight, ExpertKindOptions, Experts
+from stem_torchrec.models.options import CovarianceWeight, ExpertKindOptions, Experts, OwnTableOptions
 from stem_torchrec.tables import SHARED, groups_of
 
 
@@ -37,7 +37,7 @@ class OMoEOptions(MMoEOptions):
 
 
 @dataclass(frozen=True)
-class MEMMoEOptions(ExpertKindOptions):
+class MEMMoEOptions(ExpertKindOptions, OwnTableOptions):
     """Options of ME-MMoE."""
 
     arch: Arch = "me_mmoe"

@@ -1,15 +1,36 @@
-"""Options that several models have; a model's own options class, in its file, extends one of these or ModelConfig."""
+"""Options that several models have; a model's own options class, in its file, extends some of these or ModelConfig."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from annotated_types import Interval
 
 from stem_torchrec.config import ModelConfig, Width
 from stem_torchrec.models.group_experts import ExpertKind
+from stem_torchrec.tables import TableChoice
 
 Experts = Annotated[int, Interval(ge=1, le=1024)]
 CovarianceWeight = Annotated[float, Interval(ge=0, le=1e6)]
+
+
+@dataclass(frozen=True)
+class OwnTableOptions(ModelConfig):
+    """Options of a model with tables for each task beside the shared ones."""
+
+    own_tables: tuple[str, ...] = ()
+    """Features that have a table for each task beside the shared one; of the others there is only the shared one, which
+    all tasks read and train. None named means all."""
+    # The planner's benchmark keys a cache by a model's options, which a dict cannot be part of.
+    table_groups: dict[str, str] = field(default_factory=dict, hash=False)
+    """The group of tables of a task, where it is not its own: `buy conversion pay conversion` gives two tasks one group
+    of tables, `like shared` leaves a task the shared ones alone."""
+    table_widths: dict[str, Annotated[int, Interval(ge=0, le=16_384)]] = field(default_factory=dict, hash=False)
+    """Width of tables by group or by group/feature where it is not the feature's: `conversion 8 like/uid 4`; 0 by
+    group/feature means no table. A narrower table is filled up with zeros."""
+
+    def table_choice(self) -> TableChoice:
+        """The tables that these options name."""
+        return TableChoice(self.own_tables, self.table_groups, self.table_widths)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from stem_torchrec.config import Arch
 from stem_torchrec.models.frame import InputOptions, MultiTaskModel, at_least_one
 from stem_torchrec.models.gated_experts import GatedExperts
 from stem_torchrec.models.group_experts import ExpertKind
-from stem_torchrec.models.options import CovarianceWeight, LayeredOptions
+from stem_torchrec.models.options import CovarianceWeight, LayeredOptions, OwnTableOptions
 from stem_torchrec.tables import SHARED, groups_of
 
 
@@ -27,7 +27,7 @@ class PLEOptions(LayeredOptions):
 
 
 @dataclass(frozen=True)
-class MEPLEOptions(LayeredOptions):
+class MEPLEOptions(LayeredOptions, OwnTableOptions):
     """Options of ME-PLE."""
 
     arch: Arch = "me_ple"

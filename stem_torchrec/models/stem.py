@@ -14,7 +14,7 @@ from stem_torchrec.config import Arch
 from stem_torchrec.models.frame import InputOptions, MultiTaskModel, at_least_one
 from stem_torchrec.models.gated_experts import GatedExperts
 from stem_torchrec.models.group_experts import ExpertKind
-from stem_torchrec.models.options import CovarianceWeight, LayeredOptions
+from stem_torchrec.models.options import CovarianceWeight, LayeredOptions, OwnTableOptions
 from stem_torchrec.tables import SHARED, groups_of
 
 Groups = Literal["all", "own_shared"]
@@ -22,7 +22,7 @@ GateInput = Literal["sum", "task", "shared"]
 
 
 @dataclass(frozen=True)
-class STEMOptions(LayeredOptions):
+class STEMOptions(LayeredOptions, OwnTableOptions):
     """Options of STEM."""
 
     arch: Arch = "stem"

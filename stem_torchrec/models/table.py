@@ -11,13 +11,14 @@ from stem_torchrec.models.escm2 import ESCM2, ESCM2Options
 from stem_torchrec.models.frame import MultiTaskModel
 from stem_torchrec.models.home import HoME, HoMEOptions
 from stem_torchrec.models.moe import MEMMoE, MEMMoEOptions, MMoE, MMoEOptions, OMoE, OMoEOptions
+from stem_torchrec.models.options import OwnTableOptions
 from stem_torchrec.models.pepnet import PEPNet, PEPNetOptions
 from stem_torchrec.models.ple import MEPLE, PLE, MEPLEOptions, PLEOptions
 from stem_torchrec.models.sequential import AITM, ESMM, AITMOptions, ESMMOptions
 from stem_torchrec.models.shared_bottom import SharedBottom, SharedBottomOptions, SingleTask, SingleTaskOptions
 from stem_torchrec.models.stem import STEM, STEMOptions
 from stem_torchrec.runtime.errors import UserError
-from stem_torchrec.tables import SHARED, groups_of
+from stem_torchrec.tables import ALL_TABLES, SHARED, TableChoice, groups_of
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Model:
     options: type[ModelConfig]
     """Its `arch` is the model's name; the other fields that it adds are the model's options."""
     groups: Callable[[Sequence[str]], Sequence[str]]
-    """From the tasks, the groups that have tables."""
+    """From the tasks, the groups that have tables, unless the options choose some."""
     about: str
     """Its source, or what it is."""
 
@@ -94,11 +95,17 @@ def with_arch(config: ModelConfig, arch: str, **changes: Any) -> ModelConfig:
     return with_options_of(config, options_class(all_options(), arch), **changes)
 
 
-def groups_with_tables(arch: str, tasks: Sequence[str]) -> Sequence[str]:
+def table_choice_of(options: ModelConfig) -> TableChoice:
+    """Which groups have a table of which feature."""
+    return options.table_choice() if isinstance(options, OwnTableOptions) else ALL_TABLES
+
+
+def groups_with_tables(config: ModelConfig, tasks: Sequence[str]) -> Sequence[str]:
     """The groups that have tables in a model.
 
     Example::
 
-        groups_with_tables("stem", ["finish", "like"])  # ("finish", "like", "shared")
+        groups_with_tables(STEMOptions(), ["finish", "like"])                          # ("finish", "like", "shared")
+        groups_with_tables(STEMOptions(table_groups={"like": "shared"}), ["finish", "like"])  # ("finish", "shared")
     """
-    return MODELS[arch].groups(tasks)
+    return table_choice_of(config).groups_of_tables(MODELS[config.arch].groups(tasks))

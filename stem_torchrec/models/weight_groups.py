@@ -41,8 +41,8 @@ def group_of(name: str, groups: Collection[str]) -> str:
 
 
 def groups_with_weights(model: MultiTaskModel) -> tuple[str, ...]:
-    """The tasks, and shared unless every weight is a task's."""
-    groups = groups_of(model.tasks)
+    """The tasks, further groups of tables, and shared unless every weight is a task's."""
+    groups = tuple(dict.fromkeys([*model.tasks, *model.sparse_arch.groups, *groups_of(model.tasks)]))
     owners = "+".join(group_of(name, groups) for name, _ in model.named_parameters()).split("+")
     return tuple(group for group in groups if group in owners)
 

@@ -78,6 +78,7 @@ OF_ROOMS = {
     "serving": ErrorKind.SERVING,
     "sharding": ErrorKind.SHARDING,
     "starting": ErrorKind.START,
+    "table_search": ErrorKind.TUNING,
     "tables": ErrorKind.MODEL,
     "tracking": ErrorKind.TRACKING,
     "training": ErrorKind.RUN,

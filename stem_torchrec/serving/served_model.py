@@ -49,7 +49,7 @@ class ServedModel(nn.Module):
         super().__init__()
         self.groups = keep_tasks(model, tasks)
         # The order of a group's columns, which its experts' weights follow.
-        self.order = [feature for feature, _ in model.sparse_arch.columns[self.groups[0]]]
+        self.parts = {g: [table_name(g, feature) for feature, _ in model.sparse_arch.columns[g]] for g in self.groups}
         del model.sparse_arch
         model.embedding_l2 = 0.0
         self.model = model.eval()
@@ -85,7 +85,7 @@ class ServedModel(nn.Module):
                 sums = sums / starts.diff().clamp(min=1)[:, None]
             for name, columns in split_columns(entry.name, entry.columns).items():
                 pooled[name] = sums[:, columns.start : columns.stop]
-        x = {g: torch.cat([pooled[table_name(g, name)] for name in self.order], dim=1) for g in self.groups}
+        x = {g: torch.cat([pooled[name] for name in parts], dim=1) for g, parts in self.parts.items()}
         return self.model.above_tables(dense, x).float()[:, self.positions].sigmoid()
 
 

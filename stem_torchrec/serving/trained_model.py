@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from stem_torchrec.checkpoints.weights import check_weights, find_weights, load_state
-from stem_torchrec.config import Layout, TrainConfig
+from stem_torchrec.config import TrainConfig
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.models.build import build_model
 from stem_torchrec.models.frame import MultiTaskModel
@@ -14,7 +14,7 @@ from stem_torchrec.runtime.store_path import AnyPath
 from stem_torchrec.serving.manifest import TableEntry, TablePrecision
 from stem_torchrec.serving.served_model import ServedModel
 from stem_torchrec.serving.table_file import bytes_of, read_targets, write_rows
-from stem_torchrec.tables import TableTensor, embedding_bag_configs, split_columns, table_feature, table_name, table_of
+from stem_torchrec.tables import TableTensor, split_columns, table_configs, table_feature, table_group, table_of
 
 _AT_ONCE = 2**28
 """Bytes of fp32 tables that are read into memory at a time, to be quantized; a larger table is read alone."""
@@ -41,7 +41,7 @@ class TrainedModel:
 
     def bytes_of_groups(self, groups: Sequence[str]) -> int:
         """Bytes of the served tables that belong to groups."""
-        names = {table_name(group, feature) for group in groups for feature in self.served.order}
+        names = {name for group in groups for name in self.served.parts[group]}
         parts = [
             replace(entry, columns=len(columns))
             for entry in self.served.tables
@@ -85,25 +85,30 @@ def open_trained_model(
     train.load_state_dict(dense, strict=False)
     model = train.model
     assert isinstance(model, MultiTaskModel)
+    entries = [
+        TableEntry(c.name, table_feature(c.name), c.num_embeddings, c.embedding_dim) for c in table_configs(train)
+    ]
     groups = model.sparse_arch.groups
-    before = bytes_of(_tables(config, columns, groups, config.model.layout), precision)
     served = ServedModel(model, tasks, columns.sparse, precision)
     # A table of several groups is cut where a group is left out, and for int8, where each group gets its own scale.
     cut = precision == "int8" or len(served.groups) < len(groups)
-    served.take_tables(_tables(config, columns, served.groups, "split" if cut else config.model.layout))
+    served.take_tables(_cut(entries, served.groups) if cut else entries)
     prefix = next(tensor.prefix for name in state if (tensor := TableTensor.parse(name)) is not None)
     return TrainedModel(
         served, weights, prefix, precision,
         table_bytes=bytes_of(served.tables, precision), dense_bytes=_bytes(served.parameters()),
-        run_table_bytes=before, run_dense_bytes=_bytes(dense.values()),
+        run_table_bytes=bytes_of(entries, precision), run_dense_bytes=_bytes(dense.values()),
     )  # fmt: skip
 
 
-def _tables(config: TrainConfig, columns: Columns, groups: Sequence[str], layout: Layout) -> list[TableEntry]:
-    configs = embedding_bag_configs(
-        list(columns.sparse.values()), groups, embedding_dim=config.model.embedding_dim, layout=layout
-    )
-    return [TableEntry(c.name, table_feature(c.name), c.num_embeddings, c.embedding_dim) for c in configs]
+def _cut(entries: Sequence[TableEntry], groups: Sequence[str]) -> list[TableEntry]:
+    """The tables of some groups, each of one group."""
+    parts = [
+        replace(entry, name=name, columns=len(columns))
+        for entry in entries
+        for name, columns in split_columns(entry.name, entry.columns).items()
+    ]
+    return [part for group in groups for part in parts if table_group(part.name) == group]
 
 
 def _bytes(weights: Iterable[Tensor]) -> int:

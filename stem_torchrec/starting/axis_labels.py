@@ -113,8 +113,7 @@ def names_of_experts(layer: GatedExperts, groups: Sequence[str]) -> tuple[tuple[
 
 def _names_of_input(model: MultiTaskModel) -> tuple[Hashable, ...]:
     """Feature and number of each column of a group's input; the projected dense features, at its end, have no name."""
-    columns = next(iter(model.sparse_arch.columns.values()))
-    names: list[Hashable] = [(feature, j) for feature, width in columns for j in range(width)]
+    names: list[Hashable] = [(feature, j) for feature, width in model.inputs.columns for j in range(width)]
     return (*names, *((None, j) for j in range(model.in_features - len(names))))
 
 
@@ -156,7 +155,7 @@ def _layers_that_read_the_input(train: MultiTaskTrain, model: MultiTaskModel) ->
             )
         if isinstance(layer, KeepsColumns):
             handles.append(layer.register_forward_hook(lambda _, inputs, output: inputs[0]))
-    model.eval().arch(dict.fromkeys(model.sparse_arch.groups, x))
+    model.eval().arch(dict.fromkeys(model.groups, x))
     for handle in handles:
         handle.remove()
     return layers

@@ -10,7 +10,7 @@ from stem_torchrec.config import NewRows
 from stem_torchrec.runtime.errors import UserError, nearest
 from stem_torchrec.starting.carried import Line, States
 from stem_torchrec.starting.id_maps import IdMap
-from stem_torchrec.starting.model_weights import Match, Matches, ModelWeights
+from stem_torchrec.starting.model_weights import Match, Matches, ModelWeights, continued_group
 from stem_torchrec.tables import table_feature, table_group, table_name
 
 _STARTS = {"initial": "as initialized", "unseen": "as that of unseen values", "mean": "as their mean"}
@@ -79,7 +79,13 @@ def match_tables(
     fresh: States = "fresh" if states else ""
     for name, tensor in new.tables.items():
         group, feature = table_group(tensor.table), table_feature(tensor.table)
-        old_group = group if group in old.groups else tables_from
+        old_group = continued_group(
+            group,
+            old.groups_of_features.get(feature, ()),
+            choice=old.choice,
+            tasks=old.columns.labels,
+            tables_from=tables_from,
+        )
         line = Line(f"tables of {feature}", (group,), "fresh", fresh, new_rows=new.sizes[name][0])
         if old_group is None or feature not in ids:
             lines.append(replace(line, details="new feature" if feature not in ids else "new group"))
@@ -114,7 +120,7 @@ def match_tables(
         )
     for tensor in old.tables.values():
         group, feature = table_group(tensor.table), table_feature(tensor.table)
-        if group not in new.groups or feature not in features:
+        if group not in new.groups_of_features.get(feature, ()):
             lines.append(Line(f"tables of {feature}", (group,), "dropped"))
     return matches, lines
 

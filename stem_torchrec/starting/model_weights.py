@@ -1,6 +1,7 @@
 """The weights of a model as its configuration and its log describe them: names, sizes, and what their axes mean."""
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,9 +13,9 @@ from stem_torchrec.checkpoints.storage import without_warnings
 from stem_torchrec.config import ModelConfig
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.models.build import build_model
-from stem_torchrec.models.table import groups_with_tables
+from stem_torchrec.models.table import groups_with_tables, table_choice_of
 from stem_torchrec.starting.axis_labels import CLOSED, Axes, axes_of_weights
-from stem_torchrec.tables import TableTensor
+from stem_torchrec.tables import TableChoice, TableTensor, table_feature, table_group
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,35 @@ class Match:
     """Whether its optimizer states are continued as well."""
     starts: tuple[float | None, ...] = ()
     """For each axis what its new positions start from; as they are initialized if None, or if it is left out."""
+
+
+def continued_group(
+    group: str, having: Collection[str], *, choice: TableChoice, tasks: Collection[str], tables_from: str | None
+) -> str | None:
+    """The group of the source whose table of a feature a group's table continues; None if it starts fresh.
+
+    It is the group's own; where the source has none, the one that the group or task of this name read, so that the
+    model predicts what it did; for a new group that of `tables_from`.
+
+    Args:
+        group: of the run's tables.
+        having: the groups that have a table of the feature in the source.
+        choice: the tables of the source.
+        tasks: of the source.
+        tables_from: see StartConfig.
+
+    Example::
+
+        # A source that had only a shared table of tags, which the task like read.
+        continued_group("like", ["shared"], choice=TableChoice(own=["uid"]), tasks=["like"], tables_from=None)
+        # "shared"
+    """
+    old = {*tasks, *choice.groups.values()}
+    for name in (group,) if tables_from is None else (group, tables_from):
+        read = choice.read_by(name, having) if name in old else name
+        if read in having:
+            return read
+    return None
 
 
 Matches = dict[str, Match]
@@ -55,16 +85,25 @@ class ModelWeights:
         self.columns, self._gate_bias = columns, gate_bias
         with torch.random.fork_rng(devices=[]):
             self.train = build_model(config, columns)
-        self.groups = tuple(groups_with_tables(config.arch, columns.labels))
+        self.groups = tuple(groups_with_tables(config, columns.labels))
         """Those that have tables."""
         with without_warnings():
             self.sizes = split_sizes({name: weight.size() for name, weight in self.train.state_dict().items()})
         """The size of each weight by its name in the split layout."""
+        self.choice = table_choice_of(config)
 
     @property
     def tables(self) -> dict[str, TableTensor]:
         """The tables of one group and feature by the names of their weights."""
         return {name: tensor for name in self.sizes if (tensor := TableTensor.parse(name)) is not None}
+
+    @cached_property
+    def groups_of_features(self) -> dict[str, list[str]]:
+        """The groups that have a table of a feature, by feature."""
+        groups: dict[str, list[str]] = {}
+        for tensor in self.tables.values():
+            groups.setdefault(table_feature(tensor.table), []).append(table_group(tensor.table))
+        return groups
 
     @cached_property
     def axes(self) -> dict[str, Axes]:

@@ -1,6 +1,6 @@
 """The tables of all groups and features in one EmbeddingBagCollection, and their lookup."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -13,6 +13,7 @@ from stem_torchrec.config import Layout
 from stem_torchrec.data.schema import SparseFeature
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.tables.checks import check_features, check_groups, check_ids
+from stem_torchrec.tables.choice import ALL_TABLES, TableChoice, check_choice
 from stem_torchrec.tables.names import split_columns, table_group, table_groups, table_name
 from stem_torchrec.tables.pooling import mean_tables, sums_to_means, with_sums
 
@@ -24,8 +25,11 @@ def embedding_bag_configs(
     embedding_dim: int = 16,
     std: float = 1e-4,
     layout: Layout = "split",
+    table_choice: TableChoice = ALL_TABLES,
 ) -> list[EmbeddingBagConfig]:
     """The tables of every group and feature: split, or packed into one for each feature.
+
+    A packed table has the groups whose tables of the feature have the same width, so there may be several of a feature.
 
     Args:
         features: the sparse features.
@@ -33,8 +37,10 @@ def embedding_bag_configs(
         embedding_dim: columns of a group in the tables of a feature that does not say its own number.
         std: tables start from N(0, std).
         layout: split or packed.
+        table_choice: which groups have a table of which feature; by default each of all.
 
-    Raises UserError for a feature name that cannot name a table, or a width that FBGEMM cannot look up.
+    Raises UserError for a feature name that cannot name a table, a width that FBGEMM cannot look up, or a choice that
+    does not fit the groups and features.
 
     Example::
 
@@ -53,18 +59,30 @@ def embedding_bag_configs(
                 f"a sparse feature cannot be called {feature.name!r}, as its tables are called so; in schema.json, "
                 "give it another name and the field column, which names the column of the files."
             )
-    return [
-        EmbeddingBagConfig(
-            name=table_name("+".join(side_by_side), feature.name),
-            num_embeddings=feature.num_embeddings,
-            embedding_dim=(feature.embedding_dim or embedding_dim) * len(side_by_side),
-            feature_names=[feature.name],
-            pooling=PoolingType.MEAN if feature.pooling == "mean" else PoolingType.SUM,
-            init_fn=partial(nn.init.normal_, std=std),
-        )
-        for side_by_side in ([groups] if layout == "packed" else [[group] for group in groups])
-        for feature in features
-    ]
+    if table_choice != ALL_TABLES:
+        check_choice(table_choice, groups, [feature.name for feature in features])
+
+    def tables(groups: Sequence[str]) -> Iterator[EmbeddingBagConfig]:
+        for feature in features:
+            side_by_side: dict[int, list[str]] = {}
+            for group in groups:
+                width = table_choice.width(group, feature.name, feature.embedding_dim or embedding_dim)
+                side_by_side.setdefault(width, []).append(group)
+            for width, of_width in side_by_side.items():
+                if width:
+                    yield EmbeddingBagConfig(
+                        name=table_name("+".join(of_width), feature.name),
+                        num_embeddings=feature.num_embeddings,
+                        embedding_dim=width * len(of_width),
+                        feature_names=[feature.name],
+                        pooling=PoolingType.MEAN if feature.pooling == "mean" else PoolingType.SUM,
+                        init_fn=partial(nn.init.normal_, std=std),
+                    )
+
+    of_tables = table_choice.groups_of_tables(groups)
+    if layout == "packed":
+        return list(tables(of_tables))
+    return [table for group in of_tables for table in tables([group])]
 
 
 def build_collection(
@@ -74,10 +92,13 @@ def build_collection(
     embedding_dim: int = 16,
     std: float = 1e-4,
     layout: Layout = "split",
+    table_choice: TableChoice = ALL_TABLES,
     device: str = "cpu",
 ) -> EmbeddingBagCollection:
     """The collection of the tables of `embedding_bag_configs`; it reads weights if one of the features has them."""
-    tables = embedding_bag_configs(features, groups, embedding_dim=embedding_dim, std=std, layout=layout)
+    tables = embedding_bag_configs(
+        features, groups, embedding_dim=embedding_dim, std=std, layout=layout, table_choice=table_choice
+    )
     weighted = any(feature.weights is not None for feature in features)
     return EmbeddingBagCollection(tables=tables, is_weighted=weighted, device=torch.device(device))
 

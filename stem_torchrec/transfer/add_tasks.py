@@ -17,7 +17,7 @@ from stem_torchrec.runtime.errors import UserError, nearest
 from stem_torchrec.runtime.store_path import path_of
 from stem_torchrec.sharding.placement import some
 from stem_torchrec.starting.axis_labels import CLOSED, last_layers_of_gates, names_of_experts
-from stem_torchrec.tables import TableTensor, groups_of, table_feature, table_group, table_name
+from stem_torchrec.tables import TableTensor, groups_of, table_feature, table_group, table_groups, table_name
 from stem_torchrec.training.configuration import load_config
 from stem_torchrec.training.run_folder import CONFIG_FILE
 from stem_torchrec.transfer.weight_source import Source, match_tables, open_source, read_into, size_of, weights_by_name
@@ -74,8 +74,8 @@ def add_tasks(
     trained = tuple(trained or _tasks_of_run(source))
     _check_tasks(stem, trained, source_sizes, where=weight_source.name)
     new = tuple(task for task in stem.tasks if task not in trained)
-    _check_layout(stem_weights, stem.tasks, "this model")
-    _check_layout(source_sizes, trained, weight_source.name)
+    _check_layout(stem_weights, "this model")
+    _check_layout(source_sizes, weight_source.name)
     gates = _gates_of_trained(stem, trained)
     _check_sizes(stem_weights, source_sizes, new=new, gates=gates, where=weight_source.name)
 
@@ -160,9 +160,9 @@ def _tables(names: Iterable[str]) -> list[TableTensor]:
     return [tensor for name in sorted(names) if (tensor := TableTensor.parse(name)) is not None]
 
 
-def _check_layout(names: Iterable[str], tasks: Sequence[str], where: str) -> None:
+def _check_layout(names: Iterable[str], where: str) -> None:
     for tensor in _tables(names):
-        if table_group(tensor.table) not in groups_of(tasks):
+        if len(table_groups(tensor.table)) > 1:
             raise UserError(
                 f"{where} has the table {tensor.table!r} of several groups; tasks can be added only in the split "
                 "layout."

@@ -1,0 +1,154 @@
+"""Searches for the tables that tasks deserve: measures, chooses, trains the choice and judges it on other users."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tabulate import tabulate
+
+from stem_torchrec.config import TrainConfig
+from stem_torchrec.config.files import dump_config, what_is_trained
+from stem_torchrec.config.serialization import to_dict
+from stem_torchrec.inspection.predicted_rows import PredictedRows, predict_rows
+from stem_torchrec.inspection.two_runs import differences
+from stem_torchrec.models.build import build_model
+from stem_torchrec.models.options import OwnTableOptions
+from stem_torchrec.run_report.run_record import RunRecord
+from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.folder_lock import FolderLock
+from stem_torchrec.runtime.paths import write_text
+from stem_torchrec.runtime.process import Process
+from stem_torchrec.runtime.progress import log_rank0
+from stem_torchrec.runtime.store_path import path_of
+from stem_torchrec.runtime.whole_file import whole_file
+from stem_torchrec.table_search.kept_tables import keep_tables, with_kept
+from stem_torchrec.table_search.options import TableSearch
+from stem_torchrec.table_search.table_worth import TableWorth, first_half, measure_tables
+from stem_torchrec.tables import SHARED, table_configs, table_group
+from stem_torchrec.training.run_evaluation import EvaluateConfig
+from stem_torchrec.training.run_folder import write_or_check
+from stem_torchrec.training.sparse_optimizers import states_of_tables
+from stem_torchrec.training.trainer import train
+
+
+def search_tables(search: TableSearch, base: TrainConfig, process: Process) -> None:
+    """Writes best.yaml, the options of a run with the tables that are kept; worth.parquet, and report.md.
+
+    Args:
+        search: how to search.
+        base: what to train, with all tables that are to be judged.
+        process: the only rank.
+
+    Raises UserError for several ranks, a folder of another search, or a budget below the shared tables.
+    """
+    if process.world_size > 1:
+        raise UserError(
+            f"--what tables runs in one process, not in {process.world_size}; train the model with all tables on any "
+            "number of ranks, and give it as --run."
+        )
+    folder = Path(search.out)
+    with FolderLock(take_over=base.take_over) as lock:
+        lock.take(search.out, other="--out")
+        write_or_check(
+            folder / "search.yaml",
+            {"train": to_dict(what_is_trained(base)), "run": search.run},
+            refusal=f"{folder} holds a search with other options; give another --out.",
+        )
+        whole = search.run or _trained(base, folder / "runs" / "all", process)
+        measured = measure_tables(whole, process, rows=search.rows)
+        record = RunRecord.read(path_of(whole), "all")
+        model = record.config.model
+        assert isinstance(model, OwnTableOptions), "read_command_line refuses other models"
+        budget = None if search.budget_gb is None else search.budget_gb * 1e9
+        kept = keep_tables(measured, shared_bytes=_bytes(record, [SHARED]), budget=budget)
+        names = [each.table for each in measured]
+        chosen = with_kept(model, names, [each.table for each in kept], record.tasks)
+        best = replace(base, model=chosen)
+        write_text(folder / "best.yaml", dump_config(best))
+        with whole_file(folder / "worth.parquet") as new:
+            pq.write_table(pa.Table.from_pylist([asdict(each) for each in measured]), new)
+        lines = _table(measured, kept)
+        if search.trains_choice:
+            runs = {"all": whole, "chosen": _trained(best, folder / "runs" / "chosen", process)}
+            alone = replace(base, model=with_kept(model, names, [], record.tasks))
+            runs["shared"] = _trained(alone, folder / "runs" / "shared", process)
+            lines += _judged(runs, process, rows=search.rows)
+        lock.confirm()
+        write_text(folder / "report.md", "\n".join(["# Tables that tasks deserve", "", *lines, ""]))
+    log_rank0("\n" + "\n".join(lines) + f"\n\n{folder}/best.yaml trains with the tables that are kept.")
+
+
+def _trained(config: TrainConfig, folder: Path, process: Process) -> str:
+    """The folder of a run, which is trained unless it has ended before, or resumed."""
+    train(replace(config, output_dir=str(folder)), process)
+    return str(folder)
+
+
+def _bytes(record: RunRecord, groups: Sequence[str] | None = None) -> int:
+    """Bytes of a run's tables and their states: of all, or of some groups in the split layout."""
+    split = replace(record.config.model, layout="split")
+    sizes = [
+        (table.num_embeddings, table.embedding_dim)
+        for table in table_configs(build_model(split, record.columns))
+        if groups is None or table_group(table.name) in groups
+    ]
+    return 4 * (sum(rows * dim for rows, dim in sizes) + states_of_tables(sizes, record.config.sparse.name))
+
+
+def _table(measured: Sequence[TableWorth], kept: Sequence[TableWorth]) -> list[str]:
+    """What each table is worth, as lines of Markdown."""
+    rows = [
+        [each.table, f"{each.rows:,}", f"{each.bytes / 1e6:,.2f}"]
+        + [f"{1e4 * number:+.2f}" for number in (each.worth, each.error, *each.by_task.values())]
+        + ["yes" if each in kept else ""]
+        for each in measured
+    ]
+    tasks = measured[0].by_task if measured else ()
+    headers = ["table", "rows", "MB", "worth", "error", *tasks, "kept"]
+    align = ("left", *["right"] * (len(headers) - 2), "left")
+    return [
+        "Worth: by how much the log loss of the tasks rises, in 1/10,000, if a group reads the best linear image of "
+        "the shared table in the place of its own; the error is over users. Without a budget the tables are kept that "
+        "are worth more than two errors.",
+        "",
+        tabulate(rows, headers, tablefmt="github", disable_numparse=True, colalign=align),
+        "",
+    ]
+
+
+def _judged(runs: Mapping[str, str], process: Process, *, rows: int) -> list[str]:
+    """The runs side by side on the users that were not measured on, as lines of Markdown."""
+    predicted, records = dict[str, PredictedRows](), dict[str, RunRecord]()
+    for name, run in runs.items():
+        records[name] = RunRecord.read(path_of(run), name)
+        predicted[name] = _other_half(predict_rows(EvaluateConfig(run), process, rows=rows, grown=False))
+    tasks = list(records["chosen"].tasks)
+    cells = []
+    for other in ("all", "shared"):
+        found = differences(predicted["chosen"], predicted[other], tasks)
+        for (task, measure), interval in found.intervals.items():
+            value, before = found.values[task, measure]
+            ends = f"{interval.value:+.5f} [{interval.low:+.5f}, {interval.high:+.5f}]"
+            cells.append([other, task, measure, f"{value:.5f}", f"{before:.5f}", ends, interval.verdict])
+    headers = ["beside", "task", "measure", "chosen", "other", "difference", "chosen is"]
+    sizes = ", ".join(f"{name} {_bytes(record) / 1e9:,.3g} GB" for name, record in records.items())
+    return [
+        f"Tables and states: {sizes}. Trained with one seed and compared on the validation users that were not "
+        "measured on; intervals are over draws of users, p-values are adjusted by Holm.",
+        "",
+        tabulate(cells, headers, tablefmt="github", disable_numparse=True),
+    ]
+
+
+def _other_half(rows: PredictedRows) -> PredictedRows:
+    kept = ~first_half(rows.users)
+    return replace(
+        rows,
+        rows=int(kept.sum()),
+        labels={task: values[kept] for task, values in rows.labels.items()},
+        weights={task: None if values is None else values[kept] for task, values in rows.weights.items()},
+        scores={task: values[kept] for task, values in rows.scores.items()},
+        users=rows.users[kept],
+    )
