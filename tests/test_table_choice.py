@@ -229,9 +229,9 @@ def test_what_is_served_predicts_the_same(layout: str, tasks: tuple[str, ...]) -
     served.take_tables(entries)
     bags = [batch.sparse_features[feature] for feature in COLUMNS.sparse]
     ids, offsets = [each.values() for each in bags], [each.offsets() for each in bags]
-    found = served(batch.dense_features, ids, offsets, [], weights)
+    predicted = served(batch.dense_features, ids, offsets, [], weights)
     columns = [TASKS.index(task) for task in tasks]
-    torch.testing.assert_close(found, expected[:, columns], **ROUNDING)
+    torch.testing.assert_close(predicted, expected[:, columns], **ROUNDING)
 
 
 WHOLE = dataclasses.replace(MODEL, own_tables=(), table_groups={})
@@ -259,8 +259,8 @@ def test_tables_that_are_gone_are_dropped_and_groups_of_another_name_start_where
     def lines(old: STEMOptions, new: STEMOptions, tables_from: str | None = None) -> dict[str, tuple[str, str]]:
         weights = [ModelWeights(each, COLUMNS) for each in (old, new)]
         options = {"source": "old", "new_rows": "initial", "tables_from": tables_from, "states": "carried"}
-        _, found = match_tables(*weights, {}, **options)
-        return {f"{line.of[0]}, {line.item}": (line.status, line.details) for line in found}
+        _, of_tables = match_tables(*weights, {}, **options)
+        return {f"{line.of[0]}, {line.item}": (line.status, line.details) for line in of_tables}
 
     dropped = lines(WHOLE, FEWER)
     assert dropped["finish, tables of tags"] == dropped["like, tables of uid"] == ("dropped", "")

@@ -59,8 +59,8 @@ def test_the_image_of_a_table_is_the_closest_one_where_ids_are_trained() -> None
     own[10] = 100.0
     counts = np.ones(50, np.int64)
     counts[10] = 0
-    [found] = linear_images(Stored(shared=shared, like=own), {"uid": counts}).values()
-    torch.testing.assert_close(found, map_to, rtol=1e-4, atol=1e-4)
+    [image] = linear_images(Stored(shared=shared, like=own), {"uid": counts}).values()
+    torch.testing.assert_close(image, map_to, rtol=1e-4, atol=1e-4)
     [anywhere] = linear_images(Stored(shared=shared, like=own), {}).values()
     assert (anywhere - map_to).abs().max() > 1
 

@@ -127,9 +127,9 @@ def _judged(runs: Mapping[str, str], process: Process, *, rows: int) -> list[str
     tasks = list(records["chosen"].tasks)
     cells = []
     for other in ("all", "shared"):
-        found = differences(predicted["chosen"], predicted[other], tasks)
-        for (task, measure), interval in found.intervals.items():
-            value, before = found.values[task, measure]
+        compared = differences(predicted["chosen"], predicted[other], tasks)
+        for (task, measure), interval in compared.intervals.items():
+            value, before = compared.values[task, measure]
             ends = f"{interval.value:+.5f} [{interval.low:+.5f}, {interval.high:+.5f}]"
             cells.append([other, task, measure, f"{value:.5f}", f"{before:.5f}", ends, interval.verdict])
     headers = ["beside", "task", "measure", "chosen", "other", "difference", "chosen is"]

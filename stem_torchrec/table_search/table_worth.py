@@ -82,11 +82,11 @@ def measure_tables(run: str, process: Process, *, rows: int) -> list[TableWorth]
     opened.reader.start_epoch(0, [[[(0, min(rows, opened.reader.rows))]]])
     rises, weights, users = _rises(model, data_loader(opened.reader), images, process.device)
     kept = first_half(users)
-    found = []
+    worths = []
     for table, image in images.items():
         of_tasks, of_users = _sums(rises[table][kept], weights[kept], users[kept], config.model.task_weights)
         size = columns.sparse[table_feature(table)].num_embeddings, image.shape[1]
-        found.append(
+        worths.append(
             TableWorth(
                 table=table,
                 rows=size[0],
@@ -97,7 +97,7 @@ def measure_tables(run: str, process: Process, *, rows: int) -> list[TableWorth]
                 by_task=dict(zip(columns.labels, of_tasks.tolist(), strict=True)),
             )
         )
-    return sorted(found, key=lambda each: -each.worth)
+    return sorted(worths, key=lambda each: -each.worth)
 
 
 @torch.no_grad()
