@@ -19,11 +19,12 @@ ROOT = Path(__file__).parent.parent
 
 ELSEWHERE = {
     *("calibration", "comparison", "deltas", "inspection", "run_report", "server", "serving", "tracking", "tuning"),
-    *("preparation", "expressions"),
+    *("preparation", "expressions", "simplex.py"),
     *("calibrate.py", "inspect_run.py", "prepare.py", "report.py", "report_file.py", "serve.py"),
 }
-"""What such a machine need not run: calibrations need scipy, comparisons and reports statsmodels and markdown, searches
-optuna, raw logs an engine, deltas safetensors, trackers their own packages."""
+"""What such a machine need not run: calibrations, MGDA and CAGrad (balance/simplex.py) need scipy, comparisons and
+reports statsmodels and markdown, searches optuna, raw logs an engine, deltas safetensors, trackers their own
+packages."""
 PACKAGES = """
     torch functorch torchgen triton filelock fsspec jinja2 markupsafe mpmath networkx sympy typing_extensions
     fbgemm_gpu torchrec pyre_extensions typing_inspect mypy_extensions iopath portalocker tqdm

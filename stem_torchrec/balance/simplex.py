@@ -7,7 +7,6 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq, nnls
 
 Numbers = NDArray[np.float64]
 
@@ -32,6 +31,9 @@ def min_norm(gram: Numbers) -> Numbers:
         apart = gram[0, 0] - 2 * gram[0, 1] + gram[1, 1]
         first = min(max((gram[1, 1] - gram[0, 1]) / apart, 0.0), 1.0) if apart > 0 else 0.5
         return np.array([first, 1 - first])
+    # Imported late, as a machine that balances nothing need not have scipy.
+    from scipy.optimize import nnls
+
     # The least |A v|^2 + (sum v - 1)^2 over v >= 0 with A'A = G has the direction of w, whatever its length.
     lengths = np.sqrt(gram.diagonal().clip(min=0))
     if lengths.min() == 0:
@@ -52,6 +54,8 @@ def least_in_ball(gram: Numbers, radius: float) -> Numbers:
         gram: dot products (T, T) of the gradients, none of which is 0.
         radius: above 0.
     """
+    from scipy.optimize import brentq
+
     with_mean = gram.mean(axis=1)
 
     def weights(x: float) -> Numbers:

@@ -76,21 +76,21 @@ class TaskScores:
         """
         enough = _enough_users(UserCounts.count(self.positive, self.user), measure)
         return resample(
-            self._measures(measure),
+            self.measures_of(measure),
             int(self.user.max(initial=-1)) + 1,
             resamples=draws if enough else 0,
             confidence=confidence,
             lower_is_better=measure == "logloss",
         )
 
-    def _measures(self, measure: str) -> Measures:
+    def measures_of(self, measure: str) -> Measures:
         of_rows = _MEASURES[measure]
         return {
             model: [of_rows(scores, self.positive, self.user, self.weights) for scores in by_seed]
             for model, by_seed in self.scores.items()
         }
 
-    def _weight(self, measure: str) -> float:
+    def weight_of(self, measure: str) -> float:
         """What the rows count among those of other logs: pairs of labels for AUC, rows for the others."""
         amounts = np.ones(len(self.user)) if self.weights is None else self.weights
         positives, total = float(amounts[self.positive].sum()), float(amounts.sum())
@@ -117,7 +117,7 @@ def resample_together(logs: Sequence[TaskScores], measure: str, *, draws: int, c
         confidence: share of the draws that an interval covers.
     """
     positive, user = (np.concatenate(each) for each in zip(*((log.positive, log.user) for log in logs), strict=True))
-    of_logs = [RowsOfLog(log._measures(measure), log._weight(measure)) for log in logs]
+    of_logs = [RowsOfLog(log.measures_of(measure), log.weight_of(measure)) for log in logs]
     # A log without a pair has no AUC, and counts nothing.
     counting = [log for log in of_logs if log.weight > 0] or [RowsOfLog(log.measures, 1.0) for log in of_logs]
     return resample_logs(

@@ -71,8 +71,7 @@ def build_sharded_model(
         freeze(model.model, config.train.freeze)
         check_rate_factors(model.model, config.train.rate_factors)
         model.trained_by = tasks_of_parameters(model, tasks=len(columns.labels), dense_in_features=len(columns.dense))
-        # After the backward passes of one rank that tell which tasks train a parameter.
-        balance_tasks(model, config.balance)
+        balance_tasks(model, config.balance)  # After the backward passes that tell which tasks train a parameter.
     tables = table_configs(model)
     topology = topology_here(process, hbm_gib=config.sharding.hbm_gb)
     placements = from_first_rank(lambda: choose_placements(config.sharding, tables, topology))
