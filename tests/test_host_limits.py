@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -117,6 +118,9 @@ def test_one_thread_stays_if_the_user_has_set_it_and_not_torchrun(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     with subprocess.Popen(["/bin/sleep", "60"], env=launcher) as parent:
+        # For a moment after the start a process has no environment yet.
+        while not Path(f"/proc/{parent.pid}/environ").read_bytes():
+            time.sleep(0.01)
         monkeypatch.setattr(os, "getppid", lambda: parent.pid)
         set_threads(3, local_world_size=1)
         parent.kill()

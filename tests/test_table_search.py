@@ -87,7 +87,7 @@ def worth_two_ways(folder: Path) -> tuple[list[TableWorth], dict[str, dict[str, 
     images = linear_images(tables_of(record), count_ids(record, rows=None).counts)
     built = build_model(record.config.model, record.columns, table_device="cpu").eval()
     state = built.state_dict()
-    load_state({"model": state}, opened.weights)
+    load_state({"model": state}, opened.weights[0].folder)
     built.load_state_dict(state)
     opened.reader.start_epoch(0, [[[(0, 900)]]])
     items = list(data_loader(opened.reader))
