@@ -37,7 +37,7 @@ class ESCM2(EntireSpace):
     """ESMM whose steps are trained on their own as well, on rows that stand for all exposures.
 
     With r_t = sigmoid(z_t) the probability of step t if the one before happened, p_t = r_1 ... r_t as in ESMM, labels
-    y_t, o_t = y_{t-1} and e_t = BCE(r_t, y_t), the loss of task t > 1 is (section 3; two tasks there)
+    y_t, o_t = y_{t-1} and e_t = BCE(r_t, y_t), the loss of task t > 1 is (two tasks there)
 
         ips   BCE(p_t, y_t) + weight * mean over rows: o_t e_t / stop(p_{t-1})
         dr    BCE(p_t, y_t) + weight * mean over rows: i_t + o_t ((e_t - i_t) + (e_t - i_t)^2) / stop(p_{t-1})

@@ -24,7 +24,7 @@ class GroupExperts(nn.Module):
 
         x_{l+1} = x_0 * (W_l V_l x_l + b_l) + x_l
 
-    Source: Wang et al., "DCN V2", WWW 2021, eq. 3, as TorchRec has it; task-specific interactions below experts are the
+    Source: Wang et al., "DCN V2", WWW 2021, as TorchRec has it; task-specific interactions below experts are the
     idea of DTN (Bi et al., arXiv 2408.11611), which uses a gated variant of these layers beside others.
 
     Args:

@@ -119,7 +119,7 @@ class NormedSwish(nn.Module):
 
         swish(g_k * (h - mean(h)) / std(h) + b_k),   swish(z) = z sigmoid(z)
 
-    HoME (Wang et al., arXiv 2408.05430, eq. 6) normalizes over the rows of a batch. This normalizes each row over its H
+    HoME (Wang et al., arXiv 2408.05430) normalizes over the rows of a batch. This normalizes each row over its H
     units, so that a row's output depends neither on the other rows nor on the number of ranks, and not on training.
     """
 

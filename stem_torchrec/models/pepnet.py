@@ -38,7 +38,7 @@ class PEPNet(MultiTaskModel):
     """A bottom for each task on the shared tables, whose layers' inputs are scaled by gates from 0 to 2.
 
     With the gate unit G(p, x) = 2 sigmoid(W' relu(W [p, stop(x)] + b) + b'), the embeddings x and the columns x_D and
-    x_P of the domain and the prior features, eq. 2 to 8:
+    x_P of the domain and the prior features:
 
         o = G(x_D, x) * x   or x without domain features
         h_0 = o,   h_{l+1} = relu(W_{t,l} (G_{t,l}(x_P, o) * h_l) + b_{t,l}),   logit_t = Tower_t(h_L)
