@@ -126,6 +126,7 @@ def test_an_evaluation_predicts_each_task_from_its_own_weights(folder: Path) -> 
     assert both == alone
 
 
+@pytest.mark.long
 def test_a_bundle_predicts_each_task_from_its_own_weights(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if not (folder / "predictions").exists():
         run_ranks(1, evaluated, folder / "run")

@@ -101,6 +101,7 @@ def tables_after_a_step(weight: float) -> dict[str, Tensor]:
     return {name: weights for name, weights in run.weights().items() if TABLES in name}
 
 
+@pytest.mark.long
 def test_on_two_ranks_the_penalty_is_the_mean_of_that_of_each_ranks_rows() -> None:
     """So the docstring states it: a covariance of all rows would be another one."""
     with_penalty, without = (run_ranks(2, tables_after_a_step, weight)[0] for weight in (WEIGHT, 0.0))
