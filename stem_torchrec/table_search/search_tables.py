@@ -65,15 +65,17 @@ def search_tables(search: TableSearch, base: TrainConfig, process: Process) -> N
         kept = keep_tables(measured, shared_bytes=_bytes(record, [SHARED]), budget=budget)
         names = [each.table for each in measured]
         chosen = with_kept(model, names, [each.table for each in kept], record.tasks)
-        best = replace(base, model=chosen)
-        write_text(folder / "best.yaml", dump_config(best))
+        write_text(folder / "best.yaml", dump_config(replace(base, model=chosen)))
         with whole_file(folder / "worth.parquet") as new:
             pq.write_table(pa.Table.from_pylist([asdict(each) for each in measured]), new)
         lines = _table(measured, kept)
         if search.trains_choice:
-            runs = {"all": whole, "chosen": _trained(best, folder / "runs" / "chosen", process)}
-            alone = replace(base, model=with_kept(model, names, [], record.tasks))
-            runs["shared"] = _trained(alone, folder / "runs" / "shared", process)
+            models = {"all": model, "chosen": chosen, "shared": with_kept(model, names, [], record.tasks)}
+            runs = {"all": whole}
+            for name in ("chosen", "shared"):
+                same = next((other for other in runs if models[other] == models[name]), None)
+                config = replace(base, model=models[name])
+                runs[name] = runs[same] if same else _trained(config, folder / "runs" / name, process)
             lines += _judged(runs, process, rows=search.rows)
         lock.confirm()
         write_text(folder / "report.md", "\n".join(["# Tables that tasks deserve", "", *lines, ""]))
