@@ -389,6 +389,8 @@ def test_new_entries_of_a_vocabulary_are_shipped_alone_and_added_once(tmp_path: 
     files, before = LogFiles(run, log), None
     for number, count in enumerate((2, 2, 4)):
         table = pa.table({"value": values[:count], "id": list(range(count)), "count": [number] * count})
+        # Of two engines only one marks columns that have no nulls.
+        table = table.cast(table.schema.set(1, pa.field("id", pa.int64(), nullable=count > 2)))
         pq.write_table(table, log / "vocabulary/city.parquet")
         changed = files.changed(before)
         assert set(changed.contents) == [

@@ -130,7 +130,8 @@ def write_vocabulary(path: Path, delta: Delta) -> None:
         return
     table = pq.read_table(BytesIO(delta.read(entry.file)))
     if entry.first:
-        table = pa.concat_tables([pq.read_table(path).slice(0, entry.first), table])
+        # The engine of the new entries may mark other columns as without nulls.
+        table = pa.concat_tables([pq.read_table(path).slice(0, entry.first), table], promote_options="default")
     if fingerprint(table["value"].combine_chunks(), len(table)) != entry.sha256:
         raise DamagedError(
             f"{path} does not have the {entry.first:,} entries that delta {delta.manifest.number} adds to; give "
