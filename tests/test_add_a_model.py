@@ -88,8 +88,8 @@ def test_a_recipe_keeps_its_values_when_it_trains_another_model(arch: str) -> No
 def test_an_option_of_another_model_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         config_from_command_line(["--model.arch", "mmoe", "--model.gate-input", "sum"])
-    assert str(error.value) == "--model.gate-input is an option of stem, not of mmoe."
-    with pytest.raises(UserError, match=r"--model.num-layers is an option of stem, ple, me_ple, not of aitm"):
+    assert str(error.value) == "--model.gate-input is an option of stem, duet, not of mmoe."
+    with pytest.raises(UserError, match=r"--model.num-layers is an option of stem, duet, ple, me_ple, not of aitm"):
         config_from_command_line(["--model.num-layers=2", "--model.arch=aitm"])
     with pytest.raises(UserError, match=r"--model.arch is 'mmo', but must be one of stem, .*; did you mean 'mmoe'"):
         config_from_command_line(["--model.arch", "mmo"])

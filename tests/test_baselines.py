@@ -17,7 +17,7 @@ from stem_torchrec.models.table import MODELS, with_arch
 from stem_torchrec.runtime.errors import UserError
 
 from expert_formulas import expert, sigmoid, softmax
-from reference import Parts, random_batch, sparse_features
+from reference import Parts, logits_by_formula, random_batch, sparse_features
 
 TASKS = ("click", "like", "share")
 COLUMNS = Columns(sparse=sparse_features(uid=50, tags=7), dense=("age", "price"), labels=TASKS, group=None)
@@ -162,9 +162,21 @@ def pepnet(parts: Parts, batch: Batch) -> Tensor:
     return parts.towers(outputs, TASKS)
 
 
+def duet(parts: Parts, batch: Batch) -> Tensor:
+    def stream(number: int) -> dict[str, Tensor]:
+        """The weights with this stream's towers alone, by the names that a single tower has."""
+        towers = {name: name.split(".") for name in parts.weights if name.startswith("towers.")}
+        of_stream = {".".join([*w[:2], *w[3:]]): parts.weights[n] for n, w in towers.items() if w[2] == str(number)}
+        return {name: weight for name, weight in parts.weights.items() if name not in towers} | of_stream
+
+    stem = logits_by_formula(stream(0), batch, TASKS, CONFIG, COLUMNS)
+    own = single_task(Parts(stream(1), CONFIG), batch)
+    return torch.cat([0.8 * stem + 0.2 * own, stem, own], dim=1)
+
+
 FORMULAS: dict[str, Formula] = {
     f.__name__: f
-    for f in (single_task, shared_bottom, omoe, mmoe, ple, home, pepnet, aitm, esmm, escm2, dcmt, me_mmoe, me_ple)
+    for f in (duet, single_task, shared_bottom, omoe, mmoe, ple, home, pepnet, aitm, esmm, escm2, dcmt, me_mmoe, me_ple)
 }
 OPTIONS: dict[str, dict[str, object]] = {"pepnet": {"prior": ("tags",), "domain": ("uid",)}}
 
@@ -207,6 +219,7 @@ OWN_SHARED = {t: {t, "shared"} for t in TASKS}
     ("arch", "layers", "reached"),
     [
         ("stem", 2, OWN_SHARED),
+        ("duet", 2, OWN_SHARED),
         ("single_task", 1, {t: {t} for t in TASKS}),
         *(
             (arch, 1, SHARED_ONLY)

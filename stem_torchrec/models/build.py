@@ -6,6 +6,7 @@ from dataclasses import fields
 from stem_torchrec.config import LossConfig, ModelConfig
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.losses.table import losses_of_tasks
+from stem_torchrec.models.duet import STREAMS, Duet
 from stem_torchrec.models.entire_space import EntireSpace
 from stem_torchrec.models.loss import MultiTaskTrain
 from stem_torchrec.models.options import OwnTableOptions
@@ -53,7 +54,9 @@ def build_model(
     losses = losses_of_tasks(loss, tasks)
     train = MultiTaskTrain(model, options.task_weights, losses, rows_within=loss.rows_within)
     if isinstance(model, EntireSpace):
-        train.added_losses = model.added_losses
+        train.tasks, train.added_losses = len(tasks), model.added_losses
+    elif isinstance(model, Duet):
+        train.tasks, train.streams = len(tasks), len(STREAMS)
     return train
 
 

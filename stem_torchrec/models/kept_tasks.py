@@ -5,6 +5,7 @@ from typing import cast
 
 from torch import nn
 
+from stem_torchrec.models.duet import Duet
 from stem_torchrec.models.frame import MultiTaskModel
 from stem_torchrec.models.gated_experts import GatedExperts
 from stem_torchrec.models.home import HoME
@@ -38,6 +39,8 @@ def keep_tasks(model: MultiTaskModel, tasks: Sequence[str]) -> tuple[str, ...]:
             for layer in reversed(model.layers):
                 streams = cast(GatedExperts, layer).keep_streams(streams)
             groups = streams if len(groups) > 1 else groups
+            if isinstance(model, Duet):
+                model.bottoms = _only(model.bottoms, kept)
         case MMoE() | OMoE() | MEMMoE():
             groups = model.mixture.keep_streams((*kept, SHARED))
         case SharedBottom():

@@ -36,7 +36,8 @@ class MultiTaskTrain(nn.Module):
 
     `forward` takes a batch with labels of 0, 1 or NaN (missing), of any type, (B, T), or (B,) for one task. It returns
     the loss, and (losses (T,), logits (B, T)), detached and in fp32. The mean of the losses over the ranks is the mean
-    over all rows. It raises UserError for other shapes.
+    over all rows. Of a model with streams the loss has the sum over these, and the losses are the means. It raises
+    UserError for other shapes.
     """
 
     task_weights: Tensor | None
@@ -59,24 +60,36 @@ class MultiTaskTrain(nn.Module):
         """Weighs the tasks against each other (`models/balanced.py`); the plain sum without it."""
         self.added_losses: CounterfactualLosses | None = None
         """What ESCM2 and DCMT add to the losses of their tasks."""
+        self.tasks: int | None = None
+        """T, where a model puts out more columns than its logits (B, T)."""
+        self.streams = 0
+        """How many times a model has (B, T) of further logits behind these, each with a loss of its own (Duet)."""
         self.trained_by: Mapping[str, frozenset[int]] = {}
         """Tasks that train a parameter, by name (`models/trained_by.py`); all tasks where the name is missing."""
 
     def forward(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         outputs = self.model(batch.dense_features, batch.sparse_features).float()
-        logits = outputs if self.added_losses is None else outputs[:, : self.added_losses.tasks]
+        logits = outputs if self.tasks is None else outputs[:, : self.tasks]
         labels, weights = labels_like(logits, batch.labels), weights_like(logits, batch)
         per_rank = labels_per_rank(batch, logits)
-        if self.losses:
-            groups = groups_of_rows(batch, self.rows_within)
-            losses = task_losses(self.losses, logits, labels, per_rank=per_rank, weights=weights, groups=groups)
-        else:
-            losses = multi_task_loss(logits, labels, per_rank, weights)
+        groups = groups_of_rows(batch, self.rows_within) if self.losses else None
+        # The model's streams stand behind its logits, and are trained in their place.
+        trained = [outputs[:, i * logits.shape[1] :][:, : logits.shape[1]] for i in range(1, self.streams + 1)]
+        losses = [self._losses(each, labels, per_rank, weights, groups) for each in trained or [logits]]
         if self.added_losses is not None:
-            losses = losses + self.added_losses(outputs, labels, per_rank, weights)
-        weighted = losses if self.task_weights is None else losses * self.task_weights
+            losses.append(self.added_losses(outputs, labels, per_rank, weights))
+        summed = torch.stack(losses).sum(dim=0)
+        weighted = summed if self.task_weights is None else summed * self.task_weights
         total = weighted.sum() if self.balance is None else self.balance(weighted)
-        return total, (losses.detach(), logits.detach())
+        return total, (summed.detach() / max(self.streams, 1), logits.detach())
+
+    def _losses(
+        self, logits: Tensor, labels: Tensor, per_rank: Tensor | None, weights: Tensor | None, groups: Tensor | None
+    ) -> Tensor:
+        """The loss of each task, (T,)."""
+        if not self.losses:
+            return multi_task_loss(logits, labels, per_rank, weights)
+        return task_losses(self.losses, logits, labels, per_rank=per_rank, weights=weights, groups=groups)
 
 
 def multi_task_loss(

@@ -7,6 +7,7 @@ from typing import Any
 from stem_torchrec.config import ModelConfig
 from stem_torchrec.config.model import options_class, with_options_of
 from stem_torchrec.models.dcmt import DCMT, DCMTOptions
+from stem_torchrec.models.duet import Duet, DuetOptions
 from stem_torchrec.models.escm2 import ESCM2, ESCM2Options
 from stem_torchrec.models.frame import MultiTaskModel
 from stem_torchrec.models.home import HoME, HoMEOptions
@@ -42,6 +43,7 @@ def shared_only(tasks: Sequence[str]) -> Sequence[str]:
 
 _LINES = (
     Model(STEM, STEMOptions, groups_of, "STEM-Net, AAAI 2024; ablations by reads, trains and gate-input"),
+    Model(Duet, DuetOptions, groups_of, "STEM and a single-task model on each task's tables, with a loss each"),
     Model(SingleTask, SingleTaskOptions, tuple, "a model for each task, trained side by side"),
     Model(SharedBottom, SharedBottomOptions, shared_only, "Caruana, Machine Learning 1997"),
     Model(OMoE, OMoEOptions, shared_only, "Ma et al., KDD 2018, with one gate for all tasks"),
