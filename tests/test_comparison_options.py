@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import get_args
 
 import pyarrow.parquet as pq
 import pytest
@@ -12,11 +13,14 @@ from stem_torchrec.comparison.options import Request, read_command_line
 from stem_torchrec.comparison.resolved import record_options, resolve_log
 from stem_torchrec.comparison.runs import Part, parts_of
 from stem_torchrec.comparison.several_logs import requests_by_log
-from stem_torchrec.comparison.variants import comparable_models
-from stem_torchrec.config import SyntheticConfig
+from stem_torchrec.comparison.variants import VARIANTS, read_variants
+from stem_torchrec.config import LossConfig, SyntheticConfig, TaskGradients, TaskWeights
 from stem_torchrec.data import synthetic
+from stem_torchrec.losses.table import LOSSES
+from stem_torchrec.models.ple import PLEOptions
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.paths import write_json
+from stem_torchrec.training.recipes import tiny
 
 
 @pytest.fixture
@@ -79,7 +83,7 @@ def test_a_part_has_the_weights_and_rates_of_its_own_tasks(tmp_path: Path, log: 
         ((name,), "stem") for name in names
     ]
     (ablation,) = (part.configure(request.train) for part in parts_of("stem_gate_task", names))
-    assert ablation == replace(stem, model=replace(stem.model, **comparable_models()["stem_gate_task"]))
+    assert ablation == replace(stem, model=replace(stem.model, gate_input="task"))
 
 
 @pytest.mark.parametrize(
@@ -136,7 +140,7 @@ def write_score(grid: Grid, part: Part, cell: Cell, *, seconds: float) -> None:
 def test_a_budget_in_runs_gives_every_model_the_same_settings_and_no_more(tmp_path: Path) -> None:
     first = Cell(0.02, 0.0)
     grid = Grid((0.01, 0.1), (0.0, 0.1, 1.0), 0, tmp_path, Budget(first, runs=3))
-    for part in (Part("stem", ("a", "b"), alone=False), *parts_of("single_task", ["a", "b"])):
+    for part in (*parts_of("stem", ["a", "b"]), *parts_of("single_task", ["a", "b"])):
         tried = []
         while (cell := grid.next_cell(part, parts=2)) is not None:
             tried.append(cell)
@@ -165,7 +169,7 @@ def test_a_budget_in_minutes_is_shared_by_single_task_models(tmp_path: Path) -> 
 
 
 def test_a_grid_without_budget_tries_all_pairs(tmp_path: Path) -> None:
-    grid, part = Grid((0.01, 0.1), (0.0, 0.1), 0, tmp_path), Part("stem", ("a",), alone=False)
+    grid, (part,) = Grid((0.01, 0.1), (0.0, 0.1), 0, tmp_path), parts_of("stem", ["a"])
     while (cell := grid.next_cell(part, parts=1)) is not None:
         write_score(grid, part, cell, seconds=1)
     assert [(cell.learning_rate, cell.embedding_l2) for cell in grid.tried(part)] == [
@@ -187,3 +191,102 @@ def test_each_log_has_a_folder_and_runs_of_its_own_and_the_same_tasks(tmp_path: 
     synthetic.generate(other, str(tmp_path / "c"))
     with pytest.raises(UserError, match=r"--logs: .*/c has the tasks x, y, and .* finish, like; name those that all"):
         requests_by_log(read_command_line([*line[:2], "--logs", str(log), str(tmp_path / "c"), *line[5:]]))
+
+
+def written(tmp_path: Path, text: str) -> str:
+    (tmp_path / "variants.yaml").write_text(text)
+    return str(tmp_path / "variants.yaml")
+
+
+def test_models_of_a_file_have_its_options_over_those_of_the_command_line(tmp_path: Path, log: Path) -> None:
+    file = written(
+        tmp_path,
+        """
+        focal: {model.arch: stem, loss.kinds: {"*": focal, like: bce}, loss.positive-weights: {like: 3}}
+        deep: {model.arch: ple, model.num_layers: 2, model.task_weights: [1, 2]}
+        regular: {model.arch: single_task, model.embedding_l2: 0.1}
+        wide: {model.expert_hidden: [64, 32], alone: true}
+        """,
+    )
+    request = request_of(
+        tmp_path / "out", log, "--variants", file, "--models", "focal,deep,regular,wide", "--base", "regular",
+        "--model.dropout", "0.1",
+    )  # fmt: skip
+    configs = {name: [part.configure(request.train) for part in parts] for name, parts in request.parts().items()}
+    assert {name: [config.data.labels for config in each] for name, each in configs.items()} == {
+        "focal": [("finish", "like")],
+        "deep": [("finish", "like")],
+        "regular": [("finish",), ("like",)],
+        "wide": [("finish",), ("like",)],
+    }
+    (focal,), (deep,), (regular, _), (wide, _) = configs.values()
+    assert focal.loss == LossConfig({"*": "focal", "like": "bce"}, {"like": 3.0})
+    assert (type(deep.model), deep.model.dropout, deep.model.task_weights) == (PLEOptions, 0.1, (1.0, 2.0))
+    assert (regular.model.arch, regular.model.embedding_l2, regular.model.dropout) == ("single_task", 0.1, 0.1)
+    assert wide.model == replace(request.train.model, expert_hidden=(64, 32))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("- focal", "is not a mapping of models to their options; write lines like `stem_focal: {model.arch: stem"),
+        ("a: focal", "a is 'focal', but must be a mapping of options; write lines like"),
+        ("a/b: {}", "the model 'a/b' must have a name of letters, digits and _.- only; give it another."),
+        ("stem: {model.dropout: 0.1}", "stem is the name of a model that is built in; give yours another."),
+        ("a: {model.arch: stemm}", "a: --model.arch is 'stemm', but must be one of .*; did you mean 'stem'?"),
+        ("a: {model.dropuot: 0.1}", "a: there is no option 'model.dropuot'; did you mean 'model.dropout'?"),
+        ("a: {model.dropout: 3}", "a: model.dropout is 3, but must be from 0 to 0.999."),
+        ("a: {model.arch: ple, model.reads: all}", "a: model.reads is an option of stem, not of ple."),
+        ("a: {balance.gradients: pcgard}", "a: balance.gradients is 'pcgard', but must be 'sum', 'pcgrad'"),
+        ("a: {seed: 3}", "a: seed is not an option of one model, as those of balance, .* are; leave it out."),
+        ("a: {sharding.plan: plan.json}", "a: sharding.plan is not an option of one model"),
+        ("a: {alone: both}", "a: alone is 'both', but must be true or false."),
+    ],
+)
+def test_a_wrong_model_of_a_file_is_refused_with_its_place(tmp_path: Path, text: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=rf"variants.yaml: {sentence}|variants.yaml {sentence}"):
+        read_variants(written(tmp_path, text), tiny())
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("a: {loss.kinds: {likes: focal}}", "a: --loss.kinds names the task 'likes', but the tasks are finish, like"),
+        ("a: {model.task_weights: [1]}", "a: --model.task-weights is 1.0, but needs one number above 0 for each of"),
+        ("a: {sparse.group_learning_rates: {likes: 1}}", "a: --sparse.group-learning-rates names 'likes', but"),
+        ("a: {model.arch: single_task, alone: false, balance.gradients: pcgrad}", "a: --balance.gradients is pcgrad,"),
+        ("a: {sparse.learning_rate: 1}", "a: sparse.learning_rate is chosen by --tune; leave one of both out."),
+    ],
+)
+def test_a_model_of_a_file_that_does_not_fit_the_log_is_refused_before_training(
+    tmp_path: Path, log: Path, text: str, sentence: str
+) -> None:
+    file = written(tmp_path, text)
+    with pytest.raises(UserError, match=f"variants.yaml: {sentence}"):
+        request_of(tmp_path / "out", log, "--variants", file, "--models", "a,single_task", "--tune")
+
+
+def test_a_comparison_takes_further_models_of_a_file_and_refuses_another_of_the_same_name(
+    tmp_path: Path, log: Path
+) -> None:
+    def record(text: str, models: str) -> None:
+        options = ("--variants", written(tmp_path, text), "--models", models, "--base", "a")
+        record_options(request_of(tmp_path / "out", log, *options), 1)
+
+    record("a: {model.dropout: 0.1}", "a")
+    (tmp_path / "out" / "runs" / "a" / "seed_0").mkdir(parents=True)
+    record("{a: {model.dropout: 0.1}, b: {model.dropout: 0.2}}", "a,b")
+    record("{a: {model.dropout: 0.1}, b: {model.dropout: 0.3}}", "a,b")  # No run of b has begun.
+    with pytest.raises(UserError, match=r"variants.yaml: a: .*out holds runs of a with other options, see variants/a"):
+        record("a: {model.dropout: 0.3}", "a")
+
+
+def test_every_method_is_a_model_of_the_comparison() -> None:
+    of_stem = [each.options for each in VARIANTS.values() if each.options["model.arch"] == "stem"]
+    named = {(name, str(value)) for options in of_stem for name, value in options.items()}
+    methods = {
+        *(("loss.kinds", str({"*": kind})) for kind in LOSSES if kind != "bce"),
+        *(("balance.weights", name) for name in get_args(TaskWeights) if name != "fixed"),
+        *(("balance.gradients", name) for name in get_args(TaskGradients) if name != "sum"),
+    }
+    assert methods <= named

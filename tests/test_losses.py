@@ -255,6 +255,12 @@ def test_a_part_of_the_tasks_keeps_its_own_losses() -> None:
     assert of_some_tasks(loss, ("like",)) == LossConfig({"like": "pairs"}, {"like": 2.0}, pointwise=0.2)
 
 
+def test_a_star_stands_for_every_task_that_is_not_named() -> None:
+    loss = LossConfig({"*": "focal", "like": "bce"}, {"*": 2.0})
+    assert losses_of_tasks(loss, ("finish", "like")) == (TaskLoss("focal", 2.0), TaskLoss("bce", 2.0))
+    assert losses_of_tasks(of_some_tasks(loss, ("finish",)), ("finish",)) == (TaskLoss("focal", 2.0),)
+
+
 def test_counted_batches_of_one_process_give_the_losses_of_plain_ones() -> None:
     train = build_model(MODEL, COLUMNS, LossConfig(KINDS), table_device="cpu")
     batch = random_batch(0)

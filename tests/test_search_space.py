@@ -19,8 +19,8 @@ from logs import SCHEMA, log_table, write_split
 @pytest.mark.parametrize(
     ("space", "sentence"),
     [
-        ("model.dropuot: [0.1]", "there is no option 'model.dropuot' to search over; did you mean 'model.dropout'?"),
-        ("model: [{dropout: 0.1}]", "there is no option 'model' to search over"),
+        ("model.dropuot: [0.1]", "there is no option 'model.dropuot'; did you mean 'model.dropout'?"),
+        ("model: [{dropout: 0.1}]", "there is no option 'model'"),
         ("model.dropout: []", "model.dropout is [], but must be a list, or a mapping with low and high."),
         ("model.dropout: {low: 0.1, high: 3}", "model.dropout is 3, but must be from 0 to 0.999."),
         ("model.dropout: [x]", "model.dropout is 'x', but must be a number from 0 to 0.999."),

@@ -12,6 +12,8 @@ from stem_torchrec.comparison.report import spread, write_parquet
 from stem_torchrec.comparison.scored_rows import Comparison
 from stem_torchrec.runtime.report_file import Report
 from stem_torchrec.training.best_by_task import best_metrics, weights_of_tasks
+from stem_torchrec.training.configuration import load_config
+from stem_torchrec.training.run_folder import CONFIG_FILE
 from stem_torchrec.training.sparse_optimizers import states_of_tables
 
 
@@ -56,7 +58,7 @@ def cost_of(comparison: Comparison, model: str) -> Cost:
     return Cost(
         tables=sum(torch.Size(size).numel() for size in table_sizes),
         dense=dense,
-        states=states_of_tables(table_sizes, comparison.train.sparse.name),
+        states=states_of_tables(table_sizes, load_config(str(runs[0].folders()[0] / CONFIG_FILE)).sparse.name),
         kept=fmean(kept),
         speeds=[run.test_results()["samples_per_second"] for run in runs],
     )

@@ -1,7 +1,7 @@
 """The options of a comparison, checked before anything is trained, and the record of them in its folder."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -12,12 +12,12 @@ from stem_torchrec.comparison.comparable import EDGES, edges_ascend
 from stem_torchrec.comparison.grid_search import Budget, Cell, Grid
 from stem_torchrec.comparison.multiplicity import Correction
 from stem_torchrec.comparison.runs import Part, Run, parts_of
-from stem_torchrec.comparison.variants import comparable_models
+from stem_torchrec.comparison.variants import VARIANTS, Variant, read_variants
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.command_line import parse_known_arguments
 from stem_torchrec.models.table import MODELS
 from stem_torchrec.runtime.errors import UserError, nearest
-from stem_torchrec.runtime.path_options import LocalOutput
+from stem_torchrec.runtime.path_options import LocalFile, LocalOutput
 from stem_torchrec.training.configuration import config_from_command_line
 
 _DESCRIPTION = """\
@@ -36,8 +36,13 @@ class CompareConfig:
     """Folder for the runs and the report. The same command resumes an interrupted comparison."""
     models: str = "stem,single_task,shared_bottom,mmoe,ple"
     """Models, separated by commas: those of --model.arch, `all` for all of them, the ablations stem_reads_own,
-    stem_trains_all, stem_gate_task, stem_gate_shared, stem_alone (a STEM for each task), and STEM with options:
-    stem_norm, stem_cross, stem_gates, stem_covariance."""
+    stem_trains_all, stem_gate_task, stem_gate_shared, stem_alone (a STEM for each task), STEM with one method more:
+    stem_norm, stem_cross, stem_gates, stem_covariance, stem_focal, stem_smoothed, stem_pairs, stem_jrc,
+    stem_uncertainty, stem_dwa, stem_pareto, stem_pcgrad, stem_cagrad, stem_gradcraft, stem_mgda, stem_by_task (the best
+    weights of each task), and those of --variants."""
+    variants: LocalFile | None = None
+    """YAML file of further models, each a name with options of train.py over those of this command line:
+    `stem_wide: {model.arch: stem, model.embedding_dim: 32}`. `alone: true` trains one for each task by itself."""
     seeds: str = "0,1,2"
     """Seeds, separated by commas; every model trains with each."""
     base: str = "single_task"
@@ -89,6 +94,8 @@ class Request:
     """One for each model and seed."""
     grid: Grid | None
     """What to tune, if anything."""
+    variants: Mapping[str, Variant]
+    """The models by name."""
     pair: tuple[str, str] | None = None
     """The two tasks of the comparable samples; None for a log with one task."""
     log: Mapping[str, str] = field(default_factory=dict)
@@ -96,7 +103,7 @@ class Request:
 
     def parts(self) -> dict[str, list[Part]]:
         """The parts of each model."""
-        return {run.model: parts_of(run.model, self.train.data.labels) for run in self.runs}
+        return {run.model: parts_of(run.model, self.train.data.labels, self.variants) for run in self.runs}
 
 
 def read_command_line(args: Sequence[str] | None = None) -> Request:
@@ -116,7 +123,8 @@ def read_command_line(args: Sequence[str] | None = None) -> Request:
         raise UserError(
             "--sharding.plan pins the tables of one model, but every model has its own; give --sharding.rules or .type."
         )
-    models = _models(config)
+    of_file = read_variants(config.variants, train) if config.variants else {}
+    variants = {name: {**VARIANTS, **of_file}[name] for name in _models(config, of_file)}
     seeds = _seeds(config.seeds)
     if config.split in ("train", "valid"):
         raise UserError(
@@ -125,12 +133,12 @@ def read_command_line(args: Sequence[str] | None = None) -> Request:
     if not edges_ascend(config.ratio_edges):
         raise UserError(f"--ratio-edges is {list(config.ratio_edges)}, but must ascend from above 0, such as 0.5 2.")
     folder = Path(config.out)
-    runs = tuple(Run(model, seed, folder / "runs" / model / f"seed_{seed}") for seed in seeds for model in models)
-    return Request(config, train, runs, _grid(config, train, seeds[0]))
+    runs = tuple(Run(model, seed, folder / "runs" / model / f"seed_{seed}") for seed in seeds for model in variants)
+    return Request(config, train, runs, _grid(config, train, variants.values(), seeds[0]), variants)
 
 
-def _models(config: CompareConfig) -> list[str]:
-    names, known = split_names(config.models), list(comparable_models())
+def _models(config: CompareConfig, of_file: Mapping[str, Variant]) -> list[str]:
+    names, known = split_names(config.models), [*VARIANTS, *of_file]
     models = list(dict.fromkeys(m for name in names for m in (MODELS if name == "all" else [name])))
     for name in [*models, config.base]:
         if name not in known:
@@ -157,13 +165,16 @@ def log_options(logs: Sequence[str], others: Sequence[str]) -> list[str]:
     return ["--data.path", logs[0]]
 
 
-def _grid(config: CompareConfig, train: TrainConfig, seed: int) -> Grid | None:
+def _grid(config: CompareConfig, train: TrainConfig, variants: Iterable[Variant], seed: int) -> Grid | None:
     if not config.tune:
         if config.learning_rates or config.embedding_l2:
             raise UserError("--learning-rates and --embedding-l2 are the values that --tune chooses from; add --tune.")
         if config.tune_runs or config.tune_minutes:
             raise UserError("--tune-runs and --tune-minutes are the budget of --tune; add --tune.")
         return None
+    for each in variants:
+        if (option := each.sets("sparse.learning_rate", "model.embedding_l2")) is not None:
+            raise UserError(f"{each.place}: {option} is chosen by --tune; leave one of both out.")
     if config.tune_runs and config.tune_minutes:
         raise UserError("--tune-runs and --tune-minutes are two budgets; leave one of them out.")
     rates = config.learning_rates or tuple(factor * train.sparse.learning_rate for factor in (0.5, 1.0, 2.0))

@@ -1,11 +1,14 @@
 """A comparison whose options are checked against its log, and the record of them in its folder."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from stem_torchrec.comparison.grid_search import Grid
 from stem_torchrec.comparison.options import Request, split_names
+from stem_torchrec.comparison.runs import Part
+from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.files import what_is_trained
 from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.data.columns import Columns
@@ -14,8 +17,9 @@ from stem_torchrec.data.folder import data_folder
 from stem_torchrec.data.footers import fingerprint
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.losses.table import losses_of_tasks
+from stem_torchrec.models.balanced import balance_tasks
 from stem_torchrec.models.build import build_model, check_task_weights
-from stem_torchrec.models.table import groups_with_tables
+from stem_torchrec.models.table import MODELS, groups_with_tables
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.sharding.placement import match_rules, parse_rules
 from stem_torchrec.starting.source import with_source_path
@@ -23,7 +27,7 @@ from stem_torchrec.tables import SHARED, table_configs
 from stem_torchrec.training.run_folder import write_or_check
 from stem_torchrec.training.watched_metric import WatchedMetric
 
-COMPARISON_FILE = "comparison.yaml"
+COMPARISON_FILE, VARIANTS_FOLDER = "comparison.yaml", "variants"
 
 
 def resolve_log(request: Request) -> Request:
@@ -54,16 +58,45 @@ def resolve_log(request: Request) -> Request:
             metric = part.configure(train).train.metric
             WatchedMetric.of_split(metric, replace(columns, labels=part.labels), row_groups["valid"])
         except UserError as error:
-            raise UserError(f"{part.name}: {error}") from error
+            raise _of_part(part, error) from error
     return resolved
 
 
 def _check_models(request: Request, columns: Columns) -> None:
     """Raises UserError if a model cannot be built, or a rule or learning rate names what no model has."""
-    train = request.train
+    train, parts_of_models = request.train, request.parts()
+    all_parts = [part for parts in parts_of_models.values() for part in parts]
+    _check_tasks(train, columns)
+    for name, variant in request.variants.items():
+        of_variant = variant.configure(train)
+        try:
+            _check_tasks(of_variant, columns)
+            if variant.sets("sparse.group_learning_rates"):
+                _check_rates(of_variant, parts_of_models[name], columns)
+        except UserError as error:
+            raise UserError(f"{variant.place}: {error}") from error
+    _check_rates(train, all_parts, columns)
+    for part in all_parts:
+        configured = part.configure(train)
+        try:
+            model = build_model(configured.model, replace(columns, labels=part.labels), configured.loss)
+            balance_tasks(model, configured.balance)
+        except UserError as error:
+            raise _of_part(part, error) from error
+        try:
+            match_rules(parse_rules(configured.sharding.rules), [table.name for table in table_configs(model)])
+        except UserError as error:
+            raise _of_part(part, f"{str(error).rstrip('.')}; every model needs rules that fit its tables.") from error
+
+
+def _check_tasks(train: TrainConfig, columns: Columns) -> None:
+    """Raises UserError if weights or losses do not fit the tasks."""
     check_task_weights(train.model.task_weights, columns.labels)
     losses_of_tasks(train.loss, columns.labels)
-    parts = [part for parts in request.parts().values() for part in parts]
+
+
+def _check_rates(train: TrainConfig, parts: Sequence[Part], columns: Columns) -> None:
+    """Raises UserError if a learning rate is that of a group that none of these models has."""
     groups = {g for part in parts for g in groups_with_tables(part.configure(train).model, part.labels)}
     for group in sorted(set(train.sparse.group_learning_rates) - groups):
         ordered = dict.fromkeys([*columns.labels, *sorted(groups - {SHARED}), SHARED])
@@ -71,22 +104,18 @@ def _check_models(request: Request, columns: Columns) -> None:
             f"--sparse.group-learning-rates names {group!r}, but the models have tables of "
             f"{', '.join(g for g in ordered if g in groups)}."
         )
-    for part in parts:
-        configured = part.configure(train)
-        model = build_model(configured.model, replace(columns, labels=part.labels), configured.loss)
-        try:
-            match_rules(parse_rules(train.sharding.rules), [table.name for table in table_configs(model)])
-        except UserError as error:
-            raise UserError(
-                f"{part.name}: {str(error).rstrip('.')}; every model needs rules that fit its tables."
-            ) from error
+
+
+def _of_part(part: Part, error: object) -> UserError:
+    file = f"{part.variant.file}: " if part.variant.file else ""
+    return UserError(f"{file}{part.name}: {error}")
 
 
 def record_options(request: Request, world_size: int) -> None:
     """Writes comparison.yaml, or checks that it records the same options, so that no folder mixes two comparisons.
 
-    Options that change no result are left out. Raises UserError for a folder of another comparison, or one that cannot
-    be written.
+    Options that change no result are left out. Each variant has a file of its own, so that others may be added. Raises
+    UserError for a folder of another comparison, or one that cannot be written.
     """
     folder, grid = Path(request.config.out), request.grid
     options = {
@@ -103,6 +132,15 @@ def record_options(request: Request, world_size: int) -> None:
         "another --out, or the same options on as many ranks. Models and seeds may be added.",
         begun=any(folder.glob("runs/*/*")) or any(folder.glob("tuning/*/*")),
     )
+    for name, variant in request.variants.items():
+        if name not in MODELS:
+            write_or_check(
+                folder / VARIANTS_FOLDER / f"{name}.yaml",
+                {"options": dict(variant.options), "alone": variant.alone},
+                refusal=f"{variant.place}: {folder} holds runs of {name} with other options, see "
+                f"{VARIANTS_FOLDER}/{name}.yaml in it; give the model another name, or another --out.",
+                begun=any(folder.glob(f"runs/{name}/*")) or any(folder.glob(f"tuning/{name}/*")),
+            )
 
 
 def _tuned(grid: Grid) -> dict[str, Any]:

@@ -15,14 +15,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stem_torchrec.checkpoints.resume import checkpoints_folder
-from stem_torchrec.comparison.variants import ALONE, comparable_models
+from stem_torchrec.comparison.variants import VARIANTS, Variant
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.files import what_is_trained
 from stem_torchrec.config.json_text import parse_json
 from stem_torchrec.config.serialization import from_dict
 from stem_torchrec.losses.table import of_some_tasks
 from stem_torchrec.metrics.multi_task import to_json
-from stem_torchrec.models.table import groups_with_tables, with_arch
+from stem_torchrec.models.table import groups_with_tables
 from stem_torchrec.runtime.errors import DamagedError, DivergedError, UserError, reason_of
 from stem_torchrec.runtime.paths import write_json
 from stem_torchrec.runtime.process import Process, from_first_rank
@@ -30,6 +30,7 @@ from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.training.configuration import load_config
 from stem_torchrec.training.gate_weights import GateWeights
 from stem_torchrec.training.metrics_log import read_metrics_log
+from stem_torchrec.training.open_fields import with_open_fields
 from stem_torchrec.training.run_evaluation import EvaluateConfig, evaluate_run
 from stem_torchrec.training.run_folder import CONFIG_FILE, METRICS_LOG
 from stem_torchrec.training.trainer import train
@@ -44,12 +45,20 @@ PREDICTIONS = "predictions"
 class Part:
     """What one training run trains: a model on all tasks, or on one of them where each has its own."""
 
-    model: str
-    """A key of `comparable_models()`."""
+    variant: Variant
+    """The model."""
     labels: tuple[str, ...]
     """Its tasks."""
-    alone: bool
-    """Whether it is one of several models of a task each."""
+
+    @property
+    def model(self) -> str:
+        """The name of its model."""
+        return self.variant.name
+
+    @property
+    def alone(self) -> bool:
+        """Whether it is one of several models of a task each."""
+        return self.variant.alone
 
     @property
     def name(self) -> str:
@@ -62,9 +71,10 @@ class Part:
         Args:
             config: of the comparison; it names its labels.
         """
+        config = self.variant.configure(config)
         weights = dict(zip(config.data.labels, config.model.task_weights, strict=bool(config.model.task_weights)))
         task_weights = tuple(weights[task] for task in self.labels if weights)
-        model = with_arch(config.model, **comparable_models()[self.model], task_weights=task_weights)
+        model = replace(config.model, task_weights=task_weights)
         groups = groups_with_tables(model, self.labels)
         rates = {group: rate for group, rate in config.sparse.group_learning_rates.items() if group in groups}
         spaces = {task: label for task, label in config.data.spaces.items() if task in self.labels}
@@ -81,11 +91,16 @@ class Part:
         )
 
 
-def parts_of(model: str, labels: Sequence[str]) -> list[Part]:
-    """The parts of a model: one, or one for each task where each has its own, tuned and stopped by its task."""
-    if model in ALONE:
-        return [Part(model, (label,), alone=True) for label in labels]
-    return [Part(model, tuple(labels), alone=False)]
+def parts_of(model: str, labels: Sequence[str], variants: Mapping[str, Variant] = VARIANTS) -> list[Part]:
+    """The parts of a model: one, or one for each task where each has its own, tuned and stopped by its task.
+
+    Args:
+        model: a key of `variants`.
+        labels: the tasks.
+        variants: the models that may be named.
+    """
+    variant = variants[model]
+    return [Part(variant, of_part) for of_part in ([(label,) for label in labels] if variant.alone else [(*labels,)])]
 
 
 @dataclass(frozen=True)
@@ -114,7 +129,7 @@ class Run:
     """One model with one seed."""
 
     model: str
-    """A key of `comparable_models()`."""
+    """Its name, as in --models."""
     seed: int
     folder: Path
     log: int = 1
@@ -163,6 +178,8 @@ def train_part(config: TrainConfig, process: Process, *, ending: Event | None = 
 
     Deletes an existing run that has other options or is damaged. Returns the best evaluation; raises as `train` does.
     """
+    # So that the configuration is the one that the run has in its folder.
+    config = with_open_fields(config, config.data.path or "", process)
     folder = Path(config.output_dir or "")
 
     def delete_other_run() -> None:

@@ -16,6 +16,7 @@ from stem_torchrec.comparison.options import CompareConfig
 from stem_torchrec.comparison.resampling import Resampled
 from stem_torchrec.comparison.runs import Run
 from stem_torchrec.comparison.task_scores import TaskScores, labeled, measures_of
+from stem_torchrec.comparison.variants import Variant
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.files import find_row_groups
@@ -36,6 +37,8 @@ class Comparison:
     """One row for each model and setting that was tried for it; see `Grid.rows`."""
     diverged: Mapping[str, str] = field(default_factory=dict)
     """The models that are left out, with the reason."""
+    variants: Mapping[str, Variant] = field(default_factory=dict)
+    """The models by name."""
 
     @property
     def folder(self) -> Path:

@@ -59,6 +59,7 @@ def _train_in_folder(request: Request, process: Process, lock: FolderLock, *, en
         pair=request.pair,
         tried=from_first_rank(lambda: grid.rows(parts) if grid else []),
         diverged=diverged,
+        variants=request.variants,
     )
 
 

@@ -1,28 +1,173 @@
-"""The models that a comparison may name: all of the table of models, and STEM with one option changed."""
+"""The models that a comparison may name: those of the table of models, and variants by the options that they set.
 
+A variant is a name with options of train.py over those of the command line. Some are built in; `--variants FILE` adds
+others, of the same form.
+"""
+
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from stem_torchrec.models.table import MODELS
+from stem_torchrec.config import TrainConfig
+from stem_torchrec.config.yaml_text import parse_yaml
+from stem_torchrec.models.table import MODELS, with_arch
+from stem_torchrec.runtime.errors import UserError, reason_of
+from stem_torchrec.training.configuration import known_option, with_values
 
-_VARIANTS: Mapping[str, Mapping[str, Any]] = {
-    "stem_reads_own": {"arch": "stem", "reads": "own_shared"},
-    "stem_trains_all": {"arch": "stem", "trains": "all"},
-    "stem_gate_task": {"arch": "stem", "gate_input": "task"},
-    "stem_gate_shared": {"arch": "stem", "gate_input": "shared"},
-    "stem_alone": {"arch": "stem"},
-    "stem_norm": {"arch": "stem", "expert": "norm"},
-    "stem_cross": {"arch": "stem", "expert": "cross"},
-    "stem_gates": {"arch": "stem", "feature_gate": True, "self_gate": True},
-    "stem_covariance": {"arch": "stem", "covariance_weight": 1.0},
+ARCH, ALONE = "model.arch", "alone"
+_OF_A_MODEL = ("balance", "dense", "loss", "model", "schedule", "sharding", "sparse", "train")
+"""The sections whose options a variant may set."""
+_OF_ALL = ("sharding.plan", "train.timeout")
+"""Options of these sections that it may not set."""
+_OTHERS = ("data.batch_size", "data.shuffle_rows")
+"""Options of other sections that it may set."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model that a comparison may name."""
+
+    name: str
+    options: Mapping[str, Any] = field(hash=False)
+    """Values by option, such as `model.arch`, over those of the command line."""
+    alone: bool = False
+    """Whether it is a model for each task, trained by itself."""
+    file: str = ""
+    """The file that defines it; empty for one that is built in."""
+
+    @property
+    def place(self) -> str:
+        """Where it stands, for errors: `variants.yaml: stem_focal`, or its name alone."""
+        return f"{self.file}: {self.name}" if self.file else self.name
+
+    @property
+    def text(self) -> str:
+        """Its options in a line, for the report."""
+        values = [f"{option} {value}" for option, value in self.options.items()]
+        return ", ".join([*values, *(["for each task alone"] if self.alone else [])])
+
+    def configure(self, config: TrainConfig) -> TrainConfig:
+        """The configuration with the model of the variant, if it names one, and its options.
+
+        Raises UserError that names the variant, for an option that its model does not have or a value that the option
+        does not take.
+
+        Example::
+
+            Variant("stem_focal", {"loss.kinds": {"*": "focal"}}).configure(tiny()).loss.kinds  # {"*": "focal"}
+        """
+        try:
+            arch = self.options.get(ARCH, config.model.arch)
+            config = replace(config, model=with_arch(config.model, arch))
+            return with_values(config, {_option_of_model(name, config): each for name, each in self.options.items()})
+        except UserError as error:
+            raise UserError(f"{self.place}: {error}") from error
+
+    def sets(self, *options: str) -> str | None:
+        """The first of these options that the variant sets."""
+        return next((option for option in options if option in self.options), None)
+
+
+def variant(name: str, values: Mapping[str, Any], file: str = "") -> Variant:
+    """The variant that a mapping describes: options, and `alone`, which is true for single-task models by default.
+
+    Example::
+
+        variant("stem_alone", {"model.arch": "stem", "alone": True})  # Variant("stem_alone", ..., alone=True)
+
+    Raises UserError if `alone` is neither true nor false.
+    """
+    # As in --help an option may have hyphens.
+    options = {str(option).removeprefix("--").replace("-", "_"): value for option, value in values.items()}
+    alone = options.pop(ALONE, options.get(ARCH) == "single_task")
+    if not isinstance(alone, bool):
+        raise UserError(f"{file}: {name}: alone is {alone!r}, but must be true or false.")
+    return Variant(name, options, alone, file)
+
+
+_STEM: Mapping[str, Mapping[str, Any]] = {
+    "stem_reads_own": {"model.reads": "own_shared"},
+    "stem_trains_all": {"model.trains": "all"},
+    "stem_gate_task": {"model.gate_input": "task"},
+    "stem_gate_shared": {"model.gate_input": "shared"},
+    "stem_alone": {ALONE: True},
+    "stem_norm": {"model.expert": "norm"},
+    "stem_cross": {"model.expert": "cross"},
+    "stem_gates": {"model.feature_gate": True, "model.self_gate": True},
+    "stem_covariance": {"model.covariance_weight": 1.0},
+    "stem_focal": {"loss.kinds": {"*": "focal"}},
+    "stem_smoothed": {"loss.kinds": {"*": "smoothed"}},
+    "stem_pairs": {"loss.kinds": {"*": "pairs"}},
+    "stem_jrc": {"loss.kinds": {"*": "jrc"}},
+    "stem_uncertainty": {"balance.weights": "uncertainty"},
+    "stem_dwa": {"balance.weights": "dwa"},
+    "stem_pareto": {"balance.weights": "pareto"},
+    "stem_pcgrad": {"balance.gradients": "pcgrad"},
+    "stem_cagrad": {"balance.gradients": "cagrad"},
+    "stem_gradcraft": {"balance.gradients": "gradcraft"},
+    "stem_mgda": {"balance.gradients": "mgda"},
+    "stem_by_task": {"train.best_by_task": True},
 }
-"""Ablations of STEM, and its options, by what they set. A loss trains at most what its gate reads, so a STEM that reads
-own and shared and trains all is stem_reads_own. stem_alone is a STEM for each task by itself, which has the capacity of
-one, and no label of another task."""
-ALONE = ("single_task", "stem_alone")
-"""Models that are one run for each task."""
+"""Ablations of STEM, and STEM with each method that is an option, by what they set. A loss trains at most what its gate
+reads, so a STEM that reads own and shared and trains all is stem_reads_own. stem_alone is a STEM for each task by
+itself, which has the capacity of one, and no label of another task."""
+VARIANTS: Mapping[str, Variant] = {
+    **{arch: variant(arch, {ARCH: arch}) for arch in MODELS},
+    **{name: variant(name, {ARCH: "stem", **values}) for name, values in _STEM.items()},
+}
+"""The models that every comparison may name: all of the table of models, and variants of STEM."""
 
 
-def comparable_models() -> dict[str, Mapping[str, Any]]:
-    """The models that can be compared, by name, with the model options that each sets: all models, and variants."""
-    return {**{arch: {"arch": arch} for arch in MODELS}, **_VARIANTS}
+def read_variants(path: str, config: TrainConfig) -> dict[str, Variant]:
+    """Reads the models of a YAML file, by name.
+
+    Args:
+        path: of a mapping of names to mappings of options.
+        config: what the command line has for all models.
+
+    Raises UserError with the file, the model, the option and the fix.
+
+    Example::
+
+        # stem_focal: {model.arch: stem, loss.kinds: {"*": focal}}
+        read_variants("variants.yaml", tiny())  # {"stem_focal": Variant("stem_focal", {"model.arch": "stem", ...})}
+    """
+    try:
+        content = parse_yaml(Path(path).read_text())
+    # ValueError: the file is not text, or not YAML.
+    except (OSError, ValueError) as error:
+        raise UserError(f"--variants {path} cannot be read ({reason_of(error)}); give a YAML file.") from error
+    example = "write lines like `stem_focal: {model.arch: stem, loss.kinds: {'*': focal}}`"
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"{path} is not a mapping of models to their options; {example}.")
+    variants = {}
+    for name, values in content.items():
+        _check_name(name, path)
+        if not isinstance(values, dict):
+            raise UserError(f"{path}: {name} is {values!r}, but must be a mapping of options; {example}.")
+        variants[name] = variant(name, values, path)
+        variants[name].configure(config)
+    return variants
+
+
+def _check_name(name: str, path: str) -> None:
+    """Raises UserError for a name that a command line or a folder cannot have, or that is built in."""
+    if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
+        raise UserError(
+            f"{path}: the model {name!r} must have a name of letters, digits and _.- only; give it another."
+        )
+    if name in VARIANTS or name == "all":
+        raise UserError(f"{path}: {name} is the name of a model that is built in; give yours another.")
+
+
+def _option_of_model(name: str, config: TrainConfig) -> str:
+    """The option of this name; raises UserError if there is none, or if it is not one of a single model."""
+    option = known_option(name, config)
+    if (option.partition(".")[0] in _OF_A_MODEL and option not in _OF_ALL) or option in _OTHERS:
+        return option
+    raise UserError(
+        f"{option} is not an option of one model, as those of {', '.join(_OF_A_MODEL)} and {', '.join(_OTHERS)} are; "
+        "leave it out."
+    )

@@ -14,6 +14,7 @@ from stem_torchrec.comparison.result_sections import Comparisons, results
 from stem_torchrec.comparison.scored_rows import Comparison, Scored, ScoredRows
 from stem_torchrec.comparison.several_logs import RowsOfLogs
 from stem_torchrec.data.schema import load_schema
+from stem_torchrec.models.table import MODELS
 from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.report_file import Report, escape
 from stem_torchrec.training.watched_metric import SIGNS
@@ -113,8 +114,15 @@ def introduction(report: Report, scored: Scored, *, rows: int) -> None:
         f"where fewer than {MIN_USERS} {scored.unit} have positives, or negatives, or for gAUC both. Each single-task "
         "model is tuned and stopped by its own task, every other model by the mean over the tasks.",
         *([mean] if config.logs else []),
+        *_models(comparison),
         *[f"Left out because a run diverged: {escape(reason)}" for reason in comparison.diverged.values()],
     )
+
+
+def _models(comparison: Comparison) -> list[str]:
+    """A sentence on the models that are not in the table of models, if there are any."""
+    texts = [f"{model} ({comparison.variants[model].text})" for model in comparison.models if model not in MODELS]
+    return [f"Models by their options over those above: {escape('; '.join(texts))}."] if texts else []
 
 
 def settings(report: Report, comparison: Comparison) -> None:

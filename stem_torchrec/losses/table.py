@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from stem_torchrec.config.loss import LossConfig
+from stem_torchrec.config.loss import EVERY_TASK, LossConfig, of_task
 from stem_torchrec.losses.jrc import jrc
 from stem_torchrec.losses.pairs import pairs
 from stem_torchrec.losses.pointwise import bce, focal, smoothed
@@ -69,24 +69,23 @@ def losses_of_tasks(config: LossConfig, tasks: Sequence[str]) -> tuple[TaskLoss,
                 f"--loss.kinds has {kind!r} for {task!r}, but must have one of {', '.join(known)}"
                 f"{nearest(kind, known) or '.'}"
             )
-    if all(config.kinds.get(t, "bce") == "bce" and config.positive_weights.get(t, 1) == 1 for t in tasks):
-        return ()
-    return tuple(
+    losses = tuple(
         TaskLoss(
-            config.kinds.get(task, "bce"),
-            config.positive_weights.get(task, 1.0),
+            of_task(config.kinds, task, "bce"),
+            of_task(config.positive_weights, task, 1.0),
             config.focal_gamma,
             config.smoothing,
             config.pointwise,
         )
         for task in tasks
     )
+    return losses if any(loss.kind != "bce" or loss.positive_weight != 1 for loss in losses) else ()
 
 
 def check_tasks(option: str, names: Mapping[str, object], tasks: Sequence[str]) -> None:
-    """Raises UserError, which names the option, for a name that no task has."""
+    """Raises UserError, which names the option, for a name that no task has; `*` is all."""
     for name in names:
-        if name not in tasks:
+        if name not in (*tasks, EVERY_TASK):
             raise UserError(
                 f"{option} names the task {name!r}, but the tasks are {', '.join(tasks)}{nearest(name, tasks) or '.'}"
             )
@@ -94,8 +93,9 @@ def check_tasks(option: str, names: Mapping[str, object], tasks: Sequence[str]) 
 
 def of_some_tasks(config: LossConfig, tasks: Sequence[str]) -> LossConfig:
     """What a configuration has for these tasks, to train a part of them."""
+    kept = (*tasks, EVERY_TASK)
     return replace(
         config,
-        kinds={task: kind for task, kind in config.kinds.items() if task in tasks},
-        positive_weights={task: weight for task, weight in config.positive_weights.items() if task in tasks},
+        kinds={task: kind for task, kind in config.kinds.items() if task in kept},
+        positive_weights={task: weight for task, weight in config.positive_weights.items() if task in kept},
     )

@@ -1,10 +1,11 @@
 """A run's configuration from a command line or a file, with the options of the model that it trains."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stem_torchrec.config import TrainConfig
+from stem_torchrec.config.command_line import option_names
 from stem_torchrec.config.files import (
     CONFIG_FILE,
     config_from_arguments,
@@ -12,7 +13,10 @@ from stem_torchrec.config.files import (
     for_the_next_run,
     read_config,
 )
+from stem_torchrec.config.model import check_owned
+from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.models.table import MODELS, all_options
+from stem_torchrec.runtime.errors import UserError, nearest
 from stem_torchrec.runtime.store_path import path_of
 from stem_torchrec.starting.source import config_of_source
 from stem_torchrec.training.recipes import RECIPES
@@ -65,3 +69,40 @@ def run_config(values: dict[str, Any]) -> TrainConfig:
     Raises UserError with the field that is unknown, of the wrong type or outside of its limits.
     """
     return config_from_dict(values, all_options(), of_all_models=True)
+
+
+def known_option(name: Any, config: TrainConfig) -> str:
+    """The option of this name as `with_values` takes it: the name may have hyphens, as in --help.
+
+    Raises UserError for a name that no option has, or only those of other models than that of `config`.
+
+    Example::
+
+        known_option("model.num-task-experts", tiny())  # "model.num_task_experts"
+    """
+    # YAML may have read a number.
+    option, *known = (each.removeprefix("--").replace("-", "_") for each in (str(name), *option_names(config)))
+    if option not in known:
+        check_owned(all_options(), config.model.arch, [option.removeprefix("model.")], "model.")
+        hint = nearest(option, known) or ";"
+        raise UserError(f"there is no option {name!r}{hint} train.py --help lists them.")
+    return option
+
+
+def with_values(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
+    """The configuration with other values of some options, as YAML has them.
+
+    Raises UserError with the option for a value that it does not take.
+
+    Example::
+
+        with_values(tiny(), {"model.dropout": 0.1, "model.expert_hidden": [64, 32]})
+    """
+    plain = to_dict(config)
+    for option, value in values.items():
+        section = plain
+        *sections, name = option.split(".")
+        for each in sections:
+            section = section[each]
+        section[name] = value
+    return run_config(plain)

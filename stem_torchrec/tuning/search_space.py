@@ -13,8 +13,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.command_line import option_names
-from stem_torchrec.config.model import check_owned
-from stem_torchrec.config.serialization import from_dict, to_dict
+from stem_torchrec.config.serialization import from_dict
 from stem_torchrec.config.yaml_text import parse_yaml
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.files import find_row_groups
@@ -22,10 +21,9 @@ from stem_torchrec.data.folder import data_folder
 from stem_torchrec.data.footers import fingerprint
 from stem_torchrec.data.listing import RowGroup
 from stem_torchrec.data.schema import load_schema
-from stem_torchrec.models.table import all_options
-from stem_torchrec.runtime.errors import UserError, nearest, reason_of
+from stem_torchrec.runtime.errors import UserError, reason_of
 from stem_torchrec.starting.source import with_source_path
-from stem_torchrec.training.configuration import run_config
+from stem_torchrec.training.configuration import known_option, with_values
 from stem_torchrec.training.steps_by_rows import choose_steps
 from stem_torchrec.training.watched_metric import WatchedMetric
 
@@ -140,7 +138,7 @@ def with_choices(base: TrainConfig, choices: Mapping[str, Any]) -> TrainConfig:
 
         with_choices(tiny(), {"model.dropout": 0.1, "model.expert_hidden": "[64, 32]"})
     """
-    return _with_values(
+    return with_values(
         base,
         {
             option: json.loads(choice) if isinstance(attrgetter(option)(base), (tuple, dict)) else choice
@@ -150,12 +148,7 @@ def with_choices(base: TrainConfig, choices: Mapping[str, Any]) -> TrainConfig:
 
 
 def _option(name: Any, base: TrainConfig) -> str:
-    # The name may have hyphens, as in --help, and YAML may have read a number.
-    option, *known = (each.removeprefix("--").replace("-", "_") for each in (str(name), *option_names(base)))
-    if option not in known:
-        check_owned(all_options(), base.model.arch, [option.removeprefix("model.")], "model.")
-        hint = nearest(option, known) or ";"
-        raise UserError(f"there is no option {name!r} to search over{hint} train.py --help lists them.")
+    option = known_option(name, base)
     if any(option == fixed or option.startswith(f"{fixed}.") for fixed in _FIXED):
         raise UserError(f"{option} is the same for all trials; leave it out of the space.")
     return option
@@ -203,15 +196,4 @@ class _FloatRange:
 
 def _typed(option: str, value: Any, base: TrainConfig) -> Any:
     """A value as the configuration holds it: a tuple for a list, 1.0 for 1 where the option is a float."""
-    return attrgetter(option)(_with_values(base, {option: value}))
-
-
-def _with_values(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
-    plain = to_dict(config)
-    for option, value in values.items():
-        section = plain
-        *sections, name = option.split(".")
-        for each in sections:
-            section = section[each]
-        section[name] = value
-    return run_config(plain)
+    return attrgetter(option)(with_values(base, {option: value}))
