@@ -101,7 +101,7 @@ def test_files_from_before_formats_have_options_of_all_models_and_later_ones_onl
     model = load_config(str(tmp_path / "config.yaml")).model
     assert model == with_arch(ModelConfig(), "mmoe", num_shared_experts=3)
     (tmp_path / "config.yaml").write_text(f"format: 1\n{text}")
-    with pytest.raises(UserError, match=r"model.gate_input is an option of stem, not of mmoe"):
+    with pytest.raises(UserError, match=r"model.gate_input is an option of stem, duet, not of mmoe"):
         load_config(str(tmp_path / "config.yaml"))
     (tmp_path / "config.yaml").write_text("model:\n  arch: mmoe\n  gate_imput: task\n")
     with pytest.raises(UserError, match=r"there is no field 'model.gate_imput'"):
@@ -109,6 +109,10 @@ def test_files_from_before_formats_have_options_of_all_models_and_later_ones_onl
 
 
 def test_a_bare_model_stands_for_its_defaults_and_other_models_options_are_refused() -> None:
+    # Where defaults differ, each model has its own; what is not a default is kept.
+    assert with_arch(MODELS["stem"].options(), "duet").expert == "cross"  # type: ignore[attr-defined]
+    assert with_arch(MODELS["duet"].options(), "stem").expert == "mlp"  # type: ignore[attr-defined]
+    assert with_arch(MODELS["stem"].options(expert="norm"), "duet").expert == "norm"  # type: ignore[attr-defined]
     assert options_of(ModelConfig(arch="ple", embedding_dim=8)) == MODELS["ple"].options(embedding_dim=8)
     with pytest.raises(UserError, match=r"the model is 'mmoe' with the options STEMOptions, but must have MMoEOptions"):
         options_of(MODELS["stem"].options(arch="mmoe"))

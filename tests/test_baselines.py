@@ -178,7 +178,7 @@ FORMULAS: dict[str, Formula] = {
     f.__name__: f
     for f in (duet, single_task, shared_bottom, omoe, mmoe, ple, home, pepnet, aitm, esmm, escm2, dcmt, me_mmoe, me_ple)
 }
-OPTIONS: dict[str, dict[str, object]] = {"pepnet": {"prior": ("tags",), "domain": ("uid",)}}
+OPTIONS: dict[str, dict[str, object]] = {"duet": {"expert": "mlp"}, "pepnet": {"prior": ("tags",), "domain": ("uid",)}}
 
 
 def build(arch: str, *, tasks: Sequence[str] = TASKS, layout: str = "split", layers: int = 2) -> MultiTaskModel:

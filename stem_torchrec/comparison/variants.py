@@ -116,8 +116,9 @@ itself, which has the capacity of one, and no label of another task."""
 VARIANTS: Mapping[str, Variant] = {
     **{arch: variant(arch, {ARCH: arch}) for arch in MODELS},
     **{name: variant(name, {ARCH: "stem", **values}) for name, values in _STEM.items()},
+    "duet_mlp": variant("duet_mlp", {ARCH: "duet", "model.expert": "mlp"}),
 }
-"""The models that every comparison may name: all of the table of models, and variants of STEM."""
+"""The models that every comparison may name: all of the table of models, and variants of STEM and Duet."""
 
 
 def read_variants(path: str, config: TrainConfig) -> dict[str, Variant]:

@@ -61,12 +61,16 @@ def options_class(models: Models, arch: Any, place: str = "--model.arch") -> typ
 def with_options_of(model: ModelConfig, kind: type[ModelT], **changes: Any) -> ModelT:
     """The options of another model, with the values of the fields that both have.
 
+    What is a default of `model` becomes the default of the other, which may be another value.
+
     Example::
 
         with_options_of(STEMOptions(num_layers=2, reads="own_shared"), PLEOptions)  # PLEOptions(num_layers=2)
     """
+    default = type(model)()
     both = {field.name for field in fields(kind)} & {field.name for field in fields(model)} - {"arch"}
-    return kind(**{**{name: getattr(model, name) for name in both}, **changes})
+    chosen = {name: getattr(model, name) for name in both if getattr(model, name) != getattr(default, name)}
+    return kind(**{**chosen, **changes})
 
 
 def owners(models: Models, option: str) -> list[str]:

@@ -27,6 +27,8 @@ class DuetOptions(STEMOptions):
     """Options of Duet."""
 
     arch: Arch = "duet"
+    expert: ExpertKind = "cross"
+    """As of STEM; with cross, the MLPs of the own streams stay as they are."""
     own_share: Annotated[float, Interval(ge=0, lt=1)] = 0.2
     """Share in a prediction's logit of the task's own stream, which reads nothing but the task's tables; the rest is
     that of STEM. With 0 the own stream only trains the tables."""
