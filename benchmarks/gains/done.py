@@ -1,0 +1,71 @@
+"""What is done of the comparison on a source: which models, with which seeds, on all of its logs."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from stem_torchrec.comparison.costs import Cost, cost_of
+from stem_torchrec.comparison.runs import Run
+from stem_torchrec.comparison.scored_rows import Comparison, ScoredRows
+from stem_torchrec.comparison.several_logs import RowsOfLogs, together
+
+from gains.sources import OfSource
+
+
+class Done:
+    """The runs of a source that are trained and tested.
+
+    Args:
+        of_source: the comparison; its runs need not be done.
+    """
+
+    def __init__(self, of_source: OfSource) -> None:
+        self.name, self.source = of_source.name, of_source.source
+        self._request, self._by_log = of_source.request, of_source.by_log
+        self.base = self._request.config.base
+        self.folder = of_source.request.config.out
+        self.tasks = self._by_log[0].train.data.labels
+        runs = [run for each in self._by_log for run in each.runs]
+        results = {run: run.test_results() for run in runs if run.done}
+        self.diverged = {run.model: results[run]["diverged"] for run in results if "diverged" in results[run]}
+        """Why a model is left out."""
+        self._missing = [run for run in runs if run not in results]
+        self.asked = list(dict.fromkeys(run.seed for run in runs))
+        self.models = list(dict.fromkeys(run.model for run in runs))
+        self._aucs = {run: each["metrics"] for run, each in results.items() if "diverged" not in each}
+
+    def seeds(self, model: str) -> list[int]:
+        """The seeds with which a model, and the base, are done on every log."""
+        if {model, self.base} & set(self.diverged):
+            return []
+        lacking = {run.seed for run in self._missing if run.model in (model, self.base)}
+        return [seed for seed in self.asked if seed not in lacking]
+
+    def missing(self) -> list[str]:
+        """The runs that are not done yet, such as `stem seed 1`; several logs are one run."""
+        return list(dict.fromkeys(f"{run.model} seed {run.seed}" for run in self._missing))
+
+    def aucs(self, model: str, seeds: Sequence[int], task: str) -> list[float]:
+        """The AUC of each run of a model, log by log."""
+        return [self._aucs[run][task]["auc"] for each in self._by_log for run in each.runs if _is_of(run, model, seeds)]
+
+    def scored(self, model: str, seeds: Sequence[int]) -> ScoredRows | RowsOfLogs:
+        """The rows of all logs with the predictions of a model."""
+        comparisons = [self.comparison(i, model, seeds) for i in range(len(self._by_log))]
+        if len(comparisons) == 1:
+            return ScoredRows(comparisons[0])
+        return RowsOfLogs(together(self._request, comparisons), comparisons)
+
+    def cost(self, model: str, seeds: Sequence[int]) -> Cost:
+        """What a model costs."""
+        runs = [run for i in range(len(self._by_log)) for run in self.comparison(i, model, seeds).runs]
+        return cost_of(replace(self.comparison(0, model, seeds), runs=runs), model)
+
+    def comparison(self, number: int, model: str, seeds: Sequence[int]) -> Comparison:
+        """A model by itself on one of the logs."""
+        request = self._by_log[number]
+        runs = [run for run in request.runs if _is_of(run, model, seeds)]
+        return Comparison(request.config, request.train, runs, pair=None, variants=request.variants)
+
+
+def _is_of(run: Run, model: str, seeds: Sequence[int]) -> bool:
+    return run.model == model and run.seed in seeds

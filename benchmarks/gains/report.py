@@ -1,0 +1,161 @@
+"""The report on all sources: pays.md and pays.parquet."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from tabulate import tabulate
+
+from stem_torchrec.comparison.costs import Cost
+from stem_torchrec.comparison.intervals import MIN_USERS
+from stem_torchrec.comparison.report import show
+
+from common.machine import describe_run
+from common.output import write_table, write_whole
+from gains.done import Done
+from gains.family import Family, Gain
+
+_ON_VALID = (
+    "**This is the validation split**, by which the weights of each run were kept: it screens models, and its "
+    "intervals prove nothing. What is chosen by it has to be measured with `--split test` and another --out."
+)
+
+
+def write_report(
+    folder: Path, sources: Sequence[Done], family: Family, *, models: Mapping[str, str], split: str
+) -> None:
+    """Writes pays.md and pays.parquet.
+
+    Args:
+        folder: exists.
+        sources: what is done of each.
+        family: all comparisons.
+        models: the options of each model, by name.
+        split: the split that is reported on.
+    """
+    costs = {(done.name, name, seeds): done.cost(name, seeds) for done, name, seeds in _costed(sources, family.gains)}
+    rows = [_row(gain, costs, base=_base(sources, gain), split=split) for gain in family.gains]
+    if rows:
+        write_table(folder / "pays.parquet", pa.Table.from_pylist(rows))
+    base = sources[0].base
+    head = [f"- {name}: {value}" for name, value in describe_run("pays.py").items()]
+    text = ["# Models on several sources", "", *head, "", *([_ON_VALID, ""] if split == "valid" else [])]
+    text += [
+        f"AUC of each model over {base} on the rows of the {split} split, with the interval over draws of users, or of "
+        "rows where a log has no users, and of seeds; then the p-value of no difference from the same draws, raw and "
+        f"adjusted. {family.text} All sources, tasks and models of this page are that one family; bold is what stays "
+        f"different. There is no interval where fewer than {MIN_USERS} users have a label of a kind. Costs are times "
+        f"those of {base}: MiB of the weights that predict, MiB in training, and seconds of training for a million "
+        "rows.",
+        "",
+        *_summary(family.gains, list(models), base),
+        "## Models",
+        "",
+        *[f"- `{name}`: {options}" for name, options in models.items()],
+        "",
+    ]
+    for done in sources:
+        text += _section(done, [gain for gain in family.gains if gain.source == done.name], costs)
+    write_whole(folder / "pays.md", "\n".join(text))
+    print(f"report: {folder / 'pays.md'}", flush=True)
+
+
+Costs = Mapping[tuple[str, str, tuple[int, ...]], Cost]
+"""By source, model and seeds."""
+
+
+def _costed(sources: Sequence[Done], gains: Sequence[Gain]) -> list[tuple[Done, str, tuple[int, ...]]]:
+    """What costs are shown of: every model that is compared, and the base with its seeds."""
+    by_name = {done.name: done for done in sources}
+    keys = {(gain.source, name, gain.seeds) for gain in gains for name in (gain.model, by_name[gain.source].base)}
+    return [(by_name[source], name, seeds) for source, name, seeds in sorted(keys)]
+
+
+def _base(sources: Sequence[Done], gain: Gain) -> str:
+    return next(done.base for done in sources if done.name == gain.source)
+
+
+def _row(gain: Gain, costs: Costs, *, base: str, split: str) -> dict[str, Any]:
+    """A comparison as the file has it."""
+    own, other = (costs[gain.source, name, gain.seeds] for name in (gain.model, base))
+    return {
+        "source": gain.source,
+        "task": gain.task,
+        "model": gain.model,
+        "base": base,
+        "split": split,
+        "seeds": list(gain.seeds),
+        "drawn": gain.unit,
+        "auc": gain.auc,
+        "auc_of_base": gain.base_auc,
+        **gain.over_base.numbers,
+        "p_adjusted": gain.over_base.adjusted,
+        "verdict": gain.over_base.verdict,
+        "weights": own.tables + own.dense,
+        "mib_of_weights": own.mib_of_weights,
+        "mib_in_training": own.mib_in_training,
+        "seconds": own.seconds,
+        "mib_of_weights_of_base": other.mib_of_weights,
+        "mib_in_training_of_base": other.mib_in_training,
+        "seconds_of_base": other.seconds,
+    }
+
+
+def _summary(gains: Sequence[Gain], models: Sequence[str], base: str) -> list[str]:
+    """A line for each model: in how many tasks it is better, worse and within noise, and in which."""
+    lines = [f"## Over {base} in all", ""]
+    for model in models:
+        own = [gain for gain in gains if gain.model == model]
+        if not own:
+            continue
+        verdicts = Counter(gain.over_base.verdict for gain in own)
+        numbers = ", ".join(f"{name} in {verdicts[name]}" for name in ("better", "worse", "within noise"))
+        without = f", without an interval in {verdicts['undefined']}" if verdicts["undefined"] else ""
+        named = [f"{each} in {where}" for each in ("better", "worse") if (where := _places(own, each))]
+        of_tasks = f"of {len(own)} task{'s' * (len(own) > 1)}"
+        lines.append(f"- **{model}**: {numbers}{without} {of_tasks}" + (f" ({'; '.join(named)})" if named else ""))
+    return [*lines, ""] if len(lines) > 2 else []
+
+
+def _places(gains: Sequence[Gain], verdict: str) -> str:
+    return ", ".join(f"{gain.source}/{gain.task}" for gain in gains if gain.over_base.verdict == verdict)
+
+
+def _section(done: Done, gains: Sequence[Gain], costs: Costs) -> list[str]:
+    logs = ", ".join(Path(log).name for log in done.source.logs)
+    options = f" Options: `{done.source.options}`." if done.source.options else ""
+    unit = f", drawn by {gains[0].unit}" if gains else ""
+    lines = [f"## {done.name}", "", f"{len(done.source.logs)} log(s): {logs}{unit}.{options}", ""]
+    if gains:
+        lines += [_table(done, gains, costs), ""]
+    for model, reason in done.diverged.items():
+        lines += [f"Left out: {model} diverged ({reason}).", ""]
+    if missing := done.missing():
+        lines += [f"Not done yet: {', '.join(missing)}.", ""]
+    return lines
+
+
+def _table(done: Done, gains: Sequence[Gain], costs: Costs) -> str:
+    """A line for each model, with the AUC of the base of the same seeds in front."""
+    tasks = list(dict.fromkeys(gain.task for gain in gains))
+    headers = ["model", "seeds"]
+    for task in tasks:
+        headers += [f"{task}: AUC of {done.base}", "over it"]
+    lines = []
+    for model in dict.fromkeys(gain.model for gain in gains):
+        by_task = {gain.task: gain for gain in gains if gain.model == model}
+        seeds = next(iter(by_task.values())).seeds
+        own, base = (costs[done.name, name, seeds] for name in (model, done.base))
+        cells = [model, ",".join(map(str, seeds))]
+        for task in tasks:
+            cells += [f"{by_task[task].base_auc:.4f}", str(show(by_task[task].over_base))]
+        times = [
+            own.mib_of_weights / base.mib_of_weights,
+            own.mib_in_training / base.mib_in_training,
+            own.seconds / base.seconds,
+        ]
+        lines.append([*cells, *(f"{each:.2f}" for each in times)])
+    headers += ["weights", "training memory", "time"]
+    return tabulate(lines, headers, tablefmt="github", disable_numparse=True)

@@ -1,0 +1,216 @@
+"""The comparison on several sources: one family of differences, what is done in part, and who shares a folder."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from statsmodels.stats.multitest import multipletests
+
+from stem_torchrec.comparison.scored_rows import ScoredRows
+from stem_torchrec.config import SyntheticConfig
+from stem_torchrec.data import synthetic
+from stem_torchrec.runtime.errors import UserError
+
+from gains.done import Done
+from gains.options import read_command_line
+from gains.run import compare_sources
+from gains.sources import Source, comparisons_on, read_sources
+from owners import owned_by_another_process
+
+TRAIN = ("--recipe", "tiny", "--train.max-steps", "2", "--model.expert-hidden", "4")
+SIZES = SyntheticConfig(train_rows=600, valid_rows=300, test_rows=900, users=120)
+DRAWS = 300
+
+
+def run(folder: Path, *options: str, models: str = "stem", sources: str = "sources.yaml") -> None:
+    line = [*TRAIN, "--sources", str(folder / sources), "--out", str(folder / "out"), "--models", models]
+    compare_sources(*read_command_line([*line, "--base", "mmoe", "--resamples", str(DRAWS), "--seeds", "0", *options]))
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return pq.read_table(folder / "out" / "pays.parquet").to_pylist()
+
+
+def report_of(folder: Path) -> str:
+    return (folder / "out" / "pays.md").read_text()
+
+
+def shifted(predictions: Path, by: float) -> None:
+    """Moves the predictions of finish, each row by another part of `by`."""
+    (file,) = predictions.glob("*.parquet")
+    table = pq.read_table(file)
+    name = "prediction/finish"
+    moved = table[name].to_numpy() + by * np.random.default_rng(0).random(len(table))
+    pq.write_table(table.set_column(table.column_names.index(name), name, [moved]), file)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of two models on `one`; those on `both`, two logs, and on `mean` are copies of them."""
+    folder = tmp_path_factory.mktemp("pays")
+    synthetic.generate(SIZES, str(folder / "a"))
+    synthetic.generate(replace(SIZES, seed=1), str(folder / "b"))
+    (folder / "sources.yaml").write_text(
+        f"one: {{logs: [{folder}/a]}}\n"
+        f"both: {{logs: [{folder}/a, {folder}/b]}}\n"
+        f"mean: {{logs: [{folder}/a], tasks: mean, options: --model.expert-hidden 8}}\n"
+    )
+    run(folder, "--only", "one")
+    for copied in ("both/log_1", "both/log_2", "mean"):
+        shutil.copytree(folder / "out/one/runs", folder / "out" / copied / "runs")
+    shifted(folder / "out/both/log_2/runs/stem/seed_0/predictions", 0.1)
+    run(folder, "--report-only")
+    return folder
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Path) -> Path:
+    shutil.copytree(trained / "out", tmp_path / "out")
+    shutil.copy(trained / "sources.yaml", tmp_path)
+    return tmp_path
+
+
+def test_differences_are_those_of_models_that_are_drawn_together(folder: Path) -> None:
+    rows = {(row["source"], row["task"]): row for row in rows_of(folder)}
+    sources = read_sources([str(folder / "sources.yaml")])
+    line = [*TRAIN, "--models", "mmoe,stem", "--base", "mmoe", "--seeds", "0"]
+    one, *_ = comparisons_on(sources, line, out=str(folder / "out"), split="test")
+    (mmoe, stem) = (Done(one).comparison(0, model, [0]) for model in ("mmoe", "stem"))
+    together = ScoredRows(replace(stem, runs=[*mmoe.runs, *stem.runs]))
+    resampled = {task: together.resample(task, draws=DRAWS) for task in ("finish", "like")}
+    for task in ("finish", "like"):
+        interval = resampled[task].difference("stem", "mmoe")
+        assert {name: rows["one", task][name] for name in interval.numbers} == pytest.approx(interval.numbers)
+    drawn = np.mean([each.drawn["stem"] - each.drawn["mmoe"] for each in resampled.values()], axis=0)
+    mean = rows["mean", "mean over tasks"]
+    assert mean["value"] == pytest.approx(np.mean([rows["one", task]["value"] for task in ("finish", "like")]))
+    assert [mean["low"], mean["high"]] == pytest.approx(np.quantile(drawn, [0.025, 0.975]).tolist())
+    assert rows["both", "finish"]["value"] != pytest.approx(rows["one", "finish"]["value"])
+
+
+def test_all_sources_and_tasks_are_one_family(folder: Path) -> None:
+    rows = rows_of(folder)
+    assert len(rows) == 5
+    _, adjusted, *_ = multipletests([row["p"] for row in rows], method="holm")
+    assert [row["p_adjusted"] for row in rows] == pytest.approx(adjusted.tolist())
+    assert "The family has 5 comparisons" in report_of(folder)
+    verdicts = [row["verdict"] for row in rows]
+    counts = ", ".join(f"{name} in {verdicts.count(name)}" for name in ("better", "worse", "within noise"))
+    assert f"- **stem**: {counts} of 5 tasks" in report_of(folder)
+
+
+def test_a_report_on_what_is_done_trains_nothing_and_lists_what_is_missing(folder: Path) -> None:
+    run(folder, "--report-only", "--seeds", "0,1", models="stem,ple")
+    assert not (folder / "out/one/runs/ple").exists()
+    assert {(row["model"], tuple(row["seeds"])) for row in rows_of(folder)} == {("stem", (0,))}
+    assert "Not done yet: ple seed 0, mmoe seed 1, stem seed 1, ple seed 1." in report_of(folder)
+
+
+def test_draws_are_computed_once(folder: Path) -> None:
+    def kept() -> tuple[int, list[float]]:
+        (file,) = folder.glob("out/one/draws/stem/*.parquet")
+        return file.stat().st_mtime_ns, pq.read_table(file)["drawn"][0].as_py()
+
+    written, drawn = kept()
+    run(folder, "--report-only", "--resamples", "100")
+    assert kept() == (written, drawn)
+    assert "come from 100 draws" in report_of(folder)
+    run(folder, "--report-only", "--resamples", "400")
+    later, more = kept()
+    assert later > written
+    assert more[:DRAWS] == drawn
+    assert len(more) == 400
+    # Predictions of another training.
+    shifted(folder / "out/one/runs/stem/seed_0/predictions", 5.0)
+    results = folder / "out/one/runs/stem/seed_0/test.json"
+    results.write_text(results.read_text().replace('"auc": 0.', '"auc": 0.1'))
+    run(folder, "--report-only")
+    assert kept()[1] != more[:DRAWS]
+
+
+def test_a_source_on_which_another_process_is_at_work_is_left_to_it(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    owned_by_another_process(folder / "out/one")
+    run(folder, "--only", "one", models="stem,ple")
+    assert "left to another process: " in capsys.readouterr().out
+    assert not (folder / "out/one/runs/ple").exists()
+    assert len(rows_of(folder)) == 5
+
+
+def test_a_mean_over_tasks_needs_all_labels(folder: Path) -> None:
+    (file,) = (folder / "out/mean/runs/stem/seed_0/predictions").glob("*.parquet")
+    table = pq.read_table(file)
+    labels = np.where(np.arange(len(table)) == 3, np.nan, table["label/like"].to_numpy())
+    pq.write_table(table.set_column(table.column_names.index("label/like"), "label/like", [labels]), file)
+    shutil.rmtree(folder / "out/mean/draws")
+    with pytest.raises(
+        UserError, match="source mean: its tasks are to be averaged, but some rows have no label of like"
+    ):
+        run(folder, "--report-only")
+
+
+def test_a_report_on_the_validation_split_says_so(folder: Path) -> None:
+    run(folder, "--report-only", "--split", "valid", "--out", str(folder / "valid"))
+    text = (folder / "valid/pays.md").read_text()
+    assert "**This is the validation split**" in text
+    assert "Nothing can be compared yet." in text
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ([], "--sources is missing; give NAME=LOG for each, or a YAML file."),
+        (["--sources", "a=x", "b"], "--sources has 'b', but must have NAME=LOG or NAME=LOG1,LOG2, each name once."),
+        (["--sources", "a=x", "a=y"], "--sources has 'a=y', but must have NAME=LOG or NAME=LOG1,LOG2, each name once."),
+        (["--sources", "../a=x"], "--sources: the source '../a' must have a name of letters, digits and _.- only."),
+        (["--sources", "a=x", "--only", "b"], "--only names 'b', but the sources are a."),
+        (["--sources", "a=x", "--logs", "y"], "--logs does not apply to several sources; leave it out."),
+    ],
+)
+def test_a_command_line_that_makes_no_sense_is_one_sentence(line: list[str], sentence: str) -> None:
+    with pytest.raises(UserError) as error:
+        read_command_line([*line, "--out", "x"])
+    assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("- a", "is not a mapping of sources; write lines like"),
+        ("a: {log: [x]}", "a: there is no field 'log'; did you mean 'logs'?"),
+        ("a: {logs: []}", "a: logs is empty; name a log."),
+        ("a: {logs: [x], tasks: all}", "a: tasks is 'all', but must be 'each' or 'mean'."),
+    ],
+)
+def test_a_wrong_file_of_sources_is_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "s.yaml").write_text(text)
+    with pytest.raises(UserError, match=sentence):
+        read_sources([str(tmp_path / "s.yaml")])
+
+
+def test_an_option_that_does_not_fit_a_source_names_it(tmp_path: Path) -> None:
+    synthetic.generate(SIZES, str(tmp_path / "a"))
+    sources = {"a": Source((str(tmp_path / "a"),), options="--loss.kinds likes focal")}
+    with pytest.raises(UserError, match=r"source a: --loss.kinds names the task 'likes', but the tasks are"):
+        comparisons_on(sources, [*TRAIN, "--models", "stem", "--base", "stem"], out=str(tmp_path / "o"), split="test")
+
+
+@pytest.mark.long
+def test_the_same_command_resumes_and_takes_further_sources_models_and_seeds(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "sources.yaml").write_text(f"both: {{logs: [{trained}/a, {trained}/b]}}\n")
+    run(tmp_path, "--split", "valid")
+    done = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("test.json")}
+    assert len(done) == 4
+    with (tmp_path / "sources.yaml").open("a") as file:
+        file.write(f"one: {{logs: [{trained}/a]}}\n")
+    run(tmp_path, "--split", "valid", "--seeds", "0,1", models="stem,stem_by_task")
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert len(list(tmp_path.rglob("test.json"))) == 18
+    assert {(row["source"], row["model"], row["split"], tuple(row["seeds"])) for row in rows_of(tmp_path)} == {
+        (source, model, "valid", (0, 1)) for source in ("both", "one") for model in ("stem", "stem_by_task")
+    }
