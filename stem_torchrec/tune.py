@@ -17,12 +17,14 @@ def main() -> None:
         from stem_torchrec.runtime.process import join_process_group
         from stem_torchrec.table_search import options
         from stem_torchrec.table_search.search_tables import search_tables
-        from stem_torchrec.tuning.study import read_command_line, tune
+        from stem_torchrec.tuning.options import What, read_command_line
+        from stem_torchrec.tuning.study import tune
 
-        chosen, rest = parse_known_arguments(options.What())
+        chosen, rest = parse_known_arguments(What())
+        args = ["--what", chosen.what, *rest]
         if chosen.what == "options":
-            return tune(*read_command_line(rest))
-        search, base = options.read_command_line(rest)
+            return tune(*read_command_line(args))
+        search, base = options.read_command_line(args)
         with join_process_group() as process:
             search_tables(search, base, process)
 

@@ -5,13 +5,18 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from stem_torchrec import compare, train
-from stem_torchrec.config import ModelConfig
+from stem_torchrec.config import Arch, ModelConfig, Width
+from stem_torchrec.config.model import with_options_of
 from stem_torchrec.models import table
+from stem_torchrec.models.dcmt import DCMTOptions
+from stem_torchrec.models.escm2 import ESCM2Options
+from stem_torchrec.models.stem import STEMOptions
 from stem_torchrec.models.table import MODELS, groups_with_tables, options_of, with_arch
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.training.configuration import config_from_command_line, load_config
@@ -83,6 +88,19 @@ def test_a_recipe_keeps_its_values_when_it_trains_another_model(arch: str) -> No
     assert type(model) is MODELS[arch].options
     assert model == with_arch(stem, arch, dropout=0.1)
     assert model.expert_hidden == (16,)  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class WideOptions(ModelConfig):
+    arch: Arch = "wide"
+    tower_hidden: tuple[Width, ...] = (256,)
+
+
+def test_a_model_keeps_its_own_defaults_where_the_options_before_had_theirs() -> None:
+    assert with_options_of(STEMOptions(), WideOptions) == WideOptions()
+    assert with_options_of(ModelConfig(embedding_dim=8), WideOptions) == WideOptions(embedding_dim=8)
+    assert with_options_of(STEMOptions(tower_hidden=(32,)), WideOptions) == WideOptions(tower_hidden=(32,))
+    assert with_arch(ESCM2Options(least_propensity=0.1), "dcmt") == DCMTOptions(least_propensity=0.1)
 
 
 def test_an_option_of_another_model_is_one_sentence(tmp_path: Path) -> None:

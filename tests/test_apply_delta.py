@@ -371,7 +371,11 @@ def test_what_deltas_cannot_change_is_refused(shipped: Any, tmp_path: Path) -> N
     tables = json.loads((bundle / MANIFEST_FILE).read_text())["tables"]
     edit(bundle, compiled={"torch": "2.13.0", "processor": "any", "name": ""})
     assert "has a compiled program, in which weights cannot be replaced" in refused(deltas, bundle)
-    edit(bundle, compiled=None, tables=[{**table, "name": f"x{table['name']}"} for table in tables])
+    run = json.loads((bundle / MANIFEST_FILE).read_text())["run"]
+    edit(bundle, compiled=None, run=run | {"steps": {"buy": 8, "click": 16}})
+    assert "has several models, as its run kept weights of each task's best evaluation" in refused(deltas, bundle)
+    renamed = [{**table, "name": f"x{table['name']}"} for table in tables]
+    edit(bundle, run=run | {"steps": {"buy": 8, "click": 8}}, tables=renamed)
     assert "has the table xbuy/city of 8 columns, and the deltas in" in refused(deltas, bundle)
     assert "is a run that trained, not a copy made of deltas" in refused(deltas, folder / "stem")
     assert "is neither a copy nor a bundle" in refused(deltas, folder / "log")

@@ -123,8 +123,8 @@ def dcmt(parts: Parts, batch: Batch) -> Tensor:
 def home(parts: Parts, batch: Batch) -> Tensor:
     x = parts.inputs(batch, ["shared"])["shared"]
 
-    def layer(at: str, stream: str, numbers: dict[str, int], inputs: dict[str, Tensor]) -> Tensor:
-        of_gate, name = parts.gate(f"{at}.gates.{stream}", inputs[stream]), f"{at}.self_gates.{stream}.mlp"
+    def layer(at: str, stream: str, numbers: dict[str, int], inputs: dict[str, Tensor], seen: Tensor) -> Tensor:
+        of_gate, name = parts.gate(f"{at}.gates.{stream}", seen), f"{at}.self_gates.{stream}.mlp"
         of_self = softmax(parts.linear(f"{name}.2", parts.hidden(name, inputs[stream], 1)))
         mixed, column = torch.zeros(()), 0
         for group, number in numbers.items():
@@ -137,10 +137,10 @@ def home(parts: Parts, batch: Batch) -> Tensor:
         return mixed
 
     of_meta = {"+all": x, "shared": x}
-    z_s = layer("meta", "shared", {"shared": 3}, of_meta)
-    z_c = layer("meta", "+all", {"+all": 3, "shared": 3}, of_meta)
-    of_local = {**dict.fromkeys(TASKS, z_c), "+all": z_c, "shared": z_s}
-    return parts.towers({t: layer("local", t, {t: 2, "+all": 3, "shared": 3}, of_local) for t in TASKS}, TASKS)
+    z_s = layer("meta", "shared", {"shared": 3}, of_meta, x)
+    z_c = layer("meta", "+all", {"+all": 3, "shared": 3}, of_meta, x)
+    of_local, both = {**dict.fromkeys(TASKS, z_c), "+all": z_c, "shared": z_s}, torch.cat([z_c, z_s], dim=1)
+    return parts.towers({t: layer("local", t, {t: 2, "+all": 3, "shared": 3}, of_local, both) for t in TASKS}, TASKS)
 
 
 def pepnet(parts: Parts, batch: Batch) -> Tensor:

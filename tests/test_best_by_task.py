@@ -11,14 +11,18 @@ import pytest
 
 from stem_torchrec.config import CheckpointConfig, LoopConfig, TrainConfig
 from stem_torchrec.data.synthetic import generate
+from stem_torchrec.run_report.projector import write_projector
+from stem_torchrec.run_report.run_record import RunRecord
+from stem_torchrec.run_report.write_report import page_of
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.serving.bundle import load_bundle
 from stem_torchrec.serving.export_run import ExportConfig, export_run
-from stem_torchrec.training.best_by_task import read_by_task, weights_of_step
+from stem_torchrec.training.best_by_task import note_of_mean, read_by_task, weights_of_step
 from stem_torchrec.training.recipes import RECIPES
 from stem_torchrec.training.run_evaluation import EvaluateConfig, evaluate_run
 from stem_torchrec.training.trainer import Trainer
 from stem_torchrec.training.watched_metric import WatchedMetric
+from stem_torchrec.transfer.convert_layout import ConvertConfig, convert_run
 
 from distributed import run_ranks
 from recovery.train_runs import differences, tensors_of
@@ -64,11 +68,15 @@ def train_scripted(folder: Path, stop: int | None = None) -> dict[str, float]:
     return {}
 
 
-def evaluated(folder: Path) -> tuple[Any, Any]:
-    """The metrics of the validation split from all weights, and from those of each task's step alone."""
+def evaluated(folder: Path) -> tuple[Any, Any, Any]:
+    """The metrics of the validation split from all weights, those of the run in the other layout, and from those of
+    each task's step alone.
+    """
     process, stored = this_process(), read_by_task(folder)
     assert stored is not None
     both = evaluate_run(EvaluateConfig(run=str(folder), predictions=str(folder.parent / "predictions")), process)
+    convert_run(ConvertConfig(run=str(folder), out=str(folder.parent / "packed")), process)
+    packed = evaluate_run(EvaluateConfig(run=str(folder.parent / "packed")), process)
     (folder / "best_by_task").rename(folder / "aside")
     (folder / "best").rename(folder / "best_of_mean")
     alone = {}
@@ -78,7 +86,7 @@ def evaluated(folder: Path) -> tuple[Any, Any]:
         (folder / "best").unlink()
     (folder / "aside").rename(folder / "best_by_task")
     (folder / "best_of_mean").rename(folder / "best")
-    return both, alone
+    return both, packed, alone
 
 
 @pytest.fixture(scope="module")
@@ -121,9 +129,21 @@ def test_a_run_that_resumes_keeps_the_same_bits_for_each_task(folder: Path, rank
         assert all(weights[name].equal(expected[name]) for name in weights)
 
 
-def test_an_evaluation_predicts_each_task_from_its_own_weights(folder: Path) -> None:
-    [(both, alone)] = run_ranks(1, evaluated, folder / "run")
+def test_an_evaluation_predicts_each_task_from_its_own_weights_also_of_a_converted_run(folder: Path) -> None:
+    [(both, packed, alone)] = run_ranks(1, evaluated, folder / "run")
     assert both == alone
+    assert packed == alone
+    assert read_by_task(folder / "packed") == read_by_task(folder / "run")
+
+
+def test_what_reads_the_weights_of_the_mean_says_so(folder: Path, tmp_path: Path) -> None:
+    run, note = folder / "run", "are predicted from weights of their own, in best_by_task/; "
+    page = page_of([RunRecord.read(run, "run")]).parts
+    assert any(f"{note}the best step and metrics here are those of the best mean" in str(part) for part in page)
+    assert f"{note}the projector has those of the best mean" in write_projector(
+        RunRecord.read(run, "run"), ["like/item_id"], rows=3
+    )
+    assert note_of_mean(tmp_path, "read are") is None
 
 
 @pytest.mark.long

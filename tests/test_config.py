@@ -31,7 +31,7 @@ from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.training.configuration import config_from_command_line, load_config
 from stem_torchrec.training.recipes import RECIPES
 from stem_torchrec.training.run_evaluation import EvaluateConfig
-from stem_torchrec.tuning.study import TuneConfig
+from stem_torchrec.tuning.options import TuneConfig
 
 
 @dataclasses.dataclass

@@ -15,7 +15,7 @@ from stem_torchrec.deltas.manifest import complete_numbers, read_delta
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.starting.record import read_start
 from stem_torchrec.training.recipes import tiny
-from stem_torchrec.training.trainer import Trainer
+from stem_torchrec.training.trainer import Trainer, train
 
 from distributed import run_ranks
 from runs import this_process
@@ -58,9 +58,14 @@ def begin_again_and_make_anew(folder: Path) -> tuple[list[str], str]:
     moved = replace(config, output_dir=str(folder / "moved"))
     ids.append(killed_after(3, moved))
     shutil.rmtree(folder / "moved")
-    with pytest.raises(UserError) as error:
-        Trainer(moved, this_process())
-    return ids, str(error.value)
+    messages = []
+    for dry_run in (True, False):
+        with pytest.raises(UserError) as error:
+            train(replace(moved, dry_run=dry_run), this_process())
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+    assert not (folder / "moved").exists()
+    return ids, messages[0]
 
 
 def test_a_run_has_an_id_by_which_its_deltas_are_told_from_those_of_another_one_in_its_folder(tmp_path: Path) -> None:

@@ -38,6 +38,11 @@ pytestmark = [
 ENGINES: tuple[Engines, ...] = ("duckdb", "spark")
 FEW = ("user", "item", "tags")
 """Features of the specs that differ in their split and order."""
+OF_EACH_KIND = {
+    "features": ("user", "item", "follows", "hour", "tags", "price_bucket", "hashed_tags", "slot"),
+    "dense": ("price", "age"),
+}
+"""A feature of each kind; the types that a kind may have are in the long tier."""
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +136,15 @@ def assert_same_log(log: Path, expected: Path) -> None:
         assert_close(table.to_pydict(), wanted.to_pydict(), split)
 
 
+def test_spark_makes_the_log_of_duckdb_with_a_feature_of_each_kind(spark: None, raw: Path, tmp_path: Path) -> None:
+    content = parse_yaml(SPEC)
+    content |= {part: {name: content[part][name] for name in names} for part, names in OF_EACH_KIND.items()}
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(to_yaml(content))
+    assert_same_log(prepare(spec, "spark", raw), prepare(spec, "duckdb", raw))
+
+
+@pytest.mark.long
 def test_spark_makes_the_log_of_duckdb_with_every_kind_of_feature(spark: None, log: Path, raw: Path) -> None:
     assert_same_log(prepare(raw.with_name("every_kind.yaml"), "spark", raw), log)
 

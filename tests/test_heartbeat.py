@@ -97,7 +97,8 @@ def test_without_the_reports_of_all_no_rank_is_named_for_waiting() -> None:
 @pytest.mark.parametrize(
     ("stopped", "sentence"),
     [
-        (1, "error: rank 1 has stopped: for "),
+        # The fast tier has it in test_quick_commands.py.
+        pytest.param(1, "error: rank 1 has stopped: for ", marks=pytest.mark.long),
         # It serves the store through which the other rank would learn of it.
         pytest.param(
             0,

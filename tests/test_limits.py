@@ -15,7 +15,7 @@ from stem_torchrec.inspection.options import InspectOptions
 from stem_torchrec.models.table import all_options
 from stem_torchrec.training.run_evaluation import EvaluateConfig
 from stem_torchrec.transfer.convert_layout import ConvertConfig
-from stem_torchrec.tuning.study import TuneConfig
+from stem_torchrec.tuning.options import TuneConfig
 
 from common.table_list import TableSpec
 from contest.run import ThroughputConfig

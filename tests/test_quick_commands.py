@@ -52,7 +52,8 @@ def test_a_rank_that_stops_ends_the_run(tmp_path: Path) -> None:
     finally:
         run.processes[1].kill()
     _, output = run.end()
-    assert "error: rank 1 " in output
+    assert "error: rank 1 has stopped: for " in output
+    assert output.count("error:") == 1
 
 
 def test_the_sweep_measures_a_case(tmp_path: Path) -> None:

@@ -429,6 +429,7 @@ def test_no_thread_outlives_the_iterator(tmp_path: Path, end: str) -> None:
     assert threading.active_count() == before
 
 
+@pytest.mark.long
 def test_the_interpreter_exits_with_an_iterator_open(tmp_path: Path) -> None:
     folder = write_log(tmp_path, 50, [[10] * 5])
     code = (
@@ -522,6 +523,8 @@ from logs import reader_of
 from stem_torchrec.data.loader import data_loader
 batches = iter(data_loader(reader_of(sys.argv[1], batch_size=6, num_workers=1)))
 next(batches)
+here = iter(reader_of(sys.argv[1], batch_size=6, shuffle_rows=10))
+next(here)
 raise RuntimeError("some error")
 """
 
@@ -532,3 +535,4 @@ def test_an_error_ends_the_process_with_its_readers(tmp_path: Path) -> None:
     done = subprocess.run(line, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "RuntimeError: some error" in done.stderr
+    assert done.stderr.count("Traceback") == 1

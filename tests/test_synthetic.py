@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import re
 import runpy
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,6 +26,7 @@ from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.owner_file import OWNER_FILE
 
 from owners import owned_by_another_process
+from small_runs import run_script
 
 ROOT = Path(__file__).parents[1]
 SMALL = SyntheticConfig(train_rows=3000, valid_rows=2000, test_rows=1000, users=50, items=40)
@@ -299,14 +299,10 @@ def test_two_processes_at_once_generate_once(tmp_path: Path) -> None:
 
 
 def test_the_script_prints_every_split_and_task(tmp_path: Path) -> None:
-    def run(*options: str) -> subprocess.CompletedProcess[str]:
-        script = [sys.executable, str(ROOT / "datasets/synthetic.py"), "--out", str(tmp_path / "log")]
-        return subprocess.run([*script, *options], capture_output=True, text=True, check=False)
-
-    made = run("--train-rows", "2000", "--positive-rate", "0.3", "0.2", "--conflict", "0.8")
-    assert made.returncode == 0, made.stderr
-    assert re.search(r"valid +50000 +like +[\d.]+% +0.00% +0\.\d{4}\n", made.stdout)
-    again = run()
-    assert again.returncode == 2
-    assert again.stderr.startswith("error: ")
-    assert again.stderr.count("\n") == 1
+    line = ["datasets/synthetic.py", "--out", tmp_path / "log"]
+    sizes = ["--train-rows", "2000", "--valid-rows", "3000", "--test-rows", "1000"]
+    made = run_script(*line, *sizes, "--positive-rate", "0.3", "0.2", "--conflict", "0.8")
+    assert re.search(r"valid +3000 +like +[\d.]+% +0.00% +0\.\d{4}\n", made)
+    again = run_script(*line, status=2)
+    assert again.startswith("error: ")
+    assert again.count("\n") == 1

@@ -1,6 +1,7 @@
 """stem-tune --what tables: what a table is worth, what fits a budget, and the options that say so."""
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from stem_torchrec.training.configuration import load_config
 from stem_torchrec.training.recipes import tiny
 from stem_torchrec.training.run_evaluation import EvaluateConfig, open_run
 from stem_torchrec.training.trainer import train
+from stem_torchrec.tune import main
 
 from distributed import run_ranks
 from reference import COLUMNS
@@ -178,6 +180,17 @@ def test_options_that_make_no_sense_are_one_sentence() -> None:
         options.read_command_line(["--recipe", "tiny", "--model.arch", "shared_bottom", "--out", "x"])
     with pytest.raises(UserError, match="do not apply, as the runs are kept below --out"):
         options.read_command_line(["--recipe", "tiny", "--output-dir", "run", "--out", "x"])
+
+
+@pytest.mark.parametrize(("words", "option"), [([], "--trials"), (["--what", "tables"], "--budget-gb")])
+def test_the_help_of_either_search_names_what_is_searched_for(
+    words: list[str], option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["tune.py", *words, "--help"])
+    main()
+    text = capsys.readouterr().out
+    assert "--what {options,tables}" in text
+    assert option in text
 
 
 @pytest.mark.long

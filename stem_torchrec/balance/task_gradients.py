@@ -68,7 +68,8 @@ def gradcraft(gram: Numbers, norms: Numbers, magnitude: float, margin: float) ->
         with w so that  v_i h_j = eps |h_i| |h_j|  for every j in C_i
 
     and the combination is the sum of all v_i. Source: Bai et al., "GradCraft: Elevating Multi-task Recommendations
-    through Holistic Gradient Crafting", KDD 2024, arXiv 2407.19682; where the authors' code takes the mean, this sums.
+    through Holistic Gradient Crafting", KDD 2024, arXiv 2407.19682; where the authors' code takes the mean and begins
+    its averages with 0, this sums and begins with the first length.
 
     Args:
         gram: see the module.

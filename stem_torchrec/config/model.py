@@ -59,18 +59,19 @@ def options_class(models: Models, arch: Any, place: str = "--model.arch") -> typ
 
 
 def with_options_of(model: ModelConfig, kind: type[ModelT], **changes: Any) -> ModelT:
-    """The options of another model, with the values of the fields that both have.
+    """The options of another model, with the values of the fields that both have, but for those that are defaults.
 
-    What is a default of `model` becomes the default of the other, which may be another value.
+    Where the two have other defaults, each keeps its own.
 
     Example::
 
         with_options_of(STEMOptions(num_layers=2, reads="own_shared"), PLEOptions)  # PLEOptions(num_layers=2)
+        with_options_of(ESCM2Options(), DCMTOptions).counterfactual_weight          # 1.0, and not ESCM2's 0.1
     """
-    default = type(model)()
-    both = {field.name for field in fields(kind)} & {field.name for field in fields(model)} - {"arch"}
-    chosen = {name: getattr(model, name) for name in both if getattr(model, name) != getattr(default, name)}
-    return kind(**{**chosen, **changes})
+    both, default = {field.name for field in fields(kind)} - {"arch"}, type(model)()
+    values = {field.name: getattr(model, field.name) for field in fields(model) if field.name in both}
+    set_here = {name: value for name, value in values.items() if value != getattr(default, name)}
+    return kind(**{**set_here, **changes})
 
 
 def owners(models: Models, option: str) -> list[str]:

@@ -9,6 +9,7 @@ from stem_torchrec.inspection.inspected_run import InspectedRun
 from stem_torchrec.inspection.sections import Section, Table, of_runs
 from stem_torchrec.inspection.table_facts import ChangedId, FeatureFacts, TableFacts, dead_tables, shares_of_input
 from stem_torchrec.tables import SHARED
+from stem_torchrec.training.best_by_task import note_of_mean
 
 _MOST_PAIRS = 10
 """Pairs of groups that the tables of a feature list; of more, those with the last group, which is shared."""
@@ -31,6 +32,8 @@ def table_section(runs: Sequence[InspectedRun]) -> Section:
     for run in runs:
         name = f"{run.name}: " if len(runs) > 1 else ""
         section.parts.append(f"{name}Started from {run.start.name}; {run.ids.note}.")
+        if (note := note_of_mean(run.record.folder, "the tables here are")) is not None:
+            section.parts.append(f"Note: {note}.")
         dead = dead_tables(run.features)
         number = sum(len(each.tables) for each in run.features)
         section.parts.append(

@@ -6,27 +6,21 @@ ICDE 2023, arXiv 2302.06141.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Unpack
+from typing import Unpack
 
-from annotated_types import Interval
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from stem_torchrec.config import Arch
 from stem_torchrec.models.counterfactual import CounterfactualLosses, twin
-from stem_torchrec.models.entire_space import EntireSpace
+from stem_torchrec.models.entire_space import EntireSpace, EntireSpaceOptions
 from stem_torchrec.models.frame import InputOptions
-from stem_torchrec.models.options import BottomOptions
 
 
 @dataclass(frozen=True)
-class DCMTOptions(BottomOptions):
+class DCMTOptions(EntireSpaceOptions):
     """Options of DCMT."""
 
     arch: Arch = "dcmt"
-    counterfactual_weight: Annotated[float, Interval(ge=0, le=1e6)] = 1.0
-    """Weight of the losses of a step and its twin."""
-    least_propensity: Annotated[float, Interval(gt=0, le=0.5)] = 0.05
-    """Smallest probability that a row is divided by, which limits what one row weighs."""
 
 
 class DCMT(EntireSpace):
@@ -43,7 +37,7 @@ class DCMT(EntireSpace):
 
     Args:
         embedding_bag_collection, tasks, expert_hidden, tower_hidden, dropout, inputs: see AITM.
-        counterfactual_weight, least_propensity: see DCMTOptions.
+        counterfactual_weight, least_propensity: see EntireSpaceOptions.
 
     Raises UserError for a single task.
     """

@@ -1,16 +1,31 @@
 """ESMM with losses of the steps, and with towers that only these losses read: what ESCM2 and DCMT are."""
 
 from collections.abc import Sequence
-from typing import Unpack
+from dataclasses import dataclass
+from typing import Annotated, Unpack
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from stem_torchrec.models.counterfactual import CounterfactualLosses
 from stem_torchrec.models.frame import InputOptions
 from stem_torchrec.models.layers import MLP
+from stem_torchrec.models.options import BottomOptions
 from stem_torchrec.models.sequential import ESMM
+
+CounterfactualWeight = Annotated[float, Interval(ge=0, le=1e6)]
+
+
+@dataclass(frozen=True)
+class EntireSpaceOptions(BottomOptions):
+    """Options of ESMM with losses of the steps."""
+
+    counterfactual_weight: CounterfactualWeight = 1.0
+    """Weight of the loss that each step has by itself."""
+    least_propensity: Annotated[float, Interval(gt=0, le=0.5)] = 0.05
+    """Smallest probability that a row is divided by, which limits what one row weighs."""
 
 
 class EntireSpace(ESMM):

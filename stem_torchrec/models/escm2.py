@@ -6,31 +6,27 @@ SIGIR 2022, arXiv 2204.05125.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, Unpack
+from typing import Literal, Unpack
 
-from annotated_types import Interval
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from stem_torchrec.config import Arch
 from stem_torchrec.models.counterfactual import CounterfactualLosses, doubly_robust, inverse_propensity
-from stem_torchrec.models.entire_space import EntireSpace
+from stem_torchrec.models.entire_space import CounterfactualWeight, EntireSpace, EntireSpaceOptions
 from stem_torchrec.models.frame import InputOptions
-from stem_torchrec.models.options import BottomOptions
 
 Estimator = Literal["ips", "dr"]
 
 
 @dataclass(frozen=True)
-class ESCM2Options(BottomOptions):
+class ESCM2Options(EntireSpaceOptions):
     """Options of ESCM2."""
 
     arch: Arch = "escm2"
     estimator: Estimator = "ips"
     """ips: rows whose step before happened, each divided by its probability. dr: and an imputed error of the others."""
-    counterfactual_weight: Annotated[float, Interval(ge=0, le=1e6)] = 0.1
-    """Weight of this loss of a step."""
-    least_propensity: Annotated[float, Interval(gt=0, le=0.5)] = 0.05
-    """Smallest probability that a row is divided by, which limits what one row weighs."""
+    counterfactual_weight: CounterfactualWeight = 0.1
+    """Weight of the loss that each step has by itself."""
 
 
 class ESCM2(EntireSpace):
@@ -44,7 +40,8 @@ class ESCM2(EntireSpace):
 
     A row of which it is unlikely that the step before happened stands for the many like it in which it did not, so that
     r_t is not fitted to the likely rows alone. The imputed error i_t = softplus(Tower'_t(MLP_t(x_s))) is trained with
-    the rest. `models/counterfactual.py` says which rows count.
+    the rest: both terms of dr reach e_t and i_t at once, and so both towers and MLP_t, where doubly robust joint
+    learning takes turns. Nothing goes back through p_{t-1}. `models/counterfactual.py` says which rows count.
 
     Args:
         embedding_bag_collection, tasks, expert_hidden, tower_hidden, dropout, inputs: see AITM.

@@ -23,7 +23,8 @@ class GatedExperts(nn.Module):
 
     where the experts of groups outside trains(s) stand under stop-gradient (`models/aftb.py`). What a stream does not
     read does not enter its sum, whatever it is. With self gates a stream that has experts of its own reads them once
-    more, past the others: a_s[s,k] + SelfGate_s(...)[k] in place of a_s[s,k].
+    more, past the others: a_s[s,k] + SelfGate_s(...)[k] in place of a_s[s,k]. Where gates join their inputs, a gate
+    reads [x_i for i in I(s)] in the place of the sum, and a self gate x_s alone.
 
     Args:
         in_features: width of each group's input.
@@ -31,6 +32,7 @@ class GatedExperts(nn.Module):
         reads: groups whose experts a stream reads, by stream.
         trains: of those, the groups that its loss reaches, by stream.
         gate_inputs: groups whose inputs a gate reads, summed, by stream.
+        joins_gate_inputs: whether it reads them side by side in place of their sum.
         expert_hidden: layer widths of an expert; the last is H.
         gate_hidden: hidden layer widths of a gate.
         dropout: share of hidden units dropped in training.
@@ -56,6 +58,7 @@ class GatedExperts(nn.Module):
         reads: Mapping[str, Sequence[str]],
         trains: Mapping[str, Sequence[str]],
         gate_inputs: Mapping[str, Sequence[str]],
+        joins_gate_inputs: bool = False,
         expert_hidden: Sequence[int],
         gate_hidden: Sequence[int],
         dropout: float = 0.0,
@@ -68,6 +71,7 @@ class GatedExperts(nn.Module):
         self.reads = {stream: [g for g in num_experts if g in groups] for stream, groups in reads.items()}
         self.num_experts = dict(num_experts)
         self.gate_inputs = {stream: tuple(groups) for stream, groups in gate_inputs.items()}
+        self.joins_gate_inputs = joins_gate_inputs
         self.experts = nn.ModuleDict(
             {
                 g: make_experts(expert, n, in_features, expert_hidden, dropout=dropout, feature_gate=feature_gate)
@@ -75,9 +79,10 @@ class GatedExperts(nn.Module):
             }
         )
         num_read = {s: sum(num_experts[g] for g in groups) for s, groups in self.reads.items()}
+        widths = {s: in_features * (len(groups) if joins_gate_inputs else 1) for s, groups in self.gate_inputs.items()}
         # A softmax over one expert is 1 and would leave its gate without a gradient.
         self.gates = nn.ModuleDict(
-            {s: Gate(in_features, gate_hidden, n, dropout=dropout) for s, n in num_read.items() if n > 1}
+            {s: Gate(widths[s], gate_hidden, n, dropout=dropout) for s, n in num_read.items() if n > 1}
         )
         self.self_gates = nn.ModuleDict(
             {
@@ -124,15 +129,15 @@ class GatedExperts(nn.Module):
 
     def _gate(self, stream: str, x: dict[str, Tensor]) -> Tensor:
         first, *others = self.gate_inputs[stream]
-        summed = x[first]
+        seen = x[first]
         for group in others:
-            summed = summed + x[group]
-        weights = self.gates[stream](summed) if stream in self.gates else torch.ones_like(summed[:, :1])
+            seen = torch.cat([seen, x[group]], dim=1) if self.joins_gate_inputs else seen + x[group]
+        weights = self.gates[stream](seen) if stream in self.gates else torch.ones_like(seen[:, :1])
         if stream not in self.self_gates:
             return weights
         sizes = [self.num_experts[group] for group in self.reads[stream]]
         before = self.reads[stream].index(stream)
-        own = self.self_gates[stream](summed)
+        own = self.self_gates[stream](x[stream] if self.joins_gate_inputs else seen)
         return weights + pad(own, (sum(sizes[:before]), sum(sizes[before + 1 :])))
 
 

@@ -41,8 +41,10 @@ class HoME(MultiTaskModel):
         z_s = M(s; x_s)           z_c = M(c, s; x_s)                              the meta experts
         x_t = M(t, c, s; z_c, z_c, z_s)           logit_t = Tower_t(x_t)          each group's experts on its own input
 
-    so that no shared expert is occupied by a task through the others' experts (the hierarchy mask). A gate reads what
-    its stream's own experts read. As NormedSwish says, experts are normalized over their units and not over the batch.
+    so that no shared expert is occupied by a task through the others' experts (the hierarchy mask). The gate of a task
+    reads [z_c, z_s], any other gate and all self gates what their stream's own experts read. Other than in the paper
+    experts are normalized over their units and not over the batch, as NormedSwish says, and a feature gate has one pair
+    of matrices, and is one for all experts of a group.
 
     Args:
         embedding_bag_collection: columns for "shared" and each feature.
@@ -80,13 +82,19 @@ class HoME(MultiTaskModel):
         self.category = category_of_tasks(tasks, categories)
         groups = (*dict.fromkeys(self.category.values()), SHARED)
 
-        def layer(in_features: int, reads: Mapping[str, Sequence[str]], numbers: Mapping[str, int]) -> GatedExperts:
+        def layer(
+            in_features: int,
+            reads: Mapping[str, Sequence[str]],
+            numbers: Mapping[str, int],
+            gate_inputs: Mapping[str, Sequence[str]],
+        ) -> GatedExperts:
             return GatedExperts(
                 in_features,
                 num_experts=numbers,
                 reads=reads,
                 trains=reads,
-                gate_inputs={stream: (stream,) for stream in reads},
+                gate_inputs=gate_inputs,
+                joins_gate_inputs=True,
                 expert_hidden=expert_hidden,
                 gate_hidden=gate_hidden,
                 dropout=dropout,
@@ -96,9 +104,11 @@ class HoME(MultiTaskModel):
             )
 
         shared = dict.fromkeys(groups, num_shared_experts)
-        self.meta = layer(self.in_features, {g: tuple(dict.fromkeys((g, SHARED))) for g in groups}, shared)
+        of_groups = {g: tuple(dict.fromkeys((g, SHARED))) for g in groups}
+        self.meta = layer(self.in_features, of_groups, shared, {g: (g,) for g in groups})
         of_tasks = {task: (task, self.category[task], SHARED) for task in tasks}
-        self.local = layer(expert_hidden[-1], of_tasks, dict.fromkeys(tasks, num_task_experts) | shared)
+        numbers = dict.fromkeys(tasks, num_task_experts) | shared
+        self.local = layer(expert_hidden[-1], of_tasks, numbers, {task: (task, SHARED) for task in tasks})
         self.towers = self.make_towers(expert_hidden[-1], tower_hidden, dropout)
 
     def arch(self, x: dict[str, Tensor]) -> dict[str, Tensor]:

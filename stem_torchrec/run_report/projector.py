@@ -13,6 +13,7 @@ from stem_torchrec.runtime.errors import UserError, nearest
 from stem_torchrec.runtime.paths import remove_tree, write_text
 from stem_torchrec.sharding.placement import some
 from stem_torchrec.tables import table_feature
+from stem_torchrec.training.best_by_task import note_of_mean
 from stem_torchrec.training.run_folder import BEST_WEIGHTS
 
 CONFIG = "projector_config.pbtxt"
@@ -67,6 +68,8 @@ def write_projector(run: RunRecord, tables: Sequence[str], *, rows: int) -> str:
     # Last, so that it names files that are whole.
     write_text(board / CONFIG, text_format.MessageToString(config))
     note = f"; ids without raw values, as the log has no vocabulary for {', '.join(without)}" if without else ""
+    if (of_mean := note_of_mean(run.folder, "the projector has")) is not None:
+        note += f"; {of_mean}"
     return f"projector: {board}, {', '.join(tables)}, {rows:,} rows at most{note}; tensorboard --logdir {run.folder}"
 
 

@@ -21,6 +21,7 @@ from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.path_options import PathOption, checked_path
 from stem_torchrec.runtime.report_file import Report, check_page_file, escape
 from stem_torchrec.runtime.store_path import path_of
+from stem_torchrec.training.best_by_task import note_of_mean
 from stem_torchrec.training.evaluation_outputs import check_apart
 
 LocalHtml = Annotated[str, PathOption("file", writes=True, local=True)]
@@ -97,6 +98,9 @@ def page_of(runs: Sequence[RunRecord]) -> Report:
         text_columns=2,
     )  # fmt: skip
     report.text(f"As of {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.")
+    for run in runs:
+        if (note := note_of_mean(run.folder, "the best step and metrics here are")) is not None:
+            report.text(f"Note: {escape(note)}.")
     if len(runs) > 1:
         report.text(_switches(runs))
     for section in (losses, metrics, calibrations, gates, speed, plans, faults, lineage):

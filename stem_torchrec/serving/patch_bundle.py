@@ -54,9 +54,9 @@ def apply_to_bundle(bundle: Path, manifest: Manifest, deltas: Sequence[Delta], *
         deltas: as `missing_deltas` returns them.
         take_over: takes the new folder from another process.
 
-    Raises UserError for a bundle that deltas cannot change: one with a compiled program, with tables or weights that
-    the deltas do not have, or whose tables are in another precision than theirs, or that another process has replaced;
-    DamagedError for a file that was changed.
+    Raises UserError for a bundle that deltas cannot change: one with several models or a compiled program, with tables
+    or weights that the deltas do not have, or whose tables are in another precision than theirs, or that another
+    process has replaced; DamagedError for a file that was changed.
     """
     last = deltas[-1]
     _check(bundle, manifest, deltas)
@@ -81,6 +81,12 @@ def apply_to_bundle(bundle: Path, manifest: Manifest, deltas: Sequence[Delta], *
 
 def _check(bundle: Path, manifest: Manifest, deltas: Sequence[Delta]) -> None:
     """Raises UserError for what deltas cannot change."""
+    steps = manifest.run.get("steps", {})
+    if len({steps.get(task) for task in manifest.tasks}) > 1:
+        raise UserError(
+            f"{bundle} has several models, as its run kept weights of each task's best evaluation, and deltas have "
+            "those of one; apply them to a copy, and export that."
+        )
     if manifest.compiled is not None:
         raise UserError(
             f"{bundle} has a compiled program, in which weights cannot be replaced; apply the deltas to a copy, and "

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated
 
 from annotated_types import Interval
 
@@ -12,6 +12,7 @@ from stem_torchrec.models.options import OwnTableOptions
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.path_options import InputFolder, LocalOutput
 from stem_torchrec.training.configuration import config_from_command_line
+from stem_torchrec.tuning.options import What
 
 _DESCRIPTION = """\
 Finds which features deserve a table for each task within a memory budget (--what tables), in one process.
@@ -25,15 +26,7 @@ python stem_torchrec/train.py --help lists them."""
 
 
 @dataclass(frozen=True)
-class What:
-    """What stem-tune searches for."""
-
-    what: Literal["options", "tables"] = "options"
-    """Options of a space by Optuna, or the tables that features deserve."""
-
-
-@dataclass(frozen=True)
-class TableSearch:
+class TableSearch(What):
     """How to search, beside the options of train.py."""
 
     out: LocalOutput = ""

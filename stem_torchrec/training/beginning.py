@@ -23,8 +23,9 @@ from stem_torchrec.starting.id_maps import IdMap, LogIds, map_ids
 from stem_torchrec.starting.id_spaces import IdSpace, read_id_spaces
 from stem_torchrec.starting.record import Ancestor, StartRecord, log_record, read_start, start_of
 from stem_torchrec.starting.scales import note_of_other_scales, read_scales
-from stem_torchrec.starting.source import StartSource, open_source
+from stem_torchrec.starting.source import BEST, StartSource, open_source
 from stem_torchrec.tables import table_feature
+from stem_torchrec.training.best_by_task import note_of_mean
 from stem_torchrec.training.run_data import RunData
 
 
@@ -134,6 +135,10 @@ def _new(config: TrainConfig, path: str, data: RunData, source: StartSource | No
             "mean; each row continues the one of its number"
         )
     record = _record(path, data, ids)
+    if source.name.endswith(BEST):
+        run = path_of(source.name.removesuffix(BEST))
+        if (note := note_of_mean(run, "this run starts from")) is not None:
+            log_rank0(f"note: {note}")
     if source.lineage is not None:
         of_source = source.lineage
         note = note_of_other_scales(

@@ -135,7 +135,7 @@ class BestByTask:
             from_first_rank(self._lock.confirm)
             save_weights(self._model, weights_of_step(self._run, step))
             # Written after the weights, so that the steps it names are always on disk.
-            from_first_rank(lambda: write_json(self._folder / TASKS_FILE, with_format(to_dict(stored), TASKS_FORMAT)))
+            from_first_rank(lambda: write_by_task(self._run, stored))
         except UnwritableError as error:
             failure = str(error)
             log_rank0(f"step {step}  {failure}")
@@ -185,6 +185,24 @@ def read_by_task(run: AnyPath, tasks: Collection[str] = ()) -> StoredByTask | No
             "as the best of each task."
         ) from error
     return stored
+
+
+def write_by_task(run: AnyPath, stored: StoredByTask) -> None:
+    """Writes the tasks.json of a run; raises OSError."""
+    write_json(run / BEST_BY_TASK / TASKS_FILE, with_format(to_dict(stored), TASKS_FORMAT))
+
+
+def note_of_mean(run: AnyPath, reader: str) -> str | None:
+    """The note for what reads the best weights of a run whose tasks have weights of their own; None for another run.
+
+    `reader` goes on with "those of the best mean", as "this run starts from".
+    """
+    if not (run / BEST_BY_TASK / TASKS_FILE).exists():
+        return None
+    return (
+        f"the tasks of {run} are predicted from weights of their own, in {BEST_BY_TASK}/; {reader} those of the best "
+        f"mean, in {BEST_WEIGHTS}/"
+    )
 
 
 def best_metrics(run: AnyPath, tasks: Sequence[str] = ()) -> Metrics:

@@ -18,6 +18,7 @@ from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.sharding.plan import Plan
 from stem_torchrec.training.assembly import autocast_forward, build_pipeline, build_sharded_model
 from stem_torchrec.training.beginning import Beginning
+from stem_torchrec.training.chosen_deltas import check_deltas
 from stem_torchrec.training.memory_needs import check_memory
 from stem_torchrec.training.open_fields import with_open_fields
 from stem_torchrec.training.optimizers import build_optimizer
@@ -47,7 +48,8 @@ class BuiltRun:
     def build(cls, config: TrainConfig, process: Process) -> "BuiltRun":
         """Builds a run in the order of the fields; all ranks call it.
 
-        Raises UserError where the configuration, the log, the ranks, the run folder or the source do not fit.
+        Raises UserError where the configuration, the log, the ranks, the run folder, the source or the deltas do not
+        fit.
         """
         config, path = with_data_folder(config)
         config = with_open_fields(config, path, process)
@@ -58,6 +60,7 @@ class BuiltRun:
         check_resume(config, schema, data.contents)
         watched = _check_before_building(config, data, process)
         beginning = Beginning.open(config, path, data)
+        check_deltas(config, beginning)
         model, plan = build_sharded_model(
             config, data.columns, process, labels_missing=data.labels_missing, ids_per_row=data.ids_per_row
         )

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 from stem_torchrec.checkpoints.storage import State
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.data.columns import Columns
+from stem_torchrec.runtime.process import from_first_rank
 from stem_torchrec.runtime.store_path import path_of
 from stem_torchrec.starting.record import StartRecord
+from stem_torchrec.training.beginning import Beginning
 from stem_torchrec.training.callbacks import Callback
 
 if TYPE_CHECKING:
+    from stem_torchrec.deltas.began import Began
     from stem_torchrec.training.run_deltas import RunDeltas
 
 
@@ -53,10 +56,33 @@ def chosen_deltas(config: TrainConfig, columns: Columns, start: StartRecord, **o
     """
     if not config.delta.is_on:
         return NoDeltas()
-    from stem_torchrec.deltas.began import Began
     from stem_torchrec.training.run_deltas import RunDeltas
 
-    began = None
-    if start.parents and (run := start.parents[0].run) is not None:
-        began = Began(run, start.parents[0].id, start.parents[0].step, start.same_rows)
-    return RunDeltas(config, path_of(start.run), columns, run_id=start.id, began=began, **options)
+    return RunDeltas(config, path_of(start.run), columns, run_id=start.id, began=_began(start), **options)
+
+
+def check_deltas(config: TrainConfig, beginning: Beginning) -> None:
+    """Raises UserError on all ranks for deltas that the run may not go on with, before it makes a folder."""
+    # A folder that the run makes anew has no deltas.
+    if not config.delta.is_on or (config.delta.out is None and config.output_dir is None):
+        return
+    from stem_torchrec.deltas.joining import check_chain
+    from stem_torchrec.deltas.manifest import deltas_folder, newest_delta
+
+    def check() -> None:
+        start = beginning.record
+        if config.output_dir is not None:
+            start = beginning.record_in(path_of(config.output_dir), config)
+        last = newest_delta(deltas_folder(config.delta, path_of(start.run)))
+        check_chain(last, config.delta, run=start.run, run_id=start.id, began=_began(start))
+
+    from_first_rank(check)
+
+
+def _began(start: StartRecord) -> Began | None:
+    """What a run began with; None for fresh weights."""
+    from stem_torchrec.deltas.began import Began
+
+    if not start.parents or (run := start.parents[0].run) is None:
+        return None
+    return Began(run, start.parents[0].id, start.parents[0].step, start.same_rows)

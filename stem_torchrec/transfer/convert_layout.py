@@ -21,6 +21,7 @@ from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.runtime.store_path import AnyPath, path_of
 from stem_torchrec.starting.record import read_start, write_start
 from stem_torchrec.training.assembly import build_sharded_model, for_weights_only
+from stem_torchrec.training.best_by_task import read_by_task, weights_of_step, write_by_task
 from stem_torchrec.training.configuration import load_config
 from stem_torchrec.training.evaluation_outputs import check_apart
 from stem_torchrec.training.run_folder import BEST_WEIGHTS, CONFIG_FILE, METRICS_FILE, read_metrics, write_metrics
@@ -42,7 +43,7 @@ class ConvertConfig:
 
 
 def convert_run(config: ConvertConfig, process: Process) -> None:
-    """Writes the run folder `config.out`: config.yaml, schema.json, start.json, metrics.json and best weights.
+    """Writes the run folder `config.out`: config.yaml, schema.json, start.json, metrics.json and all best weights.
 
     All ranks of the process group call it; the planner spreads the tables over them. Raises UserError, without making
     the new folder, if the run or its weights are missing or damaged, or the new folder exists.
@@ -60,11 +61,17 @@ def convert_run(config: ConvertConfig, process: Process) -> None:
     columns = Columns.select(schema, features=trained.data.features, labels=trained.data.labels)
     start = read_start(run)
     metrics = read_metrics(run, columns.labels) if (run / METRICS_FILE).exists() else None
+    by_task = read_by_task(run, columns.labels)
+    steps = sorted(set(by_task.steps.values())) if by_task is not None else []
+    of_steps = {step: find_weights(weights_of_step(run, step)) for step in steps}
     converted = _in_layout(trained, config.layout)
     lock = FolderLock(take_over=config.take_over)
     unfinished = from_first_rank(lambda: _make_folder(folder, lock))
     try:
         model, _ = build_sharded_model(for_weights_only(converted), columns, process, trains=False)
+        for step, of_step in of_steps.items():
+            load_weights(model, of_step)
+            save_weights(model, weights_of_step(unfinished, step))
         load_weights(model, weights)
         save_weights(model, unfinished / BEST_WEIGHTS)
 
@@ -76,6 +83,8 @@ def convert_run(config: ConvertConfig, process: Process) -> None:
                     write_start(unfinished, replace(start, run=str(folder), checkpoints=None))
                 if metrics is not None:
                     write_metrics(unfinished / METRICS_FILE, metrics)
+                if by_task is not None:
+                    write_by_task(unfinished, by_task)
                 # A run without a configuration is none, so this file is the last of a run in a store.
                 (unfinished / CONFIG_FILE).write_text(dump_config(converted))
                 lock.release()

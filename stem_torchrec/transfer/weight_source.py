@@ -21,9 +21,11 @@ from stem_torchrec.runtime.errors import UserError, nearest
 from stem_torchrec.runtime.internals.pytorch import ShardedTensor
 from stem_torchrec.runtime.internals.torchrec_hooks import forget_cached_rows
 from stem_torchrec.runtime.path_options import PathOption, checked_path
+from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.runtime.store_path import AnyPath, path_of
 from stem_torchrec.sharding.placement import some
 from stem_torchrec.tables import local_pieces, sharded_collections, size_of, tables_among
+from stem_torchrec.training.best_by_task import note_of_mean
 from stem_torchrec.training.run_folder import BEST_WEIGHTS, CONFIG_FILE
 
 Source = str | AnyPath | Mapping[str, Tensor]
@@ -50,6 +52,9 @@ def open_source(source: Source) -> WeightSource:
     if isinstance(source, Mapping):
         return StateDictWeights(source)
     folder = path_of(checked_path(str(source), PathOption("folder")))
+    note = note_of_mean(folder, "read are")
+    if note is not None:
+        log_rank0(f"note: {note}")
     return CheckpointWeights(folder.absolute() if isinstance(folder, Path) else folder)
 
 

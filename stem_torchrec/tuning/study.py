@@ -3,79 +3,36 @@
 import math
 import os
 import shutil
-from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import optuna
 import pyarrow as pa
 import pyarrow.parquet as pq
-from annotated_types import Interval
 from filelock import FileLock
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from stem_torchrec.config.command_line import parse_known_arguments
 from stem_torchrec.config.files import dump_config, what_is_trained
 from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.runtime.errors import DivergedError, UserError
 from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.launch_environment import read_ranks
 from stem_torchrec.runtime.owner_file import launch_id
-from stem_torchrec.runtime.path_options import LocalFile, LocalOutput
 from stem_torchrec.runtime.paths import write_text
 from stem_torchrec.runtime.process import Process, join_process_group
 from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.runtime.whole_file import naming_file, whole_file
-from stem_torchrec.training.configuration import config_from_command_line
 from stem_torchrec.training.run_folder import write_or_check
 from stem_torchrec.training.trainer import train
 from stem_torchrec.training.watched_metric import Metrics, WatchedMetric
-from stem_torchrec.tuning.search_space import Search, published_space, read_space, resolve_log
+from stem_torchrec.tuning.options import TuneConfig
+from stem_torchrec.tuning.search_space import Search, resolve_log
 
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
-_DESCRIPTION = """\
-Searches for the setting of a model that validates best (--train.metric), with Optuna. The same command resumes an
-interrupted search; each rank runs trials of its own.
-
-Unless --train.eval-every is given, trials are evaluated four times in each epoch, so that those that lag behind or
-diverge end early; --train.patience counts these evaluations. best.yaml has the setting of the best trial, for one rank,
-with as many evaluations. A trial writes no checkpoints.
-
-The options of stem_torchrec/train.py (--recipe, --config, --data.path, --model.arch, ...) set what each trial trains;
-python stem_torchrec/train.py --help lists them."""
-
-
-@dataclass(frozen=True)
-class TuneConfig:
-    """How to search, beside the options of train.py."""
-
-    out: LocalOutput = ""
-    """Folder for the study, a run folder for each trial, best.yaml and trials.parquet."""
-    trials: Annotated[int, Interval(ge=1, le=10**6)] = 50
-    """Number of trials, over all ranks and calls, including those that end early."""
-    space: LocalFile | None = None
-    """A YAML file of options to choices ([1, 2, 4]) or ranges ({low: 1e-3, high: 5.0, log: true}); by default the
-    published space: shared experts 1 to 8, task experts 1 to 4, embedding L2 1e-3 to 5, dropout 0 to 0.3."""
-    keep_runs: bool = False
-    """Keeps the run folder of every trial, not only of the best."""
-
-
-def read_command_line(args: Sequence[str] | None = None) -> tuple[TuneConfig, Search]:
-    """The search that a command line describes; raises UserError for options that make no sense."""
-    config, rest = parse_known_arguments(TuneConfig(), args, description=_DESCRIPTION)
-    base = config_from_command_line(rest)
-    if not config.out:
-        raise UserError("--out is missing; name the folder for the results, as in --out DIR.")
-    if base.checkpoint.folder is not None or base.resume != "auto":
-        raise UserError(
-            "--checkpoint.folder and --resume do not apply, as trials write no checkpoints; leave them out."
-        )
-    space = read_space(config.space, base) if config.space else published_space(base)
-    return config, Search(base, space)
 
 
 def record_options(folder: Path, search: Search) -> None:
