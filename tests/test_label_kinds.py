@@ -42,6 +42,7 @@ from stem_torchrec.training.watched_metric import WatchedMetric
 from distributed import run_ranks
 from logs import reader_of, write_split
 from mixed_logs import LEVELS, SCHEMA, TASKS, mixed_table, write_mixed_log
+from prepared_logs import in_time, prepared, raw_rows, split
 from reference import COLUMNS, random_batch
 from runs import MODEL, Run, batches_of_ranks, config_of, of_this_rank, this_process, with_labels_of
 
@@ -292,3 +293,44 @@ def test_levels_are_those_of_an_ordinal_label(tmp_path: Path, kind: Any, levels:
     with pytest.raises(UserError, match=f"the label 'stars' is {kind}; .* levels, the number of an ordinal one's"):
         load_schema(str(tmp_path))
     assert schema_to_dict(SCHEMA)["labels"][0] == "like"
+
+
+SPEC_LABELS = {
+    "click": "click",
+    "watch": {"value": "price * 2", "kind": "number", "where": "click = 1"},
+    "stars": {"value": "time % 5", "kind": "ordinal", "levels": 5},
+}
+
+
+def test_a_spec_names_the_kinds_of_its_labels(tmp_path: Path) -> None:
+    rows = raw_rows()
+    log = prepared(tmp_path, rows, labels=SPEC_LABELS)
+    schema = load_schema(str(log))
+    assert set(schema.labels) == {"click", Label("watch", kind="number"), Label("stars", kind="ordinal", levels=5)}
+    train = split(log, "train")
+    clicks = in_time(rows, "click")[:300]
+    watched = [2 * price if click else None for price, click in zip(in_time(rows, "price"), clicks, strict=False)]
+    assert train["watch"] == pytest.approx(watched, rel=1e-6)
+    assert train["stars"] == [time % 5 for time in range(300)]
+    counts = schema.splits["train"].labels
+    assert (counts["watch"].positives, counts["watch"].missing) == (sum(clicks), 300 - sum(clicks))
+    assert counts["stars"].positives == 240
+    assert "positive above 0, in all sections" in (log / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (
+            {"value": "time % 5", "kind": "ordinal", "levels": 4},
+            "4 in 80 rows, but must be a level from 0 to 3 or miss",
+        ),
+        ({"value": "price * 1e39", "kind": "number"}, "but must be a finite 32-bit float or missing"),
+        ({"value": "click", "kind": "number", "levels": 2}, r"labels\[stars\] is number; leave out levels"),
+    ],
+)
+def test_a_spec_whose_labels_are_not_of_their_kind_is_refused(
+    tmp_path: Path, label: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        prepared(tmp_path, raw_rows(), labels={"stars": label})

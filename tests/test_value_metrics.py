@@ -83,8 +83,9 @@ def on_this_rank(rows: int, ends: list[float]) -> list[dict[str, TaskMetrics]]:
 
 
 @pytest.mark.parametrize(
-    "ends", [[0.3, 1.0], pytest.param([0.0, 1.0], marks=pytest.mark.long), pytest.param([0.1, 0.1, 1.0], marks=pytest.mark.long)]
-)  # fmt: skip
+    "ends",
+    [[0.3, 1.0], *(pytest.param(each, marks=pytest.mark.long) for each in ([0.0, 1.0], [0.1, 0.1, 1.0]))],
+)
 def test_any_number_of_ranks_computes_what_one_does(ends: list[float]) -> None:
     first, *others = run_ranks(len(ends), on_this_rank, 700, ends)
     assert [repr(other) for other in others] == [repr(first)] * len(others)
