@@ -198,7 +198,7 @@ def test_a_mixed_log_goes_through_train_evaluate_resume_start_export_and_score(t
     }
     error = predicted["prediction/watch"].to_numpy() - labels["watch_time"].to_numpy()
     assert math.sqrt(np.nanmean(error**2)) == pytest.approx(metrics["watch"]["rmse"], rel=1e-6)
-    with pytest.raises(UserError, match="the label of 'watch' is number, and comparisons are of binary tasks"):
+    with pytest.raises(UserError, match="the label of 'watch' is of kind number, and comparisons are of binary tasks"):
         resolve_log(Request(CompareConfig(), config_for(tmp_path), (), None))
     rows = rows_of_run(str(tmp_path / "run"), log=None, judge_on=None)
     assert rows.not_binary == ("watch", "stars")
@@ -254,23 +254,23 @@ def judged_by(metric: str, folder: Path) -> WatchedMetric:
 
 COLUMNS_OF_LOG = Columns.select(SCHEMA)
 REFUSED: dict[str, Callable[[Path], object]] = {
-    "--loss.kinds has 'pairs' for 'watch', whose label is number, but must have one of mse, huber.": lambda _: (
+    "--loss.kinds has 'pairs' for 'watch', whose label is of kind number, but must have one of mse, huber.": lambda _: (
         build_model(small_stem(), COLUMNS_OF_LOG, LossConfig({"watch": "pairs"}))
     ),
-    "--loss.kinds has 'coral' for 'like', whose label is binary, but must have one of bce, focal": lambda _: (
+    "--loss.kinds has 'coral' for 'like', whose label is of kind binary, but must have one of bce, focal": lambda _: (
         build_model(small_stem(), COLUMNS_OF_LOG, LossConfig({"like": "coral"}))
     ),
-    "--loss.positive-weights names 'stars', but its label is ordinal": lambda _: build_model(
+    "--loss.positive-weights names 'stars', but its label is of kind ordinal": lambda _: build_model(
         small_stem(), COLUMNS_OF_LOG, LossConfig(positive_weights={"stars": 2.0})
     ),
-    "ESMM multiplies the probabilities of its tasks, but the label of 'watch' is number": lambda _: build_model(
+    "ESMM multiplies the probabilities of its tasks, but the label of 'watch' is of kind number": lambda _: build_model(
         with_arch(small_stem(), "esmm"), COLUMNS_OF_LOG
     ),
     "--data.spaces has 'watch' for 'like', but must have one of no label": lambda _: Columns.select(
         SCHEMA, spaces={"like": "watch"}
     ),
-    "--train.metric is 'logloss', but the validation split has labels that are not 0 and 1 but number": lambda folder: (
-        judged_by("logloss", folder)
+    "--train.metric is 'logloss', but the validation split has labels of kind number": lambda folder: judged_by(
+        "logloss", folder
     ),
     "--train.metric is 'rmse', but the validation split has labels of 0 and 1 for task 'like'": lambda folder: (
         judged_by("rmse", folder)

@@ -82,14 +82,14 @@ def losses_of_tasks(
     for task, kind in kinds.items():
         known = _losses_of(labels[task])
         if kind not in known:
-            what = "" if labels[task] == "binary" and kind not in LOSSES else f", whose label is {labels[task]}"
+            what = "" if labels[task] == "binary" and kind not in LOSSES else f", whose label is of kind {labels[task]}"
             raise UserError(
                 f"--loss.kinds has {kind!r} for {task!r}{what}, but must have one of {', '.join(known)}"
                 f"{nearest(kind, known) or '.'}"
             )
         if task in config.positive_weights and labels[task] != "binary":
             raise UserError(
-                f"--loss.positive-weights names {task!r}, but its label is {labels[task]}, and only binary labels have "
+                f"--loss.positive-weights names {task!r}, but its label is of kind {labels[task]}, and only binary labels have "
                 "positives; leave it out, or weigh rows by label_weights in schema.json."
             )
     if all(kinds[task] == "bce" and config.positive_weights.get(task, 1) == 1 for task in tasks):

@@ -68,8 +68,8 @@ def _check_steps(model: MultiTaskModel, columns: Columns) -> None:
     """Raises UserError for a model that multiplies probabilities, with a task that is not binary."""
     for task, kind in columns.not_binary.items() if isinstance(model, ESMM) else ():
         raise UserError(
-            f"{type(model).__name__} multiplies the probabilities of its tasks, but the label of {task!r} is "
-            f"{kind}; choose another --model.arch, or leave the task out with --data.labels."
+            f"{type(model).__name__} multiplies the probabilities of its tasks, but the label of {task!r} is of "
+            f"kind {kind}; choose another --model.arch, or leave the task out with --data.labels."
         )
 
 

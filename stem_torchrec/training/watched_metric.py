@@ -121,5 +121,5 @@ def _problem_of_values(metric: str, kind: LabelKind, labels: set[float]) -> str 
     if not labels:
         return _NO_LABEL
     if metric not in _OF_VALUES:
-        return f"labels that are not 0 and 1 but {kind}"
+        return f"labels of kind {kind}"
     return f"only labels that are {next(iter(labels)):g}" if metric == "auc" and len(labels) == 1 else None
