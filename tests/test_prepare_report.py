@@ -24,9 +24,10 @@ from stem_torchrec.preparation.report.facts import (
 from stem_torchrec.preparation.report.leak_check import LoneAuc
 from stem_torchrec.preparation.report.warning_sentences import _of_feature, collision_text
 from stem_torchrec.preparation.report.warning_sentences import warnings_of as sentences_of
-from stem_torchrec.preparation.specs.spec import Source, Spec, TimeSplit
-from stem_torchrec.preparation.specs.spec import Split as SpecSplit
+from stem_torchrec.preparation.specs.spec import Source, Spec
 from stem_torchrec.preparation.specs.spec_expressions import SpecExpressions, read_expressions
+from stem_torchrec.preparation.specs.splits import Split as SpecSplit
+from stem_torchrec.preparation.specs.splits import TimeSplit
 
 from report_tables import by, number, prepare, tables, warnings_of
 

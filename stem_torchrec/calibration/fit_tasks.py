@@ -27,7 +27,7 @@ def fit_tasks(predictions: AnyPath, rows: RowsOfRun, *, method: Method, weights:
     fitted, judged = rows.fitted, rows.judged
     curves: dict[str, Curve] = {}
     kept: dict[str, str] = {}
-    for task in rows.tasks:
+    for task in (each for each in rows.tasks if each not in rows.not_binary):
         of_task = read_labeled_rows(predictions / fitted.split, task).between(fitted.start, fitted.stop)
         try:
             curves[task] = fit(of_task, method)

@@ -26,6 +26,8 @@ class RowsOfRun:
     tasks: tuple[str, ...]
     fitted: RowsOfLog
     judged: RowsOfLog
+    not_binary: tuple[str, ...] = ()
+    """Tasks that predict no probabilities, and get no curve."""
 
 
 def rows_of_run(run: str, *, log: str | None, judge_on: str | None) -> RowsOfRun:
@@ -44,6 +46,8 @@ def rows_of_run(run: str, *, log: str | None, judge_on: str | None) -> RowsOfRun
     path = log or data_folder(config.data)
     schema = load_schema(path)
     columns = Columns.select(schema, features=config.data.features, labels=config.data.labels)
+    if len(columns.not_binary) == len(columns.labels):
+        raise UserError(f"{run} has no binary task, and curves are of probabilities; there is nothing to calibrate.")
     train, fitted, later = (
         _labeled_rows(path, split, schema, columns)
         if split in (_FITTED, judge_on) or g_pathmgr.isdir(posixpath.join(path, split))
@@ -69,7 +73,7 @@ def rows_of_run(run: str, *, log: str | None, judge_on: str | None) -> RowsOfRun
         half = fitted.stop // 2
         later = RowsOfLog(path, _FITTED, half, fitted.stop, fitted.fingerprint)
         fitted = RowsOfLog(path, _FITTED, 0, half, fitted.fingerprint)
-    return RowsOfRun(tuple(columns.labels), fitted, later)
+    return RowsOfRun(columns.labels, fitted, later, tuple(columns.not_binary))
 
 
 def _trained_on(run: str, config: TrainConfig) -> str:

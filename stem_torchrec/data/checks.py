@@ -102,9 +102,8 @@ def _checks(column: pa.Array, name: str, columns: Columns) -> Iterator[_Check]:
         yield _Check(_not_finite(values, accept_null=not null), "a finite 32-bit float")
     if name in columns.dense:
         yield from _check_dense(values, name, columns)
-    if name in columns.read_labels and not _within(values, 0, 1):
-        numbers = _as_floats(values)
-        yield _Check(pc.and_(pc.not_equal(numbers, 0), pc.not_equal(numbers, 1)), "0, 1 or null")
+    if name in columns.read_labels:
+        yield from _check_label(values, name, columns)
     if name == columns.group:
         yield _Check(pc.is_null(values, nan_is_null=True), "text" if is_text(values.type) else "an integer")
         yield from _check_whole(values)
@@ -143,6 +142,20 @@ def _check_dense(values: pa.Array, name: str, columns: Columns) -> Iterator[_Che
         fix = f'{{"name": {_quoted(name)}, "fill": 0.0}}'
         yield _Check(missing, f"a finite 32-bit float; schema.json may give {fix} in dense_features to take its place")
     yield _Check(_not_finite(values, accept_null=True), "a finite 32-bit float")
+
+
+def _check_label(values: pa.Array, name: str, columns: Columns) -> Iterator[_Check]:
+    if columns.kind_of(name) == "number":
+        fix = "null where it is missing, and clipped where it is too large"
+        yield _Check(_not_finite(values, accept_null=True), f"a label as a number, a finite 32-bit float; write {fix}")
+        return
+    levels = columns.levels.get(name, 2)
+    if not _within(values, 0, levels - 1):
+        numbers = _as_floats(values)
+        is_level = pc.and_(pc.equal(pc.floor(numbers), numbers), pc.less(numbers, levels))
+        need = f"a level from 0 to {levels - 1}, as schema.json has {levels} levels, or null"
+        bad = pc.invert(pc.and_(is_level, pc.greater_equal(numbers, 0)))
+        yield _Check(bad, need if name in columns.levels else "0, 1 or null")
 
 
 def _quoted(name: str) -> str:

@@ -1,10 +1,11 @@
 """The columns that a run reads: their names in tables and models, and the columns of the files that they are."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from stem_torchrec.data.schema import DenseFeature, Label, Schema, SparseFeature
+from stem_torchrec.data.names import files_of, long_labels, spaces_of
+from stem_torchrec.data.schema import DenseFeature, Label, LabelKind, Schema, SparseFeature
 from stem_torchrec.runtime.errors import UserError, nearest
 
 _DENSE, _WEIGHTS = "a dense feature", "the weights of a feature"
@@ -32,6 +33,10 @@ class Columns:
     """The column of the files by name, where it is called something else."""
     spaces: Mapping[str, str] = field(default_factory=dict)
     """By label, another label that must be 1: in other rows the label is missing."""
+    numbers: tuple[str, ...] = ()
+    """The labels that are numbers."""
+    levels: Mapping[str, int] = field(default_factory=dict)
+    """The number of levels of each ordinal label; what is in neither is binary."""
     labeled: bool = True
     """False for files without labels, whose rows are predicted."""
     ids_of_log: Mapping[str, int] = field(default_factory=dict)
@@ -95,14 +100,16 @@ class Columns:
             },
             weight=schema.weight,
             label_weights={label: column for label, column in schema.label_weights.items() if label in chosen},
-            files=_files(schema),
-            spaces=_spaces(spaces or {}, chosen, schema.label_names),
+            files=files_of(schema),
+            spaces=spaces_of(spaces or {}, chosen, schema),
+            numbers=tuple(each.name for each in long_labels(schema) if each.kind == "number"),
+            levels={each.name: each.levels for each in long_labels(schema) if each.levels is not None},
         )
         selected.check_roles()
         return selected
 
     def differences(self, other: "Columns") -> list[str]:
-        """The differences from `other`, which has sparse features of the same names; labels and weights do not count.
+        """The differences from `other`, which has sparse features of the same names; of labels only kinds count.
 
         Example::
 
@@ -114,6 +121,9 @@ class Columns:
             for field in fields(feature)
             if field.name != "column"
         ]
+        for name in self.labels:
+            pairs += [(f"kind of {name}", self.kind_of(name), other.kind_of(name))]
+            pairs += [(f"levels of {name}", self.levels.get(name), other.levels.get(name))]
         pairs += [("dense_features", self.dense, other.dense), ("group", self.group, other.group)]
         pairs += [(f"fill of {name}", self.fills.get(name), other.fills.get(name)) for name in self.dense]
         return [f"{name} is {value!r}, not {expected!r}" for name, value, expected in pairs if value != expected]
@@ -147,6 +157,25 @@ class Columns:
         """The number of ids that a sparse feature may have in the files."""
         return self.ids_of_log.get(name, self.sparse[name].num_embeddings)
 
+    def kind_of(self, label: str) -> LabelKind:
+        """What the values of a label are."""
+        return "number" if label in self.numbers else "ordinal" if label in self.levels else "binary"
+
+    @property
+    def label_entries(self) -> tuple[Label, ...]:
+        """The labels that are read as schema.json has them."""
+        return tuple(Label(name, kind=self.kind_of(name), levels=self.levels.get(name)) for name in self.read_labels)
+
+    @property
+    def task_levels(self) -> dict[str, int | None]:
+        """The tasks whose labels are not 0 and 1, with the number of their levels, None for numbers."""
+        return {label: self.levels.get(label) for label in self.not_binary}
+
+    @property
+    def not_binary(self) -> dict[str, LabelKind]:
+        """The tasks whose labels are not 0 and 1, with what they are."""
+        return {label: kind for label in self.labels if (kind := self.kind_of(label)) != "binary"}
+
     @property
     def weights(self) -> dict[str, str]:
         """The column of weights by sparse feature, of the features that have one."""
@@ -178,43 +207,3 @@ class Columns:
     def read_labels(self) -> tuple[str, ...]:
         """The labels, then those that only tell where others count."""
         return tuple(dict.fromkeys([*self.labels, *self.spaces.values()]))
-
-
-def _spaces(spaces: Mapping[str, str], labels: Sequence[str], known: Sequence[str]) -> dict[str, str]:
-    """The spaces, checked; raises UserError for one that names no label, or a label as its own."""
-    for task, label in spaces.items():
-        if task not in labels:
-            raise UserError(
-                f"--data.spaces names the task {task!r}, but the tasks are {', '.join(labels)}"
-                f"{nearest(task, labels) or '.'}"
-            )
-        if label not in known or label == task:
-            others = [each for each in known if each != task]
-            raise UserError(
-                f"--data.spaces has {label!r} for {task!r}, but must have one of {', '.join(others) or 'no label'}"
-                f"{nearest(label, others) or '.'}"
-            )
-    return dict(spaces)
-
-
-def _files(schema: Schema) -> dict[str, str]:
-    """The column by name, where it is called something else; raises UserError for a name that two columns have."""
-    columns: dict[str, str] = {}
-    for name, column in _named(schema):
-        if columns.setdefault(name, column) != column:
-            raise UserError(
-                f"schema.json gives the name {name!r} to the columns {columns[name]!r} and {column!r}; give each "
-                "a name of its own. datasets/README.md describes the file."
-            )
-    return {name: column for name, column in columns.items() if name != column}
-
-
-def _named(schema: Schema) -> Iterator[tuple[str, str]]:
-    """Name and column of each feature and label."""
-    entries: list[str | SparseFeature | DenseFeature | Label] = [
-        *schema.sparse_features,
-        *schema.labels,
-        *schema.dense_features,
-    ]
-    for entry in entries:
-        yield (entry, entry) if isinstance(entry, str) else (entry.name, entry.column or entry.name)

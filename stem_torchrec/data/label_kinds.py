@@ -19,25 +19,26 @@ from stem_torchrec.runtime.file_systems import g_pathmgr
 def label_kinds(row_groups: Sequence[RowGroup], columns: Columns, label: str) -> set[float]:
     """The different labels of a task, without missing ones, those outside of its space and those that weigh 0.
 
-    It ends once 0 and 1 have occurred.
+    It ends once 0 and 1 have occurred, or two different labels of a task that is not binary.
 
-    A number that is neither breaks the schema; whoever reads the row reports it.
+    A binary label that is neither breaks the schema; whoever reads the row reports it.
 
     Example::
 
         label_kinds(row_groups, columns, "like")  # {0}: nobody liked anything, so no order of the rows is better
     """
     kinds: set[float] = set()
+    is_binary = columns.kind_of(label) == "binary"
     for row_group in row_groups:
         in_footer = (
             None
             if columns.weights_of(label) or label in columns.spaces
-            else _kinds_in_footer(row_group, columns.column_of(label))
+            else _kinds_in_footer(row_group, columns.column_of(label), is_binary=is_binary)
         )
         if in_footer is None:
-            in_footer = set(pc.unique(_labeled(row_group, columns, label)["label"]).to_pylist())
+            in_footer = set(pc.unique(labeled_rows(row_group, columns, label)["label"]).to_pylist())
         kinds |= in_footer
-        if kinds >= {0, 1}:
+        if kinds >= {0, 1} or (not is_binary and len(kinds) > 1):
             break
     return kinds
 
@@ -46,7 +47,7 @@ def has_mixed_group(row_groups: Sequence[RowGroup], columns: Columns, label: str
     """Whether some group (user) has labels of both kinds, without which gAUC is undefined; reads until one has."""
     kinds: pa.Table | None = None
     for row_group in row_groups:
-        rows = _labeled(row_group, columns, label, with_group=True)
+        rows = labeled_rows(row_group, columns, label, with_group=True)
         labeled = rows.filter(pc.is_in(rows["label"], pa.array([0, 1], pa.float32())))
         both = labeled if kinds is None else pa.concat_tables([kinds, labeled], promote_options="default")
         kinds = both.group_by(["group", "label"]).aggregate([])
@@ -76,20 +77,23 @@ def may_lack_labels(row_groups: Sequence[RowGroup], columns: Columns) -> bool:
     return False
 
 
-def _kinds_in_footer(row_group: RowGroup, column: str) -> set[float] | None:
-    """The least and the greatest label of a row group, or none where all are null; None where the footer lacks them."""
+def _kinds_in_footer(row_group: RowGroup, column: str, *, is_binary: bool) -> set[float] | None:
+    """The least and the greatest label of a row group, or none where all are null; None where the footer lacks them.
+
+    As 32-bit floats, in which they are read, and of which two may be one.
+    """
     [(_, chunk)] = column_chunks([row_group], {column})
     statistics = chunk.statistics
     if statistics is None:
         return None
     if statistics.has_min_max:
-        least, greatest = float(statistics.min), float(statistics.max)
-        return {least, greatest} if {least, greatest} <= {0, 1} else None
+        least, greatest = float(np.float32(statistics.min)), float(np.float32(statistics.max))
+        return {least, greatest} if {least, greatest} <= {0, 1} or not is_binary else None
     return set() if statistics.has_null_count and statistics.null_count == chunk.num_values else None
 
 
-def _labeled(row_group: RowGroup, columns: Columns, label: str, *, with_group: bool = False) -> pa.Table:
-    """The labels of a task as `label`, and the groups as `group`.
+def labeled_rows(row_group: RowGroup, columns: Columns, label: str, *, with_group: bool = False) -> pa.Table:
+    """The labels of a task as `label`, in fp32, and the groups as `group`.
 
     Left out are those that are missing, outside of the task's space, or weigh 0.
     """

@@ -22,6 +22,7 @@ SCHEMA_FORMAT = 1
 
 Pooling = Literal["sum", "mean"]
 """How the embeddings of a row's ids become one."""
+LabelKind = Literal["binary", "number", "ordinal"]
 Count = Annotated[int, Interval(ge=0, le=2**63 - 1)]
 _LARGEST_FILL = 1e38
 """Within 32-bit floats."""
@@ -75,14 +76,16 @@ class DenseFeature:
 
 @dataclass(frozen=True)
 class Label:
-    """A 0/1 column, null or NaN where the feedback was not asked for; its name alone says the same as a lone `name`."""
+    """A column of labels, null or NaN where the feedback was not asked for; its name alone is one of 0 and 1."""
 
     name: str
     """Of the task."""
     column: str | None = None
     """Column of the files, if it is not called `name`."""
-    kind: Literal["binary"] = "binary"
-    """What the values are; other kinds are reserved for later versions."""
+    kind: LabelKind = "binary"
+    """What the values are: 0 and 1, finite numbers, or levels in an order."""
+    levels: Annotated[int, Interval(ge=2, le=256)] | None = None
+    """Number of levels of an ordinal label: 5 for 0, 1, 2, 3 and 4."""
 
 
 def _form(value: Any) -> str:
@@ -95,7 +98,7 @@ LabelEntry = Annotated[Annotated[str, Tag(TEXT)] | Annotated[Label, Tag(MAPPING)
 
 @dataclass(frozen=True)
 class LabelCounts:
-    """How often a label is 1 and how often it is null in one split."""
+    """How often a label is 1, or above 0 if it is not binary, and how often it is null in one split."""
 
     positives: Count
     missing: Count
@@ -122,7 +125,7 @@ class Schema:
 
     sparse_features: tuple[SparseFeature, ...]
     labels: tuple[LabelEntry, ...]
-    """0/1 columns, null where the feedback was not asked for; each is a task."""
+    """Columns of labels, null where the feedback was not asked for; each is a task."""
     splits: dict[str, Split] = field(default_factory=dict)
     """Sizes by split, checked against the files where given."""
     dense_features: tuple[DenseEntry, ...] = ()
@@ -215,6 +218,10 @@ def _check_contents(schema: Schema) -> None:
             raise UserError(
                 f"{place} is {name[:_LONGEST_NAME]!r}, but must be 1 to {_LONGEST_NAME} bytes of printable text."
             )
+    for entry in schema.labels:
+        if not isinstance(entry, str) and (entry.kind == "ordinal") != (entry.levels is not None):
+            fix = "give" if entry.kind == "ordinal" else "leave out"
+            raise UserError(f"the label {entry.name!r} is {entry.kind}; {fix} levels, the number of an ordinal one's.")
     for label in schema.label_weights:
         if label not in schema.label_names:
             raise UserError(f"label_weights[{label}] is of no label{nearest(label, schema.label_names)}")

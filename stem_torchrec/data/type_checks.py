@@ -6,7 +6,14 @@ import pyarrow as pa
 
 from stem_torchrec.data.column_types import is_list, is_number, is_text, item_type
 from stem_torchrec.data.columns import Columns
+from stem_torchrec.data.schema import LabelKind
 from stem_torchrec.runtime.errors import UserError
+
+_LABELS: dict[LabelKind, str] = {
+    "binary": "a label needs 0, 1 or null",
+    "number": "a label that is a number needs numbers or nulls",
+    "ordinal": "an ordinal label needs whole numbers or nulls",
+}
 
 
 def check_types(schema: pa.Schema, path: str, columns: Columns) -> None:
@@ -39,7 +46,7 @@ def _needs(name: str, schema: pa.Schema, columns: Columns) -> Iterator[tuple[boo
     if name in columns.dense:
         yield is_number(value) or pa.types.is_boolean(value), "a dense feature needs numbers"
     if columns.labeled and name in columns.read_labels:
-        yield is_number(value) or pa.types.is_boolean(value), "a label needs 0, 1 or null"
+        yield is_number(value) or pa.types.is_boolean(value), _LABELS[columns.kind_of(name)]
     if name == columns.group:
         yield is_number(value) or is_text(value), "the group of gAUC needs integers or text"
     if name in columns.row_weights:

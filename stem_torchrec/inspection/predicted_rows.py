@@ -12,6 +12,7 @@ from stem_torchrec.comparison.intervals import Floats, Ints
 from stem_torchrec.comparison.task_scores import TaskScores, labeled
 from stem_torchrec.data.batch import Exposures
 from stem_torchrec.metrics.multi_task import MultiTaskMetrics, TaskMetrics
+from stem_torchrec.metrics.predictions import predictions_of
 from stem_torchrec.runtime.process import Process
 from stem_torchrec.training.evaluation import weights_of_rows
 from stem_torchrec.training.gate_weights import GateWeights, RowHistogram
@@ -70,13 +71,13 @@ def predict_rows(config: EvaluateConfig, process: Process, *, rows: int | None, 
     columns, reader = opened.columns, opened.reader
     total = min(rows or reader.rows, reader.rows)
     reader.start_epoch(0, [[[(0, total)]]])
-    metrics = MultiTaskMetrics(columns.labels, process.device, weighted=columns.weighs_rows)
+    metrics = MultiTaskMetrics(columns.labels, process.device, weighted=columns.weighs_rows, levels=columns.task_levels)
     gates, parts = GateWeights(process.device), defaultdict[str, list[Tensor]](list)
 
     def consume(item: Exposures, logits: Tensor, labels: Tensor) -> None:
         weights = weights_of_rows(item)
         metrics.update(logits, labels, item.groups, weights)
-        parts["scores"].append(logits.cpu().double().sigmoid())
+        parts["scores"].append(predictions_of(logits, columns))
         parts["labels"].append(labels.cpu().double())
         users = item.rows if item.groups is None else item.groups
         # Of uint64 the bits, as a comparison takes them.

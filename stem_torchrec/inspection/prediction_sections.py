@@ -18,6 +18,8 @@ from stem_torchrec.training.gate_weights import BINS
 _MOST_GROUPS = 3
 """Groups that a sentence or a chart has."""
 _METRICS = {"auc": "AUC", "gauc": "gAUC", "logloss": "logloss", "ne": "NE", "pcoc": "PCOC"}
+_OF_VALUES = {"rmse": "RMSE", "mae": "MAE"}
+"""Beside them where some task's labels are numbers or levels."""
 
 
 def metric_section(runs: Sequence[InspectedRun], differences: Differences | None) -> Section:
@@ -27,7 +29,9 @@ def metric_section(runs: Sequence[InspectedRun], differences: Differences | None
         for run in runs:
             if run.predicted is not None and task in run.tasks:
                 values = to_json({task: run.predicted.metrics[task]})[task]
-                shown = {title: _number(values[name]) for name, title in _METRICS.items()}
+                has_values = any(not np.isnan(each.rmse) for each in run.predicted.metrics.values())
+                titles = _METRICS | (_OF_VALUES if has_values else {})
+                shown = {title: _number(values.get(name)) for name, title in titles.items()}
                 counts = {name: f"{values[name]:,}" for name in ("rows", "positives")}
                 rows.append({"task": task, "run": run.name} | shown | counts)
     section = Section("Metrics", [of_runs(rows, len(runs))])

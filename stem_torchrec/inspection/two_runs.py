@@ -65,6 +65,11 @@ def check_two(run: RunRecord, other: RunRecord) -> None:
             f"{run.folder} has the tasks {some(run.tasks)}, and {other.folder} {some(other.tasks)}; give two runs that "
             "share a task."
         )
+    for task, kind in (run.columns.not_binary | other.columns.not_binary).items():
+        raise UserError(
+            f"the label of {task!r} is of kind {kind}, and only runs of binary tasks are laid beside each other; inspect one "
+            "run alone, or two that were trained with --data.labels of the others."
+        )
     for name in run.columns.sparse:
         if value := other_value(run, other, name):
             raise UserError(

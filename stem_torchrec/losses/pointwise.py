@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
+from torch.nn.functional import binary_cross_entropy_with_logits, huber_loss, logsigmoid
 
 
 def bce(logits: Tensor, labels: Tensor) -> Tensor:
@@ -32,12 +32,34 @@ def smoothed(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     return bce(logits, labels * (1 - smoothing) + smoothing / 2)
 
 
+def mse(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Half the squared error, (z - y)^2 / 2, of the targets' shape."""
+    return (outputs - targets).square() / 2
+
+
+def huber(outputs: Tensor, targets: Tensor, delta: float) -> Tensor:
+    """(z - y)^2 / 2 up to an error of delta, and delta (|z - y| - delta / 2) beyond, of the targets' shape.
+
+    Source: Huber, "Robust Estimation of a Location Parameter", Annals of Mathematical Statistics 35, 1964.
+    """
+    return huber_loss(outputs, targets, reduction="none", delta=delta)
+
+
+def coral(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The sum over k of the binary cross entropy of y > k, (B,), of logits and 0 or 1 (B, K - 1) for K levels.
+
+    Source: Cao et al., "Rank consistent ordinal regression for neural networks with application to age estimation",
+    Pattern Recognition Letters 2020 (arXiv 1901.07884), eq. 4, with the same importance of all k.
+    """
+    return bce(outputs, targets).sum(dim=1)
+
+
 def mean_by_task(losses: Tensor, labels: Tensor, per_rank: Tensor | None, weights: Tensor | None) -> Tensor:
     """The means (T,) of the losses (B, T) of the rows with a label, by the weights of labels; 0 without a label.
 
     Args:
         losses: of this rank's rows; any finite number where the label is missing.
-        labels: 0, 1 or NaN, (B, T).
+        labels: (B, T), NaN where missing.
         per_rank: what to divide the sums by, (T,): the labels of all ranks over the number of ranks; by default the
             labels given, each times its weight.
         weights: of the labels, (B, T); 1 for each by default.

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from stem_torchrec.config.loss import EVERY_TASK, LossConfig, of_task
+from stem_torchrec.data.schema import LabelKind
 from stem_torchrec.losses.jrc import jrc
 from stem_torchrec.losses.pairs import pairs
-from stem_torchrec.losses.pointwise import bce, focal, smoothed
+from stem_torchrec.losses.pointwise import bce, coral, focal, huber, mse, smoothed
 from stem_torchrec.losses.step_rows import StepRows
 from stem_torchrec.runtime.errors import UserError, nearest
 
@@ -25,6 +26,8 @@ class TaskLoss:
     smoothing: float = 0.05
     pointwise: float = 0.5
     """Share of the loss of rows beside that of a step."""
+    huber_delta: float = 1.0
+    """In standard deviations of the label."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,11 @@ class Loss:
     """A line of the table."""
 
     of_rows: Callable[[Tensor, Tensor, TaskLoss], Tensor]
-    """From logits and labels (B,) to losses (B,)."""
+    """From outputs and targets, of a binary task logits and labels (B,), to losses (B,)."""
     of_step: Callable[[StepRows], Tensor] | None = None
     """From the rows of all ranks to a loss, whose mean over the ranks it is; None for a loss of rows alone."""
+    labels: LabelKind = "binary"
+    """What the labels of its tasks are."""
 
 
 def _bce(logits: Tensor, labels: Tensor, _: TaskLoss) -> Tensor:
@@ -47,14 +52,24 @@ LOSSES: Mapping[str, Loss] = {
     "smoothed": Loss(lambda logits, labels, task: smoothed(logits, labels, task.smoothing)),
     "pairs": Loss(_bce, pairs),
     "jrc": Loss(_bce, jrc),
+    "mse": Loss(lambda outputs, targets, _: mse(outputs, targets), labels="number"),
+    "huber": Loss(lambda outputs, targets, task: huber(outputs, targets, task.huber_delta), labels="number"),
+    "coral": Loss(lambda outputs, targets, _: coral(outputs, targets), labels="ordinal"),
 }
-"""Every loss by its name."""
+"""Every loss by its name; the first for a kind of labels is its default."""
 
 
-def losses_of_tasks(config: LossConfig, tasks: Sequence[str]) -> tuple[TaskLoss, ...]:
-    """The loss of each task; empty where all have the default.
+def losses_of_tasks(
+    config: LossConfig, tasks: Sequence[str], not_binary: Mapping[str, LabelKind] | None = None
+) -> tuple[TaskLoss, ...]:
+    """The loss of each task; empty where all have bce.
 
-    Raises UserError for a name that no task or no loss has.
+    Args:
+        config: the losses that are not the default.
+        tasks: names of the tasks.
+        not_binary: what the labels are of tasks that are not binary.
+
+    Raises UserError for a name that no task or no loss has, and for a loss of other labels.
 
     Example::
 
@@ -62,24 +77,37 @@ def losses_of_tasks(config: LossConfig, tasks: Sequence[str]) -> tuple[TaskLoss,
     """
     check_tasks("--loss.kinds", config.kinds, tasks)
     check_tasks("--loss.positive-weights", config.positive_weights, tasks)
-    for task, kind in config.kinds.items():
-        if kind not in LOSSES:
-            known = list(LOSSES)
+    labels: dict[str, LabelKind] = {task: (not_binary or {}).get(task, "binary") for task in tasks}
+    kinds = {task: of_task(config.kinds, task, _losses_of(labels[task])[0]) for task in tasks}
+    for task, kind in kinds.items():
+        known = _losses_of(labels[task])
+        if kind not in known:
+            what = "" if labels[task] == "binary" and kind not in LOSSES else f", whose label is of kind {labels[task]}"
             raise UserError(
-                f"--loss.kinds has {kind!r} for {task!r}, but must have one of {', '.join(known)}"
+                f"--loss.kinds has {kind!r} for {task!r}{what}, but must have one of {', '.join(known)}"
                 f"{nearest(kind, known) or '.'}"
+            )
+        if task in config.positive_weights and labels[task] != "binary":
+            raise UserError(
+                f"--loss.positive-weights names {task!r}, but its label is of kind {labels[task]}, and only binary "
+                "labels have positives; leave it out, or weigh rows by label_weights in schema.json."
             )
     losses = tuple(
         TaskLoss(
-            of_task(config.kinds, task, "bce"),
-            of_task(config.positive_weights, task, 1.0),
+            kinds[task],
+            of_task(config.positive_weights, task, 1.0) if labels[task] == "binary" else 1.0,
             config.focal_gamma,
             config.smoothing,
             config.pointwise,
+            config.huber_delta,
         )
         for task in tasks
     )
     return losses if any(loss.kind != "bce" or loss.positive_weight != 1 for loss in losses) else ()
+
+
+def _losses_of(labels: LabelKind) -> list[str]:
+    return [kind for kind, loss in LOSSES.items() if loss.labels == labels]
 
 
 def check_tasks(option: str, names: Mapping[str, object], tasks: Sequence[str]) -> None:

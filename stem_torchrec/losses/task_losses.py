@@ -1,7 +1,7 @@
 """The losses of a batch by task, where not all are the mean binary cross entropy."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ def task_losses(
     per_rank: Tensor | None = None,
     weights: Tensor | None = None,
     groups: Tensor | None = None,
+    linked: Mapping[int, tuple[Tensor, Tensor]] | None = None,
 ) -> Tensor:
     """The loss of each task, (T,), whose mean over the ranks is that of the rows of all.
 
@@ -30,14 +31,17 @@ def task_losses(
     Args:
         tasks: the loss of each.
         logits: of this rank's rows, (B, T).
-        labels: 0, 1 or NaN, (B, T).
+        labels: (B, T), NaN where missing.
+        linked: by column, of tasks that are not binary, the outputs and targets that their losses compare in the place
+            of logits and labels, finite where a label is missing.
         per_rank: see `mean_by_task`; where it is given, all ranks make this call, and losses of a step are of the rows
             of all ranks, else of this rank's.
         weights: of the labels, (B, T); 1 for each by default.
         groups: integers, (B,): losses of a step compare rows with the same one; by default all rows.
     """
     known = labels.nan_to_num()
-    of_rows = [_of_rows(task, *pair) for task, *pair in zip(tasks, logits.unbind(1), known.unbind(1), strict=True)]
+    compared = [(linked or {}).get(i, (logits[:, i], known[:, i])) for i in range(len(tasks))]
+    of_rows = [_of_rows(task, *pair) for task, pair in zip(tasks, compared, strict=True)]
     losses = list(mean_by_task(torch.stack(of_rows, dim=1), labels, per_rank, weights).unbind())
     columns = [i for i, task in enumerate(tasks) if LOSSES[task.kind].of_step is not None]
     if columns:

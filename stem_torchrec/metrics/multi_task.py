@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import mkdtemp
@@ -16,6 +16,8 @@ from stem_torchrec.metrics.auc import ROWS_AT_ONCE
 from stem_torchrec.metrics.collectives import gather
 from stem_torchrec.metrics.task_chunk import TaskChunk
 from stem_torchrec.metrics.task_metrics import TaskMetrics, compute_task
+from stem_torchrec.metrics.value_chunk import ValueChunk
+from stem_torchrec.metrics.value_metrics import compute_values
 from stem_torchrec.runtime.errors import DataError
 
 
@@ -31,6 +33,7 @@ class MultiTaskMetrics:
         device: where the rows are kept and counted, the CPU if None. The process group's backend must serve
             it: "cuda" for NCCL, "cpu" for gloo.
         weighted: whether labels have weights, the same on all ranks; 4 T more bytes a row.
+        levels: of tasks that are not binary, the number of levels of the label, None for numbers.
         rows_in_memory: rows of this rank above which they are moved to disk.
 
     Example::
@@ -47,9 +50,11 @@ class MultiTaskMetrics:
         device: torch.device | None = None,
         *,
         weighted: bool = False,
+        levels: Mapping[str, int | None] | None = None,
         rows_in_memory: int = ROWS_AT_ONCE,
     ) -> None:
         self.tasks = list(tasks)
+        self.levels = dict(levels or {})
         self.device = device or torch.device("cpu")
         self.weighted = weighted
         self.rows_in_memory = rows_in_memory
@@ -59,7 +64,7 @@ class MultiTaskMetrics:
     def reset(self) -> None:
         """Removes all rows."""
         self._remove()
-        self._stored: list[list[TaskChunk]] = []
+        self._stored: list[list[TaskChunk | ValueChunk]] = []
         self._folder: Path | None = None
         self._without_groups = 0
         self._begin()
@@ -77,8 +82,8 @@ class MultiTaskMetrics:
         """Adds a batch of this rank's rows.
 
         Args:
-            logits: before the sigmoid, shape (B, T).
-            labels: 0, 1, or NaN where the label is missing, shape (B, T).
+            logits: before the sigmoid, or of tasks with `levels` the predictions, shape (B, T).
+            labels: 0, 1, or another number or level, or NaN where the label is missing, shape (B, T).
             groups: integers, the user of each row, shape (B,). gAUC is NaN if any batch has none.
             weights: of the labels, from 0 on, shape (B, T); needed if `weighted` is true.
 
@@ -131,7 +136,7 @@ class MultiTaskMetrics:
             ) from error
         self._begin()
 
-    def _chunk(self, column: int, file: Path | None = None) -> TaskChunk:
+    def _chunk(self, column: int, file: Path | None = None) -> TaskChunk | ValueChunk:
         """The rows of a task that are in memory."""
         labels = torch.cat([batch[:, column] for batch in self._labels])
         labeled, weights = ~labels.isnan(), None
@@ -140,25 +145,33 @@ class MultiTaskMetrics:
             labeled &= weights > 0
             weights = weights[labeled]
         logits = torch.cat([batch[:, column] for batch in self._logits])[labeled]
+        if (task := self.tasks[column]) in self.levels:
+            are_levels = self.levels[task] is not None
+            return ValueChunk.sort(logits, labels[labeled], file, weights=weights, are_levels=are_levels)
         return TaskChunk.sort(logits, labels[labeled], torch.cat(self._groups)[labeled], file, weights=weights)
 
     def compute(self) -> dict[str, TaskMetrics]:
         """Returns the metrics of each task over all ranks' rows, the same on all ranks, which all call it.
 
         Raises:
-            UserError: a label is neither 0, 1 nor missing; raised on all ranks.
+            UserError: a binary label is neither 0, 1 nor missing; raised on all ranks.
         """
         # Any rank may have rows without groups, so the ranks have to agree.
         has_groups = bool((gather(torch.tensor(self._without_groups, device=self.device)) == 0).all())
         metrics = {}
         for column, task in enumerate(self.tasks):
             chunks = [*(stored[column] for stored in self._stored), self._chunk(column)]
-            metrics[task] = compute_task(task, chunks, has_groups, self.rows_in_memory)
+            if task in self.levels:
+                values = [chunk for chunk in chunks if isinstance(chunk, ValueChunk)]
+                metrics[task] = compute_values(values, self.levels[task], self.rows_in_memory)
+            else:
+                binary = [chunk for chunk in chunks if isinstance(chunk, TaskChunk)]
+                metrics[task] = compute_task(task, binary, has_groups, self.rows_in_memory)
         return metrics
 
 
 def format_table(metrics: dict[str, TaskMetrics]) -> str:
-    """Returns a table with a line for each task, `-` for an undefined metric.
+    """Returns a table with a line for each task, `-` for an undefined metric; RMSE and MAE where some task has them.
 
     Example::
 
@@ -166,13 +179,15 @@ def format_table(metrics: dict[str, TaskMetrics]) -> str:
         # ------  -------  -------  ---------  -------  -------  ------  -----------  ------------  -----------
         # like    0.80140        -    0.21374  0.91200  1.00350   4,096          261             0            0
     """
-    lines = []
+    lines, has_values = [], any(not math.isnan(result.rmse) for result in metrics.values())
     for task, result in metrics.items():
         values = [result.auc, result.gauc, result.logloss, result.ne, result.pcoc]
+        values += [result.rmse, result.mae] if has_values else []
         counts = [result.rows, result.positives, result.gauc_groups, result.gauc_rows]
         lines.append([task, *map(_format, values), *(f"{count:,}" for count in counts)])
-    names = ["task", "AUC", "gAUC", "logloss", "NE", "PCOC", "rows", "positives", "gAUC users", "gAUC rows"]
-    return tabulate(lines, names, disable_numparse=True, colalign=["left"] + ["right"] * 9)
+    names = ["task", "AUC", "gAUC", "logloss", "NE", "PCOC", *(["RMSE", "MAE"] if has_values else [])]
+    names += ["rows", "positives", "gAUC users", "gAUC rows"]
+    return tabulate(lines, names, disable_numparse=True, colalign=["left"] + ["right"] * (len(names) - 1))
 
 
 def _format(value: float) -> str:
@@ -180,9 +195,16 @@ def _format(value: float) -> str:
 
 
 def to_json(metrics: dict[str, TaskMetrics]) -> dict[str, dict[str, float | int | None]]:
-    """Returns numbers by task and metric, None (null in JSON) for one that is undefined or infinite."""
+    """Returns numbers by task and metric, None (null in JSON) for one that is undefined or infinite.
+
+    A binary task has no RMSE and no MAE.
+    """
     return {
-        task: {name: value if math.isfinite(value) else None for name, value in asdict(result).items()}
+        task: {
+            name: value if math.isfinite(value) else None
+            for name, value in asdict(result).items()
+            if name not in ("rmse", "mae") or not math.isnan(value)
+        }
         for task, result in metrics.items()
     }
 

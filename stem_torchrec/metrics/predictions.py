@@ -5,6 +5,7 @@ from types import TracebackType
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from torch import Tensor
 
 from stem_torchrec.data.columns import Columns
@@ -13,6 +14,17 @@ from stem_torchrec.runtime.paths import move
 from stem_torchrec.runtime.whole_file import naming_file
 
 _ROW_GROUP = 65_536
+
+
+def predictions_of(scores: Tensor, columns: Columns) -> Tensor:
+    """Probabilities of binary tasks, and the numbers predicted for others, (B, T) of (B, T), in fp64 on the host.
+
+    Of scores: logits of binary tasks, and the numbers themselves.
+    """
+    # float64 keeps probabilities distinct that float32 would round to the same number, up to logits of about 24.
+    wide = scores.cpu().double()
+    is_binary = torch.tensor([columns.kind_of(task) == "binary" for task in columns.labels])
+    return torch.where(is_binary, wide.sigmoid(), wide)
 
 
 class PredictionsFile:
@@ -31,8 +43,8 @@ class PredictionsFile:
             file.write(rows, groups, labels, logits)
 
         # row   user_id   label/like   prediction/like   weight/like
-        # 0     17        1.0          0.83              0.5           row of the split; columns.group; a probability
-        # 1     17        null         0.02              2.0           null for a missing label
+        # 0     17        1.0          0.83              0.5           row of the split; columns.group; a probability,
+        # 1     17        null         0.02              2.0           or a number; null for a missing label
 
     The column of weights exists where rows or labels have them, those of labels where the log has labels.
     """
@@ -50,15 +62,15 @@ class PredictionsFile:
         rows: Tensor,
         groups: Tensor | pa.Array | None,
         labels: Tensor,
-        logits: Tensor,
+        scores: Tensor,
         weights: Tensor | None = None,
     ) -> None:
-        """Adds rows (B,) with their groups (B,), numbers or text, labels (B, T), NaN where missing, and logits (B, T).
+        """Adds rows (B,) with their groups (B,), numbers or text, labels (B, T), NaN where missing, and scores (B, T).
 
+        The scores are the logits of binary tasks, and the predictions of others.
         `weights` are those of the labels, (B, T), where the columns have some.
         """
-        # float64 keeps probabilities distinct that float32 would round to the same number, up to logits of about 24.
-        predictions = logits.cpu().double().sigmoid()
+        predictions = predictions_of(scores, self._columns)
         table = {"row": rows.numpy()}
         if self._columns.group is not None and groups is not None:
             table[self._columns.group] = groups.numpy() if isinstance(groups, Tensor) else groups

@@ -17,13 +17,14 @@ from stem_torchrec.runtime.errors import UserError
 class TaskMetrics:
     """Metrics of one task's predictions; NaN if the rows leave a metric undefined.
 
-    y is a label, p = sigmoid(logit) the prediction; rows without a label for the task are left out. If rows have
-    weights, a pair of rows counts the product of theirs in AUC and gAUC, means and sums are weighted, and rows that
-    weigh 0 are left out.
+    y is a label, p the prediction: sigmoid(logit), or of a number or a level its expectation. Rows without a label for
+    the task are left out. If rows have weights, a pair of rows counts the product of theirs in AUC and gAUC, means and
+    sums are weighted, and rows that weigh 0 are left out.
     """
 
     auc: float
-    """Share of (negative, positive) pairs that the logits order rightly, a tie counting half."""
+    """Share of pairs of rows with different labels that the predictions order rightly, a tie counting half: of labels
+    0 and 1 the (negative, positive) pairs, of numbers and levels XAUC (Zhan et al., KDD 2022)."""
 
     gauc: float
     """Mean AUC of the users that have both classes, weighted by their rows (Zhu et al., KDD 2017)."""
@@ -35,19 +36,30 @@ class TaskMetrics:
     """Normalized entropy: logloss over that of always predicting mean(y) (He et al., ADKDD 2014, eq. 1)."""
 
     pcoc: float
-    """Predicted over observed click-through rate: sum(p) / sum(y)."""
+    """Predicted over observed click-through rate: sum(p) / sum(y), of numbers as well."""
 
     rows: int
     """Rows with a label for this task."""
 
     positives: int
-    """Rows whose label is 1."""
+    """Rows whose label is 1, or above 0 if it is a number or a level."""
 
     gauc_groups: int
     """Groups (users) that have both classes."""
 
     gauc_rows: int
     """Rows of those groups."""
+
+    rmse: float = math.nan
+    """Root of the mean squared error, in the units of the label; of numbers and levels alone."""
+
+    mae: float = math.nan
+    """Mean absolute error, likewise."""
+
+    @property
+    def has_diverged(self) -> bool:
+        """Whether some prediction is not a number."""
+        return self.rows > 0 and math.isnan(self.logloss) and math.isnan(self.rmse)
 
 
 def compute_task(task: str, chunks: Sequence[TaskChunk], has_groups: bool, rows_at_once: int) -> TaskMetrics:
@@ -61,9 +73,8 @@ def compute_task(task: str, chunks: Sequence[TaskChunk], has_groups: bool, rows_
 
     Raises UserError for a label that is neither 0 nor 1, on all ranks.
     """
-    by_rank = gather(_fsum(torch.stack([chunk.sums for chunk in chunks])))
-    # fsum rounds once, so the order of the ranks does not matter.
-    loss_sum, prediction_sum, positives, negatives, undefined, rows, *weights = _fsum(by_rank).tolist()
+    sums = summed_over_ranks([chunk.sums for chunk in chunks])
+    loss_sum, prediction_sum, positives, negatives, undefined, rows, *weights = sums.tolist()
     of_positives, of_all = weights or (positives, rows)
     if positives + negatives != rows:
         raise UserError(
@@ -88,6 +99,12 @@ def compute_task(task: str, chunks: Sequence[TaskChunk], has_groups: bool, rows_
         gauc_groups=grouped.groups,
         gauc_rows=grouped.rows,
     )
+
+
+def summed_over_ranks(sums: Sequence[Tensor]) -> Tensor:
+    """The sums of all chunks of all ranks, (S,) of this rank's, each (S,); all ranks call it."""
+    # fsum rounds once, so the order of the ranks does not matter.
+    return _fsum(gather(_fsum(torch.stack(list(sums)))))
 
 
 def _fsum(rows: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """From a configuration and the columns of a log to a model with its loss: the one place where models meet config."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
 from stem_torchrec.config import LossConfig, ModelConfig
@@ -8,8 +8,11 @@ from stem_torchrec.data.columns import Columns
 from stem_torchrec.losses.table import losses_of_tasks
 from stem_torchrec.models.duet import STREAMS, Duet
 from stem_torchrec.models.entire_space import EntireSpace
+from stem_torchrec.models.frame import MultiTaskModel
+from stem_torchrec.models.links import links_of, typed_links
 from stem_torchrec.models.loss import MultiTaskTrain
 from stem_torchrec.models.options import OwnTableOptions
+from stem_torchrec.models.sequential import ESMM
 from stem_torchrec.models.table import MODELS, options_of, table_choice_of
 from stem_torchrec.runtime.errors import UserError, nearest
 from stem_torchrec.tables import build_collection, groups_of
@@ -21,7 +24,8 @@ def build_model(
     """The model that `config.arch` names, with its loss; the tables stay on the meta device until they are sharded.
 
     Raises UserError for an unknown model or another model's options, task weights or losses that do not fit the tasks,
-    a size below 1, a choice of tables that does not fit the columns, or too few tasks for the model.
+    tasks that do not fit the model, a size below 1, a choice of tables that does not fit the columns, or too few tasks
+    for the model.
     """
     tasks, options, loss = columns.labels, options_of(config), loss or LossConfig()
     check_task_weights(options.task_weights, tasks)
@@ -51,13 +55,35 @@ def build_model(
         table_choice=choice,
         **own,
     )
-    losses = losses_of_tasks(loss, tasks)
+    _check_steps(model, columns)
+    model.links.update(links_of(columns))
+    losses = losses_of_tasks(loss, tasks, columns.not_binary)
     train = MultiTaskTrain(model, options.task_weights, losses, rows_within=loss.rows_within)
+    train.links = {tasks.index(task): link for task, link in typed_links(model.links).items()}
     if isinstance(model, EntireSpace):
         train.tasks, train.added_losses = len(tasks), model.added_losses
     elif isinstance(model, Duet):
         train.tasks, train.streams = len(tasks), len(STREAMS)
     return train
+
+
+def _check_steps(model: MultiTaskModel, columns: Columns) -> None:
+    """Raises UserError for a model that multiplies probabilities, with a task that is not binary."""
+    for task, kind in columns.not_binary.items() if isinstance(model, ESMM) else ():
+        raise UserError(
+            f"{type(model).__name__} multiplies the probabilities of its tasks, but the label of {task!r} is of "
+            f"kind {kind}; choose another --model.arch, or leave the task out with --data.labels."
+        )
+
+
+def start_links(train: MultiTaskTrain, statistics: Mapping[str, tuple[float, ...]]) -> None:
+    """Starts the outputs of tasks that are not binary from the statistics of their training labels.
+
+    Call it before sharding. Weights that are loaded afterwards have their own.
+    """
+    assert isinstance(train.model, MultiTaskModel)
+    for task, link in typed_links(train.model.links).items():
+        link.start(statistics[task])
 
 
 def check_task_weights(weights: Sequence[float], tasks: Sequence[str]) -> None:

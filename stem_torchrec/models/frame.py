@@ -88,6 +88,8 @@ class MultiTaskModel(nn.Module):
         self.towers: nn.ModuleDict
         self.further_towers = nn.ModuleDict()
         """Towers whose outputs only a model's own losses read, as ESCM2's; by task, on the input of its tower."""
+        self.links = nn.ModuleDict()
+        """From the logit to the prediction, by task, of tasks that are not binary (`models/links.py`)."""
         self.frozen: frozenset[str] = frozenset()
         """Groups that are not trained; `weight_groups.freeze` adds some."""
         self.shared_output: SharedOutput | None = None

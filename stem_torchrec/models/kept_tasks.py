@@ -66,6 +66,7 @@ def keep_tasks(model: MultiTaskModel, tasks: Sequence[str]) -> tuple[str, ...]:
             raise UserError(f"{type(model).__name__} cannot be cut down to {', '.join(tasks)}; keep all its tasks.")
     model.towers = _only(model.towers, kept)
     model.further_towers = nn.ModuleDict()
+    model.links = _only(model.links, kept)
     model.dense_arch = _only(model.dense_arch, groups)
     return model.inputs.keep(groups)
 

@@ -14,13 +14,14 @@ from stem_torchrec.losses.step_rows import NO_GROUP
 from stem_torchrec.losses.table import TaskLoss
 from stem_torchrec.losses.task_losses import task_losses
 from stem_torchrec.models.counterfactual import CounterfactualLosses
+from stem_torchrec.models.links import Link
 from stem_torchrec.runtime.errors import UserError
 
 
 class MultiTaskTrain(nn.Module):
     """The loss of a batch: a weighted sum over the tasks of the mean binary cross entropy of the rows with a label.
 
-    `losses` are other losses of tasks, see `losses/table.py`.
+    `losses` are other losses of tasks, see `losses/table.py`. With `links` tasks are numbers or levels.
 
     The mean is over the rows of all ranks if the batch comes from a LabelCounter: a rank's loss is the sum over its
     rows, divided by the labels of all ranks and multiplied by the number of ranks, because data parallelism and
@@ -35,9 +36,9 @@ class MultiTaskTrain(nn.Module):
         rows_within: the sparse feature within whose ids losses compare the rows of a step; all rows if empty.
 
     `forward` takes a batch with labels of 0, 1 or NaN (missing), of any type, (B, T), or (B,) for one task. It returns
-    the loss, and (losses (T,), logits (B, T)), detached and in fp32. The mean of the losses over the ranks is the mean
-    over all rows. Of a model with streams the loss has the sum over these, and the losses are the means. It raises
-    UserError for other shapes.
+    the loss, and (losses (T,), scores (B, T)), detached and in fp32: the logits of binary tasks, and the predictions of
+    others. The mean of the losses over the ranks is the mean over all rows. Of a model with streams the loss has the
+    sum over these, and the losses are the means. It raises UserError for other shapes.
     """
 
     task_weights: Tensor | None
@@ -56,6 +57,8 @@ class MultiTaskTrain(nn.Module):
         self.rows_within = rows_within
         weights = torch.tensor(task_weights, dtype=torch.float32) if task_weights else None
         self.register_buffer("task_weights", weights, persistent=False)
+        self.links: Mapping[int, Link] = {}
+        """From logits to predictions, by column, of tasks that are not binary; modules of the model."""
         self.balance: Balance | None = None
         """Weighs the tasks against each other (`models/balanced.py`); the plain sum without it."""
         self.added_losses: CounterfactualLosses | None = None
@@ -81,7 +84,7 @@ class MultiTaskTrain(nn.Module):
         summed = torch.stack(losses).sum(dim=0)
         weighted = summed if self.task_weights is None else summed * self.task_weights
         total = weighted.sum() if self.balance is None else self.balance(weighted)
-        return total, (summed.detach() / max(self.streams, 1), logits.detach())
+        return total, (summed.detach() / max(self.streams, 1), self._scores(logits.detach()))
 
     def _losses(
         self, logits: Tensor, labels: Tensor, per_rank: Tensor | None, weights: Tensor | None, groups: Tensor | None
@@ -89,7 +92,18 @@ class MultiTaskTrain(nn.Module):
         """The loss of each task, (T,)."""
         if not self.losses:
             return multi_task_loss(logits, labels, per_rank, weights)
-        return task_losses(self.losses, logits, labels, per_rank=per_rank, weights=weights, groups=groups)
+        known = labels.nan_to_num() if self.links else labels
+        linked = {i: (each.outputs(logits[:, i]), each.targets(known[:, i])) for i, each in self.links.items()}
+        return task_losses(
+            self.losses, logits, labels, per_rank=per_rank, weights=weights, groups=groups, linked=linked
+        )
+
+    def _scores(self, logits: Tensor) -> Tensor:
+        """The logits of binary tasks and the predictions of the others, (B, T)."""
+        if not self.links:
+            return logits
+        columns = range(len(self.losses))
+        return torch.stack([self.links[i](logits[:, i]) if i in self.links else logits[:, i] for i in columns], dim=1)
 
 
 def multi_task_loss(

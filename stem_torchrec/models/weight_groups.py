@@ -15,7 +15,7 @@ from stem_torchrec.runtime.errors import UserError, nearest
 from stem_torchrec.tables import SHARED, TableTensor, groups_of, table_group, table_of
 
 _BY_GROUP = re.compile(
-    r"(?:^|\.)(?:dense_arch|experts|gates|self_gates|towers|further_towers|bottoms|transfers)\.([^.]+)\."
+    r"(?:^|\.)(?:dense_arch|experts|gates|self_gates|towers|further_towers|bottoms|transfers|links)\.([^.]+)\."
 )
 """The parts of the models of table.py that hold a module for each group."""
 

@@ -7,8 +7,8 @@ from stem_torchrec.run_report.run_record import PREDICTIONS, RunRecord
 from stem_torchrec.runtime.report_file import Report, escape
 from stem_torchrec.training.watched_metric import SIGNS
 
-_TITLES = {"auc": "AUC", "gauc": "gAUC", "logloss": "logloss", "ne": "NE", "pcoc": "PCOC"}
-_DRAWN = ("auc", "logloss")
+_TITLES = {"auc": "AUC", "gauc": "gAUC", "logloss": "logloss", "ne": "NE", "pcoc": "PCOC", "rmse": "RMSE", "mae": "MAE"}
+_DRAWN = ("auc", "logloss", "rmse")
 _ONE_EVALUATION = "No lines over steps, as no run has more than one evaluation; --train.eval-every makes more."
 
 
@@ -21,8 +21,8 @@ def losses(report: Report, runs: Sequence[RunRecord]) -> None:
     """Adds the training loss of each task over steps."""
     report.text(
         "## Losses",
-        "Binary cross-entropy in training: the mean over the labels that all ranks have read since the line of the log "
-        "before.",
+        "The loss of each task in training, by default binary cross-entropy: the mean over the labels that all ranks "
+        "have read since the line of the log before.",
     )
     if not _charts(report, runs, {f"train/loss/{task}": f"loss of {task}" for task in tasks_of(runs)}):
         report.text("No run has logged two losses; it does so every --train.log-every steps.")
@@ -34,15 +34,17 @@ def metrics(report: Report, runs: Sequence[RunRecord]) -> None:
         "## Metrics",
         "Of the validation split, at the best evaluation, whose weights are kept; a dot marks it in the charts. AUC is "
         "how often a positive ranks above a negative, gAUC the same within each group of rows, such as a user's. NE is "
-        "logloss divided by that of always predicting the mean label; of both, less is better. Calibration has PCOC.",
+        "logloss divided by that of always predicting the mean label; of both, less is better. Calibration has PCOC. "
+        "Of labels that are numbers or levels, AUC is of all pairs with different labels; RMSE and MAE are errors.",
     )
     rows = []
+    known = {name for run in runs if run.best is not None for values in run.best.valid.values() for name in values}
     for task in tasks_of(runs):
         for run in runs:
             values = run.best.valid.get(task) if run.best is not None else None
             if values is not None and run.best is not None:
                 row = {"task": task, "run": run.name, "step": f"{run.best.step:,}"}
-                row |= {title: _number(values.get(name)) for name, title in _TITLES.items()}
+                row |= {title: _number(values.get(name)) for name, title in _TITLES.items() if name in known}
                 rows.append(row | {"rows": f"{values['rows']:,}", "positives": f"{values['positives']:,}"})
     if not rows:
         report.text("No run has made an evaluation yet.")
@@ -131,7 +133,7 @@ def watched(run: RunRecord) -> str:
     metric, _, task = run.config.train.metric.partition("/")
     if run.best is None or metric not in SIGNS:
         return "-"
-    values = [run.best.valid[each][metric] for each in ([task] if task else run.tasks)]
+    values = [run.best.valid[each].get(metric) for each in ([task] if task else run.tasks)]
     known = [value for value in values if value is not None]
     return _number(sum(known) / len(known)) if len(known) == len(values) else "-"
 

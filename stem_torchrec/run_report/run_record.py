@@ -130,7 +130,8 @@ class RunRecord:
     def reliability(self) -> dict[str, Reliability]:
         """By task, from the predictions in the run folder; {} without them."""
         folder = self.folder / PREDICTIONS
-        return reliability_of(folder, self.tasks) if folder.is_dir() else {}
+        binary = [task for task in self.tasks if task not in self.columns.not_binary]
+        return reliability_of(folder, binary) if folder.is_dir() else {}
 
     @cached_property
     def calibration(self) -> Calibration | None:

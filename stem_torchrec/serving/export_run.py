@@ -109,6 +109,7 @@ def export_run(config: ExportConfig) -> None:
             run=_lineage(run, weights, metrics) | delta,
             files=file_entries(folder, [*programs, TABLES_FILE, SCHEMA_FILE, *transforms, *calibrations]),
             compiled=this_machine() if config.compile else None,
+            kinds={task: kind for task, kind in columns.not_binary.items() if task in tasks},
         )
         write_manifest(folder, manifest)
     rows = "raw rows" if manifest.raw else "rows of ids"

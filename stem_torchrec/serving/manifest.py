@@ -11,6 +11,7 @@ from stem_torchrec.config.delta import TablePrecision
 from stem_torchrec.config.formats import FormatError, with_format, without_format
 from stem_torchrec.config.json_text import parse_json
 from stem_torchrec.config.serialization import from_dict, to_dict
+from stem_torchrec.data.schema import LabelKind
 from stem_torchrec.runtime.errors import DamagedError, UserError, reason_of
 from stem_torchrec.runtime.paths import write_json
 from stem_torchrec.runtime.versions import installed_builds
@@ -65,7 +66,7 @@ class Manifest:
     """The contents of manifest.json."""
 
     tasks: tuple[str, ...]
-    """In the order of the probabilities' columns."""
+    """In the order of the predictions' columns."""
     arch: str
     precision: TablePrecision
     """Of the numbers in tables.safetensors."""
@@ -79,11 +80,18 @@ class Manifest:
     deltas were applied, its folder, its step and the delta."""
     files: dict[str, FileEntry] = field(default_factory=dict)
     compiled: Machine | None = None
+    kinds: dict[str, LabelKind] = field(default_factory=dict)
+    """What tasks predict that are not binary: of a number its expectation, of ordinal levels 0, 1, ... the expected
+    level; the others predict probabilities."""
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes manifest.json. Raises UnwritableError."""
-    write_json(folder / MANIFEST_FILE, with_format(to_dict(manifest), BUNDLE_FORMAT))
+    content = to_dict(manifest)
+    if not manifest.kinds:
+        # Earlier versions refuse a field that they do not know.
+        del content["kinds"]
+    write_json(folder / MANIFEST_FILE, with_format(content, BUNDLE_FORMAT))
 
 
 def read_manifest(folder: Path, *, verify: bool | None = None) -> Manifest:

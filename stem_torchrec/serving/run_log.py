@@ -79,7 +79,7 @@ def schema_of_bundle(schema: Schema, columns: Columns, tasks: Sequence[str]) -> 
     """The schema of a run without what a bundle does not read: labels, weights and groups of rows, and its splits."""
     return Schema(
         sparse_features=tuple(columns.sparse.values()),
-        labels=tuple(tasks),
+        labels=tuple(each for each in columns.label_entries if each.name in tasks),
         dense_features=schema.dense_features,
         description=schema.description,
     )

@@ -10,12 +10,13 @@ from torch.nn.functional import embedding, embedding_bag
 from stem_torchrec.data.schema import SparseFeature
 from stem_torchrec.models.frame import MultiTaskModel
 from stem_torchrec.models.kept_tasks import keep_tasks
+from stem_torchrec.models.links import typed_links
 from stem_torchrec.serving.manifest import TableEntry, TablePrecision
 from stem_torchrec.tables import split_columns, table_name
 
 
 class ServedModel(nn.Module):
-    """Maps dense features (B, N), bags of ids and tables to probabilities (B, T) in fp32.
+    """Maps dense features (B, N), bags of ids and tables to probabilities (B, T) in fp32, and of numbers to numbers.
 
     The tables are inputs, so that they stay outside of the exported program, and of any number of rows.
 
@@ -54,6 +55,8 @@ class ServedModel(nn.Module):
         model.embedding_l2 = 0.0
         self.model = model.eval()
         self.positions = [list(model.towers).index(task) for task in tasks]
+        # Modules of the model, by the column of their task.
+        self.links = {list(tasks).index(task): link for task, link in typed_links(model.links).items() if task in tasks}
         self.features = dict(features)
         self.weighted = [name for name, feature in features.items() if feature.weights is not None]
         self.precision = precision
@@ -66,7 +69,7 @@ class ServedModel(nn.Module):
     def forward(
         self, dense: Tensor, values: list[Tensor], offsets: list[Tensor], weights: list[Tensor], tables: list[Tensor]
     ) -> Tensor:
-        """Probabilities (B, T).
+        """Probabilities (B, T); of tasks whose labels are numbers or levels, what they are expected to be.
 
         Args:
             dense: dense features (B, N).
@@ -86,7 +89,11 @@ class ServedModel(nn.Module):
             for name, columns in split_columns(entry.name, entry.columns).items():
                 pooled[name] = sums[:, columns.start : columns.stop]
         x = {g: torch.cat([pooled[name] for name in parts], dim=1) for g, parts in self.parts.items()}
-        return self.model.above_tables(dense, x).float()[:, self.positions].sigmoid()
+        logits = self.model.above_tables(dense, x).float()[:, self.positions]
+        if not self.links:
+            return logits.sigmoid()
+        predicted = [self.links.get(i, torch.sigmoid)(logits[:, i]) for i in range(len(self.positions))]
+        return torch.stack(predicted, dim=1)
 
 
 class ServedTogether(nn.Module):

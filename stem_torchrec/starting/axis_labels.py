@@ -65,7 +65,7 @@ def axes_of_weights(train: MultiTaskTrain, dense: Sequence[str], *, gate_bias: f
     model = train.model
     assert isinstance(model, MultiTaskModel)
     axes: dict[str, list[Axis | None]] = {
-        name: [None] * weight.dim() for name, weight in train.named_parameters() if table_of(name) is None
+        name: [None] * weight.dim() for name, weight in train.state_dict().items() if table_of(name) is None
     }
     for name, layer in train.named_modules():
         match layer:

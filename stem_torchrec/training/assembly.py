@@ -16,7 +16,7 @@ from torchrec.optim.keyed import CombinedOptimizer
 from stem_torchrec.config import Precision, ShardingConfig, SparseOptimizerConfig, TrainConfig
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.models.balanced import balance_tasks
-from stem_torchrec.models.build import build_model
+from stem_torchrec.models.build import build_model, start_links
 from stem_torchrec.models.frame import MultiTaskModel
 from stem_torchrec.models.trained_by import tasks_of_parameters
 from stem_torchrec.models.weight_groups import check_rate_factors, freeze
@@ -45,6 +45,7 @@ def build_sharded_model(
     *,
     labels_missing: bool = False,
     ids_per_row: Mapping[str, float] | None = None,
+    statistics: Mapping[str, tuple[float, ...]] | None = None,
     trains: bool = True,
     shows_plan: bool = True,
 ) -> tuple[DistributedModelParallel, Plan]:
@@ -56,6 +57,7 @@ def build_sharded_model(
         process: this rank.
         labels_missing: whether the log has rows without a label for some task.
         ids_per_row: mean number of ids in a row by feature, for the planner's estimates; 1 where not given.
+        statistics: what the outputs of tasks that are not binary start from, see `RunData.label_statistics`.
         trains: whether the model is trained; finding which tasks train a parameter takes seconds in a wide model.
         shows_plan: whether rank 0 prints the plan.
 
@@ -66,6 +68,8 @@ def build_sharded_model(
         _make_deterministic()
     torch.manual_seed(config.seed)
     model = build_model(config.model, columns, config.loss)
+    if statistics is not None:
+        start_links(model, statistics)
     if trains:
         assert isinstance(model.model, MultiTaskModel)
         freeze(model.model, config.train.freeze)

@@ -62,8 +62,9 @@ class BuiltRun:
         beginning = Beginning.open(config, path, data)
         check_deltas(config, beginning)
         model, plan = build_sharded_model(
-            config, data.columns, process, labels_missing=data.labels_missing, ids_per_row=data.ids_per_row
-        )
+            config, data.columns, process,
+            labels_missing=data.labels_missing, ids_per_row=data.ids_per_row, statistics=data.label_statistics,
+        )  # fmt: skip
         optimizer = build_optimizer(model, sparse=config.sparse, dense=config.dense, train=config.train)
         forward = autocast_forward(model, config.train.precision, process)
         pipeline = build_pipeline(model, optimizer, config, process, forward=forward)

@@ -27,7 +27,7 @@ class EarlyStopping:
         So the weights of a training are kept whatever its validation split lacks. Raises DivergedError for predictions
         that are not numbers.
         """
-        if any(task.rows and math.isnan(task.logloss) for task in metrics.values()):
+        if any(task.has_diverged for task in metrics.values()):
             raise DivergedError("the model's predictions are not numbers any more; lower the learning rates.")
         score = self.metric.score(metrics)
         if math.isnan(score):

@@ -1,7 +1,7 @@
 """Evaluation of any model under a TorchRec train pipeline whose output is (losses (T,), logits (B, T))."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
 from typing import Protocol
@@ -75,16 +75,17 @@ def evaluate(
     tasks: Sequence[str],
     device: torch.device,
     weighted: bool = False,
+    levels: Mapping[str, int | None] | None = None,
     should_end: Callable[[], bool] | None = None,
 ) -> dict[str, TaskMetrics]:
     """Exact metrics by task over the exposures of all ranks; see `predict`.
 
-    `weighted` is true where the batches have weights of labels.
+    `weighted` is true where the batches have weights of labels; `levels` are those of MultiTaskMetrics.
 
     `should_end` is called after each batch; where it returns True, on all ranks after the same batch, the evaluation
     raises EvaluationCut.
     """
-    metrics = MultiTaskMetrics(tasks, device, weighted=weighted)
+    metrics = MultiTaskMetrics(tasks, device, weighted=weighted, levels=levels)
     cut = False
 
     def consume(item: Exposures, logits: Tensor, labels: Tensor) -> None:

@@ -14,6 +14,7 @@ from stem_torchrec.data.files import find_row_groups, with_labels
 from stem_torchrec.data.footers import contents, ids_per_row
 from stem_torchrec.data.label_counts import LabelCounter
 from stem_torchrec.data.label_kinds import may_lack_labels
+from stem_torchrec.data.label_statistics import log_odds_above, mean_and_deviation
 from stem_torchrec.data.loader import data_loader
 from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.data.schema import Schema
@@ -77,6 +78,21 @@ class RunData:
     def labels_missing(self) -> bool:
         """Whether the training split has rows without a label for some task; all ranks ask for it at once."""
         return from_first_rank(lambda: may_lack_labels(self.train.row_groups, self.columns))
+
+    @property
+    def label_statistics(self) -> dict[str, tuple[float, ...]]:
+        """What the outputs of tasks that are not binary start from, by task, the same on all ranks, which all ask.
+
+        Mean and standard deviation of the training labels that are numbers, log odds of levels. Rank 0 reads the
+        columns of these labels.
+        """
+        of_kind = {"number": mean_and_deviation, "ordinal": log_odds_above}
+
+        def read() -> dict[str, tuple[float, ...]]:
+            kinds = self.columns.not_binary
+            return {task: of_kind[kind](self.train.row_groups, self.columns, task) for task, kind in kinds.items()}
+
+        return from_first_rank(read)
 
     @property
     def ids_per_row(self) -> dict[str, float]:

@@ -95,7 +95,7 @@ def evaluate_run(
     columns = opened.columns
     lock = FolderLock(take_over=config.take_over)
     from_first_rank(lambda: prepare_outputs(config.run, lock, metrics=config.json, predictions=config.predictions))
-    metrics = MultiTaskMetrics(columns.labels, process.device, weighted=columns.weighs_rows)
+    metrics = MultiTaskMetrics(columns.labels, process.device, weighted=columns.weighs_rows, levels=columns.task_levels)
     file = PredictionsFile(config.predictions, columns, rank=process.rank) if config.predictions else nullcontext()
     unseen = UnseenIds(columns, process.device)
     with lock, file as predictions:
@@ -218,7 +218,7 @@ def _columns_of(folder: str, run: TrainConfig, path: str, schema: Schema, *, pre
     data = run.data
     columns = Columns.select(load_schema(folder), features=data.features, labels=data.labels, spaces=data.spaces)
     if predicts and not schema.labels:
-        schema = replace(schema, labels=columns.read_labels)
+        schema = replace(schema, labels=columns.label_entries)
     present = Columns.select(
         schema, features=tuple(columns.sparse), labels=columns.labels, spaces=columns.spaces, reader=folder
     )

@@ -211,7 +211,7 @@ class Trainer:
             metrics = evaluate(
                 each, self.model, self.data.exposures,
                 tasks=self.data.columns.labels, device=device, weighted=self.data.columns.weighs_rows,
-                should_end=self.checkpoints.watch.should_end,
+                levels=self.data.columns.task_levels, should_end=self.checkpoints.watch.should_end,
             )  # fmt: skip
         # FBGEMM has counted the lookups of the evaluation, and would correct the bias of moments by them as well.
         set_steps(self.model, self.optimizer, self._record.table_steps + self.schedule.last_epoch)

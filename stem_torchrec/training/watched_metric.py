@@ -6,14 +6,17 @@ from dataclasses import dataclass
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.label_kinds import has_mixed_group, label_kinds
 from stem_torchrec.data.listing import RowGroup
+from stem_torchrec.data.schema import LabelKind
 from stem_torchrec.metrics.multi_task import TaskMetrics
 from stem_torchrec.runtime.errors import UserError, nearest
 
 Metrics = dict[str, TaskMetrics]
 """An evaluation: the metrics of each task by its name."""
 
-SIGNS = {"auc": 1, "gauc": 1, "logloss": -1, "ne": -1}
+SIGNS = {"auc": 1, "gauc": 1, "logloss": -1, "ne": -1, "rmse": -1, "mae": -1}
 """The metrics that can be watched, with -1 where lower is better."""
+_OF_VALUES = ("auc", "rmse", "mae")
+"""Those of tasks whose labels are numbers or levels; binary tasks have the others, and auc."""
 _NO_LABEL = "no label"
 
 
@@ -22,7 +25,7 @@ class WatchedMetric:
     """Scores evaluations by one metric.
 
     Args:
-        name: auc, gauc, logloss or ne for the mean over the tasks, or `metric/task`.
+        name: auc, gauc, logloss, ne, rmse or mae for the mean over the tasks, or `metric/task`.
         tasks: names of the tasks.
         has_groups: whether there is a group column, without which gauc is undefined.
 
@@ -61,7 +64,8 @@ class WatchedMetric:
         for task, problem in problems.items():
             fine = [each for each in columns.labels if each not in problems]
             fixes = [f"leave it out, as in --data.labels {' '.join(fine)}"] if fine else []
-            fixes += ["choose another --train.metric, such as logloss"] if problem != _NO_LABEL else []
+            other = "logloss" if columns.kind_of(task) == "binary" else "rmse"
+            fixes += [f"choose another --train.metric, such as {other}"] if problem != _NO_LABEL else []
             raise UserError(
                 f"--train.metric is {name!r}, but the validation split has {problem} for task {task!r}, which leaves "
                 f"it undefined; {', or '.join([*fixes, 'give a log that has more'])}."
@@ -77,6 +81,8 @@ class WatchedMetric:
     def problem_of(self, task: str, columns: Columns, row_groups: Sequence[RowGroup]) -> str | None:
         """What leaves the metric of a task undefined, or None; raises UserError for labels that are no labels."""
         metric, labels = self.name.partition("/")[0], label_kinds(row_groups, columns, task)
+        if (kind := columns.kind_of(task)) != "binary":
+            return _problem_of_values(metric, kind, labels)
         kinds, wrong = labels & {0, 1}, labels - {0, 1}
         if wrong and len(kinds) < 2:
             raise UserError(
@@ -85,6 +91,8 @@ class WatchedMetric:
             )
         if not kinds:
             return _NO_LABEL
+        if metric in ("rmse", "mae"):
+            return "labels of 0 and 1"
         if metric != "logloss" and len(kinds) == 1:
             return f"only labels that are {kinds.pop():g}"
         if metric == "gauc" and columns.group is not None and not has_mixed_group(row_groups, columns, task):
@@ -106,3 +114,12 @@ class WatchedMetric:
         metric = self.name.partition("/")[0]
         values = [getattr(metrics[task], metric) for task in self.judged_tasks]
         return SIGNS[metric] * sum(values) / len(values)
+
+
+def _problem_of_values(metric: str, kind: LabelKind, labels: set[float]) -> str | None:
+    """What leaves a metric of a task that is not binary undefined, or None; `labels` are two different ones if any."""
+    if not labels:
+        return _NO_LABEL
+    if metric not in _OF_VALUES:
+        return f"labels of kind {kind}"
+    return f"only labels that are {next(iter(labels)):g}" if metric == "auc" and len(labels) == 1 else None

@@ -1,6 +1,5 @@
 """A study: trials of a search, each trained by one rank, and the best setting of them all."""
 
-import math
 import os
 import shutil
 from contextlib import redirect_stdout
@@ -136,7 +135,7 @@ def run_trial(trial: Trial, search: Search, *, folder: Path, process: Process) -
     scores: list[float] = []
 
     def watch(metrics: Metrics) -> None:
-        if any(math.isnan(task.logloss) for task in metrics.values() if task.rows):
+        if any(task.has_diverged for task in metrics.values()):
             raise DivergedError("the predictions are not numbers anymore.")
         scores.append(WatchedMetric(config.train.metric, list(metrics)).score(metrics))
         trial.report(max(scores), step=len(scores))

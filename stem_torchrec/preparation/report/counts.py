@@ -14,6 +14,7 @@ import ibis.expr.types as ir
 
 from stem_torchrec.data.new_log import SPLITS
 from stem_torchrec.preparation.engines.engine import in_order
+from stem_torchrec.preparation.writing.encoding import is_positive
 
 LABELED = ("train", "valid")
 """Splits whose labels are counted: rates are fitted on the first and judged on the second."""
@@ -59,7 +60,7 @@ def with_labels(table: ir.Table, id_column: ir.Value, labels: Sequence[str]) -> 
 
     A row whose list is empty or missing has no ids.
     """
-    values = {f"label_{i}": table[name].cast("int64") for i, name in enumerate(labels)}
+    values = {f"label_{i}": is_positive(table[name]) for i, name in enumerate(labels)}
     return table.select(id=id_column.unnest() if id_column.type().is_array() else id_column, **values)
 
 

@@ -9,6 +9,7 @@ import ibis.expr.types as ir
 
 from stem_torchrec.preparation.engines.engine import Engine
 from stem_torchrec.preparation.report.leak_check import LoneAuc
+from stem_torchrec.preparation.writing.encoding import is_positive
 
 MOST_FREQUENT = 100
 """Ids whose shares are compared between splits; all others are one."""
@@ -125,7 +126,7 @@ def pairs_of_labels(train: ir.Table, labels: Sequence[str], engine: Engine) -> d
     sums: dict[str, ir.Value] = {"rows": train.count()}
     for i, (a, b) in enumerate(pairs):
         sums[f"present_{i}"] = (train[a].notnull() & train[b].notnull()).cast("int64").sum()
-        sums[f"positive_{i}"] = ((train[a] == 1) & (train[b] == 1)).cast("int64").sum()
+        sums[f"positive_{i}"] = (is_positive(train[a]) * is_positive(train[b])).sum()
     [(rows, *numbers)] = engine.rows(train.aggregate(**sums))
     counts = [int(number or 0) for number in numbers]
     return {

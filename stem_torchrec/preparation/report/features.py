@@ -31,6 +31,7 @@ from stem_torchrec.preparation.report.leak_check import (
 )
 from stem_torchrec.preparation.specs.spec import Feature, Spec
 from stem_torchrec.preparation.specs.spec_expressions import SPLIT, SpecExpressions
+from stem_torchrec.preparation.writing.encoding import is_positive
 from stem_torchrec.preparation.writing.feature_trees import identity_or_hash
 
 _ELEMENTS = {ValueType.INTS: ValueType.INT, ValueType.TEXTS: ValueType.TEXT}
@@ -83,7 +84,7 @@ class FeatureMeasures:
         counts = engine.keep(f"counts of feature {name}", counts)
         if column.type().is_array():
             valid = log.parts["valid"]
-            labels = {f"label_{i}": valid[label].cast("int64") for i, label in enumerate(self._labels)}
+            labels = {f"label_{i}": is_positive(valid[label]) for i, label in enumerate(self._labels)}
             lists = count_ids({"valid": valid.select(id=valid[name].fill_null(_none(column)), **labels)}, self._tasks)
             scores = scores_of_lists(lists, counts, self._rates)
         else:
@@ -104,7 +105,7 @@ class FeatureMeasures:
         """The facts of a dense feature."""
         log, rows = self._log, self._log.rows
         key = leading_digits(rows[f"dense {name}"])
-        labels = {f"label_{i}": rows[f"label {label}"].cast("int64") for i, label in enumerate(self._labels)}
+        labels = {f"label_{i}": is_positive(rows[f"label {label}"]) for i, label in enumerate(self._labels)}
         table = rows.select(SPLIT, id=key, **labels)
         parts = {split: table.filter(table[SPLIT] == SPLITS.index(split)).drop(SPLIT) for split in log.parts}
         counts = self._engine.keep(f"counts of dense {name}", count_ids(parts, self._tasks))

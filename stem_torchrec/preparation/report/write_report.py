@@ -19,6 +19,10 @@ from stem_torchrec.preparation.report.leak_rule import SMOOTHING
 from stem_torchrec.preparation.report.warning_sentences import collision_text, warnings_of
 from stem_torchrec.runtime.report_file import Report, escape
 
+_ABOUT_LABELS = (
+    "The share of positives is of the rows in which the label is not missing. A label that is a number or a level is "
+    "positive above 0, in all sections."
+)
 _LABELS_OF_TABLE = 5
 """Columns with AUCs that a table has at most, so that it fits a page."""
 _BAR = 10
@@ -82,7 +86,7 @@ def _rows(report: Report, schema: Schema, facts: LogFacts) -> None:
 
 
 def _labels(report: Report, schema: Schema, facts: LogFacts) -> None:
-    report.text("## Labels", "The share of positives is of the rows in which the label is not missing.")
+    report.text("## Labels", _ABOUT_LABELS)
     report.table(
         [
             {

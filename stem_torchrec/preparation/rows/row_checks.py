@@ -1,4 +1,4 @@
-"""Checks of the kept rows before anything is fitted: labels are 0, 1 or null, ids and weights are in their ranges."""
+"""Checks of the kept rows before anything is fitted: labels are of their kind, ids and weights are in their ranges."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +9,12 @@ from stem_torchrec.expressions.expression import Column, Expression
 from stem_torchrec.preparation.engines.engine import Engine
 from stem_torchrec.preparation.rows.refused_cells import first_place
 from stem_torchrec.preparation.rows.sources import read_source
-from stem_torchrec.preparation.specs.spec import Spec
+from stem_torchrec.preparation.specs.spec import Label, Spec
 from stem_torchrec.preparation.specs.spec_expressions import SPLIT, SpecExpressions
 from stem_torchrec.runtime.errors import UserError
+
+_LARGEST = 3.4e38
+"""Within 32-bit floats."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,10 @@ def check_rows(spec: Spec, expressions: SpecExpressions, rows: ir.Table, engine:
                 what = "missing" if value is None else repr(value)
                 raise UserError(f"{check.place} is {what} in {rows_}{place}, but must be {check.words}.")
     train = rows.filter(rows[SPLIT] == 0)
-    kinds = {name: train[f"label {name}"].cast("int64") for name in spec.labels}
+    kinds = {
+        name: train[f"label {name}"].cast("float64" if label.kind == "number" else "int64")
+        for name, label in spec.tasks.items()
+    }
     ends = {f"{end} {name}": getattr(kinds[name], end)() for name in kinds for end in ("min", "max")}
     known = {f"known {name}": _has_value(train[f"feature {name}"]).sum() for name in spec.features}
     [values] = engine.rows(train.aggregate(**ends, **known))
@@ -88,13 +94,23 @@ def _first_place(spec: Spec, tree: Expression | None, value: Any) -> str:
     return ", ".join(["", *(f"first in {place}" for place in first_place(spec, tree.name, value))])
 
 
+def _wrong_labels(labels: ir.Value, label: Label) -> tuple[ir.BooleanValue, str]:
+    """Which labels are none of their kind, and what they must be."""
+    if label.kind == "number":
+        # NaN is above all numbers.
+        return ~(labels.cast("float64").abs() <= _LARGEST), "a finite 32-bit float or missing"
+    if label.kind == "ordinal":
+        assert label.levels is not None
+        return ~labels.isin(list(range(label.levels))), f"a level from 0 to {label.levels - 1} or missing"
+    return ~labels.isin([0, 1]), "0, 1 or missing"
+
+
 def _checks(spec: Spec, expressions: SpecExpressions, rows: ir.Table) -> list[_Check]:
     checks = []
-    for name in spec.labels:
-        label = rows[f"label {name}"]
-        if not label.type().is_boolean():
-            wrong, tree = ~label.isin([0, 1]), expressions.labels[name].tree
-            checks.append(_Check(f"labels[{name}]", f"label {name}", wrong, "0, 1 or missing", tree))
+    for name, label in spec.tasks.items():
+        if not rows[f"label {name}"].type().is_boolean():
+            wrong, words = _wrong_labels(rows[f"label {name}"], label)
+            checks.append(_Check(f"labels[{name}]", f"label {name}", wrong, words, expressions.labels[name].tree))
     for name, feature in spec.id_features.items():
         if feature.identity is not None:
             ids, column = rows[f"feature {name}"], f"feature {name}"

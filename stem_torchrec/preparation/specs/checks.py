@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from stem_torchrec.preparation.specs.spec import Feature, Source, Spec, Split
+from stem_torchrec.preparation.specs.spec import Feature, Source, Spec
+from stem_torchrec.preparation.specs.splits import Split
 from stem_torchrec.runtime.errors import UserError, nearest
 
 MAX_NAME = 200
@@ -18,6 +19,10 @@ def check_spec(spec: Spec) -> None:
             raise UserError(f"{section} is empty; a log needs one.")
     _check_split(spec.split)
     _check_sources(spec)
+    for name, label in spec.tasks.items():
+        if (label.kind == "ordinal") != (label.levels is not None):
+            fix = "give" if label.kind == "ordinal" else "leave out"
+            raise UserError(f"labels[{name}] is {label.kind}; {fix} levels, the number of an ordinal label's.")
     for name, feature in spec.id_features.items():
         _check_feature(name, feature, spec)
     check_columns(spec)

@@ -6,7 +6,8 @@ from datetime import UTC, datetime, timedelta
 from stem_torchrec.expressions.expression import Call, Expression, Literal
 from stem_torchrec.expressions.value_types import NULL, ValueType
 from stem_torchrec.preparation.specs.expression_reader import ExpressionReader, Value, from_sql
-from stem_torchrec.preparation.specs.spec import ColumnSplit, Spec, TimeSplit
+from stem_torchrec.preparation.specs.spec import Spec
+from stem_torchrec.preparation.specs.splits import ColumnSplit, TimeSplit
 from stem_torchrec.runtime.errors import UserError
 
 HASHES = 2**52

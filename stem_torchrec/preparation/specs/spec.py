@@ -8,6 +8,9 @@ from typing import Annotated, Literal
 
 from annotated_types import Interval
 
+from stem_torchrec.data.schema import LabelKind
+from stem_torchrec.preparation.specs.splits import Split
+
 ColumnType = Literal["int", "float", "text", "bool", "timestamp", "date", "list<int>", "list<float>", "list<text>"]
 Missing = Literal["unseen", "own", "none"]
 Count = Annotated[int, Interval(ge=1, le=2**40)]
@@ -64,55 +67,16 @@ class Deduplicate:
 
 
 @dataclass(frozen=True)
-class TimeSplit:
-    """train, then valid, then test."""
-
-    by: str
-    """Column or expression, such as a day or a time; rows without it belong to no split."""
-    train_until: int | float | str
-    """Last value of train."""
-    valid_until: int | float | str
-    """Last value of valid; what comes later is test."""
-    gap: Annotated[int, Interval(ge=0, le=2**62)] = 0
-    """Rows whose value is at most this much above `train_until` belong to no split."""
-
-
-@dataclass(frozen=True)
-class RandomSplit:
-    """Shares of the rows, or of the values of some columns, drawn by their MD5 and a seed."""
-
-    by: tuple[str, ...] = ()
-    """Rows that are equal in these columns come into the same split, as all rows of a user; by row if empty."""
-    seed: Annotated[int, Interval(ge=0, le=2**62)] = 0
-    valid: Share = 0.1
-    test: Share = 0.1
-
-
-@dataclass(frozen=True)
-class ColumnSplit:
-    """The split stands in a column."""
-
-    by: str
-    train: tuple[int | str, ...]
-    valid: tuple[int | str, ...]
-    test: tuple[int | str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Split:
-    """One of three ways; nothing is fitted outside train."""
-
-    time: TimeSplit | None = None
-    random: RandomSplit | None = None
-    column: ColumnSplit | None = None
-
-
-@dataclass(frozen=True)
 class Label:
     """A task."""
 
     value: str
-    """Expression that is 0, 1, true, false or null; null means that the feedback was not asked for."""
+    """Expression that is 0, 1, true, false or null, or of another kind; null means that the feedback was not asked
+    for."""
+    kind: LabelKind = "binary"
+    """What the values are: 0 and 1, finite numbers, or levels in an order."""
+    levels: Annotated[int, Interval(ge=2, le=256)] | None = None
+    """Number of levels of an ordinal label: 5 for 0, 1, 2, 3 and 4."""
     where: str | None = None
     """The label is null in rows in which this condition does not hold, as a purchase without a click."""
     weight: str | None = None

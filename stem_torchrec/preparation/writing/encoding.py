@@ -18,8 +18,14 @@ from stem_torchrec.preparation.specs.spec import Feature, Spec
 from stem_torchrec.preparation.specs.spec_expressions import ORDER, SPLIT, SpecExpressions
 from stem_torchrec.preparation.writing.feature_trees import identity_or_hash, is_missing, weights_of, with_missing
 
+_LABEL_TYPES = {"binary": "int8", "number": "float32", "ordinal": "int16"}
 _SMALL = 2**31
 """Ids below it are written as int32."""
+
+
+def is_positive(label: ir.Value) -> ir.Value:
+    """1 where a label is above 0, as a binary one is 1, else 0; null where it is missing."""
+    return (label.cast("float64") > 0).cast("int64")
 
 
 def num_embeddings(name: str, feature: Feature, vocabularies: Vocabularies) -> int:
@@ -70,7 +76,7 @@ def encode(
         columns[name] = _float32(to_ibis(fitted.number(name, value), values, types, engine=engine))
         if number.missing.flag:
             columns[f"{name}_missing"] = _float32(to_ibis(is_missing(value), values, types, engine=engine))
-    columns |= {name: rows[f"label {name}"].cast("int8") for name in spec.labels}
+    columns |= {name: rows[f"label {name}"].cast(_LABEL_TYPES[label.kind]) for name, label in spec.tasks.items()}
     columns |= {f"{name}_weight": _float32(rows[f"weight of {name}"]) for name in expressions.label_weights}
     columns |= {name: rows[f"kept {name}"] for name in expressions.kept}
     columns |= {expressions.group_column: rows["group"]} if expressions.group is not None else {}

@@ -10,7 +10,7 @@ import ibis.expr.types as ir
 from stem_torchrec.config.formats import with_format
 from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.data.new_log import SPLITS, TRANSFORMS_FORMAT, VOCABULARY, WAITING
-from stem_torchrec.data.schema import LabelCounts, Schema, SparseFeature, Split
+from stem_torchrec.data.schema import Label, LabelCounts, Schema, SparseFeature, Split
 from stem_torchrec.expressions.expression import Call, Expression, to_json
 from stem_torchrec.expressions.functions import type_of
 from stem_torchrec.expressions.value_types import ValueType
@@ -20,7 +20,7 @@ from stem_torchrec.preparation.fitting.fit import Fitted
 from stem_torchrec.preparation.fitting.vocabularies import COLUMNS, WAITING_COLUMNS, Vocabularies
 from stem_torchrec.preparation.specs.spec import Spec
 from stem_torchrec.preparation.specs.spec_expressions import ORDER, SPLIT, SpecExpressions
-from stem_torchrec.preparation.writing.encoding import missing_id, num_embeddings
+from stem_torchrec.preparation.writing.encoding import is_positive, missing_id, num_embeddings
 from stem_torchrec.preparation.writing.feature_trees import identity_or_hash, is_missing, weights_of, with_missing
 
 _ROW_GROUP = 1_048_576
@@ -52,7 +52,7 @@ def write_folder(rows: ir.Table, folder: Path, engine: Engine, row_group_size: i
 
 
 def _label_counts(spec: Spec, rows: ir.Table, engine: Engine) -> dict[str, LabelCounts]:
-    positives = {f"positives {name}": rows[name].cast("int64").sum() for name in spec.labels}
+    positives = {f"positives {name}": is_positive(rows[name]).sum() for name in spec.labels}
     missing = {f"missing {name}": rows[name].isnull().sum() for name in spec.labels}
     [values] = engine.rows(rows.aggregate(**positives, **missing))
     numbers = [int(value or 0) for value in values]
@@ -96,7 +96,10 @@ def schema_of(spec: Spec, expressions: SpecExpressions, vocabularies: Vocabulari
     group = None if expressions.group is None else expressions.group_column
     return Schema(
         features,
-        tuple(spec.labels),
+        tuple(
+            name if label.kind == "binary" else Label(name, kind=label.kind, levels=label.levels)
+            for name, label in spec.tasks.items()
+        ),
         splits,
         dense_features=tuple(dense),
         group=group,
