@@ -43,8 +43,10 @@ def compare_sources(options: PaysOptions, sources: Mapping[str, Source], rest: S
                 _train(each, process, ending)
     if process.is_first:
         done = [Done(each) for each in of_sources]
+        folder = Path(options.out)
+        folder.mkdir(parents=True, exist_ok=True)
         models = {name: variant.text for name, variant in first.variants.items()}
-        write_report(Path(options.out), done, compare(done, first.config), models=models, split=options.split)
+        write_report(folder, done, compare(done, first.config), models=models, split=options.split)
 
 
 def _train(of_source: OfSource, process: Process, ending: Event) -> None:
