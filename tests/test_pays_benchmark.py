@@ -112,6 +112,7 @@ def test_a_report_on_what_is_done_trains_nothing_and_lists_what_is_missing(folde
     assert "Not done yet: ple seed 0, mmoe seed 1, stem seed 1, ple seed 1." in report_of(folder)
 
 
+@pytest.mark.long
 def test_draws_are_computed_once(folder: Path) -> None:
     def kept() -> tuple[int, list[float]]:
         (file,) = folder.glob("out/one/draws/stem/*.parquet")

@@ -20,7 +20,7 @@ from stem_torchrec.runtime.errors import UserError, reason_of
 class Source:
     """Logs that are reported together."""
 
-    logs: tuple[str, ...]
+    logs: tuple[str, ...] = ()
     """Folders; several are one source split by other seeds or by other days."""
     tasks: Literal["each", "mean"] = "each"
     """What a model is compared by: the AUC of each task, or its mean over the tasks, for a log whose rows have all
