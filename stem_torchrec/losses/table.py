@@ -89,8 +89,8 @@ def losses_of_tasks(
             )
         if task in config.positive_weights and labels[task] != "binary":
             raise UserError(
-                f"--loss.positive-weights names {task!r}, but its label is of kind {labels[task]}, and only binary labels have "
-                "positives; leave it out, or weigh rows by label_weights in schema.json."
+                f"--loss.positive-weights names {task!r}, but its label is of kind {labels[task]}, and only binary "
+                "labels have positives; leave it out, or weigh rows by label_weights in schema.json."
             )
     if all(kinds[task] == "bce" and config.positive_weights.get(task, 1) == 1 for task in tasks):
         return ()
