@@ -125,7 +125,7 @@ def test_without_pairs_or_labels_the_loss_of_a_step_adds_nothing() -> None:
     for labels in (torch.zeros(5, 1), torch.ones(5, 1)):
         mean = multi_task_loss(z, labels)
         assert torch.equal(task_losses([TaskLoss("pairs")], z, labels), mean / 2)
-    for kind in LOSSES:
+    for kind in BINARY:
         loss = task_losses([TaskLoss(kind)], z, torch.full((5, 1), torch.nan))
         [gradient] = torch.autograd.grad(loss.sum(), z)
         assert [loss.item(), gradient.count_nonzero().item()] == [0, 0], kind
@@ -135,7 +135,7 @@ def test_a_task_with_the_default_keeps_its_bits_beside_one_with_another_loss() -
     logits, labels, weights, _ = (each.float() for each in rows_of())
     logits.requires_grad_()
     [expected] = torch.autograd.grad(multi_task_loss(logits, labels, weights=weights)[0], logits)
-    for kind in LOSSES:
+    for kind in BINARY:
         losses = task_losses((TaskLoss(), TaskLoss(kind, 3.0)), logits, labels, weights=weights)
         assert torch.equal(torch.autograd.grad(losses[0], logits)[0], expected)
     assert losses_of_tasks(LossConfig(kinds={"like": "bce"}, positive_weights={"like": 1.0}), TASKS) == ()
@@ -209,7 +209,7 @@ def test_every_parameter_is_trained_by_the_tasks_that_train_it_with_the_default(
     def trained(loss: LossConfig) -> dict[str, frozenset[int]]:
         return tasks_of_parameters(build_model(MODEL, COLUMNS, loss), tasks=2, dense_in_features=2)
 
-    for kind in LOSSES:
+    for kind in BINARY:
         assert trained(LossConfig(kinds=dict.fromkeys(TASKS, kind))) == trained(LossConfig())
 
 

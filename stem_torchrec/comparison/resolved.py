@@ -41,8 +41,8 @@ def resolve_log(request: Request) -> Request:
     columns = Columns.select(schema, features=train.data.features, labels=train.data.labels, spaces=train.data.spaces)
     for task, kind in columns.not_binary.items():
         raise UserError(
-            f"the label of {task!r} is of kind {kind}, and comparisons are of binary tasks; leave it out by --data.labels, or "
-            "compare the metrics of runs by stem-report."
+            f"the label of {task!r} is of kind {kind}, and comparisons are of binary tasks; leave it out by "
+            "--data.labels, or compare the metrics of runs by stem-report."
         )
     train = replace(train, data=replace(train.data, path=path, labels=columns.labels), dry_run=False)
     train = with_source_path(train)

@@ -29,7 +29,7 @@ def metric_section(runs: Sequence[InspectedRun], differences: Differences | None
         for run in runs:
             if run.predicted is not None and task in run.tasks:
                 values = to_json({task: run.predicted.metrics[task]})[task]
-                has_values = any(not np.isnan(each.rmse) for each in run.predicted.metrics.values())
+                has_values = any(each.rmse is not None for each in run.predicted.metrics.values())
                 titles = _METRICS | (_OF_VALUES if has_values else {})
                 shown = {title: _number(values.get(name)) for name, title in titles.items()}
                 counts = {name: f"{values[name]:,}" for name in ("rows", "positives")}

@@ -67,8 +67,8 @@ def check_two(run: RunRecord, other: RunRecord) -> None:
         )
     for task, kind in (run.columns.not_binary | other.columns.not_binary).items():
         raise UserError(
-            f"the label of {task!r} is of kind {kind}, and only runs of binary tasks are laid beside each other; inspect one "
-            "run alone, or two that were trained with --data.labels of the others."
+            f"the label of {task!r} is of kind {kind}, and only runs of binary tasks are laid beside each other; "
+            "inspect one run alone, or two that were trained with --data.labels of the others."
         )
     for name in run.columns.sparse:
         if value := other_value(run, other, name):

@@ -179,9 +179,9 @@ def format_table(metrics: dict[str, TaskMetrics]) -> str:
         # ------  -------  -------  ---------  -------  -------  ------  -----------  ------------  -----------
         # like    0.80140        -    0.21374  0.91200  1.00350   4,096          261             0            0
     """
-    lines, has_values = [], any(not math.isnan(result.rmse) for result in metrics.values())
+    lines, has_values = [], any(result.rmse is not None for result in metrics.values())
     for task, result in metrics.items():
-        values = [result.auc, result.gauc, result.logloss, result.ne, result.pcoc]
+        values: list[float | None] = [result.auc, result.gauc, result.logloss, result.ne, result.pcoc]
         values += [result.rmse, result.mae] if has_values else []
         counts = [result.rows, result.positives, result.gauc_groups, result.gauc_rows]
         lines.append([task, *map(_format, values), *(f"{count:,}" for count in counts)])
@@ -190,8 +190,8 @@ def format_table(metrics: dict[str, TaskMetrics]) -> str:
     return tabulate(lines, names, disable_numparse=True, colalign=["left"] + ["right"] * (len(names) - 1))
 
 
-def _format(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.5f}"
+def _format(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.5f}"
 
 
 def to_json(metrics: dict[str, TaskMetrics]) -> dict[str, dict[str, float | int | None]]:
@@ -201,9 +201,7 @@ def to_json(metrics: dict[str, TaskMetrics]) -> dict[str, dict[str, float | int 
     """
     return {
         task: {
-            name: value if math.isfinite(value) else None
-            for name, value in asdict(result).items()
-            if name not in ("rmse", "mae") or not math.isnan(value)
+            name: value if math.isfinite(value) else None for name, value in asdict(result).items() if value is not None
         }
         for task, result in metrics.items()
     }

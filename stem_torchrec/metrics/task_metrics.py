@@ -50,16 +50,16 @@ class TaskMetrics:
     gauc_rows: int
     """Rows of those groups."""
 
-    rmse: float = math.nan
-    """Root of the mean squared error, in the units of the label; of numbers and levels alone."""
+    rmse: float | None = None
+    """Root of the mean squared error, in the units of the label, of numbers and levels; None for a binary task."""
 
-    mae: float = math.nan
+    mae: float | None = None
     """Mean absolute error, likewise."""
 
     @property
     def has_diverged(self) -> bool:
         """Whether some prediction is not a number."""
-        return self.rows > 0 and math.isnan(self.logloss) and math.isnan(self.rmse)
+        return self.rows > 0 and math.isnan(self.logloss if self.rmse is None else self.rmse)
 
 
 def compute_task(task: str, chunks: Sequence[TaskChunk], has_groups: bool, rows_at_once: int) -> TaskMetrics:

@@ -87,11 +87,11 @@ Link = NumberLink | OrdinalLink
 
 def typed_links(links: nn.ModuleDict) -> dict[str, Link]:
     """The links that a model has, by task."""
-    found = {}
+    typed = {}
     for task, link in links.items():
         assert isinstance(link, Link)
-        found[task] = link
-    return found
+        typed[task] = link
+    return typed
 
 
 def links_of(columns: Columns) -> dict[str, Link]:

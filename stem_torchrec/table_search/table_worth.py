@@ -75,8 +75,8 @@ def measure_tables(run: str, process: Process, *, rows: int) -> list[TableWorth]
     record = RunRecord.read(path_of(run), "run")
     for task, kind in record.columns.not_binary.items():
         raise UserError(
-            f"{run} predicts {task!r}, whose label is of kind {kind}, but the worth of tables is measured by log losses; "
-            "search with a run of binary tasks (--data.labels)."
+            f"{run} predicts {task!r}, whose label is of kind {kind}, but the worth of tables is measured by log "
+            "losses; search with a run of binary tasks (--data.labels)."
         )
     images = linear_images(tables_of(record), count_ids(record, rows=None).counts)
     opened = open_run(EvaluateConfig(run), process)
