@@ -24,7 +24,7 @@ FAST = ("mmoe", "aitm")
 EVERY = [run if run in FAST else pytest.param(run, marks=long) for run in RUNS]
 ALL_GROUPS = {"buy", "click", "shared"}
 GROUPS = {
-    **dict.fromkeys(("stem", "stem-packed", "stem-options", "me_mmoe"), ALL_GROUPS),
+    **dict.fromkeys(("stem", "stem-packed", "stem-options", "duet", "me_mmoe"), ALL_GROUPS),
     **{"me_ple": {"buy", "shared"}, "single_task": {"buy"}},
 }
 """Whose tables one task alone, buy, keeps; the shared ones in other models."""
