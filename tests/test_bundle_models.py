@@ -19,9 +19,8 @@ from distributed import run_ranks
 from studies.sparse_tables import grow_tables
 
 long = pytest.mark.long
-FAST = ("mmoe", "aitm")
-"""Runs of which a test of one model is in the fast tier, beside `stem`."""
-EVERY = [run if run in FAST else pytest.param(run, marks=long) for run in RUNS]
+EVERY = [run if run == "aitm" else pytest.param(run, marks=long) for run in RUNS]
+"""In the fast tier a model that is unlike STEM, of which there are tests in test_bundle.py."""
 ALL_GROUPS = {"buy", "click", "shared"}
 GROUPS = {
     **dict.fromkeys(("stem", "stem-packed", "stem-options", "duet", "me_mmoe"), ALL_GROUPS),

@@ -21,7 +21,7 @@ from stem_torchrec.models.stem import STEMOptions
 from stem_torchrec.run_report.run_record import RunRecord
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.table_search import options
-from stem_torchrec.table_search.kept_tables import keep_tables, with_kept
+from stem_torchrec.table_search.kept_tables import keep_tables, model_to_take, sentence_of, with_kept
 from stem_torchrec.table_search.linear_images import linear_images
 from stem_torchrec.table_search.table_worth import TableWorth, first_half, measure_tables
 from stem_torchrec.tables import table_configs, table_of
@@ -147,6 +147,30 @@ def test_a_budget_keeps_the_tables_that_are_worth_the_most_for_their_bytes() -> 
 
 
 @pytest.mark.parametrize(
+    ("beside_all", "beside_shared", "fitting", "taken", "sentence"),
+    [
+        ("within noise", "within noise", ["shared", "all"], "chosen", "trains with the tables that are kept."),
+        ("worse", "better", ["shared", "all"], "all", "with all tables: beside these those that are kept are worse"),
+        ("worse", "better", ["shared"], "chosen", "kept; all tables are better, and do not fit --budget-gb."),
+        (
+            "within noise",
+            "worse",
+            ["shared", "all"],
+            "shared",
+            "trains with shared tables alone: beside these those",
+        ),
+        ("worse better", "within noise", ["shared", "all"], "chosen", "trains with the tables that are kept."),
+    ],
+)
+def test_what_the_comparison_finds_better_is_taken_where_it_fits(
+    beside_all: str, beside_shared: str, fitting: list[str], taken: str, sentence: str
+) -> None:
+    choice_is = {"all": [beside_all.split()[0], *beside_all.split()[1:]], "shared": [beside_shared, "within noise"]}
+    assert model_to_take(choice_is, fitting) == taken
+    assert sentence in sentence_of(taken, choice_is)
+
+
+@pytest.mark.parametrize(
     ("kept", "options"),
     [
         (TABLES, {}),
@@ -199,7 +223,7 @@ def test_the_command_trains_measures_and_judges_and_continues(tmp_path: Path) ->
     text = run_script("stem_torchrec/tune.py", *line, "--budget-gb", "6e-5", "--rows", "2000")
     chosen = load_config(str(tmp_path / "found" / "best.yaml")).model
     assert (tmp_path / "found" / "report.md").read_text().count("\n| ") > 20
-    assert "trains with the tables that are kept" in text
+    assert "best.yaml trains with the tables that are kept" in text
     again = run_script("stem_torchrec/tune.py", *line, "--budget-gb", "6e-5", "--rows", "2000")
     assert "step 20" not in again
     assert load_config(str(tmp_path / "found" / "best.yaml")).model == chosen

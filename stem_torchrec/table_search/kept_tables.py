@@ -1,6 +1,6 @@
 """Which tables of tasks are kept within a memory budget, and the options of a model that has only these."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from stem_torchrec.models.options import OwnTableOptions
@@ -34,6 +34,35 @@ def keep_tables(measured: Sequence[TableWorth], *, shared_bytes: int, budget: fl
             kept.append(each)
             taken += each.bytes
     return kept
+
+
+def model_to_take(choice_is: Mapping[str, Collection[str]], fitting: Sequence[str]) -> str:
+    """The model that is trained further: the choice, unless one beside which it is worse and nowhere better also fits.
+
+    Args:
+        choice_is: by another model, the verdicts on the choice beside it, of each task and measure.
+        fitting: the other models that fit the budget, the smallest first.
+
+    Example::
+
+        model_to_take({"all": ["worse", "within noise"], "shared": ["better", "better"]}, ["shared"])         # "chosen"
+        model_to_take({"all": ["worse", "within noise"], "shared": ["better", "better"]}, ["shared", "all"])  # "all"
+    """
+    return next((other for other in fitting if _loses(choice_is[other])), "chosen")
+
+
+def _loses(verdicts: Collection[str]) -> bool:
+    return "worse" in verdicts and "better" not in verdicts
+
+
+def sentence_of(taken: str, choice_is: Mapping[str, Collection[str]]) -> str:
+    """What best.yaml trains, and where the choice loses to what does not fit the budget."""
+    names = {"chosen": "the tables that are kept", "shared": "shared tables alone", "all": "all tables"}
+    if taken != "chosen":
+        return f"best.yaml trains with {names[taken]}: beside these those that are kept are worse, and nowhere better."
+    too_large = [name for name, verdicts in choice_is.items() if _loses(verdicts)]
+    beside = f"; {names[too_large[0]]} are better, and do not fit --budget-gb" if too_large else ""
+    return f"best.yaml trains with {names['chosen']}{beside}."
 
 
 def with_kept(

@@ -23,10 +23,11 @@ from stem_torchrec.runtime.process import Process
 from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.runtime.store_path import path_of
 from stem_torchrec.runtime.whole_file import whole_file
-from stem_torchrec.table_search.kept_tables import keep_tables, with_kept
+from stem_torchrec.table_search.kept_tables import keep_tables, model_to_take, sentence_of, with_kept
 from stem_torchrec.table_search.options import TableSearch
 from stem_torchrec.table_search.table_worth import TableWorth, first_half, measure_tables
 from stem_torchrec.tables import SHARED, table_configs, table_group
+from stem_torchrec.training.best_by_task import note_of_mean
 from stem_torchrec.training.run_evaluation import EvaluateConfig
 from stem_torchrec.training.run_folder import write_or_check
 from stem_torchrec.training.sparse_optimizers import states_of_tables
@@ -34,7 +35,10 @@ from stem_torchrec.training.trainer import train
 
 
 def search_tables(search: TableSearch, base: TrainConfig, process: Process) -> None:
-    """Writes best.yaml, the options of a run with the tables that are kept; worth.parquet, and report.md.
+    """Writes best.yaml, worth.parquet and report.md.
+
+    best.yaml has the options of a run with the tables that are kept; or with all, or shared ones alone, where the
+    comparison finds these better and they fit the budget.
 
     Args:
         search: how to search.
@@ -68,7 +72,7 @@ def search_tables(search: TableSearch, base: TrainConfig, process: Process) -> N
         write_text(folder / "best.yaml", dump_config(replace(base, model=chosen)))
         with whole_file(folder / "worth.parquet") as new:
             pq.write_table(pa.Table.from_pylist([asdict(each) for each in measured]), new)
-        lines = _table(measured, kept)
+        lines, choice_is, taken = _table(measured, kept), dict[str, list[str]](), "chosen"
         if search.trains_choice:
             models = {"all": model, "chosen": chosen, "shared": with_kept(model, names, [], record.tasks)}
             runs = {"all": whole}
@@ -76,10 +80,17 @@ def search_tables(search: TableSearch, base: TrainConfig, process: Process) -> N
                 same = next((other for other in runs if models[other] == models[name]), None)
                 config = replace(base, model=models[name])
                 runs[name] = runs[same] if same else _trained(config, folder / "runs" / name, process)
-            lines += _judged(runs, process, rows=search.rows)
+            judged, choice_is = _judged(runs, process, rows=search.rows)
+            fits_all = budget is None or _bytes(record) <= budget
+            taken = model_to_take(choice_is, ["shared", *(["all"] if fits_all else [])])
+            lines += judged
+            write_text(folder / "best.yaml", dump_config(replace(base, model=models[taken])))
+        lines.append(sentence_of(taken, choice_is))
+        if (note := note_of_mean(path_of(whole), "the worth of its tables is measured with")) is not None:
+            lines += ["", f"Note: {note}."]
         lock.confirm()
         write_text(folder / "report.md", "\n".join(["# Tables that tasks deserve", "", *lines, ""]))
-    log_rank0("\n" + "\n".join(lines) + f"\n\n{folder}/best.yaml trains with the tables that are kept.")
+    log_rank0("\n" + "\n".join(lines) + f"\n\n{folder} has best.yaml and report.md.")
 
 
 def _trained(config: TrainConfig, folder: Path, process: Process) -> str:
@@ -120,16 +131,20 @@ def _table(measured: Sequence[TableWorth], kept: Sequence[TableWorth]) -> list[s
     ]
 
 
-def _judged(runs: Mapping[str, str], process: Process, *, rows: int) -> list[str]:
-    """The runs side by side on the users that were not measured on, as lines of Markdown."""
+def _judged(runs: Mapping[str, str], process: Process, *, rows: int) -> tuple[list[str], dict[str, list[str]]]:
+    """The runs side by side on the users that were not measured on.
+
+    Returns lines of Markdown; and by the name of another run the verdicts on the choice beside it.
+    """
     predicted, records = dict[str, PredictedRows](), dict[str, RunRecord]()
     for name, run in runs.items():
         records[name] = RunRecord.read(path_of(run), name)
         predicted[name] = _other_half(predict_rows(EvaluateConfig(run), process, rows=rows, grown=False))
     tasks = list(records["chosen"].tasks)
-    cells = []
+    cells, choice_is = [], dict[str, list[str]]()
     for other in ("all", "shared"):
         compared = differences(predicted["chosen"], predicted[other], tasks)
+        choice_is[other] = [interval.verdict for interval in compared.intervals.values()]
         for (task, measure), interval in compared.intervals.items():
             value, before = compared.values[task, measure]
             ends = f"{interval.value:+.5f} [{interval.low:+.5f}, {interval.high:+.5f}]"
@@ -141,7 +156,8 @@ def _judged(runs: Mapping[str, str], process: Process, *, rows: int) -> list[str
         "measured on; intervals are over draws of users, p-values are adjusted by Holm.",
         "",
         tabulate(cells, headers, tablefmt="github", disable_numparse=True),
-    ]
+        "",
+    ], choice_is
 
 
 def _other_half(rows: PredictedRows) -> PredictedRows:
