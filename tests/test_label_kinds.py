@@ -199,7 +199,7 @@ def test_a_mixed_log_goes_through_train_evaluate_resume_start_export_and_score(t
     error = predicted["prediction/watch"].to_numpy() - labels["watch_time"].to_numpy()
     assert math.sqrt(np.nanmean(error**2)) == pytest.approx(metrics["watch"]["rmse"], rel=1e-6)
     with pytest.raises(UserError, match="the label of 'watch' is of kind number, and comparisons are of binary tasks"):
-        resolve_log(Request(CompareConfig(), config_for(tmp_path), (), None))
+        resolve_log(Request(CompareConfig(), config_for(tmp_path), (), None, {}))
     rows = rows_of_run(str(tmp_path / "run"), log=None, judge_on=None)
     assert rows.not_binary == ("watch", "stars")
 
