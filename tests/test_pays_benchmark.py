@@ -112,6 +112,11 @@ def test_a_report_on_what_is_done_trains_nothing_and_lists_what_is_missing(folde
     assert "Not done yet: ple seed 0, mmoe seed 1, stem seed 1, ple seed 1." in report_of(folder)
 
 
+def test_results_of_other_options_are_not_reported(folder: Path) -> None:
+    with pytest.raises(UserError, match="out/one holds a comparison with other options or of another log"):
+        run(folder, "--report-only", "--split", "valid", source="one")
+
+
 @pytest.mark.long
 def test_draws_are_computed_once(folder: Path) -> None:
     def kept() -> tuple[int, list[float]]:

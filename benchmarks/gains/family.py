@@ -50,7 +50,7 @@ def compare(sources: Sequence[Done], config: CompareConfig) -> Family:
     number = sum(len(_units(done)) for done, *_ in pairs)
     draws = config.resamples or draws_for(number, config.confidence)
     of_models: dict[tuple[str, str, tuple[int, ...]], Mapping[str, Draws]] = {}
-    found: dict[tuple[str, str, str], Interval] = {}
+    over_base: dict[tuple[str, str, str], Interval] = {}
     facts: dict[tuple[str, str, str], tuple[tuple[int, ...], Draws, Draws]] = {}
     for done, model, seeds in pairs:
         for name in (done.base, model):
@@ -59,9 +59,9 @@ def compare(sources: Sequence[Done], config: CompareConfig) -> Family:
         own, base = (of_models[done.name, name, seeds] for name in (model, done.base))
         for task in own:
             both = paired({model: own[task], done.base: base[task]}, config.confidence)
-            found[done.name, task, model] = both.difference(model, done.base)
+            over_base[done.name, task, model] = both.difference(model, done.base)
             facts[done.name, task, model] = seeds, own[task], base[task]
-    adjusted = adjust(found, config.correction)
+    adjusted = adjust(over_base, config.correction)
     gains = [
         Gain(*key, seeds, own.whole, base.whole, own.unit, adjusted[key]) for key, (seeds, own, base) in facts.items()
     ]

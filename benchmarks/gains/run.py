@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from threading import Event
 
-from stem_torchrec.comparison.train_all import train_all
+from stem_torchrec.comparison.train_all import check_recorded, train_all
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.hang_detection import collective_timeout
@@ -30,7 +30,8 @@ def compare_sources(options: PaysOptions, sources: Mapping[str, Source], rest: S
         sources: by name.
         rest: options of compare.py and train.py.
 
-    Raises UserError for options that do not fit a source, before anything is trained.
+    Raises UserError for options that do not fit a source, before anything is trained, and for a folder with results of
+    other options.
     """
     line = ["--models", options.models, "--base", options.base, "--seeds", options.seeds]
     line += ["--variants", options.variants] if options.variants else []
@@ -41,6 +42,9 @@ def compare_sources(options: PaysOptions, sources: Mapping[str, Source], rest: S
         for each in of_sources:
             if not options.report_only and each.name in (options.only or sources):
                 _train(each, process, ending)
+            else:
+                for request in each.by_log:
+                    check_recorded(request, process)
     if process.is_first:
         done = [Done(each) for each in of_sources]
         folder = Path(options.out)

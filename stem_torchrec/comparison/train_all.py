@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from threading import Event
 
 from stem_torchrec.comparison.grid_search import search_grid
 from stem_torchrec.comparison.options import Request
-from stem_torchrec.comparison.resolved import record_options, resolve_log
+from stem_torchrec.comparison.resolved import COMPARISON_FILE, record_options, resolve_log
 from stem_torchrec.comparison.runs import Part, train_and_test
 from stem_torchrec.comparison.scored_rows import Comparison
 from stem_torchrec.config import TrainConfig
@@ -28,12 +29,29 @@ def train_all(request: Request, process: Process, *, ending: Event | None = None
     Raises UserError if the request does not fit the log, the folder is in use or holds another comparison, or a run of
     the base diverged.
     """
-    request = resolve_log(request)
-    path = request.train.data.path or ""
-    request = replace(request, train=with_open_fields(request.train, path, process))
+    request = _ready(request, process)
     with FolderLock(take_over=request.train.take_over) as lock:
         from_first_rank(lambda: lock.take(request.config.out, other="--out"))
         return _train_in_folder(request, process, lock, ending=ending)
+
+
+def check_recorded(request: Request, process: Process) -> None:
+    """Raises UserError if the folder of a comparison holds one with other options; all ranks call it.
+
+    Args:
+        request: what `read_command_line` returns.
+        process: this rank.
+    """
+    if from_first_rank((Path(request.config.out) / COMPARISON_FILE).exists):
+        request = _ready(request, process)
+        from_first_rank(lambda: record_options(request, process.world_size))
+
+
+def _ready(request: Request, process: Process) -> Request:
+    """The request with what depends on the log and on the number of ranks."""
+    request = resolve_log(request)
+    path = request.train.data.path or ""
+    return replace(request, train=with_open_fields(request.train, path, process))
 
 
 def _train_in_folder(request: Request, process: Process, lock: FolderLock, *, ending: Event | None) -> Comparison:
