@@ -25,7 +25,7 @@ from stem_torchrec.serving.score_file import ScoreConfig
 from stem_torchrec.training.configuration import config_from_command_line
 from stem_torchrec.training.run_evaluation import EvaluateConfig
 from stem_torchrec.transfer.convert_layout import ConvertConfig
-from stem_torchrec.tuning import study
+from stem_torchrec.tuning import options as tune_options
 
 from contest.run import ThroughputConfig
 from kuairand_files import kuairand
@@ -79,7 +79,7 @@ def options_of(config: Any) -> Callable[[Sequence[str]], Any]:
         (options_of(ScoreConfig()), "--bundle --input --output"),
         (options_of(CalibrateConfig()), "--run --run-dir --data.path --out"),
         (comparison.read_command_line, "--out --data.path --config"),
-        (study.read_command_line, "--out --space --data.path --config"),
+        (tune_options.read_command_line, "--out --space --data.path --config"),
         (read_options, "--out --tables --calibrate --config"),
         (options_of(SweepConfig()), "--out --tables"),
         *((options_of(each()), "--out") for each in (ThroughputConfig, FaultsConfig, PauseConfig)),
