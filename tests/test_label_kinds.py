@@ -309,8 +309,9 @@ def test_a_spec_names_the_kinds_of_its_labels(tmp_path: Path) -> None:
     assert set(schema.labels) == {"click", Label("watch", kind="number"), Label("stars", kind="ordinal", levels=5)}
     train = split(log, "train")
     clicks = in_time(rows, "click")[:300]
-    watched = [2 * price if click else None for price, click in zip(in_time(rows, "price"), clicks, strict=False)]
-    assert train["watch"] == pytest.approx(watched, rel=1e-6)
+    assert [watch is not None for watch in train["watch"]] == [click == 1 for click in clicks]
+    watched = [2 * price for price, click in zip(in_time(rows, "price"), clicks, strict=False) if click]
+    assert [watch for watch in train["watch"] if watch is not None] == pytest.approx(watched, rel=1e-6)
     assert train["stars"] == [time % 5 for time in range(300)]
     counts = schema.splits["train"].labels
     assert (counts["watch"].positives, counts["watch"].missing) == (sum(clicks), 300 - sum(clicks))
