@@ -1,6 +1,8 @@
 """Each task keeps the weights of its own best evaluation: on disk, through a resume, in evaluations and in a bundle."""
 
+import io
 import json
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,10 @@ from stem_torchrec.serving.export_run import ExportConfig, export_run
 from stem_torchrec.training.best_by_task import note_of_mean, read_by_task, weights_of_step
 from stem_torchrec.training.recipes import RECIPES
 from stem_torchrec.training.run_evaluation import EvaluateConfig, evaluate_run
-from stem_torchrec.training.trainer import Trainer
+from stem_torchrec.training.trainer import Trainer, train
 from stem_torchrec.training.watched_metric import WatchedMetric
 from stem_torchrec.transfer.convert_layout import ConvertConfig, convert_run
+from stem_torchrec.transfer.weight_source import open_source
 
 from distributed import run_ranks
 from recovery.train_runs import differences, tensors_of
@@ -136,8 +139,20 @@ def test_an_evaluation_predicts_each_task_from_its_own_weights_also_of_a_convert
     assert read_by_task(folder / "packed") == read_by_task(folder / "run")
 
 
-def test_what_reads_the_weights_of_the_mean_says_so(folder: Path, tmp_path: Path) -> None:
+def started(run: Path) -> str:
+    """What a dry run prints that starts from the best weights of a run."""
+    with redirect_stdout(io.StringIO()) as output:
+        train(replace(config_in(run.parent / "next"), start_from=f"{run}:best", dry_run=True), this_process())
+    return output.getvalue()
+
+
+def test_what_reads_the_weights_of_the_mean_says_so(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run, note = folder / "run", "are predicted from weights of their own, in best_by_task/; "
+    assert f"{note}this run starts from those of the best mean, in best/" in run_ranks(1, started, run)[0]
+    open_source(run)
+    assert f"{note}read are those of the best mean, in best/" in capsys.readouterr().out
     page = page_of([RunRecord.read(run, "run")]).parts
     assert any(f"{note}the best step and metrics here are those of the best mean" in str(part) for part in page)
     assert f"{note}the projector has those of the best mean" in write_projector(
