@@ -39,8 +39,8 @@ ENGINES: tuple[Engines, ...] = ("duckdb", "spark")
 FEW = ("user", "item", "tags")
 """Features of the specs that differ in their split and order."""
 OF_EACH_KIND = {
-    "features": ("user", "item", "follows", "hour", "tags", "price_bucket", "hashed_tags", "slot"),
-    "dense": ("price", "age"),
+    "features": ("user", "follows", "tags", "price_bucket", "hashed_tags", "slot"),
+    "dense": ("price",),
 }
 """A feature of each kind; the types that a kind may have are in the long tier."""
 
