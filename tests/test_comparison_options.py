@@ -13,7 +13,7 @@ from stem_torchrec.comparison.options import Request, read_command_line
 from stem_torchrec.comparison.resolved import record_options, resolve_log
 from stem_torchrec.comparison.runs import Part, parts_of
 from stem_torchrec.comparison.several_logs import requests_by_log
-from stem_torchrec.comparison.variants import VARIANTS, read_variants
+from stem_torchrec.comparison.variants import built_in, read_variants
 from stem_torchrec.config import LossConfig, SyntheticConfig, TaskGradients, TaskWeights
 from stem_torchrec.data import synthetic
 from stem_torchrec.losses.table import LOSSES
@@ -236,7 +236,7 @@ def test_models_of_a_file_have_its_options_over_those_of_the_command_line(tmp_pa
         ("a: {model.arch: stemm}", "a: --model.arch is 'stemm', but must be one of .*; did you mean 'stem'?"),
         ("a: {model.dropuot: 0.1}", "a: there is no option 'model.dropuot'; did you mean 'model.dropout'?"),
         ("a: {model.dropout: 3}", "a: model.dropout is 3, but must be from 0 to 0.999."),
-        ("a: {model.arch: ple, model.reads: all}", "a: model.reads is an option of stem, not of ple."),
+        ("a: {model.arch: ple, model.reads: all}", "a: model.reads is an option of stem, duet, not of ple."),
         ("a: {balance.gradients: pcgard}", "a: balance.gradients is 'pcgard', but must be 'sum', 'pcgrad'"),
         ("a: {seed: 3}", "a: seed is not an option of one model, as those of balance, .* are; leave it out."),
         ("a: {sharding.plan: plan.json}", "a: sharding.plan is not an option of one model"),
@@ -282,10 +282,14 @@ def test_a_comparison_takes_further_models_of_a_file_and_refuses_another_of_the_
 
 
 def test_every_method_is_a_model_of_the_comparison() -> None:
-    of_stem = [each.options for each in VARIANTS.values() if each.options["model.arch"] == "stem"]
+    of_stem = [each.options for each in built_in().values() if each.options["model.arch"] == "stem"]
     named = {(name, str(value)) for options in of_stem for name, value in options.items()}
     methods = {
-        *(("loss.kinds", str({"*": kind})) for kind in LOSSES if kind != "bce"),
+        *(
+            ("loss.kinds", str({"*": kind}))
+            for kind, loss in LOSSES.items()
+            if loss.labels == "binary" and kind != "bce"
+        ),
         *(("balance.weights", name) for name in get_args(TaskWeights) if name != "fixed"),
         *(("balance.gradients", name) for name in get_args(TaskGradients) if name != "sum"),
     }

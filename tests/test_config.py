@@ -189,7 +189,7 @@ def test_a_configuration_made_in_python_is_checked_before_it_is_used() -> None:
         ("model: {expert_hidden: [64, 0]}", "model.expert_hidden[1] is 0, but must be from 1 to 65536."),
         ("sparse: {group_learning_rates: {a: .nan}}", "sparse.group_learning_rates[a] is nan, but must be from 0 to"),
         ("sparse: {betas: [0.9]}", "sparse.betas[1] is missing."),
-        ("model: {arch: stm}", "model.arch is 'stm', but must be one of stem, single_task"),
+        ("model: {arch: stm}", "model.arch is 'stm', but must be one of stem, duet, single_task"),
         ("labels: []", "there is no field 'labels'."),
         ("model: {embeding_dim: 8}", "there is no field 'model.embeding_dim'; did you mean 'embedding_dim'?"),
         ("", "the content is None, but must be a mapping of fields."),

@@ -12,7 +12,7 @@ from stem_torchrec.comparison.comparable import EDGES, edges_ascend
 from stem_torchrec.comparison.grid_search import Budget, Cell, Grid
 from stem_torchrec.comparison.multiplicity import Correction
 from stem_torchrec.comparison.runs import Part, Run, parts_of
-from stem_torchrec.comparison.variants import VARIANTS, Variant, read_variants
+from stem_torchrec.comparison.variants import Variant, built_in, read_variants
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.command_line import parse_known_arguments
 from stem_torchrec.models.table import MODELS
@@ -124,7 +124,7 @@ def read_command_line(args: Sequence[str] | None = None) -> Request:
             "--sharding.plan pins the tables of one model, but every model has its own; give --sharding.rules or .type."
         )
     of_file = read_variants(config.variants, train) if config.variants else {}
-    variants = {name: {**VARIANTS, **of_file}[name] for name in _models(config, of_file)}
+    variants = {name: {**built_in(), **of_file}[name] for name in _models(config, of_file)}
     seeds = _seeds(config.seeds)
     if config.split in ("train", "valid"):
         raise UserError(
@@ -138,7 +138,7 @@ def read_command_line(args: Sequence[str] | None = None) -> Request:
 
 
 def _models(config: CompareConfig, of_file: Mapping[str, Variant]) -> list[str]:
-    names, known = split_names(config.models), [*VARIANTS, *of_file]
+    names, known = split_names(config.models), [*built_in(), *of_file]
     models = list(dict.fromkeys(m for name in names for m in (MODELS if name == "all" else [name])))
     for name in [*models, config.base]:
         if name not in known:

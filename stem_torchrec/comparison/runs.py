@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stem_torchrec.checkpoints.resume import checkpoints_folder
-from stem_torchrec.comparison.variants import VARIANTS, Variant
+from stem_torchrec.comparison.variants import Variant, built_in
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.files import what_is_trained
 from stem_torchrec.config.json_text import parse_json
@@ -91,15 +91,15 @@ class Part:
         )
 
 
-def parts_of(model: str, labels: Sequence[str], variants: Mapping[str, Variant] = VARIANTS) -> list[Part]:
+def parts_of(model: str, labels: Sequence[str], variants: Mapping[str, Variant] | None = None) -> list[Part]:
     """The parts of a model: one, or one for each task where each has its own, tuned and stopped by its task.
 
     Args:
         model: a key of `variants`.
         labels: the tasks.
-        variants: the models that may be named.
+        variants: the models that may be named; by default those that are built in.
     """
-    variant = variants[model]
+    variant = (variants or built_in())[model]
     return [Part(variant, of_part) for of_part in ([(label,) for label in labels] if variant.alone else [(*labels,)])]
 
 

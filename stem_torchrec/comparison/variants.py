@@ -113,12 +113,15 @@ _STEM: Mapping[str, Mapping[str, Any]] = {
 """Ablations of STEM, and STEM with each method that is an option, by what they set. A loss trains at most what its gate
 reads, so a STEM that reads own and shared and trains all is stem_reads_own. stem_alone is a STEM for each task by
 itself, which has the capacity of one, and no label of another task."""
-VARIANTS: Mapping[str, Variant] = {
-    **{arch: variant(arch, {ARCH: arch}) for arch in MODELS},
-    **{name: variant(name, {ARCH: "stem", **values}) for name, values in _STEM.items()},
-    "duet_mlp": variant("duet_mlp", {ARCH: "duet", "model.expert": "mlp"}),
-}
-"""The models that every comparison may name: all of the table of models, and variants of STEM and Duet."""
+
+
+def built_in() -> dict[str, Variant]:
+    """The models that every comparison may name: all of the table of models, and variants of STEM and Duet."""
+    return {
+        **{arch: variant(arch, {ARCH: arch}) for arch in MODELS},
+        **{name: variant(name, {ARCH: "stem", **values}) for name, values in _STEM.items()},
+        "duet_mlp": variant("duet_mlp", {ARCH: "duet", "model.expert": "mlp"}),
+    }
 
 
 def read_variants(path: str, config: TrainConfig) -> dict[str, Variant]:
@@ -159,7 +162,7 @@ def _check_name(name: str, path: str) -> None:
         raise UserError(
             f"{path}: the model {name!r} must have a name of letters, digits and _.- only; give it another."
         )
-    if name in VARIANTS or name == "all":
+    if name in built_in() or name == "all":
         raise UserError(f"{path}: {name} is the name of a model that is built in; give yours another.")
 
 

@@ -121,6 +121,8 @@ class ModelWeights:
         modules: dict[str, list[str]] = {}
         for name in self.axes:
             # A part is an MLP, experts or a gate as a whole.
-            part = re.sub(r"((?:bottoms|experts|gates)\.[^.]+)\..*|(\.\d+)?\.\w+$", r"\1", name.removeprefix("model."))
+            part = re.sub(
+                r"((?:bottoms|experts|gates|towers)\.[^.]+)\..*|(\.\d+)?\.\w+$", r"\1", name.removeprefix("model.")
+            )
             modules.setdefault(part, []).append(name)
         return modules

@@ -18,6 +18,7 @@ from stem_torchrec.data.columns import Columns
 from stem_torchrec.models.balanced import balance_tasks
 from stem_torchrec.models.build import build_model, start_links
 from stem_torchrec.models.frame import MultiTaskModel
+from stem_torchrec.models.loss import MultiTaskTrain
 from stem_torchrec.models.trained_by import tasks_of_parameters
 from stem_torchrec.models.weight_groups import check_rate_factors, freeze
 from stem_torchrec.runtime.errors import UserError
@@ -71,11 +72,7 @@ def build_sharded_model(
     if statistics is not None:
         start_links(model, statistics)
     if trains:
-        assert isinstance(model.model, MultiTaskModel)
-        freeze(model.model, config.train.freeze)
-        check_rate_factors(model.model, config.train.rate_factors)
-        model.trained_by = tasks_of_parameters(model, tasks=len(columns.labels), dense_in_features=len(columns.dense))
-        balance_tasks(model, config.balance)  # After the backward passes that tell which tasks train a parameter.
+        _prepare_training(model, config, columns)
     tables = table_configs(model)
     topology = topology_here(process, hbm_gib=config.sharding.hbm_gb)
     placements = from_first_rank(lambda: choose_placements(config.sharding, tables, topology))
@@ -106,6 +103,15 @@ def build_sharded_model(
     # From here on ranks draw different numbers, for dropout.
     torch.manual_seed(config.seed + process.rank)
     return sharded, plan
+
+
+def _prepare_training(model: MultiTaskTrain, config: TrainConfig, columns: Columns) -> None:
+    """Freezes groups, finds which tasks train a parameter, and balances the tasks."""
+    assert isinstance(model.model, MultiTaskModel)
+    freeze(model.model, config.train.freeze)
+    check_rate_factors(model.model, config.train.rate_factors)
+    model.trained_by = tasks_of_parameters(model, tasks=len(columns.labels), dense_in_features=len(columns.dense))
+    balance_tasks(model, config.balance)  # After the backward passes that tell which tasks train a parameter.
 
 
 def _make_deterministic() -> None:
