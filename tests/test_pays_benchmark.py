@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from sklearn.metrics import roc_auc_score
 from statsmodels.stats.multitest import multipletests
 
 from stem_torchrec.comparison.scored_rows import ScoredRows
@@ -15,6 +16,7 @@ from stem_torchrec.config import SyntheticConfig
 from stem_torchrec.data import synthetic
 from stem_torchrec.runtime.errors import UserError
 
+from gains.averages import averages
 from gains.done import Done
 from gains.options import read_command_line
 from gains.run import compare_sources
@@ -222,3 +224,24 @@ def test_the_same_command_resumes_and_takes_further_sources_models_and_seeds(tra
     assert {(row["source"], row["model"], row["split"], tuple(row["seeds"])) for row in rows_of(tmp_path)} == {
         (source, model, "valid", (0, 1)) for source in ("both", "one") for model in ("stem", "stem_by_task")
     }
+
+
+def test_two_runs_together_are_the_mean_of_their_logits(folder: Path) -> None:
+    runs = folder / "out/one/runs"
+    for model in ("mmoe", "stem"):
+        shutil.copytree(runs / model / "seed_0", runs / model / "seed_1")
+    shifted(runs / "stem/seed_1/predictions", 0.1)
+    run(folder, "--seeds", "0,1", "--report-only")
+    line = [*TRAIN, "--models", "mmoe,stem", "--base", "mmoe", "--seeds", "0,1"]
+    sources = read_sources([str(folder / "sources.yaml")])
+    done = Done(comparisons_on({"one": sources["one"]}, line, out=str(folder / "out"), split="test")[0])
+    # Two equal runs are as one.
+    assert all(one == pytest.approx(two) for one, two in averages(done, "mmoe").values())
+    stem = averages(done, "stem")
+    assert stem["like"][0] == pytest.approx(stem["like"][1])
+    columns = [each.predictions() for each in done.comparison(0, "stem", [0, 1]).runs]
+    p, q = (each["prediction/finish"].astype(np.float64) for each in columns)
+    logits = np.log(p / (1 - p)) + np.log(q / (1 - q))
+    assert stem["finish"][1] == pytest.approx(roc_auc_score(columns[0]["label/finish"], logits))
+    assert stem["finish"][0] != pytest.approx(stem["finish"][1])
+    assert "| finish: AUC of a run   | of two averaged   |" in report_of(folder)

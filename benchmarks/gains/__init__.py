@@ -2,5 +2,5 @@
 
 It is benchmarks/pays.py. Reading order: run.py, options.py, sources.py (a source and its comparison), done.py (what is
 trained), draws.py (its AUC over draws of users, kept in a file), family.py (all differences, adjusted together),
-report.py. It may import stem_torchrec and common.
+averages.py (two runs together), report.py. It may import stem_torchrec and common.
 """

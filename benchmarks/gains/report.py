@@ -1,8 +1,9 @@
 """The report on all sources: pays.md and pays.parquet."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pyarrow as pa
@@ -14,8 +15,9 @@ from stem_torchrec.comparison.report import show
 
 from common.machine import describe_run
 from common.output import write_table, write_whole
+from gains.averages import averages
 from gains.done import Done
-from gains.family import Family, Gain
+from gains.family import MEAN, Family, Gain
 
 _ON_VALID = (
     "**This is the validation split**, by which the weights of each run were kept: it screens models, and its "
@@ -129,12 +131,31 @@ def _section(done: Done, gains: Sequence[Gain], costs: Costs) -> list[str]:
     unit = f", drawn by {gains[0].unit}" if gains else ""
     lines = [f"## {done.name}", "", f"{len(done.source.logs)} log(s): {logs}{unit}.{options}", ""]
     if gains:
-        lines += [_table(done, gains, costs), ""]
+        lines += [_table(done, gains, costs), "", *_of_two(done, gains)]
     for model, reason in done.diverged.items():
         lines += [f"Left out: {model} diverged ({reason}).", ""]
     if missing := done.missing():
         lines += [f"Not done yet: {', '.join(missing)}.", ""]
     return lines
+
+
+def _of_two(done: Done, gains: Sequence[Gain]) -> list[str]:
+    """A line for each model with the AUC of one run and that of two together."""
+    by_model = {name: averages(done, name) for name in (done.base, *dict.fromkeys(gain.model for gain in gains))}
+    if not all(by_model.values()):
+        return []
+    if done.source.tasks == "mean":
+        by_model = {name: {MEAN: _means(each.values())} for name, each in by_model.items()}
+    tasks = list(by_model[done.base])
+    rows = [[name, *(f"{auc:.4f}" for task in tasks for auc in each[task])] for name, each in by_model.items()]
+    headers = ["model", *(name for task in tasks for name in (f"{task}: AUC of a run", "of two averaged"))]
+    about = "Two runs averaged, by their logits, are what a second model of the same kind would gain by itself:"
+    return [about, "", tabulate(rows, headers, tablefmt="github", disable_numparse=True), ""]
+
+
+def _means(of_tasks: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    one, two = zip(*of_tasks, strict=True)
+    return fmean(one), fmean(two)
 
 
 def _table(done: Done, gains: Sequence[Gain], costs: Costs) -> str:
