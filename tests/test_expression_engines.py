@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stem_torchrec.expressions.arrow_evaluation import evaluate
-from stem_torchrec.expressions.expression import Expression, text_of
+from stem_torchrec.expressions.expression import Call, Column, Expression, text_of
 from stem_torchrec.expressions.functions import type_of
 from stem_torchrec.expressions.relational import to_ibis
 from stem_torchrec.expressions.value_types import ValueType, arrow_type
@@ -52,6 +52,15 @@ def test_duckdb_and_arrow_agree_on_random_expressions(
         assert values.type == arrow_type(type_of(tree, COLUMNS))
         assert len(values) == ROWS
         assert list(by_engine) == values.to_pylist(), tree
+
+
+def test_not_binds_what_it_stands_around(connection: Any) -> None:
+    table = ibis.table({"bool_0": "boolean"}, name="flags")
+    negated = Call("not", (Column("bool_0"),))
+    expressions = [Call("is_null", (negated,)), Call("equal", (negated, Column("bool_0"))), Call("not", (negated,))]
+    query = ibis.to_sql(query_of(expressions, table, COLUMNS, "duckdb"), dialect="duckdb", pretty=False)
+    connection.register("flags", pa.table({"bool_0": pa.array([None, True, False])}))
+    assert connection.execute(query).fetchall() == [(True, None, None), (False, False, True), (False, False, False)]
 
 
 @pytest.fixture(scope="module")

@@ -95,7 +95,15 @@ LOGIC_FUNCTIONS = (
         lambda engine, *values: reduce(lambda a, b: a | b, values),
         _fold(pc.or_kleene),
     ),
-    Function("not", "not a", "Null if the value is null.", fixed(BOOL, result=BOOL), lambda engine, a: ~a, pc.invert),
+    Function(
+        "not",
+        "not a",
+        "Null if the value is null.",
+        fixed(BOOL, result=BOOL),
+        # ~a becomes NOT a without parentheses, which binds less than what stands around it: NOT a IS NULL.
+        lambda engine, a: a == ibis.literal(value=False),
+        pc.invert,
+    ),
     Function(
         "is_null",
         "a is null, a is not null",
