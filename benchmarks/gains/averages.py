@@ -3,19 +3,16 @@
 A model that is as large as two has to be better than two of the base whose predictions are averaged.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from statistics import fmean
 
 import numpy as np
-from numpy.typing import NDArray
 
-from stem_torchrec.comparison.runs import Run
+from stem_torchrec.calibration.curves import logits
 from stem_torchrec.data.pair_auc import pair_aucs
 
 from gains.done import Done
-
-_LEAST = 1e-9
-"""Smallest probability of either label that a logit is taken of."""
 
 
 def averages(done: Done, model: str) -> dict[str, tuple[float, float]]:
@@ -34,23 +31,16 @@ def averages(done: Done, model: str) -> dict[str, tuple[float, float]]:
     seeds = done.seeds(model)
     if len(seeds) < 2:
         return {}
-    of_logs = [done.comparison(i, model, seeds).runs for i in range(len(done.source.logs))]
-    one = [_aucs(done, run) for runs in of_logs for run in runs]
-    two = [_aucs(done, *pair) for runs in of_logs for pair in pairwise(runs)]
-    return {task: (_mean(one, task), _mean(two, task)) for task in one[0]}
+    of_pairs = [pair for i in range(len(done.source.logs)) for pair in _of_pairs(done, i, model, seeds)]
+    return {
+        task: (fmean(done.aucs(model, seeds, task)), fmean(aucs[task] for aucs in of_pairs)) for task in of_pairs[0]
+    }
 
 
-def _mean(aucs: Sequence[Mapping[str, float]], task: str) -> float:
-    return float(np.mean([of_run[task] for of_run in aucs]))
-
-
-def _aucs(done: Done, *runs: Run) -> dict[str, float]:
-    columns = [run.predictions() for run in runs]
-    logits = np.mean([[_logit(each[f"prediction/{task}"]) for task in done.tasks] for each in columns], axis=0)
-    labels = np.array([columns[0][f"label/{task}"] for task in done.tasks], dtype=np.float64)
-    return pair_aucs(done.tasks, logits, np.nan_to_num(labels, nan=-1).astype(np.int8))
-
-
-def _logit(probability: NDArray[np.floating]) -> NDArray[np.float64]:
-    p = np.clip(probability.astype(np.float64), _LEAST, 1 - _LEAST)
-    return np.log(p) - np.log1p(-p)
+def _of_pairs(done: Done, log: int, model: str, seeds: Sequence[int]) -> Iterator[dict[str, float]]:
+    """By task, the AUC of the mean logits of each two neighbouring runs on a log."""
+    for first, second in pairwise(run.predictions() for run in done.comparison(log, model, seeds).runs):
+        names = [f"prediction/{task}" for task in done.tasks]
+        means = [sum(logits(run[name].astype(np.float64)) for run in (first, second)) / 2 for name in names]
+        labels = np.array([first[f"label/{task}"] for task in done.tasks], dtype=np.float64)
+        yield pair_aucs(done.tasks, np.array(means), np.nan_to_num(labels, nan=-1).astype(np.int8))
