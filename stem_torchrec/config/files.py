@@ -156,6 +156,9 @@ def config_from_arguments(
     named, default = _default(start, rest, models, recipes, options_of_source)
     given = {name: value for name in ("start_from", "output_dir") if (value := getattr(start, name)) is not None}
     default = replace(default, **given)
+    if start.start_from is not None and start.config is None:
+        # What the tables have from the other run is to stay.
+        default = replace(default, train=replace(default.train, fresh_tables=False))
     if start.model.arch is not None:
         kind = options_class(models, start.model.arch)
         default = replace(default, model=with_options_of(default.model, kind))

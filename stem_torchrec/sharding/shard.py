@@ -12,13 +12,13 @@ from torchrec.distributed.types import ParameterSharding, ShardingEnv, ShardingP
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
+from stem_torchrec.runtime.internals.torchrec_hooks import configs_of
 from stem_torchrec.tables import (
     LocalShard,
     check_means,
     local_shards,
     sharded_collections,
     split_columns,
-    table_configs,
 )
 
 _INIT_ROWS = 4096
@@ -54,12 +54,17 @@ def shard(
     sharder: EmbeddingBagCollectionSharder | None = None,
 ) -> DistributedModelParallel:
     """Shards the tables of `model` by `plan`, with the same initial weights for every plan and world size."""
-    configs = {config.name: config for config in table_configs(model)}
     sharded = DistributedModelParallel(model, device=device, plan=plan, sharders=[sharder or AllTypesSharder()])
-    for _, module in sharded_collections(sharded):
+    fill_tables(sharded, seed=seed)
+    return sharded
+
+
+def fill_tables(model: nn.Module, *, seed: int) -> None:
+    """Gives the tables of a sharded model their initial values, on this rank."""
+    for _, module in sharded_collections(model):
+        configs = {config.name: config for config in configs_of(module)}
         for piece in local_shards(module):
             _fill(piece, configs[piece.table], seed)
-    return sharded
 
 
 def _fill(piece: LocalShard, config: EmbeddingBagConfig, seed: int) -> None:

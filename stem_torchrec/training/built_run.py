@@ -19,6 +19,7 @@ from stem_torchrec.sharding.plan import Plan
 from stem_torchrec.training.assembly import autocast_forward, build_pipeline, build_sharded_model
 from stem_torchrec.training.beginning import Beginning
 from stem_torchrec.training.chosen_deltas import check_deltas
+from stem_torchrec.training.fresh_tables import check_fresh_tables
 from stem_torchrec.training.memory_needs import check_memory
 from stem_torchrec.training.open_fields import with_open_fields
 from stem_torchrec.training.optimizers import build_optimizer
@@ -73,8 +74,9 @@ class BuiltRun:
 
 
 def _check_before_building(config: TrainConfig, data: RunData, process: Process) -> WatchedMetric:
-    """Raises UserError for a metric that the log does not have, too long a profile, or too little memory."""
+    """Raises UserError for tables that may not begin anew, a metric that the log does not have, too long a profile, or too little memory."""
     train = config.train
+    check_fresh_tables(config)
     if train.profile:
         check_steps(min(each for each in (data.train.steps, train.max_steps, train.eval_every) if each))
     watched = WatchedMetric.of_split(train.metric, data.columns, data.validation.row_groups)

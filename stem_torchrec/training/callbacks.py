@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Three hooks, which do nothing here. All ranks call them at the same steps.
+    """Four hooks, which do nothing here. All ranks call them at the same steps.
 
     Example::
 
@@ -39,6 +39,9 @@ class Callback:
     def after_step(self, loop: TrainLoop, output: StepOutput) -> bool:
         """Called after each step; True asks for a pause as soon as the pipeline is empty."""
         return False
+
+    def before_epoch(self, loop: TrainLoop) -> None:
+        """Called before the first step of each epoch but the first, when the pipeline is empty."""
 
     def on_pause(self, loop: TrainLoop) -> None:
         """Called between two steps when the pipeline is empty, after the evaluation if one is due."""

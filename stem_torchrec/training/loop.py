@@ -128,6 +128,8 @@ class TrainLoop:
             raise UserError(f"all {self.steps} steps of the run are made; give more steps or epochs.")
         if state.step == state.epoch_end:
             state.epoch, state.epoch_end = state.epoch + 1, state.epoch_end + self.steps_per_epoch
+            for callback in self.callbacks:
+                callback.before_epoch(self)
         intervals = [self._eval_every, *(callback.every for callback in self.callbacks)]
         pauses = [state.step + every - state.step % every for every in intervals if every]
         self._slice = self._feed.slice(state.epoch, min(state.epoch_end, self.steps, *pauses) - state.step)

@@ -88,6 +88,7 @@ class RunDeltas(Callback):
             max_failures=config.checkpoint.max_failures, timeout=collective_timeout(config.train.timeout),
         )  # fmt: skip
         check_precision(self._tensors(), config.delta)
+        self._fresh_tables = config.train.fresh_tables
         self._full = True
         """Whether the next delta has all rows; the first one of a run may go on with another's."""
         self._new_tables: set[str] = set()
@@ -115,6 +116,10 @@ class RunDeltas(Callback):
         """Records the rows of the step."""
         self._touched.add(output.batch.sparse_features, output.batch.labels, weights_of(output.batch))
         return False
+
+    def before_epoch(self, loop: TrainLoop) -> None:
+        """Ships all rows next where the tables begin anew."""
+        self._full |= self._fresh_tables
 
     def on_pause(self, loop: TrainLoop) -> None:
         """Ships a delta where one is due, and after the last step."""

@@ -77,6 +77,7 @@ def describe_steps(config: TrainConfig, rows: int, ranks: int, *, resumed: bool 
         f"batches of {config.data.batch_size:,}{', as the run had,' if resumed else ''} for {rows:,} rows on {ranks} "
         f"rank{'s' * (ranks > 1)}",
         f"an evaluation every {config.train.eval_every or steps} of {steps} steps",
+        *(["tables begin anew with each epoch"] if config.train.fresh_tables and config.train.epochs > 1 else []),
         *([f"stops after {patience} without a gain"] if patience else []),
     ]
     return f"settings: {f'recipe {config.recipe}{default}: ' if config.recipe else ''}{', '.join(parts)}"

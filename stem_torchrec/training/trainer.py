@@ -25,6 +25,7 @@ from stem_torchrec.training.built_run import BuiltRun, dry_run
 from stem_torchrec.training.callbacks import Callback, KeepBest, KeepBestByTask, ProfileSteps, TrainingLog
 from stem_torchrec.training.early_stopping import EarlyStopping
 from stem_torchrec.training.evaluation import evaluate, with_batches_aside
+from stem_torchrec.training.fresh_tables import fresh_tables
 from stem_torchrec.training.gate_weights import GateWeights
 from stem_torchrec.training.loop import StepOutput, TrainLoop
 from stem_torchrec.training.meter import Meter
@@ -197,7 +198,10 @@ class Trainer:
             self.pipeline, self.data.batches,
             steps=steps, steps_per_epoch=steps_per_epoch, state=state, schedule=self.schedule,
             evaluate=self._validate, eval_every=train.eval_every,
-            callbacks=[*self._keep_best, self._log, *callbacks, self.checkpoints.deltas, self.checkpoints],
+            callbacks=[
+                *self._keep_best, self._log, *callbacks, *fresh_tables(self.config, self.model, self.optimizer),
+                self.checkpoints.deltas, self.checkpoints,
+            ],
         )  # fmt: skip
 
     def _validate(self) -> Metrics:

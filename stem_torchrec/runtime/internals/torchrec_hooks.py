@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.distributed.types import ShardingEnv
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 
 class BackwardPipeline(TrainPipelineSparseDist):
@@ -66,6 +67,11 @@ def forget_cached_rows(collection: ShardedEmbeddingBagCollection) -> None:
     """
     for lookup in _lookups(collection):
         lookup.purge()
+
+
+def configs_of(collection: ShardedEmbeddingBagCollection) -> list[EmbeddingBagConfig]:
+    """The tables of a sharded collection, as it was built."""
+    return collection._embedding_bag_configs
 
 
 APART = "_batch_key"
