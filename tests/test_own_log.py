@@ -31,10 +31,10 @@ def test_a_log_without_a_recipe_trains_with_the_recipe_log_and_says_so_in_a_line
     output = run_script("stem_torchrec/train.py", *options, ranks=2)
     assert re.findall("^settings.*$", output, re.MULTILINE) == [
         "settings: recipe log (the default with --data.path): batches of 128 for 9,000 rows on 2 ranks, an evaluation "
-        "every 16 of 36 steps, stops after 4 without a gain"
+        "after each epoch of 36 steps, tables begin anew with each epoch, stops after 2 without a gain"
     ]
     trained = load_config(str(tmp_path / "run" / "config.yaml"))
-    assert (trained.recipe, trained.data.batch_size, trained.train.eval_every) == ("log", 128, 16)
+    assert (trained.recipe, trained.data.batch_size, trained.train.eval_every) == ("log", 128, None)
 
 
 def test_options_and_other_recipes_come_before_what_rows_decide(log: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_run_that_resumes_takes_what_it_had_and_on_other_ranks_as_many_rows_in
     log: Path, tmp_path: Path
 ) -> None:
     run_ranks(2, _interrupted, _options(log, tmp_path / "run", "--data.batch-size", "50", "--train.eval-every", "7"))
-    again = _options(log, tmp_path / "run")
+    again = _options(log, tmp_path / "run", "--train.eval-every", "0")
     assert run_ranks(2, _resumed, again) == [(50, 7, 3)] * 2
     assert run_ranks(1, _resumed, again) == [(100, 7, 3)]
     # A run in another folder that starts from its checkpoint.

@@ -1,6 +1,7 @@
 """Reading a search space, and the configuration of a trial with its choices."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -114,8 +115,10 @@ def test_a_trial_evaluates_four_times_an_epoch_unless_told_otherwise(rows: int, 
 
 def test_a_trial_fills_in_what_the_recipe_log_leaves_to_the_rows() -> None:
     trial = Search(log(), {}, 20_000).trial_config({})
-    assert (trial.data.batch_size, trial.train.eval_every) == (256, 19)
-    assert Search(log(), {}, 20_000).trial_config({"data.batch_size": 500}).train.eval_every == 16
+    assert (trial.data.batch_size, trial.train.eval_every) == (256, None)
+    often = replace(log(), train=replace(log().train, eval_every=0))
+    assert Search(often, {}, 20_000).trial_config({}).train.eval_every == 19
+    assert Search(often, {}, 20_000).trial_config({"data.batch_size": 500}).train.eval_every == 16
 
 
 def test_a_chosen_evaluation_interval_is_kept() -> None:

@@ -41,6 +41,7 @@ def test_an_epoch_has_four_evaluations_or_fewer_where_they_would_be_less_than_16
 
 def test_what_a_configuration_names_is_kept_and_the_rest_follows_from_it() -> None:
     config = RECIPES["log"]()
+    config = replace(config, train=replace(config.train, eval_every=0))
     batch = choose_steps(replace(config, data=replace(config.data, batch_size=100)), 20_000, 2)
     assert (batch.data.batch_size, batch.train.eval_every) == (100, 25)
     evaluations = choose_steps(replace(config, train=replace(config.train, eval_every=7)), 149_732, 2)
@@ -55,9 +56,10 @@ def test_one_line_tells_what_a_run_takes_and_why() -> None:
     config = choose_steps(RECIPES["log"](), 149_732, 2)
     assert describe_steps(config, 149_732, 2) == (
         "settings: recipe log (the default with --data.path): batches of 512 for 149,732 rows on 2 ranks, "
-        f"an evaluation every 36 of 147 steps, stops after {config.train.patience} without a gain"
+        "an evaluation after each epoch of 147 steps, tables begin anew with each epoch, "
+        f"stops after {config.train.patience} without a gain"
     )
-    endless = replace(config, recipe="", train=replace(config.train, patience=None, eval_every=None))
+    endless = replace(config, recipe="", train=replace(config.train, patience=None, epochs=1, eval_every=36))
     assert describe_steps(endless, 149_732, 1, resumed=True) == (
-        "settings: batches of 512, as the run had, for 149,732 rows on 1 rank, an evaluation every 293 of 293 steps"
+        "settings: batches of 512, as the run had, for 149,732 rows on 1 rank, an evaluation every 36 of 293 steps"
     )

@@ -24,9 +24,8 @@ class LoopConfig:
     eval_every: Annotated[int, Interval(ge=0, le=10**12)] | None = None
     """Steps between two evaluations; by default once per epoch. 0 makes four in an epoch, fewer where it is short."""
     fresh_tables: bool = False
-    """Lets the tables begin anew with each epoch after the first, while experts, gates and towers go on. Rows of rare ids
-    learn their labels by heart in one pass; so further passes help the tasks with few positives. Evaluations are then
-    best at the end of an epoch."""
+    """Lets the tables begin anew with each epoch after the first, while experts, gates and towers go on: rows of rare
+    ids learn their labels by heart in one pass, and the rest gains from more. Evaluate at the ends of epochs then."""
     metric: str = "auc"
     """What early stopping watches on the validation split: the mean over the tasks of auc, gauc, logloss or ne,
     or one task's (`auc/like`). Tasks whose labels are numbers or levels have auc, rmse and mae."""

@@ -74,7 +74,8 @@ class BuiltRun:
 
 
 def _check_before_building(config: TrainConfig, data: RunData, process: Process) -> WatchedMetric:
-    """Raises UserError for tables that may not begin anew, a metric that the log does not have, too long a profile, or too little memory."""
+    """Raises UserError for tables that may not begin anew, a metric that the log does not have, too long a profile, or
+    too little memory."""
     train = config.train
     check_fresh_tables(config)
     if train.profile:

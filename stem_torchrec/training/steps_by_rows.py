@@ -69,16 +69,18 @@ def describe_steps(config: TrainConfig, rows: int, ranks: int, *, resumed: bool 
 
         describe_steps(choose_steps(log(), 150_000, 2), 150_000, 2)
         # "settings: recipe log (the default with --data.path): batches of 512 for 150,000 rows on 2 ranks, an
-        # evaluation every 36 of 147 steps, stops after 3 without a gain"
+        # evaluation after each epoch of 147 steps, tables begin anew with each epoch, stops after 2 without a gain"
     """
     default = " (the default with --data.path)" if config.recipe == "log" else ""
-    steps, patience = _steps(config.data.batch_size, rows, ranks), config.train.patience
+    train, steps = config.train, _steps(config.data.batch_size, rows, ranks)
     parts = [
         f"batches of {config.data.batch_size:,}{', as the run had,' if resumed else ''} for {rows:,} rows on {ranks} "
         f"rank{'s' * (ranks > 1)}",
-        f"an evaluation every {config.train.eval_every or steps} of {steps} steps",
-        *(["tables begin anew with each epoch"] if config.train.fresh_tables and config.train.epochs > 1 else []),
-        *([f"stops after {patience} without a gain"] if patience else []),
+        f"an evaluation every {train.eval_every} of {steps} steps"
+        if train.eval_every
+        else f"an evaluation after each epoch of {steps} steps",
+        *(["tables begin anew with each epoch"] if train.fresh_tables and train.epochs > 1 else []),
+        *([f"stops after {train.patience} without a gain"] if train.patience else []),
     ]
     return f"settings: {f'recipe {config.recipe}{default}: ' if config.recipe else ''}{', '.join(parts)}"
 

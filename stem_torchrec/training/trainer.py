@@ -79,6 +79,7 @@ class Trainer:
         self.config, self.process, self._watch = run.config, process, watch
         self.data, self._lock, self._watched = run.data, run.lock, run.watched
         self.model, self.optimizer, self.pipeline, self._forward = run.model, run.optimizer, run.pipeline, run.forward
+        self._fresh = fresh_tables(run.config, run.model, run.optimizer)
         self.folder = open_run_folder(self.config, self.data.schema, self._lock)
         self._record = from_first_rank(lambda: run.beginning.record_in(self.folder, self.config))
         plan = plan_to_json(run.plan)
@@ -198,10 +199,7 @@ class Trainer:
             self.pipeline, self.data.batches,
             steps=steps, steps_per_epoch=steps_per_epoch, state=state, schedule=self.schedule,
             evaluate=self._validate, eval_every=train.eval_every,
-            callbacks=[
-                *self._keep_best, self._log, *callbacks, *fresh_tables(self.config, self.model, self.optimizer),
-                self.checkpoints.deltas, self.checkpoints,
-            ],
+            callbacks=[*self._keep_best, self._log, *callbacks, *self._fresh, self.checkpoints.deltas, self.checkpoints],
         )  # fmt: skip
 
     def _validate(self) -> Metrics:

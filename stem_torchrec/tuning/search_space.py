@@ -59,9 +59,12 @@ class Search:
     """The fingerprint of each split; `resolve_log` fills them in."""
 
     def trial_config(self, choices: Mapping[str, Any]) -> TrainConfig:
-        """The configuration of a trial, for one rank; without `train.eval_every` it evaluates four times an epoch."""
+        """The configuration of a trial, for one rank.
+
+        Without `train.eval_every` it evaluates four times an epoch, and once where tables begin anew with each.
+        """
         config = choose_steps(with_choices(self.base, choices), self.train_rows, 1)
-        if config.train.eval_every is not None:
+        if config.train.eval_every is not None or (config.train.fresh_tables and config.train.epochs > 1):
             return config
         steps = math.ceil(self.train_rows / config.data.batch_size)
         quarter = math.ceil(min(steps, config.train.max_steps or steps) / 4)
