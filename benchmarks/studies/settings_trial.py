@@ -24,8 +24,17 @@ from stem_torchrec.training.open_fields import with_open_fields
 from common.output import check_out, make_folder
 from studies.settings_report import write_report
 
+_PUBLISHED_SIZES = (
+    *("--recipe", "log", "--model.num-shared-experts", "8", "--model.expert-hidden", "512", "512", "512"),
+    *("--model.gate-hidden", "128", "64", "--model.tower-hidden", "128", "64"),
+)
+_TABLES_STAY = ("--train.no-fresh-tables", "--train.eval-every", "0", "--train.patience", "4")
+
 SETTINGS: Mapping[str, tuple[str, ...]] = {
     "log": ("--recipe", "log"),
+    "published_sizes": _PUBLISHED_SIZES,
+    "tables_stay": ("--recipe", "log", *_TABLES_STAY),
+    "log_before": (*_PUBLISHED_SIZES, *_TABLES_STAY),
     "synthetic": ("--recipe", "synthetic"),
     "batch_4096": ("--recipe", "log", "--data.batch-size", "4096"),
     "batch_128": ("--recipe", "log", "--data.batch-size", "128"),

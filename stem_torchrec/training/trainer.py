@@ -79,7 +79,6 @@ class Trainer:
         self.config, self.process, self._watch = run.config, process, watch
         self.data, self._lock, self._watched = run.data, run.lock, run.watched
         self.model, self.optimizer, self.pipeline, self._forward = run.model, run.optimizer, run.pipeline, run.forward
-        self._fresh = fresh_tables(run.config, run.model, run.optimizer)
         self.folder = open_run_folder(self.config, self.data.schema, self._lock)
         self._record = from_first_rank(lambda: run.beginning.record_in(self.folder, self.config))
         plan = plan_to_json(run.plan)
@@ -192,6 +191,7 @@ class Trainer:
 
     def _make_loop(self, steps_per_epoch: int, callbacks: Sequence[Callback]) -> TrainLoop:
         train, state = self.config.train, self._start
+        fresh = fresh_tables(self.config, self.model, self.optimizer)
         steps = state.epoch_end + (train.epochs - state.epoch - 1) * steps_per_epoch
         steps = min(steps, train.max_steps or steps)
         self.schedule = build_schedule(self.optimizer, self.config.schedule, steps=steps, made=state.step)
@@ -199,7 +199,7 @@ class Trainer:
             self.pipeline, self.data.batches,
             steps=steps, steps_per_epoch=steps_per_epoch, state=state, schedule=self.schedule,
             evaluate=self._validate, eval_every=train.eval_every,
-            callbacks=[*self._keep_best, self._log, *callbacks, *self._fresh, self.checkpoints.deltas, self.checkpoints],
+            callbacks=[*self._keep_best, self._log, *callbacks, *fresh, self.checkpoints.deltas, self.checkpoints],
         )  # fmt: skip
 
     def _validate(self) -> Metrics:
