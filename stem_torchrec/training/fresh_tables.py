@@ -29,9 +29,9 @@ class FreshTables(Callback):
     those of tasks with few positives. With new tables in each epoch they see each row with other embeddings. The best
     weights are those at the end of some epoch, with the tables of that epoch.
 
-    Source: Liu et al., "Multi-Epoch Learning for Deep Click-Through Rate Prediction Models", arXiv 2305.19531 (MEDA),
-    which draws other initial values for each epoch. Here they are the same, so that a run resumes to the bit from its
-    checkpoint alone; at N(0, 1e-4) both are next to 0.
+    Source: Fan et al., "Multi-Epoch learning with Data Augmentation for Deep Click-Through Rate Prediction", arXiv
+    2407.01607, whose MEDA draws other initial values for each epoch. Here they are the same, and a run resumes to the
+    bit without keeping them; at N(0, 1e-4) both are next to 0.
 
     Args:
         model: sharded.
