@@ -69,8 +69,8 @@ class AITM(_Sequential):
 
     Source: Xi et al., "Modeling the Sequential Dependence among Audience Multi-step Conversions with Multi-task
     Learning in Targeted Display Advertising", KDD 2021. Its calibrator, a loss where a task is likelier than the one
-    before, is left out: it is for tasks that imply the one before. The authors' code has a ReLU behind a transfer, which
-    is linear here, as in the published STEM code.
+    before, is left out: it is for tasks that imply the one before. The authors' code has a ReLU behind a transfer,
+    which is linear here, as in the published STEM code.
 
     Args:
         embedding_bag_collection: columns for "shared" and each feature.
