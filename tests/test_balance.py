@@ -34,7 +34,7 @@ METHODS = {
     "pcgrad": BalanceConfig(gradients="pcgrad"),
     "cagrad": BalanceConfig(gradients="cagrad"),
     "mgda": BalanceConfig(gradients="mgda"),
-    "gradcraft": BalanceConfig(gradients="gradcraft", weights="uncertainty", rate=0.1),
+    "gradcraft": BalanceConfig(gradients="gradcraft", weights="uncertainty", rate=0.1, memory=0.9),
     "pareto": BalanceConfig(gradients="pcgrad", weights="pareto"),
     "dwa": BalanceConfig(weights="dwa", period=2),
 }
@@ -93,6 +93,19 @@ def test_shared_tables_get_the_combination_and_all_else_the_same_bits(method: st
             assert not torch.equal(balanced[name], gradient)
         else:
             assert torch.equal(balanced[name], gradient), name
+
+
+def test_gradcraft_takes_the_lengths_of_the_step_alone_unless_it_has_a_memory() -> None:
+    of_tasks = torch.stack([at_shared_output(task).flatten() for task in range(2)]).double().numpy()
+    gram = of_tasks @ of_tasks.T
+    default = BalanceConfig(gradients="gradcraft")
+    shares = gradcraft(gram, np.sqrt(gram.diagonal()), default.magnitude, default.margin)
+    for config in (default, dataclasses.replace(default, memory=0.9)):
+        train = build(config)
+        train(random_batch(1))
+        gradients_of(train)
+        of_step = list(balance_values(train, COLUMNS.labels).values())
+        assert (of_step == pytest.approx(shares, rel=1e-4)) == (config == default)
 
 
 def test_the_penalty_on_embeddings_is_no_part_of_the_tasks_gradients() -> None:

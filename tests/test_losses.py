@@ -157,6 +157,17 @@ def test_logits_trained_with_a_positive_weight_are_those_of_the_log_as_it_is() -
     assert bias.sigmoid().item() == pytest.approx(0.03, rel=1e-4)
 
 
+def test_a_positive_weight_is_the_alpha_of_focal_but_for_a_factor_and_its_logarithm_in_the_logits() -> None:
+    logits, labels, _, _ = rows_of()
+    alpha, gamma, terms = 0.8, 1.5, []
+    for z, y in zip((logits[:, 0] + math.log(4)).tolist(), labels[:, 0].tolist(), strict=True):
+        if not math.isnan(y):
+            q = 1 / (1 + math.exp(-z if y else z))
+            terms.append(-(alpha if y else 1 - alpha) * (1 - q) ** gamma * math.log(q))
+    loss = task_losses([TaskLoss("focal", alpha / (1 - alpha), focal_gamma=gamma), TaskLoss()], logits, labels)[0]
+    assert loss.item() == pytest.approx(sum(terms) / len(terms) / (1 - alpha))
+
+
 def train_together(rows_within: str) -> tuple[list[Tensor], dict[str, Tensor], dict[str, Tensor]]:
     """Losses of three steps, the tables after them, and the dense gradients of the last one."""
     rank, ranks = dist.get_rank(), dist.get_world_size()

@@ -43,7 +43,7 @@ def cagrad(gram: Numbers, caution: float) -> Numbers:
         g_w = sum of w_t g_t,  w on the simplex with the least  g_w g_0 + c |g_0| |g_w|
 
     times T, as the others are sums as well. Source: Liu et al., "Conflict-Averse Gradient Descent for Multi-task
-    Learning", NeurIPS 2021, arXiv 2110.14048, eq. 5 and alg. 1.
+    Learning", NeurIPS 2021, arXiv 2110.14048, eq. 3 and alg. 1; some of the authors' code also divides d by 1 + c^2.
 
     Args:
         gram: see the module.
@@ -68,8 +68,8 @@ def gradcraft(gram: Numbers, norms: Numbers, magnitude: float, margin: float) ->
         with w so that  v_i h_j = eps |h_i| |h_j|  for every j in C_i
 
     and the combination is the sum of all v_i. Source: Bai et al., "GradCraft: Elevating Multi-task Recommendations
-    through Holistic Gradient Crafting", KDD 2024, arXiv 2407.19682; where the authors' code takes the mean and begins
-    its averages with 0, this sums and begins with the first length.
+    through Holistic Gradient Crafting", KDD 2024, arXiv 2407.19682, where m_t is the length of the step alone, as with
+    --balance.memory 0; the authors' code has averages, which it does not use, and takes the mean of all v_i.
 
     Args:
         gram: see the module.

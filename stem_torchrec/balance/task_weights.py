@@ -20,7 +20,8 @@ def uncertainty(losses: Tensor, state: State, rate: float) -> Tensor:
 
     Its gradient is 1/2 - exp(-s_t) L_t, cut off at -1 and 1; the weights settle at 1 / (2 L_t). A task's weight
     depends on its own losses alone: tasks stay apart to the bit. Source: Kendall, Gal and Cipolla, "Multi-Task
-    Learning Using Uncertainty to Weigh Losses", CVPR 2018, eq. 10.
+    Learning Using Uncertainty to Weigh Losses", CVPR 2018, eq. 10, for cross entropies, and halves of squared errors.
+    There the model's optimizer trains s_t, here gradient descent of its own.
 
     Args:
         losses: of a step, over all ranks, (T,).

@@ -31,8 +31,8 @@ class BalanceConfig:
     """Of cagrad: how far from the sum it looks, as a share of its length; 0 is the sum."""
     magnitude: _Part = 0.5
     """Of gradcraft: how far the lengths of the gradients move to the largest, from 0, not at all, to 1."""
-    memory: Annotated[float, Interval(ge=0, le=0.9999)] = 0.9
-    """Of gradcraft: the share of a length that comes from the steps before."""
+    memory: Annotated[float, Interval(ge=0, le=0.9999)] = 0.0
+    """Of gradcraft: the share of a length that comes from the steps before; 0, as in the paper, is the step's alone."""
     margin: _Part = 1e-8
     """Of gradcraft: the cosine between a gradient and those that it has been in conflict with, afterwards."""
 

@@ -9,13 +9,15 @@ from stem_torchrec.losses.step_rows import StepRows
 def jrc(rows: StepRows) -> Tensor:
     """Mean over the rows i of all ranks of -ln (exp f_y(x_i) / sum over rows j of its group of exp f_y(x_j)), y = y_i.
 
-    f_1 = z / 2 and f_0 = -z / 2 for a logit z, so that the softmax of (f_0, f_1) is the prediction. The paper's model
-    has an output for each of the two, this one a logit, which is their difference. In the mean and in the sums a row
-    counts its weight. The mean over the ranks of what they return is the loss, and of their gradients its gradient.
-    Each rank computes it of the rows of all.
+    f_1 = z / 2 and f_0 = -z / 2 for a logit z, so that the softmax of (f_0, f_1) is the prediction. In the mean and in
+    the sums a row counts its weight. The mean over the ranks of what they return is the loss, and of their gradients
+    its gradient. Each rank computes it of the rows of all.
 
     Source: Sheng et al., "Joint Optimization of Ranking and Calibration with Contextualized Hybrid Model", KDD 2023
-    (arXiv 2208.06164), eq. of L_rank, beside the binary cross entropy.
+    (arXiv 2208.06164), the listwise-like loss, beside the binary cross entropy. The paper's model has two outputs f_0
+    and f_1, and both losses are least at once where exp f_y is the joint distribution of a row and its label. Here one
+    logit is the difference of both, so this loss and the cross entropy can disagree: what the paper shows of two
+    outputs is not shown of this.
 
     Example::
 

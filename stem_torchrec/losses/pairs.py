@@ -21,7 +21,8 @@ def pairs(rows: StepRows) -> Tensor:
     ranks.
 
     Source: Burges et al., "Learning to Rank using Gradient Descent", ICML 2005; beside the binary cross entropy in Lin
-    et al., "Understanding the Ranking Loss for Recommendation with Sparse User Feedback", KDD 2024 (arXiv 2403.14144).
+    et al., "Understanding the Ranking Loss for Recommendation with Sparse User Feedback", KDD 2024 (arXiv 2403.14144),
+    whose code adds both with shares of sum 1, as --loss.pointwise does, and takes the mean over all pairs of a batch.
 
     Example::
 

@@ -15,7 +15,8 @@ def focal(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:
 
     Its least is not at the probability of a label, but nearer to 1/2: calibrate the predictions.
 
-    Source: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, eq. 4; its alpha is a positive weight.
+    Source: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, eq. 4. With its alpha the loss is that with
+    the positive weight alpha / (1 - alpha), but for a factor, of logits that are larger by the weight's logarithm.
     """
     x = torch.where(labels == 1, logits, -logits)
     # By its logarithm: the derivative of a power below 1 is infinite at 0.
@@ -49,7 +50,7 @@ def coral(outputs: Tensor, targets: Tensor) -> Tensor:
     """The sum over k of the binary cross entropy of y > k, (B,), of logits and 0 or 1 (B, K - 1) for K levels.
 
     Source: Cao et al., "Rank consistent ordinal regression for neural networks with application to age estimation",
-    Pattern Recognition Letters 2020 (arXiv 1901.07884), eq. 4, with the same importance of all k.
+    Pattern Recognition Letters 2020 (arXiv 1901.07884), with the same importance of all k.
     """
     return bce(outputs, targets).sum(dim=1)
 

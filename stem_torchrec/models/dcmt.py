@@ -31,9 +31,11 @@ class DCMT(EntireSpace):
         BCE(p_t, y_t) + weight * mean over rows: o_t e_t / stop(p_{t-1}) + (1 - o_t) BCE(r*_t, 1) / stop(1 - p_{t-1})
                                                  + 0.001 |1 - (r_t + r*_t)|
 
-    so that rows without the step before train the twin directly, and through the last term r_t. The paper also divides
-    by the sum of the weights of its rows (self-normalization) in place of their number, which is left out: it would
-    take that sum over all ranks. `models/counterfactual.py` says which rows count.
+    so that rows without the step before train the twin directly, and through the last term r_t. Only the loss
+    reads the twin. The paper also divides the first two sums by those of their weights (self-normalization) in place of
+    the number of rows, which is left out: it would take these sums over all ranks. Its towers have a linear part beside
+    the MLP, its tasks are a click and a conversion, and its loss of p_t has a weight, which is 1 here.
+    `models/counterfactual.py` says which rows count.
 
     Args:
         embedding_bag_collection, tasks, expert_hidden, tower_hidden, dropout, inputs: see AITM.

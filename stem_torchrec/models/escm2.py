@@ -33,7 +33,7 @@ class ESCM2(EntireSpace):
     """ESMM whose steps are trained on their own as well, on rows that stand for all exposures.
 
     With r_t = sigmoid(z_t) the probability of step t if the one before happened, p_t = r_1 ... r_t as in ESMM, labels
-    y_t, o_t = y_{t-1} and e_t = BCE(r_t, y_t), the loss of task t > 1 is (two tasks there)
+    y_t, o_t = y_{t-1} and e_t = BCE(r_t, y_t), the loss of task t > 1 is (eq. 27 for two tasks; the mean is eq. 15)
 
         ips   BCE(p_t, y_t) + weight * mean over rows: o_t e_t / stop(p_{t-1})
         dr    BCE(p_t, y_t) + weight * mean over rows: i_t + o_t ((e_t - i_t) + (e_t - i_t)^2) / stop(p_{t-1})
@@ -42,6 +42,9 @@ class ESCM2(EntireSpace):
     r_t is not fitted to the likely rows alone. The imputed error i_t = softplus(Tower'_t(MLP_t(x_s))) is trained with
     the rest: both terms of dr reach e_t and i_t at once, and so both towers and MLP_t, where doubly robust joint
     learning takes turns. Nothing goes back through p_{t-1}. `models/counterfactual.py` says which rows count.
+
+    In the paper p_{t-1} is cut off at 0.1, as an example, where `least_propensity` is 0.05 by default; the weight is
+    0.1 to 1; and MMoE's experts stand below the towers, where each task has a bottom here.
 
     Args:
         embedding_bag_collection, tasks, expert_hidden, tower_hidden, dropout, inputs: see AITM.

@@ -46,7 +46,8 @@ class OrdinalLink(nn.Module):
     exceed one level is likelier to exceed each.
 
     Source: McCullagh, "Regression Models for Ordinal Data", JRSS B 1980; as Cao et al., "Rank consistent ordinal
-    regression for neural networks", Pattern Recognition Letters 2020 (CORAL), eq. 4, train it.
+    regression for neural networks", Pattern Recognition Letters 2020 (CORAL), train it. They predict the number of k
+    with a probability above 1/2, a level; the expected level is a number, by which rows can be ordered.
 
     Args:
         levels: K, 2 or more.

@@ -87,7 +87,7 @@ class _MoE(MultiTaskModel):
 
 
 class MMoE(_MoE):
-    """Multi-gate mixture of experts, eq. 6 and 7: x_t = sum_k a_t[k] e_k(x_s), a_t = softmax(Gate_t(x_s)).
+    """Multi-gate mixture of experts, eq. 6 to 8: x_t = sum_k a_t[k] e_k(x_s), a_t = softmax(Gate_t(x_s)).
 
     Args:
         embedding_bag_collection: columns for "shared" and each feature.

@@ -43,6 +43,9 @@ class PEPNet(MultiTaskModel):
         o = G(x_D, x) * x   or x without domain features
         h_0 = o,   h_{l+1} = relu(W_{t,l} (G_{t,l}(x_P, o) * h_l) + b_{t,l}),   logit_t = Tower_t(h_L)
 
+    In the paper all layers of a task have gates, up to the last; here they end below the tower. Its prior features are
+    the user, the item and its author, and its domain has statistics beside an id.
+
     Args:
         embedding_bag_collection: columns for "shared" and each feature.
         tasks: names of the T tasks, in the order of the logits.

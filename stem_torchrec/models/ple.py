@@ -37,12 +37,12 @@ class MEPLEOptions(LayeredOptions, OwnTableOptions):
 
 
 class PLE(MultiTaskModel):
-    """Layers of eq. 1 to 6: a task's stream mixes its own and the shared experts, the shared stream all of them.
+    """Layers in which a task's stream mixes its own and the shared experts, and the shared stream all of them.
 
         x_t' = sum over g in {t, s}, k: a_t[g,k] e_{g,k}(x_g),   a_t = softmax(Gate_t(x_t)),   first x_g = x_s for all g
 
     The last layer has no shared stream; one layer is CGC. The published STEM code lets the shared stream read the
-    shared experts only, the paper (eq. 6) all.
+    shared experts only, the paper (section 4.2) all. Gates of the paper have no hidden layers.
 
     Args:
         embedding_bag_collection: columns for "shared" and each feature.

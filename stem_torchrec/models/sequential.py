@@ -63,13 +63,14 @@ class _Sequential(MultiTaskModel):
 class AITM(_Sequential):
     """Adaptive information transfer: attention decides how much each task takes from the one before it.
 
-    With q_t = MLP_t(x_s), z_1 = q_1 and p_t = Transfer_t(z_t), eq. 4 to 6:
+    With q_t = MLP_t(x_s), z_1 = q_1 and p_t = Transfer_t(z_t):
 
         z_t = sum over u in {p_{t-1}, q_t}: w_u h1(u),   w = softmax(h2(u) h3(u) / sqrt(H)),   logit_t = Tower_t(z_t)
 
     Source: Xi et al., "Modeling the Sequential Dependence among Audience Multi-step Conversions with Multi-task
-    Learning in Targeted Display Advertising", KDD 2021. Its calibrator (eq. 9), a loss on p_t > p_{t-1}, is left out:
-    it is for tasks that imply the one before.
+    Learning in Targeted Display Advertising", KDD 2021. Its calibrator, a loss where a task is likelier than the one
+    before, is left out: it is for tasks that imply the one before. The authors' code has a ReLU behind a transfer,
+    which is linear here, as in the published STEM code.
 
     Args:
         embedding_bag_collection: columns for "shared" and each feature.
@@ -126,8 +127,8 @@ class AITM(_Sequential):
 class ESMM(_Sequential):
     """Entire-space model: each task's probability is the product of its own step and all before it.
 
-    With z_t = Tower_t(MLP_t(x_s)), eq. 1 and 2 for two tasks:  p_t = sigmoid(z_1) * ... * sigmoid(z_t),  so that a
-    click model and a click-and-buy model are trained on all exposures and share the tables. p_t never exceeds
+    With z_t = Tower_t(MLP_t(x_s)), eq. 1 for two tasks:  p_t = sigmoid(z_1) * ... * sigmoid(z_t),  so that a click
+    model and a click-and-buy model are trained on all exposures (eq. 3) and share the tables. p_t never exceeds
     p_{t-1}: for tasks that do not imply the one before, that is a handicap.
 
     Source: Ma et al., "Entire Space Multi-Task Model: An Effective Approach for Estimating Post-Click Conversion Rate",
