@@ -76,7 +76,7 @@ class BuiltRun:
 
 
 def _check_before_building(config: TrainConfig, data: RunData, process: Process) -> WatchedMetric:
-    """Raises UserError for a metric that the log lacks, a tracker that none is, too long a profile, too little memory."""
+    """Raises UserError for a tracker or metric that does not exist, too long a profile, or too little memory."""
     train = config.train
     from_first_rank(lambda: check_trackers(os.environ))
     if train.profile:
