@@ -27,8 +27,10 @@ from stem_torchrec.models.links import NumberLink, OrdinalLink
 from stem_torchrec.models.loss import MultiTaskTrain
 from stem_torchrec.models.trained_by import tasks_of_parameters
 from stem_torchrec.runtime.errors import DataError, UserError
+from stem_torchrec.server.served_bundle import ServedBundle, breaking_changes
 from stem_torchrec.serving.bundle import load_bundle
 from stem_torchrec.serving.export_run import ExportConfig, export_run
+from stem_torchrec.serving.score_file import ScoreConfig, score_file
 from stem_torchrec.training.run_evaluation import EvaluateConfig, evaluate_run
 from stem_torchrec.training.trainer import Trainer
 
@@ -38,6 +40,7 @@ from mixed_logs import LEVELS, SCHEMA, TASKS, config_for, mixed_table, write_mix
 from prepared_logs import in_time, prepared, raw_rows, split
 from reference import COLUMNS, random_batch
 from runs import MODEL, Run, batches_of_ranks, config_of, of_this_rank, this_process, with_labels_of
+from served import running_server
 
 KINDS = replace(COLUMNS, labels=("finish", "like", "watch"), numbers=("watch",), levels={"like": 3})
 """A binary task, one of three levels, and a number."""
@@ -140,7 +143,29 @@ def use_everything(folder: Path) -> dict[str, Any]:
     return {"metrics": to_json(metrics), "resumed": to_json(resumed), "links": links}
 
 
-def test_a_mixed_log_goes_through_train_evaluate_resume_start_export_and_score(tmp_path: Path) -> None:
+def check_served(bundle: Path, rows: pa.Table, scores: pa.Table) -> None:
+    """A server and stem-score predict what the bundle does, in the units of the labels, and the server tells which."""
+    features = rows.select(["user", "item"])
+    file, scored = bundle.with_name("rows.parquet"), bundle.with_name("scored.parquet")
+    pq.write_table(features, file)
+    score_file(ScoreConfig(str(bundle), input=str(file), output=str(scored)))
+    assert pq.read_table(scored).equals(scores)
+    with running_server(bundle, token=None) as server:
+        answer = server.ask("/score", {"rows": features.to_pylist()}, token=None).json
+        schemas = server.ask("/openapi.json", token=None).json["components"]["schemas"]
+    predictions = pa.Table.from_pylist(answer["predictions"])
+    for task in TASKS:
+        np.testing.assert_allclose(predictions[task], scores[task], rtol=1e-5)
+    told = {task: each["description"] for task, each in schemas["Prediction"]["properties"].items()}
+    assert told == {
+        "like": "The probability that the label is 1.",
+        "watch": "The number that the label is expected to be, in its unit.",
+        "stars": "The level that the label is expected to have, from 0.",
+    }
+    assert schemas["ScoreAnswer"]["properties"]["predictions"]["items"]["anyOf"][0]["$ref"].endswith("/Prediction")
+
+
+def test_a_mixed_log_goes_through_train_evaluate_resume_start_export_score_and_serve(tmp_path: Path) -> None:
     write_mixed_log(tmp_path / "log")
     write_mixed_log(tmp_path / "other", seconds=1000.0)
     [facts] = run_ranks(1, use_everything, tmp_path)
@@ -164,6 +189,10 @@ def test_a_mixed_log_goes_through_train_evaluate_resume_start_export_and_score(t
         "watch": "number",
         "stars": "ordinal",
     }
+    check_served(tmp_path / "bundle", labels, scores)
+    as_binary = replace(bundle, manifest=replace(bundle.manifest, kinds={"stars": "ordinal"}))
+    changes = breaking_changes(ServedBundle(bundle, "a"), ServedBundle(as_binary, "b"))
+    assert changes == ["it predicts watch as binary"]
     error = predicted["prediction/watch"].to_numpy() - labels["watch_time"].to_numpy()
     assert math.sqrt(np.nanmean(error**2)) == pytest.approx(metrics["watch"]["rmse"], rel=1e-6)
     rows = rows_of_run(str(tmp_path / "run"), log=None, judge_on=None)
