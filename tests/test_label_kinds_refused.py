@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 
@@ -101,3 +102,14 @@ def test_labels_of_another_kind_are_refused_by_a_sentence_before_anything_is_wri
     assert str(error.value).startswith(message)
     assert judged_by("rmse/watch", tmp_path).judged_tasks == ["watch"]
     assert not (tmp_path / "search").exists()
+
+
+def test_gauc_of_numbers_and_levels_needs_a_user_with_two_labels(tmp_path: Path) -> None:
+    schema, table = replace(SCHEMA, group="user"), mixed_table(50, missing=0.0)
+    stars = pa.array([user % 2 for user in table["user"].to_pylist()], pa.int16())
+    write_split(tmp_path, table.set_column(table.schema.names.index("stars"), "stars", stars))
+    columns = Columns.select(schema)
+    row_groups = find_row_groups(str(tmp_path), "train", schema, columns)
+    assert WatchedMetric.of_split("gauc/watch", columns, row_groups).judged_tasks == ["watch"]
+    with pytest.raises(UserError, match="the validation split has no user with two labels for task 'stars', which le"):
+        WatchedMetric.of_split("gauc", columns, row_groups)

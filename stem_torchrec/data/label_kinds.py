@@ -69,11 +69,13 @@ def label_kinds(row_groups: Sequence[RowGroup], columns: Columns, label: str) ->
 
 
 def has_mixed_group(row_groups: Sequence[RowGroup], columns: Columns, label: str) -> bool:
-    """Whether some group (user) has labels of both kinds, without which gAUC is undefined; reads until one has."""
+    """Whether some group (user) has two different labels, without which gAUC is undefined; reads until one has."""
     kinds: pa.Table | None = None
     for row_group in row_groups:
         rows = labeled_rows(row_group, columns, label, with_group=True)
-        labeled = rows.filter(pc.is_in(rows["label"], pa.array([0, 1], pa.float32())))
+        labeled = rows
+        if label not in columns.not_binary:
+            labeled = rows.filter(pc.is_in(rows["label"], pa.array([0, 1], pa.float32())))
         both = labeled if kinds is None else pa.concat_tables([kinds, labeled], promote_options="default")
         kinds = both.group_by(["group", "label"]).aggregate([])
         if pc.count_distinct(kinds["group"]).as_py() < kinds.num_rows:
