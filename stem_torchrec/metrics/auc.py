@@ -119,11 +119,11 @@ def grouped_auc_over_ranks(
     for turn in range(rounds.number):
         parts = [chunk.cut(*rounds.limits(turn)) for chunk in chunks]
         columns = [torch.cat(column) for column in zip(*parts, strict=True)]
-        found = shares(*send_to_piece_ranks(rounds.inner(turn), *columns))
-        counts = gather(torch.stack([found.rows.new_tensor(len(found.rows)), found.rows.sum()])).sum(0).tolist()
+        mixed = shares(*send_to_piece_ranks(rounds.inner(turn), *columns))
+        counts = gather(torch.stack([mixed.rows.new_tensor(len(mixed.rows)), mixed.rows.sum()])).sum(0).tolist()
         num_groups, num_rows = num_groups + counts[0], num_rows + counts[1]
-        totals += gather((found.weight * found.share).sum()).tolist()
-        weights += gather(found.weight.sum()).tolist()
+        totals += gather((mixed.weight * mixed.share).sum()).tolist()
+        weights += gather(mixed.weight.sum()).tolist()
     # fsum rounds once, so the order of the pieces does not matter.
     value = math.fsum(totals) / math.fsum(weights) if num_rows else math.nan
     return GroupedAUC(value=value, groups=num_groups, rows=num_rows)
