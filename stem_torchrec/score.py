@@ -1,4 +1,4 @@
-"""Scores the rows of a file with a bundle: Parquet, CSV or JSON lines in, probabilities out.
+"""Scores the rows of a file with a bundle: Parquet, CSV or JSON lines in, predictions out.
 
 python stem_torchrec/score.py --bundle BUNDLE --input FILE --output FILE
 """

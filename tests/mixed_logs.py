@@ -1,11 +1,16 @@
-"""A small log with a binary, a number and an ordinal label, which its features tell in part."""
+"""A small log with a binary, a number and an ordinal label, which its features tell in part, and runs on it."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from stem_torchrec.config import DataConfig, TrainConfig
 from stem_torchrec.data.schema import Label, Schema, SparseFeature, save_schema
+from stem_torchrec.models.stem import STEMOptions
+from stem_torchrec.training.recipes import tiny
 
 from logs import write_split
 
@@ -44,3 +49,28 @@ def write_mixed_log(folder: Path, *, seconds: float = 300.0) -> None:
     write_split(folder, mixed_table(800, seconds=seconds))
     write_split(folder, mixed_table(300, seed=1, seconds=seconds), split="valid")
     save_schema(SCHEMA, str(folder))
+
+
+def small_stem() -> STEMOptions:
+    return STEMOptions(
+        embedding_dim=4,
+        num_shared_experts=2,
+        expert_hidden=(16,),
+        gate_hidden=(8,),
+        tower_hidden=(8,),
+        embedding_std=0.1,
+    )
+
+
+def config_for(folder: Path, *, log: str = "log", run: str = "run", **train: Any) -> TrainConfig:
+    """A run on the mixed log that learns in seconds."""
+    config = tiny()
+    return replace(
+        config,
+        output_dir=str(folder / run),
+        data=DataConfig(path=str(folder / log), batch_size=64, num_workers=0),
+        model=small_stem(),
+        dense=replace(config.dense, learning_rate=0.01),
+        sparse=replace(config.sparse, learning_rate=0.1),
+        train=replace(config.train, **{"epochs": 4, "metric": "auc", **train}),
+    )

@@ -74,7 +74,7 @@ class Waiting:
         """Lets all batches be scored; the scores of each request, the first one of `busy` included."""
         self._free.set()
         scores = await asyncio.wait_for(asyncio.gather(*self._requests), 20)
-        return [each.probabilities[:, 0].tolist() for each in scores]
+        return [each.predictions[:, 0].tolist() for each in scores]
 
     def end(self) -> None:
         self._free.set()

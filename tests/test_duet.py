@@ -1,6 +1,7 @@
 """Duet: two streams of a task with a loss each, a prediction between them, and tasks that stay isolated."""
 
 import math
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -8,8 +9,11 @@ from torch import Tensor
 
 from stem_torchrec.config import LossConfig
 from stem_torchrec.data.label_counts import LabelCounter
+from stem_torchrec.models import duet
 from stem_torchrec.models.build import build_model
+from stem_torchrec.models.duet import Duet
 from stem_torchrec.models.loss import MultiTaskTrain
+from stem_torchrec.models.stem import STEM
 from stem_torchrec.models.table import with_arch
 from stem_torchrec.models.trained_by import tasks_of_parameters
 
@@ -30,6 +34,18 @@ def streams(train: MultiTaskTrain, seed: int = 1) -> tuple[Tensor, Tensor, Tenso
     batch = random_batch(seed)
     predicted, stem, own = train.model(batch.dense_features, batch.sparse_features).split(TASKS, dim=1)
     return predicted, stem, own
+
+
+def test_duet_takes_every_argument_of_stem_by_its_name_and_type() -> None:
+    types = {
+        model: {
+            name: hint
+            for name, hint in get_type_hints(model.__init__, vars(duet)).items()
+            if name not in ("options", "inputs", "return")
+        }
+        for model in (Duet, STEM)
+    }
+    assert types[STEM].items() <= (types[Duet] | get_type_hints(duet._Options)).items()
 
 
 def test_each_stream_is_trained_by_a_loss_of_its_own() -> None:

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from stem_torchrec.calibration.rows_of_run import rows_of_run
-from stem_torchrec.comparison.options import CompareConfig, Request
-from stem_torchrec.comparison.resolved import resolve_log
-from stem_torchrec.config import DataConfig, LossConfig, TrainConfig
+from stem_torchrec.config import LossConfig
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.files import find_row_groups
 from stem_torchrec.data.label_statistics import log_odds_above, mean_and_deviation
@@ -28,52 +25,26 @@ from stem_torchrec.metrics.multi_task import to_json
 from stem_torchrec.models.build import build_model
 from stem_torchrec.models.links import NumberLink, OrdinalLink
 from stem_torchrec.models.loss import MultiTaskTrain
-from stem_torchrec.models.stem import STEMOptions
-from stem_torchrec.models.table import with_arch
 from stem_torchrec.models.trained_by import tasks_of_parameters
 from stem_torchrec.runtime.errors import DataError, UserError
+from stem_torchrec.server.served_bundle import ServedBundle, breaking_changes
 from stem_torchrec.serving.bundle import load_bundle
 from stem_torchrec.serving.export_run import ExportConfig, export_run
-from stem_torchrec.training.recipes import tiny
+from stem_torchrec.serving.score_file import ScoreConfig, score_file
 from stem_torchrec.training.run_evaluation import EvaluateConfig, evaluate_run
 from stem_torchrec.training.trainer import Trainer
-from stem_torchrec.training.watched_metric import WatchedMetric
 
 from distributed import run_ranks
 from logs import reader_of, write_split
-from mixed_logs import LEVELS, SCHEMA, TASKS, mixed_table, write_mixed_log
+from mixed_logs import LEVELS, SCHEMA, TASKS, config_for, mixed_table, write_mixed_log
 from prepared_logs import in_time, prepared, raw_rows, split
 from reference import COLUMNS, random_batch
 from runs import MODEL, Run, batches_of_ranks, config_of, of_this_rank, this_process, with_labels_of
+from served import running_server
 
 KINDS = replace(COLUMNS, labels=("finish", "like", "watch"), numbers=("watch",), levels={"like": 3})
 """A binary task, one of three levels, and a number."""
 STATISTICS = {"like": (1.0, -0.5), "watch": (0.5, 2.0)}
-
-
-def small_stem() -> STEMOptions:
-    return STEMOptions(
-        embedding_dim=4,
-        num_shared_experts=2,
-        expert_hidden=(16,),
-        gate_hidden=(8,),
-        tower_hidden=(8,),
-        embedding_std=0.1,
-    )
-
-
-def config_for(folder: Path, *, log: str = "log", run: str = "run", **train: Any) -> TrainConfig:
-    """A run on the mixed log that learns in seconds."""
-    config = tiny()
-    return replace(
-        config,
-        output_dir=str(folder / run),
-        data=DataConfig(path=str(folder / log), batch_size=64, num_workers=0),
-        model=small_stem(),
-        dense=replace(config.dense, learning_rate=0.01),
-        sparse=replace(config.sparse, learning_rate=0.1),
-        train=replace(config.train, **{"epochs": 4, "metric": "auc", **train}),
-    )
 
 
 class GivenLogits(torch.nn.Module):
@@ -172,7 +143,29 @@ def use_everything(folder: Path) -> dict[str, Any]:
     return {"metrics": to_json(metrics), "resumed": to_json(resumed), "links": links}
 
 
-def test_a_mixed_log_goes_through_train_evaluate_resume_start_export_and_score(tmp_path: Path) -> None:
+def check_served(bundle: Path, rows: pa.Table, scores: pa.Table) -> None:
+    """A server and stem-score predict what the bundle does, in the units of the labels, and the server tells which."""
+    features = rows.select(["user", "item"])
+    file, scored = bundle.with_name("rows.parquet"), bundle.with_name("scored.parquet")
+    pq.write_table(features, file)
+    score_file(ScoreConfig(str(bundle), input=str(file), output=str(scored)))
+    assert pq.read_table(scored).equals(scores)
+    with running_server(bundle, token=None) as server:
+        answer = server.ask("/score", {"rows": features.to_pylist()}, token=None).json
+        schemas = server.ask("/openapi.json", token=None).json["components"]["schemas"]
+    predictions = pa.Table.from_pylist(answer["predictions"])
+    for task in TASKS:
+        np.testing.assert_allclose(predictions[task], scores[task], rtol=1e-5)
+    told = {task: each["description"] for task, each in schemas["Prediction"]["properties"].items()}
+    assert told == {
+        "like": "The probability that the label is 1.",
+        "watch": "The number that the label is expected to be, in its unit.",
+        "stars": "The level that the label is expected to have, from 0.",
+    }
+    assert schemas["ScoreAnswer"]["properties"]["predictions"]["items"]["anyOf"][0]["$ref"].endswith("/Prediction")
+
+
+def test_a_mixed_log_goes_through_train_evaluate_resume_start_export_score_and_serve(tmp_path: Path) -> None:
     write_mixed_log(tmp_path / "log")
     write_mixed_log(tmp_path / "other", seconds=1000.0)
     [facts] = run_ranks(1, use_everything, tmp_path)
@@ -196,10 +189,12 @@ def test_a_mixed_log_goes_through_train_evaluate_resume_start_export_and_score(t
         "watch": "number",
         "stars": "ordinal",
     }
+    check_served(tmp_path / "bundle", labels, scores)
+    as_binary = replace(bundle, manifest=replace(bundle.manifest, kinds={"stars": "ordinal"}))
+    changes = breaking_changes(ServedBundle(bundle, "a"), ServedBundle(as_binary, "b"))
+    assert changes == ["it predicts watch as binary"]
     error = predicted["prediction/watch"].to_numpy() - labels["watch_time"].to_numpy()
     assert math.sqrt(np.nanmean(error**2)) == pytest.approx(metrics["watch"]["rmse"], rel=1e-6)
-    with pytest.raises(UserError, match="the label of 'watch' is of kind number, and comparisons are of binary tasks"):
-        resolve_log(Request(CompareConfig(), config_for(tmp_path), (), None, {}))
     rows = rows_of_run(str(tmp_path / "run"), log=None, judge_on=None)
     assert rows.not_binary == ("watch", "stars")
 
@@ -245,46 +240,6 @@ def test_a_missing_label_is_missing_and_statistics_are_of_all_files(tmp_path: Pa
     levels = batch.labels[~batch.labels[:, 2].isnan(), 2]
     odds = [((levels > k).sum() + 0.5).item() / ((levels <= k).sum() + 0.5).item() for k in range(LEVELS - 1)]
     assert log_odds_above(row_groups, columns, "stars") == pytest.approx([math.log(each) for each in odds])
-
-
-def judged_by(metric: str, folder: Path) -> WatchedMetric:
-    columns = Columns.select(SCHEMA)
-    return WatchedMetric.of_split(metric, columns, find_row_groups(str(folder), "train", SCHEMA, columns))
-
-
-COLUMNS_OF_LOG = Columns.select(SCHEMA)
-REFUSED: dict[str, Callable[[Path], object]] = {
-    "--loss.kinds has 'pairs' for 'watch', whose label is of kind number, but must have one of mse, huber.": lambda _: (
-        build_model(small_stem(), COLUMNS_OF_LOG, LossConfig({"watch": "pairs"}))
-    ),
-    "--loss.kinds has 'coral' for 'like', whose label is of kind binary, but must have one of bce, focal": lambda _: (
-        build_model(small_stem(), COLUMNS_OF_LOG, LossConfig({"like": "coral"}))
-    ),
-    "--loss.positive-weights names 'stars', but its label is of kind ordinal": lambda _: build_model(
-        small_stem(), COLUMNS_OF_LOG, LossConfig(positive_weights={"stars": 2.0})
-    ),
-    "ESMM multiplies the probabilities of its tasks, but the label of 'watch' is of kind number": lambda _: build_model(
-        with_arch(small_stem(), "esmm"), COLUMNS_OF_LOG
-    ),
-    "--data.spaces has 'watch' for 'like', but must have one of no label": lambda _: Columns.select(
-        SCHEMA, spaces={"like": "watch"}
-    ),
-    "--train.metric is 'logloss', but the validation split has labels of kind number": lambda folder: judged_by(
-        "logloss", folder
-    ),
-    "--train.metric is 'rmse', but the validation split has labels of 0 and 1 for task 'like'": lambda folder: (
-        judged_by("rmse", folder)
-    ),
-}
-
-
-@pytest.mark.parametrize("message", REFUSED)
-def test_what_does_not_apply_to_a_kind_of_labels_is_refused_by_a_sentence(tmp_path: Path, message: str) -> None:
-    write_split(tmp_path, mixed_table(50))
-    with pytest.raises(UserError) as error:
-        REFUSED[message](tmp_path)
-    assert str(error.value).startswith(message)
-    assert judged_by("rmse/watch", tmp_path).judged_tasks == ["watch"]
 
 
 @pytest.mark.parametrize(("kind", "levels"), [("ordinal", None), ("number", 3), ("binary", 2)])

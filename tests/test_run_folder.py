@@ -1,19 +1,26 @@
-"""Which checkpoint a run resumes from, and where its checkpoints lie."""
+"""Which checkpoint a run resumes from, where its checkpoints lie, and what is refused before it has a folder."""
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from stem_torchrec.checkpoints.folder import publish
 from stem_torchrec.checkpoints.resume import candidates, check_resume, checkpoints_folder
-from stem_torchrec.config import CheckpointConfig, TrainConfig
+from stem_torchrec.config import CheckpointConfig, DeltaConfig, ShardingConfig, TrainConfig
 from stem_torchrec.config.files import dump_config
+from stem_torchrec.config.synthetic import SyntheticConfig
+from stem_torchrec.data.synthetic import generate
 from stem_torchrec.models.stem import STEMOptions
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.training.configuration import load_config
+from stem_torchrec.training.recipes import tiny
+from stem_torchrec.training.trainer import train
 
+from distributed import run_ranks
 from logs import SCHEMA
-from runs import progress_after
+from runs import progress_after, this_process
 
 
 def test_a_run_resumes_from_its_own_checkpoints_before_those_of_resume(tmp_path: Path) -> None:
@@ -62,3 +69,32 @@ def test_a_written_configuration_starts_another_run(tmp_path: Path) -> None:
     assert load_config(str(tmp_path / "config.yaml")) == TrainConfig(
         model=STEMOptions(), checkpoint=CheckpointConfig(keep=5), seed=3
     )
+
+
+def refusals_without_a_folder(folder: Path) -> list[str]:
+    """The errors of runs that may not be as their options say, each by a dry run and a run."""
+    config = tiny()
+    config = replace(
+        config,
+        data=replace(config.data, path=str(folder / "log"), features=("user_id", "tags"), batch_size=64),
+        output_dir=str(folder / "run"),
+    )
+    by_columns = ShardingConfig(rules=("*=column_wise:rank=0,0",))
+    cut, messages = replace(config, sharding=by_columns, delta=DeltaConfig(steps=9, precision="int8")), list[str]()
+    for trackers, refused in (("", cut), ("wandb", config)):
+        os.environ["STEM_TRACKERS"] = trackers
+        for dry_run in (True, False):
+            with pytest.raises(UserError) as error:
+                train(replace(refused, dry_run=dry_run), this_process())
+            messages.append(str(error.value))
+            assert not (folder / "run").exists(), messages
+    return messages
+
+
+def test_options_that_do_not_fit_are_refused_before_the_run_has_a_folder(tmp_path: Path) -> None:
+    generate(SyntheticConfig(train_rows=512, valid_rows=64, test_rows=16), str(tmp_path / "log"))
+    [messages] = run_ranks(1, refusals_without_a_folder, tmp_path)
+    assert messages[0] == messages[1]
+    assert messages[0].startswith("--delta.precision int8 has one scale for a row, but finish/")
+    assert messages[0].endswith(" is cut by columns; choose fp32 or fp16, or another --sharding.type for it.")
+    assert messages[2:4] == ["STEM_TRACKERS names 'wandb', but must name mlflow or torchx."] * 2

@@ -164,7 +164,7 @@ def test_a_row_that_is_wrong_is_named_and_no_output_is_left(
     assert scores[2] == {"time": None, "buy": None, "click": None}
     assert scores[0] == scores[1] == scores[3]
     assert 0 < scores[0]["buy"] < 1
-    assert f"warning: 1 of 4 rows have null probabilities; the first is {tmp_path}/rows.jsonl, line 4: " in (
+    assert f"warning: 1 of 4 rows have null predictions; the first is {tmp_path}/rows.jsonl, line 4: " in (
         capsys.readouterr().err
     )
 

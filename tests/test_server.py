@@ -220,7 +220,7 @@ def test_a_row_without_a_finite_probability_is_named(server: Server) -> None:
     predictions, errors = answer.json["predictions"], answer.json["errors"]
     assert 0 < len(errors) < len(predictions)
     assert [error["row"] for error in errors] == [i for i, row in enumerate(predictions) if row is None]
-    assert {error["reason"].partition(";")[0] for error in errors} == {"the model gives no finite probability"}
+    assert {error["reason"].partition(";")[0] for error in errors} == {"the model gives no finite prediction"}
     assert np.isfinite(matrix([row for row in predictions if row is not None])).all()
 
 

@@ -9,6 +9,7 @@ from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.files import find_row_groups, with_labels
 from stem_torchrec.data.folder import data_folder
 from stem_torchrec.data.footers import fingerprint, fingerprint_of
+from stem_torchrec.data.label_kinds import refusal_of_kinds
 from stem_torchrec.data.schema import Schema, load_schema
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.file_systems import g_pathmgr
@@ -46,8 +47,9 @@ def rows_of_run(run: str, *, log: str | None, judge_on: str | None) -> RowsOfRun
     path = log or data_folder(config.data)
     schema = load_schema(path)
     columns = Columns.select(schema, features=config.data.features, labels=config.data.labels)
-    if len(columns.not_binary) == len(columns.labels):
-        raise UserError(f"{run} has no binary task, and curves are of probabilities; there is nothing to calibrate.")
+    refusal = refusal_of_kinds(columns, "stem-calibrate", fix=f"give another run than {run}, with a binary task")
+    if refusal and len(columns.not_binary) == len(columns.labels):
+        raise UserError(refusal)
     train, fitted, later = (
         _labeled_rows(path, split, schema, columns)
         if split in (_FITTED, judge_on) or g_pathmgr.isdir(posixpath.join(path, split))

@@ -15,6 +15,7 @@ from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.files import find_row_groups
 from stem_torchrec.data.folder import data_folder
 from stem_torchrec.data.footers import fingerprint
+from stem_torchrec.data.label_kinds import refusal_of_kinds
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.losses.table import losses_of_tasks
 from stem_torchrec.models.balanced import balance_tasks
@@ -39,11 +40,9 @@ def resolve_log(request: Request) -> Request:
     path = data_folder(train.data)
     schema = load_schema(path)
     columns = Columns.select(schema, features=train.data.features, labels=train.data.labels, spaces=train.data.spaces)
-    for task, kind in columns.not_binary.items():
-        raise UserError(
-            f"the label of {task!r} is of kind {kind}, and comparisons are of binary tasks; leave it out by "
-            "--data.labels, or compare the metrics of runs by stem-report."
-        )
+    fix = "leave the task out, as in {labels}, or train each model and show the runs with stem-report"
+    if refusal := refusal_of_kinds(columns, "stem-compare", fix=fix):
+        raise UserError(refusal)
     train = replace(train, data=replace(train.data, path=path, labels=columns.labels), dry_run=False)
     train = with_source_path(train)
     pair = tuple(split_names(config.pair)) or columns.labels[:2]

@@ -115,13 +115,19 @@ reads, so a STEM that reads own and shared and trains all is stem_reads_own. ste
 itself, which has the capacity of one, and no label of another task."""
 
 
+VARIANTS: Mapping[str, Variant] = {
+    **{name: variant(name, {ARCH: "stem", **values}) for name, values in _STEM.items()},
+    "duet_mlp": variant("duet_mlp", {ARCH: "duet", "model.expert": "mlp"}),
+}
+"""The variants that are built in, by name: of STEM and of Duet."""
+
+
 def built_in() -> dict[str, Variant]:
-    """The models that every comparison may name: all of the table of models, and variants of STEM and Duet."""
-    return {
-        **{arch: variant(arch, {ARCH: arch}) for arch in MODELS},
-        **{name: variant(name, {ARCH: "stem", **values}) for name, values in _STEM.items()},
-        "duet_mlp": variant("duet_mlp", {ARCH: "duet", "model.expert": "mlp"}),
-    }
+    """The models that every comparison may name: all of the table of models, and VARIANTS.
+
+    The table is read at each call: a program may have added a model of its own (docs/add_a_model.md).
+    """
+    return {**{arch: variant(arch, {ARCH: arch}) for arch in MODELS}, **VARIANTS}
 
 
 def read_variants(path: str, config: TrainConfig) -> dict[str, Variant]:

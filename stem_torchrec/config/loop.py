@@ -28,7 +28,7 @@ class LoopConfig:
     ids learn their labels by heart in one pass, and the rest gains from more. Evaluate at the ends of epochs then."""
     metric: str = "auc"
     """What early stopping watches on the validation split: the mean over the tasks of auc, gauc, logloss or ne,
-    or one task's (`auc/like`). Tasks whose labels are numbers or levels have auc, rmse and mae."""
+    or one task's (`auc/like`). Tasks whose labels are numbers or levels have auc, gauc, rmse and mae."""
     patience: Annotated[int, Interval(ge=1, le=10**6)] | None = None
     """Ends the run after this many evaluations without a better metric; by default never. The best
     weights are kept in any case."""

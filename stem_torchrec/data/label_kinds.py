@@ -1,4 +1,7 @@
-"""Which labels a split has, from the footers of its files where they tell, else from its label columns."""
+"""Which labels a split has, from the footers of its files where they tell, else from its label columns.
+
+Also the sentence by which commands refuse labels that are not binary.
+"""
 
 from collections.abc import Sequence
 
@@ -14,6 +17,28 @@ from stem_torchrec.data.footers import column_chunks, float_columns, missing_lab
 from stem_torchrec.data.listing import RowGroup
 from stem_torchrec.runtime.errors import UserError, reason_of
 from stem_torchrec.runtime.file_systems import g_pathmgr
+
+
+def refusal_of_kinds(columns: Columns, what: str, *, fix: str) -> str | None:
+    """The sentence that refuses the first label that is not binary; None where all labels are.
+
+    Args:
+        columns: of the run.
+        what: what takes binary labels alone, such as a command.
+        fix: what to do; `{labels}` in it becomes the option that names the binary labels.
+
+    Example::
+
+        refusal_of_kinds(columns, "stem-compare", fix="leave the task out, as in {labels}")
+        # the label of 'watch' is of kind number, but stem-compare takes binary ones alone; leave the task out, as in
+        # --data.labels finish like.
+    """
+    if not columns.not_binary:
+        return None
+    label, kind = next(iter(columns.not_binary.items()))
+    binary = [each for each in columns.labels if each not in columns.not_binary]
+    fix = fix.format(labels=" ".join(["--data.labels", *binary]))
+    return f"the label of {label!r} is of kind {kind}, but {what} takes binary ones alone; {fix}."
 
 
 def label_kinds(row_groups: Sequence[RowGroup], columns: Columns, label: str) -> set[float]:
@@ -44,11 +69,13 @@ def label_kinds(row_groups: Sequence[RowGroup], columns: Columns, label: str) ->
 
 
 def has_mixed_group(row_groups: Sequence[RowGroup], columns: Columns, label: str) -> bool:
-    """Whether some group (user) has labels of both kinds, without which gAUC is undefined; reads until one has."""
+    """Whether some group (user) has two different labels, without which gAUC is undefined; reads until one has."""
     kinds: pa.Table | None = None
     for row_group in row_groups:
         rows = labeled_rows(row_group, columns, label, with_group=True)
-        labeled = rows.filter(pc.is_in(rows["label"], pa.array([0, 1], pa.float32())))
+        labeled = rows
+        if label not in columns.not_binary:
+            labeled = rows.filter(pc.is_in(rows["label"], pa.array([0, 1], pa.float32())))
         both = labeled if kinds is None else pa.concat_tables([kinds, labeled], promote_options="default")
         kinds = both.group_by(["group", "label"]).aggregate([])
         if pc.count_distinct(kinds["group"]).as_py() < kinds.num_rows:

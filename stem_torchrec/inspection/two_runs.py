@@ -10,6 +10,7 @@ from stem_torchrec.comparison.diagnostics import FeatureTables, linear_cka
 from stem_torchrec.comparison.intervals import Interval
 from stem_torchrec.comparison.multiplicity import adjust, draws_for
 from stem_torchrec.comparison.task_scores import measures_of
+from stem_torchrec.data.label_kinds import refusal_of_kinds
 from stem_torchrec.inspection.predicted_rows import PredictedRows
 from stem_torchrec.inspection.same_ids import ids_of, other_value
 from stem_torchrec.inspection.table_facts import ChangedId, most_changed, row_distances
@@ -65,11 +66,10 @@ def check_two(run: RunRecord, other: RunRecord) -> None:
             f"{run.folder} has the tasks {some(run.tasks)}, and {other.folder} {some(other.tasks)}; give two runs that "
             "share a task."
         )
-    for task, kind in (run.columns.not_binary | other.columns.not_binary).items():
-        raise UserError(
-            f"the label of {task!r} is of kind {kind}, and only runs of binary tasks are laid beside each other; "
-            "inspect one run alone, or two that were trained with --data.labels of the others."
-        )
+    for each in (run, other):
+        fix = "give one run, or two that were trained with {labels}"
+        if refusal := refusal_of_kinds(each.columns, "stem-inspect with two runs", fix=fix):
+            raise UserError(refusal)
     for name in run.columns.sparse:
         if value := other_value(run, other, name):
             raise UserError(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from stem_torchrec.metrics.collectives import gather
-from stem_torchrec.metrics.ordered_pairs import pairs_between
+from stem_torchrec.metrics.ordered_pairs import GroupShares, pairs_between, shares_of_numbers
 from stem_torchrec.metrics.pair_counts import doubled_u_by_group
 from stem_torchrec.metrics.sorted_rows import SortedRows, plan_rounds, send_to_piece_ranks
 
@@ -27,12 +27,12 @@ ROWS_AT_ONCE = 4_194_304
 
 @dataclass(frozen=True)
 class GroupedAUC:
-    """gAUC over the groups that have both classes."""
+    """gAUC over the groups that have two different labels."""
 
     value: float
-    """NaN if no group has both."""
+    """NaN if no group has two."""
     groups: int
-    """Number of groups that have both."""
+    """Number of groups that have two."""
     rows: int
     """Rows of those groups."""
 
@@ -69,30 +69,34 @@ def auc_over_ranks(chunks: Sequence[SortedRows], rows_at_once: int = ROWS_AT_ONC
 
 
 def by_group(
-    groups: Tensor, scores: Tensor, positive: Tensor, file: Path | None = None, *, weights: Tensor | None = None
+    groups: Tensor, scores: Tensor, labels: Tensor, file: Path | None = None, *, weights: Tensor | None = None
 ) -> SortedRows:
     """Sorts a chunk of rows for `grouped_auc_over_ranks`.
 
     Args:
         groups: int64, such as user ids, shape (N,).
         scores: none is NaN, shape (N,).
-        positive: whether the label is 1, shape (N,).
+        labels: whether each is 1, or numbers, shape (N,).
         file: see `SortedRows`.
         weights: see `by_score`.
     """
-    columns = [positive.to(torch.uint8), *([] if weights is None else [weights])]
+    labels = labels.to(torch.uint8) if labels.dtype == torch.bool else labels
+    columns = [labels, *([] if weights is None else [weights])]
     # Times 2^64 / golden ratio, wrapping around: maps each id to another integer, spread evenly.
     return SortedRows(groups * -7046029254386353131, scores, *columns, file=file)
 
 
-def grouped_auc_over_ranks(chunks: Sequence[SortedRows], rows_at_once: int = ROWS_AT_ONCE) -> GroupedAUC:
-    """Returns the mean of the groups' AUCs, weighted by their rows, over groups that have both classes.
+def grouped_auc_over_ranks(
+    chunks: Sequence[SortedRows], rows_at_once: int = ROWS_AT_ONCE, *, are_numbers: bool = False
+) -> GroupedAUC:
+    """Returns the mean of the groups' AUCs, weighted by their rows, over groups that have two different labels.
 
     If rows have weights, a group's AUC is that of the weighted pairs, and it counts with the sum of its rows' weights.
 
     With users as groups this is gAUC of Zhu et al., "Optimized Cost per Click in Taobao Display Advertising"
     (KDD 2017), and the metric of "Deep Interest Network" (KDD 2018):
-    sum_u rows_u AUC_u / sum_u rows_u.
+    sum_u rows_u AUC_u / sum_u rows_u. Of numbers, AUC_u is the XAUC of a user's rows (see ordered_pairs.py), so that
+    labels 0 and 1 taken as numbers have the same gAUC.
 
     All rows of a group are sent to one rank, so a group must fit into a rank's memory. Leave out rows such as those of
     all anonymous users under one id; they are not the ranking of one user anyway.
@@ -100,8 +104,9 @@ def grouped_auc_over_ranks(chunks: Sequence[SortedRows], rows_at_once: int = ROW
     Args:
         chunks: this rank's rows, from `by_group`; one chunk or more, which may be empty.
         rows_at_once: about as many rows of a rank are in memory.
+        are_numbers: whether the labels are any numbers, in place of whether they are 1.
     """
-    device = chunks[0].device
+    device, shares = chunks[0].device, shares_of_numbers if are_numbers else _shares_of_classes
 
     def cut(pieces: int) -> Tensor:
         ends = [-(2**63) + 2**64 * piece // pieces for piece in range(1, pieces)]
@@ -114,15 +119,20 @@ def grouped_auc_over_ranks(chunks: Sequence[SortedRows], rows_at_once: int = ROW
     for turn in range(rounds.number):
         parts = [chunk.cut(*rounds.limits(turn)) for chunk in chunks]
         columns = [torch.cat(column) for column in zip(*parts, strict=True)]
-        sums = doubled_u_by_group(*send_to_piece_ranks(rounds.inner(turn), *columns))
-        both = (sums.rows > sums.positive_rows) & (sums.positive_rows > 0)
-        # In float64, as torch divides integers into float32.
-        values = sums.doubled_u[both].double() / (2 * sums.negatives * sums.positives)[both].double()
-        counts = gather(torch.stack([both.sum(), sums.rows[both].sum()])).sum(0).tolist()
+        mixed = shares(*send_to_piece_ranks(rounds.inner(turn), *columns))
+        counts = gather(torch.stack([mixed.rows.new_tensor(len(mixed.rows)), mixed.rows.sum()])).sum(0).tolist()
         num_groups, num_rows = num_groups + counts[0], num_rows + counts[1]
-        weight = (sums.negatives + sums.positives)[both]
-        totals += gather((weight * values).sum()).tolist()
-        weights += gather(weight.sum()).tolist()
+        totals += gather((mixed.weight * mixed.share).sum()).tolist()
+        weights += gather(mixed.weight.sum()).tolist()
     # fsum rounds once, so the order of the pieces does not matter.
     value = math.fsum(totals) / math.fsum(weights) if num_rows else math.nan
     return GroupedAUC(value=value, groups=num_groups, rows=num_rows)
+
+
+def _shares_of_classes(groups: Tensor, scores: Tensor, labels: Tensor, weights: Tensor | None = None) -> GroupShares:
+    """The shares of groups (N,) whose labels are 0 and 1."""
+    sums = doubled_u_by_group(groups, scores, labels, weights)
+    both = (sums.rows > sums.positive_rows) & (sums.positive_rows > 0)
+    # In float64, as torch divides integers into float32.
+    share = sums.doubled_u[both].double() / (2 * sums.negatives * sums.positives)[both].double()
+    return GroupShares(share, (sums.negatives + sums.positives)[both], sums.rows[both])

@@ -25,8 +25,8 @@ class MultiTaskMetrics:
     """Collects this rank's logits and labels, and computes metrics over the rows of all ranks, however many there are.
 
     B is the batch size and T the number of tasks. A row takes 8 T + 8 bytes of memory. When there are
-    `rows_in_memory`, they are moved to disk until `reset`, with 18 bytes a row and task. `compute` takes about 150
-    bytes a row, for about `rows_in_memory` rows of a rank and one task at a time.
+    `rows_in_memory`, they are moved to disk until `reset`, with 18 bytes a row and task, 32 of a task that is not
+    binary. `compute` takes about 150 bytes a row, for about `rows_in_memory` rows of a rank and one task at a time.
 
     Args:
         tasks: names, in the order of the logits' columns.
@@ -145,10 +145,11 @@ class MultiTaskMetrics:
             labeled &= weights > 0
             weights = weights[labeled]
         logits = torch.cat([batch[:, column] for batch in self._logits])[labeled]
+        groups = torch.cat(self._groups)[labeled]
         if (task := self.tasks[column]) in self.levels:
             are_levels = self.levels[task] is not None
-            return ValueChunk.sort(logits, labels[labeled], file, weights=weights, are_levels=are_levels)
-        return TaskChunk.sort(logits, labels[labeled], torch.cat(self._groups)[labeled], file, weights=weights)
+            return ValueChunk.sort(logits, labels[labeled], groups, file, weights=weights, are_levels=are_levels)
+        return TaskChunk.sort(logits, labels[labeled], groups, file, weights=weights)
 
     def compute(self) -> dict[str, TaskMetrics]:
         """Returns the metrics of each task over all ranks' rows, the same on all ranks, which all call it.
@@ -163,7 +164,7 @@ class MultiTaskMetrics:
             chunks = [*(stored[column] for stored in self._stored), self._chunk(column)]
             if task in self.levels:
                 values = [chunk for chunk in chunks if isinstance(chunk, ValueChunk)]
-                metrics[task] = compute_values(values, self.levels[task], self.rows_in_memory)
+                metrics[task] = compute_values(values, self.levels[task], has_groups, self.rows_in_memory)
             else:
                 binary = [chunk for chunk in chunks if isinstance(chunk, TaskChunk)]
                 metrics[task] = compute_task(task, binary, has_groups, self.rows_in_memory)

@@ -128,3 +128,49 @@ def _within(labels: Tensor, scores: Tensor, weights: Tensor | None = None) -> Te
         sums = doubled_u_by_group(rank >> (bit + 1), scores, (rank >> bit & 1).to(torch.uint8), weights)
         counts += torch.stack([sums.doubled_u.sum(), (sums.negatives * sums.positives).sum()])
     return counts
+
+
+@dataclass(frozen=True)
+class GroupShares:
+    """The groups of rows that have a pair of rows with different labels, (G,) each."""
+
+    share: Tensor
+    """Of the pairs of a group, those that scores order rightly, a tie counting half; float64."""
+    weight: Tensor
+    """The number of its rows, or the sum of their weights."""
+    rows: Tensor
+
+
+def shares_of_numbers(groups: Tensor, scores: Tensor, labels: Tensor, weights: Tensor | None = None) -> GroupShares:
+    """The shares of groups (N,) whose labels are any numbers, with a sort for each bit of a group's number of labels.
+
+    As in `_within`, a pair differs first in one bit of the ranks of its labels, here of those in its group.
+
+    Example::
+
+        # group    7       7       7       8       8
+        # label    20      10      30      5       5
+        # rank     1       0       2       0       0
+        # score    0.4     0.4     0.9     0.1     0.3      of 3 pairs of group 7 two are right, one is a tie
+        shares_of_numbers(groups, scores, labels)  # share [5 / 6], weight [3], rows [3]
+    """
+    _, label = labels.unique(return_inverse=True)
+    _, group, rows = groups.unique(return_inverse=True, return_counts=True)
+    distinct, position = (group * len(labels) + label).unique(return_inverse=True)
+    of_label = distinct // max(len(labels), 1)
+    number = of_label.bincount(minlength=len(rows))
+    rank = position - (number.cumsum(0) - number)[group]
+    del label, position  # So that a row takes 25 bytes beside the 150 of a sort.
+    kind = torch.int64 if weights is None else torch.float64
+    right, pairs = (torch.zeros(len(rows), dtype=kind, device=labels.device) for _ in range(2))
+    bits = (int(number.max()) - 1).bit_length() if len(rows) else 0
+    for bit in range(bits):
+        part = (group << bits) + (rank >> (bit + 1))
+        sums = doubled_u_by_group(part, scores, (rank >> bit & 1).to(torch.uint8), weights)
+        of_part = part.unique() >> bits
+        right.index_add_(0, of_part, sums.doubled_u)
+        pairs.index_add_(0, of_part, sums.negatives * sums.positives)
+    weight = rows if weights is None else right.new_zeros(len(rows)).index_add_(0, group, weights.double())
+    # By the labels, as weights of pairs may be too small for a number.
+    has = number > 1
+    return GroupShares(right[has].double() / (2 * pairs[has]).double(), weight[has], rows[has])

@@ -27,7 +27,7 @@ class TaskMetrics:
     0 and 1 the (negative, positive) pairs, of numbers and levels XAUC (Zhan et al., KDD 2022)."""
 
     gauc: float
-    """Mean AUC of the users that have both classes, weighted by their rows (Zhu et al., KDD 2017)."""
+    """Mean AUC of the users that have two different labels, weighted by their rows (Zhu et al., KDD 2017)."""
 
     logloss: float
     """-mean(y ln p + (1 - y) ln(1 - p)), in nats."""
@@ -45,7 +45,7 @@ class TaskMetrics:
     """Rows whose label is 1, or above 0 if it is a number or a level."""
 
     gauc_groups: int
-    """Groups (users) that have both classes."""
+    """Groups (users) that have two different labels."""
 
     gauc_rows: int
     """Rows of those groups."""

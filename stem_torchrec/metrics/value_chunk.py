@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from stem_torchrec.metrics.auc import by_group
 from stem_torchrec.metrics.sorted_rows import SortedRows
 
 
@@ -20,12 +21,14 @@ class ValueChunk:
     """With labels, and weights if rows have some."""
     by_label: SortedRows | None
     """With predictions, and weights if rows have some; None for levels."""
+    by_group: SortedRows
 
     @classmethod
     def sort(
         cls,
         predictions: Tensor,
         labels: Tensor,
+        groups: Tensor,
         file: Path | None = None,
         *,
         weights: Tensor | None = None,
@@ -36,6 +39,7 @@ class ValueChunk:
         Args:
             predictions: shape (N,).
             labels: finite, shape (N,).
+            groups: integers, such as user ids, shape (N,).
             file: the sorted rows are written to files whose names begin with it; without it they stay in memory.
             weights: above 0, shape (N,), in all chunks or in none.
             are_levels: whether the labels are of few levels.
@@ -54,4 +58,5 @@ class ValueChunk:
             None
             if are_levels
             else SortedRows(label, score, *others, file=file and file.with_name(f"{file.name}-label")),
+            by_group(groups, score, label, file and file.with_name(f"{file.name}-group"), weights=weights),
         )

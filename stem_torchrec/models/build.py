@@ -5,6 +5,7 @@ from dataclasses import fields
 
 from stem_torchrec.config import LossConfig, ModelConfig
 from stem_torchrec.data.columns import Columns
+from stem_torchrec.data.label_kinds import refusal_of_kinds
 from stem_torchrec.losses.table import losses_of_tasks
 from stem_torchrec.models.duet import STREAMS, Duet
 from stem_torchrec.models.entire_space import EntireSpace
@@ -55,7 +56,8 @@ def build_model(
         table_choice=choice,
         **own,
     )
-    _check_steps(model, columns)
+    if isinstance(model, ESMM):
+        _check_kinds(options.arch, columns)
     model.links.update(links_of(columns))
     losses = losses_of_tasks(loss, tasks, columns.not_binary)
     train = MultiTaskTrain(model, options.task_weights, losses, rows_within=loss.rows_within)
@@ -67,13 +69,11 @@ def build_model(
     return train
 
 
-def _check_steps(model: MultiTaskModel, columns: Columns) -> None:
-    """Raises UserError for a model that multiplies probabilities, with a task that is not binary."""
-    for task, kind in columns.not_binary.items() if isinstance(model, ESMM) else ():
-        raise UserError(
-            f"{type(model).__name__} multiplies the probabilities of its tasks, but the label of {task!r} is of "
-            f"kind {kind}; choose another --model.arch, or leave the task out with --data.labels."
-        )
+def _check_kinds(arch: str, columns: Columns) -> None:
+    """Raises UserError for a label that is not binary, of a model that multiplies probabilities."""
+    fix = "choose another --model.arch, or leave the task out, as in {labels}"
+    if refusal := refusal_of_kinds(columns, f"--model.arch {arch}, which multiplies probabilities,", fix=fix):
+        raise UserError(refusal)
 
 
 def start_links(train: MultiTaskTrain, statistics: Mapping[str, tuple[float, ...]]) -> None:

@@ -15,11 +15,11 @@ class WrongRowAnswer(BaseModel):
 
 
 class ScoreAnswer(BaseModel):
-    """Probabilities in the order of the rows."""
+    """Predictions in the order of the rows."""
 
     version: str = Field(description="Of the bundle that has scored.")
     predictions: list[dict[str, float] | None] = Field(
-        description="For each row the probability of each task; null for a wrong row."
+        description="For each row the prediction of each task; null for a wrong row."
     )
     errors: list[WrongRowAnswer] = Field(description="The wrong rows.")
 

@@ -104,7 +104,7 @@ def protocol_routes(service: Service) -> APIRouter:
     )
     @router.post("/models/{name}/versions/{version}/infer", include_in_schema=False)
     async def infer(request: Request, name: str, version: str | None = None) -> Response:
-        """Returns a tensor of probabilities for each task. A wrong row makes the request fail."""
+        """Returns a tensor of predictions for each task. A wrong row makes the request fail."""
         check_model(name, version)
         length = _header_bytes(request)
         async with service.bodies.read(request) as body:
@@ -193,7 +193,7 @@ def _outputs(inference: InferenceRequest, tasks: tuple[str, ...]) -> dict[str, b
 
 
 def _answer(name: str, inference: InferenceRequest, outputs: dict[str, bool], scores: Scores) -> Response:
-    columns = {task: (scores.probabilities[:, scores.tasks.index(task)], binary) for task, binary in outputs.items()}
+    columns = {task: (scores.predictions[:, scores.tasks.index(task)], binary) for task, binary in outputs.items()}
     content, binary = answer_parts(name, scores.served.version, inference.id, columns)
     text = to_json(content)
     if not binary:

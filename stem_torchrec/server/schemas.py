@@ -1,10 +1,11 @@
-"""The OpenAPI of the server, with the features of the bundle that answers and a row that it scores."""
+"""The OpenAPI of the server, with the features and tasks of the bundle that answers and a row that it scores."""
 
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from stem_torchrec.data.schema import LabelKind
 from stem_torchrec.expressions.value_types import (
     BOOL,
     DATE,
@@ -32,6 +33,14 @@ _SCHEMAS: dict[ValueType, dict[str, Any]] = {
     DATE: {"description": "A date of ISO 8601, or days since 1970.", "oneOf": [{"type": "string"}, _INT]},
 }
 _NULL = {"type": "null"}
+_PREDICTIONS: dict[LabelKind, dict[str, Any]] = {
+    "binary": {
+        "type": "number", "minimum": 0, "maximum": 1, "description": "The probability that the label is 1.",
+    },
+    "number": {"type": "number", "description": "The number that the label is expected to be, in its unit."},
+    "ordinal": {"type": "number", "minimum": 0, "description": "The level that the label is expected to have, from 0."},
+}  # fmt: skip
+"""The prediction of a task, by the kind of its label."""
 
 
 def openapi_of(app: FastAPI, served: ServedBundle, *, token: bool) -> dict[str, Any]:
@@ -70,16 +79,30 @@ def openapi_of(app: FastAPI, served: ServedBundle, *, token: bool) -> dict[str, 
             ],
             "example": {"rows": [served.example]},
         },
+        "Prediction": _prediction(served),
         "SwapRequest": SwapRequest.model_json_schema(),
         "Tensor": Tensor.model_json_schema(),
         "InferenceRequest": _inference_request(),
     }
+    row = {"anyOf": [{"$ref": "#/components/schemas/Prediction"}, _NULL]}
+    schemas["ScoreAnswer"]["properties"]["predictions"]["items"] = row
     if token:
         content["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         content["security"] = [{"token": []}]
         for path in OPEN:
             content["paths"][path]["get"]["security"] = []
     return content
+
+
+def _prediction(served: ServedBundle) -> dict[str, Any]:
+    tasks, kinds = served.bundle.tasks, served.bundle.manifest.kinds
+    return {
+        "type": "object",
+        "description": "What the bundle predicts of a row, by task.",
+        "required": list(tasks),
+        "properties": {task: _PREDICTIONS[kinds.get(task, "binary")] for task in tasks},
+        "additionalProperties": False,
+    }
 
 
 def _schema_of(column: InputColumn) -> dict[str, Any]:

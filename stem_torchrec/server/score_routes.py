@@ -1,4 +1,4 @@
-"""POST /score: rows as JSON or as a stream of Arrow, and their probabilities in the same form."""
+"""POST /score: rows as JSON or as a stream of Arrow, and their predictions in the same form."""
 
 from dataclasses import asdict
 from typing import Any
@@ -53,7 +53,7 @@ def score_routes(service: Service) -> APIRouter:
         openapi_extra={"requestBody": {"required": True, "content": _BODIES}},
     )
     async def score(request: Request) -> Response:
-        """Returns the probability of each task for each row; a wrong row gets its reason, and the others are scored."""
+        """Returns the prediction of each task for each row; a wrong row gets its reason, and the others are scored."""
         kind = media_type(request, known=(JSON_TYPE, ARROW_TYPE))
         read = _read_json if kind == JSON_TYPE else _read_arrow
         async with service.bodies.read(request) as body:
@@ -82,12 +82,11 @@ def _read_arrow(service: Service, served: ServedBundle, body: bytearray) -> Requ
 def _write_json(scores: Scores) -> bytes:
     wrong, tasks = {each.row for each in scores.wrong}, scores.tasks
     predictions = [
-        None if i in wrong else dict(zip(tasks, row, strict=True))
-        for i, row in enumerate(scores.probabilities.tolist())
+        None if i in wrong else dict(zip(tasks, row, strict=True)) for i, row in enumerate(scores.predictions.tolist())
     ]
     errors = [asdict(each) for each in scores.wrong]
     return to_json({"version": scores.served.version, "predictions": predictions, "errors": errors})
 
 
 def _write_arrow(scores: Scores) -> bytes:
-    return write_stream(scores.probabilities, scores.tasks, {each.row: each.reason for each in scores.wrong})
+    return write_stream(scores.predictions, scores.tasks, {each.row: each.reason for each in scores.wrong})

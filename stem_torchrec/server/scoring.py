@@ -23,8 +23,8 @@ class Scores:
     """What a request is answered with."""
 
     served: ServedBundle
-    probabilities: NDArray[np.float32]
-    """(B, T); NaN in wrong rows."""
+    predictions: NDArray[np.float32]
+    """(B, T), as `Bundle.score` has them; NaN in wrong rows."""
     wrong: list[WrongRow]
     """In the order of their rows."""
 
@@ -69,18 +69,18 @@ def _score_together(requests: Sequence[Request]) -> list[Scores]:
     for rows in parts:
         end = start + len(rows.table)
         left = rows.without({i - start: each for i, each in wrong.items() if start <= i < end})
-        probabilities = np.full((rows.count, len(served.bundle.tasks)), np.nan, dtype=np.float32)
+        predictions = np.full((rows.count, len(served.bundle.tasks)), np.nan, dtype=np.float32)
         right = (
             np.array([i for i in range(start, end) if i not in wrong], dtype=np.int64) if wrong else slice(start, end)
         )
-        probabilities[left.kept] = scores[right]
-        answers.append(Scores(served, probabilities, sorted(left.wrong, key=lambda each: each.row)))
+        predictions[left.kept] = scores[right]
+        answers.append(Scores(served, predictions, sorted(left.wrong, key=lambda each: each.row)))
         start = end
     return answers
 
 
 def _score(bundle: Bundle, table: pa.Table) -> tuple[NDArray[np.float32], dict[int, WrongRow]]:
-    """Probabilities (B, T), and the rows that are wrong, whose probabilities mean nothing."""
+    """Probabilities (B, T), and the rows that are wrong, whose predictions mean nothing."""
     try:
         scores, wrong = _matrix(bundle.score(table)), dict[int, WrongRow]()
     except DataError:
@@ -90,7 +90,7 @@ def _score(bundle: Bundle, table: pa.Table) -> tuple[NDArray[np.float32], dict[i
         scores = np.full((len(table), len(bundle.tasks)), np.nan, dtype=np.float32)
         scores[right] = _matrix(bundle.score(table.take(right)))
     for i in np.flatnonzero(~np.isfinite(scores).all(axis=1)).tolist():
-        reason = "the model gives no finite probability; a number in the row is too large."
+        reason = "the model gives no finite prediction; a number in the row is too large."
         wrong.setdefault(i, WrongRow(i, None, None, reason))
     return scores, wrong
 

@@ -71,7 +71,13 @@ def breaking_changes(old: ServedBundle, new: ServedBundle) -> list[str]:
 
         breaking_changes(old, new)  # ["it does not score like", "it reads a column 'city' as text"]
     """
+    kinds, of_old = new.bundle.manifest.kinds, old.bundle.manifest.kinds
     changes = [f"it does not score {task}" for task in old.bundle.tasks if task not in new.bundle.tasks]
+    changes += [
+        f"it predicts {task} as {kinds.get(task, 'binary')}"
+        for task in old.bundle.tasks
+        if task in new.bundle.tasks and kinds.get(task) != of_old.get(task)
+    ]
     return changes + [
         f"it reads a column {name!r} as {column.kind}"
         for name, column in new.columns.items()

@@ -107,7 +107,7 @@ def answer_parts(
         name: of the model.
         version: of the bundle.
         request_id: what the request was called.
-        outputs: probabilities (B,) by name, and whether they come as bytes.
+        outputs: predictions (B,) by name, and whether they come as bytes.
     """
     content: dict[str, Any] = {"model_name": name, "model_version": version}
     if request_id is not None:

@@ -27,7 +27,7 @@ class BatchScores:
     Args:
         bundle: scores the rows.
         path: of their file, for errors.
-        nulls: whether a row with a wrong value gets null probabilities; else it is an error.
+        nulls: whether a row with a wrong value gets null predictions; else it is an error.
 
     Example::
 
@@ -39,12 +39,12 @@ class BatchScores:
     def __init__(self, bundle: Bundle, path: str, *, nulls: bool) -> None:
         self._bundle, self._path, self._nulls = bundle, path, nulls
         self.wrong_rows = 0
-        """Rows so far that got null probabilities."""
+        """Rows so far that got null predictions."""
         self.first_wrong = ""
         """The sentence for the first of them."""
 
     def __call__(self, batch: RowBatch) -> pa.Table:
-        """The probability of each task, as a column of float32.
+        """The prediction of each task, as a column of float32; see `Bundle.score`.
 
         Raises DataError for the first row with a wrong value, with its file and line, and UserError for a column of
         another type.
@@ -96,7 +96,7 @@ class BatchScores:
         return (INT if name in map(columns.column_of, columns.sparse) else FLOAT), typed_or_lists
 
     def _scored(self, rows: pa.Table, wrong: Mapping[int, str]) -> pa.Table:
-        """The probabilities, null for wrong rows."""
+        """The predictions, null for wrong rows."""
         if not wrong:
             return self._bundle.score(rows)
         right = np.setdiff1d(np.arange(rows.num_rows), np.fromiter(wrong, dtype=np.int64))

@@ -70,7 +70,9 @@ class Bundle:
         return tuple(dict.fromkeys(map(self.columns.column_of, self.columns.names)))
 
     def score(self, rows: pa.RecordBatch | pa.Table, *, first_row: int = 0, calibrated: bool = True) -> pa.Table:
-        """The probability of each task, as a column of float32, for each row in its order.
+        """The prediction of each task, as a column of float32, for each row in its order.
+
+        A probability, or the expected number or level of a label that is one (`manifest.kinds`), in the label's unit.
 
         Args:
             rows: raw columns as `raw_types` has them, or those of the log if that is empty; others are not read. A

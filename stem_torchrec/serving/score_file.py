@@ -39,7 +39,7 @@ _Output = Annotated[str, PathOption("file", writes=True, words=(STANDARD_STREAM,
 
 @dataclass(frozen=True)
 class ScoreConfig:
-    """What to score, and where the probabilities go."""
+    """What to score, and where the predictions go."""
 
     bundle: LocalFolder = ""
     """The folder that stem-export wrote."""
@@ -47,12 +47,12 @@ class ScoreConfig:
     """Parquet, CSV or JSON lines, told by the end of the name, CSV and JSON lines also with .gz, .zst, .bz2 or .xz
     behind it; - for standard input, as JSON lines unless --input-format says otherwise."""
     output: _Output = ""
-    """Parquet, CSV or JSON lines with a column of probabilities for each task; - for standard output, as JSON lines
-    unless --output-format says otherwise."""
+    """Parquet, CSV or JSON lines with a column for each task: probabilities, or expected numbers or levels of
+    labels that are some; - for standard output, as JSON lines unless --output-format says otherwise."""
     keep: tuple[str, ...] = ()
-    """Columns of the input that the output has as well, in front of the probabilities."""
+    """Columns of the input that the output has as well, in front of the predictions."""
     on_bad_row: Literal["fail", "null"] = "fail"
-    """What a row with a wrong value does: ends the command, without an output, or gets null probabilities."""
+    """What a row with a wrong value does: ends the command, without an output, or gets null predictions."""
     input_format: Format | None = None
     """Of the input, where its name does not tell."""
     output_format: Format | None = None
@@ -72,7 +72,7 @@ class ScoreConfig:
 
 
 def score_file(config: ScoreConfig, bundle: Bundle | None = None) -> None:
-    """Writes the probabilities of each row of `config.input` to `config.output`, in the order of the rows.
+    """Writes the predictions of each row of `config.input` to `config.output`, in the order of the rows.
 
     Args:
         config: the options.
@@ -195,7 +195,7 @@ def _print_summary(scores: BatchScores, rows: int, absent: list[str], seconds: f
         print(f"note: no row has the key {', '.join(absent)}; its value counts as missing", file=sys.stderr)
     if scores.wrong_rows:
         print(
-            f"warning: {scores.wrong_rows} of {rows} rows have null probabilities; the first is {scores.first_wrong}",
+            f"warning: {scores.wrong_rows} of {rows} rows have null predictions; the first is {scores.first_wrong}",
             file=sys.stderr,
         )
     print(f"{rows:,} rows scored in {seconds:.1f} s", file=sys.stderr)

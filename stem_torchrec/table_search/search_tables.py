@@ -11,6 +11,10 @@ from tabulate import tabulate
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.files import dump_config, what_is_trained
 from stem_torchrec.config.serialization import to_dict
+from stem_torchrec.data.columns import Columns
+from stem_torchrec.data.folder import data_folder
+from stem_torchrec.data.label_kinds import refusal_of_kinds
+from stem_torchrec.data.schema import load_schema
 from stem_torchrec.inspection.predicted_rows import PredictedRows, predict_rows
 from stem_torchrec.inspection.two_runs import differences
 from stem_torchrec.models.build import build_model
@@ -45,13 +49,15 @@ def search_tables(search: TableSearch, base: TrainConfig, process: Process) -> N
         base: what to train, with all tables that are to be judged.
         process: the only rank.
 
-    Raises UserError for several ranks, a folder of another search, or a budget below the shared tables.
+    Raises UserError for several ranks, labels that are not binary, a folder of another search, or a budget below the
+    shared tables.
     """
     if process.world_size > 1:
         raise UserError(
             f"--what tables runs in one process, not in {process.world_size}; train the model with all tables on any "
             "number of ranks, and give it as --run."
         )
+    _check_kinds(search, base)
     folder = Path(search.out)
     with FolderLock(take_over=base.take_over) as lock:
         lock.take(search.out, other="--out")
@@ -91,6 +97,19 @@ def search_tables(search: TableSearch, base: TrainConfig, process: Process) -> N
         lock.confirm()
         write_text(folder / "report.md", "\n".join(["# Tables that tasks deserve", "", *lines, ""]))
     log_rank0("\n" + "\n".join(lines) + f"\n\n{folder} has best.yaml and report.md.")
+
+
+def _check_kinds(search: TableSearch, base: TrainConfig) -> None:
+    """Raises UserError for a label that is not binary, before anything is trained: tables are judged by log losses."""
+    if search.run is not None:
+        columns = RunRecord.read(path_of(search.run), "run").columns
+        fix = "give a --run that was trained with {labels}"
+    else:
+        schema = load_schema(data_folder(base.data))
+        columns = Columns.select(schema, features=base.data.features, labels=base.data.labels)
+        fix = "leave the task out, as in {labels}"
+    if refusal := refusal_of_kinds(columns, "stem-tune --what tables", fix=fix):
+        raise UserError(refusal)
 
 
 def _trained(config: TrainConfig, folder: Path, process: Process) -> str:

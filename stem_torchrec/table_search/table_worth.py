@@ -18,7 +18,6 @@ from stem_torchrec.inspection.inspected_run import tables_of
 from stem_torchrec.inspection.train_ids import count_ids
 from stem_torchrec.models.frame import MultiTaskModel
 from stem_torchrec.run_report.run_record import RunRecord
-from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.process import Process
 from stem_torchrec.runtime.store_path import path_of
 from stem_torchrec.table_search.linear_images import linear_images
@@ -73,11 +72,6 @@ def measure_tables(run: str, process: Process, *, rows: int) -> list[TableWorth]
     Raises UserError where the run, its weights or its log are missing or do not fit each other.
     """
     record = RunRecord.read(path_of(run), "run")
-    for task, kind in record.columns.not_binary.items():
-        raise UserError(
-            f"{run} predicts {task!r}, whose label is of kind {kind}, but the worth of tables is measured by log "
-            "losses; search with a run of binary tasks (--data.labels)."
-        )
     images = linear_images(tables_of(record), count_ids(record, rows=None).counts)
     opened = open_run(EvaluateConfig(run), process)
     config, columns = for_weights_only(opened.config), opened.columns

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 
 from stem_torchrec.runtime.errors import UserError, reason_of
 from stem_torchrec.runtime.progress import log_rank0
@@ -53,17 +54,31 @@ def open_trackers(environ: Mapping[str, str], folder: AnyPath) -> Trackers:
         environ: the variables of this process.
         folder: the run folder.
 
-    Raises UserError for an unknown name, a package that is not installed, and a tracker that cannot be opened.
+    Raises UserError as `check_trackers` does, and for a tracker that cannot be opened.
     """
+    check_trackers(environ)
+    return Trackers({name: _open(name, folder) for name in _names(environ)})
+
+
+def check_trackers(environ: Mapping[str, str]) -> None:
+    """Raises UserError for a tracker of an unknown name or whose package is not installed; opens none.
+
+    A run calls it before it makes its folder.
+    """
+    for name in _names(environ):
+        if name not in TRACKERS:
+            raise UserError(f"STEM_TRACKERS names {name!r}, but must name {' or '.join(TRACKERS)}.")
+        if find_spec(name) is None:
+            package = '"stem_torchrec[mlflow]"' if name == "mlflow" else name
+            raise UserError(f"the tracker {name} needs {name}, which is not installed: pip install {package}.")
+
+
+def _names(environ: Mapping[str, str]) -> list[str]:
     names = [name.strip() for name in environ.get("STEM_TRACKERS", "").split(",") if name.strip()]
-    if "TORCHX_TRACKERS" in environ:
-        names.append("torchx")
-    return Trackers({name: _open(name, folder) for name in dict.fromkeys(names)})
+    return list(dict.fromkeys([*names, *(["torchx"] if "TORCHX_TRACKERS" in environ else [])]))
 
 
 def _open(name: str, folder: AnyPath) -> Tracker:
-    if name not in TRACKERS:
-        raise UserError(f"STEM_TRACKERS names {name!r}, but must name {' or '.join(TRACKERS)}.")
     try:
         # Imported late: a run without trackers needs neither package.
         if name == "torchx":
@@ -73,11 +88,6 @@ def _open(name: str, folder: AnyPath) -> Tracker:
         from stem_torchrec.tracking.mlflow_tracker import MLflowTracker
 
         return MLflowTracker(folder)
-    except ModuleNotFoundError as error:
-        package = '"stem_torchrec[mlflow]"' if name == "mlflow" else error.name
-        raise UserError(
-            f"the tracker {name} needs {error.name}, which is not installed: pip install {package}."
-        ) from error
     except Exception as error:  # A library with errors of its own, or its server.
         raise UserError(
             f"the tracker {name} cannot be opened ({_reason(error)}); mend its settings, or unset "

@@ -1,5 +1,6 @@
 """A run before it writes anything: its configuration checked, its log opened, its model built, sharded and started."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +17,10 @@ from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.sharding.plan import Plan
+from stem_torchrec.tracking.chosen import check_trackers
 from stem_torchrec.training.assembly import autocast_forward, build_pipeline, build_sharded_model
 from stem_torchrec.training.beginning import Beginning
-from stem_torchrec.training.chosen_deltas import check_deltas
+from stem_torchrec.training.chosen_deltas import check_deltas, check_rows
 from stem_torchrec.training.fresh_tables import check_fresh_tables
 from stem_torchrec.training.memory_needs import check_memory
 from stem_torchrec.training.open_fields import with_open_fields
@@ -66,6 +68,7 @@ class BuiltRun:
             config, data.columns, process,
             labels_missing=data.labels_missing, ids_per_row=data.ids_per_row, statistics=data.label_statistics,
         )  # fmt: skip
+        check_rows(config, model)
         optimizer = build_optimizer(model, sparse=config.sparse, dense=config.dense, train=config.train)
         forward = autocast_forward(model, config.train.precision, process)
         pipeline = build_pipeline(model, optimizer, config, process, forward=forward)
@@ -74,10 +77,11 @@ class BuiltRun:
 
 
 def _check_before_building(config: TrainConfig, data: RunData, process: Process) -> WatchedMetric:
-    """Raises UserError for tables that may not begin anew, a metric that the log does not have, too long a profile, or
-    too little memory."""
+    """Raises UserError for tables that may not begin anew, a tracker or metric that does not exist, too long a profile,
+    or too little memory."""
     train = config.train
     check_fresh_tables(config)
+    from_first_rank(lambda: check_trackers(os.environ))
     if train.profile:
         check_steps(min(each for each in (data.train.steps, train.max_steps, train.eval_every) if each))
     watched = WatchedMetric.of_split(train.metric, data.columns, data.validation.row_groups)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from torchrec.distributed import DistributedModelParallel
+
 from stem_torchrec.checkpoints.storage import State
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.data.columns import Columns
@@ -77,6 +79,15 @@ def check_deltas(config: TrainConfig, beginning: Beginning) -> None:
         check_chain(last, config.delta, run=start.run, run_id=start.id, began=_began(start))
 
     from_first_rank(check)
+
+
+def check_rows(config: TrainConfig, model: DistributedModelParallel) -> None:
+    """Raises UserError for a precision in which the rows of the sharded tables cannot be shipped."""
+    if not config.delta.is_on:
+        return
+    from stem_torchrec.training.table_changes import check_precision
+
+    check_precision(model, config.delta)
 
 
 def _began(start: StartRecord) -> Began | None:

@@ -29,7 +29,7 @@ from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.runtime.store_path import AnyPath, path_of
 from stem_torchrec.training.callbacks import Callback
 from stem_torchrec.training.meter import Meter
-from stem_torchrec.training.table_changes import bits_by_table, check_precision, moves_unlabeled, tables_that_move
+from stem_torchrec.training.table_changes import bits_by_table, moves_unlabeled, tables_that_move
 from stem_torchrec.training.watched_metric import Metrics
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class RunDeltas(Callback):
             loss was not finite or another process has taken the folders over.
         began: the state of another run that it began with.
 
-    Raises UserError for the deltas of another run in its folder, and for a precision that does not serve its tables.
+    Raises UserError for the deltas of another run in its folder. `check_precision` comes first.
     """
 
     def __init__(
@@ -87,7 +87,6 @@ class RunDeltas(Callback):
             config.delta, self._folder, folder, log, run_id=run_id,
             max_failures=config.checkpoint.max_failures, timeout=collective_timeout(config.train.timeout),
         )  # fmt: skip
-        check_precision(self._tensors(), config.delta)
         self._fresh_tables = config.train.fresh_tables
         self._full = True
         """Whether the next delta has all rows; the first one of a run may go on with another's."""

@@ -41,9 +41,9 @@ def bits_by_table(model: DistributedModelParallel, touched: TouchedRows, tasks: 
     return bits
 
 
-def check_precision(tensors: ModelTensors, config: DeltaConfig) -> None:
+def check_precision(model: DistributedModelParallel, config: DeltaConfig) -> None:
     """Raises UserError for int8 rows of a table that is cut by columns: a row has one scale for all of them."""
-    if config.precision == "int8" and (cut := tensors.cut_by_columns()):
+    if config.precision == "int8" and (cut := ModelTensors(model.state_dict(), bits={}).cut_by_columns()):
         raise UserError(
             f"--delta.precision int8 has one scale for a row, but {cut[0]} is cut by columns; choose fp32 or fp16, or "
             "another --sharding.type for it."

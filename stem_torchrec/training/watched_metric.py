@@ -15,8 +15,8 @@ Metrics = dict[str, TaskMetrics]
 
 SIGNS = {"auc": 1, "gauc": 1, "logloss": -1, "ne": -1, "rmse": -1, "mae": -1}
 """The metrics that can be watched, with -1 where lower is better."""
-_OF_VALUES = ("auc", "rmse", "mae")
-"""Those of tasks whose labels are numbers or levels; binary tasks have the others, and auc."""
+_OF_VALUES = ("auc", "gauc", "rmse", "mae")
+"""Those of tasks whose labels are numbers or levels; binary tasks have the others, and auc and gauc."""
 _NO_LABEL = "no label"
 
 
@@ -82,7 +82,8 @@ class WatchedMetric:
         """What leaves the metric of a task undefined, or None; raises UserError for labels that are no labels."""
         metric, labels = self.name.partition("/")[0], label_kinds(row_groups, columns, task)
         if (kind := columns.kind_of(task)) != "binary":
-            return _problem_of_values(metric, kind, labels)
+            problem = _problem_of_values(metric, kind, labels)
+            return problem or self._problem_of_groups(task, columns, row_groups)
         kinds, wrong = labels & {0, 1}, labels - {0, 1}
         if wrong and len(kinds) < 2:
             raise UserError(
@@ -95,9 +96,12 @@ class WatchedMetric:
             return "labels of 0 and 1"
         if metric != "logloss" and len(kinds) == 1:
             return f"only labels that are {kinds.pop():g}"
-        if metric == "gauc" and columns.group is not None and not has_mixed_group(row_groups, columns, task):
-            return f"no {columns.group} with labels of both kinds"
-        return None
+        return self._problem_of_groups(task, columns, row_groups)
+
+    def _problem_of_groups(self, task: str, columns: Columns, row_groups: Sequence[RowGroup]) -> str | None:
+        if not self.name.startswith("gauc") or columns.group is None or has_mixed_group(row_groups, columns, task):
+            return None
+        return f"no {columns.group} with {'labels of both kinds' if task not in columns.not_binary else 'two labels'}"
 
     def by_task(self) -> dict[str, "WatchedMetric"]:
         """The same metric of each task alone; raises UserError where it is one task's already."""
@@ -122,4 +126,4 @@ def _problem_of_values(metric: str, kind: LabelKind, labels: set[float]) -> str 
         return _NO_LABEL
     if metric not in _OF_VALUES:
         return f"labels of kind {kind}"
-    return f"only labels that are {next(iter(labels)):g}" if metric == "auc" and len(labels) == 1 else None
+    return f"only labels that are {next(iter(labels)):g}" if metric in ("auc", "gauc") and len(labels) == 1 else None
