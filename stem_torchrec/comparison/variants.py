@@ -118,6 +118,7 @@ itself, which has the capacity of one, and no label of another task."""
 VARIANTS: Mapping[str, Variant] = {
     **{name: variant(name, {ARCH: "stem", **values}) for name, values in _STEM.items()},
     "duet_mlp": variant("duet_mlp", {ARCH: "duet", "model.expert": "mlp"}),
+    "duet_by_task": variant("duet_by_task", {ARCH: "duet", "train.best_by_task": True}),
 }
 """The variants that are built in, by name: of STEM and of Duet."""
 
