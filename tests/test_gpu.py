@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from stem_torchrec.sharding.placement import FUSED_KERNELS, FUSED_TYPES
+from stem_torchrec.training.fresh_tables import begin_anew
 
 from gpu_runs import (
     EPS,
@@ -104,6 +105,22 @@ def test_frozen_groups_keep_their_bits_with_moments_and_decay(kernel: str, optim
     run.train(batches(3))
     assert changed_tables(run.table_bits(), tables) == {f"finish/{feature}" for feature in COLUMNS.sparse}
     assert changed_tables(run.dense_bits(), dense) == {name for name in dense if "finish" in name.split(".")}
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_tables_that_begin_anew_learn_as_new_ones_and_the_rest_keeps_its_bits(kernel: str):
+    run = Run.build(run_config(kernel, "rowwise_adagrad"))
+    before = run.weights()
+    run.train(batches(3))
+    dense = run.dense_bits()
+    begin_anew(run.model, run.optimizer, seed=run.config.seed)
+    assert changed_tables(run.dense_bits(), dense) == set()
+    for name in ids_of_tables(*batches(1)):
+        assert torch.equal(run.weights()[name], before[name]), name
+    run.train(batches(1))
+    after = run.weights()
+    for name, ids in ids_of_tables(*batches(1)).items():
+        assert torch.isin(rows_that_differ(after[name], before[name]), ids).all(), name
 
 
 @pytest.mark.skipif(ON_CPU, reason="FBGEMM has no weight decay on CPU, so a run with one is refused")

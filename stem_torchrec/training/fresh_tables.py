@@ -42,18 +42,23 @@ class FreshTables(Callback):
     def __init__(self, model: DistributedModelParallel, optimizer: CombinedOptimizer, *, seed: int) -> None:
         self._model, self._optimizer, self._seed = model, optimizer, seed
 
-    @torch.no_grad()
     def before_epoch(self, loop: TrainLoop) -> None:
         """Begins the tables of this rank anew."""
-        fill_tables(self._model, seed=self._seed)
-        for name, states in self._optimizer.state_dict()["state"].items():
-            if table_of(name) is not None:
-                for state in states.values():
-                    for _, piece in local_pieces(state):
-                        piece.zero_()
-        for _, collection in sharded_collections(self._model):
-            forget_cached_rows(collection)
+        begin_anew(self._model, self._optimizer, seed=self._seed)
         log_rank0(f"step {loop.state.step}  the tables begin anew")
+
+
+@torch.no_grad()
+def begin_anew(model: DistributedModelParallel, optimizer: CombinedOptimizer, *, seed: int) -> None:
+    """Gives this rank's tables their initial values, and the states of their optimizers 0."""
+    fill_tables(model, seed=seed)
+    for name, states in optimizer.state_dict()["state"].items():
+        if table_of(name) is not None:
+            for state in states.values():
+                for _, piece in local_pieces(state):
+                    piece.zero_()
+    for _, collection in sharded_collections(model):
+        forget_cached_rows(collection)
 
 
 def fresh_tables(
