@@ -87,9 +87,9 @@ def published() -> TrainConfig:
 def log() -> TrainConfig:
     """A log of one's own; what `--data.path` takes without `--recipe`.
 
-    Experts are a sixth of the published ones, and tables begin anew with each epoch. The batch size follows from the
-    number of rows and ranks (steps_by_rows.py). Training ends after two epochs without a gain. docs/own_log.md has all
-    values, and how they were chosen.
+    Experts are fewer and smaller than the published ones, and tables begin anew with each epoch. The batch size follows
+    from the number of rows and ranks (steps_by_rows.py). Training ends after two epochs without a gain. docs/own_log.md
+    has all values, and how they were chosen.
     """
     return TrainConfig(
         recipe="log",
