@@ -35,6 +35,7 @@ def test_a_log_without_a_recipe_trains_with_the_recipe_log_and_says_so_in_a_line
     ]
     trained = load_config(str(tmp_path / "run" / "config.yaml"))
     assert (trained.recipe, trained.data.batch_size, trained.train.eval_every) == ("log", 128, None)
+    assert trained.sparse.eps == 0.1 / 256
 
 
 def test_options_and_other_recipes_come_before_what_rows_decide(log: Path) -> None:

@@ -52,6 +52,15 @@ def test_what_a_configuration_names_is_kept_and_the_rest_follows_from_it() -> No
         assert choose_steps(RECIPES[recipe](), 1000, 1) == RECIPES[recipe]()
 
 
+def test_eps_goes_with_the_rows_of_a_step_of_all_ranks_for_adagrad_alone() -> None:
+    config = RECIPES["log"]()
+    chosen = choose_steps(config, 149_732, 2)
+    assert chosen.sparse.eps == pytest.approx(0.1 / 1024)
+    assert choose_steps(chosen, 10, 1).sparse.eps == chosen.sparse.eps
+    adam = replace(config, sparse=replace(config.sparse, name="adam"))
+    assert choose_steps(adam, 149_732, 2).sparse.eps == 1e-8
+
+
 def test_one_line_tells_what_a_run_takes_and_why() -> None:
     config = choose_steps(RECIPES["log"](), 149_732, 2)
     assert describe_steps(config, 149_732, 2) == (

@@ -27,7 +27,8 @@ class SparseOptimizerConfig:
     decay_whole_tables: bool = False
     """Makes the decay of adam with --sharding.kernel dense an L2 of all rows in every step, looked up or not."""
     eps: Annotated[float, Interval(ge=0, le=1000)] = 1e-8
-    """Added to the root of the accumulated squares."""
+    """Added to the root of the accumulated squares. 0 takes 0.1 over the rows of a step of all ranks for adagrad and
+    rowwise_adagrad: a table row then moves the less, the less its gradients say."""
     betas: tuple[_Beta, _Beta] = (0.9, 0.999)
     """Decay rates of the moments (adam, lamb, partial_rowwise_adam)."""
     update_unlabeled_rows: bool = False

@@ -17,7 +17,7 @@ from stem_torchrec.training.steps_by_rows import choose_steps, describe_steps
 
 
 def with_open_fields(config: TrainConfig, path: str, process: Process) -> TrainConfig:
-    """The configuration with batch size and evaluations, and a line in the log that tells them; all ranks call it.
+    """The configuration with batch size, evaluations and eps, and a line in the log that tells them; all ranks call it.
 
     A run that resumes keeps what it had; on another number of ranks, as many rows in a step of all of them.
 
@@ -28,7 +28,7 @@ def with_open_fields(config: TrainConfig, path: str, process: Process) -> TrainC
 
     Raises UserError where the log does not fit the configuration, or `--resume` names no checkpoint.
     """
-    if config.data.batch_size and config.train.eval_every != 0:
+    if config.data.batch_size and config.train.eval_every != 0 and config.sparse.eps:
         return config
 
     def fill_in() -> tuple[TrainConfig, str]:
@@ -55,17 +55,18 @@ def _as_before(config: TrainConfig, ranks: int) -> TrainConfig:
     before = _before(config, ranks)
     if before is None:
         return config
-    batch_size, eval_every = before
-    data, train = config.data, config.train
+    batch_size, eval_every, eps = before
+    data, train, sparse = config.data, config.train, config.sparse
     return replace(
         config,
         data=data if data.batch_size else replace(data, batch_size=batch_size),
         train=train if train.eval_every != 0 else replace(train, eval_every=eval_every),
+        sparse=sparse if sparse.eps else replace(sparse, eps=eps),
     )
 
 
-def _before(config: TrainConfig, ranks: int) -> tuple[int, int | None] | None:
-    """Batch size and steps between evaluations of the run that resumes; None for a new run."""
+def _before(config: TrainConfig, ranks: int) -> tuple[int, int | None, float] | None:
+    """Batch size, steps between evaluations and eps of the run that resumes; None for a new run."""
     if config.resume == "never":
         return None
     folder = path_of(config.output_dir or "")
@@ -77,8 +78,9 @@ def _before(config: TrainConfig, ranks: int) -> tuple[int, int | None] | None:
             except DamagedError:
                 continue
             rows = progress.config["data"]["batch_size"] * progress.world_size
-            return max(rows // ranks, 1), progress.config["train"]["eval_every"]
+            before = progress.config
+            return max(rows // ranks, 1), before["train"]["eval_every"], before["sparse"]["eps"]
     if config.output_dir and saved.exists():
         run = load_config(str(saved))
-        return run.data.batch_size, run.train.eval_every
+        return run.data.batch_size, run.train.eval_every, run.sparse.eps
     return None

@@ -1,9 +1,9 @@
-"""Batch size and evaluations by the number of rows and ranks, where a configuration leaves them open with 0."""
+"""Batch size, evaluations and eps by the number of rows and ranks, where a configuration leaves them open with 0."""
 
 import math
 from dataclasses import replace
 
-from stem_torchrec.config import TrainConfig
+from stem_torchrec.config import SparseOptimizerConfig, TrainConfig
 
 LEAST_BATCH, LARGEST_BATCH = 32, 4096
 """Rows per rank and step; the largest is the published batch."""
@@ -40,20 +40,37 @@ def eval_every_for(steps: int) -> int:
     return max(steps // EVALUATIONS_PER_EPOCH, min(steps, STEPS_BETWEEN))
 
 
+def eps_for(optimizer: str, rows: int) -> float:
+    """The eps of the tables' optimizer for steps of so many rows on all ranks; the default where it is none of Adagrad.
+
+    Adagrad divides a gradient g by the root of its summed squares, so the first step of a table row is as long for a
+    gradient that says nothing as for one that says much; next to 0, where tables start, rows of rare ids are then set
+    by chance. With eps that step is g / (|g| + eps). A row of the log adds to the mean loss in proportion to 1 / rows,
+    and to the gradients likewise, so eps goes with 1 / rows. Duchi et al., JMLR 2011, has eps as delta.
+
+    Example::
+
+        eps_for("rowwise_adagrad", 1024)  # 9.8e-05
+    """
+    return 0.1 / rows if optimizer in ("adagrad", "rowwise_adagrad") else SparseOptimizerConfig().eps
+
+
 def choose_steps(config: TrainConfig, rows: int, ranks: int) -> TrainConfig:
-    """The configuration with the batch size and the steps between evaluations that it leaves open with 0.
+    """The configuration with the batch size, the steps between evaluations and the eps that it leaves open with 0.
 
     Args:
         config: of a run.
         rows: of the training split.
         ranks: that train together.
     """
-    data, train = config.data, config.train
+    data, train, sparse = config.data, config.train, config.sparse
     if not data.batch_size:
         data = replace(data, batch_size=batch_size_for(rows, ranks))
     if train.eval_every == 0:
         train = replace(train, eval_every=eval_every_for(_steps(data.batch_size, rows, ranks)))
-    return replace(config, data=data, train=train)
+    if not sparse.eps:
+        sparse = replace(sparse, eps=eps_for(sparse.name, data.batch_size * ranks))
+    return replace(config, data=data, train=train, sparse=sparse)
 
 
 def describe_steps(config: TrainConfig, rows: int, ranks: int, *, resumed: bool = False) -> str:
