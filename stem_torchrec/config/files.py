@@ -156,7 +156,7 @@ def config_from_arguments(
     named, default = _default(start, rest, models, recipes, options_of_source)
     given = {name: value for name in ("start_from", "output_dir") if (value := getattr(start, name)) is not None}
     default = replace(default, **given)
-    if start.start_from is not None and start.config is None:
+    if start.start_from is not None:
         # What the tables have from the other run is to stay.
         default = replace(default, train=replace(default.train, fresh_tables=False))
     if start.model.arch is not None:
