@@ -153,8 +153,9 @@ def test_the_first_delta_of_an_epoch_has_all_rows(folder: Path) -> None:
 def test_what_tables_have_from_another_run_stays_unless_asked_for_and_then_it_is_refused(folder: Path) -> None:
     line = ["--start-from", str(folder / "no"), "--data.path", str(folder / "log")]
     assert config_from_command_line(line[2:]).train.fresh_tables
-    assert not config_from_command_line(line).train.fresh_tables
-    asked = config_from_command_line([*line, "--train.fresh-tables"])
+    passes = config_from_command_line(line).train
+    assert (passes.fresh_tables, passes.epochs) == (False, 1)
+    asked = config_from_command_line([*line, "--train.fresh-tables", "--train.epochs", "2"])
     with pytest.raises(UserError) as error:
         check_fresh_tables(asked)
     assert str(error.value) == (
@@ -162,7 +163,7 @@ def test_what_tables_have_from_another_run_stays_unless_asked_for_and_then_it_is
         "--train.no-fresh-tables, or --train.epochs 1."
     )
     check_fresh_tables(replace(asked, train=replace(asked.train, epochs=1)))
-    check_fresh_tables(config_from_command_line([*line, "--train.fresh-tables", "--train.no-fresh-tables"]))
+    check_fresh_tables(config_from_command_line([*line, "--train.no-fresh-tables", "--train.epochs", "2"]))
 
 
 def test_the_options_of_another_run_do_not_let_begin_anew_what_a_source_gave(folder: Path) -> None:
@@ -176,7 +177,7 @@ def test_a_run_with_a_source_resumes_by_a_command_that_does_not_name_it(folder: 
     run, source = folder / "second_day", str(folder / "first_day")
     config = config_in(run)
     run.mkdir()
-    began = replace(config, start_from=source, train=replace(config.train, fresh_tables=False))
+    began = replace(config, start_from=source, train=replace(config.train, fresh_tables=False, epochs=1))
     (run / "config.yaml").write_text(dump_config(began))
     resumed, _ = with_data_folder(config)
     assert (resumed.start_from, resumed.train) == (source, began.train)

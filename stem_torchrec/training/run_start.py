@@ -53,7 +53,7 @@ def with_data_folder(config: TrainConfig) -> tuple[TrainConfig, str]:
 def _with_own_source(config: TrainConfig) -> TrainConfig:
     """The configuration with what the run in its folder started from, where the command does not say it again.
 
-    Whether its tables begin anew is the run's as well: the default of a run without a source would empty them.
+    Where tables would begin anew, that and the number of epochs are the run's as well, as `--start-from` chooses them.
     """
     if config.start_from is not None or config.output_dir is None or config.resume == "never":
         return config
@@ -63,7 +63,9 @@ def _with_own_source(config: TrainConfig) -> TrainConfig:
     before = load_config(str(saved))
     if before.start_from is None:
         return config
-    train = replace(config.train, fresh_tables=before.train.fresh_tables)
+    train, of_run = config.train, before.train
+    if train.fresh_tables:
+        train = replace(train, fresh_tables=of_run.fresh_tables, epochs=of_run.epochs)
     return replace(config, start_from=before.start_from, start=before.start, train=train)
 
 
