@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 
 class FreshTables(Callback):
-    """Gives the tables the values that they began the run with, and their optimizer fresh states, after each epoch.
+    """Gives the tables the values that their seed draws, and their optimizer fresh states, after each epoch.
+
+    What code has filled them with since, such as `warm_start`, is lost.
 
     Rows of ids that occur a few times learn their labels by heart in one pass, and a second pass over the same rows
     makes predictions worse ("one-epoch overfitting"). Experts, gates and towers gain from more passes, most of all
