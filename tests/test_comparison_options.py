@@ -94,6 +94,10 @@ def test_a_part_has_the_weights_and_rates_of_its_own_tasks(tmp_path: Path, log: 
         (["--sharding.rules", "shared/*=row_wise"], "single_task/.*: .*shared.*; every model needs rules that fit"),
         (["--train.metric", "auc/lik"], "--train.metric is 'auc/lik'"),
         (["--item", "itm"], "--item is 'itm', but the sparse features are"),
+        (
+            ["--train.epochs", "2", "--train.fresh-tables", "--sparse.name", "adam"],
+            "stem: --train.fresh-tables does not serve adam",
+        ),
     ],
 )
 def test_options_that_do_not_fit_the_log_are_refused_before_training(

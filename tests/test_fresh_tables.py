@@ -16,6 +16,7 @@ from stem_torchrec.config import (
     SyntheticConfig,
     TrainConfig,
 )
+from stem_torchrec.config.files import dump_config
 from stem_torchrec.config.sharding import PlacedType
 from stem_torchrec.data.synthetic import generate
 from stem_torchrec.deltas.manifest import complete_numbers, read_delta
@@ -24,6 +25,7 @@ from stem_torchrec.tables import local_pieces, table_of
 from stem_torchrec.training.configuration import config_from_command_line
 from stem_torchrec.training.fresh_tables import check_fresh_tables
 from stem_torchrec.training.recipes import tiny
+from stem_torchrec.training.run_start import with_data_folder
 from stem_torchrec.training.trainer import Trainer, train
 
 from distributed import run_ranks
@@ -84,11 +86,14 @@ def around_the_second_epoch(folder: Path, kind: PlacedType) -> tuple[int, int]:
         trainer.train_step()
     learned, rest = tables_and_rest(trainer)
     assert any(state.any() for state in states_of_tables(trainer))
+    clock = trainer._meter.start
     for callback in trainer.loop.callbacks:
         callback.before_epoch(trainer.loop)
     again, other = tables_and_rest(trainer)
     assert equal(again, initial)
     assert equal(other, rest)
+    # The time that it takes is none of a step.
+    assert trainer._meter.start > clock
     states = states_of_tables(trainer)
     assert states
     assert not any(state.any() for state in states)
@@ -148,18 +153,38 @@ def test_the_first_delta_of_an_epoch_has_all_rows(folder: Path) -> None:
 def test_what_tables_have_from_another_run_stays_unless_asked_for_and_then_it_is_refused(folder: Path) -> None:
     line = ["--start-from", str(folder / "no"), "--data.path", str(folder / "log")]
     assert config_from_command_line(line[2:]).train.fresh_tables
-    assert not config_from_command_line(line).train.fresh_tables
-    asked = config_from_command_line([*line, "--train.fresh-tables"])
+    passes = config_from_command_line(line).train
+    assert (passes.fresh_tables, passes.epochs) == (False, 1)
+    asked = config_from_command_line([*line, "--train.fresh-tables", "--train.epochs", "2"])
     with pytest.raises(UserError) as error:
         check_fresh_tables(asked)
     assert str(error.value) == (
-        f"--train.fresh-tables would empty after an epoch what the tables have from {folder / 'no'}; leave it out, or "
-        "set --train.epochs 1."
+        f"--train.fresh-tables would empty after an epoch what the tables have from {folder / 'no'}; give "
+        "--train.no-fresh-tables, or --train.epochs 1."
     )
     check_fresh_tables(replace(asked, train=replace(asked.train, epochs=1)))
+    check_fresh_tables(config_from_command_line([*line, "--train.no-fresh-tables", "--train.epochs", "2"]))
+
+
+def test_the_options_of_another_run_do_not_let_begin_anew_what_a_source_gave(folder: Path) -> None:
+    (folder / "other.yaml").write_text(dump_config(config_in(folder / "other")))
+    line = ["--config", str(folder / "other.yaml")]
+    assert config_from_command_line(line).train.fresh_tables
+    assert not config_from_command_line([*line, "--start-from", str(folder / "no")]).train.fresh_tables
+
+
+def test_a_run_with_a_source_resumes_by_a_command_that_does_not_name_it(folder: Path) -> None:
+    run, source = folder / "second_day", str(folder / "first_day")
+    config = config_in(run)
+    run.mkdir()
+    began = replace(config, start_from=source, train=replace(config.train, fresh_tables=False, epochs=1))
+    (run / "config.yaml").write_text(dump_config(began))
+    resumed, _ = with_data_folder(config)
+    assert (resumed.start_from, resumed.train) == (source, began.train)
+    check_fresh_tables(resumed)
 
 
 def test_moments_that_are_corrected_by_a_count_of_steps_are_refused(folder: Path) -> None:
     config = replace(config_in(folder / "adam"), sparse=SparseOptimizerConfig(name="adam"))
-    with pytest.raises(UserError, match="does not serve adam, which corrects its moments by a count of steps"):
+    with pytest.raises(UserError, match=r"serve adam, which .* goes on; give --train\.no-fresh-tables, or"):
         check_fresh_tables(config)

@@ -112,9 +112,12 @@ def test_tables_that_begin_anew_learn_as_new_ones_and_the_rest_keeps_its_bits(ke
     run = Run.build(run_config(kernel, "rowwise_adagrad"))
     before = run.weights()
     run.train(batches(3))
-    dense = run.dense_bits()
+    random_state = torch.get_rng_state if ON_CPU else torch.cuda.get_rng_state
+    dense, drawn = run.dense_bits(), random_state()
     begin_anew(run.model, run.optimizer, seed=run.config.seed)
     assert changed_tables(run.dense_bits(), dense) == set()
+    # Dropout goes on where it was.
+    assert torch.equal(random_state(), drawn)
     for name in ids_of_tables(*batches(1)):
         assert torch.equal(run.weights()[name], before[name]), name
     run.train(batches(1))

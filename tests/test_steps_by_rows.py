@@ -68,6 +68,8 @@ def test_one_line_tells_what_a_run_takes_and_why() -> None:
         "an evaluation after each epoch of 147 steps, tables begin anew with each epoch, "
         f"stops after {config.train.patience} without a gain"
     )
+    once = replace(config, train=replace(config.train, fresh_tables=False, epochs=1))
+    assert describe_steps(once, 149_732, 1).endswith("an evaluation after the one epoch of 293 steps")
     endless = replace(config, recipe="", train=replace(config.train, patience=None, epochs=1, eval_every=36))
     assert describe_steps(endless, 149_732, 1, resumed=True) == (
         "settings: batches of 512, as the run had, for 149,732 rows on 1 rank, an evaluation every 36 of 293 steps"

@@ -25,6 +25,7 @@ from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.sharding.placement import match_rules, parse_rules
 from stem_torchrec.starting.source import with_source_path
 from stem_torchrec.tables import SHARED, table_configs
+from stem_torchrec.training.fresh_tables import check_fresh_tables
 from stem_torchrec.training.run_folder import write_or_check
 from stem_torchrec.training.watched_metric import WatchedMetric
 
@@ -67,7 +68,7 @@ def resolve_log(request: Request) -> Request:
 
 
 def _check_models(request: Request, columns: Columns) -> None:
-    """Raises UserError if a model cannot be built, or a rule or learning rate names what no model has."""
+    """Raises UserError if a model cannot be built or begin its tables anew, or a rule or rate names what none has."""
     train, parts_of_models = request.train, request.parts()
     all_parts = [part for parts in parts_of_models.values() for part in parts]
     _check_tasks(train, columns)
@@ -83,6 +84,7 @@ def _check_models(request: Request, columns: Columns) -> None:
     for part in all_parts:
         configured = part.configure(train)
         try:
+            check_fresh_tables(configured)
             model = build_model(configured.model, replace(columns, labels=part.labels), configured.loss)
             balance_tasks(model, configured.balance)
         except UserError as error:

@@ -156,9 +156,10 @@ def config_from_arguments(
     named, default = _default(start, rest, models, recipes, options_of_source)
     given = {name: value for name in ("start_from", "output_dir") if (value := getattr(start, name)) is not None}
     default = replace(default, **given)
-    if start.start_from is not None and start.config is None:
-        # What the tables have from the other run is to stay.
-        default = replace(default, train=replace(default.train, fresh_tables=False))
+    if start.start_from is not None and default.train.fresh_tables:
+        # What the tables have from the other run is to stay. They see each row once, as in an epoch where they begin
+        # anew: a second pass would make them worse, and the run after this one starts from its last state.
+        default = replace(default, train=replace(default.train, fresh_tables=False, epochs=1))
     if start.model.arch is not None:
         kind = options_class(models, start.model.arch)
         default = replace(default, model=with_options_of(default.model, kind))

@@ -88,7 +88,8 @@ def _fill(piece: LocalShard, config: EmbeddingBagConfig, seed: int) -> None:
 
 def _draw(values: Tensor, init_fn: Callable[[Tensor], Any], name: str) -> Tensor:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(zlib.crc32(name.encode()))
+        # Not torch.manual_seed, which would seed the GPUs as well: dropout would draw the same in each epoch.
+        torch.random.default_generator.manual_seed(zlib.crc32(name.encode()))
         init_fn(values)
     return values
 

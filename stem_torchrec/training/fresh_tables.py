@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,11 +11,13 @@ from torchrec.optim.keyed import CombinedOptimizer
 
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.hang_detection import set_activity
 from stem_torchrec.runtime.internals.torchrec_hooks import forget_cached_rows
 from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.sharding.shard import fill_tables
 from stem_torchrec.tables import local_pieces, sharded_collections, table_of
 from stem_torchrec.training.callbacks import Callback
+from stem_torchrec.training.meter import Meter
 from stem_torchrec.training.sparse_optimizers import SPARSE_OPTIMIZERS
 
 if TYPE_CHECKING:
@@ -22,7 +25,9 @@ if TYPE_CHECKING:
 
 
 class FreshTables(Callback):
-    """Gives the tables the values that they began the run with, and their optimizer fresh states, after each epoch.
+    """Gives the tables the values that their seed draws, and their optimizer fresh states, after each epoch.
+
+    What code has filled them with since, such as `warm_start`, is lost.
 
     Rows of ids that occur a few times learn their labels by heart in one pass, and a second pass over the same rows
     makes predictions worse ("one-epoch overfitting"). Experts, gates and towers gain from more passes, most of all
@@ -36,16 +41,23 @@ class FreshTables(Callback):
     Args:
         model: sharded.
         optimizer: of the model.
+        meter: of the run's log, whose speed leaves this out.
         seed: of the run.
     """
 
-    def __init__(self, model: DistributedModelParallel, optimizer: CombinedOptimizer, *, seed: int) -> None:
-        self._model, self._optimizer, self._seed = model, optimizer, seed
+    def __init__(
+        self, model: DistributedModelParallel, optimizer: CombinedOptimizer, meter: Meter, *, seed: int
+    ) -> None:
+        self._model, self._optimizer, self._meter, self._seed = model, optimizer, meter, seed
 
     def before_epoch(self, loop: TrainLoop) -> None:
         """Begins the tables of this rank anew."""
+        set_activity("beginning the tables anew")
+        begin = time.perf_counter()
         begin_anew(self._model, self._optimizer, seed=self._seed)
-        log_rank0(f"step {loop.state.step}  the tables begin anew")
+        seconds = time.perf_counter() - begin
+        self._meter.pause(seconds)
+        log_rank0(f"step {loop.state.step}  paused {seconds:.2f} s, the tables begin anew")
 
 
 @torch.no_grad()
@@ -62,10 +74,10 @@ def begin_anew(model: DistributedModelParallel, optimizer: CombinedOptimizer, *,
 
 
 def fresh_tables(
-    config: TrainConfig, model: DistributedModelParallel, optimizer: CombinedOptimizer
+    config: TrainConfig, model: DistributedModelParallel, optimizer: CombinedOptimizer, meter: Meter
 ) -> list[FreshTables]:
     """The callback, if the run has it."""
-    return [FreshTables(model, optimizer, seed=config.seed)] if config.train.fresh_tables else []
+    return [FreshTables(model, optimizer, meter, seed=config.seed)] if config.train.fresh_tables else []
 
 
 def check_fresh_tables(config: TrainConfig) -> None:
@@ -74,11 +86,11 @@ def check_fresh_tables(config: TrainConfig) -> None:
         return
     if config.start_from is not None:
         raise UserError(
-            f"--train.fresh-tables would empty after an epoch what the tables have from {config.start_from}; leave it "
-            "out, or set --train.epochs 1."
+            f"--train.fresh-tables would empty after an epoch what the tables have from {config.start_from}; give "
+            "--train.no-fresh-tables, or --train.epochs 1."
         )
     if SPARSE_OPTIMIZERS[config.sparse.name].has_moments:
         raise UserError(
             f"--train.fresh-tables does not serve {config.sparse.name}, which corrects its moments by a count of steps "
-            "that goes on; choose --sparse.name rowwise_adagrad, adagrad or sgd, or leave it out."
+            "that goes on; give --train.no-fresh-tables, or --sparse.name rowwise_adagrad, adagrad or sgd."
         )

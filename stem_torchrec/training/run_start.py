@@ -51,14 +51,22 @@ def with_data_folder(config: TrainConfig) -> tuple[TrainConfig, str]:
 
 
 def _with_own_source(config: TrainConfig) -> TrainConfig:
-    """The configuration with what the run in its folder started from, where the command does not say it again."""
+    """The configuration with what the run in its folder started from, where the command does not say it again.
+
+    Where tables would begin anew, that and the number of epochs are the run's as well, as `--start-from` chooses them.
+    """
     if config.start_from is not None or config.output_dir is None or config.resume == "never":
         return config
     saved = path_of(config.output_dir) / CONFIG_FILE
     if not saved.exists():
         return config
     before = load_config(str(saved))
-    return replace(config, start_from=before.start_from, start=before.start if before.start_from else config.start)
+    if before.start_from is None:
+        return config
+    train, of_run = config.train, before.train
+    if train.fresh_tables:
+        train = replace(train, fresh_tables=of_run.fresh_tables, epochs=of_run.epochs)
+    return replace(config, start_from=before.start_from, start=before.start, train=train)
 
 
 def check_run_folder(config: TrainConfig, schema: Schema, lock: FolderLock) -> None:

@@ -90,14 +90,15 @@ def describe_steps(config: TrainConfig, rows: int, ranks: int, *, resumed: bool 
     """
     default = " (the default with --data.path)" if config.recipe == "log" else ""
     train, steps = config.train, _steps(config.data.batch_size, rows, ranks)
+    may_stop = train.eval_every or train.epochs > 1
     parts = [
         f"batches of {config.data.batch_size:,}{', as the run had,' if resumed else ''} for {rows:,} rows on {ranks} "
         f"rank{'s' * (ranks > 1)}",
         f"an evaluation every {train.eval_every} of {steps} steps"
         if train.eval_every
-        else f"an evaluation after each epoch of {steps} steps",
+        else f"an evaluation after {'each' if train.epochs > 1 else 'the one'} epoch of {steps} steps",
         *(["tables begin anew with each epoch"] if train.fresh_tables and train.epochs > 1 else []),
-        *([f"stops after {train.patience} without a gain"] if train.patience else []),
+        *([f"stops after {train.patience} without a gain"] if train.patience and may_stop else []),
     ]
     return f"settings: {f'recipe {config.recipe}{default}: ' if config.recipe else ''}{', '.join(parts)}"
 

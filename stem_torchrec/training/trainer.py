@@ -191,7 +191,7 @@ class Trainer:
 
     def _make_loop(self, steps_per_epoch: int, callbacks: Sequence[Callback]) -> TrainLoop:
         train, state = self.config.train, self._start
-        fresh = fresh_tables(self.config, self.model, self.optimizer)
+        fresh = fresh_tables(self.config, self.model, self.optimizer, self._meter)
         steps = state.epoch_end + (train.epochs - state.epoch - 1) * steps_per_epoch
         steps = min(steps, train.max_steps or steps)
         self.schedule = build_schedule(self.optimizer, self.config.schedule, steps=steps, made=state.step)

@@ -16,9 +16,10 @@ _DESCRIPTION = """\
 Searches for the setting of a model that validates best (--train.metric), with Optuna. The same command resumes an
 interrupted search; each rank runs trials of its own.
 
-Unless --train.eval-every is given, trials are evaluated four times in each epoch, so that those that lag behind or
-diverge end early; --train.patience counts these evaluations. best.yaml has the setting of the best trial, for one rank,
-with as many evaluations. A trial writes no checkpoints.
+Unless --train.eval-every is given, trials are evaluated four times in each epoch, or at its end where tables begin anew
+with each (--train.fresh-tables, as in the recipe log), so that those that lag behind or diverge end early;
+--train.patience counts these evaluations. best.yaml has the setting of the best trial, for one rank, with as many
+evaluations. A trial writes no checkpoints.
 
 The options of stem_torchrec/train.py (--recipe, --config, --data.path, --model.arch, ...) set what each trial trains;
 python stem_torchrec/train.py --help lists them."""
