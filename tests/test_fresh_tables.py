@@ -184,6 +184,13 @@ def test_a_run_with_a_source_resumes_by_a_command_that_does_not_name_it(folder: 
     check_fresh_tables(resumed)
 
 
+def test_frozen_tables_are_not_emptied(folder: Path) -> None:
+    config = config_in(folder / "frozen")
+    frozen = replace(config, train=replace(config.train, freeze=("like", "shared")))
+    with pytest.raises(UserError, match="keeps the tables of like, shared, which --train.fresh-tables would empty"):
+        check_fresh_tables(frozen)
+
+
 def test_moments_that_are_corrected_by_a_count_of_steps_are_refused(folder: Path) -> None:
     config = replace(config_in(folder / "adam"), sparse=SparseOptimizerConfig(name="adam"))
     with pytest.raises(UserError, match=r"serve adam, which .* goes on; give --train\.no-fresh-tables, or"):

@@ -89,6 +89,11 @@ def check_fresh_tables(config: TrainConfig) -> None:
             f"--train.fresh-tables would empty after an epoch what the tables have from {config.start_from}; give "
             "--train.no-fresh-tables, or --train.epochs 1."
         )
+    if config.train.freeze:
+        raise UserError(
+            f"--train.freeze keeps the tables of {', '.join(config.train.freeze)}, which --train.fresh-tables would "
+            "empty after an epoch; give --train.no-fresh-tables, or --train.epochs 1."
+        )
     if SPARSE_OPTIMIZERS[config.sparse.name].has_moments:
         raise UserError(
             f"--train.fresh-tables does not serve {config.sparse.name}, which corrects its moments by a count of steps "
