@@ -90,9 +90,10 @@ def check_fresh_tables(config: TrainConfig) -> None:
             "--train.no-fresh-tables, or --train.epochs 1."
         )
     if config.train.freeze:
+        kept = ", ".join(config.train.freeze)
         raise UserError(
-            f"--train.freeze keeps the tables of {', '.join(config.train.freeze)}, which --train.fresh-tables would "
-            "empty after an epoch; give --train.no-fresh-tables, or --train.epochs 1."
+            f"--train.freeze keeps the tables of {kept}, which --train.fresh-tables would empty after an epoch; give "
+            "--train.no-fresh-tables, or --train.epochs 1."
         )
     if SPARSE_OPTIMIZERS[config.sparse.name].has_moments:
         raise UserError(
