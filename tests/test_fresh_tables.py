@@ -187,7 +187,7 @@ def test_a_run_with_a_source_resumes_by_a_command_that_does_not_name_it(folder: 
 def test_frozen_tables_are_not_emptied(folder: Path) -> None:
     config = config_in(folder / "frozen")
     frozen = replace(config, train=replace(config.train, freeze=("like", "shared")))
-    with pytest.raises(UserError, match="keeps the tables of like, shared, which --train.fresh-tables would empty"):
+    with pytest.raises(UserError, match="keeps the tables of like, shared, which"):
         check_fresh_tables(frozen)
 
 

@@ -95,7 +95,7 @@ def log() -> TrainConfig:
         recipe="log",
         data=DataConfig(path="", batch_size=0),
         model=STEMOptions(num_shared_experts=2, expert_hidden=(256, 128), gate_hidden=(64,), tower_hidden=(64,)),
-        sparse=SparseOptimizerConfig(learning_rate=0.02, eps=0),
+        sparse=SparseOptimizerConfig(learning_rate=0.02, eps=0.0),
         train=LoopConfig(epochs=20, patience=2, fresh_tables=True),
     )
 
