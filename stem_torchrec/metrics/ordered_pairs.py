@@ -6,7 +6,7 @@ holds all rows: they are exchanged in pieces of about as many rows as the caller
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stem_torchrec.metrics.collectives import gather, world_size
-from stem_torchrec.metrics.pair_counts import Runs, doubled_u, doubled_u_by_group, runs_of
+from stem_torchrec.metrics.pair_counts import GroupSums, Runs, doubled_u, doubled_u_by_group, runs_of
 from stem_torchrec.metrics.sorted_rows import SortedRows, plan_rounds, quantiles, send_to_piece_ranks
 
 
@@ -117,17 +117,25 @@ def pairs_of_numbers(by_label: Sequence[SortedRows], by_score: Sequence[SortedRo
 
 
 def _within(labels: Tensor, scores: Tensor, weights: Tensor | None = None) -> Tensor:
-    """What `Pairs` has, (2,), of the pairs of these rows.
-
-    Two labels differ first in one bit of their ranks, counted from the highest: with that bit as the class, and the
-    bits above it as the group, each pair is one of a negative and a positive in one group, once.
-    """
+    """What `Pairs` has, (2,), of the pairs of these rows."""
     values, rank = labels.unique(return_inverse=True)
     counts = torch.zeros(2, dtype=torch.int64 if weights is None else torch.float64, device=labels.device)
-    for bit in range(max(len(values) - 1, 0).bit_length()):
-        sums = doubled_u_by_group(rank >> (bit + 1), scores, (rank >> bit & 1).to(torch.uint8), weights)
+    for _, sums in _by_bit(0, rank, max(len(values) - 1, 0).bit_length(), scores, weights):
         counts += torch.stack([sums.doubled_u.sum(), (sums.negatives * sums.positives).sum()])
     return counts
+
+
+def _by_bit(
+    group: Tensor | int, rank: Tensor, bits: int, scores: Tensor, weights: Tensor | None
+) -> Iterator[tuple[Tensor, GroupSums]]:
+    """For each bit of the ranks of labels in their groups, the parts (N,) of the groups, and the sums of each part.
+
+    Two labels of a group differ first in one bit of their ranks, counted from the highest: with that bit as the class,
+    and the bits above it as the part, each pair is one of a negative and a positive in one part, once.
+    """
+    for bit in range(bits):
+        part = (group << bits) + (rank >> (bit + 1))
+        yield part, doubled_u_by_group(part, scores, (rank >> bit & 1).to(torch.uint8), weights)
 
 
 @dataclass(frozen=True)
@@ -143,8 +151,6 @@ class GroupShares:
 
 def shares_of_numbers(groups: Tensor, scores: Tensor, labels: Tensor, weights: Tensor | None = None) -> GroupShares:
     """The shares of groups (N,) whose labels are any numbers, with a sort for each bit of a group's number of labels.
-
-    As in `_within`, a pair differs first in one bit of the ranks of its labels, here of those in its group.
 
     Example::
 
@@ -164,9 +170,7 @@ def shares_of_numbers(groups: Tensor, scores: Tensor, labels: Tensor, weights: T
     kind = torch.int64 if weights is None else torch.float64
     right, pairs = (torch.zeros(len(rows), dtype=kind, device=labels.device) for _ in range(2))
     bits = (int(number.max()) - 1).bit_length() if len(rows) else 0
-    for bit in range(bits):
-        part = (group << bits) + (rank >> (bit + 1))
-        sums = doubled_u_by_group(part, scores, (rank >> bit & 1).to(torch.uint8), weights)
+    for part, sums in _by_bit(group, rank, bits, scores, weights):
         of_part = part.unique() >> bits
         right.index_add_(0, of_part, sums.doubled_u)
         pairs.index_add_(0, of_part, sums.negatives * sums.positives)

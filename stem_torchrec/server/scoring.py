@@ -80,7 +80,7 @@ def _score_together(requests: Sequence[Request]) -> list[Scores]:
 
 
 def _score(bundle: Bundle, table: pa.Table) -> tuple[NDArray[np.float32], dict[int, WrongRow]]:
-    """Probabilities (B, T), and the rows that are wrong, whose predictions mean nothing."""
+    """Predictions (B, T), and the rows that are wrong, whose predictions mean nothing."""
     try:
         scores, wrong = _matrix(bundle.score(table)), dict[int, WrongRow]()
     except DataError:

@@ -19,7 +19,7 @@ from stem_torchrec.starting.id_maps import IdMap
 from stem_torchrec.starting.local_copies import LocalCopies
 from stem_torchrec.starting.mean_rows import start_from_mean
 from stem_torchrec.starting.source import StartSource
-from stem_torchrec.tables import local_pieces, set_steps, sharded_collections
+from stem_torchrec.tables import clear_states, set_steps, sharded_collections
 
 
 @torch.no_grad()
@@ -108,7 +108,4 @@ def _make_fresh_states(optimizer: CombinedOptimizer) -> None:
         group["lr"] = rate
     # Also pushes the rates into the fused tables.
     optimizer.zero_grad()
-    for states in optimizer.state_dict()["state"].values():
-        for value in states.values():
-            for _, piece in local_pieces(value):
-                piece.zero_()
+    clear_states(optimizer)

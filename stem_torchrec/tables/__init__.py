@@ -22,6 +22,7 @@ from stem_torchrec.tables.names import (
 from stem_torchrec.tables.pooling import ROW_TYPES, check_means, check_plan, mean_tables, wrong_mean_types
 from stem_torchrec.tables.sharded import (
     LocalShard,
+    clear_states,
     local_pieces,
     local_shards,
     reads_weights,
@@ -46,6 +47,7 @@ __all__ = [
     "build_collection",
     "check_means",
     "check_plan",
+    "clear_states",
     "cut_columns",
     "embedding_bag_configs",
     "groups_of",

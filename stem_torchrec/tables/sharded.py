@@ -67,6 +67,16 @@ def set_steps(model: nn.Module, optimizer: CombinedOptimizer, steps: int) -> Non
         count_steps_from(collection, steps)
 
 
+def clear_states(optimizer: CombinedOptimizer, *, of_tables_alone: bool = False) -> None:
+    """Sets this rank's states of an optimizer to 0, of all weights or of tables alone."""
+    for name, states in optimizer.state_dict()["state"].items():
+        if of_tables_alone and table_of(name) is None:
+            continue
+        for state in states.values():
+            for _, piece in local_pieces(state):
+                piece.zero_()
+
+
 @dataclass(frozen=True)
 class LocalShard:
     """The part of a table that this rank holds."""

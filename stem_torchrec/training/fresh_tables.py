@@ -15,7 +15,7 @@ from stem_torchrec.runtime.hang_detection import set_activity
 from stem_torchrec.runtime.internals.torchrec_hooks import forget_cached_rows
 from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.sharding.shard import fill_tables
-from stem_torchrec.tables import local_pieces, sharded_collections, table_of
+from stem_torchrec.tables import clear_states, sharded_collections
 from stem_torchrec.training.callbacks import Callback
 from stem_torchrec.training.meter import Meter
 from stem_torchrec.training.sparse_optimizers import SPARSE_OPTIMIZERS
@@ -64,11 +64,7 @@ class FreshTables(Callback):
 def begin_anew(model: DistributedModelParallel, optimizer: CombinedOptimizer, *, seed: int) -> None:
     """Gives this rank's tables their initial values, and the states of their optimizers 0."""
     fill_tables(model, seed=seed)
-    for name, states in optimizer.state_dict()["state"].items():
-        if table_of(name) is not None:
-            for state in states.values():
-                for _, piece in local_pieces(state):
-                    piece.zero_()
+    clear_states(optimizer, of_tables_alone=True)
     for _, collection in sharded_collections(model):
         forget_cached_rows(collection)
 
