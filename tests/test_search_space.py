@@ -121,6 +121,31 @@ def test_a_trial_fills_in_what_the_recipe_log_leaves_to_the_rows() -> None:
     assert Search(often, {}, 20_000).trial_config({"data.batch_size": 500}).train.eval_every == 16
 
 
+def test_trials_are_compared_by_the_rows_that_they_have_trained_on() -> None:
+    search = Search(tiny(), {}, 1001)
+    for batch_size, every in ((10, None), (64, None), (32, 5)):
+        config = search.trial_config({"data.batch_size": batch_size, "train.eval_every": every})
+        assert config.train.eval_every is not None
+        for step in range(config.train.eval_every, 2 * 1001 // batch_size, config.train.eval_every):
+            # Half a quarter by rounding; an epoch ends with a short batch.
+            assert (
+                abs(search.quarters_made(config, step) - 4 * step * batch_size / 1001) < 0.5 + 4 * 2 * batch_size / 1001
+            )
+    # Of a trial that ends within its first epoch, quarters of its steps.
+    short = search.trial_config({"data.batch_size": 10, "train.max_steps": 8})
+    assert [search.quarters_made(short, step) for step in (2, 4, 6, 8)] == [1, 2, 3, 4]
+
+
+def test_a_trial_whose_tables_begin_anew_may_lag_behind_for_two_epochs() -> None:
+    search = Search(log(), {}, 20_000)
+    fresh = search.trial_config({})
+    assert search.prunes_from(fresh) == search.quarters_made(fresh, 2 * -(-20_000 // fresh.data.batch_size))
+    kept = search.trial_config({"train.fresh_tables": False})
+    assert kept.train.eval_every is not None
+    assert search.prunes_from(kept) == search.quarters_made(kept, kept.train.eval_every)
+    assert search.prunes_from(search.trial_config({"train.epochs": 1})) == 1
+
+
 def test_a_chosen_evaluation_interval_is_kept() -> None:
     assert Search(tiny(), {}, 1000).trial_config({"train.eval_every": 9}).train.eval_every == 9
 

@@ -5,16 +5,26 @@ import json
 import os
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import optuna
 import pyarrow.parquet as pq
 import pytest
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import FrozenTrial
 
 from stem_torchrec.data import synthetic
+from stem_torchrec.runtime.errors import DamagedError, UserError
+from stem_torchrec.runtime.process import join_process_group
 from stem_torchrec.training.configuration import load_config
 from stem_torchrec.training.recipes import tiny
 from stem_torchrec.tune import main
+from stem_torchrec.tuning.options import read_command_line
+from stem_torchrec.tuning.search_space import resolve_log
+from stem_torchrec.tuning.study import progress_line, write_results
+from stem_torchrec.tuning.trial import make_trial
+from stem_torchrec.tuning.untrained import is_refusal
 
 from distributed import forkserver
 from owners import owned_by_another_process
@@ -162,17 +172,105 @@ def test_trials_that_diverge_are_pruned_and_leave_no_connections_open(
         f"trial {i}, {i + 1} of 6: pruned  (none finished)  sparse.learning_rate=1e+06" for i in range(6)
     ]
     assert error.startswith(
-        f"error: no trial in {out} has finished: all were pruned, for the reasons in trials/*/log.txt"
+        f"error: no trial in {out} has finished: all were pruned or refused, for the reasons in trials/*/log.txt"
     )
     assert "the trial ends: the loss at step" in (out / "trials/0005/log.txt").read_text()
 
 
-def test_a_trial_that_cannot_be_trained_ends_the_search_in_one_sentence(
-    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def trials_of(args: list[str], *given: dict[str, object], known: Sequence[FrozenTrial] = ()) -> optuna.Study:
+    """A study in memory of trials with the given choices, one after the other, after those that are known."""
+    config, search = read_command_line(args)
+    search, study = resolve_log(search), optuna.create_study(direction="maximize", pruner=optuna.pruners.MedianPruner())
+    study.add_trials(known)
+    for choices in given:
+        study.enqueue_trial(choices)
+        with join_process_group(alone=True) as process:
+            print(progress_line(make_trial(study, search, folder=Path(config.out), process=process), study, len(given)))
+    if not known:
+        write_results(study, config, search)
+    return study
+
+
+FRESH = ["--train.fresh-tables", "--train.epochs", "3", "--data.batch-size", "4096"]
+"""Two steps an epoch."""
+
+
+def test_a_setting_that_a_run_refuses_is_a_trial_that_tells_the_reason_and_the_search_goes_on(
+    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_tune = line(log, tmp_path / "study", 2)
-    (sentence,) = refusal(monkeypatch, capsys, *run_tune, "--model.task-weights", "1", "2", "3").splitlines()
-    assert sentence.startswith("error: --model.task-weights")
+    out = tmp_path / "study"
+    args = line(log, out, 2, space="sparse.name: [adam, rowwise_adagrad]\nmodel.embedding_dim: {low: 6, high: 8}")
+    given = [("adam", 8), ("rowwise_adagrad", 6), ("rowwise_adagrad", 8)]
+    trials_of([*args, *FRESH], *({"sparse.name": name, "model.embedding_dim": dim} for name, dim in given))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "trial 0, 1 of 3: refused  (none finished)  sparse.name=adam  model.embedding_dim=8"
+    assert lines[1].startswith("  --train.fresh-tables does not serve adam, which ")
+    assert lines[3] == "  the embedding dimension is 6, but must be a multiple of 4."
+    rows = pq.read_table(out / "trials.parquet").to_pylist()
+    assert [row["state"] for row in rows] == ["REFUSED", "REFUSED", "COMPLETE"]
+    assert [row["reason"] for row in rows] == [lines[1].strip(), lines[3].strip(), None]
+    assert [row["best"] for row in rows] == [False, False, True]
+    assert load_config(str(out / "best.yaml")).sparse.name == "rowwise_adagrad"
+    assert [folder.name for folder in (out / "trials").iterdir()] == ["0002"]
+
+
+def test_what_is_not_about_the_setting_ends_the_search(log: Path, tmp_path: Path) -> None:
+    args = line(log, tmp_path / "study", 2, space="sparse.name: [adam]")
+    config, search = read_command_line(args)
+    search, study = resolve_log(search), optuna.create_study(direction="maximize")
+    for split in ("train", "valid"):
+        (log / split).rename(log / f"{split}_away")
+    try:
+        with pytest.raises(UserError, match="train"), join_process_group(alone=True) as process:
+            make_trial(study, search, folder=Path(config.out), process=process)
+    finally:
+        for split in ("train", "valid"):
+            (log / f"{split}_away").rename(log / split)
+    assert [trial.state.name for trial in study.trials] == ["FAIL"]
+    full = UserError("cannot be written")
+    full.__cause__ = OSError(28, "No space left on device")
+    assert [is_refusal(each) for each in (UserError("no"), DamagedError("no"), full)] == [True, False, False]
+
+
+def known_trials(quarters: Sequence[int], choices: dict[str, object]) -> list[FrozenTrial]:
+    """As many trials as the pruner waits for, which are better than any other."""
+    distributions = {option: CategoricalDistribution([value]) for option, value in choices.items()}
+    best = dict.fromkeys(quarters, 1.0)
+    trial = optuna.trial.create_trial(params=choices, distributions=distributions, value=1.0, intermediate_values=best)
+    return [trial] * 5
+
+
+def test_a_trial_that_lags_behind_ends_at_its_first_quarter_and_with_new_tables_at_its_second_epoch(
+    log: Path, tmp_path: Path
+) -> None:
+    choices: dict[str, object] = {"model.dropout": 0.1}
+    args = [*line(log, tmp_path / "study", 1, space="model.dropout: [0.1]", steps="100"), *FRESH]
+    known = known_trials(range(1, 13), choices)
+    *_, trial = trials_of(args, choices, known=known).trials
+    assert (trial.state.name, list(trial.intermediate_values)) == ("PRUNED", [4, 8])
+    often = [*args, "--train.no-fresh-tables", "--data.batch-size", "512"]
+    *_, trial = trials_of(often, choices, known=known).trials
+    assert (trial.state.name, list(trial.intermediate_values)) == ("PRUNED", [1])
+
+
+@pytest.mark.parametrize(
+    ("space", "args", "sentence"),
+    [
+        ("model.dropout: [0.1, 0.2]", ["--model.task-weights", "1", "2", "3"], "error: --model.task-weights is "),
+        (
+            "sparse.name: [adam, lamb]", FRESH,
+            "error: none of 2 settings that the space makes can be trained; the first: --train.fresh-tables does not ",
+        ),
+    ],
+)  # fmt: skip
+def test_a_space_without_a_setting_that_can_be_trained_is_refused_before_anything_is_written(
+    space: str, args: list[str], sentence: str, log: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    out = tmp_path / "study"
+    (error,) = refusal(monkeypatch, capsys, *line(log, out, 2, space=space), *args).splitlines()
+    assert error.startswith(sentence)
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

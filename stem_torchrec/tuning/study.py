@@ -1,9 +1,7 @@
-"""A study: trials of a search, each trained by one rank, and the best setting of them all."""
+"""A study: the trials of a search in one folder, made by all ranks, and the best setting of them all."""
 
 import os
 import shutil
-from contextlib import redirect_stdout
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +11,22 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from stem_torchrec.config.files import dump_config, what_is_trained
 from stem_torchrec.config.serialization import to_dict
-from stem_torchrec.runtime.errors import DivergedError, UserError
+from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.launch_environment import read_ranks
 from stem_torchrec.runtime.owner_file import launch_id
 from stem_torchrec.runtime.paths import write_text
-from stem_torchrec.runtime.process import Process, join_process_group
-from stem_torchrec.runtime.progress import log_rank0
+from stem_torchrec.runtime.process import join_process_group
 from stem_torchrec.runtime.whole_file import naming_file, whole_file
 from stem_torchrec.training.run_folder import write_or_check
-from stem_torchrec.training.trainer import train
-from stem_torchrec.training.watched_metric import Metrics, WatchedMetric
 from stem_torchrec.tuning.options import TuneConfig
 from stem_torchrec.tuning.search_space import Search, resolve_log
+from stem_torchrec.tuning.trial import make_trial, refusal_of, run_folder
+from stem_torchrec.tuning.untrained import check_space
 
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -56,15 +53,16 @@ def record_options(folder: Path, search: Search) -> None:
 def tune(config: TuneConfig, search: Search) -> None:
     """Runs trials, each on this rank alone, until all ranks together have made `config.trials`.
 
-    Raises UserError if the search does not fit its log or its folder, another one runs in the folder, a trial cannot be
-    trained, or none finishes.
+    Raises UserError if the search does not fit its log or its folder, another one runs in the folder, no setting can be
+    trained, or no trial finishes.
     """
     folder = Path(config.out)
     search = resolve_log(search)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    check_space(search, folder)
     with FolderLock(take_over=search.base.take_over) as lock:
         _own(lock, config.out)
         record_options(folder, search)
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(
             storage=JournalStorage(StudyFile(folder / "study.log")),
             study_name="tune",
@@ -109,56 +107,15 @@ class StudyFile(JournalFileBackend):
             raise
 
 
-def make_trial(study: optuna.Study, search: Search, *, folder: Path, process: Process) -> FrozenTrial:
-    """Chooses a setting, trains it, and reports the outcome to the study, also if it is an error."""
-    trial, score, state = study.ask(search.space), None, TrialState.FAIL
-    try:
-        score = run_trial(trial, search, folder=_run_folder(folder, trial.number), process=process)
-        state = TrialState.COMPLETE
-    except optuna.TrialPruned:
-        state = TrialState.PRUNED
-    finally:
-        outcome = study.tell(trial, score, state)
-    return outcome
-
-
-def run_trial(trial: Trial, search: Search, *, folder: Path, process: Process) -> float:
-    """Trains the setting of a trial; returns its best validation score, higher is better.
-
-    Raises optuna.TrialPruned if it lags behind or diverges.
-    """
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    config = search.trial_config(trial.params)
-    # An interrupted trial is not resumed, so it needs no checkpoints.
-    config = replace(config, checkpoint=replace(config.checkpoint, minutes=None, steps=None), output_dir=str(folder))
-    scores: list[float] = []
-
-    def watch(metrics: Metrics) -> None:
-        if any(task.has_diverged for task in metrics.values()):
-            raise DivergedError("the predictions are not numbers anymore.")
-        scores.append(WatchedMetric(config.train.metric, list(metrics)).score(metrics))
-        trial.report(max(scores), step=len(scores))
-        if trial.should_prune():
-            raise optuna.TrialPruned
-
-    with naming_file(folder / "log.txt"), (folder / "log.txt").open("w") as log, redirect_stdout(log):
-        try:
-            train(config, process, watch=watch)
-        except DivergedError as error:
-            log_rank0(f"the trial ends: {error}")
-            raise optuna.TrialPruned from error
-    return max(scores)
-
-
 def progress_line(trial: FrozenTrial, study: optuna.Study, trials: int) -> str:
-    """`trial 3, 4 of 50: 0.74211  (best 0.74530 of trial 1)  model.dropout=0.1`."""
-    ended = len(study.get_trials(states=_ENDED, deepcopy=False))
-    score = f"{trial.value:.5f}" if trial.state == TrialState.COMPLETE else "pruned"
+    """`trial 3, 4 of 50: 0.74211  (best 0.74530 of trial 1)  model.dropout=0.1`; of a refused one also the reason."""
+    ended, refusal = len(study.get_trials(states=_ENDED, deepcopy=False)), refusal_of(trial)
+    score = f"{trial.value:.5f}" if trial.state == TrialState.COMPLETE else "refused" if refusal else "pruned"
     best = _best(study)
     so_far = "none finished" if best is None else f"best {best.value:.5f} of trial {best.number}"
     values = "  ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in trial.params.items())
-    return f"trial {trial.number}, {ended} of {trials}: {score}  ({so_far})  {values}"
+    reason = f"\n  {refusal}" if refusal else ""
+    return f"trial {trial.number}, {ended} of {trials}: {score}  ({so_far})  {values}{reason}"
 
 
 def write_results(study: optuna.Study, config: TuneConfig, search: Search) -> None:
@@ -171,14 +128,15 @@ def write_results(study: optuna.Study, config: TuneConfig, search: Search) -> No
         best = _best(study)
         if best is None:
             raise UserError(
-                f"no trial in {folder} has finished: all were pruned, for the reasons in trials/*/log.txt; raise "
-                "--trials, or search lower learning rates in another --out."
+                f"no trial in {folder} has finished: all were pruned or refused, for the reasons in trials/*/log.txt; "
+                "raise --trials, or search lower learning rates in another --out."
             )
         trials = study.get_trials(deepcopy=False)
         options = list(dict.fromkeys(option for trial in trials for option in trial.params))
         rows = [
-            {"trial": t.number, "state": t.state.name, "score": t.value, "best": t.number == best.number}
+            {"trial": t.number, "state": _state(t), "score": t.value, "best": t.number == best.number}
             | {option: t.params.get(option) for option in options}
+            | {"reason": refusal_of(t)}
             for t in trials
         ]
         with whole_file(folder / "trials.parquet") as new:
@@ -186,11 +144,11 @@ def write_results(study: optuna.Study, config: TuneConfig, search: Search) -> No
         write_text(folder / "best.yaml", dump_config(search.trial_config(best.params)))
         for trial in trials if not config.keep_runs else ():
             if trial.state in _ENDED and trial.number != best.number:
-                shutil.rmtree(_run_folder(folder, trial.number), ignore_errors=True)
+                shutil.rmtree(run_folder(folder, trial.number), ignore_errors=True)
 
 
-def _run_folder(folder: Path, trial: int) -> Path:
-    return folder / "trials" / f"{trial:04d}"
+def _state(trial: FrozenTrial) -> str:
+    return trial.state.name if refusal_of(trial) is None else "REFUSED"
 
 
 def _best(study: optuna.Study) -> FrozenTrial | None:
