@@ -1,12 +1,15 @@
 """Tables that begin anew with each epoch, while the rest of the model goes on."""
 
+from contextlib import redirect_stdout
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from stem_torchrec.checkpoints.folder import checkpoint_path
 from stem_torchrec.config import (
     CheckpointConfig,
     DeltaConfig,
@@ -136,6 +139,42 @@ def test_a_run_resumes_to_the_bit_between_two_epochs_and_within_the_second(folde
     run_ranks(2, whole_and_in_parts, folder)
     for parts in ("between", "within"):
         assert differences(folder / parts, folder / "whole") == []
+
+
+def noted(run: Path, source: Path) -> str:
+    """What a run that starts from another one prints."""
+    config = config_in(run)
+    began = replace(config, start_from=str(source), train=replace(config.train, fresh_tables=False), dry_run=True)
+    with redirect_stdout(StringIO()) as printed:
+        train(began, this_process())
+    return printed.getvalue()
+
+
+def starts_of(folder: Path) -> list[str]:
+    """What runs print that start from checkpoints at the end of the first epoch and within the second."""
+    trainer = Trainer(config_in(folder / "source"), this_process())
+    printed = []
+    for step in (EPOCH, EPOCH + 1):
+        while trainer.state.step < step:
+            trainer.train_step()
+        trainer.save()
+        source = checkpoint_path(str(folder / "source" / "checkpoints"), step)
+        printed.append(noted(folder / "next", Path(source)))
+    trainer.close()
+    return printed
+
+
+def test_a_run_that_starts_from_tables_in_the_middle_of_an_epoch_is_told_how_little_they_have_seen(
+    folder: Path,
+) -> None:
+    [printed, _] = run_ranks(2, starts_of, folder)
+    lines = [line for each in printed for line in each.splitlines() if "began anew" in line]
+    source = checkpoint_path(str(folder / "source" / "checkpoints"), EPOCH + 1)
+    assert lines == [
+        f"note: the tables of {source} began anew with epoch 2, of which they have seen 128 of 512 rows; RUN:best has "
+        "the tables of its best evaluation"
+    ]
+    assert lines[0] in printed[-1]
 
 
 def ship(run: Path) -> None:

@@ -14,6 +14,7 @@ from stem_torchrec.config.model import options_class
 from stem_torchrec.config.serialization import from_dict
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.schema import Schema, load_schema
+from stem_torchrec.data.spans import count
 from stem_torchrec.models.table import all_options
 from stem_torchrec.runtime.errors import DamagedError, UserError
 from stem_torchrec.runtime.owner_file import read_owner
@@ -44,6 +45,10 @@ class StartSource:
     """`Columns.select(schema, features=..., labels=...)` of that run."""
     step: int | None = None
     """Steps that the run had made; None for weights."""
+    epoch: int = 0
+    """The epoch of the last one, counted from 0."""
+    rows_left: int = 0
+    """Rows of that epoch that the run had not trained on; 0 for weights."""
     lineage: StartRecord | None = None
     """What start.json of the run tells; None for bare weights, and for a run of an earlier version."""
 
@@ -210,7 +215,11 @@ def _source_in(path: str, config: TrainConfig) -> StartSource:
         trained = _config_of(progress)
         schema = from_dict(Schema, progress.schema)
         lineage = start_of(dict(progress.start)) if progress.start else None
-        source = StartSource(name, path, True, trained, schema, step=progress.step, lineage=lineage)
+        left = sum(count(spans) for of_rank in progress.left for spans in of_rank)
+        source = StartSource(
+            name, path, True, trained, schema,
+            step=progress.step, epoch=progress.epoch, rows_left=left, lineage=lineage,
+        )  # fmt: skip
     else:
         run = path_of(_without_ending(name))
         if not (run / CONFIG_FILE).exists():

@@ -139,6 +139,8 @@ def _new(config: TrainConfig, path: str, data: RunData, source: StartSource | No
         run = path_of(source.name.removesuffix(BEST))
         if (note := note_of_mean(run, "this run starts from")) is not None:
             log_rank0(f"note: {note}")
+    if (note := _note_of_new_tables(source)) is not None:
+        log_rank0(f"note: {note}")
     if source.lineage is not None:
         of_source = source.lineage
         note = note_of_other_scales(
@@ -149,6 +151,18 @@ def _new(config: TrainConfig, path: str, data: RunData, source: StartSource | No
     started = Ancestor(None, source.weights, source.step)
     parents = (started,) if source.lineage is None else source.lineage.as_parent(source.weights, source.step)
     return Beginning(replace(record, parents=parents), source, maps)
+
+
+def _note_of_new_tables(source: StartSource) -> str | None:
+    """The note for tables that had begun anew with an epoch which was not over; None for others."""
+    began_anew = source.config is not None and source.config.train.fresh_tables and source.epoch
+    if not began_anew or not source.rows_left or source.lineage is None:
+        return None
+    rows = source.lineage.log.rows["train"]
+    return (
+        f"the tables of {source.name} began anew with epoch {source.epoch + 1}, of which they have seen "
+        f"{rows - source.rows_left:,} of {rows:,} rows; RUN{BEST} has the tables of its best evaluation"
+    )
 
 
 def _record(path: str, data: RunData, ids: dict[str, IdSpace]) -> StartRecord:
