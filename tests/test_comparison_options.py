@@ -98,6 +98,8 @@ def test_a_part_has_the_weights_and_rates_of_its_own_tasks(tmp_path: Path, log: 
             ["--train.epochs", "2", "--train.fresh-tables", "--sparse.name", "adam"],
             "stem: --train.fresh-tables does not serve adam",
         ),
+        (["--sparse.name", "lamb", "--sharding.kernel", "dense"], "stem: lamb runs only fused"),
+        (["--train.freeze", "shared"], "single_task/.*: --train.freeze names .*shared"),
     ],
 )
 def test_options_that_do_not_fit_the_log_are_refused_before_training(

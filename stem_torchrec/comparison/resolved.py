@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from stem_torchrec.comparison.grid_search import Grid
 from stem_torchrec.comparison.options import Request, split_names
 from stem_torchrec.comparison.runs import Part
@@ -15,16 +17,21 @@ from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.files import find_row_groups
 from stem_torchrec.data.folder import data_folder
 from stem_torchrec.data.footers import fingerprint
-from stem_torchrec.data.label_kinds import refusal_of_kinds
+from stem_torchrec.data.label_kinds import may_lack_labels, refusal_of_kinds
+from stem_torchrec.data.listing import RowGroup
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.losses.table import losses_of_tasks
 from stem_torchrec.models.balanced import balance_tasks
 from stem_torchrec.models.build import build_model, check_task_weights
+from stem_torchrec.models.frame import MultiTaskModel
 from stem_torchrec.models.table import MODELS, groups_with_tables
+from stem_torchrec.models.weight_groups import check_rate_factors, freeze
 from stem_torchrec.runtime.errors import UserError
-from stem_torchrec.sharding.placement import match_rules, parse_rules
+from stem_torchrec.runtime.process import trains_on_gpu
+from stem_torchrec.sharding.placement import Placement, match_rules, parse_rules
 from stem_torchrec.starting.source import with_source_path
 from stem_torchrec.tables import SHARED, table_configs
+from stem_torchrec.training.assembly import fit_sparse_optimizer
 from stem_torchrec.training.fresh_tables import check_fresh_tables
 from stem_torchrec.training.run_folder import write_or_check
 from stem_torchrec.training.watched_metric import WatchedMetric
@@ -57,7 +64,7 @@ def resolve_log(request: Request) -> Request:
     log = {split: fingerprint(of_split) for split, of_split in row_groups.items()}
     WatchedMetric(train.train.metric, columns.labels, has_groups=columns.group is not None)
     resolved = replace(request, train=train, pair=(pair[0], pair[1]) if len(pair) == 2 else None, log=log)
-    _check_models(resolved, columns)
+    _check_models(resolved, columns, row_groups["train"])
     for part in (part for parts in resolved.parts().values() for part in parts):
         try:
             metric = part.configure(train).train.metric
@@ -67,8 +74,9 @@ def resolve_log(request: Request) -> Request:
     return resolved
 
 
-def _check_models(request: Request, columns: Columns) -> None:
-    """Raises UserError if a model cannot be built or begin its tables anew, or a rule or rate names what none has."""
+def _check_models(request: Request, columns: Columns, row_groups: Sequence[RowGroup]) -> None:
+    """Raises UserError if a model cannot be built, its tables cannot be trained or begin anew, or a rule or rate names
+    what none has."""
     train, parts_of_models = request.train, request.parts()
     all_parts = [part for parts in parts_of_models.values() for part in parts]
     _check_tasks(train, columns)
@@ -81,18 +89,36 @@ def _check_models(request: Request, columns: Columns) -> None:
         except UserError as error:
             raise UserError(f"{variant.place}: {error}") from error
     _check_rates(train, all_parts, columns)
+    of_labels = {part.labels: _of_tasks(columns, part.labels) for part in all_parts}
+    lacks = {labels: may_lack_labels(row_groups, each) for labels, each in of_labels.items()}
     for part in all_parts:
-        configured = part.configure(train)
         try:
-            check_fresh_tables(configured)
-            model = build_model(configured.model, replace(columns, labels=part.labels), configured.loss)
-            balance_tasks(model, configured.balance)
+            _check_part(part.configure(train), of_labels[part.labels], labels_missing=lacks[part.labels])
         except UserError as error:
             raise _of_part(part, error) from error
-        try:
-            match_rules(parse_rules(configured.sharding.rules), [table.name for table in table_configs(model)])
-        except UserError as error:
-            raise _of_part(part, f"{str(error).rstrip('.')}; every model needs rules that fit its tables.") from error
+
+
+def _of_tasks(columns: Columns, tasks: tuple[str, ...]) -> Columns:
+    spaces = {task: label for task, label in columns.spaces.items() if task in tasks}
+    return replace(columns, labels=tasks, spaces=spaces)
+
+
+def _check_part(config: TrainConfig, columns: Columns, *, labels_missing: bool) -> None:
+    """Raises UserError as the run of a part would, as far as that shows without its tables."""
+    check_fresh_tables(config)
+    model = build_model(config.model, columns, config.loss)
+    assert isinstance(model.model, MultiTaskModel)
+    freeze(model.model, config.train.freeze)
+    check_rate_factors(model.model, config.train.rate_factors)
+    balance_tasks(model, config.balance)
+    tables = [table.name for table in table_configs(model)]
+    default = Placement(config.sharding.type, config.sharding.kernel)
+    try:
+        placements = match_rules(parse_rules(config.sharding.rules), tables, default)
+    except UserError as error:
+        raise UserError(f"{str(error).rstrip('.')}; every model needs rules that fit its tables.") from error
+    device = torch.device("cuda" if trains_on_gpu() else "cpu")
+    fit_sparse_optimizer(model, config, placements, device=device, labels_missing=labels_missing)
 
 
 def _check_tasks(train: TrainConfig, columns: Columns) -> None:

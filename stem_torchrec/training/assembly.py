@@ -76,10 +76,7 @@ def build_sharded_model(
     tables = table_configs(model)
     topology = topology_here(process, hbm_gib=config.sharding.hbm_gb)
     placements = from_first_rank(lambda: choose_placements(config.sharding, tables, topology))
-    kinds = {p.sharding_type == "data_parallel" or p == Placement("auto", "dense") for p in placements.values()}
-    for dense in sorted(kinds):
-        check_sparse_optimizer(config.sparse, device=process.device, dense_kernel=dense, labels_missing=labels_missing)
-    apply_sparse_optimizer(model, config.sparse, factors=config.train.rate_factors)
+    fit_sparse_optimizer(model, config, placements, device=process.device, labels_missing=labels_missing)
     sharder = make_sharder(input_dist=config.sharding.input_dist, communication=config.sharding.communication)
     per_row = SPARSE_OPTIMIZERS[config.sparse.name].per_row
     plan = plan_sharding(
@@ -103,6 +100,24 @@ def build_sharded_model(
     # From here on ranks draw different numbers, for dropout.
     torch.manual_seed(config.seed + process.rank)
     return sharded, plan
+
+
+def fit_sparse_optimizer(
+    model: nn.Module,
+    config: TrainConfig,
+    placements: Mapping[str, Placement],
+    *,
+    device: torch.device,
+    labels_missing: bool,
+) -> None:
+    """Gives a model's tables their optimizer in the backward pass, before they are sharded.
+
+    Raises UserError where it does not serve the tables as they are placed, or an option names a group without a table.
+    """
+    kinds = {p.sharding_type == "data_parallel" or p == Placement("auto", "dense") for p in placements.values()}
+    for dense in sorted(kinds):
+        check_sparse_optimizer(config.sparse, device=device, dense_kernel=dense, labels_missing=labels_missing)
+    apply_sparse_optimizer(model, config.sparse, factors=config.train.rate_factors)
 
 
 def _prepare_training(model: MultiTaskTrain, config: TrainConfig, columns: Columns) -> None:
