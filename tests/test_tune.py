@@ -203,8 +203,9 @@ def test_a_setting_that_a_run_refuses_is_a_trial_that_tells_the_reason_and_the_s
     given = [("adam", 8), ("rowwise_adagrad", 6), ("rowwise_adagrad", 8)]
     trials_of([*args, *FRESH], *({"sparse.name": name, "model.embedding_dim": dim} for name, dim in given))
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "trial 0, 1 of 3: refused  (none finished)  sparse.name=adam  model.embedding_dim=8"
+    assert lines[0] == "trial 0, 0 of 3: refused  (none finished)  sparse.name=adam  model.embedding_dim=8"
     assert lines[1].startswith("  --train.fresh-tables does not serve adam, which ")
+    assert [text.split(":")[0] for text in lines[2::2]] == ["trial 1, 0 of 3", "trial 2, 1 of 3"]
     assert lines[3] == "  the embedding dimension is 6, but must be a multiple of 4."
     rows = pq.read_table(out / "trials.parquet").to_pylist()
     assert [row["state"] for row in rows] == ["REFUSED", "REFUSED", "COMPLETE"]

@@ -41,7 +41,7 @@ class TuneConfig(What):
     out: LocalOutput = ""
     """Folder for the study, a run folder for each trial, best.yaml and trials.parquet."""
     trials: Annotated[int, Interval(ge=1, le=10**6)] = 50
-    """Number of trials, over all ranks and calls, including those that end early or are refused."""
+    """Number of trials, over all ranks and calls, with those that end early, without settings that a run refuses."""
     space: LocalFile | None = None
     """A YAML file of options to choices ([1, 2, 4]) or ranges ({low: 1e-3, high: 5.0, log: true}); by default the
     published space: shared experts 1 to 8, task experts 1 to 4, embedding L2 1e-3 to 5, dropout 0 to 0.3."""

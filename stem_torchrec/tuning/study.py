@@ -29,6 +29,8 @@ from stem_torchrec.tuning.trial import make_trial, refusal_of, run_folder
 from stem_torchrec.tuning.untrained import check_space
 
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
+_MOST_REFUSED = 10
+"""Refused trials for each one that a search makes, after which it ends."""
 
 
 def record_options(folder: Path, search: Search) -> None:
@@ -51,7 +53,7 @@ def record_options(folder: Path, search: Search) -> None:
 
 
 def tune(config: TuneConfig, search: Search) -> None:
-    """Runs trials, each on this rank alone, until all ranks together have made `config.trials`.
+    """Runs trials, each on this rank alone, until all ranks together have made `config.trials`, without refused ones.
 
     Raises UserError if the search does not fit its log or its folder, another one runs in the folder, no setting can be
     trained, or no trial finishes.
@@ -72,12 +74,14 @@ def tune(config: TuneConfig, search: Search) -> None:
             pruner=optuna.pruners.MedianPruner(),
         )
         # Trials under way on other ranks are not counted, as they may never end: each rank may make one too many.
-        while len(study.get_trials(states=_ENDED, deepcopy=False)) < config.trials:
+        while (left := config.trials - _trained(study)) > 0 and _refused(study) < _MOST_REFUSED * config.trials:
             lock.confirm()
             # A process group for each trial, as a trial that ends early leaves connections open.
             with join_process_group(alone=True) as process:
                 trial = make_trial(study, search, folder=folder, process=process)
             print(progress_line(trial, study, config.trials), flush=True)
+        if left > 0:
+            print(f"the search ends: {_refused(study)} settings of the space were refused; narrow it in another --out")
         lock.confirm()
         write_results(study, config, search)
 
@@ -109,13 +113,13 @@ class StudyFile(JournalFileBackend):
 
 def progress_line(trial: FrozenTrial, study: optuna.Study, trials: int) -> str:
     """`trial 3, 4 of 50: 0.74211  (best 0.74530 of trial 1)  model.dropout=0.1`; of a refused one also the reason."""
-    ended, refusal = len(study.get_trials(states=_ENDED, deepcopy=False)), refusal_of(trial)
+    refusal = refusal_of(trial)
     score = f"{trial.value:.5f}" if trial.state == TrialState.COMPLETE else "refused" if refusal else "pruned"
     best = _best(study)
     so_far = "none finished" if best is None else f"best {best.value:.5f} of trial {best.number}"
     values = "  ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in trial.params.items())
     reason = f"\n  {refusal}" if refusal else ""
-    return f"trial {trial.number}, {ended} of {trials}: {score}  ({so_far})  {values}{reason}"
+    return f"trial {trial.number}, {_trained(study)} of {trials}: {score}  ({so_far})  {values}{reason}"
 
 
 def write_results(study: optuna.Study, config: TuneConfig, search: Search) -> None:
@@ -145,6 +149,15 @@ def write_results(study: optuna.Study, config: TuneConfig, search: Search) -> No
         for trial in trials if not config.keep_runs else ():
             if trial.state in _ENDED and trial.number != best.number:
                 shutil.rmtree(run_folder(folder, trial.number), ignore_errors=True)
+
+
+def _trained(study: optuna.Study) -> int:
+    """Trials that have ended, without refused ones."""
+    return len(study.get_trials(states=_ENDED, deepcopy=False)) - _refused(study)
+
+
+def _refused(study: optuna.Study) -> int:
+    return sum(refusal_of(trial) is not None for trial in study.get_trials(deepcopy=False))
 
 
 def _state(trial: FrozenTrial) -> str:
