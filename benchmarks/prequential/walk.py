@@ -35,7 +35,7 @@ def walk(options: DaysOptions, rest: Sequence[str]) -> None:
         if options.hashed:
             from_first_rank(logs.check_hashed)
         file = folder / "identity.json"
-        head = from_first_rank(partial(record_identity, file, identity, head, kind="walk", as_of_now=_as_of_now))
+        head = from_first_rank(partial(record_identity, file, identity, head, kind="walk", as_of_now=identity_of_now))
         for seed in options.seeds:
             for before, day in zip((None, *options.days), options.days, strict=False):
                 for name in options.policies:
@@ -51,7 +51,8 @@ def walk(options: DaysOptions, rest: Sequence[str]) -> None:
             write_report(options, logs, head)
 
 
-def _as_of_now(recorded: dict[str, Any]) -> dict[str, Any]:
+def identity_of_now(recorded: dict[str, Any]) -> dict[str, Any]:
+    """What identity.json of some version has, with the defaults of what it lacks; see `check_recorded`."""
     # A walk without hashed ids once recorded neither.
     now = {"hashed": [], "switch": None, **recorded}
     return now | ({"spec": to_dict(from_dict(Spec, now["spec"]))} if "spec" in now else {})

@@ -78,7 +78,7 @@ def measure(config: ServingLoadConfig) -> None:
     others = busy_with_others(end.at - start.at, end.busy - start.busy, end.own - start.own)
     load = f"others kept {others:.1f} of {cores()} cores busy"
     head = describe_run("serving_load.py", load=load)
-    head = record_identity(folder / "identity.json", identity, head, kind="load", as_of_now=_as_of_now)
+    head = record_identity(folder / "identity.json", identity, head, kind="load", as_of_now=identity_of_now)
     columns = ["by", "body", "rows", "clients", "requests/s", "rows/s", "P50 ms", "P99 ms", "failed"]
     text = ["# The server under load", "", *(f"- {name}: {value}" for name, value in head.items()), ""]
     text += [f"{len(bundle.input_columns)} columns, {len(bundle.tasks)} tasks, {bundle.manifest.arch}. "]
@@ -94,7 +94,8 @@ def measure(config: ServingLoadConfig) -> None:
     print(f"report: {folder / 'serving_load.md'}")
 
 
-def _as_of_now(recorded: dict[str, Any]) -> dict[str, Any]:
+def identity_of_now(recorded: dict[str, Any]) -> dict[str, Any]:
+    """What identity.json of some version has, with the defaults of what it lacks; see `check_recorded`."""
     if "config" not in recorded:
         return recorded
     return recorded | {"config": to_dict(from_dict(ServingLoadConfig, recorded["config"]))}
