@@ -248,7 +248,7 @@ def test_a_command_line_that_makes_no_sense_is_one_sentence(line: list[str], sen
 @pytest.mark.parametrize("name", ["adult", "kuairand_pure"])
 def test_a_walk_of_a_version_without_some_options_is_the_same_walk(name: str) -> None:
     spec = to_dict(read_spec(spec_path(name), ["raw=raw"]))
-    before = {field: value for field, value in spec.items() if field not in ("keep", "deduplicate", "weight")}
+    before = {field: value for field, value in spec.items() if field not in ("keep", "weight")}
     assert identity_of_now({"spec": before}) == {"hashed": [], "switch": None, "spec": spec}
     with pytest.raises(UserError, match="there is no field 'new_field'"):
         identity_of_now({"spec": {**spec, "new_field": 1}})
