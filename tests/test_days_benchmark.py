@@ -248,7 +248,7 @@ def test_a_command_line_that_makes_no_sense_is_one_sentence(line: list[str], sen
 @pytest.mark.parametrize("name", ["adult", "kuairand_pure"])
 def test_a_walk_of_a_version_without_some_options_is_the_same_walk(name: str) -> None:
     spec = to_dict(read_spec(spec_path(name), ["raw=raw"]))
-    before = {field: value for field, value in spec.items() if field not in ("keep", "weight")}
+    before = {field: value for field, value in spec.items() if field not in ("row_group_size", "weight")}
     assert identity_of_now({"spec": before}) == {"hashed": [], "switch": None, "spec": spec}
     with pytest.raises(UserError, match="there is no field 'new_field'"):
         identity_of_now({"spec": {**spec, "new_field": 1}})
@@ -284,7 +284,7 @@ def test_a_walk_reports_every_day_and_goes_on_where_it_ended(tmp_path: Path) -> 
     assert re.search(r"^- \*\*continue\*\* .* trains for \d+ s, \d+% of the \d+ s of scratch", report, re.MULTILINE)
     assert f"{facts['3']['best_auc']['like']:.4f}" in report
     # As an earlier version has written it, whose specs did not have these fields.
-    forget(tmp_path / "out/identity.json", "walk.spec.keep", "walk.spec.row_group_size")
+    forget(tmp_path / "out/identity.json", "walk.spec.weight", "walk.spec.row_group_size")
     with pytest.raises(UserError, match=r"holds another walk, where first is 1 and not 0; give"):
         walk(*read_command_line([*line, "--days", "0", "2", "3"]))
 
