@@ -10,7 +10,8 @@ import pytest
 
 from stem_torchrec.comparison.grid_search import Budget, Cell, Grid
 from stem_torchrec.comparison.options import Request, read_command_line
-from stem_torchrec.comparison.resolved import record_options, resolve_log
+from stem_torchrec.comparison.recorded import record_options
+from stem_torchrec.comparison.resolved import resolve_log
 from stem_torchrec.comparison.runs import Part, parts_of
 from stem_torchrec.comparison.several_logs import requests_by_log
 from stem_torchrec.comparison.variants import built_in, read_variants
@@ -283,7 +284,8 @@ def test_a_comparison_takes_further_models_of_a_file_and_refuses_another_of_the_
     (tmp_path / "out" / "runs" / "a" / "seed_0").mkdir(parents=True)
     record("{a: {model.dropout: 0.1}, b: {model.dropout: 0.2}}", "a,b")
     record("{a: {model.dropout: 0.1}, b: {model.dropout: 0.3}}", "a,b")  # No run of b has begun.
-    with pytest.raises(UserError, match=r"variants.yaml: a: .*out holds runs of a with other options, see variants/a"):
+    refusal = "out holds runs of a with other options, where options.model.dropout is 0.1 and not 0.3; see variants/a"
+    with pytest.raises(UserError, match=rf"variants.yaml: a: .*{refusal}"):
         record("a: {model.dropout: 0.3}", "a")
 
 

@@ -11,12 +11,16 @@ from sklearn.metrics import roc_auc_score
 
 from stem_torchrec.comparison.intervals import Interval
 from stem_torchrec.config import DaysConfig, SyntheticConfig
+from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.data.synthetic_days import write_days
+from stem_torchrec.preparation.specs.installed_specs import spec_path
+from stem_torchrec.preparation.specs.spec_file import read_spec
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.process import join_process_group
 from stem_torchrec.training.run_evaluation import EvaluateConfig, EvaluationData, evaluate_run
 
+from earlier_versions import forget
 from kuairand_files import LOG, LOG_FILE, exposure, write_csv, write_raw
 from prequential.collisions import hashed_values
 from prequential.day_logs import DayLogs
@@ -24,7 +28,7 @@ from prequential.options import DaysOptions, read_command_line
 from prequential.policies import LogKind, Walker
 from prequential.report import verdict_of
 from prequential.scores import DayRows, score_days
-from prequential.walk import walk
+from prequential.walk import identity_of_now, walk
 
 DAYS = DaysConfig(
     days=4, rows_per_day=1500, new_users=0.1, new_items=0.2, world=SyntheticConfig(users=60, items=40, tags=20)
@@ -241,6 +245,15 @@ def test_a_command_line_that_makes_no_sense_is_one_sentence(line: list[str], sen
     assert str(error.value) == sentence
 
 
+@pytest.mark.parametrize("name", ["adult", "kuairand_pure"])
+def test_a_walk_of_a_version_without_some_options_is_the_same_walk(name: str) -> None:
+    spec = to_dict(read_spec(spec_path(name), ["raw=raw"]))
+    before = {field: value for field, value in spec.items() if field not in ("row_group_size", "weight")}
+    assert identity_of_now({"spec": before}) == {"hashed": [], "switch": None, "spec": spec}
+    with pytest.raises(UserError, match="there is no field 'new_field'"):
+        identity_of_now({"spec": {**spec, "new_field": 1}})
+
+
 @pytest.mark.long
 def test_a_walk_reports_every_day_and_goes_on_where_it_ended(tmp_path: Path) -> None:
     facts, policies = write_days(DAYS, str(tmp_path / "raw")), ("continue", "fresh", "from_hashed", "scratch")
@@ -270,7 +283,9 @@ def test_a_walk_reports_every_day_and_goes_on_where_it_ended(tmp_path: Path) -> 
     report = (tmp_path / "out/days.md").read_text()
     assert re.search(r"^- \*\*continue\*\* .* trains for \d+ s, \d+% of the \d+ s of scratch", report, re.MULTILINE)
     assert f"{facts['3']['best_auc']['like']:.4f}" in report
-    with pytest.raises(UserError, match=r"holds another walk, where first is 1 and not 0"):
+    # As an earlier version has written it, whose specs did not have these fields.
+    forget(tmp_path / "out/identity.json", "walk.spec.weight", "walk.spec.row_group_size")
+    with pytest.raises(UserError, match=r"holds another walk, where first is 1 and not 0; give"):
         walk(*read_command_line([*line, "--days", "0", "2", "3"]))
 
 

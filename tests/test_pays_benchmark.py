@@ -16,6 +16,7 @@ from stem_torchrec.config import SyntheticConfig
 from stem_torchrec.data import synthetic
 from stem_torchrec.runtime.errors import UserError
 
+from earlier_versions import forget
 from gains.averages import averages
 from gains.done import Done
 from gains.options import read_command_line
@@ -108,6 +109,8 @@ def test_all_sources_and_tasks_are_one_family(folder: Path) -> None:
 
 
 def test_a_report_on_what_is_done_trains_nothing_and_lists_what_is_missing(folder: Path) -> None:
+    # As an earlier version has trained it, which did not have these options.
+    forget(folder / "out/one/comparison.yaml", "train.balance", "train.train.best_by_task")
     run(folder, "--report-only", "--seeds", "0,1", models="stem,ple")
     assert not (folder / "out/one/runs/ple").exists()
     assert {(row["model"], tuple(row["seeds"])) for row in rows_of(folder)} == {("stem", (0,))}

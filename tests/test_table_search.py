@@ -32,6 +32,7 @@ from stem_torchrec.training.trainer import train
 from stem_torchrec.tune import main
 
 from distributed import run_ranks
+from earlier_versions import add, forget
 from reference import COLUMNS
 from runs import this_process
 from small_runs import run_script
@@ -224,9 +225,14 @@ def test_the_command_trains_measures_and_judges_and_continues(tmp_path: Path) ->
     chosen = load_config(str(tmp_path / "found" / "best.yaml")).model
     assert (tmp_path / "found" / "report.md").read_text().count("\n| ") > 20
     assert "best.yaml trains with the tables that are kept" in text
+    # As an earlier version has searched, which did not have these options.
+    forget(tmp_path / "found" / "search.yaml", "train.balance", "train.model.dropout", "run")
     again = run_script("stem_torchrec/tune.py", *line, "--budget-gb", "6e-5", "--rows", "2000")
     assert "step 20" not in again
     assert load_config(str(tmp_path / "found" / "best.yaml")).model == chosen
+    add(tmp_path / "found" / "search.yaml", "train.model.new_option", 3)
+    error = run_script("stem_torchrec/tune.py", *line, "--rows", "2000", status=2)
+    assert "search.yaml: there is no field 'model.new_option'; if a newer stem_torchrec wrote the file" in error
     with_run = ["--what", "tables", "--run", tmp_path / "found" / "runs" / "all", "--no-trains-choice"]
     text = run_script(
         "stem_torchrec/tune.py", *with_run, "--budget-gb", "6e-5", "--rows", "2000", "--out", tmp_path / "b"

@@ -321,4 +321,4 @@ def test_another_search_does_not_go_into_the_folder(
     out = tmp_path / "study"
     run(monkeypatch, *line(log, out, 1))
     error = refusal(monkeypatch, capsys, *line(log, out, 1), "--data.batch-size", "32")
-    assert "holds a search with other options, another space or another log; give another --out." in error
+    assert "holds a search with other options, another space or another log, where " in error

@@ -15,6 +15,7 @@ from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.paths import check_writable
 from stem_torchrec.runtime.whole_file import whole_file
+from stem_torchrec.training.recorded_options import AsOfNow, check_recorded
 
 _LOCK = FolderLock(take_over=None)
 """Of the folders that this process writes results to."""
@@ -40,7 +41,9 @@ def make_folder(out: str) -> Path:
     return folder
 
 
-def record_identity(path: Path, identity: Mapping[str, Any], head: Mapping[str, Any], *, kind: str) -> dict[str, Any]:
+def record_identity(
+    path: Path, identity: Mapping[str, Any], head: Mapping[str, Any], *, kind: str, as_of_now: AsOfNow = dict
+) -> dict[str, Any]:
     """Writes what the results beside `path` belong to, or checks that they belong to the same; returns the first head.
 
     Args:
@@ -48,6 +51,7 @@ def record_identity(path: Path, identity: Mapping[str, Any], head: Mapping[str, 
         identity: in values that JSON can represent.
         head: is for the reader of a report; it may differ when the work is resumed, and the first one is kept.
         kind: what it is, such as sweep.
+        as_of_now: completes the identity of an earlier version; see `check_recorded`.
 
     Raises UserError if the file has another identity or is not such a file.
     """
@@ -59,26 +63,9 @@ def record_identity(path: Path, identity: Mapping[str, Any], head: Mapping[str, 
         existing, kept_head = content[kind], content["head"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} does not describe a {kind} ({error!r}); give another --out.") from error
-    if difference := _difference(existing, wanted):
-        raise UserError(
-            f"{path.parent} holds another {kind}, where {difference}; give another --out, or the same command."
-        )
+    refusal, fix = f"{path.parent} holds another {kind}", "give another --out, or the same command"
+    check_recorded(path, existing, wanted, refusal=refusal, fix=fix, as_of_now=as_of_now)
     return kept_head
-
-
-def _difference(existing: Any, wanted: Any, path: str = "") -> str:
-    """The first place where two plain values differ, as in `model.embedding_dim is 16 and not 8`."""
-    if isinstance(existing, dict) and isinstance(wanted, dict):
-        for key in sorted({*existing, *wanted}):
-            if difference := _difference(existing.get(key), wanted.get(key), f"{path}.{key}" if path else key):
-                return difference
-        return ""
-    return "" if existing == wanted else f"{path} is {_short(existing)} and not {_short(wanted)}"
-
-
-def _short(value: Any) -> str:
-    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text if len(text) < 60 else f"{text[:60]}..."
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from annotated_types import Interval
 
-from stem_torchrec.config.serialization import from_dict
+from stem_torchrec.config.serialization import from_dict, to_dict
 from stem_torchrec.config.yaml_text import parse_yaml
 from stem_torchrec.data.schema import SparseFeature
 from stem_torchrec.runtime.errors import UserError, reason_of
@@ -41,6 +41,16 @@ class TableSpec:
     def tables(self, tasks: int) -> int:
         """Number of its tables with so many tasks."""
         return tasks + 1 if self.own else 1
+
+
+def tables_of_now(recorded: Any) -> list[dict[str, Any]]:
+    """A table list that some version recorded beside its results, with the defaults of the fields that it lacks.
+
+    Raises UserError with the entry that has an unknown field, or a value that the field does not take.
+    """
+    if not isinstance(recorded, list):
+        raise UserError(f"tables is {recorded!r}, but must be a list.")
+    return [to_dict(from_dict(TableSpec, entry)) for entry in recorded]
 
 
 def read_table_list(path: str | Path) -> list[TableSpec]:

@@ -15,7 +15,7 @@ from stem_torchrec.sharding.plan import Plan, PlannedTable
 from stem_torchrec.sharding.topology import Bandwidths
 
 from common.output import make_folder, record_identity, write_whole
-from common.table_list import TableSpec
+from common.table_list import TableSpec, tables_of_now
 from planning.config import PlanConfig
 from planning.strategies import Planned, Strategy
 
@@ -57,7 +57,16 @@ class PlanFolder:
             "tables": [to_dict(table) for table in tables],
             "bandwidths": to_dict(bandwidths),
         }
-        record_identity(self.folder / SEARCH_FILE, identity, head, kind="search")
+
+        def as_of_now(recorded: dict[str, Any]) -> dict[str, Any]:
+            now = {**{name: value for name, value in to_dict(PlanConfig()).items() if name in names}, **recorded}
+            if "tables" in now:
+                now["tables"] = tables_of_now(now["tables"])
+            if "bandwidths" in now:
+                now["bandwidths"] = to_dict(from_dict(Bandwidths, now["bandwidths"]))
+            return now
+
+        record_identity(self.folder / SEARCH_FILE, identity, head, kind="search", as_of_now=as_of_now)
 
     def path(self, strategy: Strategy, *, nodes: int, tasks: int, rows: int) -> Path:
         """The file of a plan."""

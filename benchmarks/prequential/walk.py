@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
-from stem_torchrec.config.serialization import to_dict
+from stem_torchrec.config.serialization import from_dict, to_dict
+from stem_torchrec.preparation.specs.spec import Spec
 from stem_torchrec.runtime.process import from_first_rank, join_process_group
 
 from common.machine import describe_run
@@ -29,10 +31,11 @@ def walk(options: DaysOptions, rest: Sequence[str]) -> None:
         head = describe_run("days.py")
         same = {name: head[name] for name in ("machine", "versions")}
         identity = {**same, "spec": spec, "day": options.day, "first": options.days[0], "training": list(rest)}
+        identity |= {"hashed": list(options.hashed), "switch": options.switch if options.hashed else None}
         if options.hashed:
             from_first_rank(logs.check_hashed)
-            identity |= {"hashed": list(options.hashed), "switch": options.switch}
-        head = from_first_rank(partial(record_identity, folder / "identity.json", identity, head, kind="walk"))
+        file = folder / "identity.json"
+        head = from_first_rank(partial(record_identity, file, identity, head, kind="walk", as_of_now=identity_of_now))
         for seed in options.seeds:
             for before, day in zip((None, *options.days), options.days, strict=False):
                 for name in options.policies:
@@ -46,3 +49,10 @@ def walk(options: DaysOptions, rest: Sequence[str]) -> None:
                         train_day(walker, day, before, log, rest, process)
         if process.is_first:
             write_report(options, logs, head)
+
+
+def identity_of_now(recorded: dict[str, Any]) -> dict[str, Any]:
+    """What identity.json of some version has, with the defaults of what it lacks; see `check_recorded`."""
+    # A walk without hashed ids once recorded neither.
+    now = {"hashed": [], "switch": None, **recorded}
+    return now | ({"spec": to_dict(from_dict(Spec, now["spec"]))} if "spec" in now else {})

@@ -9,6 +9,7 @@ from typing import Any
 from stem_torchrec.config.json_text import parse_json
 from stem_torchrec.config.serialization import from_dict, to_dict
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.training.recorded_options import AsOfNow
 
 from common.output import make_folder, record_identity, write_whole
 from sweep.cases import Case
@@ -113,25 +114,28 @@ class ResultFolder:
         folder: is made if it does not exist.
         sweep: identifies the sweep, in values that JSON can represent.
         head: is for the reader of the report; it may differ when the sweep is resumed, and the first one is kept.
+        as_of_now: completes what an earlier version wrote of `sweep`; see `check_recorded`.
 
     Raises UserError if the folder holds another sweep or cannot be written.
     """
 
-    def __init__(self, folder: Path, sweep: Mapping[str, Any], head: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, sweep: Mapping[str, Any], head: Mapping[str, Any], *, as_of_now: AsOfNow = dict
+    ) -> None:
         self.folder = folder
         try:
             (make_folder(str(folder)) / CASES).mkdir(parents=True, exist_ok=True)
-            self.head = self._open(sweep, head)
+            self.head = self._open(sweep, head, as_of_now)
         except OSError as error:
             raise UserError(
                 f"the results cannot be written to {folder} ({error.strerror}); give another --out."
             ) from error
 
-    def _open(self, sweep: Mapping[str, Any], head: Mapping[str, Any]) -> dict[str, Any]:
+    def _open(self, sweep: Mapping[str, Any], head: Mapping[str, Any], as_of_now: AsOfNow) -> dict[str, Any]:
         path = self.folder / SWEEP_FILE
         if not path.exists() and any((self.folder / CASES).iterdir()):
             raise UserError(f"{self.folder / CASES} holds files that no sweep wrote; give another --out.")
-        return record_identity(path, sweep, head, kind="sweep")
+        return record_identity(path, sweep, head, kind="sweep", as_of_now=as_of_now)
 
     def path(self, case: Case, round_: int, suffix: str) -> Path:
         """The path of a file of one case and round, by its suffix."""

@@ -3,17 +3,21 @@
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.serialization import from_dict, to_dict
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
+from stem_torchrec.training.configuration import run_config
 
 from common.load import cores
 from common.machine import command_line, describe_machine, format_hosts, git_revision
 from common.output import write_whole
+from common.table_list import tables_of_now
 from sweep.cases import Case
 from sweep.config import Sweep, SweepConfig
 from sweep.ranks import Ending, Environment, Job, cores_of_others, judge, run_case
@@ -83,7 +87,14 @@ def open_folder(config: SweepConfig, sweep: Sweep, process: Process) -> ResultFo
         "ranks": format_hosts(process.world_size // process.local_world_size, process.local_world_size),
         **describe_machine(),
     }
-    return ResultFolder(Path(config.out), identity, head)
+    return ResultFolder(Path(config.out), identity, head, as_of_now=_as_of_now)
+
+
+def _as_of_now(recorded: dict[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in fields(TrainConfig)}
+    train = {name: value for name, value in recorded.items() if name in names}
+    tables = {"tables": tables_of_now(recorded["tables"])} if "tables" in recorded else {}
+    return {**recorded, **to_dict(run_config(train)), **tables}
 
 
 def order_of_round(cases: Sequence[Case], round_: int) -> list[Case]:

@@ -12,6 +12,7 @@ from annotated_types import Interval
 from tabulate import tabulate
 
 from stem_torchrec.config import parse_arguments
+from stem_torchrec.config.serialization import from_dict, to_dict
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.path_options import LocalFolder, LocalOutput
 from stem_torchrec.server.input_columns import input_columns
@@ -76,7 +77,8 @@ def measure(config: ServingLoadConfig) -> None:
     # The server and the clients are children that have ended, and so belong to this process.
     others = busy_with_others(end.at - start.at, end.busy - start.busy, end.own - start.own)
     load = f"others kept {others:.1f} of {cores()} cores busy"
-    head = record_identity(folder / "identity.json", identity, describe_run("serving_load.py", load=load), kind="load")
+    head = describe_run("serving_load.py", load=load)
+    head = record_identity(folder / "identity.json", identity, head, kind="load", as_of_now=identity_of_now)
     columns = ["by", "body", "rows", "clients", "requests/s", "rows/s", "P50 ms", "P99 ms", "failed"]
     text = ["# The server under load", "", *(f"- {name}: {value}" for name, value in head.items()), ""]
     text += [f"{len(bundle.input_columns)} columns, {len(bundle.tasks)} tasks, {bundle.manifest.arch}. "]
@@ -90,6 +92,13 @@ def measure(config: ServingLoadConfig) -> None:
     ]  # fmt: skip
     write_whole(folder / "serving_load.md", "\n".join(text))
     print(f"report: {folder / 'serving_load.md'}")
+
+
+def identity_of_now(recorded: dict[str, Any]) -> dict[str, Any]:
+    """What identity.json of some version has, with the defaults of what it lacks; see `check_recorded`."""
+    if "config" not in recorded:
+        return recorded
+    return recorded | {"config": to_dict(from_dict(ServingLoadConfig, recorded["config"]))}
 
 
 def _cases(config: ServingLoadConfig, bundle: Bundle, server: Server, bodies: Path) -> Iterator[dict[str, Any]]:

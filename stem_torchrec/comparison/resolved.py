@@ -1,18 +1,13 @@
-"""A comparison whose options are checked against its log, and the record of them in its folder."""
+"""A comparison whose options are checked against its log."""
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import torch
 
-from stem_torchrec.comparison.grid_search import Grid
 from stem_torchrec.comparison.options import Request, split_names
 from stem_torchrec.comparison.runs import Part
 from stem_torchrec.config import TrainConfig
-from stem_torchrec.config.files import what_is_trained
-from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.files import find_row_groups
 from stem_torchrec.data.folder import data_folder
@@ -24,7 +19,7 @@ from stem_torchrec.losses.table import losses_of_tasks
 from stem_torchrec.models.balanced import balance_tasks
 from stem_torchrec.models.build import build_model, check_task_weights
 from stem_torchrec.models.frame import MultiTaskModel
-from stem_torchrec.models.table import MODELS, groups_with_tables
+from stem_torchrec.models.table import groups_with_tables
 from stem_torchrec.models.weight_groups import check_rate_factors, freeze
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.process import trains_on_gpu
@@ -33,10 +28,7 @@ from stem_torchrec.starting.source import with_source_path
 from stem_torchrec.tables import SHARED, table_configs
 from stem_torchrec.training.assembly import fit_sparse_optimizer
 from stem_torchrec.training.fresh_tables import check_fresh_tables
-from stem_torchrec.training.run_folder import write_or_check
 from stem_torchrec.training.watched_metric import WatchedMetric
-
-COMPARISON_FILE, VARIANTS_FOLDER = "comparison.yaml", "variants"
 
 
 def resolve_log(request: Request) -> Request:
@@ -141,42 +133,3 @@ def _check_rates(train: TrainConfig, parts: Sequence[Part], columns: Columns) ->
 def _of_part(part: Part, error: object) -> UserError:
     file = f"{part.variant.file}: " if part.variant.file else ""
     return UserError(f"{file}{part.name}: {error}")
-
-
-def record_options(request: Request, world_size: int) -> None:
-    """Writes comparison.yaml, or checks that it records the same options, so that no folder mixes two comparisons.
-
-    Options that change no result are left out. Each variant has a file of its own, so that others may be added. Raises
-    UserError for a folder of another comparison, or one that cannot be written.
-    """
-    folder, grid = Path(request.config.out), request.grid
-    options = {
-        "ranks": world_size,
-        "split": request.config.split,
-        "log": dict(request.log),
-        "tuned": _tuned(grid) if grid else None,
-        "train": to_dict(replace(what_is_trained(request.train), seed=0)),
-    }
-    write_or_check(
-        folder / COMPARISON_FILE,
-        options,
-        refusal=f"{folder} holds a comparison with other options or of another log, see {COMPARISON_FILE} in it; give "
-        "another --out, or the same options on as many ranks. Models and seeds may be added.",
-        begun=any(folder.glob("runs/*/*")) or any(folder.glob("tuning/*/*")),
-    )
-    for name, variant in request.variants.items():
-        if name not in MODELS:
-            write_or_check(
-                folder / VARIANTS_FOLDER / f"{name}.yaml",
-                {"options": dict(variant.options), "alone": variant.alone},
-                refusal=f"{variant.place}: {folder} holds runs of {name} with other options, see "
-                f"{VARIANTS_FOLDER}/{name}.yaml in it; give the model another name, or another --out.",
-                begun=any(folder.glob(f"runs/{name}/*")) or any(folder.glob(f"tuning/{name}/*")),
-            )
-
-
-def _tuned(grid: Grid) -> dict[str, Any]:
-    if grid.budget is None:
-        return {"seed": grid.seed, "cells": [cell.name for cell in grid.cells()]}
-    ends = {"learning_rates": sorted(grid.learning_rates), "embedding_l2": sorted(grid.embedding_l2)}
-    return {"seed": grid.seed, "budget": to_dict(grid.budget), **ends}

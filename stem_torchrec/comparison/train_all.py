@@ -7,7 +7,8 @@ from threading import Event
 
 from stem_torchrec.comparison.grid_search import search_grid
 from stem_torchrec.comparison.options import Request
-from stem_torchrec.comparison.resolved import COMPARISON_FILE, record_options, resolve_log
+from stem_torchrec.comparison.recorded import COMPARISON_FILE, record_options
+from stem_torchrec.comparison.resolved import resolve_log
 from stem_torchrec.comparison.runs import Part, train_and_test
 from stem_torchrec.comparison.scored_rows import Comparison
 from stem_torchrec.config import TrainConfig

@@ -32,8 +32,9 @@ from stem_torchrec.table_search.options import TableSearch
 from stem_torchrec.table_search.table_worth import TableWorth, first_half, measure_tables
 from stem_torchrec.tables import SHARED, table_configs, table_group
 from stem_torchrec.training.best_by_task import note_of_mean
+from stem_torchrec.training.configuration import with_trained_options
+from stem_torchrec.training.recorded_options import write_or_check
 from stem_torchrec.training.run_evaluation import EvaluateConfig
-from stem_torchrec.training.run_folder import write_or_check
 from stem_torchrec.training.sparse_optimizers import states_of_tables
 from stem_torchrec.training.trainer import train
 
@@ -61,10 +62,15 @@ def search_tables(search: TableSearch, base: TrainConfig, process: Process) -> N
     folder = Path(search.out)
     with FolderLock(take_over=base.take_over) as lock:
         lock.take(search.out, other="--out")
+        file = folder / "search.yaml"
         write_or_check(
-            folder / "search.yaml",
+            file,
             {"train": to_dict(what_is_trained(base)), "run": search.run},
-            refusal=f"{folder} holds a search with other options; give another --out.",
+            # Each run in the folder compares its own options as well.
+            begun=file.exists() or any(folder.glob("runs/*")),
+            refusal=f"{folder} holds a search with other options",
+            fix="give another --out, or the same options",
+            as_of_now=with_trained_options,
         )
         whole = search.run or _trained(base, folder / "runs" / "all", process)
         measured = measure_tables(whole, process, rows=search.rows)

@@ -12,6 +12,7 @@ from stem_torchrec.config.files import (
     config_from_dict,
     for_the_next_run,
     read_config,
+    what_is_trained,
 )
 from stem_torchrec.config.model import check_owned
 from stem_torchrec.config.serialization import to_dict
@@ -69,6 +70,21 @@ def run_config(values: dict[str, Any]) -> TrainConfig:
     Raises UserError with the field that is unknown, of the wrong type or outside of its limits.
     """
     return config_from_dict(values, all_options(), of_all_models=True)
+
+
+def trained_options(values: Any) -> dict[str, Any]:
+    """`to_dict(what_is_trained(config))` that some version recorded, as this version would: with the options it lacks.
+
+    An option that an earlier version did not have counts as having its default, as in a config.yaml.
+
+    Raises UserError with the option that this version does not know, or with a value that it does not take.
+    """
+    return to_dict(what_is_trained(config_from_dict(values, all_options())))
+
+
+def with_trained_options(recorded: dict[str, Any]) -> dict[str, Any]:
+    """What a folder records, with its entry `train` as `trained_options` completes it; raises as that does."""
+    return recorded | ({"train": trained_options(recorded["train"])} if "train" in recorded else {})
 
 
 def known_option(name: Any, config: TrainConfig) -> str:

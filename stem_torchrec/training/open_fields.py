@@ -55,7 +55,11 @@ def _as_before(config: TrainConfig, ranks: int) -> TrainConfig:
     before = _before(config, ranks)
     if before is None:
         return config
-    batch_size, eval_every, eps = before
+    return filled_in(config, *before)
+
+
+def filled_in(config: TrainConfig, batch_size: int, eval_every: int | None, eps: float) -> TrainConfig:
+    """The configuration with these values of the fields that it leaves open."""
     data, train, sparse = config.data, config.train, config.sparse
     return replace(
         config,

@@ -17,11 +17,9 @@ calibration.json curves from predictions to probabilities, of stem-calibrate
 """
 
 import hashlib
-from collections.abc import Collection, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from stem_torchrec.checkpoints.compatibility import Rows
 from stem_torchrec.checkpoints.weights import BEST_WEIGHTS as BEST_WEIGHTS
@@ -29,10 +27,9 @@ from stem_torchrec.config.files import CONFIG_FILE as CONFIG_FILE
 from stem_torchrec.config.formats import FormatError, with_format, without_format
 from stem_torchrec.config.json_text import parse_json
 from stem_torchrec.config.serialization import from_dict, to_dict
-from stem_torchrec.config.yaml_text import parse_yaml, to_yaml
 from stem_torchrec.data.schema import SCHEMA_FILE, Schema, schema_to_json
 from stem_torchrec.metrics.multi_task import from_json
-from stem_torchrec.runtime.errors import DamagedError, UnwritableError, UserError, reason_of
+from stem_torchrec.runtime.errors import DamagedError, reason_of
 from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.owner_file import launch_id
 from stem_torchrec.runtime.paths import write_json, write_text
@@ -129,40 +126,3 @@ def launch_name() -> str:
 def folders_of_launch() -> list[Path]:
     """The folders that runs of this launch have got without an option, the newest first; none without a launcher."""
     return sorted(Path("runs").glob(f"*-{launch_name()}"), reverse=True) if launch_name() else []
-
-
-def _purpose(file: Path) -> Any:
-    try:
-        return parse_yaml(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is damaged ({reason_of(error)}); give another --out.") from error
-
-
-def write_or_check(
-    file: Path,
-    contents: Mapping[str, Any],
-    *,
-    refusal: str,
-    begun: bool = True,
-    lock: AbstractContextManager[Any] | None = None,
-) -> None:
-    """Writes the purpose of a folder of runs as YAML, or checks that it has the same one, so that runs do not mix.
-
-    Args:
-        file: the YAML file; its folder is created.
-        contents: the purpose of the folder.
-        refusal: the error for a folder that has another purpose.
-        begun: whether the folder holds any run yet.
-        lock: held meanwhile, where several processes call this at once.
-
-    Raises UserError with the refusal, or where the file is damaged or the folder cannot be written.
-    """
-    text = to_yaml(dict(contents))
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with lock or nullcontext():
-            if begun and file.exists() and _purpose(file) != parse_yaml(text):
-                raise UserError(refusal)
-            write_text(file, text)
-    except (OSError, UnwritableError) as error:
-        raise UserError(f"{file.parent} cannot be written ({reason_of(error)}); give another --out.") from error

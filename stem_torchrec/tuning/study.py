@@ -2,6 +2,9 @@
 
 import os
 import shutil
+from dataclasses import replace
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +25,16 @@ from stem_torchrec.runtime.owner_file import launch_id
 from stem_torchrec.runtime.paths import write_text
 from stem_torchrec.runtime.process import join_process_group
 from stem_torchrec.runtime.whole_file import naming_file, whole_file
-from stem_torchrec.training.run_folder import write_or_check
+from stem_torchrec.training.configuration import load_config, with_trained_options, with_values
+from stem_torchrec.training.recorded_options import differences, write_or_check
+from stem_torchrec.training.run_folder import CONFIG_FILE
 from stem_torchrec.tuning.options import TuneConfig
 from stem_torchrec.tuning.search_space import Search, resolve_log
 from stem_torchrec.tuning.trial import make_trial, refusal_of, run_folder
 from stem_torchrec.tuning.untrained import check_space
 
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
+_JOURNAL, _RESULTS_LOCK = "study.log", "results.lock"
 _MOST_REFUSED = 10
 """Refused trials for each one that a search makes, after which it ends."""
 
@@ -36,20 +42,40 @@ _MOST_REFUSED = 10
 def record_options(folder: Path, search: Search) -> None:
     """Writes study.yaml, or checks that it records the same options, so that no folder mixes two searches.
 
-    Options that change no result are left out. Raises UserError for the folder of another search, or one that cannot be
-    written.
+    Options that change no result are left out, and those that the file lacks have their defaults; a trial that is kept
+    confirms it. Raises UserError for the folder of another search, or one that cannot be written.
     """
+    file = folder / "study.yaml"
     options = {
         "log": dict(search.log),
         "train": to_dict(what_is_trained(search.base)),
         "space": {option: repr(distribution) for option, distribution in search.space.items()},
     }
     write_or_check(
-        folder / "study.yaml",
+        file,
         options,
-        refusal=f"{folder} holds a search with other options, another space or another log; give another --out.",
+        begun=file.exists() or (folder / _JOURNAL).exists(),
+        refusal=f"{folder} holds a search with other options, another space or another log",
+        fix="give another --out",
+        as_of_now=with_trained_options,
+        confirm=partial(_check_trial, folder, search),
         lock=FileLock(folder / "study.yaml.lock"),
     )
+
+
+def _check_trial(folder: Path, search: Search) -> None:
+    """Raises UserError where a trial was trained with other options than these, whatever study.yaml tells."""
+    # Under this lock no other rank deletes the folders of trials.
+    with FileLock(folder / _RESULTS_LOCK):
+        files = sorted((folder / "trials").glob(f"*/{CONFIG_FILE}"))
+        saved = load_config(str(files[0])) if files else None
+    if saved is None:
+        return
+    chosen = {option: attrgetter(option)(saved) for option in search.space}
+    expected = replace(search, base=with_values(search.base, chosen)).trial_config({})
+    before, now = (to_dict(what_is_trained(each)) for each in (saved, expected))
+    if unlike := next(differences(before, now), None):
+        raise UserError(f"{files[0].parent} was trained with other options, where {unlike}; give another --out.")
 
 
 def tune(config: TuneConfig, search: Search) -> None:
@@ -66,7 +92,7 @@ def tune(config: TuneConfig, search: Search) -> None:
         _own(lock, config.out)
         record_options(folder, search)
         study = optuna.create_study(
-            storage=JournalStorage(StudyFile(folder / "study.log")),
+            storage=JournalStorage(StudyFile(folder / _JOURNAL)),
             study_name="tune",
             direction="maximize",
             load_if_exists=True,
@@ -128,7 +154,7 @@ def write_results(study: optuna.Study, config: TuneConfig, search: Search) -> No
     Every rank calls it after its trials, so the last one writes all trials. Raises UserError if none has finished.
     """
     folder = Path(config.out)
-    with FileLock(folder / "results.lock"):
+    with FileLock(folder / _RESULTS_LOCK):
         best = _best(study)
         if best is None:
             raise UserError(
