@@ -152,7 +152,7 @@ def test_a_chosen_evaluation_interval_is_kept() -> None:
 
 def test_a_study_goes_on_only_with_the_log_that_it_began_with(tmp_path: Path) -> None:
     log, study = tmp_path / "log", tmp_path / "study"
-    search = Search(TrainConfig(data=DataConfig(path=str(log))), {})
+    search = Search(replace(tiny(), data=DataConfig(path=str(log))), {})
 
     def record(first_row: int) -> None:
         for split in ("train", "valid"):
