@@ -337,6 +337,17 @@ def test_positives_are_counted_by_groups_of_text(tmp_path: Path) -> None:
     assert [counts["texts"][key] for key in keys["texts"]] == [counts["numbers"][key] for key in keys["numbers"]]
 
 
+def test_positives_outside_of_a_tasks_space_are_not_counted(tmp_path: Path) -> None:
+    table = log_table(ROWS)
+    write_split(tmp_path, table)
+    columns = Columns.select(SCHEMA, spaces={"like": "finish"})
+    row_groups = find_row_groups(str(tmp_path), "train", SCHEMA, columns)
+    counted = count_positives(row_groups, columns, "user", ("finish", "like")).counts.sum(axis=0)
+    finish, like = (np.array([y or 0 for y in table.column(task).to_pylist()]) for task in ("finish", "like"))
+    assert counted.tolist() == [finish.sum(), (finish * like).sum()]
+    assert (finish * like).sum() < like.sum()
+
+
 def test_an_alias_counts_though_its_feature_is_not_selected() -> None:
     columns = Columns.select(replace(DOTTED, group="place"), features=("row",), labels=("finish",))
     assert columns.column_of("place") == "user/place@v2"

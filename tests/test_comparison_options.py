@@ -19,6 +19,7 @@ from stem_torchrec.config import LossConfig, SyntheticConfig, TaskGradients, Tas
 from stem_torchrec.data import synthetic
 from stem_torchrec.losses.table import LOSSES
 from stem_torchrec.models.ple import PLEOptions
+from stem_torchrec.models.shared_bottom import SingleTaskOptions
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.paths import write_json
 from stem_torchrec.training.recipes import tiny
@@ -226,6 +227,8 @@ def test_models_of_a_file_have_its_options_over_those_of_the_command_line(tmp_pa
         "regular": [("finish",), ("like",)],
         "wide": [("finish",), ("like",)],
     }
+    [plain] = read_variants(written(tmp_path, "plain: {}"), replace(request.train, model=SingleTaskOptions())).values()
+    assert plain.alone
     (focal,), (deep,), (regular, _), (wide, _) = configs.values()
     assert focal.loss == LossConfig({"*": "focal", "like": "bce"}, {"like": 3.0})
     assert (type(deep.model), deep.model.dropout, deep.model.task_weights) == (PLEOptions, 0.1, (1.0, 2.0))
@@ -236,7 +239,7 @@ def test_models_of_a_file_have_its_options_over_those_of_the_command_line(tmp_pa
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("- focal", "is not a mapping of models to their options; write lines like `stem_focal: {model.arch: stem"),
+        ("- focal", "is not a mapping of models to their options; write lines like `stem_wide: {model.arch: stem"),
         ("a: focal", "a is 'focal', but must be a mapping of options; write lines like"),
         ("a/b: {}", "the model 'a/b' must have a name of letters, digits and _.- only; give it another."),
         ("stem: {model.dropout: 0.1}", "stem is the name of a model that is built in; give yours another."),

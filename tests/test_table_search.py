@@ -18,6 +18,7 @@ from stem_torchrec.inspection.inspected_run import tables_of
 from stem_torchrec.inspection.train_ids import count_ids
 from stem_torchrec.models.build import build_model
 from stem_torchrec.models.stem import STEMOptions
+from stem_torchrec.models.table import with_arch
 from stem_torchrec.run_report.run_record import RunRecord
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.table_search import options
@@ -68,11 +69,11 @@ def test_the_image_of_a_table_is_the_closest_one_where_ids_are_trained() -> None
     assert (anywhere - map_to).abs().max() > 1
 
 
-def trained(folder: Path) -> TrainConfig:
+def trained(folder: Path, arch: str = "stem") -> TrainConfig:
     config = tiny()
     return dataclasses.replace(
         config,
-        model=dataclasses.replace(config.model, embedding_std=0.5, embedding_dim=4),
+        model=dataclasses.replace(with_arch(config.model, arch), embedding_std=0.5, embedding_dim=4),
         data=dataclasses.replace(
             config.data, synthetic=dataclasses.replace(config.data.synthetic, train_rows=2048, valid_rows=1024)
         ),
@@ -81,10 +82,10 @@ def trained(folder: Path) -> TrainConfig:
     )
 
 
-def worth_two_ways(folder: Path) -> tuple[list[TableWorth], dict[str, dict[str, float]]]:
+def worth_two_ways(folder: Path, arch: str) -> tuple[list[TableWorth], dict[str, dict[str, float]]]:
     """What `measure_tables` finds, and by table and task how much the losses rise if its rows are replaced."""
     process = this_process()
-    train(trained(folder), process)
+    train(trained(folder, arch), process)
     measured = measure_tables(str(folder), process, rows=900)
     record, opened = RunRecord.read(folder, "run"), open_run(EvaluateConfig(str(folder)), process)
     images = linear_images(tables_of(record), count_ids(record, rows=None).counts)
@@ -100,7 +101,8 @@ def worth_two_ways(folder: Path) -> tuple[list[TableWorth], dict[str, dict[str, 
         sums, counts = torch.zeros(2, dtype=torch.float64), torch.zeros(2)
         for item in items:
             rows = torch.from_numpy(first_half((item.rows if item.groups is None else item.groups).numpy()))
-            logits = built.model(item.batch.dense_features, item.batch.sparse_features)[: len(rows)][rows].double()
+            outputs = built.model(item.batch.dense_features, item.batch.sparse_features)
+            logits = outputs[: len(rows), :2][rows].double()
             labels = item.batch.labels[: len(rows)][rows].double()
             each = binary_cross_entropy_with_logits(logits, labels.nan_to_num(), reduction="none")
             sums, counts = sums + (each * ~labels.isnan()).sum(0), counts + (~labels.isnan()).sum(0)
@@ -116,8 +118,9 @@ def worth_two_ways(folder: Path) -> tuple[list[TableWorth], dict[str, dict[str, 
     return measured, rises
 
 
-def test_the_worth_of_a_table_is_the_loss_without_it_on_half_of_the_users(tmp_path: Path) -> None:
-    [(measured, rises)] = run_ranks(1, worth_two_ways, tmp_path / "run")
+@pytest.mark.parametrize("arch", ["stem", "duet"])
+def test_the_worth_of_a_table_is_the_loss_without_it_on_half_of_the_users(tmp_path: Path, arch: str) -> None:
+    [(measured, rises)] = run_ranks(1, worth_two_ways, tmp_path / "run", arch)
     assert [each.worth for each in measured] == sorted((each.worth for each in measured), reverse=True)
     assert {each.table for each in measured} == set(rises)
     for each in measured:

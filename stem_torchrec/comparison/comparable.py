@@ -59,7 +59,8 @@ def key_columns(columns: Columns, key: str, labels: Sequence[str] = ()) -> Colum
     """The columns of a log that hold a key, which is its group or a sparse feature, and the given labels."""
     feature = {key: columns.sparse[key]} if key != columns.group else {}
     group = None if feature else key
-    return Columns(sparse=feature, dense=(), labels=tuple(labels), group=group, files=columns.files)
+    spaces = {label: space for label, space in columns.spaces.items() if label in labels}
+    return Columns(sparse=feature, dense=(), labels=tuple(labels), group=group, spaces=spaces, files=columns.files)
 
 
 def key_numbers(column: pa.ChunkedArray) -> Ints:
@@ -80,11 +81,13 @@ def read_keys(row_groups: Sequence[RowGroup], columns: Columns, key: str, *, ski
 def count_positives(
     row_groups: Sequence[RowGroup], columns: Columns, key: str, tasks: tuple[str, str], *, skip: bool = False
 ) -> Positives:
-    """Counts positives by key, with one row group in memory at a time; missing labels and null keys do not count.
+    """Counts positives by key, with one row group in memory at a time.
+
+    Missing labels, labels outside of their task's space and null keys do not count.
 
     Args:
         row_groups: of the training log.
-        columns: of the log.
+        columns: of the log, with the tasks' spaces.
         key: its group, or a sparse feature with one id in each row.
         tasks: two of its labels.
         skip: whether rows that break the schema are skipped; otherwise the first raises DataError.
@@ -94,7 +97,7 @@ def count_positives(
     for row_group in row_groups:
         table = read_row_group(row_group, columns, skip=skip)
         table = table.filter(pc.is_valid(table.column(key)))
-        counts = {task: pc.fill_null(table.column(task), 0).cast(pa.int64()) for task in tasks}
+        counts = {task: pc.fill_null(_labels(table, columns, task), 0).cast(pa.int64()) for task in tasks}
         part = pa.table({key: pa.array(key_numbers(table.column(key))), **counts})
         both = part if total is None else pa.concat_tables([total, part])
         grouped = both.group_by(key).aggregate([(task, "sum") for task in tasks])
@@ -102,6 +105,14 @@ def count_positives(
     assert total is not None
     total = total.sort_by(key)
     return Positives(total.column(key).to_numpy(), np.stack([total.column(task).to_numpy() for task in tasks], axis=1))
+
+
+def _labels(table: pa.Table, columns: Columns, task: str) -> pa.ChunkedArray:
+    """The labels of a task, (N,), null outside of its space."""
+    labels = table.column(task)
+    if task not in columns.spaces:
+        return labels
+    return pc.if_else(pc.equal(table.column(columns.spaces[task]), 1), labels, None)
 
 
 def name_bins(tasks: tuple[str, str], edges: Sequence[float]) -> list[str]:

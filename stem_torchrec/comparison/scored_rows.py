@@ -98,7 +98,7 @@ class ScoredRows:
 
     def __init__(self, comparison: Comparison) -> None:
         self.comparison = comparison
-        self.columns = Columns.select(load_schema(comparison.path))
+        self.columns = Columns.select(load_schema(comparison.path), spaces=comparison.train.data.spaces)
         first, *_ = comparison.runs
         predicted = first.predictions()
         self.tasks: Sequence[str] = [name.partition("/")[2] for name in predicted if name.startswith("label/")]

@@ -39,7 +39,7 @@ class Variant:
 
     @property
     def place(self) -> str:
-        """Where it stands, for errors: `variants.yaml: stem_focal`, or its name alone."""
+        """Where it stands, for errors: `variants.yaml: stem_wide`, or its name alone."""
         return f"{self.file}: {self.name}" if self.file else self.name
 
     @property
@@ -56,7 +56,7 @@ class Variant:
 
         Example::
 
-            Variant("stem_focal", {"loss.kinds": {"*": "focal"}}).configure(tiny()).loss.kinds  # {"*": "focal"}
+            Variant("stem_wide", {"model.embedding_dim": 32}).configure(tiny()).model.embedding_dim  # 32
         """
         try:
             arch = self.options.get(ARCH, config.model.arch)
@@ -70,8 +70,10 @@ class Variant:
         return next((option for option in options if option in self.options), None)
 
 
-def variant(name: str, values: Mapping[str, Any], file: str = "") -> Variant:
+def variant(name: str, values: Mapping[str, Any], file: str = "", *, arch: str = "") -> Variant:
     """The variant that a mapping describes: options, and `alone`, which is true for single-task models by default.
+
+    `arch` is the model of one that names none.
 
     Example::
 
@@ -81,7 +83,7 @@ def variant(name: str, values: Mapping[str, Any], file: str = "") -> Variant:
     """
     # As in --help an option may have hyphens.
     options = {str(option).removeprefix("--").replace("-", "_"): value for option, value in values.items()}
-    alone = options.pop(ALONE, options.get(ARCH) == "single_task")
+    alone = options.pop(ALONE, options.get(ARCH, arch) == "single_task")
     if not isinstance(alone, bool):
         raise UserError(f"{file}: {name}: alone is {alone!r}, but must be true or false.")
     return Variant(name, options, alone, file)
@@ -142,15 +144,15 @@ def read_variants(path: str, config: TrainConfig) -> dict[str, Variant]:
 
     Example::
 
-        # stem_focal: {model.arch: stem, loss.kinds: {"*": focal}}
-        read_variants("variants.yaml", tiny())  # {"stem_focal": Variant("stem_focal", {"model.arch": "stem", ...})}
+        # stem_wide: {model.arch: stem, model.embedding_dim: 32}
+        read_variants("variants.yaml", tiny())  # {"stem_wide": Variant("stem_wide", {"model.arch": "stem", ...})}
     """
     try:
         content = parse_yaml(Path(path).read_text())
     # ValueError: the file is not text, or not YAML.
     except (OSError, ValueError) as error:
         raise UserError(f"--variants {path} cannot be read ({reason_of(error)}); give a YAML file.") from error
-    example = "write lines like `stem_focal: {model.arch: stem, loss.kinds: {'*': focal}}`"
+    example = "write lines like `stem_wide: {model.arch: stem, model.embedding_dim: 32}`"
     if not isinstance(content, dict) or not content:
         raise UserError(f"{path} is not a mapping of models to their options; {example}.")
     variants = {}
@@ -158,7 +160,7 @@ def read_variants(path: str, config: TrainConfig) -> dict[str, Variant]:
         _check_name(name, path)
         if not isinstance(values, dict):
             raise UserError(f"{path}: {name} is {values!r}, but must be a mapping of options; {example}.")
-        variants[name] = variant(name, values, path)
+        variants[name] = variant(name, values, path, arch=config.model.arch)
         variants[name].configure(config)
     return variants
 

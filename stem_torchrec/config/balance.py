@@ -28,7 +28,7 @@ class BalanceConfig:
     period: Annotated[int, Interval(ge=1, le=10**9)] = 500
     """Of dwa: steps whose mean loss is compared with that of as many steps before."""
     caution: Annotated[float, Interval(ge=0, le=0.999)] = 0.4
-    """Of cagrad: how far from the sum it looks, as a share of its length; 0 is the sum."""
+    """Of cagrad: how far from the mean gradient it looks, as a share of its length; 0 is the mean."""
     magnitude: _Part = 0.5
     """Of gradcraft: how far the lengths of the gradients move to the largest, from 0, not at all, to 1."""
     memory: Annotated[float, Interval(ge=0, le=0.9999)] = 0.0

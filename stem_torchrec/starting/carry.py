@@ -50,7 +50,8 @@ def carry(
     - States are continued if the optimizer is the same. The schedule of learning rates starts anew.
     - Adam corrects its moments by a count of steps, which goes on with them, for new rows and columns as well: torch
       has one for each weight, the dense kernel's tables included, and FBGEMM (CUDA alone fuses Adam) one for all tables
-      of a lookup, new ones as well. Their first steps are then up to 3.2 times as long as those of a new run.
+      of a lookup, new ones as well. Their first step is then up to 3.2 times as long as that of a new run, and of equal
+      gradients the twelfth 6.6 times.
 
     Args:
         model: sharded, with its loss.

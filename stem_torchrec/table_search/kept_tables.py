@@ -12,8 +12,9 @@ from stem_torchrec.tables import SHARED, table_feature, table_group
 def keep_tables(measured: Sequence[TableWorth], *, shared_bytes: int, budget: float | None) -> list[TableWorth]:
     """The tables to keep, by their worth for each byte, as long as they fit beside the shared ones.
 
-    With a budget every table counts that is worth anything, without one those that are worth two standard errors or
-    more. Worths are measured one table at a time and added up here, which the training of the choice puts to the test.
+    With a budget every table counts that is worth anything, without one those that are worth more than two standard
+    errors. Worths are measured one table at a time and added up here; the training of the choice puts that to the
+    test.
 
     Args:
         measured: all tables of tasks.

@@ -144,7 +144,9 @@ def _losses(item: Exposures, logits: Tensor) -> tuple[Tensor, Tensor]:
     count = len(item.rows)
     labels = item.batch.labels[:count].cpu().double()
     known, weights = ~labels.isnan(), weights_of_rows(item)
-    losses = binary_cross_entropy_with_logits(logits[:count].cpu().double(), labels.nan_to_num(), reduction="none")
+    # Models with several streams put out the predictions first, then what trains the streams.
+    predicted = logits[:count, : labels.shape[1]].cpu().double()
+    losses = binary_cross_entropy_with_logits(predicted, labels.nan_to_num(), reduction="none")
     return losses * known, known.double() if weights is None else known * weights.cpu().double()
 
 
