@@ -18,6 +18,7 @@ from stem_torchrec.checkpoints.saver import CheckpointSaver, host_memory_for
 from stem_torchrec.checkpoints.state import training_state
 from stem_torchrec.checkpoints.storage import IoPathFileSystem, UncachedFile
 from stem_torchrec.checkpoints.weights import load_state, read_metadata
+from stem_torchrec.models.table import all_options
 from stem_torchrec.runtime.errors import DamagedError, UserError
 
 from distributed import run_ranks
@@ -95,7 +96,7 @@ def save_and_prune(folder: str, store: Path | None) -> list[Any]:
     for step in complete_steps(folder):
         state = read(checkpoint_path(folder, step))
         facts.append((set(state[f"weights_{dist.get_rank()}"].tolist()), int(state["count"])))
-    facts.append(read_progress(checkpoint_path(folder, 30)).left)
+    facts.append(read_progress(checkpoint_path(folder, 30), all_options()).left)
     return facts
 
 
@@ -174,13 +175,13 @@ def read_damaged(folder: Path, names: Sequence[str]) -> list[str]:
     with pytest.raises(DamagedError) as error:
         read_metadata(path)
     messages.append(str(error.value))
-    read_progress(path)
+    read_progress(path, all_options())
     for name, old, new in ((PROGRESS_FILE, b'"step": 10', b'"step": 11'), (".metadata", b"count", b"cound")):
         whole = Path(path, name).read_bytes()
         assert old in whole
         Path(path, name).write_bytes(whole.replace(old, new))
         with pytest.raises(ValueError, match="is not what was written there"):
-            read_progress(path)
+            read_progress(path, all_options())
         Path(path, name).write_bytes(whole)
     return messages
 

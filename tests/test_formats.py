@@ -1,6 +1,7 @@
 """Files of a run carry a format version: older ones load for ever, newer ones are refused in one sentence."""
 
 import functools
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -13,14 +14,25 @@ import torch
 from torchrec.distributed.planner import Topology
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
-from stem_torchrec.checkpoints.folder import Progress, checkpoint_path, complete_steps, publish, read_progress
+from stem_torchrec.checkpoints.folder import (
+    PROGRESS_FILE,
+    Progress,
+    checkpoint_path,
+    complete_steps,
+    publish,
+    read_progress,
+)
 from stem_torchrec.checkpoints.resume import check_resume
 from stem_torchrec.config import TrainConfig, dump_config, what_is_trained
 from stem_torchrec.config.files import CONFIG_FORMAT
+from stem_torchrec.config.formats import FormatError
+from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.data.schema import load_schema, save_schema
+from stem_torchrec.models.table import all_options
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.process import Process
 from stem_torchrec.sharding.plan_file import read_plan
+from stem_torchrec.starting.source import open_source
 from stem_torchrec.training.configuration import config_from_command_line, load_config
 from stem_torchrec.training.run_evaluation import EvaluateConfig, EvaluationData, evaluate_run
 from stem_torchrec.training.run_folder import METRICS_FORMAT, read_metrics
@@ -83,7 +95,7 @@ def test_the_files_of_a_stored_run_are_read(name: str) -> None:
     assert config.model.expert_hidden == (4,)
     schema = load_schema(str(STORED / name))
     assert {feature.name: feature.num_embeddings for feature in schema.sparse_features}["item_id"] == 8
-    progress = read_progress(checkpoint_path(str(STORED / name / "checkpoints"), STEPS[name]))
+    progress = read_progress(checkpoint_path(str(STORED / name / "checkpoints"), STEPS[name]), all_options())
     assert progress.step == STEPS[name]
     assert progress.config["data"]["features"] == ["item_id", "tags"]
     assert set(read_metrics(STORED / name).valid) == {"finish", "like"}
@@ -108,7 +120,7 @@ def finished_run(folder: Path) -> object:
 
 def resumed_run(folder: Path) -> None:
     config = load_config(str(folder / "config.yaml"))
-    check_resume(replace(config, output_dir=str(folder)), load_schema(str(folder)), {})
+    check_resume(replace(config, output_dir=str(folder)), load_schema(str(folder)), {}, models=all_options())
 
 
 @pytest.mark.parametrize(
@@ -151,18 +163,18 @@ def test_the_checkpoints_of_another_run_are_taken_for_the_same_options_only(fold
     checkpoints = str(run / "checkpoints")
     config, schema, rows = load_config(str(run / "config.yaml")), load_schema(str(run)), {"train": {}}
     moved = replace(config, output_dir=str(folder / "new"), checkpoint=replace(config.checkpoint, folder=checkpoints))
-    check_resume(moved, schema, rows)
+    check_resume(moved, schema, rows, models=all_options())
     other = replace(moved, dense=replace(moved.dense, learning_rate=0.5))
     with pytest.raises(UserError) as error:
-        check_resume(other, schema, rows)
+        check_resume(other, schema, rows, models=all_options())
     assert str(error.value) == (
         f"{checkpoint_path(checkpoints, STEPS['run_format_1'])} holds a run of other options, which this one would "
         f"replace: dense.learning_rate was {config.dense.learning_rate} and is 0.5; give another --checkpoint.folder, "
         "or the same options."
     )
     # The run itself may go on with another learning rate.
-    own = read_progress(checkpoint_path(checkpoints, STEPS["run_format_1"])).config["output_dir"]
-    check_resume(replace(other, output_dir=own), schema, rows)
+    own = read_progress(checkpoint_path(checkpoints, STEPS["run_format_1"]), all_options()).config["output_dir"]
+    check_resume(replace(other, output_dir=own), schema, rows, models=all_options())
 
 
 def test_a_written_configuration_has_a_format_and_a_configuration_has_none() -> None:
@@ -195,10 +207,65 @@ def test_a_checkpoint_of_a_program_without_some_fields_has_their_defaults(tmp_pa
             row_groups="",
         ),
     )
-    progress = read_progress(str(tmp_path))
+    progress = read_progress(str(tmp_path), all_options())
     assert progress.config["model"]["layout"] == TrainConfig().model.layout
     assert progress.config["model"]["embedding_dim"] == 4
     assert progress.schema["dense_features"] == []
+
+
+def as_written_by_another_version(run: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """The checkpoint of the stored run with another progress.json, whose checksum is right."""
+    path = run / "checkpoints/step-000000004"
+    content = json.loads((path / PROGRESS_FILE).read_text())
+    del content["sha256"]
+    change(content)
+    checksum = hashlib.sha256(json.dumps(content, sort_keys=True).encode() + (path / ".metadata").read_bytes())
+    (path / PROGRESS_FILE).write_text(json.dumps({**content, "sha256": checksum.hexdigest()}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda saved: saved["config"]["model"].update(newer=1), "there is no field 'model.newer'"),
+        (lambda saved: saved["config"]["model"].update(categories={}), "model.categories is an option of home, not of"),
+        (lambda saved: saved["config"]["model"].update(arch="newer"), "model.arch is 'newer', but must be one of "),
+        (lambda saved: saved["config"]["train"].update(newer=1), "there is no field 'train.newer'"),
+        (lambda saved: saved["schema"].update(newer=1), "there is no field 'newer'"),
+        (lambda saved: saved.update(newer=1), "Progress.__init__() got an unexpected keyword argument 'newer'"),
+    ],
+)
+def test_a_checkpoint_with_an_option_that_this_version_does_not_know_is_refused_and_loses_none(
+    change: Callable[[dict[str, Any]], object], problem: str, folder: Path
+) -> None:
+    run = folder / "run_format_1"
+    path = as_written_by_another_version(run, change)
+    config, schema = load_config(str(run / "config.yaml")), load_schema(str(run))
+    fix = "; if a newer stem_torchrec wrote the checkpoint, install that version, else give another checkpoint."
+    for read in (
+        lambda: check_resume(replace(config, output_dir=str(run)), schema, {}, models=all_options()),
+        lambda: check_resume(replace(config, resume=str(path)), schema, {}, models=all_options()),
+        lambda: config_from_command_line(["--start-from", str(path)]),
+        lambda: open_source(replace(config, start_from=str(path))),
+    ):
+        with pytest.raises(FormatError) as error:
+            read()
+        assert str(error.value).startswith(f"{path}/{PROGRESS_FILE}: {problem}")
+        assert str(error.value).endswith(fix)
+        assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_of_before_formats_may_have_the_options_of_other_models_and_no_unknown_ones(folder: Path) -> None:
+    def before_formats(saved: dict[str, Any]) -> None:
+        del saved["format"]
+        saved["config"]["model"]["categories"] = {}
+
+    path = as_written_by_another_version(folder / "run_format_1", before_formats)
+    model = read_progress(str(path), all_options()).config["model"]
+    assert model == to_dict(load_config(str(folder / "run_format_1/config.yaml")).model)
+    as_written_by_another_version(folder / "run_format_1", lambda saved: saved["config"]["model"].update(newer=1))
+    with pytest.raises(FormatError, match=r"there is no field 'model\.newer'"):
+        read_progress(str(path), all_options())
 
 
 def test_a_log_is_written_with_a_format_and_read_back_equal(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.files import find_row_groups
 from stem_torchrec.data.label_statistics import log_odds_above, mean_and_deviation
 from stem_torchrec.data.schema import Label, load_schema, save_schema, schema_to_dict
+from stem_torchrec.inspection.inspect_runs import inspect_runs
+from stem_torchrec.inspection.options import InspectOptions
 from stem_torchrec.losses.table import losses_of_tasks
 from stem_torchrec.metrics.multi_task import to_json
 from stem_torchrec.models.build import build_model
@@ -27,6 +29,7 @@ from stem_torchrec.models.links import NumberLink, OrdinalLink
 from stem_torchrec.models.loss import MultiTaskTrain
 from stem_torchrec.models.trained_by import tasks_of_parameters
 from stem_torchrec.runtime.errors import DataError, UserError
+from stem_torchrec.runtime.process import Process
 from stem_torchrec.server.served_bundle import ServedBundle, breaking_changes
 from stem_torchrec.serving.bundle import load_bundle
 from stem_torchrec.serving.export_run import ExportConfig, export_run
@@ -42,6 +45,7 @@ from reference import COLUMNS, random_batch
 from runs import MODEL, Run, batches_of_ranks, config_of, of_this_rank, this_process, with_labels_of
 from served import running_server
 
+ALONE = Process(0, 1, 1, torch.device("cpu"))
 KINDS = replace(COLUMNS, labels=("finish", "like", "watch"), numbers=("watch",), levels={"like": 3})
 """A binary task, one of three levels, and a number."""
 STATISTICS = {"like": (1.0, -0.5), "watch": (0.5, 2.0)}
@@ -195,6 +199,8 @@ def test_a_mixed_log_goes_through_train_evaluate_resume_start_export_score_and_s
     assert changes == ["it predicts watch as binary"]
     error = predicted["prediction/watch"].to_numpy() - labels["watch_time"].to_numpy()
     assert math.sqrt(np.nanmean(error**2)) == pytest.approx(metrics["watch"]["rmse"], rel=1e-6)
+    two = InspectOptions((str(tmp_path / "run"), str(tmp_path / "parts")), tables_only=True)
+    assert "Tables of run beside those of parts" in [section.title for section in inspect_runs(two, ALONE)]
     rows = rows_of_run(str(tmp_path / "run"), log=None, judge_on=None)
     assert rows.not_binary == ("watch", "stars")
 

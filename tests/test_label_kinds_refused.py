@@ -74,8 +74,8 @@ REFUSED: dict[str, Callable[[Path], object]] = {
     f"{OF_KIND} stem-tune --what tables takes binary ones alone; give a --run that was trained with --data.labels li": (
         lambda folder: search_tables(TableSearch(run=of_run(folder), out=str(folder / "search")), tiny(), ALONE)
     ),
-    f"{OF_KIND} stem-inspect with two runs takes binary ones alone; give one run, or two that were trained with "
-    "--data.labels like.": lambda folder: check_two(*[RunRecord.read(Path(of_run(folder)), "a")] * 2),
+    f"{OF_KIND} stem-inspect with two runs takes binary ones alone; give one run, two that were trained with "
+    "--data.labels like, or --tables-only.": lambda folder: check_two(*[RunRecord.read(Path(of_run(folder)), "a")] * 2),
     f"{OF_KIND} stem-calibrate takes binary ones alone; give another run than ": lambda folder: rows_of_run(
         of_run(folder, labels=("watch", "stars")), log=None, judge_on=None
     ),

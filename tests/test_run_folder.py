@@ -13,6 +13,7 @@ from stem_torchrec.config.files import dump_config
 from stem_torchrec.config.synthetic import SyntheticConfig
 from stem_torchrec.data.synthetic import generate
 from stem_torchrec.models.stem import STEMOptions
+from stem_torchrec.models.table import all_options
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.training.configuration import load_config
 from stem_torchrec.training.recipes import tiny
@@ -55,11 +56,11 @@ def test_a_run_whose_folder_has_no_name_yet_has_no_checkpoints(tmp_path: Path, m
     path = tmp_path / "None/checkpoints/step-000000010"
     path.mkdir(parents=True)
     publish(str(path), progress_after(10))
-    check_resume(TrainConfig(resume="never"), SCHEMA, {})
+    check_resume(TrainConfig(resume="never"), SCHEMA, {}, models=all_options())
     with pytest.raises(UserError, match="--resume nowhere holds no checkpoint"):
-        check_resume(TrainConfig(resume="nowhere"), SCHEMA, {})
+        check_resume(TrainConfig(resume="nowhere"), SCHEMA, {}, models=all_options())
     with pytest.raises(UserError, match="None/checkpoints holds a run's checkpoints"):
-        check_resume(TrainConfig(resume="never", output_dir="None"), SCHEMA, {})
+        check_resume(TrainConfig(resume="never", output_dir="None"), SCHEMA, {}, models=all_options())
 
 
 def test_a_written_configuration_starts_another_run(tmp_path: Path) -> None:

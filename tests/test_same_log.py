@@ -21,6 +21,7 @@ from stem_torchrec.checkpoints.compatibility import check_same_rows, entries_lef
 from stem_torchrec.checkpoints.folder import checkpoint_path, complete_steps, read_progress
 from stem_torchrec.config import CheckpointConfig
 from stem_torchrec.data.footers import LAYOUT, contents, fingerprint
+from stem_torchrec.models.table import all_options
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.training.configuration import load_config
 from stem_torchrec.training.trainer import Trainer, train
@@ -151,7 +152,7 @@ def resume_on_logs(folder: Path) -> tuple[str, list[str], str]:
     with redirect_stdout(StringIO()) as out:
         train(short, process)
     (step,) = complete_steps(str(run / "checkpoints"))
-    progress = read_progress(checkpoint_path(str(run / "checkpoints"), step))
+    progress = read_progress(checkpoint_path(str(run / "checkpoints"), step), all_options())
     assert set(progress.contents) == {"train", "valid"}
     assert progress.contents["train"][LAYOUT] == progress.row_groups
     errors = []

@@ -1,15 +1,20 @@
 """benchmarks/serving.py: every side scores the same rows with the same weights, and the report has all of them."""
 
+import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.runtime.errors import UserError
 
 from scorers.run import ServingConfig, measure, read_command_line
 from scorers.sides import SIDES
+from under_load.run import ServingLoadConfig
+from under_load.run import measure as measure_load
 
 
 @pytest.mark.long
@@ -46,3 +51,15 @@ def test_the_report_has_every_side_and_all_rank_the_rows_alike(stem_bundle: Path
 def test_a_benchmark_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^--run or --rows is missing"):
         read_command_line(["--out", str(tmp_path / "new")])
+
+
+def test_the_folder_of_another_load_is_refused_before_the_bundle_is_loaded(tmp_path: Path) -> None:
+    # A bundle that cannot be loaded.
+    (tmp_path / "manifest.json").write_text("{}")
+    config = ServingLoadConfig(bundle=str(tmp_path), out=str(tmp_path), rows=(1,))
+    load = {"config": to_dict(replace(config, out="", rows=(8,))), "bundle": "sha256:0"}
+    (tmp_path / "identity.json").write_text(json.dumps({"load": load, "head": {}}))
+    with pytest.raises(
+        UserError, match=r"holds another load, where bundle is sha256:0 .*, config\.rows is 8 and not 1"
+    ):
+        measure_load(config)

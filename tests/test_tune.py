@@ -5,26 +5,31 @@ import json
 import os
 import resource
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import optuna
 import pyarrow.parquet as pq
 import pytest
+import torch
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial
 
+from stem_torchrec.config import TrainConfig
 from stem_torchrec.data import synthetic
 from stem_torchrec.runtime.errors import DamagedError, UserError
-from stem_torchrec.runtime.process import join_process_group
+from stem_torchrec.runtime.process import Process, join_process_group
+from stem_torchrec.training.built_run import BuiltRun
 from stem_torchrec.training.configuration import load_config
+from stem_torchrec.training.loop import StepOutput, TrainLoop
 from stem_torchrec.training.recipes import tiny
 from stem_torchrec.tune import main
 from stem_torchrec.tuning.options import read_command_line
 from stem_torchrec.tuning.search_space import resolve_log
 from stem_torchrec.tuning.study import progress_line, write_results
 from stem_torchrec.tuning.trial import make_trial
-from stem_torchrec.tuning.untrained import is_refusal
+from stem_torchrec.tuning.untrained import check_space, is_refusal
 
 from distributed import forkserver
 from owners import owned_by_another_process
@@ -231,6 +236,47 @@ def test_what_is_not_about_the_setting_ends_the_search(log: Path, tmp_path: Path
     full = UserError("cannot be written")
     full.__cause__ = OSError(28, "No space left on device")
     assert [is_refusal(each) for each in (UserError("no"), DamagedError("no"), full)] == [True, False, False]
+
+
+def test_a_trial_without_enough_memory_for_a_step_is_refused_and_leaves_its_memory_to_the_next(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_step = TrainLoop.train_step
+    first: list[weakref.ref[TrainLoop]] = []
+
+    def train_step(loop: TrainLoop) -> StepOutput:
+        if not first:
+            first.append(weakref.ref(loop))
+            torch.empty(2**60)
+        assert first[0]() is None
+        return make_step(loop)
+
+    monkeypatch.setattr(TrainLoop, "train_step", train_step)
+    out, choices = tmp_path / "study", {"model.dropout": 0.1}
+    trials_of(line(log, out, 1, space="model.dropout: [0.1]", steps="2"), choices, choices)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "trial 0, 0 of 2: refused  (none finished)  model.dropout=0.1"
+    assert lines[1].startswith("  the memory does not suffice ([enforce fail at alloc_cpu.cpp")
+    assert lines[1].endswith("); give smaller sizes.")
+    rows = pq.read_table(out / "trials.parquet").to_pylist()
+    assert [row["state"] for row in rows] == ["REFUSED", "COMPLETE"]
+    assert [row["reason"] for row in rows] == [lines[1].strip(), None]
+
+
+def test_a_space_whose_tables_no_memory_holds_is_refused_before_anything_is_written(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(config: TrainConfig, process: Process) -> BuiltRun:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore about it.")
+
+    monkeypatch.setattr(BuiltRun, "build", build)
+    out = tmp_path / "study"
+    _, search = read_command_line(line(log, out, 1, space="model.dropout: [0.1, 0.2]"))
+    with pytest.raises(
+        UserError, match=r"^the memory .* \(CUDA out of memory\. Tried to allocate 2\.00 GiB\); give smaller sizes\.$"
+    ):
+        check_space(resolve_log(search), out)
+    assert not out.exists()
 
 
 def known_trials(quarters: Sequence[int], choices: dict[str, object]) -> list[FrozenTrial]:

@@ -60,9 +60,11 @@ def read_command_line(args: Sequence[str] | None = None, *, description: str | N
 
 
 def measure(config: ServingLoadConfig) -> None:
-    """Runs every case and writes the report."""
+    """Runs every case and writes the report; raises UserError before that for a folder of another load."""
     folder, start = make_folder(config.out), CpuTime.now()
     identity = {"config": asdict(config) | {"out": ""}, "bundle": checksum(Path(config.bundle) / MANIFEST_FILE)}
+    head = describe_run("serving_load.py")
+    record_identity(folder / "identity.json", identity, head, kind="load", as_of_now=identity_of_now)
     bundle, skipped, results = load_bundle(config.bundle), missing_clients(), list[dict[str, Any]]()
     for sentence in skipped:
         print(f"note: {sentence}")
@@ -76,9 +78,7 @@ def measure(config: ServingLoadConfig) -> None:
     end = CpuTime.now()
     # The server and the clients are children that have ended, and so belong to this process.
     others = busy_with_others(end.at - start.at, end.busy - start.busy, end.own - start.own)
-    load = f"others kept {others:.1f} of {cores()} cores busy"
-    head = describe_run("serving_load.py", load=load)
-    head = record_identity(folder / "identity.json", identity, head, kind="load", as_of_now=identity_of_now)
+    head |= {"load": f"others kept {others:.1f} of {cores()} cores busy"}
     columns = ["by", "body", "rows", "clients", "requests/s", "rows/s", "P50 ms", "P99 ms", "failed"]
     text = ["# The server under load", "", *(f"- {name}: {value}" for name, value in head.items()), ""]
     text += [f"{len(bundle.input_columns)} columns, {len(bundle.tasks)} tasks, {bundle.manifest.arch}. "]

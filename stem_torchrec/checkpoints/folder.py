@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from stem_torchrec.config import ModelConfig, TrainConfig
-from stem_torchrec.config.formats import with_format, without_format
+from stem_torchrec.config.files import config_from_dict
+from stem_torchrec.config.formats import FormatError, with_format, without_format
 from stem_torchrec.config.json_text import parse_json
+from stem_torchrec.config.model import Models
 from stem_torchrec.config.serialization import from_dict, to_dict
 from stem_torchrec.data.footers import LAYOUT
 from stem_torchrec.data.schema import Schema, schema_to_dict
+from stem_torchrec.runtime.errors import UserError, reason_of
 from stem_torchrec.runtime.file_systems import g_pathmgr
 from stem_torchrec.runtime.paths import move, remove_folder
 
@@ -86,15 +88,15 @@ def publish(path: str, progress: Progress) -> None:
     move(new, f"{path}/{PROGRESS_FILE}")
 
 
-def read_progress(path: str, model: type[ModelConfig] = ModelConfig) -> Progress:
+def read_progress(path: str, models: Models) -> Progress:
     """What `publish` wrote, with the defaults of fields that the program which wrote it did not have.
 
     Args:
         path: of the checkpoint.
-        model: the options of the model that the run would resume with; their fields have defaults, too.
+        models: the options that each model has.
 
-    Raises FormatError for a file in a newer format, OSError or ValueError for one that cannot be read or was
-    changed since.
+    Raises FormatError for a file in a newer format, or with a field that this program does not know or a value that it
+    does not take, as of a newer program; OSError or ValueError for one that cannot be read or was changed since.
     """
     with g_pathmgr.open(f"{path}/{PROGRESS_FILE}", "r") as file:
         content = parse_json(file.read())
@@ -105,18 +107,16 @@ def read_progress(path: str, model: type[ModelConfig] = ModelConfig) -> Progress
         raise ValueError(f"{PROGRESS_FILE} or .metadata is not what was written there")
     try:
         progress = Progress(**{name: value for name, value in fields.items() if name != _CHECKSUM})
-    except TypeError as error:
-        raise ValueError(f"{PROGRESS_FILE} has other fields than this version's ({error})") from error
-    schema = from_dict(Schema, progress.schema)
-    return replace(progress, config=_with_defaults(progress.config, model), schema=schema_to_dict(schema))
-
-
-def _with_defaults(config: Mapping[str, Any], model: type[ModelConfig]) -> dict[str, Any]:
-    """A stored configuration with all fields of this program's, without options that only other models have."""
-    section = config.get("model", {})
-    if section.get("arch", ModelConfig.arch) == model.arch:
-        section = {name: section.get(name, default) for name, default in to_dict(model()).items()}
-    return {**to_dict(from_dict(TrainConfig, {**config, "model": {}})), "model": section}
+        # Before files had a format, they had all models' options, as config.yaml.
+        config = config_from_dict(progress.config, models, of_all_models=fields is content)
+        schema = from_dict(Schema, progress.schema)
+    except (TypeError, UserError) as error:
+        # What the checksum is of is not damaged: an earlier checkpoint would hide that this one is not understood.
+        raise FormatError(
+            f"{path}/{PROGRESS_FILE}: {reason_of(error)}; if a newer stem_torchrec wrote the checkpoint, install that "
+            "version, else give another checkpoint."
+        ) from error
+    return replace(progress, config=to_dict(config), schema=schema_to_dict(schema))
 
 
 def _checksum(path: str, progress: Mapping[str, Any]) -> str:

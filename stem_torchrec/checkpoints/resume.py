@@ -2,9 +2,10 @@
 
 from stem_torchrec.checkpoints.compatibility import Rows, check_same_options, check_same_rows, check_same_run
 from stem_torchrec.checkpoints.folder import PROGRESS_FILE, Progress, checkpoint_path, complete_steps, read_progress
-from stem_torchrec.config import CheckpointConfig, ModelConfig, TrainConfig
+from stem_torchrec.config import CheckpointConfig, TrainConfig
 from stem_torchrec.config.files import what_is_trained
 from stem_torchrec.config.formats import FormatError
+from stem_torchrec.config.model import Models
 from stem_torchrec.config.narrowed import kind_of
 from stem_torchrec.config.serialization import from_dict, to_dict
 from stem_torchrec.data.schema import Schema, schema_to_dict
@@ -26,7 +27,7 @@ def own_checkpoints(config: TrainConfig) -> str | None:
     return None
 
 
-def check_resume(config: TrainConfig, schema: Schema, rows: Rows) -> None:
+def check_resume(config: TrainConfig, schema: Schema, rows: Rows, *, models: Models) -> None:
     """Raises UserError if `--resume` names no checkpoint or one of another run; all ranks call it.
 
     It is called before the run folder is written to. A run with `--resume never` also raises it if its folder holds
@@ -36,6 +37,7 @@ def check_resume(config: TrainConfig, schema: Schema, rows: Rows) -> None:
         config: of the run.
         schema: of its log.
         rows: `data.footers.contents` of the splits.
+        models: the options that each model has.
     """
 
     def check() -> None:
@@ -46,7 +48,7 @@ def check_resume(config: TrainConfig, schema: Schema, rows: Rows) -> None:
             )
         for path in candidates(config.resume, own):
             try:
-                progress = progress_of(path, type(config.model))
+                progress = progress_of(path, models)
             except DamagedError:
                 continue
             check_same_run(path, (progress.config, progress.schema), (to_dict(config), schema_to_dict(schema)))
@@ -92,13 +94,13 @@ def candidates(resume: str, folder: str | None) -> list[str]:
     return paths
 
 
-def progress_of(path: str, model: type[ModelConfig]) -> Progress:
-    """How far the run of the checkpoint at `path` was; `model` is the class of the options to resume with.
+def progress_of(path: str, models: Models) -> Progress:
+    """How far the run of the checkpoint at `path` was; `models` are the options that each model has.
 
     Raises DamagedError if that cannot be read, FormatError if a newer program wrote it.
     """
     try:
-        return read_progress(path, model)
+        return read_progress(path, models)
     except FormatError:
         raise
     except (OSError, ValueError) as error:

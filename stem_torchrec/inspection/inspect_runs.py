@@ -56,7 +56,7 @@ def inspect_runs(options: InspectOptions, process: Process) -> list[Section]:
         find_weights(record.folder / BEST_WEIGHTS)
     groups = [_groups_of(record, options.tasks) for record in records]
     if len(records) == 2:
-        check_two(*records)
+        check_two(*records, tables_only=options.tables_only)
     predicted = _predicted(options, records, process)
     runs = [
         inspect_tables(record, of_run, rows_of_run, rows=options.rows, top=options.top)

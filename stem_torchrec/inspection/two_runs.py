@@ -59,15 +59,21 @@ class Differences:
     """Of users."""
 
 
-def check_two(run: RunRecord, other: RunRecord) -> None:
-    """Raises UserError for two runs that cannot be laid beside each other."""
+def check_two(run: RunRecord, other: RunRecord, *, tables_only: bool = False) -> None:
+    """Raises UserError for two runs that cannot be laid beside each other.
+
+    Args:
+        run: the first one.
+        other: the one that it is compared with.
+        tables_only: whether nothing is predicted, so that labels may be of any kind.
+    """
     if not set(run.tasks) & set(other.tasks):
         raise UserError(
             f"{run.folder} has the tasks {some(run.tasks)}, and {other.folder} {some(other.tasks)}; give two runs that "
             "share a task."
         )
-    for each in (run, other):
-        fix = "give one run, or two that were trained with {labels}"
+    for each in () if tables_only else (run, other):
+        fix = "give one run, two that were trained with {labels}, or --tables-only"
         if refusal := refusal_of_kinds(each.columns, "stem-inspect with two runs", fix=fix):
             raise UserError(refusal)
     for name in run.columns.sparse:

@@ -18,7 +18,7 @@ from stem_torchrec.runtime.errors import (
 )
 from stem_torchrec.runtime.exit_status import ExitStatus, killed_by
 from stem_torchrec.runtime.launch_environment import is_first_on_host
-from stem_torchrec.runtime.memory import is_out_of_memory
+from stem_torchrec.runtime.memory import is_out_of_memory, sentence_of_memory
 from stem_torchrec.runtime.signals import Stopped, exit_at_the_latest, exit_on_signals, hook_for, stopping_on_signals
 from stem_torchrec.runtime.standard_streams import keep_streams
 from stem_torchrec.runtime.versions import missing_package
@@ -112,9 +112,7 @@ def _outcome(main: Callable[[], None], *, every_rank_speaks: bool) -> tuple[int,
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        sentence = f"the memory does not suffice ({lines[0][:300].rstrip('.')}); give smaller sizes."
-        return ExitStatus.INPUT, _with_kind(sentence, ErrorKind.MEMORY)
+        return ExitStatus.INPUT, _with_kind(sentence_of_memory(error), ErrorKind.MEMORY)
     except ModuleNotFoundError as error:
         if not (sentence := missing_package(error)):
             raise

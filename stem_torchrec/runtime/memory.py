@@ -45,3 +45,15 @@ def is_out_of_memory(error: BaseException) -> bool:
         or type(error).__name__ == "OutOfMemoryError"
         or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
     )
+
+
+def sentence_of_memory(error: BaseException) -> str:
+    """What a user reads of an allocation that has failed: the first line of the error, and the fix.
+
+    Example::
+
+        sentence_of_memory(MemoryError("Unable to allocate 8 PiB"))
+        # the memory does not suffice (Unable to allocate 8 PiB); give smaller sizes.
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"the memory does not suffice ({lines[0][:300].rstrip('.')}); give smaller sizes."

@@ -8,9 +8,8 @@ from functools import partial
 from stem_torchrec.checkpoints.folder import PROGRESS_FILE, Progress, checkpoint_path, complete_steps
 from stem_torchrec.checkpoints.resume import checkpoints_folder, progress_of
 from stem_torchrec.checkpoints.weights import BEST_WEIGHTS, find_weights, read_metadata
-from stem_torchrec.config import CheckpointConfig, ModelConfig, TrainConfig
+from stem_torchrec.config import CheckpointConfig, TrainConfig
 from stem_torchrec.config.files import CONFIG_FILE, config_from_dict, read_config
-from stem_torchrec.config.model import options_class
 from stem_torchrec.config.serialization import from_dict
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.schema import Schema, load_schema
@@ -96,14 +95,12 @@ def config_of_source(name: str) -> TrainConfig | None:
     checkpoints = [text] if (path / PROGRESS_FILE).exists() else _checkpoints_in(text) if path.is_dir() else []
     for checkpoint in checkpoints:
         with suppress(DamagedError):
-            arch = progress_of(checkpoint, ModelConfig).config["model"]["arch"]
-            # Only with their class does it have the options that this model alone has.
-            return _config_of(progress_of(checkpoint, options_class(all_options(), arch)))
+            return _config_of(progress_of(checkpoint, all_options()))
     return None
 
 
 def _config_of(progress: Progress) -> TrainConfig:
-    return config_from_dict(dict(progress.config), all_options(), of_all_models=True)
+    return config_from_dict(progress.config, all_options())
 
 
 def with_source_path(config: TrainConfig) -> TrainConfig:
@@ -211,7 +208,7 @@ def _source_in(path: str, config: TrainConfig) -> StartSource:
     """The source in a folder of a checkpoint or of weights, of which only the small files are read."""
     name = config.start_from or ""
     if (path_of(path) / PROGRESS_FILE).exists():
-        progress = progress_of(path, type(config.model))
+        progress = progress_of(path, all_options())
         trained = _config_of(progress)
         schema = from_dict(Schema, progress.schema)
         lineage = start_of(dict(progress.start)) if progress.start else None

@@ -14,6 +14,7 @@ from stem_torchrec.checkpoints.resume import candidates, own_checkpoints, progre
 from stem_torchrec.config import StartConfig, TrainConfig
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.schema import load_schema
+from stem_torchrec.models.table import all_options
 from stem_torchrec.runtime.errors import DamagedError, UserError
 from stem_torchrec.runtime.process import from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
@@ -111,7 +112,7 @@ def _resumed(config: TrainConfig, path: str, data: RunData, checkpoints: Sequenc
         return own
     for checkpoint in checkpoints:
         try:
-            progress = progress_of(checkpoint, type(config.model))
+            progress = progress_of(checkpoint, all_options())
         except DamagedError:
             continue
         if progress.start:

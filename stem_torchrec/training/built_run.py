@@ -12,6 +12,7 @@ from torchrec.optim.keyed import CombinedOptimizer
 from stem_torchrec.checkpoints.resume import check_resume
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.data.schema import load_schema
+from stem_torchrec.models.table import all_options
 from stem_torchrec.profiles.step_profiler import check_steps
 from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.process import Process, from_first_rank
@@ -60,7 +61,7 @@ class BuiltRun:
         config = with_folder_of_launch(config, schema)
         check_run_folder(config, schema, lock)
         data = RunData.open(config, path, schema, process)
-        check_resume(config, schema, data.contents)
+        check_resume(config, schema, data.contents, models=all_options())
         watched = _check_before_building(config, data, process)
         beginning = Beginning.open(config, path, data)
         check_deltas(config, beginning)

@@ -7,6 +7,7 @@ from stem_torchrec.config import TrainConfig
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.files import find_row_groups
 from stem_torchrec.data.schema import load_schema
+from stem_torchrec.models.table import all_options
 from stem_torchrec.runtime.errors import DamagedError
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
@@ -78,7 +79,7 @@ def _before(config: TrainConfig, ranks: int) -> tuple[int, int | None, float] | 
     if not (config.output_dir and has_ended(folder)):
         for checkpoint in candidates(config.resume, own_checkpoints(config)):
             try:
-                progress = progress_of(checkpoint, type(config.model))
+                progress = progress_of(checkpoint, all_options())
             except DamagedError:
                 continue
             rows = progress.config["data"]["batch_size"] * progress.world_size

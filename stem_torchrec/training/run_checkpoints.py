@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping
-from functools import partial
 from threading import Event
 
 import torch.distributed as dist
@@ -21,6 +20,7 @@ from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.data.footers import LAYOUT
 from stem_torchrec.data.schema import schema_to_dict
+from stem_torchrec.models.table import all_options
 from stem_torchrec.runtime.errors import DamagedError
 from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.hang_detection import collective_timeout
@@ -187,7 +187,7 @@ class RunCheckpoints(Callback):
         return self._pipeline.skipped if isinstance(self._pipeline, SkippingPipeline) else 0
 
     def _restore_from(self, path: str) -> TrainState:
-        progress = from_first_rank(partial(progress_of, path, type(self._config.model)))
+        progress = from_first_rank(lambda: progress_of(path, all_options()))
         check_same_run(path, (progress.config, progress.schema), (self._config_fields, self._schema_fields))
         check_same_rows(path, progress.rows, self._data.contents)
         if not progress.contents:

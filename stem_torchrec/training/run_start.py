@@ -18,7 +18,7 @@ from stem_torchrec.data.folder import data_folder
 from stem_torchrec.data.schema import SCHEMA_FILE, Schema, load_schema, schema_to_dict
 from stem_torchrec.deltas.manifest import deltas_folder
 from stem_torchrec.metrics.multi_task import TaskMetrics
-from stem_torchrec.models.table import options_of
+from stem_torchrec.models.table import all_options, options_of
 from stem_torchrec.runtime.errors import DamagedError, UnwritableError, UserError, reason_of
 from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.paths import write_text
@@ -132,7 +132,7 @@ def _check_same_log(config: TrainConfig, path: str, process: Process) -> None:
     # Of a run of an earlier version only its checkpoints tell the rows.
     schema, folder = load_schema(path), path_of(config.output_dir or "")
     with closing(RunData.open(config, path, schema, process)) as data:
-        check_resume(config, schema, data.contents)
+        check_resume(config, schema, data.contents, models=all_options())
         rows = data.contents
         from_first_rank(lambda: check_same_rows(str(folder), read_metrics(folder).rows, rows))
 

@@ -11,6 +11,7 @@ from typing import Any
 import optuna
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from filelock import FileLock
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -105,6 +106,8 @@ def tune(config: TuneConfig, search: Search) -> None:
             # A process group for each trial, as a trial that ends early leaves connections open.
             with join_process_group(alone=True) as process:
                 trial = make_trial(study, search, folder=folder, process=process)
+            # torch keeps what a trial on a GPU has freed, after one without enough memory all of it; NCCL needs some.
+            torch.cuda.empty_cache()
             print(progress_line(trial, study, config.trials), flush=True)
         if left > 0:
             print(f"the search ends: {_refused(study)} settings of the space were refused; narrow it in another --out")

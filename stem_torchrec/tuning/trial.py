@@ -9,6 +9,7 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from stem_torchrec.runtime.errors import DivergedError, UserError
+from stem_torchrec.runtime.memory import is_out_of_memory, sentence_of_memory
 from stem_torchrec.runtime.process import Process
 from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.runtime.whole_file import naming_file
@@ -37,7 +38,8 @@ def make_trial(study: optuna.Study, search: Search, *, folder: Path, process: Pr
 def run_trial(trial: Trial, search: Search, *, folder: Path, process: Process) -> float:
     """Trains the setting of a trial; returns its best validation score, higher is better.
 
-    Raises optuna.TrialPruned if its setting is refused, or it lags behind or diverges.
+    Raises optuna.TrialPruned if its setting is refused or takes more memory than there is, or it lags behind or
+    diverges.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -47,6 +49,11 @@ def run_trial(trial: Trial, search: Search, *, folder: Path, process: Process) -
         except DivergedError as error:
             log_rank0(f"the trial ends: {error}")
             raise optuna.TrialPruned from error
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            # Only a step tells what the activations take, which no check counts before.
+            raise _refused(trial, sentence_of_memory(error)) from error
 
 
 def _train(trial: Trial, search: Search, *, folder: Path, process: Process) -> float:
@@ -80,11 +87,16 @@ def _build(
         if not is_refusal(error):
             raise
         resolve_log(search)  # Raises if the log is gone meanwhile, for which no setting is to blame.
-        log_rank0(f"the setting is refused: {error}")
-        trial.set_user_attr(_REFUSED, str(error))
-        # A failed trial would tell the sampler nothing: where half the choices are refused, it then chooses these in
-        # eight of ten trials instead of three.
-        raise optuna.TrialPruned from error
+        raise _refused(trial, str(error)) from error
+
+
+def _refused(trial: Trial, sentence: str) -> optuna.TrialPruned:
+    """What ends a trial whose setting cannot be trained, for the reason in `sentence`."""
+    log_rank0(f"the setting is refused: {sentence}")
+    trial.set_user_attr(_REFUSED, sentence)
+    # A failed trial would tell the sampler nothing: where half the choices are refused, it then chooses these in
+    # eight of ten trials instead of three.
+    return optuna.TrialPruned()
 
 
 def refusal_of(trial: FrozenTrial) -> str | None:

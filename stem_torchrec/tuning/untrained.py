@@ -9,6 +9,7 @@ from typing import Any
 import optuna
 
 from stem_torchrec.runtime.errors import UserError, system_cause
+from stem_torchrec.runtime.memory import is_out_of_memory, sentence_of_memory
 from stem_torchrec.runtime.process import Process, join_process_group
 from stem_torchrec.training.built_run import BuiltRun
 from stem_torchrec.tuning.search_space import Search
@@ -70,6 +71,11 @@ def _refusal(search: Search, choices: Mapping[str, Any], folder: Path, process: 
         except UserError as error:
             if not is_refusal(error):
                 raise
-            return error
+            # Without its frames, which keep what was built.
+            return error.with_traceback(None)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return UserError(sentence_of_memory(error))
         with closing(run.data):
             return None
