@@ -183,6 +183,9 @@ def read_damaged(folder: Path, names: Sequence[str]) -> list[str]:
         with pytest.raises(ValueError, match="is not what was written there"):
             read_progress(path, all_options())
         Path(path, name).write_bytes(whole)
+    Path(path, PROGRESS_FILE).write_text("[]")
+    with pytest.raises(ValueError, match="is not a mapping"):
+        read_progress(path, all_options())
     return messages
 
 

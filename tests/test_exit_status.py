@@ -104,6 +104,7 @@ def test_an_error_keeps_its_kind_on_its_way_to_other_ranks() -> None:
             "the memory does not suffice (Unable to",
         ),
         (RuntimeError("DefaultCPUAllocator: can't allocate"), ExitStatus.INPUT, "the memory does not suffice (Default"),
+        (RuntimeError("CUDA error: out of memory"), ExitStatus.INPUT, "the memory does not suffice (CUDA error"),
     ],
 )
 def test_an_error_becomes_one_sentence_and_its_status(

@@ -100,6 +100,8 @@ def read_progress(path: str, models: Models) -> Progress:
     """
     with g_pathmgr.open(f"{path}/{PROGRESS_FILE}", "r") as file:
         content = parse_json(file.read())
+    if not isinstance(content, dict):
+        raise ValueError(f"{PROGRESS_FILE} is not a mapping")
     # Before the checksum, which a newer program may compute differently.
     fields = without_format(content, PROGRESS_FORMAT, f"{path}/{PROGRESS_FILE}")
     checksum = content.pop(_CHECKSUM, None)

@@ -37,13 +37,17 @@ def host_memory(root: Path = Path("/")) -> int:
     return min([installed, *(int(limit) for limit in limits if limit != "max")])
 
 
+_OF_TORCH = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What a RuntimeError of torch says where an allocation failed outside of its own allocator for GPUs."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation has failed: by Python, NumPy or Arrow, or by torch on CPU or GPU."""
-    # torch's own class for GPUs has no name that can be imported without torch, and on CPU it raises a RuntimeError.
+    # torch's own class for GPUs has no name that can be imported without torch.
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+        or (isinstance(error, RuntimeError) and any(text in str(error) for text in _OF_TORCH))
     )
 
 
