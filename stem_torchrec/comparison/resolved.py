@@ -23,10 +23,9 @@ from stem_torchrec.models.table import groups_with_tables
 from stem_torchrec.models.weight_groups import check_rate_factors, freeze
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.process import trains_on_gpu
-from stem_torchrec.sharding.placement import Placement, match_rules, parse_rules
 from stem_torchrec.starting.source import with_source_path
 from stem_torchrec.tables import SHARED, table_configs
-from stem_torchrec.training.assembly import fit_sparse_optimizer
+from stem_torchrec.training.assembly import fit_sparse_optimizer, placements_by_rules
 from stem_torchrec.training.fresh_tables import check_fresh_tables
 from stem_torchrec.training.watched_metric import WatchedMetric
 
@@ -81,18 +80,16 @@ def _check_models(request: Request, columns: Columns, row_groups: Sequence[RowGr
         except UserError as error:
             raise UserError(f"{variant.place}: {error}") from error
     _check_rates(train, all_parts, columns)
-    of_labels = {part.labels: _of_tasks(columns, part.labels) for part in all_parts}
+    of_labels = {
+        part.labels: replace(columns, labels=part.labels, spaces=part.configure(train).data.spaces)
+        for part in all_parts
+    }
     lacks = {labels: may_lack_labels(row_groups, each) for labels, each in of_labels.items()}
     for part in all_parts:
         try:
             _check_part(part.configure(train), of_labels[part.labels], labels_missing=lacks[part.labels])
         except UserError as error:
             raise _of_part(part, error) from error
-
-
-def _of_tasks(columns: Columns, tasks: tuple[str, ...]) -> Columns:
-    spaces = {task: label for task, label in columns.spaces.items() if task in tasks}
-    return replace(columns, labels=tasks, spaces=spaces)
 
 
 def _check_part(config: TrainConfig, columns: Columns, *, labels_missing: bool) -> None:
@@ -103,10 +100,8 @@ def _check_part(config: TrainConfig, columns: Columns, *, labels_missing: bool) 
     freeze(model.model, config.train.freeze)
     check_rate_factors(model.model, config.train.rate_factors)
     balance_tasks(model, config.balance)
-    tables = [table.name for table in table_configs(model)]
-    default = Placement(config.sharding.type, config.sharding.kernel)
     try:
-        placements = match_rules(parse_rules(config.sharding.rules), tables, default)
+        placements = placements_by_rules(config.sharding, table_configs(model))
     except UserError as error:
         raise UserError(f"{str(error).rstrip('.')}; every model needs rules that fit its tables.") from error
     device = torch.device("cuda" if trains_on_gpu() else "cpu")

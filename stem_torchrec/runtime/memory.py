@@ -8,6 +8,8 @@ from stem_torchrec.runtime.cgroups import cgroup_values
 
 # Parameters of mallopt(3).
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_OF_TORCH = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What a RuntimeError of torch says where an allocation failed outside of its own allocator for GPUs."""
 
 
 def keep_freed_memory() -> None:
@@ -35,10 +37,6 @@ def host_memory(root: Path = Path("/")) -> int:
     limits += cgroup_values("memory.limit_in_bytes", controller="memory", root=root)
     installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([installed, *(int(limit) for limit in limits if limit != "max")])
-
-
-_OF_TORCH = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""What a RuntimeError of torch says where an allocation failed outside of its own allocator for GPUs."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

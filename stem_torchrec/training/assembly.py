@@ -156,10 +156,15 @@ def choose_placements(
         if config.rules or config.type != "auto" or config.kernel != "auto":
             raise UserError("--sharding.plan pins every table; leave out --sharding.rules, .type and .kernel.")
         return read_plan(config.plan, tables, topology)
-    default = Placement(config.type, config.kernel)
-    placements = match_rules(parse_rules(config.rules), [table.name for table in tables], default)
+    placements = placements_by_rules(config, tables)
     check_placements(placements, device=topology.compute_device, world_size=topology.world_size)
     return placements
+
+
+def placements_by_rules(config: ShardingConfig, tables: Sequence[EmbeddingBagConfig]) -> dict[str, Placement]:
+    """The placement of each table by `--sharding`, without a plan; raises UserError for a rule that no table meets."""
+    default = Placement(config.type, config.kernel)
+    return match_rules(parse_rules(config.rules), [table.name for table in tables], default)
 
 
 def build_pipeline(
