@@ -56,6 +56,11 @@ def test_options_that_change_no_result_may_change(tmp_path: Path, log: Path) -> 
         record_options(request_of(out, log), 2)
 
 
+def test_an_eps_that_rows_will_decide_is_no_wrong_eps(tmp_path: Path, log: Path) -> None:
+    request = resolve_log(read_command_line(["--data.path", str(log), "--out", str(tmp_path / "out")]))
+    assert (request.train.recipe, request.train.sparse.eps) == ("log", 0)
+
+
 def test_a_log_that_was_rewritten_is_another_log(tmp_path: Path, log: Path) -> None:
     out = tmp_path / "out"
     record_options(request_of(out, log), 1)
