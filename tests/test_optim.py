@@ -14,7 +14,8 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from stem_torchrec.config import LoopConfig, ScheduleConfig, ShardingConfig, SparseOptimizerConfig, TrainConfig
 from stem_torchrec.models.build import build_model
 from stem_torchrec.runtime.errors import UserError
-from stem_torchrec.training.optimizers import apply_sparse_optimizer, build_schedule
+from stem_torchrec.training.optimizers import apply_sparse_optimizer
+from stem_torchrec.training.rate_schedule import RateSchedule
 from stem_torchrec.training.sparse_optimizers import check_sparse_optimizer
 
 from distributed import run_ranks
@@ -116,7 +117,7 @@ def test_the_schedule_scales_every_learning_rate(config: ScheduleConfig, factors
     parameters = {"a": torch.nn.Parameter(torch.zeros(1)), "b": torch.nn.Parameter(torch.zeros(1))}
     groups = [{"params": [parameters["a"]], "lr": 2.0}, {"params": [parameters["b"]], "lr": 0.5}]
     optimizer = CombinedOptimizer([KeyedOptimizerWrapper(parameters, lambda _: torch.optim.SGD(groups))])
-    schedule = build_schedule(optimizer, config, steps=STEPS)
+    schedule = RateSchedule(optimizer, config, steps=STEPS)
     for factor in factors:
         # Two products of float64.
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([2 * factor, factor / 2], rel=1e-12)
@@ -142,7 +143,7 @@ def train_with_schedule() -> dict[tuple[str, str], tuple[dict[str, Tensor], dict
     for case in CASES:
         run = Run.build(run_config(*case))
         before = run.weights()
-        schedule = build_schedule(run.optimizer, SCHEDULE, steps=STEPS)
+        schedule = RateSchedule(run.optimizer, SCHEDULE, steps=STEPS)
         iterator = iter(of_this_rank(batches_of_ranks(STEPS, 1)))
         for _ in range(STEPS):
             run.pipeline.progress(iterator)
@@ -168,7 +169,7 @@ def step_with_factors() -> dict[str, dict[str, Tensor]]:
     for name, factors in (("without", {}), ("with", {"shared": 0.5, "like": 4.0})):
         config = run_config("sgd", "table_wise")
         run = Run.build(dataclasses.replace(config, train=LoopConfig(rate_factors=factors)))
-        build_schedule(run.optimizer, SCHEDULE, steps=STEPS, made=1)
+        RateSchedule(run.optimizer, SCHEDULE, steps=STEPS, made=1)
         # Pushes the learning rates into the fused tables.
         run.optimizer.zero_grad()
         before = run.weights()

@@ -60,6 +60,8 @@ class Progress:
 
     by_task: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
     """By task, its best score and the evaluations since, of a run that keeps the best weights of each task."""
+    plateaus: int = 0
+    """Evaluations without a better value of the watched metric since the run began."""
 
     @property
     def rows(self) -> Mapping[str, Mapping[str, str]]:

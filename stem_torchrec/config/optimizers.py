@@ -59,3 +59,5 @@ class ScheduleConfig:
     """Steps over which the learning rate rises linearly from 0."""
     decay: Literal["constant", "linear", "cosine"] = "constant"
     """The learning rate after warm-up: constant, or falling to 0 at the last step."""
+    plateau_factor: Annotated[float, Interval(gt=0, le=1)] = 1.0
+    """What all learning rates are multiplied by at each evaluation without a better --train.metric; 1 keeps them."""

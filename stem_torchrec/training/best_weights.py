@@ -4,6 +4,7 @@ import math
 
 from torch import nn
 
+from stem_torchrec.checkpoints.folder import Progress
 from stem_torchrec.checkpoints.saver import Failures
 from stem_torchrec.checkpoints.weights import save_weights
 from stem_torchrec.metrics.multi_task import from_json, to_json
@@ -13,7 +14,7 @@ from stem_torchrec.runtime.paths import move
 from stem_torchrec.runtime.process import from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.runtime.store_path import AnyPath
-from stem_torchrec.training.best_by_task import BestByTask, Waits
+from stem_torchrec.training.best_by_task import BestByTask
 from stem_torchrec.training.early_stopping import EarlyStopping
 from stem_torchrec.training.run_folder import BEST_WEIGHTS, METRICS_FILE, StoredMetrics, read_metrics, write_metrics
 from stem_torchrec.training.watched_metric import Metrics
@@ -59,31 +60,27 @@ class BestWeights:
         """Whether the patience of the run is used up."""
         return (self.stopping if self.by_task is None else self.by_task).stop
 
-    def restore(self, best: float | None, waited: int, by_task: Waits, *, step: int) -> None:
+    def restore(self, progress: Progress) -> None:
         """Restores what a checkpoint knows of the best evaluation, if its weights are in this folder.
-
-        Args:
-            best: its score, None before the first evaluation and where no score was defined.
-            waited: evaluations since.
-            by_task: the same of each task, if the run that wrote it kept weights by task.
-            step: of the checkpoint.
 
         Raises DamagedError for metrics that are not of this run.
         """
+        best, step = progress.best, progress.step
+        self.stopping.plateaus = progress.plateaus
 
         def read() -> StoredMetrics | None:
             is_there = (self._folder / METRICS_FILE).exists()
             return read_metrics(self._folder, self.stopping.metric.tasks) if is_there else None
 
         if self.by_task is not None:
-            self.by_task.restore(by_task, step=step)
+            self.by_task.restore(progress.by_task, step=step)
         stored = from_first_rank(read)
         if stored is None and best is not None:
             log_rank0("note: the best weights so far are in another run folder; the next evaluation counts as the best")
         # Without a score, the metrics may be of a step that the run makes again.
         if stored is None or (best is None and stored.step > step):
             return
-        self.stopping.best, self.stopping.waited = best, waited
+        self.stopping.best, self.stopping.waited = best, progress.waited
         self.metrics = from_json(stored.valid)
 
     def keep_unscored(self, step: int) -> None:

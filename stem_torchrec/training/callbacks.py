@@ -17,6 +17,7 @@ from stem_torchrec.training.early_stopping import EarlyStopping
 from stem_torchrec.training.gate_weights import RowHistogram
 from stem_torchrec.training.meter import Meter
 from stem_torchrec.training.metrics_log import MetricsLog
+from stem_torchrec.training.rate_schedule import RateSchedule
 from stem_torchrec.training.watched_metric import Metrics
 
 if TYPE_CHECKING:
@@ -76,6 +77,23 @@ class KeepBest(Callback):
         if stopping is not None and stopping.stop:
             log_rank0(f"step {step}  no better {stopping.metric.name} in {stopping.waited} evaluations: stopping")
             loop.state.stopped = True
+
+
+class LowerRates(Callback):
+    """Lowers the learning rates after each evaluation without a better metric, as `--schedule.plateau-factor` has it.
+
+    Args:
+        schedule: of the run.
+        stopping: counts the evaluations, those before the run resumed among them.
+    """
+
+    def __init__(self, schedule: RateSchedule, stopping: EarlyStopping) -> None:
+        self._schedule, self._stopping = schedule, stopping
+        schedule.set_plateaus(stopping.plateaus)
+
+    def after_evaluation(self, loop: TrainLoop, metrics: Metrics) -> None:
+        """Sets the rates of the next step."""
+        self._schedule.set_plateaus(self._stopping.plateaus)
 
 
 class KeepBestByTask(Callback):

@@ -20,6 +20,9 @@ class EarlyStopping:
     patience: int | None = None
     best: float | None = None
     waited: int = 0
+    """Evaluations since the best one."""
+    plateaus: int = 0
+    """Evaluations without a better one since the run began."""
 
     def better(self, metrics: Metrics) -> bool:
         """Whether `metrics` are the best so far; where the metric is undefined, whether none before was defined.
@@ -36,6 +39,7 @@ class EarlyStopping:
             self.best, self.waited = score, 0
             return True
         self.waited += 1
+        self.plateaus += 1
         return False
 
     @property

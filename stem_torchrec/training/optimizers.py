@@ -1,23 +1,21 @@
-"""Optimizers: in the backward pass for the tables, after it for the dense part, and one schedule over both.
+"""Optimizers: in the backward pass for the tables, after it for the dense part.
 
 The update of a table happens inside backward, on the rows that were looked up. That a task trains only its own and
 the shared tables is therefore a promise about the bits of tables and of optimizer states: what would break it (moments
 or decay on rows whose label is missing) raises an error unless it is enabled.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 from torchrec.distributed import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
-from stem_torchrec.config import DenseOptimizerConfig, LoopConfig, ScheduleConfig, SparseOptimizerConfig
+from stem_torchrec.config import DenseOptimizerConfig, LoopConfig, SparseOptimizerConfig
 from stem_torchrec.models.weight_groups import frozen_groups, rate_factors
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.internals.pytorch import apply_optimizer_in_backward
@@ -159,26 +157,3 @@ def build_optimizer(
         made = kind.dense(groups)
         optimizers.append(KeyedOptimizerWrapper(tables, lambda _: with_moments(made) if kind.has_moments else made))
     return CombinedOptimizer(optimizers)
-
-
-def build_schedule(optimizer: CombinedOptimizer, config: ScheduleConfig, *, steps: int, made: int = 0) -> LambdaLR:
-    """The factor on every learning rate: a linear warm-up from 0, then constant or down to 0 at `steps`.
-
-    The run resumes after `made` steps; the optimizer has the learning rates of the first step.
-
-    Step it after the optimizer. The pipeline's `zero_grad` pushes the new rate into the fused tables before the
-    next backward.
-    """
-    warmup, decay = config.warmup_steps, config.decay
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        done = min((step - warmup) / max(steps - warmup, 1), 1.0)
-        return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[decay]
-
-    schedule = LambdaLR(optimizer, factor)
-    schedule.last_epoch = made
-    for group, base in zip(optimizer.param_groups, schedule.base_lrs, strict=True):
-        group["lr"] = base * factor(made)
-    return schedule

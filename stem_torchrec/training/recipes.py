@@ -70,15 +70,15 @@ def published() -> TrainConfig:
 
     Its configuration, at github.com/LiangcaiSu/STEM: Adam with 1e-3 on all weights, `embedding_regularizer` 1e-6, which
     is half the squared norm of all rows in the loss, batches of 4096, an evaluation after each of up to 20 epochs, and
-    the end at the first without a better mean AUC (patience 1). The rate falls to a tenth where the AUC does not rise,
-    but with that patience no step follows, so there is no such schedule here. docs/compare_and_tune.md tells what still
-    differs.
+    the end at the first without a better mean AUC (patience 1). The rates fall to a tenth at an evaluation without a
+    better AUC, which takes a patience above 1 to be followed by a step. docs/compare_and_tune.md tells what differs.
     """
     return TrainConfig(
         recipe="published",
         data=DataConfig(path=""),
         model=STEMOptions(),
         sparse=SparseOptimizerConfig(name="adam", learning_rate=1e-3, weight_decay=1e-6, decay_whole_tables=True),
+        schedule=ScheduleConfig(plateau_factor=0.1),
         sharding=ShardingConfig(kernel="dense"),
         train=LoopConfig(epochs=20, patience=1),
     )

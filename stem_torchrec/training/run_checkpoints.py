@@ -207,7 +207,7 @@ class RunCheckpoints(Callback):
         reader.start_epoch(progress.epoch, progress.left, batch_size=progress.config["data"]["batch_size"])
         if path == checkpoint_path(self.folder, progress.step):
             self._saved_step = progress.step
-        self._best.restore(progress.best, progress.waited, progress.by_task, step=progress.step)
+        self._best.restore(progress)
         if isinstance(self._pipeline, SkippingPipeline):
             self._pipeline.skipped = progress.skipped_batches
         if meter is not None:
@@ -241,7 +241,7 @@ class RunCheckpoints(Callback):
             evaluate=state.evaluate, best=stopping.best, waited=stopping.waited, world_size=dist.get_world_size(),
             config=self._config_fields, schema=self._schema_fields, row_groups=self._data.contents["train"][LAYOUT],
             skipped_batches=self._skipped_batches, contents=self._data.contents, start=self._start_fields,
-            by_task=self._best.by_task.waits if self._best.by_task else {},
+            by_task=self._best.by_task.waits if self._best.by_task else {}, plateaus=stopping.plateaus,
         )  # fmt: skip
         state_now = training_state(self._model, self._optimizer, self._meter.state(), self.deltas.state())
         seconds = self._saver.save(state_now, progress, wait=wait)

@@ -22,7 +22,7 @@ from stem_torchrec.tracking.tracker import Outcome
 from stem_torchrec.training.best_by_task import BestByTask
 from stem_torchrec.training.best_weights import BestWeights
 from stem_torchrec.training.built_run import BuiltRun, dry_run
-from stem_torchrec.training.callbacks import Callback, KeepBest, KeepBestByTask, ProfileSteps, TrainingLog
+from stem_torchrec.training.callbacks import Callback, KeepBest, KeepBestByTask, LowerRates, ProfileSteps, TrainingLog
 from stem_torchrec.training.early_stopping import EarlyStopping
 from stem_torchrec.training.evaluation import evaluate, with_batches_aside
 from stem_torchrec.training.fresh_tables import fresh_tables
@@ -31,8 +31,8 @@ from stem_torchrec.training.loop import StepOutput, TrainLoop
 from stem_torchrec.training.meter import Meter
 from stem_torchrec.training.metrics_log import MetricsLog
 from stem_torchrec.training.open_fields import with_open_fields
-from stem_torchrec.training.optimizers import build_schedule
 from stem_torchrec.training.peak_memory import peak_memory
+from stem_torchrec.training.rate_schedule import RateSchedule
 from stem_torchrec.training.run_checkpoints import RunCheckpoints
 from stem_torchrec.training.run_data import note_other_counts
 from stem_torchrec.training.run_folder import finish, write_inputs
@@ -191,15 +191,16 @@ class Trainer:
 
     def _make_loop(self, steps_per_epoch: int, callbacks: Sequence[Callback]) -> TrainLoop:
         train, state = self.config.train, self._start
-        fresh = fresh_tables(self.config, self.model, self.optimizer, self._meter)
         steps = state.epoch_end + (train.epochs - state.epoch - 1) * steps_per_epoch
         steps = min(steps, train.max_steps or steps)
-        self.schedule = build_schedule(self.optimizer, self.config.schedule, steps=steps, made=state.step)
+        self.schedule = RateSchedule(self.optimizer, self.config.schedule, steps=steps, made=state.step)
+        fresh = fresh_tables(self.config, self.model, self.optimizer, self._meter)
+        changes = [LowerRates(self.schedule, self._best.stopping), *fresh]
         return TrainLoop(
             self.pipeline, self.data.batches,
             steps=steps, steps_per_epoch=steps_per_epoch, state=state, schedule=self.schedule,
             evaluate=self._validate, eval_every=train.eval_every,
-            callbacks=[*self._keep_best, self._log, *callbacks, *fresh, self.checkpoints.deltas, self.checkpoints],
+            callbacks=[*self._keep_best, self._log, *callbacks, *changes, self.checkpoints.deltas, self.checkpoints],
         )  # fmt: skip
 
     def _validate(self) -> Metrics:
