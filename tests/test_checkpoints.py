@@ -11,13 +11,15 @@ import torch
 import torch.distributed as dist
 from iopath.common.file_io import PathHandler, g_pathmgr
 from torch import Tensor
+from torch.distributed.checkpoint.planner import LoadPlan
 
 from stem_torchrec.checkpoints.compatibility import check_same_run
 from stem_torchrec.checkpoints.folder import PROGRESS_FILE, checkpoint_path, complete_steps, read_progress
+from stem_torchrec.checkpoints.load_planner import LayoutLoadPlanner
 from stem_torchrec.checkpoints.saver import CheckpointSaver, host_memory_for
 from stem_torchrec.checkpoints.state import training_state
 from stem_torchrec.checkpoints.storage import IoPathFileSystem, UncachedFile
-from stem_torchrec.checkpoints.weights import load_state, read_metadata
+from stem_torchrec.checkpoints.weights import load_state, read_metadata, save_tensors
 from stem_torchrec.models.table import all_options
 from stem_torchrec.runtime.errors import DamagedError, UserError
 
@@ -80,6 +82,20 @@ def read(path: str) -> dict[str, Tensor]:
     state = {f"weights_{dist.get_rank()}": torch.zeros(1000), "count": torch.tensor(0)}
     load_state(state, path)
     return state
+
+
+class Hungry(LayoutLoadPlanner):
+    """Needs more memory than any rank has."""
+
+    def create_local_plan(self) -> LoadPlan:
+        torch.empty(2**60)
+        return super().create_local_plan()
+
+
+def test_a_checkpoint_that_no_memory_holds_does_not_count_as_damaged(tmp_path: Path) -> None:
+    save_tensors({"weights": torch.ones(3)}, tmp_path / "best", {})
+    with pytest.raises(MemoryError, match="alloc_cpu"):
+        load_state({"weights": torch.zeros(3)}, tmp_path / "best", Hungry())
 
 
 def save_and_prune(folder: str, store: Path | None) -> list[Any]:

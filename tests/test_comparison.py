@@ -36,16 +36,18 @@ from stem_torchrec.comparison.scored_rows import Comparison, ScoredRows
 from stem_torchrec.comparison.several_logs import RowsOfLogs
 from stem_torchrec.comparison.task_scores import TaskScores, resample_together
 from stem_torchrec.comparison.train_all import train_all
+from stem_torchrec.comparison.write_report import write_report_of_logs
 from stem_torchrec.config import SyntheticConfig, TrainConfig
 from stem_torchrec.data import synthetic
 from stem_torchrec.data.files import Columns, find_row_groups
 from stem_torchrec.data.schema import load_schema, save_schema
 from stem_torchrec.models.gated_experts import GatedExperts
-from stem_torchrec.runtime.errors import DivergedError, UserError
+from stem_torchrec.runtime.errors import DivergedError, NoMemoryError, UserError
 from stem_torchrec.runtime.exit_status import ExitStatus
 from stem_torchrec.runtime.report_file import Report
 from stem_torchrec.training.configuration import load_config
 from stem_torchrec.training.gate_weights import GateWeights
+from stem_torchrec.training.loop import StepOutput, TrainLoop
 
 from distributed import run_ranks
 from runs import this_process
@@ -273,6 +275,23 @@ def test_the_same_log_twice_tells_as_much_as_once(compared: Path, log: Path) -> 
     assert first["log 1"] == first["log 2"]
 
 
+def test_each_report_of_several_logs_tells_that_it_is_a_family_of_its_own(
+    compared: Path, log: Path, tmp_path: Path
+) -> None:
+    one = of_seed_0(compared, log, "stem,single_task")
+    logs = [
+        replace(one, config=replace(one.config, out=str(tmp_path / f"log_{i}"), resamples=5),
+                runs=[replace(run, log=i) for run in one.runs])
+        for i in (1, 2)
+    ]  # fmt: skip
+    of_all = replace(one.config, out=str(tmp_path), logs=("a", "b"), resamples=5)
+    write_report_of_logs(replace(one, config=of_all, runs=[run for each in logs for run in each.runs]), logs)
+    sentence = "This is one of 3 reports on these models, each a family of comparisons of its own: p-values are "
+    for folder in (tmp_path, tmp_path / "log_1", tmp_path / "log_2"):
+        assert sentence in (folder / "report.md").read_text()
+    assert "This is one of" not in (compared / "report.md").read_text()
+
+
 def test_logs_count_by_their_pairs_of_labels_and_share_their_users() -> None:
     generator = np.random.default_rng(0)
     logs = []
@@ -379,37 +398,63 @@ def test_an_interrupted_run_ends_with_the_same_numbers(
     assert resumed == expected
 
 
-def test_a_model_that_diverges_is_left_out_and_the_base_may_not(
+def test_a_model_that_cannot_be_trained_is_left_out_and_the_base_may_not(
     log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train = runs.train
+    """MMoE diverges, OMoE lacks memory in a step, PLE in the search for its setting and AITM before anything is built.
 
-    def diverging(config: TrainConfig, *args: Any, **options: Any) -> Any:
-        if config.model.arch == "mmoe":
-            Path(config.output_dir or "").mkdir(parents=True, exist_ok=True)
+    None of them is tried once more.
+    """
+    train, tried = runs.train, Counter[str]()
+
+    def failing(config: TrainConfig, *args: Any, **options: Any) -> Any:
+        tuning = "tuning" in Path(config.output_dir or "").parts
+        tried[config.model.arch] += 1
+        if config.model.arch == "mmoe" and not tuning:
             raise DivergedError("the loss is nan.")
+        if config.model.arch == ("ple" if tuning else "omoe"):
+            torch.empty(2**60)
+        if config.model.arch == "aitm":
+            raise NoMemoryError("this run needs at least 9.0 GiB.")
         return train(config, *args, **options)
 
-    monkeypatch.setattr(runs, "train", diverging)
-    out = tmp_path / "out"
-    call(out, log, "shared_bottom,mmoe", "--base", "shared_bottom", seeds="0")
-    assert "Left out because a run diverged: mmoe, seed 0: the loss is nan." in (out / "report.md").read_text()
+    monkeypatch.setattr(runs, "train", failing)
+    out, models = tmp_path / "out", "shared_bottom,mmoe,omoe,ple,aitm"
+    tuned = ["--tune", "--tune-runs", "1", "--train.max-steps", "1"]
+    call(out, log, models, *tuned, "--base", "shared_bottom", seeds="0,1")
+    assert tried == {"shared_bottom": 3, "mmoe": 2, "omoe": 2, "ple": 1, "aitm": 1}
+    report = (out / "report.md").read_text()
+    for reason in (
+        "mmoe, seed 0: the loss is nan.",
+        r"omoe, seed 0: the memory does not suffice \(.*\); give smaller sizes.",
+        r"ple could not be tuned: ple, .*: the memory does not suffice \(.*\); give smaller sizes.",
+        "aitm could not be tuned: aitm, .*: this run needs at least 9.0 GiB.",
+    ):
+        assert re.search(f"Left out, as it could not be trained: {reason}", report.replace("\\", ""))
     assert {row["model"] for row in pq.read_table(out / "results.parquet").to_pylist()} == {"shared_bottom"}
     with pytest.raises(SystemExit, match=r"^2$"):
-        call(out, log, "shared_bottom,mmoe", "--base", "mmoe", seeds="0")
+        call(out, log, models, *tuned, "--base", "mmoe", seeds="0,1")
+    assert tried.total() == 9
     assert (
         "error: mmoe, seed 0: the loss is nan; the other models cannot be compared with --base mmoe"
         in capsys.readouterr().err
     )
 
 
-def test_results_of_a_run_that_ended_or_diverged_are_read(tmp_path: Path) -> None:
+def test_results_of_a_run_that_ended_or_is_left_out_are_read(tmp_path: Path) -> None:
     metrics = {"like": {"auc": 0.7, "gauc": None, "rows": 3}}
     tested = {"parts": ["."], "metrics": metrics, "gates": {"layer": {"a": {"shared": 0.5}}}}
     run = runs.Run("stem", 0, tmp_path)
-    for results in ({**tested, "samples_per_second": 9.5}, {**tested, "samples_per_second": None}, {"diverged": "why"}):
+    for results, left_out in (
+        ({**tested, "samples_per_second": 9.5}, None),
+        ({**tested, "samples_per_second": None}, None),
+        ({"left_out": "why", "lacks_memory": True}, "why"),
+        # Of an earlier version.
+        ({"diverged": "why"}, "why"),
+    ):
         (tmp_path / runs.TEST_FILE).write_text(json.dumps(results))
         assert run.test_results() == results
+        assert run.left_out() == left_out
 
 
 @pytest.mark.parametrize(
@@ -450,6 +495,32 @@ def test_two_ranks_test_every_row_once_and_rank_0_prints(log: Path, tmp_path: Pa
     assert predictions.column("row").to_numpy().tolist() == list(range(1500))
     for task, metrics in json.loads((folder / "test.json").read_text())["metrics"].items():
         assert metrics["rows"] == (~np.isnan(predictions.column(f"label/{task}").to_numpy())).sum()
+
+
+def train_without_memory_on_rank_1(line: list[str]) -> None:
+    """The second rank has no memory for the first step, in which the first one waits for it."""
+    process, make_step = this_process(), TrainLoop.train_step
+
+    def train_step(loop: TrainLoop) -> StepOutput:
+        return make_step(loop) if process.is_first else torch.empty(2**60)
+
+    pytest.MonkeyPatch().setattr(TrainLoop, "train_step", train_step)
+    train_all(read_command_line(line), process)
+
+
+@pytest.mark.long
+def test_a_model_for_which_one_of_two_ranks_lacks_memory_is_left_out_by_the_next_call(
+    log: Path, tmp_path: Path
+) -> None:
+    line = ["--recipe", "tiny", "--data.path", str(log), "--seeds", "0,1", "--base", "stem", "--out", str(tmp_path)]
+    line += ["--models", "mmoe,stem", "--train.max-steps", "2"]
+    with pytest.raises(RuntimeError, match="AllocationError: the memory does not suffice"):
+        run_ranks(2, train_without_memory_on_rank_1, line)
+    results = json.loads((tmp_path / "runs" / "mmoe" / "seed_0" / "test.json").read_text())
+    assert results["left_out"].startswith("mmoe, seed 0: the memory does not suffice (")
+    output, _ = run_ranks(2, train_as_rank, line)
+    assert "run 2 of 3: mmoe is left out" in output
+    assert {folder.parent.name for folder in tmp_path.glob("runs/*/seed_1")} == {"stem"}
 
 
 @pytest.mark.long

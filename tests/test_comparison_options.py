@@ -10,9 +10,9 @@ import pytest
 
 from stem_torchrec.comparison.grid_search import Budget, Cell, Grid
 from stem_torchrec.comparison.options import Request, read_command_line
+from stem_torchrec.comparison.parts import Part, parts_of
 from stem_torchrec.comparison.recorded import record_options
 from stem_torchrec.comparison.resolved import resolve_log
-from stem_torchrec.comparison.runs import Part, parts_of
 from stem_torchrec.comparison.several_logs import requests_by_log
 from stem_torchrec.comparison.variants import built_in, read_variants
 from stem_torchrec.config import LossConfig, SyntheticConfig, TaskGradients, TaskWeights
@@ -179,6 +179,21 @@ def test_a_budget_in_minutes_is_shared_by_single_task_models(tmp_path: Path) -> 
                 write_score(grid, part, cell, seconds=180 / len(parts))
             numbers[part.name] = len(grid.tried(part))
     assert numbers == {"stem": 4, "single_task/a": 4, "single_task/b": 4}
+
+
+def test_a_part_that_lacks_memory_tries_no_other_setting_and_one_that_diverges_tries_all(tmp_path: Path) -> None:
+    grid = Grid((0.01, 0.1), (0.0,), 0, tmp_path)
+    for part, lacks_memory in zip(parts_of("single_task", ["a", "b"]), (True, False), strict=True):
+        tried = 0
+        while (cell := grid.next_cell(part, parts=2)) is not None:
+            assert grid.left_out(part, parts=2) is None
+            folder, tried = grid.run_folder(part, cell), tried + 1
+            folder.mkdir(parents=True)
+            write_json(folder / "score.json", {"score": None, "left_out": "why", "lacks_memory": lacks_memory})
+        assert tried == (1 if lacks_memory else 2)
+        assert grid.left_out(part, parts=2) == f"{part.name} could not be tuned: why"
+        write_json(folder / "score.json", {"score": 0.5})
+        assert grid.left_out(part, parts=2) is None
 
 
 def test_a_grid_without_budget_tries_all_pairs(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def test_each_dial_has_a_log_and_a_comparison(tmp_path: Path) -> None:
     assert (tmp_path / "conflict.png").stat().st_size > 0
 
 
-def test_a_model_that_diverged_at_one_dial_is_left_out_at_all(tmp_path: Path) -> None:
+def test_a_model_that_could_not_be_trained_at_one_dial_is_left_out_at_all(tmp_path: Path) -> None:
     rows = [
         {"conflict": dial, "model": model, "seed": 0, "task": "like", "auc": 0.6 + dial / 10}
         for dial in (0.0, 1.0)
@@ -37,9 +37,9 @@ def test_a_model_that_diverged_at_one_dial_is_left_out_at_all(tmp_path: Path) ->
     ]
     write(tmp_path, rows, {"mmoe"})
     report = (tmp_path / "conflict.md").read_text()
-    assert "Left out because they diverged: mmoe." in report
+    assert "Left out, as they could not be trained: mmoe." in report
     assert "| mmoe |" not in report
-    with pytest.raises(UserError, match="mmoe, ple diverged, so there is no margin to show"):
+    with pytest.raises(UserError, match="mmoe, ple could not be trained, so there is no margin to show"):
         write(tmp_path, rows, {"mmoe", "ple"})
 
 

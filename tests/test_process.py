@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from stem_torchrec.runtime.command import run_main
@@ -87,19 +88,25 @@ def test_a_start_that_lacks_a_rank_names_it() -> None:
         name_start(dist.HashStore(), 0, 2, timeout=0.1)
 
 
-def fail_on_first_rank() -> str:
-    def fail() -> None:
-        raise KeyError("x")
+def fail_on_first_rank() -> list[str]:
+    def fail_for_want_of_memory() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    try:
-        from_first_rank(fail)
-    except RuntimeError as error:
-        return str(error)
-    return ""
+    raised = []
+    for fail in ({}.popitem, fail_for_want_of_memory, lambda: torch.empty(2**60)):
+        try:
+            from_first_rank(fail)
+        except Exception as error:
+            raised.append(f"{type(error).__name__} {str(error)[:40]}")
+    return raised
 
 
-def test_whatever_fails_on_the_first_rank_fails_on_all() -> None:
-    assert run_ranks(2, fail_on_first_rank) == ["KeyError: 'x'"] * 2
+def test_whatever_fails_on_the_first_rank_fails_on_all_and_want_of_memory_stays_that() -> None:
+    first, second = run_ranks(2, fail_on_first_rank)
+    assert first == second
+    assert first[0] == "RuntimeError KeyError: 'popitem(): dictionary is empt"
+    assert first[1] == "MemoryError CUDA out of memory. Tried to allocate 2."
+    assert first[2].startswith("MemoryError [enforce fail at alloc_cpu.cpp")
 
 
 def status_of_a_full_disk() -> int:

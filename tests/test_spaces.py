@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from stem_torchrec.comparison.runs import parts_of
+from stem_torchrec.comparison.parts import parts_of
 from stem_torchrec.config import DataConfig, TrainConfig
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.files import find_row_groups

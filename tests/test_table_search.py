@@ -21,7 +21,7 @@ from stem_torchrec.models.stem import STEMOptions
 from stem_torchrec.models.table import with_arch
 from stem_torchrec.run_report.run_record import RunRecord
 from stem_torchrec.runtime.errors import UserError
-from stem_torchrec.table_search import options
+from stem_torchrec.table_search import options, search_tables
 from stem_torchrec.table_search.kept_tables import keep_tables, model_to_take, sentence_of, with_kept
 from stem_torchrec.table_search.linear_images import linear_images
 from stem_torchrec.table_search.table_worth import TableWorth, first_half, measure_tables
@@ -208,6 +208,30 @@ def test_options_that_make_no_sense_are_one_sentence() -> None:
         options.read_command_line(["--recipe", "tiny", "--model.arch", "shared_bottom", "--out", "x"])
     with pytest.raises(UserError, match="do not apply, as the runs are kept below --out"):
         options.read_command_line(["--recipe", "tiny", "--output-dir", "run", "--out", "x"])
+
+
+def searched_without_memory(folder: Path) -> str:
+    """The report of a search whose choice cannot be trained."""
+    process = this_process()
+    train(trained(folder / "run"), process)
+
+    def fail(*_: object) -> None:
+        torch.empty(2**60)
+
+    pytest.MonkeyPatch().setattr(search_tables, "train", fail)
+    line = ["--what", "tables", "--run", str(folder / "run"), "--rows", "900", "--out", str(folder / "out")]
+    search_tables.search_tables(*options.read_command_line(line), process)
+    return (folder / "out" / "report.md").read_text()
+
+
+@pytest.mark.long
+def test_a_choice_that_cannot_be_trained_is_left_out_of_the_comparison(tmp_path: Path) -> None:
+    [report] = run_ranks(1, searched_without_memory, tmp_path)
+    for name in ("chosen", "shared"):
+        assert f"Left out, as it could not be trained: {name}: the memory does not suffice (" in report
+    assert "beside" not in report
+    assert "best.yaml trains with the tables that are kept." in report
+    assert load_config(str(tmp_path / "out" / "best.yaml")).model.arch == "stem"
 
 
 @pytest.mark.parametrize(("words", "option"), [([], "--trials"), (["--what", "tables"], "--budget-gb")])

@@ -1,6 +1,7 @@
 """A search: trials are counted over calls and ranks, bad trials end early, and the best setting is kept."""
 
 import contextlib
+import gc
 import json
 import os
 import resource
@@ -19,6 +20,7 @@ from optuna.trial import FrozenTrial
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.data import synthetic
 from stem_torchrec.runtime.errors import DamagedError, UserError
+from stem_torchrec.runtime.owner_file import read_owner
 from stem_torchrec.runtime.process import Process, join_process_group
 from stem_torchrec.training.built_run import BuiltRun
 from stem_torchrec.training.configuration import load_config
@@ -28,7 +30,7 @@ from stem_torchrec.tune import main
 from stem_torchrec.tuning.options import read_command_line
 from stem_torchrec.tuning.search_space import resolve_log
 from stem_torchrec.tuning.study import progress_line, write_results
-from stem_torchrec.tuning.trial import make_trial
+from stem_torchrec.tuning.trial import make_trial, run_folder
 from stem_torchrec.tuning.untrained import check_space, is_refusal
 
 from distributed import forkserver
@@ -100,6 +102,9 @@ def test_a_search_resumes_and_writes_the_best_setting(
     assert config.model.num_shared_experts == best["model.num_shared_experts"]
     assert config.train.eval_every == 3
     assert [folder.name for folder in (out / "trials").iterdir()] == [f"{best['trial']:04d}"]
+    # No setting is built to see that the space can be trained.
+    monkeypatch.setattr(BuiltRun, "build", None)
+    run(monkeypatch, *line(log, out, 3), "--train.eval-every", "3")
 
 
 @pytest.mark.parametrize("launcher", [torchrun, pytest.param(open_mpi, marks=pytest.mark.long)])
@@ -298,6 +303,22 @@ def test_a_trial_that_lags_behind_ends_at_its_first_quarter_and_with_new_tables_
     often = [*args, "--train.no-fresh-tables", "--data.batch-size", "512"]
     *_, trial = trials_of(often, choices, known=known).trials
     assert (trial.state.name, list(trial.intermediate_values)) == ("PRUNED", [1])
+
+
+def test_a_pruned_trial_gives_its_folder_back_at_once(log: Path, tmp_path: Path) -> None:
+    choices: dict[str, object] = {"model.dropout": 0.1}
+    config, search = read_command_line(line(log, tmp_path / "study", 1, space="model.dropout: [0.1]"))
+    study = optuna.create_study(direction="maximize", pruner=optuna.pruners.MedianPruner())
+    study.add_trials(known_trials(range(1, 13), choices))
+    study.enqueue_trial(choices)
+    gc.disable()
+    try:
+        with join_process_group(alone=True) as process:
+            trial = make_trial(study, resolve_log(search), folder=Path(config.out), process=process)
+            assert trial.state.name == "PRUNED"
+            assert read_owner(str(run_folder(Path(config.out), trial.number))) is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from stem_torchrec.comparison.costs import Cost, cost_of
 from stem_torchrec.comparison.runs import Run
 from stem_torchrec.comparison.scored_rows import Comparison, ScoredRows
 from stem_torchrec.comparison.several_logs import RowsOfLogs, together
+from stem_torchrec.comparison.train_all import left_out_of
 
 from gains.sources import OfSource
 
@@ -26,16 +27,16 @@ class Done:
         self.tasks = self._by_log[0].train.data.labels
         runs = [run for each in self._by_log for run in each.runs]
         results = {run: run.test_results() for run in runs if run.done}
-        self.diverged = {run.model: results[run]["diverged"] for run in results if "diverged" in results[run]}
-        """Why a model is left out."""
-        self._missing = [run for run in runs if run not in results]
+        self.left_out = {model: reason for each in self._by_log for model, reason in left_out_of(each).items()}
+        """Why a model could not be trained on some log."""
+        self._missing = [run for run in runs if run not in results and run.model not in self.left_out]
         self.asked = list(dict.fromkeys(run.seed for run in runs))
         self.models = list(dict.fromkeys(run.model for run in runs))
-        self._aucs = {run: each["metrics"] for run, each in results.items() if "diverged" not in each}
+        self._aucs = {run: each["metrics"] for run, each in results.items() if run.left_out() is None}
 
     def seeds(self, model: str) -> list[int]:
         """The seeds with which a model, and the base, are done on every log."""
-        if {model, self.base} & set(self.diverged):
+        if {model, self.base} & set(self.left_out):
             return []
         lacking = {run.seed for run in self._missing if run.model in (model, self.base)}
         return [seed for seed in self.asked if seed not in lacking]

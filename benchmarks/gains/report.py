@@ -132,8 +132,8 @@ def _section(done: Done, gains: Sequence[Gain], costs: Costs) -> list[str]:
     lines = [f"## {done.name}", "", f"{len(done.source.logs)} log(s): {logs}{unit}.{options}", ""]
     if gains:
         lines += [_table(done, gains, costs), "", *_of_two(done, gains)]
-    for model, reason in done.diverged.items():
-        lines += [f"Left out: {model} diverged ({reason}).", ""]
+    for reason in done.left_out.values():
+        lines += [f"Left out, as it could not be trained: {reason}", ""]
     if missing := done.missing():
         lines += [f"Not done yet: {', '.join(missing)}.", ""]
     return lines

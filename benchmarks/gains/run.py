@@ -23,7 +23,7 @@ from gains.sources import OfSource, Source, comparisons_on
 def compare_sources(options: PaysOptions, sources: Mapping[str, Source], rest: Sequence[str]) -> None:
     """Trains the models of every source, one source after another, then writes the report.
 
-    A source on which another process is at work is left to it; one whose base diverged is left out.
+    A source on which another process is at work is left to it; one whose base cannot be trained is left out.
 
     Args:
         options: what to compare.
@@ -62,7 +62,7 @@ def _train(of_source: OfSource, process: Process, ending: Event) -> None:
         try:
             train_all(request, process, ending=ending)
         except UserError as error:
-            if from_first_rank(lambda: base not in Done(of_source).diverged):
+            if from_first_rank(lambda: base not in Done(of_source).left_out):
                 raise
             log_rank0(f"source {of_source.name} is left out: {error}")
 

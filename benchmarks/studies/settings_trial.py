@@ -9,7 +9,8 @@ from typing import Annotated
 from annotated_types import Interval
 
 from stem_torchrec.comparison.options import CompareConfig
-from stem_torchrec.comparison.runs import Run, parts_of, train_and_test
+from stem_torchrec.comparison.parts import parts_of
+from stem_torchrec.comparison.runs import Run, train_and_test
 from stem_torchrec.comparison.scored_rows import Comparison
 from stem_torchrec.config import TrainConfig, parse_known_arguments
 from stem_torchrec.data.columns import Columns

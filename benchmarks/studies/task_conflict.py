@@ -73,12 +73,12 @@ def measure(config: ConflictConfig, rest: Sequence[str]) -> None:
         config: the dials, models and seeds.
         rest: further options, of compare.py and train.py.
 
-    Raises UserError for wrong further options, and if so many models diverge that there is no margin to show.
+    Raises UserError for wrong further options, and if so many models cannot be trained that there is no margin to show.
     """
     with join_process_group() as process:
         folder = from_first_rank(partial(make_folder, config.out))
     rows: list[dict[str, Any]] = []
-    diverged: set[str] = set()
+    left_out: set[str] = set()
     for dial in config.dials:
         of_dial = folder / f"conflict_{dial:g}"
         request = read_comparison(["--models", config.models, "--seeds", config.seeds, "--out", str(of_dial), *rest])
@@ -89,29 +89,29 @@ def measure(config: ConflictConfig, rest: Sequence[str]) -> None:
             log_rank0(f"\nconflict {dial:g}")
             comparison = train_all(replace(request, train=replace(request.train, data=data)), process)
         if process.is_first:
-            write_report(comparison)
+            write_report(comparison, reports=len(config.dials))
             rows += [{"conflict": dial, **row} for row in pq.read_table(of_dial / "results.parquet").to_pylist()]
-            diverged |= set(comparison.diverged)
+            left_out |= set(comparison.left_out)
     if rows:
-        write(folder, rows, diverged)
+        write(folder, rows, left_out)
 
 
-def write(folder: Path, rows: Sequence[Mapping[str, Any]], diverged: Set[str]) -> None:
-    """Writes conflict.md, conflict.parquet and conflict.png; the first and the last leave out diverged models.
+def write(folder: Path, rows: Sequence[Mapping[str, Any]], left_out: Set[str]) -> None:
+    """Writes conflict.md, conflict.parquet and conflict.png; the first and the last without models that are left out.
 
     Args:
         folder: exists.
         rows: of the comparisons, with `conflict` for the dial.
-        diverged: names of the models that diverged at any dial.
+        left_out: names of the models that could not be trained at some dial.
 
     Raises UserError if that leaves no margin to show.
     """
     write_table(folder / "conflict.parquet", pa.Table.from_pylist([dict(row) for row in rows]))
-    models = [model for model in dict.fromkeys(row["model"] for row in rows) if model not in diverged]
+    models = [model for model in dict.fromkeys(row["model"] for row in rows) if model not in left_out]
     if "stem" not in models or not set(models) & set(SHARED):
         raise UserError(
-            f"{', '.join(sorted(diverged))} diverged, so there is no margin to show; lower --sparse.learning-rate and "
-            "give another --out."
+            f"{', '.join(sorted(left_out))} could not be trained, so there is no margin to show; give other options "
+            "and another --out."
         )
     dials = list(dict.fromkeys(row["conflict"] for row in rows))
     lines = []
@@ -127,8 +127,8 @@ def write(folder: Path, rows: Sequence[Mapping[str, Any]], diverged: Set[str]) -
     )
     head = describe_run("conflict.py")
     note = "Test AUC, mean over tasks and seeds; the margin is shown with its standard deviation over seeds."
-    if diverged:
-        note += f" Left out because they diverged: {', '.join(sorted(diverged))}."
+    if left_out:
+        note += f" Left out, as they could not be trained: {', '.join(sorted(left_out))}."
     text = ["# Conflict", "", *(f"- {name}: {value}" for name, value in head.items()), "", note, "", table, ""]
     write_whole(folder / "conflict.md", "\n".join([*text, "![margins by conflict](conflict.png)", ""]))
     write_figure(folder / "conflict.png", plot(rows, models, dials))

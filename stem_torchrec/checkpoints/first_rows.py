@@ -10,9 +10,8 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorSt
 from torch.distributed.checkpoint.planner import LoadPlan
 
 from stem_torchrec.checkpoints.load_planner import Part, parts_of, read_items
-from stem_torchrec.checkpoints.storage import reader_from, without_warnings
+from stem_torchrec.checkpoints.storage import error_of, reader_from, without_warnings
 from stem_torchrec.checkpoints.weights import saved_tensors
-from stem_torchrec.runtime.errors import DamagedError, reason_of
 from stem_torchrec.runtime.store_path import AnyPath
 from stem_torchrec.tables import table_of
 
@@ -39,7 +38,7 @@ def first_rows(folder: AnyPath, table: Part, rows: int) -> Tensor:
         table: of `tables_on_disk`.
         rows: at most.
 
-    Raises DamagedError if the folder cannot be read.
+    Raises DamagedError if the folder cannot be read, MemoryError without memory for the rows.
 
     Example::
 
@@ -54,8 +53,7 @@ def first_rows(folder: AnyPath, table: Part, rows: int) -> Tensor:
                 no_dist=True,
             )  # fmt: skip
     except dcp.CheckpointException as error:
-        reason, _ = next(iter(error.failures.values()))
-        raise DamagedError(f"{folder} cannot be read: {reason_of(reason)}") from error
+        raise error_of(str(folder), error) from error
     return target
 
 

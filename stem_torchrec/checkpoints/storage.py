@@ -13,8 +13,9 @@ from torch.distributed.checkpoint import CheckpointException, FileSystemReader, 
 from torch.distributed.checkpoint.filesystem import FileSystemBase
 from torch.distributed.checkpoint.metadata import Metadata
 
-from stem_torchrec.runtime.errors import reason_of
+from stem_torchrec.runtime.errors import DamagedError, UserError, reason_of
 from stem_torchrec.runtime.file_systems import g_pathmgr
+from stem_torchrec.runtime.memory import is_out_of_memory
 from stem_torchrec.runtime.paths import move
 
 AnyPath = str | os.PathLike
@@ -143,6 +144,16 @@ def check_parts(folder: str, metadata: Metadata, *, part: int, parts: int) -> No
                 wrong = ZipFile(BytesIO(file.read(stored.length))).testzip()
             if wrong is not None:
                 raise BadZipFile(f"{stored.relative_path} is not what was written there")
+
+
+def error_of(folder: str, error: CheckpointException) -> Exception:
+    """What to raise where the tensors of a folder cannot be read: what no rank has memory for is not damaged."""
+    reason, _ = next(iter(error.failures.values()))
+    if is_out_of_memory(reason):
+        return MemoryError(str(reason))
+    if isinstance(reason, UserError):
+        return UserError(f"{folder} does not fit: {reason}")
+    return DamagedError(f"{folder} cannot be read: {reason_of(reason)}")
 
 
 def failure_on_any_rank(failure: str | None, *, group: dist.ProcessGroup | None = None) -> str | None:

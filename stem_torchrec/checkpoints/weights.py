@@ -15,6 +15,7 @@ from stem_torchrec.checkpoints.load_planner import LayoutLoadPlanner, split_size
 from stem_torchrec.checkpoints.storage import (
     State,
     check_parts,
+    error_of,
     failure_of,
     failure_on_any_rank,
     reader_from,
@@ -170,7 +171,8 @@ def load_state(state: State, folder: AnyPath | str, planner: LoadPlanner | None 
         folder: of the checkpoint or weights.
         planner: what to read, and where to; a `LayoutLoadPlanner` if None.
 
-    Raises UserError if a tensor is missing or does not fit, and DamagedError if the folder cannot be read.
+    Raises UserError if a tensor is missing or does not fit, DamagedError if the folder cannot be read, and MemoryError
+    if some rank has no memory for it.
 
     Example::
 
@@ -180,10 +182,7 @@ def load_state(state: State, folder: AnyPath | str, planner: LoadPlanner | None 
         with without_warnings():
             dcp.load(state, storage_reader=reader_from(str(folder)), planner=planner or LayoutLoadPlanner())
     except dcp.CheckpointException as error:
-        reason, _ = next(iter(error.failures.values()))
-        if isinstance(reason, UserError):
-            raise UserError(f"{folder} does not fit: {reason}") from error
-        raise DamagedError(f"{folder} cannot be read: {reason_of(reason)}") from error
+        raise error_of(str(folder), error) from error
 
 
 def saved_tensors(folder: AnyPath) -> dict[str, TensorStorageMetadata]:

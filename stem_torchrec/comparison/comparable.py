@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from stem_torchrec.comparison.intervals import Ints
 from stem_torchrec.data.column_types import is_text
 from stem_torchrec.data.columns import Columns
+from stem_torchrec.data.label_kinds import labels_in_space
 from stem_torchrec.data.listing import RowGroup
 from stem_torchrec.data.rows import read_row_group
 from stem_torchrec.data.text_groups import numbers_of
@@ -97,7 +98,9 @@ def count_positives(
     for row_group in row_groups:
         table = read_row_group(row_group, columns, skip=skip)
         table = table.filter(pc.is_valid(table.column(key)))
-        counts = {task: pc.fill_null(_labels(table, columns, task), 0).cast(pa.int64()) for task in tasks}
+        counts = {
+            task: pc.fill_null(labels_in_space(task, columns, table.column), 0).cast(pa.int64()) for task in tasks
+        }
         part = pa.table({key: pa.array(key_numbers(table.column(key))), **counts})
         both = part if total is None else pa.concat_tables([total, part])
         grouped = both.group_by(key).aggregate([(task, "sum") for task in tasks])
@@ -105,14 +108,6 @@ def count_positives(
     assert total is not None
     total = total.sort_by(key)
     return Positives(total.column(key).to_numpy(), np.stack([total.column(task).to_numpy() for task in tasks], axis=1))
-
-
-def _labels(table: pa.Table, columns: Columns, task: str) -> pa.ChunkedArray:
-    """The labels of a task, (N,), null outside of its space."""
-    labels = table.column(task)
-    if task not in columns.spaces:
-        return labels
-    return pc.if_else(pc.equal(table.column(columns.spaces[task]), 1), labels, None)
 
 
 def name_bins(tasks: tuple[str, str], edges: Sequence[float]) -> list[str]:

@@ -3,12 +3,11 @@
 They are the cells of a small grid, or with a budget as many random ones as each model may train.
 """
 
-import gc
 import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -17,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from stem_torchrec.comparison.runs import Part, read_results, train_part
+from stem_torchrec.comparison.parts import Part
+from stem_torchrec.comparison.runs import read_results, train_part
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.metrics.multi_task import to_json
-from stem_torchrec.runtime.errors import DivergedError, UserError
 from stem_torchrec.runtime.paths import write_json
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
+from stem_torchrec.training.left_out import trained_or_left_out
 from stem_torchrec.training.watched_metric import WatchedMetric
 
 SCORE_FILE = "score.json"
@@ -70,11 +70,20 @@ class _Score:
     """What SCORE_FILE holds."""
 
     score: float | None
-    """None if the run diverged."""
+    """None if the cell is left out."""
     valid: dict[str, dict[str, float | int | None]] = field(default_factory=dict)
     """Metrics of the best evaluation, as `to_json` returns them."""
     seconds: float = 0.0
     """What the training took, since it was last interrupted; 0 if an earlier version trained it."""
+    left_out: str = ""
+    """Why the cell is left out, since this version."""
+    lacks_memory: bool = False
+    """See LeftOut."""
+
+    @property
+    def higher_is_better(self) -> float:
+        """The score, minus infinity if the cell is left out."""
+        return -math.inf if self.score is None else self.score
 
 
 @dataclass(frozen=True)
@@ -108,25 +117,18 @@ class Grid:
         """Where a part trains with a cell's setting."""
         return self.folder / part.name / cell.name
 
-    def result(self, part: Part, cell: Cell) -> tuple[float, float] | None:
-        """The validation score, higher is better, minus infinity if the run diverged, and the seconds of the training.
-
-        None if the run has not ended.
-        """
+    def result(self, part: Part, cell: Cell) -> _Score | None:
+        """What the training of a part with a cell's setting has come to; None if it has not ended."""
         file = self.run_folder(part, cell) / SCORE_FILE
-        if not file.exists():
-            return None
-        results = read_results(file, _Score)
-        score: float | None = results["score"]
-        return -math.inf if score is None else score, results.get("seconds", 0.0)
+        return _Score(**read_results(file, _Score)) if file.exists() else None
 
-    def tried(self, part: Part) -> dict[Cell, float]:
+    def tried(self, part: Part) -> dict[Cell, _Score]:
         """The scores of the cells that a part has tried."""
-        scores: dict[Cell, float] = {}
+        scores: dict[Cell, _Score] = {}
         for cell in self.cells():
             result = self.result(part, cell)
             if result is not None:
-                scores[cell] = result[0]
+                scores[cell] = result
             elif self.budget is not None:
                 break
             if self.budget is not None and len(scores) == self.budget.runs:
@@ -134,7 +136,7 @@ class Grid:
         return scores
 
     def next_cell(self, part: Part, *, parts: int) -> Cell | None:
-        """The cell that a part tries next; None if it has tried all, or its budget is spent.
+        """The cell that a part tries next; None if it has tried all, its budget is spent, or it lacks memory in one.
 
         Args:
             part: of a model.
@@ -148,31 +150,41 @@ class Grid:
             result = self.result(part, cell)
             if result is None:
                 return cell
-            seconds += result[1]
+            if result.lacks_memory:
+                # Every setting takes as much.
+                return None
+            seconds += result.seconds
         return None
 
-    def best_cell(self, part: Part) -> Cell:
-        """The cell with the best score, the first of equals; raises UserError if all diverged."""
-        scores = self.tried(part)
+    def best_cell(self, part: Part) -> Cell | None:
+        """The cell with the best score, the first of equals; None if all are left out."""
+        scores = {cell: each.higher_is_better for cell, each in self.tried(part).items()}
         best = max(scores, key=scores.__getitem__)
-        if scores[best] == -math.inf:
-            raise UserError(f"{part.name} diverged with every value of the grid; give lower --learning-rates.")
-        return best
+        return None if scores[best] == -math.inf else best
+
+    def left_out(self, part: Part, *, parts: int) -> str | None:
+        """Why a part cannot be trained, once it has tried its cells and all are left out; see `next_cell`."""
+        if self.next_cell(part, parts=parts) is not None or self.best_cell(part) is not None:
+            return None
+        first = next(iter(self.tried(part).values())).left_out or "no setting has a score; give lower --learning-rates"
+        return f"{part.name} could not be tuned: {first}"
 
     def rows(self, parts: Sequence[Part]) -> list[dict[str, Any]]:
         """One row for each part and cell, with its score and whether it was chosen."""
         return [
             {"model": part.name, "learning_rate": cell.learning_rate, "embedding_l2": cell.embedding_l2,
-             "score": score, "chosen": cell == self.best_cell(part)}
+             "score": each.higher_is_better, "chosen": cell == self.best_cell(part)}
             for part in parts
-            for cell, score in self.tried(part).items()
+            for cell, each in self.tried(part).items()
         ]  # fmt: skip
 
 
 def search_grid(
     grid: Grid, parts: Sequence[Part], *, config: TrainConfig, process: Process, ending: Event | None = None
 ) -> dict[Part, TrainConfig]:
-    """Trains what has no score yet; returns for each part `config` with its best setting. All ranks call it.
+    """Trains what has no score yet; returns for each part `config` with its best setting, without parts that have none.
+
+    All ranks call it.
 
     Args:
         grid: the cells.
@@ -180,8 +192,6 @@ def search_grid(
         config: of the comparison; it names its labels.
         process: this rank.
         ending: see `train`.
-
-    Raises UserError if a part diverged with every setting.
     """
     of_model = Counter(part.model for part in parts)
     for number, part in enumerate(parts):
@@ -190,7 +200,8 @@ def search_grid(
         while (cell := from_first_rank(following)) is not None:
             log_rank0(f"\ntuning {part.name}, {number + 1} of {len(parts)}")
             _train_cell(grid, part, cell, config=config, process=process, ending=ending)
-    return from_first_rank(lambda: {part: grid.best_cell(part).configure(config) for part in parts})
+    best = from_first_rank(lambda: [grid.best_cell(part) for part in parts])
+    return {part: cell.configure(config) for part, cell in zip(parts, best, strict=True) if cell is not None}
 
 
 def _train_cell(
@@ -199,17 +210,21 @@ def _train_cell(
     folder = grid.run_folder(part, cell)
     config = replace(cell.configure(part.configure(config)), seed=grid.seed, output_dir=str(folder))
     log_rank0(f"\n{part.name}, {cell.name}: {folder}")
-    result: dict[str, Any] = {"score": None}
     begin = time.perf_counter()
-    try:
-        metrics = train_part(config, process, ending=ending)
+
+    def write(result: _Score) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / SCORE_FILE, asdict(replace(result, seconds=time.perf_counter() - begin)))
+
+    metrics = trained_or_left_out(
+        partial(train_part, config, process, ending=ending),
+        process,
+        name=f"{part.name}, {cell.name}",
+        leave_out=lambda left_out: write(_Score(None, **asdict(left_out))),
+    )
+    if metrics is not None:
         score = WatchedMetric(config.train.metric, list(metrics)).score(metrics)
-        result = {"score": None if math.isnan(score) else score, "valid": to_json(metrics)}
-    except DivergedError as error:
-        log_rank0(f"{part.name}, {cell.name}: {error}")
-    gc.collect()
-    result["seconds"] = time.perf_counter() - begin
-    from_first_rank(lambda: write_json(folder / SCORE_FILE, result))
+        from_first_rank(lambda: write(_Score(None if math.isnan(score) else score, to_json(metrics))))
 
 
 def _between(values: Sequence[float], share: float) -> float:

@@ -11,7 +11,8 @@ from annotated_types import Interval
 from stem_torchrec.comparison.comparable import EDGES, edges_ascend
 from stem_torchrec.comparison.grid_search import Budget, Cell, Grid
 from stem_torchrec.comparison.multiplicity import Correction
-from stem_torchrec.comparison.runs import Part, Run, parts_of
+from stem_torchrec.comparison.parts import Part, parts_of
+from stem_torchrec.comparison.runs import Run
 from stem_torchrec.comparison.variants import Variant, built_in, read_variants
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.command_line import parse_known_arguments

@@ -8,7 +8,7 @@ from typing import Any
 
 from stem_torchrec.comparison.grid_search import SCORE_FILE, Budget, Cell, Grid
 from stem_torchrec.comparison.options import Request
-from stem_torchrec.comparison.runs import Part
+from stem_torchrec.comparison.parts import Part
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.files import what_is_trained
 from stem_torchrec.config.serialization import from_dict, to_dict

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from stem_torchrec.comparison.options import Request, split_names
-from stem_torchrec.comparison.runs import Part
+from stem_torchrec.comparison.parts import Part
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.files import find_row_groups

@@ -1,10 +1,9 @@
 """The runs of a comparison: each model with each seed, trained and tested; an interrupted run resumes."""
 
 import gc
-import math
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -15,20 +14,19 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stem_torchrec.checkpoints.resume import checkpoints_folder
-from stem_torchrec.comparison.variants import Variant, built_in
+from stem_torchrec.comparison.parts import Part
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.files import what_is_trained
 from stem_torchrec.config.json_text import parse_json
 from stem_torchrec.config.serialization import from_dict
-from stem_torchrec.losses.table import of_some_tasks
 from stem_torchrec.metrics.multi_task import to_json
-from stem_torchrec.models.table import groups_with_tables
-from stem_torchrec.runtime.errors import DamagedError, DivergedError, UserError, reason_of
+from stem_torchrec.runtime.errors import DamagedError, UserError, reason_of
 from stem_torchrec.runtime.paths import write_json
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.training.configuration import load_config
 from stem_torchrec.training.gate_weights import GateWeights
+from stem_torchrec.training.left_out import LeftOut, trained_or_left_out
 from stem_torchrec.training.metrics_log import read_metrics_log
 from stem_torchrec.training.open_fields import with_open_fields
 from stem_torchrec.training.run_evaluation import EvaluateConfig, evaluate_run
@@ -39,68 +37,6 @@ from stem_torchrec.training.watched_metric import Metrics
 TEST_FILE = "test.json"
 """The test results in a run's folder; written last, so it marks a run that is done."""
 PREDICTIONS = "predictions"
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one training run trains: a model on all tasks, or on one of them where each has its own."""
-
-    variant: Variant
-    """The model."""
-    labels: tuple[str, ...]
-    """Its tasks."""
-
-    @property
-    def model(self) -> str:
-        """The name of its model."""
-        return self.variant.name
-
-    @property
-    def alone(self) -> bool:
-        """Whether it is one of several models of a task each."""
-        return self.variant.alone
-
-    @property
-    def name(self) -> str:
-        """Its name in messages and its subfolder: `stem`, `single_task/like`."""
-        return f"{self.model}/{self.labels[0]}" if self.alone else self.model
-
-    def configure(self, config: TrainConfig) -> TrainConfig:
-        """The configuration of this part: its model and tasks, with these tasks' weights, losses and learning rates.
-
-        Args:
-            config: of the comparison; it names its labels.
-        """
-        config = self.variant.configure(config)
-        weights = dict(zip(config.data.labels, config.model.task_weights, strict=bool(config.model.task_weights)))
-        task_weights = tuple(weights[task] for task in self.labels if weights)
-        model = replace(config.model, task_weights=task_weights)
-        groups = groups_with_tables(model, self.labels)
-        rates = {group: rate for group, rate in config.sparse.group_learning_rates.items() if group in groups}
-        spaces = {task: label for task, label in config.data.spaces.items() if task in self.labels}
-        # The best weights of a single-task model are those of its task already.
-        by_task = config.train.best_by_task and not self.alone
-        metric = config.train.metric.partition("/")[0] if self.alone else config.train.metric
-        return replace(
-            config,
-            model=model,
-            loss=of_some_tasks(config.loss, self.labels),
-            data=replace(config.data, labels=self.labels, spaces=spaces),
-            sparse=replace(config.sparse, group_learning_rates=rates),
-            train=replace(config.train, metric=metric, best_by_task=by_task),
-        )
-
-
-def parts_of(model: str, labels: Sequence[str], variants: Mapping[str, Variant] | None = None) -> list[Part]:
-    """The parts of a model: one, or one for each task where each has its own, tuned and stopped by its task.
-
-    Args:
-        model: a key of `variants`.
-        labels: the tasks.
-        variants: the models that may be named; by default those that are built in.
-    """
-    variant = (variants or built_in())[model]
-    return [Part(variant, of_part) for of_part in ([(label,) for label in labels] if variant.alone else [(*labels,)])]
 
 
 @dataclass(frozen=True)
@@ -118,7 +54,7 @@ class _Tested:
 
 @dataclass(frozen=True)
 class _Diverged:
-    """What TEST_FILE holds of a run that diverged."""
+    """What TEST_FILE of an earlier version holds of a run that diverged."""
 
     diverged: str
     """Which part, and why."""
@@ -141,8 +77,13 @@ class Run:
         return (self.folder / TEST_FILE).exists()
 
     def test_results(self) -> dict[str, Any]:
-        """The fields of a _Tested, or `diverged` and why."""
-        return read_results(self.folder / TEST_FILE, _Tested, _Diverged)
+        """The fields of a _Tested, or of a LeftOut."""
+        return read_results(self.folder / TEST_FILE, _Tested, LeftOut, _Diverged)
+
+    def left_out(self) -> str | None:
+        """Why the model is left out, if the run is done and could not be trained."""
+        results = self.test_results() if self.done else {}
+        return results.get("left_out", results.get("diverged"))
 
     def folders(self) -> list[Path]:
         """The run folders of the parts."""
@@ -201,6 +142,8 @@ def train_and_test(
 ) -> None:
     """Trains and tests the parts of a run and writes TEST_FILE; all ranks call it. An interrupted part resumes.
 
+    The file has a LeftOut where a part cannot be trained.
+
     Args:
         run: a run that is not done.
         configs: the configuration of each part.
@@ -208,33 +151,45 @@ def train_and_test(
         process: this rank.
         ending: see `train`.
     """
-    results: dict[str, Any] = {"parts": [], "metrics": {}, "gates": {}}
-    seconds_per_sample = 0.0
+
+    def leave_out(left_out: LeftOut) -> None:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        write_json(run.folder / TEST_FILE, asdict(left_out))
+
+    tested: list[_Tested] = []
     for part, config in configs.items():
-        folder = run.folder / part.labels[0] if part.alone else run.folder
-        try:
-            train_part(replace(part.configure(config), seed=run.seed, output_dir=str(folder)), process, ending=ending)
-        except DivergedError as error:
-            reason = f"{part.name}, seed {run.seed}: {error}"
-            log_rank0(reason)
-            results = {"diverged": reason}
-        # Sharded modules live in reference cycles; without this the next model is built while this one is in memory.
-        gc.collect()
-        if "diverged" in results:
-            break
-        gates = GateWeights(process.device)
-        predictions = folder / PREDICTIONS
-        from_first_rank(partial(_remove, predictions, checkpoints_folder(config.checkpoint, folder)))
-        test = EvaluateConfig(run=str(folder), split=split, predictions=str(predictions))
-        results["metrics"] |= to_json(evaluate_run(test, process, watch=gates.watch))
-        gc.collect()
-        results["gates"] |= gates.mean()
-        results["parts"].append(part.labels[0] if part.alone else ".")
-        speed = from_first_rank(partial(samples_per_second, folder))
-        seconds_per_sample += 1 / (speed or math.nan)
-    if "diverged" not in results:
-        results["samples_per_second"] = None if math.isnan(seconds_per_sample) else 1 / seconds_per_sample
-    from_first_rank(lambda: write_json(run.folder / TEST_FILE, results))
+        results = trained_or_left_out(
+            partial(_train_and_test, run, part, config, split=split, process=process, ending=ending),
+            process,
+            name=f"{part.name}, seed {run.seed}",
+            leave_out=leave_out,
+        )
+        if results is None:
+            return
+        tested.append(results)
+    speeds = [each.samples_per_second for each in tested]
+    all_parts = _Tested(
+        parts=tuple(name for each in tested for name in each.parts),
+        metrics={task: values for each in tested for task, values in each.metrics.items()},
+        gates={layer: values for each in tested for layer, values in each.gates.items()},
+        samples_per_second=1 / sum(1 / speed for speed in speeds if speed) if all(speeds) else None,
+    )
+    from_first_rank(lambda: write_json(run.folder / TEST_FILE, asdict(all_parts)))
+
+
+def _train_and_test(
+    run: Run, part: Part, config: TrainConfig, *, split: str, process: Process, ending: Event | None
+) -> _Tested:
+    name = part.labels[0] if part.alone else "."
+    folder = run.folder / name
+    train_part(replace(part.configure(config), seed=run.seed, output_dir=str(folder)), process, ending=ending)
+    # Sharded modules live in reference cycles; without this they are in memory beside those of the test.
+    gc.collect()
+    gates, predictions = GateWeights(process.device), folder / PREDICTIONS
+    from_first_rank(partial(_remove, predictions, checkpoints_folder(config.checkpoint, folder)))
+    test = EvaluateConfig(run=str(folder), split=split, predictions=str(predictions))
+    metrics = to_json(evaluate_run(test, process, watch=gates.watch))
+    return _Tested((name,), metrics, gates.mean(), from_first_rank(partial(samples_per_second, folder)))
 
 
 def _remove(*folders: Path | str) -> None:

@@ -35,8 +35,8 @@ class Comparison:
     """The two tasks of the comparable samples."""
     tried: Sequence[Mapping[str, Any]] = ()
     """One row for each model and setting that was tried for it; see `Grid.rows`."""
-    diverged: Mapping[str, str] = field(default_factory=dict)
-    """The models that are left out, with the reason."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """The models that could not be trained, with the reason."""
     variants: Mapping[str, Variant] = field(default_factory=dict)
     """The models by name."""
 

@@ -49,17 +49,17 @@ def requests_by_log(request: Request) -> list[Request]:
 
 
 def together(request: Request, by_log: Sequence[Comparison]) -> Comparison:
-    """The comparison of all logs, whose report goes into `--out`; without the models that diverged on any.
+    """The comparison of all logs, whose report goes into `--out`; without the models that are left out on any.
 
     Args:
         request: with `--logs`.
         by_log: what was trained on each.
     """
-    diverged: dict[str, str] = {}
+    left_out: dict[str, str] = {}
     for number, each in enumerate(by_log, 1):
-        diverged |= {model: f"log {number}: {reason}" for model, reason in each.diverged.items()}
-    runs = [run for each in by_log for run in each.runs if run.model not in diverged]
-    return replace(by_log[0], config=request.config, runs=runs, tried=(), diverged=diverged)
+        left_out |= {model: f"log {number}: {reason}" for model, reason in each.left_out.items()}
+    runs = [run for each in by_log for run in each.runs if run.model not in left_out]
+    return replace(by_log[0], config=request.config, runs=runs, tried=(), left_out=left_out)
 
 
 class RowsOfLogs:

@@ -20,22 +20,26 @@ from stem_torchrec.runtime.report_file import Report, escape
 from stem_torchrec.training.watched_metric import SIGNS
 
 
-def write_report(comparison: Comparison) -> None:
+def write_report(comparison: Comparison, *, reports: int = 1) -> None:
     """Writes report.md, report.html and the numbers as Parquet; one process calls it, outside of any process group.
+
+    Args:
+        comparison: whose runs are done.
+        reports: how many reports on the same models there are, as on several logs; each is a family by itself.
 
     Raises UserError if another process owns the folder.
     """
     with FolderLock(take_over=comparison.train.take_over) as lock:
         lock.take(str(comparison.folder), other="--out")
-        line = _write_sections(comparison)
+        line = _write_sections(comparison, reports)
     _print_end(comparison, line)
 
 
-def _write_sections(comparison: Comparison) -> str:
+def _write_sections(comparison: Comparison, reports: int) -> str:
     """Writes the report; returns the model to take in a line, empty if `--recommend` does not ask for it."""
     scored = ScoredRows(comparison)
     report = Report("Comparison of models")
-    introduction(report, scored, rows=len(scored.rows))
+    introduction(report, scored, rows=len(scored.rows), reports=reports)
     family = results(report, scored)
     if comparison.tried:
         settings(report, comparison)
@@ -58,11 +62,11 @@ def write_report_of_logs(comparison: Comparison, by_log: Sequence[Comparison]) -
     Raises UserError as `write_report`.
     """
     for each in by_log:
-        write_report(each)
+        write_report(each, reports=len(by_log) + 1)
     with FolderLock(take_over=comparison.train.take_over) as lock:
         lock.take(str(comparison.folder), other="--out")
         scored, report = RowsOfLogs(comparison, by_log), Report("Comparison of models on several logs")
-        introduction(report, scored, rows=scored.rows)
+        introduction(report, scored, rows=scored.rows, reports=len(by_log) + 1)
         family = results(report, scored)
         report.text(
             "## On each log", "AUC over the base, mean over the seeds; log_1/report.md and so on have the rest."
@@ -91,8 +95,8 @@ def _print_end(comparison: Comparison, line: str) -> None:
         print(line)
 
 
-def introduction(report: Report, scored: Scored, *, rows: int) -> None:
-    """Adds the log, the command line, and how to read the numbers of so many test rows."""
+def introduction(report: Report, scored: Scored, *, rows: int, reports: int) -> None:
+    """Adds the log, the command line, and how to read the numbers of so many test rows in one of so many reports."""
     comparison = scored.comparison
     config, description = comparison.config, load_schema(comparison.path).description
     seeds = " and seeds" if len(comparison.seeds) > 1 else ""
@@ -100,6 +104,10 @@ def introduction(report: Report, scored: Scored, *, rows: int) -> None:
     mean = (
         "Measures of all rows are means over the logs, weighted by their pairs of labels or rows; a user counts once "
         "for all logs, and each log draws its seeds."
+    )
+    alone = (
+        f"This is one of {reports} reports on these models, each a family of comparisons of its own: p-values are "
+        "adjusted within it alone, so a claim is made from one report, chosen before."
     )
     report.text(
         *([f"Log: {escape(description)}"] if description else []),
@@ -114,8 +122,9 @@ def introduction(report: Report, scored: Scored, *, rows: int) -> None:
         f"where fewer than {MIN_USERS} {scored.unit} have positives, or negatives, or for gAUC both. Each single-task "
         "model is tuned and stopped by its own task, every other model by the mean over the tasks.",
         *([mean] if config.logs else []),
+        *([alone] if reports > 1 else []),
         *_models(comparison),
-        *[f"Left out because a run diverged: {escape(reason)}" for reason in comparison.diverged.values()],
+        *[f"Left out, as it could not be trained: {escape(reason)}" for reason in comparison.left_out.values()],
     )
 
 

@@ -3,7 +3,7 @@
 Also the sentence by which commands refuse labels that are not binary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -128,7 +128,10 @@ def labeled_rows(row_group: RowGroup, columns: Columns, label: str, *, with_grou
     def read(name: str) -> pa.Array:
         return prepared(_read(row_group, columns.column_of(name)), name, columns)
 
-    table = pa.table({"label": read(label).cast(pa.float32(), safe=False)})
+    def read_number(name: str) -> pa.Array:
+        return read(name).cast(pa.float32(), safe=False)
+
+    table = pa.table({"label": labels_in_space(label, columns, read_number)})
     if with_group:
         assert columns.group is not None
         groups = read(columns.group)
@@ -137,11 +140,25 @@ def labeled_rows(row_group: RowGroup, columns: Columns, label: str, *, with_grou
         table = table.append_column("group", groups.cast(kind, safe=False))
     counted = pc.is_valid(table["label"])
     for name in columns.weights_of(label):
-        counted = pc.and_(counted, pc.greater(read(name).cast(pa.float32(), safe=False), 0))
-    if label in columns.spaces:
-        inside = pc.equal(read(columns.spaces[label]).cast(pa.float32(), safe=False), 1)
-        counted = pc.and_(counted, pc.fill_null(inside, False))
+        counted = pc.and_(counted, pc.greater(read_number(name), 0))
     return table.filter(counted)
+
+
+def labels_in_space(label: str, columns: Columns, read: Callable[[str], pa.ChunkedArray]) -> pa.ChunkedArray:
+    """The labels of a task, (N,), null in rows outside of its space.
+
+    Args:
+        label: the task.
+        columns: with the spaces.
+        read: returns a column of numbers by its name, (N,).
+
+    Example::
+
+        # buy 1, 0, 1   click 1, 1, 0
+        labels_in_space("buy", columns, table.column)  # 1, 0, null with --data.spaces buy click
+    """
+    labels, space = read(label), columns.spaces.get(label)
+    return labels if space is None else pc.if_else(pc.equal(read(space), 1), labels, None)
 
 
 def _read(row_group: RowGroup, column: str) -> pa.ChunkedArray:

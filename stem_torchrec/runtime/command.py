@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from stem_torchrec.runtime.error_kinds import ErrorKind
 from stem_torchrec.runtime.errors import (
+    AllocationError,
     DataError,
     Interrupted,
     LaunchError,
@@ -18,7 +19,7 @@ from stem_torchrec.runtime.errors import (
 )
 from stem_torchrec.runtime.exit_status import ExitStatus, killed_by
 from stem_torchrec.runtime.launch_environment import is_first_on_host
-from stem_torchrec.runtime.memory import is_out_of_memory, sentence_of_memory
+from stem_torchrec.runtime.memory import naming_lack_of_memory
 from stem_torchrec.runtime.signals import Stopped, exit_at_the_latest, exit_on_signals, hook_for, stopping_on_signals
 from stem_torchrec.runtime.standard_streams import keep_streams
 from stem_torchrec.runtime.versions import missing_package
@@ -50,9 +51,9 @@ def run_main(main: Callable[[], None], *, every_rank_speaks: bool = False) -> No
     as [STEM-OPTION].
 
     All ranks of a host raise the same error for a wrong configuration, so only the first one prints it. A DataError is
-    raised by the one rank that read the row, and that rank prints it, as it does a LaunchError and an OSError. If
-    nobody reads what the command prints any more, it continues; text that a full disk swallows ends an otherwise
-    complete one with status 74.
+    raised by the one rank that read the row, and that rank prints it, as it does a LaunchError, a lack of memory and an
+    OSError. If nobody reads what the command prints any more, it continues; text that a full disk swallows ends an
+    otherwise complete one with status 74.
 
     Args:
         main: the command. What takes seconds to import, it imports itself: signals are handled from here on.
@@ -78,7 +79,11 @@ def _outcome(main: Callable[[], None], *, every_rank_speaks: bool) -> tuple[int,
     """The exit status, and the sentence that this rank prints."""
     is_first = every_rank_speaks or is_first_on_host(os.environ)
     try:
-        with stopping_on_signals(), hook_for(OSError, threading, "excepthook", _thread_has_ended):
+        with (
+            stopping_on_signals(),
+            hook_for(OSError, threading, "excepthook", _thread_has_ended),
+            naming_lack_of_memory(),
+        ):
             main()
     except Interrupted:
         return ExitStatus.RESUME, ""
@@ -92,7 +97,7 @@ def _outcome(main: Callable[[], None], *, every_rank_speaks: bool) -> tuple[int,
         status, kind = ExitStatus.INPUT, error.kind
         if _comes_from_storage(error):
             status, kind = ExitStatus.UNWRITABLE, ErrorKind.WRITE
-        speaks = is_first or isinstance(error, DataError | LaunchError)
+        speaks = is_first or isinstance(error, DataError | LaunchError | AllocationError)
         return status, _with_kind(sentence, kind) if speaks else ""
     except OSError as error:
         path = error.filename2 or error.filename or "a file"
@@ -109,10 +114,6 @@ def _outcome(main: Callable[[], None], *, every_rank_speaks: bool) -> tuple[int,
         )
         sentence = f"{path} cannot be read or written ({_reason(error)}); {fix}."
         return ExitStatus.UNWRITABLE, _with_kind(sentence, ErrorKind.WRITE)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return ExitStatus.INPUT, _with_kind(sentence_of_memory(error), ErrorKind.MEMORY)
     except ModuleNotFoundError as error:
         if not (sentence := missing_package(error)):
             raise

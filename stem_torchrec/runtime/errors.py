@@ -33,6 +33,16 @@ class DivergedError(UserError):
     of_class = ErrorKind.DIVERGED
 
 
+class NoMemoryError(UserError):
+    """A run takes more memory than there is; raised on all ranks."""
+
+
+class AllocationError(NoMemoryError):
+    """An allocation has failed; raised only on the rank where it did."""
+
+    of_class = ErrorKind.MEMORY
+
+
 class DamagedError(UserError):
     """A checkpoint cannot be read; raised on all ranks."""
 

@@ -2,9 +2,12 @@
 
 import ctypes
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from stem_torchrec.runtime.cgroups import cgroup_values
+from stem_torchrec.runtime.errors import AllocationError
 
 # Parameters of mallopt(3).
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -49,13 +52,22 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def sentence_of_memory(error: BaseException) -> str:
-    """What a user reads of an allocation that has failed: the first line of the error, and the fix.
+@contextmanager
+def naming_lack_of_memory() -> Iterator[None]:
+    """Raises AllocationError, with one sentence, where an allocation fails in the block.
 
     Example::
 
-        sentence_of_memory(MemoryError("Unable to allocate 8 PiB"))
-        # the memory does not suffice (Unable to allocate 8 PiB); give smaller sizes.
+        with naming_lack_of_memory():
+            torch.empty(2**60)
+        # AllocationError: the memory does not suffice ([enforce fail at alloc_cpu.cpp:127] ...); give smaller sizes.
     """
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"the memory does not suffice ({lines[0][:300].rstrip('.')}); give smaller sizes."
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise AllocationError(
+            f"the memory does not suffice ({lines[0][:300].rstrip('.')}); give smaller sizes."
+        ) from error

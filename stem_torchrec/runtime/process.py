@@ -17,7 +17,7 @@ import torch.distributed as dist
 from stem_torchrec.runtime.errors import LostRankError, UserError, reason_of, system_cause
 from stem_torchrec.runtime.internals.pytorch import TRACER_LOGGER
 from stem_torchrec.runtime.launch_environment import LOOPBACK, Ranks, read_master, read_ranks
-from stem_torchrec.runtime.memory import keep_freed_memory
+from stem_torchrec.runtime.memory import is_out_of_memory, keep_freed_memory
 from stem_torchrec.runtime.rendezvous import choose_interface, connect_to_store, join_timeout, name_start, serve_store
 from stem_torchrec.runtime.threads import set_threads, share_cores
 from stem_torchrec.runtime.versions import fbgemm_has_cuda
@@ -141,8 +141,8 @@ def from_first_rank(make: Callable[[], T]) -> T:
     it.
 
     Args:
-        make: its result must pickle. A UserError or OSError is raised as it is, any other as RuntimeError with its
-            name and message.
+        make: its result must pickle. A UserError or OSError is raised as it is, a failed allocation as MemoryError with
+            its message, any other error as RuntimeError with its name and message.
     """
     outcome: list[Any] = [None, None]
     if not dist.is_initialized() or dist.get_rank() == 0:
@@ -153,7 +153,10 @@ def from_first_rank(make: Callable[[], T]) -> T:
             outcome = [error, system_cause(error)]
         except Exception as error:
             # Not every error can be pickled.
-            outcome[0] = RuntimeError(f"{type(error).__name__}: {error}").with_traceback(error.__traceback__)
+            told = RuntimeError(f"{type(error).__name__}: {error}")
+            outcome[0] = (MemoryError(str(error)) if is_out_of_memory(error) else told).with_traceback(
+                error.__traceback__
+            )
     if dist.is_initialized():
         dist.broadcast_object_list(outcome)
     result, cause = outcome

@@ -49,7 +49,7 @@ def model_to_take(choice_is: Mapping[str, Collection[str]], fitting: Sequence[st
         model_to_take({"all": ["worse", "within noise"], "shared": ["better", "better"]}, ["shared"])         # "chosen"
         model_to_take({"all": ["worse", "within noise"], "shared": ["better", "better"]}, ["shared", "all"])  # "all"
     """
-    return next((other for other in fitting if _loses(choice_is[other])), "chosen")
+    return next((other for other in fitting if _loses(choice_is.get(other, ()))), "chosen")
 
 
 def _loses(verdicts: Collection[str]) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -33,6 +34,7 @@ from stem_torchrec.table_search.table_worth import TableWorth, first_half, measu
 from stem_torchrec.tables import SHARED, table_configs, table_group
 from stem_torchrec.training.best_by_task import note_of_mean
 from stem_torchrec.training.configuration import with_trained_options
+from stem_torchrec.training.left_out import LeftOut, trained_or_left_out
 from stem_torchrec.training.recorded_options import write_or_check
 from stem_torchrec.training.run_evaluation import EvaluateConfig
 from stem_torchrec.training.sparse_optimizers import states_of_tables
@@ -43,7 +45,8 @@ def search_tables(search: TableSearch, base: TrainConfig, process: Process) -> N
     """Writes best.yaml, worth.parquet and report.md.
 
     best.yaml has the options of a run with the tables that are kept; or with all, or shared ones alone, where the
-    comparison finds these better and they fit the budget.
+    comparison finds these better and they fit the budget. Of the choice and shared tables alone, what cannot be trained
+    is left out of it; see `trained_or_left_out`.
 
     Args:
         search: how to search.
@@ -87,15 +90,13 @@ def search_tables(search: TableSearch, base: TrainConfig, process: Process) -> N
         lines, choice_is, taken = _table(measured, kept), dict[str, list[str]](), "chosen"
         if search.trains_choice:
             models = {"all": model, "chosen": chosen, "shared": with_kept(model, names, [], record.tasks)}
-            runs = {"all": whole}
-            for name in ("chosen", "shared"):
-                same = next((other for other in runs if models[other] == models[name]), None)
-                config = replace(base, model=models[name])
-                runs[name] = runs[same] if same else _trained(config, folder / "runs" / name, process)
-            judged, choice_is = _judged(runs, process, rows=search.rows)
+            runs, left_out = _runs_of(models, whole, base, folder, process)
+            lines += [f"Left out, as it could not be trained: {each.left_out}\n" for each in left_out]
+            if "chosen" in runs:
+                judged, choice_is = _judged(runs, process, rows=search.rows)
+                lines += judged
             fits_all = budget is None or _bytes(record) <= budget
             taken = model_to_take(choice_is, ["shared", *(["all"] if fits_all else [])])
-            lines += judged
             write_text(folder / "best.yaml", dump_config(replace(base, model=models[taken])))
         lines.append(sentence_of(taken, choice_is))
         if (note := note_of_mean(path_of(whole), "the worth of its tables is measured with")) is not None:
@@ -122,6 +123,20 @@ def _trained(config: TrainConfig, folder: Path, process: Process) -> str:
     """The folder of a run, which is trained unless it has ended before, or resumed."""
     train(replace(config, output_dir=str(folder)), process)
     return str(folder)
+
+
+def _runs_of(
+    models: Mapping[str, OwnTableOptions], whole: str, base: TrainConfig, folder: Path, process: Process
+) -> tuple[dict[str, str], list[LeftOut]]:
+    """The run of each model by its name, with `whole` as that of all tables; and why others could not be trained."""
+    runs, left_out = {"all": whole}, list[LeftOut]()
+    for name in ("chosen", "shared"):
+        run = next((runs[other] for other in runs if models[other] == models[name]), None)
+        if run is None:
+            training = partial(_trained, replace(base, model=models[name]), folder / "runs" / name, process)
+            run = trained_or_left_out(training, process, name=name, leave_out=left_out.append)
+        runs |= {} if run is None else {name: run}
+    return runs, left_out
 
 
 def _bytes(record: RunRecord, groups: Sequence[str] | None = None) -> int:
@@ -167,7 +182,7 @@ def _judged(runs: Mapping[str, str], process: Process, *, rows: int) -> tuple[li
         predicted[name] = _other_half(predict_rows(EvaluateConfig(run), process, rows=rows, grown=False))
     tasks = list(records["chosen"].tasks)
     cells, choice_is = [], dict[str, list[str]]()
-    for other in ("all", "shared"):
+    for other in (name for name in runs if name != "chosen"):
         compared = differences(predicted["chosen"], predicted[other], tasks)
         choice_is[other] = [interval.verdict for interval in compared.intervals.values()]
         for (task, measure), interval in compared.intervals.items():

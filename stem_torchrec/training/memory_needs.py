@@ -5,7 +5,7 @@ import torch
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.models.build import build_model
-from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.errors import NoMemoryError
 from stem_torchrec.runtime.memory import host_memory
 from stem_torchrec.runtime.process import Process
 from stem_torchrec.tables import table_configs
@@ -18,7 +18,7 @@ _DENSE_COPIES = 4
 
 
 def check_memory(config: TrainConfig, columns: Columns, process: Process, *, rows: int) -> None:
-    """Raises UserError where dense part, tables and the pooled embeddings of a step take more memory than there is.
+    """Raises NoMemoryError where dense part, tables and the pooled embeddings of a step take more memory than there is.
 
     What else a step needs, above all the activations of experts, comes on top; whether the tables fit beside it is for
     the planner to find.
@@ -52,7 +52,7 @@ def check_memory(config: TrainConfig, columns: Columns, process: Process, *, row
         memory += ranks * torch.cuda.get_device_properties(process.device).total_memory / _GIB
     if sum(gib.values()) > memory:
         parts = ", ".join(f"{value:,.1f} GiB for {name}" for name, value in gib.items())
-        raise UserError(
+        raise NoMemoryError(
             f"this run needs at least {sum(gib.values()):,.1f} GiB of memory on a host, which has {memory:,.1f} GiB: "
             f"{parts}; give smaller sizes in --model, a smaller --data.batch-size, or more hosts."
         )

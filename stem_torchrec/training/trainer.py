@@ -137,9 +137,10 @@ class Trainer:
                         f"no weights could be written to {self.folder}; make room, or give another --output-dir."
                     )
                 from_first_rank(lambda: finish(self.folder, self._lock, self.data.contents))
-        except DivergedError:
-            # It is raised on all ranks, and another model may be trained next.
-            self.close()
+        except Exception as error:
+            # Another model may be trained next. Of several ranks, closing would wait for those that raised nothing.
+            if isinstance(error, DivergedError) or self.process.world_size == 1:
+                self.close()
             raise
         self._lock.release()
         log_rank0(f"\nbest evaluation of the validation split, in {self.folder}:\n{format_table(self._best.result)}")

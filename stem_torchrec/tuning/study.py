@@ -68,7 +68,7 @@ def _check_trial(folder: Path, search: Search) -> None:
     """Raises UserError where a trial was trained with other options than these, whatever study.yaml tells."""
     # Under this lock no other rank deletes the folders of trials.
     with FileLock(folder / _RESULTS_LOCK):
-        files = sorted((folder / "trials").glob(f"*/{CONFIG_FILE}"))
+        files = _built_trials(folder)
         saved = load_config(str(files[0])) if files else None
     if saved is None:
         return
@@ -77,6 +77,11 @@ def _check_trial(folder: Path, search: Search) -> None:
     before, now = (to_dict(what_is_trained(each)) for each in (saved, expected))
     if unlike := next(differences(before, now), None):
         raise UserError(f"{files[0].parent} was trained with other options, where {unlike}; give another --out.")
+
+
+def _built_trials(folder: Path) -> list[Path]:
+    """The configurations of the trials in a folder that no run refused, as far as they are kept."""
+    return sorted((folder / "trials").glob(f"*/{CONFIG_FILE}"))
 
 
 def tune(config: TuneConfig, search: Search) -> None:
@@ -88,7 +93,9 @@ def tune(config: TuneConfig, search: Search) -> None:
     folder = Path(config.out)
     search = resolve_log(search)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    check_space(search, folder)
+    # A search that goes on has shown that its space can be trained.
+    if not _built_trials(folder):
+        check_space(search, folder)
     with FolderLock(take_over=search.base.take_over) as lock:
         _own(lock, config.out)
         record_options(folder, search)

@@ -8,8 +8,8 @@ from pathlib import Path
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from stem_torchrec.runtime.errors import DivergedError, UserError
-from stem_torchrec.runtime.memory import is_out_of_memory, sentence_of_memory
+from stem_torchrec.runtime.errors import DivergedError, NoMemoryError, UserError
+from stem_torchrec.runtime.memory import naming_lack_of_memory
 from stem_torchrec.runtime.process import Process
 from stem_torchrec.runtime.progress import log_rank0
 from stem_torchrec.runtime.whole_file import naming_file
@@ -45,15 +45,14 @@ def run_trial(trial: Trial, search: Search, *, folder: Path, process: Process) -
     folder.mkdir(parents=True)
     with naming_file(folder / "log.txt"), (folder / "log.txt").open("w") as log, redirect_stdout(log):
         try:
-            return _train(trial, search, folder=folder, process=process)
+            with naming_lack_of_memory():
+                return _train(trial, search, folder=folder, process=process)
         except DivergedError as error:
             log_rank0(f"the trial ends: {error}")
             raise optuna.TrialPruned from error
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
+        except NoMemoryError as error:
             # Only a step tells what the activations take, which no check counts before.
-            raise _refused(trial, sentence_of_memory(error)) from error
+            raise _refused(trial, str(error)) from error
 
 
 def _train(trial: Trial, search: Search, *, folder: Path, process: Process) -> float:

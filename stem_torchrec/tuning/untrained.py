@@ -8,8 +8,8 @@ from typing import Any
 
 import optuna
 
-from stem_torchrec.runtime.errors import UserError, system_cause
-from stem_torchrec.runtime.memory import is_out_of_memory, sentence_of_memory
+from stem_torchrec.runtime.errors import NoMemoryError, UserError, system_cause
+from stem_torchrec.runtime.memory import naming_lack_of_memory
 from stem_torchrec.runtime.process import Process, join_process_group
 from stem_torchrec.training.built_run import BuiltRun
 from stem_torchrec.tuning.search_space import Search
@@ -46,7 +46,7 @@ def check_space(search: Search, folder: Path) -> None:
 
 def is_refusal(error: UserError) -> bool:
     """Whether an error before the first step is about the setting: not about a row, a disk, a launcher or damage."""
-    return type(error) is UserError and system_cause(error) is None
+    return (type(error) is UserError or isinstance(error, NoMemoryError)) and system_cause(error) is None
 
 
 def _settings(search: Search) -> list[Mapping[str, Any]]:
@@ -66,16 +66,14 @@ def _refusal(search: Search, choices: Mapping[str, Any], folder: Path, process: 
     """Why a setting cannot be trained, or None; other errors are raised."""
     with redirect_stdout(io.StringIO()):
         try:
-            # In a folder that no trial has.
-            run = BuiltRun.build(search.run_config(choices, folder / "untrained"), process)
+            with naming_lack_of_memory():
+                # In a folder that no trial has.
+                run = BuiltRun.build(search.run_config(choices, folder / "untrained"), process)
         except UserError as error:
             if not is_refusal(error):
                 raise
-            # Without its frames, which keep what was built.
+            # Without frames, which keep what was built.
+            error.__cause__ = error.__context__ = None
             return error.with_traceback(None)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            return UserError(sentence_of_memory(error))
         with closing(run.data):
             return None
