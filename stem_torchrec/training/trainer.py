@@ -160,15 +160,17 @@ class Trainer:
 
     def _make_callbacks(self, ending: Event) -> None:
         """Makes the parts of the run that its loop calls, and restores them from a checkpoint."""
-        config = self.config
-        stopping, by_task = EarlyStopping(self._watched, config.train.patience), None
+        config, patience, max_failures = self.config, self.config.train.patience, self.config.checkpoint.max_failures
+        stopping, by_task = EarlyStopping(self._watched, patience), None
         if config.train.best_by_task:
-            stopping.patience, by_task = None, self._best_by_task()
+            stopping.patience = None
+            by_task = BestByTask(
+                self.model, self.folder, self._lock, self._watched, patience=patience, max_failures=max_failures
+            )
         self._meter, self._gates = Meter(self.data.columns.labels), GateWeights(self.process.device)
         self._best = BestWeights(
-            self.model, self.folder, self._lock, stopping,
-            max_failures=config.checkpoint.max_failures, by_task=by_task,
-        )  # fmt: skip
+            self.model, self.folder, self._lock, stopping, max_failures=max_failures, by_task=by_task
+        )
         self.checkpoints = RunCheckpoints(
             config, self.folder, self._lock, self.data,
             model=self.model, optimizer=self.optimizer, pipeline=self.pipeline, best=self._best, meter=self._meter,
@@ -182,13 +184,6 @@ class Trainer:
             beside=self._beside, histograms=self._gates.histograms,
         )  # fmt: skip
         self._keep_best = [KeepBest(self._best.keep, stopping), *([KeepBestByTask(by_task)] if by_task else [])]
-
-    def _best_by_task(self) -> BestByTask:
-        """What keeps the best weights of each task."""
-        train, max_failures = self.config.train, self.config.checkpoint.max_failures
-        return BestByTask(
-            self.model, self.folder, self._lock, self._watched, patience=train.patience, max_failures=max_failures
-        )
 
     def _make_loop(self, steps_per_epoch: int, callbacks: Sequence[Callback]) -> TrainLoop:
         train, state = self.config.train, self._start
