@@ -84,9 +84,9 @@ def test_a_model_built_by_hand_has_the_defaults_of_its_options(arch: str) -> Non
         for name, parameter in signature(kind.__init__).parameters.items()
         if parameter.default is not Parameter.empty
     }
-    of_options = {field.name: getattr(line.options(), field.name) for field in fields(line.options)}
-    assert len(defaults.keys() & of_options.keys()) > 3
-    assert {name: of_options[name] for name in defaults if name in of_options}.items() <= defaults.items()
+    both = [field.name for field in fields(line.options) if field.name in defaults]
+    assert len(both) > 3
+    assert {name: defaults[name] for name in both} == {name: getattr(line.options(), name) for name in both}
 
 
 class Ranker(nn.Module):
