@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from stem_torchrec.config import TrainConfig
     from stem_torchrec.data.schema import SparseFeature, load_schema
     from stem_torchrec.metrics.multi_task import MultiTaskMetrics
+    from stem_torchrec.models.duet import Duet, DuetOptions
     from stem_torchrec.models.loss import MultiTaskTrain
-    from stem_torchrec.models.stem import STEM
+    from stem_torchrec.models.stem import STEM, STEMOptions
     from stem_torchrec.runtime.process import join_process_group
     from stem_torchrec.sharding.once import OnceSharder
     from stem_torchrec.sharding.planner import plan_sharding
@@ -28,9 +29,12 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "STEM": "models.stem",
+    "Duet": "models.duet",
+    "DuetOptions": "models.duet",
     "MultiTaskMetrics": "metrics.multi_task",
     "MultiTaskTrain": "models.loss",
     "OnceSharder": "sharding.once",
+    "STEMOptions": "models.stem",
     "SparseArch": "tables",
     "SparseFeature": "data.schema",
     "TrainConfig": "config",
@@ -49,9 +53,12 @@ _HOMES = {
 
 __all__ = [
     "STEM",
+    "Duet",
+    "DuetOptions",
     "MultiTaskMetrics",
     "MultiTaskTrain",
     "OnceSharder",
+    "STEMOptions",
     "SparseArch",
     "SparseFeature",
     "TrainConfig",

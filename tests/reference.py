@@ -14,6 +14,8 @@ from stem_torchrec.data.files import Columns
 from stem_torchrec.data.schema import SparseFeature
 from stem_torchrec.models.stem import STEMOptions
 
+from expert_formulas import expert
+
 TABLES = "sparse_arch.embedding_bag_collection.embedding_bags"
 # 5000 rows: on two ranks the first of the blocks that initial weights are drawn in (4096 rows) is cut.
 COLUMNS = Columns(
@@ -90,10 +92,10 @@ class Parts:
     def linear(self, name: str, x: Tensor) -> Tensor:
         return linear(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
 
-    def expert(self, name: str, k: int, x: Tensor) -> Tensor:
-        for i in range(len(self.config.expert_hidden)):
-            x = (x @ self.weights[f"{name}.{2 * i}.weight"][k] + self.weights[f"{name}.{2 * i}.bias"][k]).relu()
-        return x
+    def expert(self, name: str, k: int, x: Tensor, kind: str = "", feature_gate: bool = False) -> Tensor:
+        """The output (B, H) of one expert of a group, by default of the kind of the configuration."""
+        weights = {n.removeprefix(f"{name}."): w for n, w in self.weights.items() if n.startswith(f"{name}.")}
+        return expert(weights, k, x, kind or self.config.expert, feature_gate, len(self.config.expert_hidden))
 
     def hidden(self, name: str, x: Tensor, layers: int) -> Tensor:
         for i in range(layers):

@@ -16,7 +16,7 @@ from stem_torchrec.models.stem import STEMOptions
 from stem_torchrec.models.table import MODELS, with_arch
 from stem_torchrec.runtime.errors import UserError
 
-from expert_formulas import expert, sigmoid, softmax
+from expert_formulas import sigmoid, softmax
 from reference import Parts, logits_by_formula, random_batch, sparse_features
 
 TASKS = ("click", "like", "share")
@@ -128,11 +128,10 @@ def home(parts: Parts, batch: Batch) -> Tensor:
         of_self = softmax(parts.linear(f"{name}.2", parts.hidden(name, inputs[stream], 1)))
         mixed, column = torch.zeros(()), 0
         for group, number in numbers.items():
-            prefix = f"{at}.experts.{group}."
-            weights = {n.removeprefix(prefix): w for n, w in parts.weights.items() if n.startswith(prefix)}
             for k in range(number):
                 weight = of_gate[:, column] + (of_self[:, k] if group == stream else 0)
-                mixed = mixed + weight[:, None] * expert(weights, k, inputs[group], "norm", True)
+                output = parts.expert(f"{at}.experts.{group}", k, inputs[group], "norm", True)
+                mixed = mixed + weight[:, None] * output
                 column += 1
         return mixed
 
@@ -169,7 +168,8 @@ def duet(parts: Parts, batch: Batch) -> Tensor:
         of_stream = {".".join([*w[:2], *w[3:]]): parts.weights[n] for n, w in towers.items() if w[2] == str(number)}
         return {name: weight for name, weight in parts.weights.items() if name not in towers} | of_stream
 
-    stem = logits_by_formula(stream(0), batch, TASKS, CONFIG, COLUMNS)
+    # By default STEM's experts have cross layers, and the own streams none.
+    stem = logits_by_formula(stream(0), batch, TASKS, dataclasses.replace(CONFIG, expert="cross"), COLUMNS)
     own = single_task(Parts(stream(1), CONFIG), batch)
     return torch.cat([0.8 * stem + 0.2 * own, stem, own], dim=1)
 
@@ -178,7 +178,7 @@ FORMULAS: dict[str, Formula] = {
     f.__name__: f
     for f in (duet, single_task, shared_bottom, omoe, mmoe, ple, home, pepnet, aitm, esmm, escm2, dcmt, me_mmoe, me_ple)
 }
-OPTIONS: dict[str, dict[str, object]] = {"duet": {"expert": "mlp"}, "pepnet": {"prior": ("tags",), "domain": ("uid",)}}
+OPTIONS: dict[str, dict[str, object]] = {"pepnet": {"prior": ("tags",), "domain": ("uid",)}}
 
 
 def build(arch: str, *, tasks: Sequence[str] = TASKS, layout: str = "split", layers: int = 2) -> MultiTaskModel:

@@ -25,8 +25,9 @@ from stem_torchrec.inspection.options import InspectOptions
 from stem_torchrec.losses.table import losses_of_tasks
 from stem_torchrec.metrics.multi_task import to_json
 from stem_torchrec.models.build import build_model
-from stem_torchrec.models.links import NumberLink, OrdinalLink
+from stem_torchrec.models.links import Link, NumberLink, OrdinalLink
 from stem_torchrec.models.loss import MultiTaskTrain
+from stem_torchrec.models.outputs import Outputs
 from stem_torchrec.models.trained_by import tasks_of_parameters
 from stem_torchrec.runtime.errors import DataError, UserError
 from stem_torchrec.runtime.process import Process
@@ -52,7 +53,12 @@ STATISTICS = {"like": (1.0, -0.5), "watch": (0.5, 2.0)}
 
 
 class GivenLogits(torch.nn.Module):
-    """A model whose logits are the dense features."""
+    """A model whose logits are the dense features, of one task that is not binary."""
+
+    def __init__(self, link: Link) -> None:
+        super().__init__()
+        self.link = link
+        self.outputs = Outputs(("a",), links={"a": link})
 
     def forward(self, dense: Tensor, sparse: object) -> Tensor:
         return dense
@@ -84,8 +90,7 @@ def test_each_loss_is_its_equation(kind: str, labels: str) -> None:
     link = NumberLink() if labels == "number" else OrdinalLink(3)
     link.start(STATISTICS["watch" if labels == "number" else "like"])
     config = LossConfig(kinds={"a": kind}, huber_delta=0.7)
-    train = MultiTaskTrain(GivenLogits(), losses=losses_of_tasks(config, ("a",), {"a": labels}))
-    train.links = {0: link}
+    train = MultiTaskTrain(GivenLogits(link), losses=losses_of_tasks(config, ("a",), {"a": labels}))
     loss, (_, scores) = train(replace(batch, dense_features=z, labels=y))
     known = [i for i in range(40) if i % 7]
     expected = sum(of_row(kind, float(z[i]), float(y[i])) for i in known) / len(known)

@@ -7,8 +7,6 @@ from stem_torchrec.config import LossConfig, ModelConfig
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.label_kinds import refusal_of_kinds
 from stem_torchrec.losses.table import losses_of_tasks
-from stem_torchrec.models.duet import STREAMS, Duet
-from stem_torchrec.models.entire_space import EntireSpace
 from stem_torchrec.models.frame import MultiTaskModel
 from stem_torchrec.models.links import links_of, typed_links
 from stem_torchrec.models.loss import MultiTaskTrain
@@ -54,19 +52,13 @@ def build_model(
         embedding_dropout=options.embedding_dropout,
         embedding_l2=options.embedding_l2,
         table_choice=choice,
+        links=links_of(columns),
         **own,
     )
     if isinstance(model, ESMM):
         _check_kinds(options.arch, columns)
-    model.links.update(links_of(columns))
     losses = losses_of_tasks(loss, tasks, columns.not_binary)
-    train = MultiTaskTrain(model, options.task_weights, losses, rows_within=loss.rows_within)
-    train.links = {tasks.index(task): link for task, link in typed_links(model.links).items()}
-    if isinstance(model, EntireSpace):
-        train.tasks, train.added_losses = len(tasks), model.added_losses
-    elif isinstance(model, Duet):
-        train.tasks, train.streams = len(tasks), len(STREAMS)
-    return train
+    return MultiTaskTrain(model, options.task_weights, losses, rows_within=loss.rows_within)
 
 
 def _check_kinds(arch: str, columns: Columns) -> None:

@@ -4,7 +4,7 @@ Both streams of a task train its tables, each by a loss of its own, and the pred
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Unpack
 
 import torch
@@ -16,10 +16,8 @@ from stem_torchrec.config import Arch
 from stem_torchrec.models.frame import InputOptions
 from stem_torchrec.models.group_experts import ExpertKind
 from stem_torchrec.models.layers import MLP
+from stem_torchrec.models.outputs import Outputs
 from stem_torchrec.models.stem import STEM, GateInput, Groups, STEMOptions
-
-STREAMS = ("stem", "own")
-"""The streams of a task, in the order of the columns of a tower."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +52,12 @@ class Duet(STEM):
     Args:
         embedding_bag_collection, tasks, expert_hidden, tower_hidden, dropout: see STEM; the MLP of an own stream has
             the widths of an expert.
-        own_share: see DuetOptions.
-        num_layers, num_shared_experts, num_task_experts, gate_hidden, reads, trains, gate_input, expert, feature_gate,
+        expert, own_share: see DuetOptions.
+        num_layers, num_shared_experts, num_task_experts, gate_hidden, reads, trains, gate_input, feature_gate,
             self_gate, inputs: see STEM.
 
-    `forward` returns (B, 3 T): the predictions, then the logits of STEM, then those of the own streams, which
-    MultiTaskTrain trains.
+    `forward` returns (B, 3 T): the predictions, then the logits of STEM, then those of the own streams. `outputs` tells
+    MultiTaskTrain to train these two.
 
     Example::
 
@@ -77,6 +75,7 @@ class Duet(STEM):
         expert_hidden: Sequence[int] = (512, 512, 512),
         tower_hidden: Sequence[int] = (128, 64),
         dropout: float = 0.0,
+        expert: ExpertKind = "cross",
         own_share: float = 0.2,
         **options: Unpack["_Options"],
     ) -> None:
@@ -86,6 +85,7 @@ class Duet(STEM):
             expert_hidden=expert_hidden,
             tower_hidden=tower_hidden,
             dropout=dropout,
+            expert=expert,
             **options,
         )
         self.own_share = own_share
@@ -104,6 +104,11 @@ class Duet(STEM):
         stem, own = towers[:, ::2], towers[:, 1::2]
         return torch.cat([(1 - self.own_share) * stem + self.own_share * own, stem, own], dim=1)
 
+    @property
+    def outputs(self) -> Outputs:
+        """The predictions, and two streams that are trained in their place."""
+        return replace(super().outputs, streams=2)
+
 
 class _Options(InputOptions, total=False):
     """Arguments of STEM that Duet takes by name."""
@@ -115,7 +120,6 @@ class _Options(InputOptions, total=False):
     reads: Groups
     trains: Groups
     gate_input: GateInput
-    expert: ExpertKind
     feature_gate: bool
     self_gate: bool
 

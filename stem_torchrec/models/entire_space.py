@@ -1,7 +1,7 @@
 """ESMM with losses of the steps, and with towers that only these losses read: what ESCM2 and DCMT are."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Unpack
 
 import torch
@@ -13,6 +13,7 @@ from stem_torchrec.models.counterfactual import CounterfactualLosses
 from stem_torchrec.models.frame import InputOptions
 from stem_torchrec.models.layers import MLP
 from stem_torchrec.models.options import BottomOptions
+from stem_torchrec.models.outputs import Outputs
 from stem_torchrec.models.sequential import ESMM
 
 CounterfactualWeight = Annotated[float, Interval(ge=0, le=1e6)]
@@ -31,7 +32,7 @@ class EntireSpaceOptions(BottomOptions):
 class EntireSpace(ESMM):
     """ESMM whose forward gives the logits (B, T), and behind them what further towers put out, (B, T - 1).
 
-    MultiTaskTrain takes `added_losses` and cuts the logits off; a bundle has no further towers.
+    `outputs` tells MultiTaskTrain the losses that read these; a bundle has no further towers.
 
     Args:
         embedding_bag_collection, tasks, expert_hidden, tower_hidden, dropout, inputs: see AITM.
@@ -67,3 +68,8 @@ class EntireSpace(ESMM):
         """The logits (B, T) of the products, and behind them the outputs of further towers as they are, in fp32."""
         tasks = len(self.tasks)
         return torch.cat([super().logits(towers[:, :tasks]), towers[:, tasks:].float()], dim=1)
+
+    @property
+    def outputs(self) -> Outputs:
+        """The logits, and losses that read them and what stands behind them."""
+        return replace(super().outputs, added_losses=self.added_losses)

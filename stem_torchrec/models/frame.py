@@ -1,7 +1,7 @@
-"""What all models share: tables -> arch -> towers."""
+"""What all models share: tables -> arch -> towers -> what the loss reads, as `outputs.py` has it."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypedDict
 
 import torch
@@ -12,7 +12,9 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from stem_torchrec.balance.shared_output import SharedOutput
 from stem_torchrec.models.covariance import covariance_penalty
 from stem_torchrec.models.layers import MLP, l2_penalty, linear
-from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.models.links import Link, typed_links
+from stem_torchrec.models.outputs import Outputs
+from stem_torchrec.runtime.errors import UserError, nearest
 from stem_torchrec.tables import ALL_TABLES, SHARED, GroupInputs, SparseArch, TableChoice, groups_of
 
 # The pipeline traces a model with FX, which cannot look into an autograd function or follow a decision about shapes: in
@@ -23,7 +25,7 @@ torch.fx.wrap("check_dense")
 
 
 class InputOptions(TypedDict, total=False):
-    """Arguments about its input that every model takes by name; see MultiTaskModel."""
+    """Arguments that every model takes by name and hands on as they are; see MultiTaskModel."""
 
     dense_in_features: int
     dense_out_features: int
@@ -31,6 +33,7 @@ class InputOptions(TypedDict, total=False):
     embedding_l2: float
     covariance_weight: float
     table_choice: TableChoice
+    links: Mapping[str, Link]
 
 
 class MultiTaskModel(nn.Module):
@@ -39,6 +42,8 @@ class MultiTaskModel(nn.Module):
         ids of F features -> tables -> {group: (B, in_features)} -> arch -> {task: (B, H)} -> towers -> (B, T)
 
     A subclass creates its layers, then its towers by `make_towers`, and defines `arch`; docs/add_a_model.md shows one.
+    If its `logits` are more than (B, T), as those of Duet, ESCM2 and DCMT, it declares so by `outputs`, which is all
+    that MultiTaskTrain knows of a model (`models/outputs.py`).
 
     Args:
         embedding_bag_collection: columns for each group and feature, in tables named as
@@ -53,9 +58,11 @@ class MultiTaskModel(nn.Module):
             see covariance_penalty.
         table_choice: which groups have a table of which feature, as the collection was built; by default each of all.
             What a group reads in the place of a table that it lacks stands in `tables/inputs.py`.
+        links: from the logit to the prediction, by task, of tasks that are not binary (`models/links.py`).
 
-    Raises UserError for tasks that cannot name a group, a group without tables or without a feature that another has,
-    and in `forward` for a batch that does not have the model's dense features, or see SparseArch.
+    Raises UserError for tasks that cannot name a group, a link of another task, a group without tables or without a
+    feature that another has, and in `forward` for a batch that does not have the model's dense features, or see
+    SparseArch.
     """
 
     def __init__(
@@ -70,6 +77,7 @@ class MultiTaskModel(nn.Module):
         embedding_l2: float = 0.0,
         covariance_weight: float = 0.0,
         table_choice: TableChoice = ALL_TABLES,
+        links: Mapping[str, Link] | None = None,
     ) -> None:
         super().__init__()
         groups_of(tasks)  # Refuses tasks that cannot name a group, whichever groups the model has.
@@ -88,8 +96,8 @@ class MultiTaskModel(nn.Module):
         self.towers: nn.ModuleDict
         self.further_towers = nn.ModuleDict()
         """Towers whose outputs only a model's own losses read, as ESCM2's; by task, on the input of its tower."""
-        self.links = nn.ModuleDict()
-        """From the logit to the prediction, by task, of tasks that are not binary (`models/links.py`)."""
+        self.links = nn.ModuleDict(links)
+        check_links(self.links, tasks)
         self.frozen: frozenset[str] = frozenset()
         """Groups that are not trained; `weight_groups.freeze` adds some."""
         self.shared_output: SharedOutput | None = None
@@ -108,7 +116,7 @@ class MultiTaskModel(nn.Module):
         return self.above_tables(dense_features, self.sparse_arch(sparse_features))
 
     def above_tables(self, dense_features: Tensor, x: dict[str, Tensor]) -> Tensor:
-        """The logits (B, T) from the dense features (B, N) and the pooled embeddings of the groups of tables."""
+        """What `outputs` declares, from the dense features (B, N) and the pooled embeddings of the groups of tables."""
         if self.frozen:
             # Ahead of the lookup's backward, where the optimizers of tables keep their states.
             x = {g: x[g].detach() if g in self.frozen else x[g] for g in x}
@@ -130,8 +138,16 @@ class MultiTaskModel(nn.Module):
         return self.logits(torch.cat([*towers, *further], dim=1))
 
     def logits(self, towers: Tensor) -> Tensor:
-        """The logits (B, T) from the towers' outputs (B, T), which they are unless the tasks depend on each other."""
+        """The logits (B, T) from the towers' outputs (B, T), which they are unless the tasks depend on each other.
+
+        Behind the towers' outputs stand those of further towers; behind the logits stands what `outputs` declares.
+        """
         return towers
+
+    @property
+    def outputs(self) -> Outputs:
+        """What `forward` puts out, for MultiTaskTrain; logits (B, T) alone unless a subclass declares more."""
+        return Outputs(self.tasks, links=typed_links(self.links))
 
 
 def check_dense(dense_features: Tensor | None, sparse_features: KeyedJaggedTensor, width: int) -> None:
@@ -143,6 +159,13 @@ def check_dense(dense_features: Tensor | None, sparse_features: KeyedJaggedTenso
         f"the dense features of the batch are {'None' if shape is None else f'of shape {shape}'}, but a model with "
         f"dense_in_features={width} needs {(sparse_features.stride(), width)} for these ids."
     )
+
+
+def check_links(links: Iterable[str], tasks: Sequence[str]) -> None:
+    """Raises UserError for a link of something that is no task."""
+    for name in links:
+        if name not in tasks:
+            raise UserError(f"links has {name!r}, but the tasks are {', '.join(tasks)}{nearest(name, tasks) or '.'}")
 
 
 def at_least_one(**sizes: int) -> None:

@@ -1,6 +1,6 @@
 """The loss around a model, in the form that TorchRec's train pipelines call."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +13,15 @@ from stem_torchrec.losses.pointwise import bce, mean_by_task
 from stem_torchrec.losses.step_rows import NO_GROUP
 from stem_torchrec.losses.table import TaskLoss
 from stem_torchrec.losses.task_losses import task_losses
-from stem_torchrec.models.counterfactual import CounterfactualLosses
-from stem_torchrec.models.links import Link
+from stem_torchrec.models.outputs import outputs_of
 from stem_torchrec.runtime.errors import UserError
 
 
 class MultiTaskTrain(nn.Module):
     """The loss of a batch: a weighted sum over the tasks of the mean binary cross entropy of the rows with a label.
 
-    `losses` are other losses of tasks, see `losses/table.py`. With `links` tasks are numbers or levels.
+    `losses` are other losses of tasks, see `losses/table.py`. A model that puts out more than its logits, or whose
+    tasks are numbers or levels, declares it by `outputs` (`models/outputs.py`), as those of this package do.
 
     The mean is over the rows of all ranks if the batch comes from a LabelCounter: a rank's loss is the sum over its
     rows, divided by the labels of all ranks and multiplied by the number of ranks, because data parallelism and
@@ -30,7 +30,8 @@ class MultiTaskTrain(nn.Module):
     labels of a batch have weights w, a task's mean of losses l is sum(w l) / sum(w).
 
     Args:
-        model: maps dense features (B, N) and a KeyedJaggedTensor to logits (B, T): STEM, TorchRec's DLRM, or yours.
+        model: maps dense features (B, N) and a KeyedJaggedTensor to logits (B, T), and to what it declares: STEM, Duet,
+            TorchRec's DLRM, or yours.
         task_weights: T weights above 0; 1 for each task if empty.
         losses: of the T tasks; the binary cross entropy of each if empty.
         rows_within: the sparse feature within whose ids losses compare the rows of a step; all rows if empty.
@@ -38,7 +39,15 @@ class MultiTaskTrain(nn.Module):
     `forward` takes a batch with labels of 0, 1 or NaN (missing), of any type, (B, T), or (B,) for one task. It returns
     the loss, and (losses (T,), scores (B, T)), detached and in fp32: the logits of binary tasks, and the predictions of
     others. The mean of the losses over the ranks is the mean over all rows. Of a model with streams the loss has the
-    sum over these, and the losses are the means. It raises UserError for other shapes.
+    sum over these, and the losses are the means.
+
+    Raises UserError for weights or losses that are not one for each task, and for numbers or levels without losses; in
+    `forward` for other shapes.
+
+    Example::
+
+        train = MultiTaskTrain(Duet(collection, tasks=["finish", "like"]))
+        loss, (losses, logits) = train(batch)  # (), (2,), (B, 2)
     """
 
     task_weights: Tensor | None
@@ -53,38 +62,39 @@ class MultiTaskTrain(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
+        self.outputs = outputs_of(model)
         self.losses = tuple(losses)
         self.rows_within = rows_within
         weights = torch.tensor(task_weights, dtype=torch.float32) if task_weights else None
         self.register_buffer("task_weights", weights, persistent=False)
-        self.links: Mapping[int, Link] = {}
-        """From logits to predictions, by column, of tasks that are not binary; modules of the model."""
+        tasks, links = self.outputs.tasks, self.outputs.links
+        self.links = {i: links[task] for i, task in enumerate(tasks) if task in links}
+        """From logits to predictions, by column."""
+        if links and not losses:
+            raise UserError(
+                f"the labels of {', '.join(links)} are numbers or levels, whose losses MultiTaskTrain needs; give "
+                "losses=losses_of_tasks(...), one for each task."
+            )
+        _check_one_each("task_weights", task_weights, tasks)
+        _check_one_each("losses", losses, tasks)
         self.balance: Balance | None = None
         """Weighs the tasks against each other (`models/balanced.py`); the plain sum without it."""
-        self.added_losses: CounterfactualLosses | None = None
-        """What ESCM2 and DCMT add to the losses of their tasks."""
-        self.tasks: int | None = None
-        """T, where a model puts out more columns than its logits (B, T)."""
-        self.streams = 0
-        """How many times a model has (B, T) of further logits behind these, each with a loss of its own (Duet)."""
         self.trained_by: Mapping[str, frozenset[int]] = {}
         """Tasks that train a parameter, by name (`models/trained_by.py`); all tasks where the name is missing."""
 
     def forward(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         outputs = self.model(batch.dense_features, batch.sparse_features).float()
-        logits = outputs if self.tasks is None else outputs[:, : self.tasks]
+        logits, *streams = self.outputs.split(outputs)
         labels, weights = labels_like(logits, batch.labels), weights_like(logits, batch)
         per_rank = labels_per_rank(batch, logits)
         groups = groups_of_rows(batch, self.rows_within) if self.losses else None
-        # The model's streams stand behind its logits, and are trained in their place.
-        trained = [outputs[:, i * logits.shape[1] :][:, : logits.shape[1]] for i in range(1, self.streams + 1)]
-        losses = [self._losses(each, labels, per_rank, weights, groups) for each in trained or [logits]]
-        if self.added_losses is not None:
-            losses.append(self.added_losses(outputs, labels, per_rank, weights))
+        losses = [self._losses(each, labels, per_rank, weights, groups) for each in streams or [logits]]
+        if self.outputs.added_losses is not None:
+            losses.append(self.outputs.added_losses(outputs, labels, per_rank, weights))
         summed = torch.stack(losses).sum(dim=0)
         weighted = summed if self.task_weights is None else summed * self.task_weights
         total = weighted.sum() if self.balance is None else self.balance(weighted)
-        return total, (summed.detach() / max(self.streams, 1), self._scores(logits.detach()))
+        return total, (summed.detach() / max(self.outputs.streams, 1), self._scores(logits.detach()))
 
     def _losses(
         self, logits: Tensor, labels: Tensor, per_rank: Tensor | None, weights: Tensor | None, groups: Tensor | None
@@ -104,6 +114,15 @@ class MultiTaskTrain(nn.Module):
             return logits
         columns = range(len(self.losses))
         return torch.stack([self.links[i](logits[:, i]) if i in self.links else logits[:, i] for i in columns], dim=1)
+
+
+def _check_one_each(name: str, values: Sized, tasks: Sequence[str]) -> None:
+    """Raises UserError unless there is a value for each task, or none; of a model that declares no tasks all fit."""
+    if values and tasks and len(values) != len(tasks):
+        raise UserError(
+            f"MultiTaskTrain has {len(values)} {name}, but the model has the tasks {', '.join(tasks)}; give one for "
+            "each, or none."
+        )
 
 
 def multi_task_loss(
@@ -135,7 +154,8 @@ def labels_like(logits: Tensor, labels: Tensor) -> Tensor:
     if logits.dim() != 2 or column.shape != logits.shape:
         raise UserError(
             f"the model's logits are {tuple(logits.shape)} and the batch's labels {tuple(labels.shape)}; both must be "
-            "(rows, tasks), or the labels (rows,) for one task."
+            "(rows, tasks), or the labels (rows,) for one task; a model that puts out more columns declares them by "
+            "`outputs`, see docs/plug_in.md."
         )
     return column.to(logits.dtype)
 
