@@ -25,9 +25,7 @@ def penalty(own: Tensor, shared: Tensor) -> Tensor:
     total, entries = torch.zeros(()), 0
     for x in own.unbind(1):
         for s in shared.unbind(1):
-            covariance = torch.zeros(())
-            for a, b in zip(x, s, strict=True):
-                covariance = covariance + (a - x.sum() / len(x)) * (b - s.sum() / len(s)) / len(x)
+            covariance = ((x - x.sum() / len(x)) * (s - s.sum() / len(s))).sum() / len(x)
             total, entries = total + covariance.abs(), entries + 1
     return WEIGHT / entries * total
 

@@ -121,6 +121,28 @@ def test_a_likely_row_weighs_as_much_as_it_stands_for_and_no_row_more_than_the_l
     assert errors == pytest.approx([1 / 0.9975, 2.0, 10.0], rel=1e-4)
 
 
+def dcmt_of_rows(sizes: list[int]) -> tuple[Tensor, Tensor]:
+    """The losses of this rank's rows, where the ranks have `sizes` of them, and their gradients."""
+    generator = torch.Generator().manual_seed(0)
+    outputs, weights = torch.randn(24, 5, generator=generator), torch.rand(24, 3, generator=generator)
+    labels = torch.randint(2, (24, 3), generator=generator).float()
+    labels[torch.rand(24, 3, generator=generator) < 0.2] = math.nan
+    of_all = (weights * ~labels.isnan()).sum(dim=0)
+    z, y, w = (each.split(sizes)[dist.get_rank()] for each in (outputs, labels, weights))
+    z = z.clone().requires_grad_()
+    losses = CounterfactualLosses(3, WEIGHT, LEAST, Twin(AGREEMENT))(z, y, of_all / len(sizes), w)
+    return losses.detach(), torch.autograd.grad(losses.sum(), z)[0]
+
+
+def test_ranks_divide_by_the_weights_of_the_rows_of_all() -> None:
+    [(losses, gradients)] = run_ranks(1, dcmt_of_rows, [24])
+    for sizes in ([20, 4], [0, 24]):
+        of_ranks, parts = zip(*run_ranks(2, dcmt_of_rows, sizes), strict=True)
+        # Sums in another order, in single precision; data parallelism takes the mean over the ranks.
+        torch.testing.assert_close(sum(of_ranks) / 2, losses, **ROUNDING)
+        torch.testing.assert_close(torch.cat(parts) / 2, gradients, **ROUNDING)
+
+
 def dcmt_after_two_steps() -> dict[str, Tensor]:
     model = with_arch(MODEL, "dcmt", counterfactual_weight=2.0, agreement=0.7)
     run = Run.build(config_of("sgd", "table_wise", model=model, learning_rate=1.0))
@@ -128,7 +150,8 @@ def dcmt_after_two_steps() -> dict[str, Tensor]:
     return run.weights()
 
 
-def test_two_ranks_divide_by_the_weights_of_the_rows_of_both_as_one_process_does() -> None:
+@pytest.mark.long
+def test_two_ranks_train_dcmt_as_one_process_does() -> None:
     [one], two = run_ranks(1, dcmt_after_two_steps), run_ranks(2, dcmt_after_two_steps)
     for name, value in one.items():
         # Sums over the rows in another order, in single precision, over two steps.
