@@ -1,17 +1,17 @@
-"""Weights that learn and gradients that are balanced: each method equals its equations, written out in plain loops."""
+"""Gradients that are balanced: each method equals its equations, written out in plain loops, also at their edges."""
 
-import math
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from scipy.optimize import LinearConstraint, minimize
-from torch import Tensor
 
+from stem_torchrec.balance.balance import Balance, balance_values
+from stem_torchrec.balance.shared_output import SharedOutput
 from stem_torchrec.balance.simplex import min_norm
 from stem_torchrec.balance.task_gradients import cagrad, gradcraft, mgda, pcgrad
-from stem_torchrec.balance.task_weights import dwa, dwa_state, uncertainty, uncertainty_state
+from stem_torchrec.config import BalanceConfig
 
 TASKS = 4
 
@@ -123,61 +123,79 @@ def test_cagrad_finds_the_direction_that_serves_the_worst_task_best(seed: int) -
     assert worst >= (g @ mean).min()
 
 
+COMBINED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "pcgrad": lambda gram: pcgrad(gram, 0),
+    "cagrad": lambda gram: cagrad(gram, 0.4),
+    "gradcraft": lambda gram: gradcraft(gram, np.sqrt(gram.diagonal()), 0.5, 1e-8),
+    "mgda": mgda,
+}
+"""How much of each gradient is in a method's combination, from the dot products."""
+
+
+@pytest.mark.parametrize("method", COMBINED)
+@pytest.mark.parametrize("tasks", [2, 3, 6])
+def test_gradients_that_are_equal_keep_their_sum_or_grow_with_caution(method: str, tasks: int) -> None:
+    # Of equal gradients every combination of sum 1 is the mean; CAGrad goes on in its direction.
+    longer = 1.4 if method == "cagrad" else 1.0
+    for seed in range(60):
+        g = np.repeat(gradients(seed, tasks=1), tasks, axis=0)
+        assert COMBINED[method](g @ g.T) @ g == pytest.approx(longer * g.sum(axis=0), rel=1e-9), seed
+
+
+@pytest.mark.parametrize("method", COMBINED)
+def test_gradients_that_are_nearly_equal_are_combined_as_equal_ones_are(method: str) -> None:
+    for seed in range(40):
+        generator = np.random.default_rng(seed)
+        first, second = generator.normal(size=(2, 9))
+        equal = np.stack([first, first, first, second - 1.2 * first])
+        nearly = equal * (1 + 1e-5 * generator.normal(size=equal.shape))
+        # As rounded as dot products of single precision are.
+        rounding = 1 + 6e-8 * generator.uniform(-1, 1, size=(4, 4))
+        combined = COMBINED[method](nearly @ nearly.T * (rounding + rounding.T) / 2) @ nearly
+        expected = COMBINED[method](equal @ equal.T) @ equal
+        # Some times the difference between the gradients.
+        assert np.abs(combined - expected).max() < 1e-3 * np.linalg.norm(equal, axis=1).max(), seed
+
+
+@pytest.mark.parametrize("method", COMBINED)
+def test_lengths_far_apart_leave_every_combination_finite(method: str) -> None:
+    for seed in range(20):
+        g = gradients(seed) * 10.0 ** np.array([[0], [-11], [11], [-5]])
+        combined = COMBINED[method](g @ g.T) @ g
+        assert np.isfinite(combined).all()
+        # GradCraft makes lengths alike, so it may come to half of T times the longest for each.
+        assert np.linalg.norm(combined) < 4 * TASKS * np.linalg.norm(g, axis=1).max()
+
+
+def test_the_combination_of_least_norm_is_exact_but_for_rounding_at_any_lengths() -> None:
+    for seed in range(40):
+        g = gradients(seed) * 10.0 ** np.array([[0], [-11], [0], [-5]])
+        least_one = min_norm(g @ g.T) @ g
+        slack = least_one @ least_one - g @ least_one
+        # Karush, Kuhn and Tucker, by rounding in double precision.
+        assert (slack <= 1e-13 * np.linalg.norm(g, axis=1) * np.linalg.norm(least_one)).all()
+
+
+def test_gradients_that_cancel_are_left_as_they_are_by_cagrad_and_none_is_not_a_number() -> None:
+    g = np.array([[1.0, 0.0], [-0.5, 1.0], [-0.5, -1.0]])
+    assert cagrad(g @ g.T, 0.4).tolist() == [1, 1, 1]
+    assert all(np.isfinite(combined(g @ g.T)).all() for combined in COMBINED.values())
+
+
+@pytest.mark.parametrize("options", [{"gradients": method} for method in COMBINED] + [{"weights": "pareto"}])
+def test_a_task_that_alone_has_a_gradient_keeps_its_bits(options: dict) -> None:
+    shared = SharedOutput()
+    balance = Balance(BalanceConfig(**options), TASKS, shared)
+    pooled = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    loss = shared(pooled).sin().sum()
+    [gradient] = torch.autograd.grad(balance(torch.stack([0 * loss, loss, 0 * loss, 0 * loss])), pooled)
+    assert torch.equal(gradient, pooled.cos())
+    assert set(balance_values(balance, "abcd").values()) == {1.0}
+
+
 def test_methods_leave_gradients_without_conflict_as_they_are() -> None:
     g = np.abs(gradients(0))
     gram = g @ g.T
     assert pcgrad(gram, 0) == pytest.approx(np.ones(TASKS))
     assert cagrad(gram, 0.0) == pytest.approx(np.ones(TASKS))
     assert gradcraft(gram, np.linalg.norm(g, axis=1), 0.0, 0.0) == pytest.approx(np.ones(TASKS))
-
-
-def losses_of(step: int, tasks: int = 3) -> Tensor:
-    generator = torch.Generator().manual_seed(step)
-    losses = torch.rand(tasks, generator=generator, dtype=torch.float64) / (1 + step / 5)
-    return losses * (torch.rand(tasks, generator=generator) > 0.2)
-
-
-def test_uncertainty_weights_descend_the_loss_of_kendall() -> None:
-    state, by_hand, rate = uncertainty_state(3), [0.0] * 3, 0.1
-    for step in range(12):
-        losses = losses_of(step)
-        weights = uncertainty(losses, state, rate)
-        assert weights.tolist() == pytest.approx([math.exp(-s) for s in by_hand])
-        for t, loss in enumerate(losses.tolist()):
-            s = torch.tensor(by_hand[t], dtype=torch.float64, requires_grad=True)
-            (torch.exp(-s) * loss + s / 2).backward()
-            # A task without a label in a step learns nothing in it.
-            by_hand[t] -= rate * s.grad.item() if loss > 0 else 0.0
-    assert state["log_variances"].tolist() == pytest.approx(by_hand)
-
-
-def test_an_uncertainty_weight_settles_at_one_over_twice_the_loss() -> None:
-    state, losses = uncertainty_state(2), torch.tensor([0.1, 2.0], dtype=torch.float64)
-    for _ in range(2000):
-        weights = uncertainty(losses, state, 0.05)
-    assert weights.tolist() == pytest.approx([5.0, 0.25])
-
-
-def test_dwa_weighs_by_how_slowly_the_mean_losses_of_periods_fall() -> None:
-    state, period, tau = dwa_state(3), 4, 2.0
-    means: list[list[float]] = []
-    for first in range(0, 24, period):
-        known = [torch.stack([losses_of(step)[t] for step in range(first, first + period)]) for t in range(3)]
-        expected = [1.0] * 3
-        if len(means) >= 2:
-            ratios = [new / old for new, old in zip(means[-1], means[-2], strict=True)]
-            total = sum(math.exp(r / tau) for r in ratios)
-            expected = [3 * math.exp(r / tau) / total for r in ratios]
-        for step in range(first, first + period):
-            assert dwa(losses_of(step), state, tau, period).tolist() == pytest.approx(expected)
-        means.append([each[each > 0].mean().item() for each in known])
-
-
-def test_losses_that_are_not_finite_leave_the_states_as_they_are() -> None:
-    broken = torch.tensor([0.5, math.nan, math.inf], dtype=torch.float64)
-    state = uncertainty_state(3)
-    uncertainty(broken, state, 0.1)
-    assert state["log_variances"].tolist() == [0, 0, 0]
-    state = dwa_state(3)
-    dwa(broken, state, 2.0, 5)
-    assert state["sums"].tolist() == [0, 0, 0]

@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from stem_torchrec.data.label_counts import LabelCounter
 from stem_torchrec.models.build import build_model
-from stem_torchrec.models.counterfactual import CounterfactualLosses, doubly_robust, inverse_propensity, twin
+from stem_torchrec.models.counterfactual import CounterfactualLosses, Twin, doubly_robust, inverse_propensity
 from stem_torchrec.models.entire_space import EntireSpace
 from stem_torchrec.models.home import category_of_tasks
 from stem_torchrec.models.loss import multi_task_loss
@@ -16,8 +17,9 @@ from stem_torchrec.models.table import with_arch
 from stem_torchrec.models.trained_by import tasks_of_parameters
 from stem_torchrec.runtime.errors import UserError
 
+from distributed import run_ranks
 from reference import COLUMNS, random_batch
-from runs import MODEL
+from runs import MODEL, Run, batches_of_ranks, config_of, of_this_rank
 from test_baselines import COLUMNS as OF_THREE
 from test_baselines import CONFIG
 
@@ -25,8 +27,8 @@ from test_baselines import CONFIG
 ROUNDING = {"rtol": 1e-5, "atol": 1e-6}
 
 
-TERMS = {"ips": inverse_propensity, "dr": doubly_robust, "twin": twin}
-WEIGHT, LEAST = 0.3, 0.25
+TERMS = {"ips": inverse_propensity, "dr": doubly_robust, "twin": Twin(0.7)}
+WEIGHT, LEAST, AGREEMENT = 0.3, 0.25, 0.7
 
 
 def added_losses(outputs: Tensor, labels: Tensor, kind: str) -> list[Tensor]:
@@ -35,25 +37,29 @@ def added_losses(outputs: Tensor, labels: Tensor, kind: str) -> list[Tensor]:
     steps, further = 1 / (1 + (-outputs[:, :tasks]).exp()), outputs[:, tasks:]
     losses = [torch.zeros((), dtype=torch.float64)]
     for t in range(1, tasks):
-        total, rows = torch.zeros((), dtype=torch.float64), 0
+        terms, of_happened, of_failed = [], [], []
         for row, extra, y in zip(steps, further, labels, strict=True):
             if y[t].isnan():
                 continue
-            rows += 1
-            p = min(max(math.prod(row[:t].tolist()), LEAST), 1 - LEAST)
+            p = math.prod(row[:t].tolist())
             error = -(y[t] * row[t].log() + (1 - y[t]) * (1 - row[t]).log())
             happened = float(y[t - 1] == 1)
             if kind == "ips":
-                total = total + happened * error / p
+                terms.append(happened * error / max(p, LEAST))
             elif kind == "dr":
                 imputed = (1 + extra[t - 1].exp()).log()
-                total = total + imputed + happened * (error - imputed + (error - imputed) ** 2) / p
+                terms.append(imputed + happened * (error - imputed + (error - imputed) ** 2) / max(p, LEAST))
             else:
                 other = 1 / (1 + (-extra[t - 1]).exp())
-                total = total + happened * error / p + 0.001 * (1 - (row[t] + other)).abs()
+                terms.append(AGREEMENT * (1 - (row[t] + other)).abs())
+                if y[t - 1] == 1:
+                    of_happened.append((1 / max(p, LEAST), error))
                 if y[t - 1] == 0:
-                    total = total - other.log() / (1 - p)
-        losses.append(WEIGHT * total / max(rows, 1))
+                    of_failed.append((1 / max(1 - p, LEAST), -other.log()))
+        total = sum(terms) / len(terms)
+        for side in filter(None, (of_happened, of_failed)):
+            total = total + sum(w * e for w, e in side) / sum(w for w, _ in side)
+        losses.append(WEIGHT * total)
     return losses
 
 
@@ -61,7 +67,8 @@ def added_losses(outputs: Tensor, labels: Tensor, kind: str) -> list[Tensor]:
 @pytest.mark.parametrize("tasks", [2, 3])
 def test_the_losses_that_are_added_are_those_of_the_equations_to_the_gradients(tasks: int, kind: str) -> None:
     torch.manual_seed(0)
-    towers = torch.randn(30, 2 * tasks - 1, requires_grad=True)
+    # Wide enough that probabilities are on both sides of the limit, and of 1 less the limit.
+    towers = (1.5 * torch.randn(30, 2 * tasks - 1)).requires_grad_()
     labels = torch.randint(2, (30, tasks)).float()
     labels[torch.rand(labels.shape) < 0.2] = math.nan
     log_p = torch.nn.functional.logsigmoid(towers[:, :tasks]).cumsum(dim=1)
@@ -103,6 +110,52 @@ def test_a_weight_of_a_label_counts_in_the_losses_that_are_added() -> None:
     losses = CounterfactualLosses(2, 1.0, 0.05, inverse_propensity)
     weighted = losses(logits, labels, None, torch.tensor([[1.0, 3.0], [1.0, 0.0]]))
     torch.testing.assert_close(weighted, losses(logits[:1], labels[:1], None, None))
+
+
+def test_a_likely_row_weighs_as_much_as_it_stands_for_and_no_row_more_than_the_limit() -> None:
+    errors = []
+    for p in (0.9975, 0.5, 0.01):
+        outputs = torch.tensor([[p, p / 2]]).logit()
+        losses = CounterfactualLosses(2, 1.0, 0.1, inverse_propensity)(outputs, torch.ones(1, 2), None, None)
+        errors.append(losses[1].item() / math.log(2))
+    assert errors == pytest.approx([1 / 0.9975, 2.0, 10.0], rel=1e-4)
+
+
+def dcmt_of_rows(sizes: list[int]) -> tuple[Tensor, Tensor]:
+    """The losses of this rank's rows, where the ranks have `sizes` of them, and their gradients."""
+    generator = torch.Generator().manual_seed(0)
+    outputs, weights = torch.randn(24, 5, generator=generator), torch.rand(24, 3, generator=generator)
+    labels = torch.randint(2, (24, 3), generator=generator).float()
+    labels[torch.rand(24, 3, generator=generator) < 0.2] = math.nan
+    of_all = (weights * ~labels.isnan()).sum(dim=0)
+    z, y, w = (each.split(sizes)[dist.get_rank()] for each in (outputs, labels, weights))
+    z = z.clone().requires_grad_()
+    losses = CounterfactualLosses(3, WEIGHT, LEAST, Twin(AGREEMENT))(z, y, of_all / len(sizes), w)
+    return losses.detach(), torch.autograd.grad(losses.sum(), z)[0]
+
+
+def test_ranks_divide_by_the_weights_of_the_rows_of_all() -> None:
+    [(losses, gradients)] = run_ranks(1, dcmt_of_rows, [24])
+    for sizes in ([20, 4], [0, 24]):
+        of_ranks, parts = zip(*run_ranks(2, dcmt_of_rows, sizes), strict=True)
+        # Sums in another order, in single precision; data parallelism takes the mean over the ranks.
+        torch.testing.assert_close(sum(of_ranks) / 2, losses, **ROUNDING)
+        torch.testing.assert_close(torch.cat(parts) / 2, gradients, **ROUNDING)
+
+
+def dcmt_after_two_steps() -> dict[str, Tensor]:
+    model = with_arch(MODEL, "dcmt", counterfactual_weight=2.0, agreement=0.7)
+    run = Run.build(config_of("sgd", "table_wise", model=model, learning_rate=1.0))
+    run.train(of_this_rank(batches_of_ranks(2, dist.get_world_size(), missing=0.3)))
+    return run.weights()
+
+
+@pytest.mark.long
+def test_two_ranks_train_dcmt_as_one_process_does() -> None:
+    [one], two = run_ranks(1, dcmt_after_two_steps), run_ranks(2, dcmt_after_two_steps)
+    for name, value in one.items():
+        # Sums over the rows in another order, in single precision, over two steps.
+        torch.testing.assert_close(two[0][name], value, rtol=1e-3, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
 
 
 def test_in_home_a_category_is_not_trained_by_the_tasks_of_another() -> None:

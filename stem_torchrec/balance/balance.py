@@ -10,14 +10,13 @@ from stem_torchrec.balance.shared_output import (
     SharedOutput,
     dot_products,
     gradients_of_tasks,
-    mean_over_ranks,
     replace_gradient,
 )
 from stem_torchrec.balance.simplex import Numbers
 from stem_torchrec.balance.task_gradients import cagrad, gradcraft, mgda, pcgrad
 from stem_torchrec.balance.task_weights import State, dwa, dwa_state, uncertainty, uncertainty_state
 from stem_torchrec.config import BalanceConfig, TaskGradients
-from stem_torchrec.metrics.collectives import world_size
+from stem_torchrec.metrics.collectives import mean_over_ranks, world_size
 
 
 class Balance(nn.Module):
@@ -148,8 +147,8 @@ def _weighted_sum(losses: Tensor, weights: Tensor, state: State) -> Tensor:
 def _combined(method: TaskGradients, gram: Numbers, state: State, config: BalanceConfig) -> Numbers:
     """How much of each task's gradient the combination has, (T,); moves the method's state on.
 
-    A task without a gradient in the step, as one without labels, takes no part and counts 1. So do all where a product
-    is not finite, as the step is skipped or the run ends then.
+    A task without a gradient in the step, as one without labels, takes no part and counts 1. So does one that alone has
+    a gradient, and so do all where a product is not finite, as the step is skipped or the run ends then.
     """
     shares = np.ones(len(gram))
     active = np.flatnonzero(gram.diagonal() > 0)
@@ -169,4 +168,4 @@ def _combined(method: TaskGradients, gram: Numbers, state: State, config: Balanc
         shares[active] = gradcraft(among, norms[active], config.magnitude, config.margin)
     else:
         shares[active] = mgda(among)
-    return shares
+    return shares if len(active) > 1 else np.ones(len(gram))

@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stem_torchrec.metrics.collectives import world_size
-
 
 class SharedOutput(nn.Module):
     """Returns the pooled output x_s of the shared tables as it is, and keeps it until the loss takes it."""
@@ -88,10 +86,3 @@ def dot_products(gradients: Sequence[Tensor]) -> Tensor:
         for j, second in enumerate(flat[: i + 1]):
             products[i, j] = products[j, i] = torch.dot(first, second)
     return products
-
-
-def mean_over_ranks(values: Tensor) -> Tensor:
-    """The mean over the ranks, the same bits on each; all ranks call it."""
-    if world_size() > 1:
-        torch.distributed.all_reduce(values)
-    return values / world_size()

@@ -20,6 +20,9 @@ def min_norm(gram: Numbers) -> Numbers:
     Source: Sener and Koltun, NeurIPS 2018, arXiv 1810.04650, eq. 3. For two tasks this is the closed form of alg. 1
     there: w_1 = (g_2 - g_1) g_2 / |g_1 - g_2|^2, cut off at 0 and 1.
 
+    No gradient g_t has a smaller product with the combination d than |d|^2, but for 1e-14 |g_t| |d|: rounding, also
+    where lengths are 1e14 apart. By then that may be more than the square of the shortest gradient.
+
     Args:
         gram: dot products G (T, T) of the gradients.
 
@@ -69,6 +72,9 @@ def least_in_ball(gram: Numbers, radius: float) -> Numbers:
     shortest = SMALLEST * longest
     if excess(shortest) >= 0:
         return weights(shortest)
+    # Of gradients that are all equal every combination is as long as the longest, or longer by rounding.
+    if excess(longest) <= 0:
+        return weights(longest)
     return weights(brentq(excess, shortest, longest, xtol=1e-12 * longest))
 
 

@@ -9,6 +9,10 @@ import numpy as np
 
 from stem_torchrec.balance.simplex import SMALLEST, Numbers, least_in_ball, min_norm, norm_of
 
+PARALLEL = 1e-6
+"""Gradients whose correlations have an eigenvalue below this part of the largest are taken for parallel, two of them
+below 0.002 radians: dot products of single precision do not tell in which direction they differ."""
+
 
 def pcgrad(gram: Numbers, step: int) -> Numbers:
     """PCGrad: a task's gradient loses its part against each other one that it is in conflict with, in random order.
@@ -83,9 +87,11 @@ def gradcraft(gram: Numbers, norms: Numbers, magnitude: float, margin: float) ->
     mixed = np.eye(len(gram))
     for i, own in enumerate(mixed):
         conflicts = np.flatnonzero(scaled[i] < 0)
-        wanted = margin * lengths[i] * lengths[conflicts] - scaled[i, conflicts]
+        of_conflicts = lengths[conflicts]
+        correlations = scaled[np.ix_(conflicts, conflicts)] / np.outer(of_conflicts, of_conflicts)
+        wanted = margin * lengths[i] - scaled[i, conflicts] / of_conflicts
         # Least squares, as gradients in conflict with one may be multiples of each other.
-        own[conflicts] += np.linalg.lstsq(scaled[np.ix_(conflicts, conflicts)], wanted, rcond=None)[0]
+        own[conflicts] += np.linalg.lstsq(correlations, wanted, rcond=PARALLEL)[0] / of_conflicts
     return factors * mixed.sum(axis=0)
 
 

@@ -18,10 +18,10 @@ def uncertainty_state(tasks: int) -> State:
 def uncertainty(losses: Tensor, state: State, rate: float) -> Tensor:
     """Uncertainty weights: exp(-s_t), where s_t = log sigma_t^2 descends  exp(-s_t) L_t + s_t / 2.
 
-    Its gradient is 1/2 - exp(-s_t) L_t, cut off at -1 and 1; the weights settle at 1 / (2 L_t). A task's weight
-    depends on its own losses alone: tasks stay apart to the bit. Source: Kendall, Gal and Cipolla, "Multi-Task
-    Learning Using Uncertainty to Weigh Losses", CVPR 2018, eq. 10, for cross entropies, and halves of squared errors.
-    There the model's optimizer trains s_t, here gradient descent of its own.
+    Its gradient is 1/2 - exp(-s_t) L_t, cut off at -1, so that a large loss does not make s_t jump; the weights settle
+    at 1 / (2 L_t). A task's weight depends on its own losses alone: tasks stay apart to the bit. Source: Kendall, Gal
+    and Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses", CVPR 2018, eq. 10, for cross entropies, and
+    halves of squared errors. There the model's optimizer trains s_t, here gradient descent of its own.
 
     Args:
         losses: of a step, over all ranks, (T,).
@@ -29,7 +29,7 @@ def uncertainty(losses: Tensor, state: State, rate: float) -> Tensor:
         rate: of gradient descent.
     """
     weights = torch.exp(-state["log_variances"])
-    slopes = (0.5 - weights * losses).clamp(-1, 1)
+    slopes = (0.5 - weights * losses).clamp(min=-1)
     state["log_variances"].sub_(torch.where(_seen(losses), rate * slopes, 0.0))
     return weights
 

@@ -27,6 +27,13 @@ def gather(values: Tensor) -> Tensor:
     return torch.stack(gathered)
 
 
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """Returns the mean over the ranks, the same bits on each; overwrites `values`. All ranks call it."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values / world_size()
+
+
 def send_rows(destination: Tensor, *columns: Tensor) -> list[Tensor]:
     """Sends row i of every column to rank `destination[i]`; returns the columns of the rows received.
 

@@ -5,5 +5,5 @@ covariance.py, loss.py, links.py, trained_by.py, weight_groups.py, kept_tasks.py
 ple.py, home.py, pepnet.py, sequential.py, entire_space.py, counterfactual.py, escm2.py, dcmt.py and shared_bottom.py
 with options.py; table.py, which lists all models, and build.py.
 docs/add_a_model.md adds one.
-Import from the modules. May import `losses`, `tables`, `balance`, `data`, `config` and `runtime`.
+Import from the modules. May import `losses`, `tables`, `balance`, `metrics`, `data`, `config` and `runtime`.
 """

@@ -1,8 +1,8 @@
 """Losses that ESCM2 and DCMT add to those of tasks that are steps: of a step alone, as if the one before had happened.
 
-With p_t = r_1 ... r_t as in ESMM, y_t the labels, and e_t = BCE(r_t, y_t). Each is a mean over the rows with a label of
-t, those of all ranks, as that of every loss. A row without a label of the task before counts as one in which its step
-did not happen, and stays out of what counts such rows.
+With p_t = r_1 ... r_t as in ESMM, y_t the labels, and e_t = BCE(r_t, y_t). Each is of the rows with a label of t, those
+of all ranks, as every loss is. A row without a label of the task before counts as one in which its step did not happen,
+and stays out of what counts such rows.
 """
 
 from collections.abc import Callable
@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid, softplus
 
+from stem_torchrec.metrics.collectives import mean_over_ranks
+
 
 @dataclass(frozen=True)
 class Steps:
-    """The steps from the second on, of this rank's rows, all (B, T - 1)."""
+    """The steps from the second on, of this rank's rows; all but `rows` are (B, T - 1)."""
 
     r: Tensor
     """Probability of a step if the one before happened."""
@@ -26,24 +28,47 @@ class Steps:
     failed: Tensor
     """1 where it did not."""
     propensity: Tensor
-    """p_{t-1}, under stop-gradient."""
+    """p_{t-1}, under stop-gradient, or the least that a row is divided by."""
+    remainder: Tensor
+    """1 - p_{t-1}, likewise."""
     further: Tensor
     """What the model's further towers put out for the step."""
+    shares: Tensor
+    """The weight of the label, 0 where it is missing."""
+    rows: Tensor
+    """The sum of the shares of all ranks over the number of ranks, (T - 1,)."""
+    over_ranks: bool
+    """Whether all ranks compute the loss together; else this rank's rows are all."""
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over the rows, (T - 1,); the mean over the ranks of what they return is that of all rows."""
+        return _quotient((self.shares * values).sum(dim=0), self.rows)
+
+    def weighted_mean(self, values: Tensor, weights: Tensor) -> Tensor:
+        """The mean over the rows by `weights` on top of the shares; the ranks exchange the sums of the weights."""
+        weighed = self.shares * weights
+        sums = weighed.sum(dim=0)
+        return _quotient((weighed * values).sum(dim=0), mean_over_ranks(sums) if self.over_ranks else sums)
+
+
+def _quotient(sums: Tensor, divisors: Tensor) -> Tensor:
+    # Without a row the sum is 0, whatever it is divided by.
+    return sums / torch.where(divisors > 0, divisors, 1)
 
 
 Term = Callable[[Steps], Tensor]
-"""What a loss is of each row and step, (B, T - 1)."""
+"""The loss of each step, (T - 1,)."""
 
 
 @dataclass(frozen=True)
 class CounterfactualLosses:
-    """Losses (T,) by a term of rows, times a weight.
+    """Losses (T,), a term of the steps times a weight.
 
     Args:
         tasks: T.
         weight: of the losses.
-        least_propensity: smallest p that a row is divided by.
-        term: inverse_propensity, doubly_robust, or twin.
+        least_propensity: smallest probability that a row is divided by.
+        term: inverse_propensity, doubly_robust, or a Twin.
     """
 
     tasks: int
@@ -56,41 +81,59 @@ class CounterfactualLosses:
         log_p = logsigmoid(outputs[:, : self.tasks])
         # Below 0 in fp32 as well, so that 1 - r stays above it.
         log_r = (log_p[:, 1:] - log_p[:, :-1]).clamp(max=-1e-6)
-        y, before = labels[:, 1:].nan_to_num(), labels[:, :-1]
+        y, before, p = labels[:, 1:].nan_to_num(), labels[:, :-1], log_p[:, :-1].detach().exp()
+        known = (~labels[:, 1:].isnan()).to(y.dtype)
+        shares = known if weights is None else known * weights[:, 1:]
         steps = Steps(
             r=log_r.exp(),
             error=-(y * log_r + (1 - y) * torch.log(-torch.expm1(log_r))),
             happened=(before == 1).to(y.dtype),
             failed=(before == 0).to(y.dtype),
-            propensity=log_p[:, :-1].detach().exp().clamp(self.least_propensity, 1 - self.least_propensity),
+            propensity=p.clamp(min=self.least_propensity),
+            remainder=(1 - p).clamp(min=self.least_propensity),
             further=outputs[:, self.tasks :],
+            shares=shares,
+            rows=shares.sum(dim=0) if per_rank is None else per_rank[1:],
+            over_ranks=per_rank is not None,
         )
-        known = (~labels[:, 1:].isnan()).to(y.dtype)
-        shares = known if weights is None else known * weights[:, 1:]
-        divisors = shares.sum(dim=0) if per_rank is None else per_rank[1:]
-        sums = (shares * self.term(steps)).sum(dim=0)
-        losses = self.weight * sums / torch.where(divisors > 0, divisors, 1)
+        losses = self.weight * self.term(steps)
         return torch.cat([torch.zeros_like(losses[:1]), losses])
 
 
 def inverse_propensity(steps: Steps) -> Tensor:
-    """ESCM2-IPS: o e / p, with o = 1 where the step before happened."""
-    return steps.happened / steps.propensity * steps.error
+    """ESCM2-IPS: the mean of o e / p, with o = 1 where the step before happened."""
+    return steps.mean(steps.happened / steps.propensity * steps.error)
 
 
 def doubly_robust(steps: Steps) -> Tensor:
-    """ESCM2-DR: i + o (e - i) / p, and o (e - i)^2 / p, which trains the imputed error i = softplus(further tower)."""
+    """ESCM2-DR: the mean of i + o (e - i) / p, and of o (e - i)^2 / p, which trains the imputed error i.
+
+    i is the softplus of a further tower.
+    """
     imputed = softplus(steps.further)
     missed = steps.error - imputed
-    return imputed + steps.happened / steps.propensity * (missed + missed.square())
+    return steps.mean(imputed + steps.happened / steps.propensity * (missed + missed.square()))
 
 
-def twin(steps: Steps) -> Tensor:
-    """DCMT: o e / p + (1 - o) e* / (1 - p) + 0.001 |1 - (r + r*)|, with r* the sigmoid of a further tower.
+@dataclass(frozen=True)
+class Twin:
+    """DCMT: the mean of e by o / p, that of e* by (1 - o) / (1 - p), and `agreement` times that of |1 - (r + r*)|.
 
-    r* is the probability that the step would not happen; it is trained to be 1 where the step before did not happen.
+    r* = sigmoid of a further tower is the probability that the step would not happen, and e* = BCE(r*, 1): it is
+    trained to be 1 where the step before did not happen. The first two means are divided by the sums of their weights.
     """
-    r_twin = torch.sigmoid(steps.further)
-    error = binary_cross_entropy_with_logits(steps.further, torch.ones_like(steps.further), reduction="none")
-    factual = steps.happened / steps.propensity * steps.error
-    return factual + steps.failed / (1 - steps.propensity) * error + 0.001 * (1 - (steps.r + r_twin)).abs()
+
+    agreement: float
+
+    def __call__(self, steps: Steps) -> Tensor:
+        r_twin = torch.sigmoid(steps.further)
+        error = binary_cross_entropy_with_logits(steps.further, torch.ones_like(steps.further), reduction="none")
+        return (
+            steps.weighted_mean(steps.error, steps.happened / steps.propensity)
+            + steps.weighted_mean(error, steps.failed / steps.remainder)
+            + self.agreement * steps.mean((1 - (steps.r + r_twin)).abs())
+        )
+
+
+# The pipeline traces a model with FX, which cannot look into an exchange between ranks: to FX it is one step.
+torch.fx.wrap("mean_over_ranks")

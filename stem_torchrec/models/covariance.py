@@ -10,22 +10,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stem_torchrec.metrics.collectives import mean_over_ranks
+
 
 def covariance_penalty(own: Sequence[Tensor], shared: Tensor, weight: float) -> tuple[Tensor, ...]:
     """Returns the tensors, shared last; its backward adds the gradient of the penalty to theirs.
 
-        weight / N^2 * sum over tasks t: |C_t|_1,   C_t = 1/n sum over rows (x_t - mean x_t)^T (x_s - mean x_s)
+        weight * sum over tasks t: |C_t|_1 / (N_t N),   C_t = 1/n sum over rows (x_t - mean x_t)^T (x_s - mean x_s)
 
-    |C|_1 is the sum of the absolute values of the N x N covariances. The n rows are those whose gradient of x_t is not
-    zero, so that a task without labels in a step trains nothing by it. The paper takes all pairs of groups, and the
-    outputs of experts. Here a pair of two tasks is left out: through it a task's rows would train another's tables,
-    which STEM never does; and it is the embeddings that the penalty keeps apart.
+    |C|_1 is the sum of the absolute values of the N_t x N covariances. The n rows are those of all ranks whose gradient
+    of x_t is not zero, so that a task without labels in a step trains nothing by it. The paper takes all pairs of
+    groups, and the outputs of experts. Here a pair of two tasks is left out: through it a task's rows would train
+    another's tables, which STEM never does; and it is the embeddings that the penalty keeps apart. The paper's sum over
+    rows is not divided by n, so its weight times n is a weight here, which means the same for batches of any size.
 
-    With several ranks C_t is that of each rank's rows, and the gradient the mean over the ranks, as for any loss: the
-    covariances of fewer rows each are a little larger than that of all.
+    With a process group all ranks make the backward pass, in which they exchange N_t N + N_t + N + 1 numbers for each
+    t. The mean over the ranks of what they add to gradients is the gradient of the penalty.
 
     Args:
-        own: pooled embeddings (B, N) of each task.
+        own: pooled embeddings of each task, or group of tasks with tables of its own, (B, N_t).
         shared: those of the shared tables, (B, N).
         weight: of the penalty.
 
@@ -53,10 +56,14 @@ class _CovariancePenalty(torch.autograd.Function):
         added = []
         for x, grad in zip(own, of_own, strict=True):
             rows = (grad.count_nonzero(dim=1).unsqueeze(1) > 0).to(x.dtype)
-            number = rows.sum().clamp(min=1)
-            of_task, of_all = ((y - (rows * y).sum(dim=0) / number) * rows for y in (x, shared))
+            # As what a loss is divided by, these are sums over all ranks over the number of ranks.
+            sums = mean_over_ranks(torch.cat([rows.sum(dim=0), (rows * x).sum(dim=0), (rows * shared).sum(dim=0)]))
+            number, *totals = sums.split([1, x.shape[1], shared.shape[1]])
+            number = torch.where(number > 0, number, 1)
+            of_task, of_all = ((y - sum_ / number) * rows for y, sum_ in zip((x, shared), totals, strict=True))
+            product = mean_over_ranks(of_task.T @ of_all)
             # |C|_1 has the gradient sign(C); the means drop out of it, as the other side's rows sum to zero.
-            sign = (of_task.T @ of_all).sign() * (ctx.weight / (number * x.shape[1] ** 2))
+            sign = product.sign() * (ctx.weight / (number * product.numel()))
             added.append(grad + of_all @ sign.T)
             of_shared = of_shared + of_task @ sign
         return (None, *added, of_shared)

@@ -11,8 +11,8 @@ from typing import Unpack
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from stem_torchrec.config import Arch
-from stem_torchrec.models.counterfactual import CounterfactualLosses, twin
-from stem_torchrec.models.entire_space import EntireSpace, EntireSpaceOptions
+from stem_torchrec.models.counterfactual import CounterfactualLosses, Twin
+from stem_torchrec.models.entire_space import CounterfactualWeight, EntireSpace, EntireSpaceOptions
 from stem_torchrec.models.frame import InputOptions
 
 
@@ -21,6 +21,8 @@ class DCMTOptions(EntireSpaceOptions):
     """Options of DCMT."""
 
     arch: Arch = "dcmt"
+    agreement: CounterfactualWeight = 0.001
+    """Weight, within the loss of a step, of the mean of |1 - (r + r*)|, which keeps a step's twin r* near 1 - r."""
 
 
 class DCMT(EntireSpace):
@@ -28,18 +30,20 @@ class DCMT(EntireSpace):
 
     With r_t, p_t, o_t and e_t as in ESCM2, and the twin r*_t = sigmoid(Tower'_t(MLP_t(x_s))), the loss of task t > 1 is
 
-        BCE(p_t, y_t) + weight * mean over rows: o_t e_t / stop(p_{t-1}) + (1 - o_t) BCE(r*_t, 1) / stop(1 - p_{t-1})
-                                                 + 0.001 |1 - (r_t + r*_t)|
+        BCE(p_t, y_t) + weight * (  sum of w_t e_t / sum of w_t,                 w_t = o_t / stop(p_{t-1})
+                                  + sum of w*_t BCE(r*_t, 1) / sum of w*_t,      w*_t = (1 - o_t) / stop(1 - p_{t-1})
+                                  + agreement * mean of |1 - (r_t + r*_t)| )
 
-    so that rows without the step before train the twin directly, and through the last term r_t. Only the loss
-    reads the twin. The paper also divides the first two sums by those of their weights (self-normalization) in place of
-    the number of rows, which is left out: it would take these sums over all ranks. Its towers have a linear part beside
-    the MLP, its tasks are a click and a conversion, and its loss of p_t has a weight, which is 1 here.
+    over the rows of all ranks, so that rows without the step before train the twin directly, and through the last term
+    r_t. Only the loss reads the twin. Divided by the sum of its weights (self-normalization) a mean does not grow where
+    p is too small for all rows. Here p and 1 - p are at least `least_propensity` where a row is divided by them; the
+    paper's towers have a linear part beside the MLP, its tasks are a click and a conversion, and its loss of p_t has a
+    weight, which is 1 here.
     `models/counterfactual.py` says which rows count.
 
     Args:
         embedding_bag_collection, tasks, expert_hidden, tower_hidden, dropout, inputs: see AITM.
-        counterfactual_weight, least_propensity: see EntireSpaceOptions.
+        agreement, counterfactual_weight, least_propensity: see DCMTOptions.
 
     Raises UserError for a single task.
     """
@@ -54,12 +58,13 @@ class DCMT(EntireSpace):
         dropout: float = 0.0,
         counterfactual_weight: float = 1.0,
         least_propensity: float = 0.05,
+        agreement: float = 0.001,
         **inputs: Unpack[InputOptions],
     ) -> None:
         super().__init__(
             embedding_bag_collection,
             tasks,
-            CounterfactualLosses(len(tasks), counterfactual_weight, least_propensity, twin),
+            CounterfactualLosses(len(tasks), counterfactual_weight, least_propensity, Twin(agreement)),
             further_towers=True,
             expert_hidden=expert_hidden,
             tower_hidden=tower_hidden,

@@ -26,7 +26,7 @@ class EntireSpaceOptions(BottomOptions):
     counterfactual_weight: CounterfactualWeight = 1.0
     """Weight of the loss that each step has by itself."""
     least_propensity: Annotated[float, Interval(gt=0, le=0.5)] = 0.05
-    """Smallest probability that a row is divided by, which limits what one row weighs."""
+    """Smallest probability that a row is divided by, which limits what one row weighs; a larger one stays as it is."""
 
 
 class EntireSpace(ESMM):

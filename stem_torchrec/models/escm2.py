@@ -43,8 +43,8 @@ class ESCM2(EntireSpace):
     the rest: both terms of dr reach e_t and i_t at once, and so both towers and MLP_t, where doubly robust joint
     learning takes turns. Nothing goes back through p_{t-1}. `models/counterfactual.py` says which rows count.
 
-    In the paper p_{t-1} is cut off at 0.1, as an example, where `least_propensity` is 0.05 by default; the weight is
-    0.1 to 1; and MMoE's experts stand below the towers, where each task has a bottom here.
+    p_{t-1} is at least `least_propensity` where a row is divided by it, by default 0.05. The paper names 0.1 as an
+    example; its weight is 0.1 to 1; and MMoE's experts stand below its towers, where each task has a bottom here.
 
     Args:
         embedding_bag_collection, tasks, expert_hidden, tower_hidden, dropout, inputs: see AITM.

@@ -49,7 +49,7 @@ _LINES = (
     Model(OMoE, OMoEOptions, shared_only, "Ma et al., KDD 2018, with one gate for all tasks"),
     Model(MMoE, MMoEOptions, shared_only, "Ma et al., KDD 2018"),
     Model(PLE, PLEOptions, shared_only, "Tang et al., RecSys 2020, any depth"),
-    Model(HoME, HoMEOptions, shared_only, "Wang et al., KDD 2025; categories by --model.categories"),
+    Model(HoME, HoMEOptions, shared_only, "Wang et al., KDD 2025, reduced; categories by --model.categories"),
     Model(PEPNet, PEPNetOptions, shared_only, "Chang et al., KDD 2023; gates by --model.prior and --model.domain"),
     Model(AITM, AITMOptions, shared_only, "Xi et al., KDD 2021; tasks are steps in the order of the labels"),
     Model(ESMM, ESMMOptions, shared_only, "Ma et al., SIGIR 2018; tasks are steps in the order of the labels"),
