@@ -30,7 +30,7 @@ def build_model(
     """
     tasks, options, loss = columns.labels, options_of(config), loss or LossConfig()
     check_task_weights(options.task_weights, tasks)
-    check_rows_within(loss.rows_within, columns)
+    check_rows_within(loss, columns)
     groups_of(tasks)  # Refuses labels that cannot name a group, whichever groups the model has.
     line, choice = MODELS[options.arch], table_choice_of(options)
     collection = build_collection(
@@ -60,7 +60,7 @@ def build_model(
         _check_kinds(options.arch, columns)
     model.links.update(links_of(columns))
     losses = losses_of_tasks(loss, tasks, columns.not_binary)
-    train = MultiTaskTrain(model, options.task_weights, losses, rows_within=loss.rows_within)
+    train = MultiTaskTrain(model, options.task_weights, losses)
     train.links = {tasks.index(task): link for task, link in typed_links(model.links).items()}
     if isinstance(model, EntireSpace):
         train.tasks, train.added_losses = len(tasks), model.added_losses
@@ -95,11 +95,12 @@ def check_task_weights(weights: Sequence[float], tasks: Sequence[str]) -> None:
         )
 
 
-def check_rows_within(feature: str, columns: Columns) -> None:
+def check_rows_within(loss: LossConfig, columns: Columns) -> None:
     """Raises UserError for a feature that the run does not read; an empty name is none."""
-    if feature and feature not in columns.sparse:
-        known = list(columns.sparse)
-        raise UserError(
-            f"--loss.rows-within is {feature!r}, but the sparse features are {', '.join(known)}"
-            f"{nearest(feature, known) or '.'}"
-        )
+    known = list(columns.sparse)
+    for feature in loss.rows_within.values() if isinstance(loss.rows_within, dict) else [loss.rows_within]:
+        if feature and feature not in known:
+            raise UserError(
+                f"--loss.rows-within is {feature!r}, but the sparse features are {', '.join(known)}"
+                f"{nearest(feature, known) or '.'}"
+            )

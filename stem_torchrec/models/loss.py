@@ -11,7 +11,7 @@ from stem_torchrec.data.label_counts import CountedBatch, weights_of
 from stem_torchrec.data.unseen_ids import UNSEEN
 from stem_torchrec.losses.pointwise import bce, mean_by_task
 from stem_torchrec.losses.step_rows import NO_GROUP
-from stem_torchrec.losses.table import TaskLoss
+from stem_torchrec.losses.table import TaskLoss, compared_within
 from stem_torchrec.losses.task_losses import task_losses
 from stem_torchrec.models.counterfactual import CounterfactualLosses
 from stem_torchrec.models.links import Link
@@ -33,7 +33,6 @@ class MultiTaskTrain(nn.Module):
         model: maps dense features (B, N) and a KeyedJaggedTensor to logits (B, T): STEM, TorchRec's DLRM, or yours.
         task_weights: T weights above 0; 1 for each task if empty.
         losses: of the T tasks; the binary cross entropy of each if empty.
-        rows_within: the sparse feature within whose ids losses compare the rows of a step; all rows if empty.
 
     `forward` takes a batch with labels of 0, 1 or NaN (missing), of any type, (B, T), or (B,) for one task. It returns
     the loss, and (losses (T,), scores (B, T)), detached and in fp32: the logits of binary tasks, and the predictions of
@@ -48,13 +47,11 @@ class MultiTaskTrain(nn.Module):
         model: nn.Module,
         task_weights: Sequence[float] = (),
         losses: Sequence[TaskLoss] = (),
-        *,
-        rows_within: str = "",
     ) -> None:
         super().__init__()
         self.model = model
         self.losses = tuple(losses)
-        self.rows_within = rows_within
+        self.rows_within = tuple(feature for feature in compared_within(losses) if feature)
         weights = torch.tensor(task_weights, dtype=torch.float32) if task_weights else None
         self.register_buffer("task_weights", weights, persistent=False)
         self.links: Mapping[int, Link] = {}
@@ -75,7 +72,7 @@ class MultiTaskTrain(nn.Module):
         logits = outputs if self.tasks is None else outputs[:, : self.tasks]
         labels, weights = labels_like(logits, batch.labels), weights_like(logits, batch)
         per_rank = labels_per_rank(batch, logits)
-        groups = groups_of_rows(batch, self.rows_within) if self.losses else None
+        groups = {feature: groups_of_rows(batch, feature) for feature in self.rows_within}
         # The model's streams stand behind its logits, and are trained in their place.
         trained = [outputs[:, i * logits.shape[1] :][:, : logits.shape[1]] for i in range(1, self.streams + 1)]
         losses = [self._losses(each, labels, per_rank, weights, groups) for each in trained or [logits]]
@@ -87,7 +84,12 @@ class MultiTaskTrain(nn.Module):
         return total, (summed.detach() / max(self.streams, 1), self._scores(logits.detach()))
 
     def _losses(
-        self, logits: Tensor, labels: Tensor, per_rank: Tensor | None, weights: Tensor | None, groups: Tensor | None
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        per_rank: Tensor | None,
+        weights: Tensor | None,
+        groups: Mapping[str, Tensor],
     ) -> Tensor:
         """The loss of each task, (T,)."""
         if not self.losses:
@@ -154,13 +156,8 @@ def weights_like(logits: Tensor, batch: Batch) -> Tensor | None:
     return None if weights is None else weights.to(logits.dtype)
 
 
-def groups_of_rows(batch: Batch, feature: str) -> Tensor | None:
-    """The first id that each row has of a feature, (B,), NO_GROUP without one or with that of unseen values.
-
-    None where no feature is named.
-    """
-    if not feature:
-        return None
+def groups_of_rows(batch: Batch, feature: str) -> Tensor:
+    """The first id that each row has of a feature, (B,), NO_GROUP without one or with that of unseen values."""
     bags = batch.sparse_features[feature]
     ids, offsets = bags.values(), bags.offsets()[:-1].long()
     known = bags.lengths() > 0
