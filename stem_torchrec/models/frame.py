@@ -12,7 +12,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from stem_torchrec.balance.shared_output import SharedOutput
 from stem_torchrec.models.covariance import covariance_penalty
 from stem_torchrec.models.layers import MLP, l2_penalty, linear
-from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.errors import UserError, nearest
 from stem_torchrec.tables import ALL_TABLES, SHARED, GroupInputs, SparseArch, TableChoice, groups_of
 
 # The pipeline traces a model with FX, which cannot look into an autograd function or follow a decision about shapes: in
@@ -94,6 +94,27 @@ class MultiTaskModel(nn.Module):
         """Groups that are not trained; `weight_groups.freeze` adds some."""
         self.shared_output: SharedOutput | None = None
         """Where gradients of the tasks are balanced (`models/balanced.py`)."""
+
+    def input_columns(self, option: str, features: Sequence[str]) -> list[slice]:
+        """Where features stand in a group's input; raises UserError, which names the option, for one without a table.
+
+        Example::
+
+            # tables of uid, 16 wide, and tags, 8 wide
+            model.input_columns("--model.prior", ["tags"])  # [slice(16, 24)]
+        """
+        slices: dict[str, slice] = {}
+        start = 0
+        for name, width in self.inputs.columns:
+            slices[name] = slice(start, start + width)
+            start += width
+        for name in features:
+            if name not in slices:
+                raise UserError(
+                    f"{option} names the feature {name!r}, but the model has tables of {', '.join(slices)} only"
+                    f"{nearest(name, list(slices)) or '.'}"
+                )
+        return [slices[name] for name in features]
 
     def make_towers(self, in_features: int, hidden: Sequence[int], dropout: float) -> nn.ModuleDict:
         """An MLP from (B, in_features) to a logit (B, 1) for each task."""
