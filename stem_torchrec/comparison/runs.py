@@ -22,6 +22,7 @@ from stem_torchrec.config.json_text import parse_json
 from stem_torchrec.config.serialization import from_dict
 from stem_torchrec.losses.table import of_some_tasks
 from stem_torchrec.metrics.multi_task import to_json
+from stem_torchrec.models.build import weights_by_label
 from stem_torchrec.models.table import groups_with_tables
 from stem_torchrec.runtime.errors import DamagedError, DivergedError, UserError, reason_of
 from stem_torchrec.runtime.paths import write_json
@@ -72,8 +73,8 @@ class Part:
             config: of the comparison; it names its labels.
         """
         config = self.variant.configure(config)
-        weights = dict(zip(config.data.labels, config.model.task_weights, strict=bool(config.model.task_weights)))
-        task_weights = tuple(weights[task] for task in self.labels if weights)
+        weights = weights_by_label(config.model.task_weights, config.data.labels)
+        task_weights = tuple(weights[config.data.labels.index(task)] for task in self.labels if weights)
         model = replace(config.model, task_weights=task_weights)
         groups = groups_with_tables(model, self.labels)
         rates = {group: rate for group, rate in config.sparse.group_learning_rates.items() if group in groups}

@@ -111,8 +111,8 @@ def _place(kind: type, path: tuple[int | str, ...]) -> tuple[str, Any, Mapping[s
             annotation = next(each for each in members if getattr(each, "__name__", "") == part)
         elif len(members) > 1 and str(part).startswith("constrained-"):
             continue  # Likewise, of a number with limits, which limits_in finds in all types together.
-        elif len(members) > 1 and str(part).startswith("dict["):
-            annotation = next(each for each in members if get_origin(each) is dict)
+        elif len(members) > 1 and str(part).startswith(("dict[", "tuple[")):
+            annotation = next(each for each in members if get_origin(each) is (dict if "dict[" in str(part) else tuple))
         elif is_dataclass(inner):
             siblings = get_type_hints(inner, include_extras=True)
             name, annotation = f"{name}.{part}", siblings.get(str(part))

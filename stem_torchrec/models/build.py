@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
 from stem_torchrec.config import LossConfig, ModelConfig
+from stem_torchrec.config.loss import of_task
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.label_kinds import refusal_of_kinds
-from stem_torchrec.losses.table import losses_of_tasks
+from stem_torchrec.losses.table import check_tasks, losses_of_tasks
 from stem_torchrec.models.duet import STREAMS, Duet
 from stem_torchrec.models.entire_space import EntireSpace
 from stem_torchrec.models.frame import MultiTaskModel
@@ -29,7 +30,7 @@ def build_model(
     for the model.
     """
     tasks, options, loss = columns.labels, options_of(config), loss or LossConfig()
-    check_task_weights(options.task_weights, tasks)
+    weights = weights_by_label(options.task_weights, tasks)
     check_rows_within(loss, columns)
     groups_of(tasks)  # Refuses labels that cannot name a group, whichever groups the model has.
     line, choice = MODELS[options.arch], table_choice_of(options)
@@ -60,7 +61,7 @@ def build_model(
         _check_kinds(options.arch, columns)
     model.links.update(links_of(columns))
     losses = losses_of_tasks(loss, tasks, columns.not_binary)
-    train = MultiTaskTrain(model, options.task_weights, losses)
+    train = MultiTaskTrain(model, weights, losses)
     train.links = {tasks.index(task): link for task, link in typed_links(model.links).items()}
     if isinstance(model, EntireSpace):
         train.tasks, train.added_losses = len(tasks), model.added_losses
@@ -86,13 +87,25 @@ def start_links(train: MultiTaskTrain, statistics: Mapping[str, tuple[float, ...
         link.start(statistics[task])
 
 
-def check_task_weights(weights: Sequence[float], tasks: Sequence[str]) -> None:
-    """Raises UserError for weights that are not one above 0 for each task; none at all is all 1."""
+def weights_by_label(weights: Sequence[float] | dict[str, float], tasks: Sequence[str]) -> tuple[float, ...]:
+    """The weights of the tasks' losses, in their order; none at all is all 1.
+
+    Raises UserError for weights that are not one above 0 for each task, and for a name that no task has.
+
+    Example::
+
+        weights_by_label({"like": 3.0}, ["finish", "like"])  # (1.0, 3.0)
+    """
+    if isinstance(weights, dict):
+        check_tasks("--model.task-weights", weights, tasks)
+        by_task: dict[str, float] = weights
+        weights = [of_task(by_task, task, 1.0) for task in tasks] if by_task else []
     if weights and (len(weights) != len(tasks) or min(weights) <= 0):
         raise UserError(
             f"--model.task-weights is {' '.join(map(str, weights))}, but needs one number above 0 for each of "
             f"{', '.join(tasks)}."
         )
+    return tuple(weights)
 
 
 def check_rows_within(loss: LossConfig, columns: Columns) -> None:
