@@ -82,6 +82,9 @@ def test_a_part_has_the_weights_and_rates_of_its_own_tasks(tmp_path: Path, log: 
     alone = [part.configure(request.train) for part in parts_of("single_task", names)]
     assert [config.model.task_weights for config in alone] == [(1.0 + i,) for i in range(len(names))]
     assert [config.sparse.group_learning_rates for config in alone[:2]] == [{}, {names[1]: 0.005}]
+    by_name = replace(request.train, model=replace(request.train.model, task_weights={names[1]: 3.0}))
+    of_parts = [part.configure(by_name).model.task_weights for part in parts_of("single_task", names)]
+    assert of_parts == [(3.0,) if name == names[1] else (1.0,) for name in names]
     (shared,) = (part.configure(request.train) for part in parts_of("shared_bottom", names))
     assert shared.sparse.group_learning_rates == {"shared": 0.1}
     (stem,) = (part.configure(request.train) for part in parts_of("stem", names))

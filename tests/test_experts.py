@@ -14,6 +14,7 @@ from torch import Tensor
 from stem_torchrec.models.build import build_model
 from stem_torchrec.models.frame import MultiTaskModel
 from stem_torchrec.models.gated_experts import GatedExperts
+from stem_torchrec.models.group_experts import ExpertParts
 from stem_torchrec.models.table import with_arch
 from stem_torchrec.models.trained_by import tasks_of_parameters
 from stem_torchrec.starting.axis_labels import axes_of_weights
@@ -27,7 +28,7 @@ from test_kept_tasks import test_a_model_keeps_the_logits_of_some_tasks_and_no_w
 from test_start_from_state import CHANGES
 
 KINDS = ("mlp", "norm", "cross", "cross_norm")
-ALL = {"expert": "cross_norm", "feature_gate": True}
+ALL = {"expert": "cross_norm", "feature_gate": True, "prior": ("uid",)}
 GROUPS = {"like": 2, "share": 1, "shared": 3}
 # Single-precision sums of some dozen terms in another order differ by 1e-7 to 1e-6 of their largest term.
 ROUNDING = {"rtol": 1e-5, "atol": 1e-5}
@@ -39,7 +40,7 @@ def gate(weights: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
 
 
 def layer_by_formula(
-    weights: dict[str, Tensor], x: dict[str, Tensor], streams: Sequence[str], kind: str, gated: bool, own: bool
+    weights: dict[str, Tensor], x: dict[str, Tensor], streams: Sequence[str], parts: ExpertParts, own: bool
 ) -> dict[str, Tensor]:
     mixed = {}
     for stream in streams:
@@ -49,7 +50,8 @@ def layer_by_formula(
         for group, number in GROUPS.items():
             of_group = {n.removeprefix(f"experts.{group}."): w for n, w in weights.items() if f"experts.{group}." in n}
             for k in range(number):
-                output, weight = expert(of_group, k, x[group], kind, gated), of_gate[:, column]
+                output = expert(of_group, k, x[group], parts.kind, parts.feature_gate, *parts.prior)
+                weight = of_gate[:, column]
                 column += 1
                 if own and group == stream:
                     z = gate(weights, f"self_gates.{stream}", summed)
@@ -59,28 +61,35 @@ def layer_by_formula(
     return mixed
 
 
-@pytest.mark.parametrize(("kind", "gated", "own"), [*product(KINDS, (False, True), (False, True))])
-def test_a_layer_of_each_kind_of_experts_is_its_equations_to_the_gradients(kind: str, gated: bool, own: bool) -> None:
+PARTS = [
+    *(ExpertParts(kind, feature_gate=gated) for kind, gated in product(KINDS, (False, True))),
+    *(ExpertParts(kind, gated, [slice(2, 5)], cross_layers=3, rank=2) for kind, gated in product(KINDS, (False, True))),
+]
+
+
+@pytest.mark.parametrize(("parts", "own"), [*product(PARTS, (False, True))])
+def test_a_layer_of_each_kind_of_experts_is_its_equations_to_the_gradients(parts: ExpertParts, own: bool) -> None:
     torch.manual_seed(0)
     streams = ("like", "share")
     layer = GatedExperts(
         6, num_experts=GROUPS, reads=dict.fromkeys(streams, tuple(GROUPS)),
         trains={stream: (stream, "shared") for stream in streams},
         gate_inputs={stream: (stream, "shared") for stream in streams},
-        expert_hidden=(8, 4), gate_hidden=(5,), expert=kind, feature_gate=gated, self_gate=own,
+        expert_hidden=(8, 4), gate_hidden=(5,), experts=parts, self_gate=own,
     )  # fmt: skip
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     weights = {name: p.detach().clone().requires_grad_() for name, p in layer.named_parameters()}
-    x = {group: torch.randn(9, 6) for group in GROUPS}
-    outputs, expected = layer(x), layer_by_formula(weights, x, streams, kind, gated, own)
+    x = {group: torch.randn(9, 6, requires_grad=True) for group in GROUPS}
+    outputs, expected = layer(x), layer_by_formula(weights, x, streams, parts, own)
     factors = {stream: torch.randn(9, 4) for stream in streams}
     for stream in streams:
         torch.testing.assert_close(outputs[stream], expected[stream], **ROUNDING)
-    ours = torch.autograd.grad(sum((outputs[s] * factors[s]).sum() for s in streams), list(layer.parameters()))
+    of_layer, of_formula = ([*each, *x.values()] for each in (layer.parameters(), weights.values()))
+    ours = torch.autograd.grad(sum((outputs[s] * factors[s]).sum() for s in streams), of_layer)
     # Raises if the formula does not use a parameter, and so if the layer has one too many.
-    by_formula = torch.autograd.grad(sum((expected[s] * factors[s]).sum() for s in streams), list(weights.values()))
-    for name, gradient, other in zip(weights, ours, by_formula, strict=True):
+    by_formula = torch.autograd.grad(sum((expected[s] * factors[s]).sum() for s in streams), of_formula)
+    for name, gradient, other in zip([*weights, *x], ours, by_formula, strict=True):
         # Cross layers multiply by the input, so that gradients are several times as large.
         torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
 
@@ -139,6 +148,9 @@ def test_columns_of_the_input_are_named_in_cross_layers_and_gates() -> None:
         assert whats(f"{at}.cross.bias.0") == ["input column"]
         assert whats(f"{at}.feature_gate.down.weight") == [None, "input column"]
         assert whats(f"{at}.feature_gate.up.weight") == ["input column", None]
+        assert whats(f"{at}.prior_gate.of_prior.weight") == [None, None]
+        assert whats(f"{at}.prior_gate.of_input.weight") == [None, "input column"]
+        assert whats(f"{at}.prior_gate.last.weight") == ["input column", None]
         assert whats(f"{at}.mlp.0.weight") == ["expert", "input column", None]
         assert whats(f"{at}.mlp.1.weight") == ["expert", None]
     assert whats("0.self_gates.like.mlp.2.bias") == ["expert"]
@@ -186,6 +198,10 @@ def test_options_that_are_not_given_leave_names_and_first_weights_as_they_were(a
         return dict(model.state_dict())
 
     plain, gated = built(), built(feature_gate=True)
+    assert all(torch.equal(weight, plain[name]) for name, weight in built(rank=2, cross_layers=3).items())
+    crossed = {name: weight for name, weight in built(expert="cross").items() if "shared.cross.V_kernels" in name}
+    layers = range(MODEL.num_layers if arch != "mmoe" else 1)
+    assert [len(weight) for weight in crossed.values()] == [64 for _ in layers for _ in range(2)]
     assert not [name for name in plain if "feature_gate" in name or (".experts." in name and ".mlp." in name)]
     assert {name.replace(".mlp.", ".") for name in gated if "feature_gate" not in name} == {
         name.replace(".mlp.", ".") for name in plain

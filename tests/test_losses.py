@@ -10,8 +10,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from stem_torchrec.checkpoints.compatibility import check_same_run
-from stem_torchrec.config import DenseOptimizerConfig, LossConfig, TrainConfig
+from stem_torchrec.config import DenseOptimizerConfig, LossConfig, TrainConfig, dump_config
 from stem_torchrec.config.serialization import from_dict, to_dict
+from stem_torchrec.config.yaml_text import parse_yaml
 from stem_torchrec.data.label_counts import LabelCounter, WeightedBatch
 from stem_torchrec.losses import pairs as pairs_module
 from stem_torchrec.losses.table import LOSSES, TaskLoss, losses_of_tasks, of_some_tasks
@@ -20,6 +21,7 @@ from stem_torchrec.models.build import build_model
 from stem_torchrec.models.loss import groups_of_rows, multi_task_loss
 from stem_torchrec.models.trained_by import tasks_of_parameters
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.training.configuration import config_from_command_line
 
 from distributed import run_ranks
 from reference import COLUMNS, TABLES, random_batch
@@ -92,9 +94,10 @@ def test_each_loss_is_its_equation_and_its_gradient_is_that_of_the_equation(
     logits, labels, weights, groups = rows_of()
     other = TaskLoss("focal", focal_gamma=0.5)
     task = TaskLoss(kind, 4.0 if variant == "positive weight" else 1.0, focal_gamma=1.5, smoothing=0.2, pointwise=0.3)
-    given = {"weights": weights, "groups": groups} if variant == "weights and groups" else {}
-    ones, same = torch.ones_like(weights), torch.zeros_like(groups)
-    columns = [given.get("weights", ones), given.get("groups", same)]
+    given, columns = {}, [torch.ones_like(weights), torch.zeros_like(groups)]
+    if variant == "weights and groups":
+        task = dataclasses.replace(task, rows_within="uid")
+        given, columns = {"weights": weights, "groups": {"uid": groups}}, [weights, groups]
 
     def loss(z: Tensor) -> Tensor:
         return task_losses((task, other), torch.stack([z, logits[:, 1]], dim=1), labels, **given)[0]
@@ -168,7 +171,7 @@ def test_a_positive_weight_is_the_alpha_of_focal_but_for_a_factor_and_its_logari
     assert loss.item() == pytest.approx(sum(terms) / len(terms) / (1 - alpha))
 
 
-def train_together(rows_within: str) -> tuple[list[Tensor], dict[str, Tensor], dict[str, Tensor]]:
+def train_together(rows_within: str | dict[str, str]) -> tuple[list[Tensor], dict[str, Tensor], dict[str, Tensor]]:
     """Losses of three steps, the tables after them, and the dense gradients of the last one."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
     loss = LossConfig(KINDS, {"finish": 3.0}, pointwise=0.2, rows_within=rows_within)
@@ -188,8 +191,8 @@ def train_together(rows_within: str) -> tuple[list[Tensor], dict[str, Tensor], d
     return losses, {name: weight for name, weight in run.weights().items() if TABLES in name}, gradients
 
 
-@pytest.mark.parametrize("rows_within", ["", pytest.param("tags", marks=pytest.mark.long)])
-def test_two_ranks_compare_the_rows_of_both_as_one_process_does(rows_within: str) -> None:
+@pytest.mark.parametrize("rows_within", [{"like": "tags"}, pytest.param("", marks=pytest.mark.long)])
+def test_two_ranks_compare_the_rows_of_both_as_one_process_does(rows_within: str | dict[str, str]) -> None:
     [alone], together = run_ranks(1, train_together, rows_within), run_ranks(2, train_together, rows_within)
     rounding = {"rtol": 1e-5, "atol": 1e-6}  # The same sums of float32 in another order.
     for step, losses in enumerate(alone[0]):
@@ -203,8 +206,8 @@ def losses_of_part(sizes: list[int]) -> tuple[Tensor, Tensor]:
     logits, labels, weights, groups = (each.split(sizes)[dist.get_rank()] for each in rows_of())
     logits = logits.clone().requires_grad_()
     counts = torch.tensor([7.0, 7.0], dtype=torch.float64)
-    tasks = [TaskLoss(KINDS[task], pointwise=0.2) for task in TASKS]
-    losses = task_losses(tasks, logits, labels, per_rank=counts / len(sizes), weights=weights, groups=groups)
+    tasks = [TaskLoss(KINDS[task], pointwise=0.2, rows_within="uid") for task in TASKS]
+    losses = task_losses(tasks, logits, labels, per_rank=counts / len(sizes), weights=weights, groups={"uid": groups})
     losses.sum().backward()
     return losses.detach(), logits.grad
 
@@ -229,7 +232,6 @@ def test_rows_are_compared_within_the_first_id_of_a_feature_unless_it_is_missing
     lengths, ids = batch.sparse_features["tags"].lengths().tolist(), batch.sparse_features["tags"].values().tolist()
     firsts = [ids[sum(lengths[:i])] if lengths[i] else 0 for i in range(6)]
     assert groups_of_rows(batch, "tags").tolist() == [first or -1 for first in firsts]
-    assert groups_of_rows(batch, "") is None
 
 
 @pytest.mark.parametrize(
@@ -245,6 +247,9 @@ def test_rows_are_compared_within_the_first_id_of_a_feature_unless_it_is_missing
         ),
         (LossConfig(positive_weights={"buy": 2}), "--loss.positive-weights names the task 'buy', but the tasks are"),
         (LossConfig(rows_within="ui"), "--loss.rows-within is 'ui', but the sparse features are uid, tags; did you"),
+        (LossConfig(rows_within={"like": "ui"}), "--loss.rows-within is 'ui', but the sparse features are uid, tags;"),
+        (LossConfig(rows_within={"buy": "uid"}), "--loss.rows-within names the task 'buy', but the tasks are finish,"),
+        (LossConfig(focal_gamma={"likes": 1}), "--loss.focal-gamma names the task 'likes', but the tasks are finish,"),
     ],
 )
 def test_a_name_that_the_log_lacks_is_answered_by_a_sentence(loss: LossConfig, message: str) -> None:
@@ -263,14 +268,44 @@ def test_a_run_resumes_with_its_own_losses_alone_and_one_of_an_earlier_version_w
 
 
 def test_a_part_of_the_tasks_keeps_its_own_losses() -> None:
-    loss = LossConfig(KINDS, {"like": 2.0}, pointwise=0.2)
-    assert of_some_tasks(loss, ("like",)) == LossConfig({"like": "pairs"}, {"like": 2.0}, pointwise=0.2)
+    loss = LossConfig(KINDS, {"like": 2.0}, 3.0, pointwise={"like": 0.2, "finish": 0.3, "*": 0.4})
+    of_like = LossConfig({"like": "pairs"}, {"like": 2.0}, 3.0, pointwise={"like": 0.2, "*": 0.4})
+    assert of_some_tasks(loss, ("like",)) == of_like
 
 
 def test_a_star_stands_for_every_task_that_is_not_named() -> None:
     loss = LossConfig({"*": "focal", "like": "bce"}, {"*": 2.0})
     assert losses_of_tasks(loss, ("finish", "like")) == (TaskLoss("focal", 2.0), TaskLoss("bce", 2.0))
     assert losses_of_tasks(of_some_tasks(loss, ("finish",)), ("finish",)) == (TaskLoss("focal", 2.0),)
+
+
+def test_each_number_of_a_loss_is_that_of_the_task_or_of_all_tasks() -> None:
+    loss = LossConfig(KINDS, focal_gamma=1.0, smoothing={"*": 0.1, "like": 0.2}, pointwise={"like": 0.3})
+    numbers = [(each.focal_gamma, each.smoothing, each.pointwise) for each in losses_of_tasks(loss, TASKS)]
+    assert numbers == [(1.0, 0.1, 0.5), (1.0, 0.2, 0.3)]
+    logits, labels, weights, groups = rows_of()
+    tasks = losses_of_tasks(LossConfig({"*": "pairs"}, pointwise={"like": 0.3}, rows_within={"like": "uid"}), TASKS)
+    of_both = task_losses(tasks, logits, labels, weights=weights, groups={"uid": groups}).tolist()
+    for i, within in enumerate([torch.zeros_like(groups), groups]):
+        expected = by_equation(tasks[i], logits[:, i], labels[:, i], weights[:, i], within)
+        assert of_both[i] == pytest.approx(expected, rel=1e-12)
+
+
+def test_numbers_of_losses_are_given_once_or_by_task_on_the_command_line_and_in_files() -> None:
+    def given(*args: str) -> LossConfig:
+        return config_from_command_line([*args]).loss
+
+    of_all = given("--loss.focal-gamma", "3", "--loss.rows-within", "uid")
+    assert of_all == LossConfig(focal_gamma=3.0, rows_within="uid")
+    by_task = given("--loss.focal-gamma", "*", "2", "like", "1", "--loss.rows-within", "like", "uid")
+    assert by_task == LossConfig(focal_gamma={"*": 2.0, "like": 1.0}, rows_within={"like": "uid"})
+    for loss in (of_all, by_task):
+        written = parse_yaml(dump_config(TrainConfig(loss=loss)))
+        assert from_dict(LossConfig, written["loss"]) == loss
+    with pytest.raises(UserError, match=r"--loss.focal-gamma is 11.0, but must be from 0 to 10\."):
+        given("--loss.focal-gamma", "like", "11")
+    with pytest.raises(UserError, match=r"--loss.focal-gamma: a name has no value, or a value is of another type; --h"):
+        given("--loss.focal-gamma", "like", "1", "finish")
 
 
 def test_counted_batches_of_one_process_give_the_losses_of_plain_ones() -> None:

@@ -1,6 +1,7 @@
 """HoME's categories, PEPNet's features and the losses that ESCM2 and DCMT add."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -178,3 +179,5 @@ def test_categories_must_name_each_task_once(categories: tuple[str, ...]) -> Non
 def test_a_feature_of_pepnet_that_has_no_table_is_refused() -> None:
     with pytest.raises(UserError, match=r"^--model.prior names the feature 'uud', .* of uid, tags only; did you mean"):
         build_model(with_arch(MODEL, "pepnet", prior=("uud",)), COLUMNS)
+    with pytest.raises(UserError, match=r"^--model.prior names the feature 'age', but the model has tables of uid"):
+        build_model(replace(MODEL, prior=("age",)), COLUMNS)

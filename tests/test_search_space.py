@@ -11,7 +11,7 @@ from stem_torchrec.config import DataConfig, LoopConfig, TrainConfig
 from stem_torchrec.data.schema import save_schema
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.training.recipes import log, tiny
-from stem_torchrec.tuning.search_space import SPACE, Search, read_space, resolve_log, to_space
+from stem_torchrec.tuning.search_space import SPACE, Search, read_space, resolve_log, to_space, with_choices
 from stem_torchrec.tuning.study import record_options
 
 from logs import SCHEMA, log_table, write_split
@@ -87,6 +87,7 @@ def test_lists_and_mappings_are_chosen_as_json_and_trained_as_they_are() -> None
         "model.expert_hidden": [[64], [128, 64]],
         "sparse.betas": [[0.8, 0.99]],
         "sparse.group_learning_rates": [{}, {"shared": 0.1}],
+        "loss.rows_within": [{"like": "uid"}],
     }
     space = to_space(given, tiny(), "space.yaml")
     choices = {option: json.loads(repr(given[option][-1]).replace("'", '"')) for option in given}
@@ -96,6 +97,11 @@ def test_lists_and_mappings_are_chosen_as_json_and_trained_as_they_are() -> None
     assert config.model.expert_hidden == (128, 64)
     assert config.sparse.betas == (0.8, 0.99)
     assert config.sparse.group_learning_rates == {"shared": 0.1}
+    assert config.loss.rows_within == {"like": "uid"}
+    by_task = to_space({"loss.focal_gamma": [1.0, {"like": 3.0}]}, tiny(), "space.yaml")
+    base = with_choices(tiny(), {"loss.focal_gamma": by_task["loss.focal_gamma"].choices[1]})  # type: ignore[attr-defined]
+    assert base.loss.focal_gamma == {"like": 3.0}
+    assert with_choices(base, {"loss.focal_gamma": 1.0}).loss.focal_gamma == 1.0
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from stem_torchrec.config.files import config_from_dict
+from stem_torchrec.config.serialization import to_dict
+from stem_torchrec.config.yaml_text import parse_yaml, to_yaml
 from stem_torchrec.data.files import Columns
 from stem_torchrec.data.schema import SparseFeature
 from stem_torchrec.metrics.multi_task import TaskMetrics
 from stem_torchrec.models.build import build_model
 from stem_torchrec.models.loss import MultiTaskTrain, multi_task_loss
 from stem_torchrec.models.stem import STEM, STEMOptions
+from stem_torchrec.models.table import all_options
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.tables import embedding_bag_configs, groups_of
+from stem_torchrec.training.configuration import config_from_command_line
 from stem_torchrec.training.early_stopping import EarlyStopping
 from stem_torchrec.training.watched_metric import WatchedMetric
 
@@ -234,6 +239,20 @@ def test_one_weight_above_zero_is_asked_for_each_task():
     for weights in ((1.0,), (1.0, 0.0), (1.0, -1.0), (1.0, 2.0, 3.0)):
         with pytest.raises(UserError, match=r"--model.task-weights .* finish, like"):
             build_model(small(task_weights=weights), columns_of(2))
+
+
+def test_weights_of_tasks_are_given_in_their_order_or_by_name():
+    for weights, expected in (((3.0, 2.0), [3, 2]), ({"like": 3.0}, [1, 3]), ({"*": 2.0, "finish": 3.0}, [3, 2])):
+        assert build_model(small(task_weights=weights), columns_of(2)).task_weights.tolist() == expected
+    assert build_model(small(task_weights={}), columns_of(2)).task_weights is None
+    with pytest.raises(UserError, match=r"--model.task-weights names the task 'lik', .* finish, like; did you mean"):
+        build_model(small(task_weights={"lik": 3.0}), columns_of(2))
+    given = [config_from_command_line(["--model.task-weights", *args.split()]) for args in ("3 2", "like 3 * 2")]
+    assert [config.model.task_weights for config in given] == [(3.0, 2.0), {"like": 3.0, "*": 2.0}]
+    for config in given:
+        assert config_from_dict(parse_yaml(to_yaml(to_dict(config))), all_options()) == config
+    with pytest.raises(UserError, match=r"--model.task-weights is 0.0, but must be above 0 and at most 1e\+06\."):
+        config_from_command_line(["--model.task-weights", "like", "0"])
 
 
 def test_a_task_without_labels_adds_nothing_to_the_loss():

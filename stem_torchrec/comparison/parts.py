@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from stem_torchrec.comparison.variants import Variant, built_in
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.losses.table import of_some_tasks
+from stem_torchrec.models.build import weights_by_label
 from stem_torchrec.models.table import groups_with_tables
 
 
@@ -40,8 +41,8 @@ class Part:
             config: of the comparison; it names its labels.
         """
         config = self.variant.configure(config)
-        weights = dict(zip(config.data.labels, config.model.task_weights, strict=bool(config.model.task_weights)))
-        task_weights = tuple(weights[task] for task in self.labels if weights)
+        weights = weights_by_label(config.model.task_weights, config.data.labels)
+        task_weights = tuple(weights[config.data.labels.index(task)] for task in self.labels if weights)
         model = replace(config.model, task_weights=task_weights)
         groups = groups_with_tables(model, self.labels)
         rates = {group: rate for group, rate in config.sparse.group_learning_rates.items() if group in groups}

@@ -17,7 +17,7 @@ from stem_torchrec.data.listing import RowGroup
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.losses.table import losses_of_tasks
 from stem_torchrec.models.balanced import balance_tasks
-from stem_torchrec.models.build import build_model, check_task_weights
+from stem_torchrec.models.build import build_model, weights_by_label
 from stem_torchrec.models.frame import MultiTaskModel
 from stem_torchrec.models.table import groups_with_tables
 from stem_torchrec.models.weight_groups import check_rate_factors, freeze
@@ -113,7 +113,7 @@ def _check_part(config: TrainConfig, columns: Columns, *, labels_missing: bool) 
 
 def _check_tasks(train: TrainConfig, columns: Columns) -> None:
     """Raises UserError if weights or losses do not fit the tasks."""
-    check_task_weights(train.model.task_weights, columns.labels)
+    weights_by_label(train.model.task_weights, columns.labels)
     losses_of_tasks(train.loss, columns.labels)
 
 

@@ -148,6 +148,8 @@ def _reason(message: str) -> str:
     """A reason of tyro in one line; of an option of several types, as `int | None`, that of the last one."""
     *_, last = message.strip().splitlines()
     reason = re.sub(r"^- .*?[\]>]: ", "", last)
+    if "key-value pairs" in reason:
+        return "a name has no value, or a value is of another type"
     return "a number with too many digits" if "Exceeds the limit" in reason else reason
 
 

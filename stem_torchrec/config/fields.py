@@ -109,6 +109,10 @@ def _place(kind: type, path: tuple[int | str, ...]) -> tuple[str, Any, Mapping[s
         if part in [getattr(each, "__name__", "") for each in members if each is not kind] and len(members) > 1:
             # pydantic's name for one of several types.
             annotation = next(each for each in members if getattr(each, "__name__", "") == part)
+        elif len(members) > 1 and str(part).startswith("constrained-"):
+            continue  # Likewise, of a number with limits, which limits_in finds in all types together.
+        elif len(members) > 1 and str(part).startswith(("dict[", "tuple[")):
+            annotation = next(each for each in members if get_origin(each) is (dict if "dict[" in str(part) else tuple))
         elif is_dataclass(inner):
             siblings = get_type_hints(inner, include_extras=True)
             name, annotation = f"{name}.{part}", siblings.get(str(part))

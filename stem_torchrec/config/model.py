@@ -1,7 +1,7 @@
 """What all models share of a run's configuration; the options of one model stand beside it, in `models/`."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
@@ -13,6 +13,7 @@ Layout = Literal["split", "packed"]
 Arch = Annotated[str, tyro.conf.arg(help="The model between tables and towers, by its name in the list above.")]
 Width = Annotated[int, Interval(ge=1, le=65_536)]
 Share = Annotated[float, Interval(ge=0, le=0.999)]
+TaskWeight = Annotated[float, Interval(gt=0, le=1e6)]
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,10 @@ class ModelConfig:
     that train a table decay it, so tasks stay isolated; on any device, unlike --sparse.weight-decay."""
     embedding_std: Annotated[float, Interval(ge=0, le=100)] = 1e-4
     """Standard deviation of the normal distribution that tables start from."""
-    task_weights: tuple[Annotated[float, Interval(gt=0, le=1e6)], ...] = ()
-    """Weight of each task's loss, in the order of the labels; none means 1 for each."""
+    # The planner's benchmark keys a cache by a model's options, which a dict cannot be part of.
+    task_weights: tuple[TaskWeight, ...] | dict[str, TaskWeight] = field(default=(), hash=False)
+    """Weight of each task's loss, in the order of the labels, or by task: `like 3`, where `*` stands for every task
+    that is not named. None means 1 for each."""
 
 
 Models = Mapping[str, type[ModelConfig]]

@@ -1,11 +1,11 @@
 """The table of losses: each has one line here, which `--loss.kinds` names."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 
 from torch import Tensor
 
-from stem_torchrec.config.loss import EVERY_TASK, LossConfig, of_task
+from stem_torchrec.config.loss import EVERY_TASK, LossConfig, of_task, of_these_tasks
 from stem_torchrec.data.schema import LabelKind
 from stem_torchrec.losses.jrc import jrc
 from stem_torchrec.losses.pairs import pairs
@@ -28,6 +28,8 @@ class TaskLoss:
     """Share of the loss of rows beside that of a step."""
     huber_delta: float = 1.0
     """In standard deviations of the label."""
+    rows_within: str = ""
+    """Sparse feature within whose ids a loss of a step compares rows; all rows if empty."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,15 @@ def losses_of_tasks(
         tasks: names of the tasks.
         not_binary: what the labels are of tasks that are not binary.
 
-    Raises UserError for a name that no task or no loss has, and for a loss of other labels.
+    Raises UserError for a name that no task or no loss has, in any option, and for a loss of other labels.
 
     Example::
 
         losses_of_tasks(LossConfig(kinds={"like": "focal"}), ("finish", "like"))  # (TaskLoss("bce"), TaskLoss("focal"))
     """
-    check_tasks("--loss.kinds", config.kinds, tasks)
-    check_tasks("--loss.positive-weights", config.positive_weights, tasks)
+    for option in fields(config):
+        values = getattr(config, option.name)
+        check_tasks(f"--loss.{option.name.replace('_', '-')}", values if isinstance(values, dict) else {}, tasks)
     labels: dict[str, LabelKind] = {task: (not_binary or {}).get(task, "binary") for task in tasks}
     kinds = {task: of_task(config.kinds, task, _losses_of(labels[task])[0]) for task in tasks}
     for task, kind in kinds.items():
@@ -96,10 +99,11 @@ def losses_of_tasks(
         TaskLoss(
             kinds[task],
             of_task(config.positive_weights, task, 1.0) if labels[task] == "binary" else 1.0,
-            config.focal_gamma,
-            config.smoothing,
-            config.pointwise,
-            config.huber_delta,
+            of_task(config.focal_gamma, task, TaskLoss.focal_gamma),
+            of_task(config.smoothing, task, TaskLoss.smoothing),
+            of_task(config.pointwise, task, TaskLoss.pointwise),
+            of_task(config.huber_delta, task, TaskLoss.huber_delta),
+            of_task(config.rows_within, task, TaskLoss.rows_within),
         )
         for task in tasks
     )
@@ -121,9 +125,9 @@ def check_tasks(option: str, names: Mapping[str, object], tasks: Sequence[str]) 
 
 def of_some_tasks(config: LossConfig, tasks: Sequence[str]) -> LossConfig:
     """What a configuration has for these tasks, to train a part of them."""
-    kept = (*tasks, EVERY_TASK)
-    return replace(
-        config,
-        kinds={task: kind for task, kind in config.kinds.items() if task in kept},
-        positive_weights={task: weight for task, weight in config.positive_weights.items() if task in kept},
-    )
+    return LossConfig(**{each.name: of_these_tasks(getattr(config, each.name), tasks) for each in fields(config)})
+
+
+def compared_within(losses: Sequence[TaskLoss]) -> tuple[str, ...]:
+    """The features within whose ids some losses compare the rows of a step, each once; "" stands for all rows."""
+    return tuple(dict.fromkeys(loss.rows_within for loss in losses if LOSSES[loss.kind].of_step is not None))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from stem_torchrec.losses.pointwise import mean_by_task
 from stem_torchrec.losses.step_rows import step_rows
-from stem_torchrec.losses.table import LOSSES, TaskLoss
+from stem_torchrec.losses.table import LOSSES, TaskLoss, compared_within
 
 
 def task_losses(
@@ -18,7 +18,7 @@ def task_losses(
     *,
     per_rank: Tensor | None = None,
     weights: Tensor | None = None,
-    groups: Tensor | None = None,
+    groups: Mapping[str, Tensor] | None = None,
     linked: Mapping[int, tuple[Tensor, Tensor]] | None = None,
 ) -> Tensor:
     """The loss of each task, (T,), whose mean over the ranks is that of the rows of all.
@@ -37,16 +37,17 @@ def task_losses(
         per_rank: see `mean_by_task`; where it is given, all ranks make this call, and losses of a step are of the rows
             of all ranks, else of this rank's.
         weights: of the labels, (B, T); 1 for each by default.
-        groups: integers, (B,): losses of a step compare rows with the same one; by default all rows.
+        groups: by feature that a task's `rows_within` names, integers (B,): its loss of a step compares rows with the
+            same one. Ranks exchange what they compare once for each of these features.
     """
     known = labels.nan_to_num()
     compared = [(linked or {}).get(i, (logits[:, i], known[:, i])) for i in range(len(tasks))]
     of_rows = [_of_rows(task, *pair) for task, pair in zip(tasks, compared, strict=True)]
     losses = list(mean_by_task(torch.stack(of_rows, dim=1), labels, per_rank, weights).unbind())
-    columns = [i for i, task in enumerate(tasks) if LOSSES[task.kind].of_step is not None]
-    if columns:
-        ones = torch.ones_like(labels) if weights is None else weights
-        same = torch.zeros(len(labels), dtype=torch.int64, device=labels.device) if groups is None else groups
+    ones = torch.ones_like(labels) if weights is None else weights
+    for feature in compared_within(tasks):
+        columns = [i for i, each in enumerate(tasks) if LOSSES[each.kind].of_step and each.rows_within == feature]
+        same = groups[feature] if feature and groups else labels.new_zeros(len(labels), dtype=torch.int64)
         z, y, w = (each[:, columns] for each in (logits, labels, ones))
         for i, rows in zip(columns, step_rows(z, y, w, same, over_ranks=per_rank is not None), strict=True):
             of_step = LOSSES[tasks[i].kind].of_step

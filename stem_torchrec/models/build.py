@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
 from stem_torchrec.config import LossConfig, ModelConfig
+from stem_torchrec.config.loss import of_task
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.label_kinds import refusal_of_kinds
-from stem_torchrec.losses.table import losses_of_tasks
+from stem_torchrec.losses.table import check_tasks, losses_of_tasks
 from stem_torchrec.models.frame import MultiTaskModel
 from stem_torchrec.models.links import links_of, typed_links
 from stem_torchrec.models.loss import MultiTaskTrain
@@ -27,8 +28,8 @@ def build_model(
     for the model.
     """
     tasks, options, loss = columns.labels, options_of(config), loss or LossConfig()
-    check_task_weights(options.task_weights, tasks)
-    check_rows_within(loss.rows_within, columns)
+    weights = weights_by_label(options.task_weights, tasks)
+    check_rows_within(loss, columns)
     groups_of(tasks)  # Refuses labels that cannot name a group, whichever groups the model has.
     line, choice = MODELS[options.arch], table_choice_of(options)
     collection = build_collection(
@@ -58,7 +59,7 @@ def build_model(
     if isinstance(model, ESMM):
         _check_kinds(options.arch, columns)
     losses = losses_of_tasks(loss, tasks, columns.not_binary)
-    return MultiTaskTrain(model, options.task_weights, losses, rows_within=loss.rows_within)
+    return MultiTaskTrain(model, weights, losses)
 
 
 def _check_kinds(arch: str, columns: Columns) -> None:
@@ -78,20 +79,33 @@ def start_links(train: MultiTaskTrain, statistics: Mapping[str, tuple[float, ...
         link.start(statistics[task])
 
 
-def check_task_weights(weights: Sequence[float], tasks: Sequence[str]) -> None:
-    """Raises UserError for weights that are not one above 0 for each task; none at all is all 1."""
+def weights_by_label(weights: Sequence[float] | dict[str, float], tasks: Sequence[str]) -> tuple[float, ...]:
+    """The weights of the tasks' losses, in their order; none at all is all 1.
+
+    Raises UserError for weights that are not one above 0 for each task, and for a name that no task has.
+
+    Example::
+
+        weights_by_label({"like": 3.0}, ["finish", "like"])  # (1.0, 3.0)
+    """
+    if isinstance(weights, dict):
+        check_tasks("--model.task-weights", weights, tasks)
+        by_task: dict[str, float] = weights
+        weights = [of_task(by_task, task, 1.0) for task in tasks] if by_task else []
     if weights and (len(weights) != len(tasks) or min(weights) <= 0):
         raise UserError(
             f"--model.task-weights is {' '.join(map(str, weights))}, but needs one number above 0 for each of "
             f"{', '.join(tasks)}."
         )
+    return tuple(weights)
 
 
-def check_rows_within(feature: str, columns: Columns) -> None:
+def check_rows_within(loss: LossConfig, columns: Columns) -> None:
     """Raises UserError for a feature that the run does not read; an empty name is none."""
-    if feature and feature not in columns.sparse:
-        known = list(columns.sparse)
-        raise UserError(
-            f"--loss.rows-within is {feature!r}, but the sparse features are {', '.join(known)}"
-            f"{nearest(feature, known) or '.'}"
-        )
+    known = list(columns.sparse)
+    for feature in loss.rows_within.values() if isinstance(loss.rows_within, dict) else [loss.rows_within]:
+        if feature and feature not in known:
+            raise UserError(
+                f"--loss.rows-within is {feature!r}, but the sparse features are {', '.join(known)}"
+                f"{nearest(feature, known) or '.'}"
+            )

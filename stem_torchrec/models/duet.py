@@ -53,8 +53,8 @@ class Duet(STEM):
         embedding_bag_collection, tasks, expert_hidden, tower_hidden, dropout: see STEM; the MLP of an own stream has
             the widths of an expert.
         expert, own_share: see DuetOptions.
-        num_layers, num_shared_experts, num_task_experts, gate_hidden, reads, trains, gate_input, feature_gate,
-            self_gate, inputs: see STEM.
+        num_layers, num_shared_experts, num_task_experts, gate_hidden, reads, trains, gate_input, cross_layers,
+            feature_gate, prior, rank, self_gate, inputs: see STEM.
 
     `forward` returns (B, 3 T): the predictions, then the logits of STEM, then those of the own streams. `outputs` tells
     MultiTaskTrain to train these two.
@@ -120,7 +120,10 @@ class _Options(InputOptions, total=False):
     reads: Groups
     trains: Groups
     gate_input: GateInput
+    cross_layers: int
     feature_gate: bool
+    prior: Sequence[str]
+    rank: int
     self_gate: bool
 
 

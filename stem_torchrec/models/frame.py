@@ -103,6 +103,27 @@ class MultiTaskModel(nn.Module):
         self.shared_output: SharedOutput | None = None
         """Where gradients of the tasks are balanced (`models/balanced.py`)."""
 
+    def input_columns(self, option: str, features: Sequence[str]) -> list[slice]:
+        """Where features stand in a group's input; raises UserError, which names the option, for one without a table.
+
+        Example::
+
+            # tables of uid, 16 wide, and tags, 8 wide
+            model.input_columns("--model.prior", ["tags"])  # [slice(16, 24)]
+        """
+        slices: dict[str, slice] = {}
+        start = 0
+        for name, width in self.inputs.columns:
+            slices[name] = slice(start, start + width)
+            start += width
+        for name in features:
+            if name not in slices:
+                raise UserError(
+                    f"{option} names the feature {name!r}, but the model has tables of {', '.join(slices)} only"
+                    f"{nearest(name, list(slices)) or '.'}"
+                )
+        return [slices[name] for name in features]
+
     def make_towers(self, in_features: int, hidden: Sequence[int], dropout: float) -> nn.ModuleDict:
         """An MLP from (B, in_features) to a logit (B, 1) for each task."""
         return nn.ModuleDict({task: MLP(in_features, hidden, out_features=1, dropout=dropout) for task in self.tasks})

@@ -8,7 +8,7 @@ from torch.nn.functional import pad
 
 from stem_torchrec.models.aftb import aftb
 from stem_torchrec.models.gates import Gate, SelfGate
-from stem_torchrec.models.group_experts import ExpertKind, make_experts
+from stem_torchrec.models.group_experts import PLAIN, ExpertParts, make_experts
 
 # The pipeline traces a model with FX, which cannot look into an autograd function: in this file it is one step to FX.
 torch.fx.wrap("aftb")
@@ -36,7 +36,7 @@ class GatedExperts(nn.Module):
         expert_hidden: layer widths of an expert; the last is H.
         gate_hidden: hidden layer widths of a gate.
         dropout: share of hidden units dropped in training.
-        expert, feature_gate: what the experts are, see GroupExperts.
+        experts: what they are made of, see GroupExperts.
         self_gate: whether there are self gates (HoME, arXiv 2408.05430), which keep a task's own experts in training
             where its gate prefers the shared ones.
 
@@ -62,8 +62,7 @@ class GatedExperts(nn.Module):
         expert_hidden: Sequence[int],
         gate_hidden: Sequence[int],
         dropout: float = 0.0,
-        expert: ExpertKind = "mlp",
-        feature_gate: bool = False,
+        experts: ExpertParts = PLAIN,
         self_gate: bool = False,
     ) -> None:
         super().__init__()
@@ -73,10 +72,7 @@ class GatedExperts(nn.Module):
         self.gate_inputs = {stream: tuple(groups) for stream, groups in gate_inputs.items()}
         self.joins_gate_inputs = joins_gate_inputs
         self.experts = nn.ModuleDict(
-            {
-                g: make_experts(expert, n, in_features, expert_hidden, dropout=dropout, feature_gate=feature_gate)
-                for g, n in num_experts.items()
-            }
+            {g: make_experts(experts, n, in_features, expert_hidden, dropout=dropout) for g, n in num_experts.items()}
         )
         num_read = {s: sum(num_experts[g] for g in groups) for s, groups in self.reads.items()}
         widths = {s: in_features * (len(groups) if joins_gate_inputs else 1) for s, groups in self.gate_inputs.items()}

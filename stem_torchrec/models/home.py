@@ -14,6 +14,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from stem_torchrec.config import Arch
 from stem_torchrec.models.frame import InputOptions, MultiTaskModel, at_least_one
 from stem_torchrec.models.gated_experts import GatedExperts
+from stem_torchrec.models.group_experts import ExpertParts
 from stem_torchrec.models.options import ExpertOptions
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.tables import SHARED
@@ -98,8 +99,7 @@ class HoME(MultiTaskModel):
                 expert_hidden=expert_hidden,
                 gate_hidden=gate_hidden,
                 dropout=dropout,
-                expert="norm",
-                feature_gate=True,
+                experts=ExpertParts("norm", feature_gate=True),
                 self_gate=True,
             )
 

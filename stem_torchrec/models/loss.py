@@ -11,7 +11,7 @@ from stem_torchrec.data.label_counts import CountedBatch, weights_of
 from stem_torchrec.data.unseen_ids import UNSEEN
 from stem_torchrec.losses.pointwise import bce, mean_by_task
 from stem_torchrec.losses.step_rows import NO_GROUP
-from stem_torchrec.losses.table import TaskLoss
+from stem_torchrec.losses.table import TaskLoss, compared_within
 from stem_torchrec.losses.task_losses import task_losses
 from stem_torchrec.models.outputs import outputs_of
 from stem_torchrec.runtime.errors import UserError
@@ -34,7 +34,6 @@ class MultiTaskTrain(nn.Module):
             TorchRec's DLRM, or yours.
         task_weights: T weights above 0; 1 for each task if empty.
         losses: of the T tasks; the binary cross entropy of each if empty.
-        rows_within: the sparse feature within whose ids losses compare the rows of a step; all rows if empty.
 
     `forward` takes a batch with labels of 0, 1 or NaN (missing), of any type, (B, T), or (B,) for one task. It returns
     the loss, and (losses (T,), scores (B, T)), detached and in fp32: the logits of binary tasks, and the predictions of
@@ -57,14 +56,12 @@ class MultiTaskTrain(nn.Module):
         model: nn.Module,
         task_weights: Sequence[float] = (),
         losses: Sequence[TaskLoss] = (),
-        *,
-        rows_within: str = "",
     ) -> None:
         super().__init__()
         self.model = model
         self.outputs = outputs_of(model)
         self.losses = tuple(losses)
-        self.rows_within = rows_within
+        self.rows_within = tuple(feature for feature in compared_within(losses) if feature)
         weights = torch.tensor(task_weights, dtype=torch.float32) if task_weights else None
         self.register_buffer("task_weights", weights, persistent=False)
         tasks, links = self.outputs.tasks, self.outputs.links
@@ -87,7 +84,7 @@ class MultiTaskTrain(nn.Module):
         logits, *streams = self.outputs.split(outputs)
         labels, weights = labels_like(logits, batch.labels), weights_like(logits, batch)
         per_rank = labels_per_rank(batch, logits)
-        groups = groups_of_rows(batch, self.rows_within) if self.losses else None
+        groups = {feature: groups_of_rows(batch, feature) for feature in self.rows_within}
         losses = [self._losses(each, labels, per_rank, weights, groups) for each in streams or [logits]]
         if self.outputs.added_losses is not None:
             losses.append(self.outputs.added_losses(outputs, labels, per_rank, weights))
@@ -97,7 +94,12 @@ class MultiTaskTrain(nn.Module):
         return total, (summed.detach() / max(self.outputs.streams, 1), self._scores(logits.detach()))
 
     def _losses(
-        self, logits: Tensor, labels: Tensor, per_rank: Tensor | None, weights: Tensor | None, groups: Tensor | None
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        per_rank: Tensor | None,
+        weights: Tensor | None,
+        groups: Mapping[str, Tensor],
     ) -> Tensor:
         """The loss of each task, (T,)."""
         if not self.losses:
@@ -174,13 +176,8 @@ def weights_like(logits: Tensor, batch: Batch) -> Tensor | None:
     return None if weights is None else weights.to(logits.dtype)
 
 
-def groups_of_rows(batch: Batch, feature: str) -> Tensor | None:
-    """The first id that each row has of a feature, (B,), NO_GROUP without one or with that of unseen values.
-
-    None where no feature is named.
-    """
-    if not feature:
-        return None
+def groups_of_rows(batch: Batch, feature: str) -> Tensor:
+    """The first id that each row has of a feature, (B,), NO_GROUP without one or with that of unseen values."""
     bags = batch.sparse_features[feature]
     ids, offsets = bags.values(), bags.offsets()[:-1].long()
     known = bags.lengths() > 0

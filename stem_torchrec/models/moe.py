@@ -13,7 +13,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from stem_torchrec.config import Arch
 from stem_torchrec.models.frame import InputOptions, MultiTaskModel, at_least_one
 from stem_torchrec.models.gated_experts import GatedExperts
-from stem_torchrec.models.group_experts import ExpertKind
+from stem_torchrec.models.group_experts import ExpertKind, ExpertParts
 from stem_torchrec.models.options import CovarianceWeight, ExpertKindOptions, Experts, OwnTableOptions
 from stem_torchrec.tables import SHARED, groups_of
 
@@ -61,7 +61,10 @@ class _MoE(MultiTaskModel):
         tower_hidden: Sequence[int],
         dropout: float,
         expert: ExpertKind,
+        cross_layers: int,
         feature_gate: bool,
+        prior: Sequence[str],
+        rank: int,
         **inputs: Unpack[InputOptions],
     ) -> None:
         super().__init__(embedding_bag_collection, tasks, tuple(num_experts), **inputs)
@@ -76,8 +79,7 @@ class _MoE(MultiTaskModel):
             expert_hidden=expert_hidden,
             gate_hidden=gate_hidden,
             dropout=dropout,
-            expert=expert,
-            feature_gate=feature_gate,
+            experts=ExpertParts(expert, feature_gate, self.input_columns("--model.prior", prior), cross_layers, rank),
         )
         self.towers = self.make_towers(expert_hidden[-1], tower_hidden, dropout)
 
@@ -97,7 +99,7 @@ class MMoE(_MoE):
         gate_hidden: hidden layer widths of a gate; the paper's gates have none.
         tower_hidden: hidden layer widths of a tower.
         dropout: share of hidden units dropped in training.
-        expert, feature_gate: see ExpertKindOptions.
+        expert, cross_layers, feature_gate, prior, rank: see ExpertKindOptions.
         inputs: see MultiTaskModel.
     """
 
@@ -113,7 +115,10 @@ class MMoE(_MoE):
         tower_hidden: Sequence[int] = (128, 64),
         dropout: float = 0.0,
         expert: ExpertKind = "mlp",
+        cross_layers: int = 2,
         feature_gate: bool = False,
+        prior: Sequence[str] = (),
+        rank: int = 64,
         **inputs: Unpack[InputOptions],
     ) -> None:
         super().__init__(
@@ -126,7 +131,10 @@ class MMoE(_MoE):
             tower_hidden=tower_hidden,
             dropout=dropout,
             expert=expert,
+            cross_layers=cross_layers,
             feature_gate=feature_gate,
+            prior=prior,
+            rank=rank,
             **inputs,
         )
 
@@ -146,7 +154,10 @@ class OMoE(_MoE):
         tower_hidden: Sequence[int] = (128, 64),
         dropout: float = 0.0,
         expert: ExpertKind = "mlp",
+        cross_layers: int = 2,
         feature_gate: bool = False,
+        prior: Sequence[str] = (),
+        rank: int = 64,
         **inputs: Unpack[InputOptions],
     ) -> None:
         super().__init__(
@@ -159,7 +170,10 @@ class OMoE(_MoE):
             tower_hidden=tower_hidden,
             dropout=dropout,
             expert=expert,
+            cross_layers=cross_layers,
             feature_gate=feature_gate,
+            prior=prior,
+            rank=rank,
             **inputs,
         )
 
@@ -183,7 +197,7 @@ class MEMMoE(_MoE):
         gate_hidden: hidden layer widths of a gate.
         tower_hidden: hidden layer widths of a tower.
         dropout: share of hidden units dropped in training.
-        expert, feature_gate: see ExpertKindOptions.
+        expert, cross_layers, feature_gate, prior, rank: see ExpertKindOptions.
         inputs: see MultiTaskModel.
     """
 
@@ -199,7 +213,10 @@ class MEMMoE(_MoE):
         tower_hidden: Sequence[int] = (128, 64),
         dropout: float = 0.0,
         expert: ExpertKind = "mlp",
+        cross_layers: int = 2,
         feature_gate: bool = False,
+        prior: Sequence[str] = (),
+        rank: int = 64,
         **inputs: Unpack[InputOptions],
     ) -> None:
         super().__init__(
@@ -212,6 +229,9 @@ class MEMMoE(_MoE):
             tower_hidden=tower_hidden,
             dropout=dropout,
             expert=expert,
+            cross_layers=cross_layers,
             feature_gate=feature_gate,
+            prior=prior,
+            rank=rank,
             **inputs,
         )

@@ -60,10 +60,18 @@ class ExpertKindOptions(ExpertOptions):
     """Options of a model whose experts may be of several kinds."""
 
     expert: ExpertKind = "mlp"
-    """mlp: linear layers and ReLU. norm: LayerNorm and Swish in place of ReLU (HoME). cross: two low-rank cross layers
-    for each group, in front of its experts (DCN V2, DTN). cross_norm: both."""
+    """mlp: linear layers and ReLU. norm: LayerNorm and Swish in place of ReLU (HoME). cross: low-rank cross layers for
+    each group, in front of its experts (DCN V2, DTN). cross_norm: both."""
+    cross_layers: Annotated[int, Interval(ge=1, le=128)] = 2
+    """Cross layers of a group, with --model.expert cross and cross_norm."""
     feature_gate: bool = False
     """Scale each group's input by a gate of its own, in front of its experts (HoME)."""
+    prior: tuple[str, ...] = ()
+    """Sparse features, as user and author, whose embeddings in a group's input decide how that input is scaled, in
+    front of the experts of the first layer (PEPNet); none means no such gate."""
+    rank: Width = 64
+    """Rank of the matrices of cross layers and of the feature gate, and hidden width of the prior gate. Below half of
+    the width of an input a cross layer has fewer weights than with a full matrix."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from stem_torchrec.models.frame import InputOptions, MultiTaskModel, at_least_on
 from stem_torchrec.models.gates import PriorGate
 from stem_torchrec.models.layers import linear, relu
 from stem_torchrec.models.options import BottomOptions
-from stem_torchrec.runtime.errors import UserError, nearest
 from stem_torchrec.tables import SHARED
 
 
@@ -73,13 +72,12 @@ class PEPNet(MultiTaskModel):
     ) -> None:
         super().__init__(embedding_bag_collection, tasks, (SHARED,), **inputs)
         at_least_one(hidden_layers=len(expert_hidden))
-        columns = self.sparse_arch.columns[SHARED]
-        self.prior = _columns("--model.prior", prior, columns) if prior else [slice(0, self.in_features)]
-        self.domain = _columns("--model.domain", domain, columns)
-        widths = {name: width for name, width in columns}
+        self.prior = self.input_columns("--model.prior", prior) if prior else [slice(0, self.in_features)]
+        self.domain = self.input_columns("--model.domain", domain)
         if domain:
-            self.domain_gate = PriorGate(sum(widths[name] for name in domain), self.in_features, gate_width)
-        prior_width = sum(widths[name] for name in prior) if prior else self.in_features
+            domain_width = sum(columns.stop - columns.start for columns in self.domain)
+            self.domain_gate = PriorGate(domain_width, self.in_features, gate_width)
+        prior_width = sum(columns.stop - columns.start for columns in self.prior)
         self.bottoms = nn.ModuleDict(
             {
                 task: GatedBottom(self.in_features, prior_width, expert_hidden, gate_width=gate_width, dropout=dropout)
@@ -127,19 +125,3 @@ class GatedBottom(nn.Module):
         for i, layer in enumerate(self.layers):
             h = layer(self.gates[i](h, x, prior))
         return h
-
-
-def _columns(option: str, names: Sequence[str], columns: Sequence[tuple[str, int]]) -> list[slice]:
-    """Where features stand in a group's input; raises UserError for one that is not among its columns."""
-    slices: dict[str, slice] = {}
-    start = 0
-    for name, width in columns:
-        slices[name] = slice(start, start + width)
-        start += width
-    for name in names:
-        if name not in slices:
-            raise UserError(
-                f"{option} names the feature {name!r}, but the model has tables of {', '.join(slices)} only"
-                f"{nearest(name, list(slices)) or '.'}"
-            )
-    return [slices[name] for name in names]

@@ -5,7 +5,7 @@ Recommendations", RecSys 2020.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Unpack
 
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from stem_torchrec.config import Arch
 from stem_torchrec.models.frame import InputOptions, MultiTaskModel, at_least_one
 from stem_torchrec.models.gated_experts import GatedExperts
-from stem_torchrec.models.group_experts import ExpertKind
+from stem_torchrec.models.group_experts import ExpertKind, ExpertParts
 from stem_torchrec.models.options import CovarianceWeight, LayeredOptions, OwnTableOptions
 from stem_torchrec.tables import SHARED, groups_of
 
@@ -54,7 +54,7 @@ class PLE(MultiTaskModel):
         gate_hidden: hidden layer widths of a gate.
         tower_hidden: hidden layer widths of a tower.
         dropout: share of hidden units dropped in training.
-        expert, feature_gate, self_gate: see LayeredOptions.
+        expert, cross_layers, feature_gate, prior, rank, self_gate: see LayeredOptions.
         inputs: see MultiTaskModel.
     """
 
@@ -71,7 +71,10 @@ class PLE(MultiTaskModel):
         tower_hidden: Sequence[int] = (128, 64),
         dropout: float = 0.0,
         expert: ExpertKind = "mlp",
+        cross_layers: int = 2,
         feature_gate: bool = False,
+        prior: Sequence[str] = (),
+        rank: int = 64,
         self_gate: bool = False,
         **inputs: Unpack[InputOptions],
     ) -> None:
@@ -83,6 +86,8 @@ class PLE(MultiTaskModel):
             hidden_layers=len(expert_hidden),
         )
         groups = groups_of(tasks)
+        columns = self.input_columns("--model.prior", prior)
+        first = ExpertParts(expert, feature_gate, columns, cross_layers, rank)
         self.layers = nn.ModuleList()
         for layer in range(num_layers):
             streams = groups if layer < num_layers - 1 else tuple(tasks)
@@ -97,8 +102,8 @@ class PLE(MultiTaskModel):
                     expert_hidden=expert_hidden,
                     gate_hidden=gate_hidden,
                     dropout=dropout,
-                    expert=expert,
-                    feature_gate=feature_gate,
+                    # Behind the first layer streams have no columns of features.
+                    experts=replace(first, prior=()) if layer else first,
                     self_gate=self_gate,
                 )
             )

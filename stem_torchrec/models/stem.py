@@ -4,7 +4,7 @@ Source: "STEM: Unleashing the Power of Embeddings for Multi-task Recommendation"
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Unpack
 
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from stem_torchrec.config import Arch
 from stem_torchrec.models.frame import InputOptions, MultiTaskModel, at_least_one
 from stem_torchrec.models.gated_experts import GatedExperts
-from stem_torchrec.models.group_experts import ExpertKind
+from stem_torchrec.models.group_experts import ExpertKind, ExpertParts
 from stem_torchrec.models.options import CovarianceWeight, LayeredOptions, OwnTableOptions
 from stem_torchrec.tables import SHARED, groups_of
 
@@ -55,7 +55,7 @@ class STEM(MultiTaskModel):
             as `tables.embedding_bag_configs` names them in either layout.
         tasks: names of the T tasks, in the order of the logits.
         num_layers, num_shared_experts, num_task_experts, expert_hidden, gate_hidden, reads, trains, gate_input,
-            tower_hidden, dropout, expert, feature_gate, self_gate: see STEMOptions.
+            tower_hidden, dropout, expert, cross_layers, feature_gate, prior, rank, self_gate: see STEMOptions.
         inputs: dense features, dropout of the input and penalties on it, see MultiTaskModel. Each group projects the
             dense features on its own, so that isolation holds.
 
@@ -85,7 +85,10 @@ class STEM(MultiTaskModel):
         gate_input: GateInput = "sum",
         dropout: float = 0.0,
         expert: ExpertKind = "mlp",
+        cross_layers: int = 2,
         feature_gate: bool = False,
+        prior: Sequence[str] = (),
+        rank: int = 64,
         self_gate: bool = False,
         **inputs: Unpack[InputOptions],
     ) -> None:
@@ -97,6 +100,8 @@ class STEM(MultiTaskModel):
             num_task_experts=num_task_experts,
             hidden_layers=len(expert_hidden),
         )
+        columns = self.input_columns("--model.prior", prior)
+        first = ExpertParts(expert, feature_gate, columns, cross_layers, rank)
         self.layers = nn.ModuleList()
         for layer in range(num_layers):
             # The last layer has no shared stream: its gate would get no gradient.
@@ -114,8 +119,8 @@ class STEM(MultiTaskModel):
                     expert_hidden=expert_hidden,
                     gate_hidden=gate_hidden,
                     dropout=dropout,
-                    expert=expert,
-                    feature_gate=feature_gate,
+                    # Behind the first layer streams have no columns of features.
+                    experts=replace(first, prior=()) if layer else first,
                     self_gate=self_gate,
                 )
             )

@@ -16,6 +16,7 @@ from stem_torchrec.data.batch import Exposures
 from stem_torchrec.data.loader import data_loader
 from stem_torchrec.inspection.inspected_run import tables_of
 from stem_torchrec.inspection.train_ids import count_ids
+from stem_torchrec.models.build import weights_by_label
 from stem_torchrec.models.frame import MultiTaskModel
 from stem_torchrec.run_report.run_record import RunRecord
 from stem_torchrec.runtime.process import Process
@@ -82,9 +83,9 @@ def measure_tables(run: str, process: Process, *, rows: int) -> list[TableWorth]
     opened.reader.start_epoch(0, [[[(0, min(rows, opened.reader.rows))]]])
     rises, weights, users = _rises(model, data_loader(opened.reader), images, process.device)
     kept = first_half(users)
-    worths = []
+    worths, task_weights = [], weights_by_label(config.model.task_weights, columns.labels)
     for table, image in images.items():
-        of_tasks, of_users = _sums(rises[table][kept], weights[kept], users[kept], config.model.task_weights)
+        of_tasks, of_users = _sums(rises[table][kept], weights[kept], users[kept], task_weights)
         size = columns.sparse[table_feature(table)].num_embeddings, image.shape[1]
         worths.append(
             TableWorth(

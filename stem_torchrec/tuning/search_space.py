@@ -175,7 +175,8 @@ def with_choices(base: TrainConfig, choices: Mapping[str, Any]) -> TrainConfig:
     return with_values(
         base,
         {
-            option: json.loads(choice) if isinstance(attrgetter(option)(base), (tuple, dict)) else choice
+            # As _distribution writes lists and mappings; the text of no option begins so.
+            option: json.loads(choice) if isinstance(choice, str) and choice.startswith(("[", "{")) else choice
             for option, choice in choices.items()
         },
     )
