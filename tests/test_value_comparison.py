@@ -255,7 +255,7 @@ def test_a_comparison_has_intervals_and_metrics_of_tasks_of_each_kind(
     compare.main()
     assert capsys.readouterr().out.strip().splitlines()[-1].startswith("Take ")
     results = {(row["model"], row["task"]): row for row in pq.read_table(tmp_path / "out/results.parquet").to_pylist()}
-    differences = [row for row in pq.read_table(tmp_path / "out/differences.parquet").to_pylist() if row["value"]]
+    differences = pq.read_table(tmp_path / "out/differences.parquet").to_pylist()
     compared = {(row["task"], row["metric"]) for row in differences}
     of_values = {"AUC", "gAUC", "RMSE", "MAE"}
     expected = {"like": {"AUC", "gAUC", "logloss"}, "watch": of_values, "stars": of_values}
