@@ -304,7 +304,7 @@ def test_logs_count_by_their_pairs_of_labels_and_share_their_users() -> None:
         right = pairs = 0.0
         for each in logs:
             for scores in each.scores[model]:
-                below = scores[each.positive][:, None] > scores[~each.positive][None]
+                below = scores[each.labels][:, None] > scores[~each.labels][None]
                 right, pairs = right + below.sum(), pairs + below.size
         assert pooled.whole[model] == pytest.approx(right / pairs, rel=1e-12)
     assert len(pooled.drawn["a"]) == 30

@@ -10,8 +10,6 @@ import pytest
 import torch
 
 from stem_torchrec.calibration.rows_of_run import rows_of_run
-from stem_torchrec.comparison.options import CompareConfig, Request
-from stem_torchrec.comparison.resolved import resolve_log
 from stem_torchrec.config import LossConfig
 from stem_torchrec.config.files import CONFIG_FILE, dump_config
 from stem_torchrec.data.columns import Columns
@@ -63,10 +61,6 @@ REFUSED: dict[str, Callable[[Path], object]] = {
     f"{OF_KIND} --model.arch esmm, which multiplies probabilities, takes binary ones alone; choose another "
     "--model.arch, or leave the task out, as in --data.labels like.": lambda _: build_model(
         with_arch(small_stem(), "esmm"), COLUMNS_OF_LOG
-    ),
-    f"{OF_KIND} stem-compare takes binary ones alone; leave the task out, as in --data.labels like, or train each "
-    "model and show the runs with stem-report.": lambda folder: resolve_log(
-        Request(CompareConfig(), config_for(folder, log=""), (), None, {})
     ),
     f"{OF_KIND} stem-tune --what tables takes binary ones alone; leave the task out, as in --data.labels like.": (
         lambda folder: search_tables(TableSearch(out=str(folder / "search")), config_for(folder, log=""), ALONE)

@@ -13,6 +13,9 @@ from stem_torchrec.comparison.resolved import resolve_log
 from stem_torchrec.comparison.several_logs import requests_by_log
 from stem_torchrec.config.serialization import from_dict
 from stem_torchrec.config.yaml_text import parse_yaml
+from stem_torchrec.data.columns import Columns
+from stem_torchrec.data.label_kinds import refusal_of_kinds
+from stem_torchrec.data.schema import load_schema
 from stem_torchrec.runtime.errors import UserError, reason_of
 
 
@@ -112,7 +115,17 @@ def comparisons_on(sources: Mapping[str, Source], line: Sequence[str], *, out: s
             request = read_comparison([*line, *shlex.split(source.options), *logs, "--out", str(Path(out) / name)])
             request = replace(request, config=replace(request.config, split=split))
             by_log = [resolve_log(each) for each in requests_by_log(request)]
+            _check_binary(by_log[0])
         except UserError as error:
             raise UserError(f"source {name}: {error}") from error
         comparisons.append(OfSource(name, source, request, by_log))
     return comparisons
+
+
+def _check_binary(request: Request) -> None:
+    """Raises UserError for a task whose labels are numbers or levels, as a gain is one of AUC over positives."""
+    data = request.train.data
+    columns = Columns.select(load_schema(data.path or ""), labels=data.labels)
+    fix = "leave the task out, as in `options: {labels}` of the source, or compare on it by stem-compare"
+    if refusal := refusal_of_kinds(columns, "pays.py", fix=fix):
+        raise UserError(refusal)

@@ -64,7 +64,8 @@ class CompareConfig:
     recommend: bool = False
     """Ends in a line on which model to take: the one that validates best, if the test rows confirm it over --base."""
     pair: str = ""
-    """The two tasks of the comparable-samples analysis, separated by a comma; by default the first two."""
+    """The two tasks of the comparable-samples analysis, separated by a comma; by default the first two whose labels are
+    0 and 1."""
     ratio_edges: tuple[Annotated[float, Interval(gt=0, le=1e6)], ...] = EDGES
     """Edges of its bins: how much more of a user's positives are of the first task than over the whole log."""
     item: str = ""
@@ -98,7 +99,7 @@ class Request:
     variants: Mapping[str, Variant]
     """The models by name."""
     pair: tuple[str, str] | None = None
-    """The two tasks of the comparable samples; None for a log with one task."""
+    """The two tasks of the comparable samples; None for a log without two binary tasks."""
     log: Mapping[str, str] = field(default_factory=dict)
     """The fingerprint of each split."""
 

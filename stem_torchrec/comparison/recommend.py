@@ -1,8 +1,8 @@
 """Which model to take, in one line: chosen by the validation split, and confirmed or not by the test rows.
 
 The model that validates best is the only one whose test result decides, so no test result chooses among models. It is
-taken if it is better than the base in some task and worse in none, by AUC, with the p-values of the whole report; else
-the base is.
+taken if it is better than the base in some task and worse in none, with the p-values of the whole report; else the base
+is. The test rows decide by the metric that chose, where the report has it of a task, and by AUC where it has not.
 """
 
 import math
@@ -42,21 +42,17 @@ def recommendation(comparison: Comparison, family: Comparisons, costs: Mapping[s
         next_best = max(others, key=scores.__getitem__, default=base)
         behind = f", then {next_best} {abs(scores[next_best]):.4f}" if others else ""
         return f"Take {base}: no other model validates better ({metric} {abs(scores[base]):.4f}{behind})."
-    differences = {
-        task: interval
-        for (task, name, model, over), interval in family.items()
-        if (name, model, over) == ("AUC", best, base)
-    }
-    measured = ", ".join(_in_task(task, interval) for task, interval in differences.items())
+    differences = deciding(family, metric, best, base)
+    measured = _measured(differences, base)
     validates = f"validates best ({metric} {abs(scores[best]):.4f}, {base} {abs(scores[base]):.4f})"
     cost = f"{best} takes {_cost(costs[best], costs[base], base)}"
-    verdicts = {task: interval.verdict for task, interval in differences.items()}
+    verdicts = {task: interval.verdict for (task, _), interval in differences.items()}
     if "better" not in verdicts.values() or "worse" in verdicts.values():
         why = "is worse in some task" if "worse" in verdicts.values() else "is better in none beyond noise"
-        return f"Take {base}: {best} {validates}, but on the test rows it {why}: AUC over {base} {measured}. {cost}."
+        return f"Take {base}: {best} {validates}, but on the test rows it {why}: {measured}. {cost}."
     rest = " or ".join(task for task, verdict in verdicts.items() if verdict != "better")
     return (
-        f"Take {best}, which {validates}: AUC over {base} {measured}. {cost}; {base} is the better choice where that "
+        f"Take {best}, which {validates}: {measured}. {cost}; {base} is the better choice where that "
         f"counts for more{f', or only {rest} does' if rest else ''}."
     )
 
@@ -67,6 +63,25 @@ def validation_score(run: Run, metric: str) -> float:
     for folder in run.folders():
         metrics |= best_metrics(folder)
     return WatchedMetric(metric, list(metrics)).score(metrics)
+
+
+def deciding(family: Comparisons, metric: str, model: str, over: str) -> dict[tuple[str, str], Interval]:
+    """The differences between two models by task and measure: the watched one, or AUC where a task has none of it."""
+    by_measure = {(task, name): each for (task, name, *models), each in family.items() if models == [model, over]}
+    watched = metric.partition("/")[0]
+    return {
+        (task, name): each
+        for (task, name), each in by_measure.items()
+        if name == next((own for of, own in by_measure if of == task and own.lower() == watched), "AUC")
+    }
+
+
+def _measured(differences: Mapping[tuple[str, str], Interval], over: str) -> str:
+    """As `AUC over single_task +0.0044 [+0.0021, +0.0066] in like (better); RMSE over single_task ...`."""
+    by_measure: dict[str, list[str]] = {}
+    for (task, name), each in differences.items():
+        by_measure.setdefault(name, []).append(_in_task(task, each))
+    return "; ".join(f"{name} over {over} {', '.join(tasks)}" for name, tasks in by_measure.items())
 
 
 def _in_task(task: str, difference: Interval) -> str:

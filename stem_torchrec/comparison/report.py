@@ -15,6 +15,9 @@ from stem_torchrec.runtime.report_file import Markup
 from stem_torchrec.runtime.whole_file import whole_file
 
 METRICS = ("auc", "gauc", "logloss", "ne", "pcoc")
+"""The metrics of a binary task that a report has."""
+METRICS_OF_VALUES = ("auc", "gauc", "rmse", "mae", "pcoc")
+"""Those of a task whose labels are numbers or levels."""
 
 
 def spread(values: Sequence[float | None], digits: int = 4) -> str:

@@ -12,7 +12,7 @@ from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.files import find_row_groups
 from stem_torchrec.data.folder import data_folder
 from stem_torchrec.data.footers import fingerprint
-from stem_torchrec.data.label_kinds import may_lack_labels, refusal_of_kinds
+from stem_torchrec.data.label_kinds import may_lack_labels
 from stem_torchrec.data.listing import RowGroup
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.losses.table import losses_of_tasks
@@ -40,14 +40,9 @@ def resolve_log(request: Request) -> Request:
     path = data_folder(train.data)
     schema = load_schema(path)
     columns = Columns.select(schema, features=train.data.features, labels=train.data.labels, spaces=train.data.spaces)
-    fix = "leave the task out, as in {labels}, or train each model and show the runs with stem-report"
-    if refusal := refusal_of_kinds(columns, "stem-compare", fix=fix):
-        raise UserError(refusal)
     train = replace(train, data=replace(train.data, path=path, labels=columns.labels), dry_run=False)
     train = with_source_path(train)
-    pair = tuple(split_names(config.pair)) or columns.labels[:2]
-    if config.pair and (len(set(pair)) != 2 or set(pair) - set(columns.labels)):
-        raise UserError(f"--pair is {config.pair!r}, but must be two of {', '.join(columns.labels)}, such as a,b.")
+    pair = _pair(config.pair, columns)
     if config.item and config.item not in columns.sparse:
         raise UserError(f"--item is {config.item!r}, but the sparse features are {', '.join(columns.sparse)}.")
     # Read as a group, the item must be one integer in each row; an error names the file where it is not.
@@ -55,15 +50,46 @@ def resolve_log(request: Request) -> Request:
     row_groups = {split: find_row_groups(path, split, schema, read) for split in ("train", "valid", config.split)}
     log = {split: fingerprint(of_split) for split, of_split in row_groups.items()}
     WatchedMetric(train.train.metric, columns.labels, has_groups=columns.group is not None)
-    resolved = replace(request, train=train, pair=(pair[0], pair[1]) if len(pair) == 2 else None, log=log)
+    resolved = replace(request, train=train, pair=pair, log=log)
     _check_models(resolved, columns, row_groups["train"])
-    for part in (part for parts in resolved.parts().values() for part in parts):
+    parts = [part for parts in resolved.parts().values() for part in parts]
+    _check_metric(train, parts, columns)
+    for part in parts:
         try:
             metric = part.configure(train).train.metric
             WatchedMetric.of_split(metric, replace(columns, labels=part.labels), row_groups["valid"])
         except UserError as error:
             raise _of_part(part, error) from error
     return resolved
+
+
+def _pair(named: str, columns: Columns) -> tuple[str, str] | None:
+    """The two tasks of the comparable samples: those of --pair, or the first two whose labels are 0 and 1, if any."""
+    binary = [label for label in columns.labels if label not in columns.not_binary]
+    if not named:
+        return (binary[0], binary[1]) if len(binary) > 1 else None
+    pair = split_names(named)
+    if len(set(pair)) != 2 or len(pair) != 2 or set(pair) - set(columns.labels):
+        raise UserError(f"--pair is {named!r}, but must be two of {', '.join(columns.labels)}, such as a,b.")
+    for label in pair:
+        if label in columns.not_binary:
+            fix = f"give two of {', '.join(binary)}, or leave it out" if len(binary) > 1 else "leave it out"
+            raise UserError(
+                f"--pair is {named!r}, but the label of {label!r} is of kind {columns.not_binary[label]}, and the "
+                f"comparable samples count positives, which binary labels alone have; {fix}."
+            )
+    return pair[0], pair[1]
+
+
+def _check_metric(train: TrainConfig, parts: Sequence[Part], columns: Columns) -> None:
+    """Raises UserError if single-task models of tasks of several kinds were judged by what only some of them have."""
+    metric, tasks = train.train.metric.partition("/")[0], {part.labels[0] for part in parts if part.alone}
+    kinds = {columns.kind_of(task) == "binary" for task in tasks}
+    if metric not in ("auc", "gauc") and len(kinds) > 1:
+        raise UserError(
+            f"--train.metric is {train.train.metric!r}, but each single-task model is judged by its own task, and not "
+            f"all of {', '.join(columns.labels)} have {metric}; give --train.metric auc or gauc."
+        )
 
 
 def _check_models(request: Request, columns: Columns, row_groups: Sequence[RowGroup]) -> None:
@@ -114,7 +140,7 @@ def _check_part(config: TrainConfig, columns: Columns, *, labels_missing: bool) 
 def _check_tasks(train: TrainConfig, columns: Columns) -> None:
     """Raises UserError if weights or losses do not fit the tasks."""
     weights_by_label(train.model.task_weights, columns.labels)
-    losses_of_tasks(train.loss, columns.labels)
+    losses_of_tasks(train.loss, columns.labels, columns.not_binary)
 
 
 def _check_rates(train: TrainConfig, parts: Sequence[Part], columns: Columns) -> None:

@@ -5,8 +5,9 @@ from itertools import permutations
 
 from stem_torchrec.comparison.intervals import Interval
 from stem_torchrec.comparison.multiplicity import adjust, describe_family
-from stem_torchrec.comparison.report import METRICS, dots, show, spread, write_parquet
+from stem_torchrec.comparison.report import METRICS, METRICS_OF_VALUES, dots, show, spread, write_parquet
 from stem_torchrec.comparison.scored_rows import Scored
+from stem_torchrec.comparison.task_scores import LOWER_IS_BETTER
 from stem_torchrec.runtime.report_file import Report, escape
 
 Comparisons = Mapping[tuple[str, str, str, str], Interval]
@@ -28,10 +29,13 @@ def results(report: Report, scored: Scored) -> Comparisons:
     """
     comparison, base = scored.comparison, scored.comparison.config.base
     metrics = {run: run.test_results()["metrics"] for run in comparison.runs}
+    # Tasks of one kind have metrics that those of another have not.
+    columns = dict.fromkeys(name for by_task in metrics.values() for task in scored.tasks for name in by_task[task])
     write_parquet(
         comparison.folder / "results.parquet",
         [
-            {"model": run.model, "log": run.log, "seed": run.seed, "task": task, **by_task[task]}
+            {"model": run.model, "log": run.log, "seed": run.seed, "task": task}
+            | {name: by_task[task].get(name) for name in columns}
             for run, by_task in metrics.items()
             for task in scored.tasks
         ],
@@ -44,23 +48,29 @@ def results(report: Report, scored: Scored) -> Comparisons:
     others = [model for model in comparison.models if model != base]
     for task in scored.tasks:
         report.text(f"### {escape(task)}")
+        shown = METRICS if scored.columns.kind_of(task) == "binary" else METRICS_OF_VALUES
         rows = []
         for model in comparison.models:
             of_seeds = [metrics[run][task] for run in comparison.runs_of(model)]
-            row = {"model": model} | {name: spread([values[name] for values in of_seeds]) for name in METRICS}
-            for name in scored.measures:
+            row = {"model": model} | {name: spread([values[name] for values in of_seeds]) for name in shown}
+            for name in scored.measures[task]:
                 row[f"{name} over {base}"] = show(family[task, name, model, base]) if model != base else ""
             rows.append(row)
         report.table(rows)
-        for name in scored.measures if others else ():
+        for name in scored.measures[task] if others else ():
             verdicts = verdict_sentence({model: family[task, name, model, base] for model in others}, base)
             report.text(f"{name}: {verdicts}")
     by_model = {
-        model: {f"{name}, {task}": family[task, name, model, base] for task in scored.tasks for name in scored.measures}
+        model: {
+            f"{name}, {task}": family[task, name, model, base]
+            for task in scored.tasks
+            for name in scored.measures[task]
+        }
         for model in others
     }
     if by_model:
-        caption = "differences with their intervals; more is better, except for logloss"
+        lower = [name for name in LOWER_IS_BETTER if any(name in names for names in scored.measures.values())]
+        caption = f"differences with their intervals; more is better, except for {', '.join(lower)}"
         report.plot("differences", dots(by_model, f"over {base}", width=4), caption)
     _rivals(report, scored, family)
     return family
@@ -77,7 +87,7 @@ def _compare(scored: Scored) -> tuple[Comparisons, int]:
     pairs = [(model, base) for model in comparison.models if model != base]
     if first != base:
         pairs += [(first, model) for model in comparison.models if model not in (first, base)]
-    measured = [(task, name) for task in scored.tasks for name in scored.measures]
+    measured = [(task, name) for task in scored.tasks for name in scored.measures[task]]
     draws = scored.draws_for(len(pairs) * len(measured))
     resampled = {(task, name): scored.resample(task, name, draws=draws) for task, name in measured}
     family = adjust(
@@ -101,7 +111,7 @@ def _rivals(report: Report, scored: Scored, family: Comparisons) -> None:
     if first == scored.comparison.config.base or len(others) < 2:
         return
     report.text(f"## Does {first} win?", f"Difference of {first} to each other model; of the same family.")
-    titles = {f"{name}, {task}": (task, name) for task in scored.tasks for name in scored.measures}
+    titles = {f"{name}, {task}": (task, name) for task in scored.tasks for name in scored.measures[task]}
     report.table(
         [
             {"over": model, **{title: show(family[*key, first, model]) for title, key in titles.items()}}

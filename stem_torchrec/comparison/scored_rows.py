@@ -1,6 +1,6 @@
 """A comparison whose runs are done, and the rows of its test split with the predictions of every run."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,7 +10,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stem_torchrec.comparison.comparable import key_columns, key_numbers, read_keys
-from stem_torchrec.comparison.intervals import Measure
 from stem_torchrec.comparison.multiplicity import draws_for
 from stem_torchrec.comparison.options import CompareConfig
 from stem_torchrec.comparison.resampling import Resampled
@@ -79,9 +78,12 @@ class Scored(Protocol):
     unit: str
     """What is drawn: users, or rows without a group column."""
 
+    columns: Columns
+    """Of the log, or of the first."""
+
     @property
-    def measures(self) -> Mapping[str, Callable[..., Measure]]:
-        """What the models are compared by."""
+    def measures(self) -> Mapping[str, Sequence[str]]:
+        """By task, what the models are compared by."""
 
     def draws_for(self, comparisons: int) -> int:
         """Draws of users for a family of so many comparisons."""
@@ -118,9 +120,14 @@ class ScoredRows:
                 self.scores[task].setdefault(run.model, []).append(predicted[f"prediction/{task}"])
 
     @property
-    def measures(self) -> Mapping[str, Callable[..., Measure]]:
-        """What the models are compared by."""
-        return measures_of(grouped=self.columns.group is not None)
+    def measures(self) -> Mapping[str, Sequence[str]]:
+        """By task, what the models are compared by."""
+        grouped = self.columns.group is not None
+        return {task: list(measures_of(grouped=grouped, binary=self.is_binary(task))) for task in self.tasks}
+
+    def is_binary(self, task: str) -> bool:
+        """Whether the labels of a task are 0 and 1."""
+        return self.columns.kind_of(task) == "binary"
 
     def draws_for(self, comparisons: int) -> int:
         """Draws of users for a family of so many comparisons: --resamples, or as many as they need."""
@@ -129,33 +136,35 @@ class ScoredRows:
 
     def labeled(
         self, task: str, rows: NDArray[np.bool_] | None = None
-    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.int64]]:
+    ) -> tuple[NDArray[np.bool_], NDArray[Any], NDArray[np.int64]]:
         """Selects the rows that have a label whose weight is not 0, of `rows` (N,) if given.
 
-        Returns which rows have one (N,); and for the M that do, whether the label is 1 (M,) and the user, numbered from
-        0 (M,).
+        Returns which rows have one (N,); and for the M that do, whether the label is 1, or the number or level, (M,)
+        and the user, numbered from 0 (M,).
         """
-        return labeled(self.labels[task], self.weights[task], self.users, rows)
+        known, labels, user = labeled(self.labels[task], self.weights[task], self.users, rows)
+        return known, labels == 1 if self.is_binary(task) else labels, user
 
     def resample(
         self, task: str, measure: str = "AUC", rows: NDArray[np.bool_] | None = None, *, draws: int
     ) -> Resampled:
         """Measures every model over the rows that have a label, of `rows` (N,) if given, and over draws of their users.
 
-        Without draws, and so without intervals, if too few users have labels of a kind; see `MIN_USERS`.
+        Without draws, and so without intervals, if too few users tell labels apart; see `MIN_USERS`.
         """
         of_task = self.of_task(task, rows)
         return of_task.resample(measure, draws=draws, confidence=self.comparison.config.confidence)
 
     def of_task(self, task: str, rows: NDArray[np.bool_] | None = None) -> TaskScores:
         """The rows that have a label, of `rows` (N,) if given, with the predictions of every model."""
-        known, positive, user = self.labeled(task, rows)
+        known, labels, user = self.labeled(task, rows)
         weights = self.weights[task]
         return TaskScores(
-            positive,
+            labels,
             user,
             None if weights is None else weights[known].astype(np.float64),
             {model: [scores[known] for scores in by_seed] for model, by_seed in self.scores[task].items()},
+            binary=self.is_binary(task),
         )
 
     def keys(self, name: str) -> NDArray[np.int64]:

@@ -4,19 +4,21 @@ The logs are one source split in several ways, as by other seeds or by rolling d
 stopped on each log by itself, so that no log tells another what to choose; the test rows of all decide together.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
 import numpy as np
 
-from stem_torchrec.comparison.intervals import Measure
 from stem_torchrec.comparison.options import Request
 from stem_torchrec.comparison.resampling import Resampled
 from stem_torchrec.comparison.resolved import resolve_log
 from stem_torchrec.comparison.scored_rows import Comparison, ScoredRows
-from stem_torchrec.comparison.task_scores import measures_of, resample_together
+from stem_torchrec.comparison.task_scores import resample_together
+from stem_torchrec.config import DataConfig
+from stem_torchrec.data.columns import Columns
+from stem_torchrec.data.schema import load_schema
 from stem_torchrec.runtime.errors import UserError
 
 
@@ -24,7 +26,7 @@ def requests_by_log(request: Request) -> list[Request]:
     """The comparison on each log of `--logs`, in a folder of its own, log_1 and so on; or the one that it is.
 
     All are checked before the first is trained. Raises UserError where options do not fit a log, or the logs have other
-    tasks, or only some of them a group.
+    tasks or tasks of other kinds, or only some of them a group.
     """
     config = request.config
     if not config.logs:
@@ -39,13 +41,21 @@ def requests_by_log(request: Request) -> list[Request]:
         requests.append(replace(request, config=of_log, train=train, runs=tuple(runs), grid=grid))
     resolved = [resolve_log(each) for each in requests]
     for log, each in zip(config.logs, resolved, strict=True):
-        labels, first = each.train.data.labels, resolved[0].train.data.labels
-        if labels != first:
+        tasks, first = (_tasks(of_log.train.data) for of_log in (each, resolved[0]))
+        if tasks != first:
             raise UserError(
-                f"--logs: {log} has the tasks {', '.join(labels)}, and {config.logs[0]} {', '.join(first)}; name those "
-                "that all have with --data.labels."
+                f"--logs: {log} has the tasks {tasks}, and {config.logs[0]} {first}; name those that all have with "
+                "--data.labels."
             )
     return requests
+
+
+def _tasks(data: DataConfig) -> str:
+    """The tasks of a log, with what their labels are where these are not 0 and 1: `like, watch (number)`."""
+    columns = Columns.select(load_schema(data.path or ""), labels=data.labels)
+    return ", ".join(
+        f"{label} ({kind})" if (kind := columns.kind_of(label)) != "binary" else label for label in data.labels
+    )
 
 
 def together(request: Request, by_log: Sequence[Comparison]) -> Comparison:
@@ -78,7 +88,7 @@ class RowsOfLogs:
         kept = set(comparison.models)
         self.by_log = [ScoredRows(replace(each, runs=[r for r in each.runs if r.model in kept])) for each in by_log]
         first, *others = self.by_log
-        self.tasks, self.unit = first.tasks, first.unit
+        self.tasks, self.unit, self.columns = first.tasks, first.unit, first.columns
         if any(each.unit != self.unit for each in others):
             raise UserError("some of --logs have a group column and others none; give logs of one kind.")
 
@@ -88,9 +98,9 @@ class RowsOfLogs:
         return sum(len(each.rows) for each in self.by_log)
 
     @property
-    def measures(self) -> Mapping[str, Callable[..., Measure]]:
-        """What the models are compared by."""
-        return measures_of(grouped=self.unit == "users")
+    def measures(self) -> Mapping[str, Sequence[str]]:
+        """By task, what the models are compared by."""
+        return self.by_log[0].measures
 
     def draws_for(self, comparisons: int) -> int:
         """Draws of users for a family of so many comparisons."""

@@ -121,10 +121,22 @@ def introduction(report: Report, scored: Scored, *, rows: int, reports: int) -> 
         "intervals and p-values underestimate the spread of seeds, with one seed they leave it out. There are none "
         f"where fewer than {MIN_USERS} {scored.unit} have positives, or negatives, or for gAUC both. Each single-task "
         "model is tuned and stopped by its own task, every other model by the mean over the tasks.",
+        *([_of_values(scored)] if set(scored.tasks) & set(scored.columns.not_binary) else []),
         *([mean] if config.logs else []),
         *([alone] if reports > 1 else []),
         *_models(comparison),
         *[f"Left out, as it could not be trained: {escape(reason)}" for reason in comparison.left_out.values()],
+    )
+
+
+def _of_values(scored: Scored) -> str:
+    """A sentence on the tasks whose labels are numbers or levels."""
+    kinds = [f"{escape(task)} ({kind})" for task, kind in scored.columns.not_binary.items() if task in scored.tasks]
+    return (
+        f"Labels are not 0 and 1 in {', '.join(kinds)}: AUC is the share of pairs of rows with different labels that "
+        "are ordered rightly, RMSE and MAE are in the unit of the label, and logloss and NE are undefined. There is no "
+        f"interval where all {scored.unit} but fewer than {MIN_USERS} have one and the same label, or for gAUC where "
+        "fewer have two labels."
     )
 
 
@@ -139,7 +151,7 @@ def settings(report: Report, comparison: Comparison) -> None:
     report.text(
         "## What each was set to",
         f"The setting of each model that is best on the validation split, with seed {comparison.seeds[0]}. "
-        "tuning.parquet lists all that were tried; a higher score is better (logloss and NE are negated).",
+        "tuning.parquet lists all that were tried; a higher score is better (logloss, NE, RMSE and MAE are negated).",
     )
     metric = comparison.train.train.metric
     sign = SIGNS[metric.partition("/")[0]]

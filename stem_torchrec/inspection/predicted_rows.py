@@ -49,9 +49,9 @@ class PredictedRows:
     def beside(self, other: "PredictedRows", task: str) -> TaskScores:
         """The rows that have a label for a task, with the predictions of this run and of the other one."""
         weights = self.weights[task]
-        known, positive, user = labeled(self.labels[task], weights, self.users)
+        known, labels, user = labeled(self.labels[task], weights, self.users)
         scores = {"run": [self.scores[task][known]], "other": [other.scores[task][known]]}
-        return TaskScores(positive, user, None if weights is None else weights[known], scores)
+        return TaskScores(labels == 1, user, None if weights is None else weights[known], scores)
 
 
 def predict_rows(config: EvaluateConfig, process: Process, *, rows: int | None, grown: bool) -> PredictedRows:
