@@ -61,7 +61,8 @@ class CompareConfig:
     confidence: Annotated[float, Interval(gt=0, lt=1)] = 0.95
     """Share of the draws that an interval covers."""
     recommend: bool = False
-    """Ends in a line on which model to take: the one that validates best, if the test rows confirm it over --base."""
+    """Ends in a line on which model to take: the one that validates best, if the test rows confirm it over --base. Of
+    two forms that differ in --train.best-by-task, that with the weights of each task has to be confirmed as well."""
     pair: str = ""
     """The two tasks of the comparable-samples analysis, separated by a comma; by default the first two."""
     ratio_edges: tuple[Annotated[float, Interval(gt=0, le=1e6)], ...] = EDGES

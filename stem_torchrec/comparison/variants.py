@@ -133,6 +133,28 @@ def built_in() -> dict[str, Variant]:
     return {**{arch: variant(arch, {ARCH: arch}) for arch in MODELS}, **VARIANTS}
 
 
+def forms_by_task(variants: Mapping[str, Variant], config: TrainConfig) -> dict[str, str]:
+    """The models that are there in two forms: by that with one set of weights, that with those of each task.
+
+    Args:
+        variants: the models by name.
+        config: what the command line has for all models.
+
+    Example::
+
+        forms_by_task({name: built_in()[name] for name in ("duet", "duet_by_task", "stem")}, tiny())
+        # {"duet": "duet_by_task"}
+    """
+    # A model for each task alone has the weights of each task in any case.
+    configs = {name: each.configure(config) for name, each in variants.items() if not each.alone}
+    of_one = {
+        name: replace(each, train=replace(each.train, best_by_task=True))
+        for name, each in configs.items()
+        if not each.train.best_by_task
+    }
+    return {name: form for name, each in of_one.items() for form, other in configs.items() if other == each}
+
+
 def read_variants(path: str, config: TrainConfig) -> dict[str, Variant]:
     """Reads the models of a YAML file, by name.
 
