@@ -11,6 +11,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from statsmodels.stats.multitest import multipletests
 
+from stem_torchrec.calibration.curves import logits
+from stem_torchrec.comparison.intervals import auc_of
 from stem_torchrec.comparison.scored_rows import ScoredRows
 from stem_torchrec.config import SyntheticConfig
 from stem_torchrec.data import synthetic
@@ -174,9 +176,51 @@ def test_a_report_on_the_validation_split_says_so(folder: Path) -> None:
     assert "Nothing can be compared yet." in text
 
 
+def with_second_seed(folder: Path) -> None:
+    """Copies of the runs on `one`, with other predictions of finish, as a second seed."""
+    for model in ("mmoe", "stem"):
+        shutil.copytree(folder / "out/one/runs" / model / "seed_0", folder / "out/one/runs" / model / "seed_1")
+        shifted(folder / "out/one/runs" / model / "seed_1/predictions", 0.1)
+
+
+def test_two_runs_of_the_base_are_a_model_of_the_family_and_a_rival_of_the_others(folder: Path) -> None:
+    with_second_seed(folder)
+    run(folder, "--seeds", "0,1", "--report-only", "--rival-of-two", source="one")
+    rows = {(row["task"], row["model"], row["base"]): row for row in rows_of(folder)}
+    pairs = [("stem", "mmoe"), ("mmoe_of_two", "mmoe"), ("stem", "mmoe_of_two")]
+    assert rows.keys() == {(task, *pair) for task in ("finish", "like") for pair in pairs}
+    adjusted = multipletests([row["p"] for row in rows.values()], method="holm")[1]
+    assert [row["p_adjusted"] for row in rows.values()] == pytest.approx(adjusted.tolist())
+    gain = rows["finish", "mmoe_of_two", "mmoe"]
+    differences = [rows["finish", *pair]["value"] for pair in pairs]
+    assert differences[0] == pytest.approx(differences[1] + differences[2])
+    assert gain["mib_of_weights"] == 2 * gain["mib_of_weights_of_base"]
+    assert gain["seconds"] == pytest.approx(2 * gain["seconds_of_base"])
+    assert "## Over mmoe_of_two in all" in report_of(folder)
+    # What a second run gains over one, in the draws of the users of all models: seeds make no difference to it.
+    line = [*TRAIN, "--models", "mmoe,stem", "--base", "mmoe", "--seeds", "0,1"]
+    sources = read_sources([str(folder / "sources.yaml")])
+    done = Done(comparisons_on({"one": sources["one"]}, line, out=str(folder / "out"), split="test")[0])
+    scored = done.scored("mmoe", [0, 1])
+    assert isinstance(scored, ScoredRows)
+    known, positive, user = scored.labeled("finish")
+    runs = [scores[known].astype(np.float64) for scores in scored.scores["finish"]["mmoe"]]
+    first, second, both = (auc_of(each, positive, user) for each in (*runs, sum(map(logits, runs))))
+    generator, gains, users = np.random.default_rng(0), [], int(user.max()) + 1
+    for _ in range(DRAWS):
+        draw = np.bincount(generator.integers(users, size=users), minlength=users)
+        generator.integers(2, size=2)
+        gains.append(both(draw) - (first(draw) + second(draw)) / 2)
+    assert [gain["low"], gain["high"]] == pytest.approx(np.quantile(gains, [0.025, 0.975]).tolist(), abs=1e-12)
+
+
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
+        (
+            ["--sources", "a=x", "--rival-of-two", "--seeds", "0"],
+            "--rival-of-two averages two runs, but --seeds is '0'; give two seeds or more.",
+        ),
         ([], "--sources is missing; give NAME=LOG for each, or a YAML file."),
         (["--sources", "a=x", "b"], "--sources has 'b', but must have NAME=LOG or NAME=LOG1,LOG2, each name once."),
         (["--sources", "a=x", "a=y"], "--sources has 'a=y', but must have NAME=LOG or NAME=LOG1,LOG2, each name once."),
@@ -230,10 +274,10 @@ def test_the_same_command_resumes_and_takes_further_sources_models_and_seeds(tra
 
 
 def test_two_runs_together_are_the_mean_of_their_logits(folder: Path) -> None:
-    runs = folder / "out/one/runs"
-    for model in ("mmoe", "stem"):
-        shutil.copytree(runs / model / "seed_0", runs / model / "seed_1")
-    shifted(runs / "stem/seed_1/predictions", 0.1)
+    with_second_seed(folder)
+    runs = folder / "out/one/runs/mmoe"
+    shutil.rmtree(runs / "seed_1")
+    shutil.copytree(runs / "seed_0", runs / "seed_1")
     run(folder, "--seeds", "0,1", "--report-only")
     line = [*TRAIN, "--models", "mmoe,stem", "--base", "mmoe", "--seeds", "0,1"]
     sources = read_sources([str(folder / "sources.yaml")])
