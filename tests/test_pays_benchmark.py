@@ -214,6 +214,25 @@ def test_two_runs_of_the_base_are_a_model_of_the_family_and_a_rival_of_the_other
     assert [gain["low"], gain["high"]] == pytest.approx(np.quantile(gains, [0.025, 0.975]).tolist(), abs=1e-12)
 
 
+def test_every_run_is_in_a_file_with_its_metrics_and_its_costs(folder: Path) -> None:
+    with_second_seed(folder)
+    run(folder, "--seeds", "0,1", "--report-only", source="one")
+    rows = pq.read_table(folder / "out" / "runs.parquet").to_pylist()
+    assert [(row["model"], row["seed"], row["task"]) for row in rows] == [
+        (model, seed, task) for seed in (0, 1) for model in ("mmoe", "stem") for task in ("finish", "like")
+    ]
+    assert {(row["source"], row["log"], row["steps"], row["best_step"], row["models_kept"]) for row in rows} == {
+        ("one", "a", 2, 2, 1)
+    }
+    table = pq.read_table(folder / "out/one/runs/stem/seed_0/predictions")
+    label, score = (table[f"{name}/finish"].to_numpy() for name in ("label", "prediction"))
+    (stem,) = (row for row in rows if (row["model"], row["seed"], row["task"]) == ("stem", 0, "finish"))
+    known = ~np.isnan(label)
+    assert stem["auc"] == pytest.approx(roc_auc_score(label[known], score[known]))
+    (of_pays,) = (row for row in rows_of(folder) if (row["model"], row["task"]) == ("stem", "finish"))
+    assert stem["mib_of_weights"] == pytest.approx(of_pays["mib_of_weights"])
+
+
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [

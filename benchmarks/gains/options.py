@@ -20,7 +20,7 @@ class PaysOptions:
     """NAME=LOG or NAME=LOG1,LOG2 for each source, or one YAML file that names them. Several logs are one source split
     by other seeds or days, whose test rows are pooled."""
     out: LocalOutput = ""
-    """Folder with a comparison for each source, pays.md and pays.parquet. The same command resumes, and
+    """Folder with a comparison for each source, pays.md, pays.parquet and runs.parquet. The same command resumes, and
     sources, models and seeds may be added."""
     models: str = "stem"
     """Models, separated by commas, as for compare.py."""

@@ -1,4 +1,4 @@
-"""The report on all sources: pays.md and pays.parquet."""
+"""The report on all sources: pays.md, pays.parquet and runs.parquet."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +18,7 @@ from common.output import write_table, write_whole
 from gains.averages import averages
 from gains.done import Done
 from gains.family import MEAN, Family, Gain
+from gains.runs_done import rows_of_runs
 
 _ON_VALID = (
     "**This is the validation split**, by which the weights of each run were kept: it screens models, and its "
@@ -28,7 +29,7 @@ _ON_VALID = (
 def write_report(
     folder: Path, sources: Sequence[Done], family: Family, *, models: Mapping[str, str], split: str
 ) -> None:
-    """Writes pays.md and pays.parquet.
+    """Writes pays.md, pays.parquet of the comparisons, and runs.parquet of the runs.
 
     Args:
         folder: exists.
@@ -41,6 +42,8 @@ def write_report(
     rows = [_row(gain, costs, split=split) for gain in family.gains]
     if rows:
         write_table(folder / "pays.parquet", pa.Table.from_pylist(rows))
+    if runs := [row for done in sources for row in rows_of_runs(done)]:
+        write_table(folder / "runs.parquet", pa.Table.from_pylist(runs))
     base = sources[0].base
     head = [f"- {name}: {value}" for name, value in describe_run("pays.py").items()]
     text = ["# Models on several sources", "", *head, "", *([_ON_VALID, ""] if split == "valid" else [])]
