@@ -1,6 +1,7 @@
 """The comparison on several sources: one family of differences, what is done in part, and who shares a folder."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from stem_torchrec.data import synthetic
 from stem_torchrec.runtime.errors import UserError
 
 from earlier_versions import forget
+from gains import family
 from gains.averages import averages
 from gains.done import Done
+from gains.draws import Draws
 from gains.options import read_command_line
 from gains.run import compare_sources
 from gains.sources import Source, comparisons_on, read_sources
@@ -145,6 +148,25 @@ def test_draws_are_computed_once(folder: Path) -> None:
     results.write_text(results.read_text().replace('"auc": 0.', '"auc": 0.1'))
     run(folder, "--report-only", source="one")
     assert kept()[1] != more[:DRAWS]
+
+
+def test_without_a_number_there_are_draws_for_several_times_the_family(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def drawn(done: Done, model: str, seeds: Sequence[int], number: int) -> dict[str, Draws]:
+        asked.append(number)
+        return {task: Draws(0.5, np.linspace(0.4, 0.6, number), "users", complete=True) for task in done.tasks}
+
+    monkeypatch.setattr(family, "draws_of", drawn)
+    sources = read_sources([str(folder / "sources.yaml")])
+    line = [*TRAIN, "--models", "mmoe,stem", "--base", "mmoe", "--seeds", "0", "--confidence", "0.99"]
+    done = [Done(each) for each in comparisons_on(sources, line, out=str(folder / "out"), split="test")]
+    text = family.compare(done, comparisons_on(sources, line, out=str(folder / "out"), split="test")[0].request.config)
+    # Five comparisons, at a level of 0.01.
+    assert set(asked) == {4 * 5 * 2 * 100}
+    assert "The smallest p-value that so many draws allow is 0.0005, times 5 it is 0.0025." in text.text
 
 
 def test_a_source_on_which_another_process_is_at_work_is_left_to_it(

@@ -16,6 +16,8 @@ from gains.done import Done
 from gains.draws import Draws, draws_of, mean_over_tasks, paired
 
 MEAN = "mean over tasks"
+_SPARE = 4
+"""How many times the smallest p-value of the draws a p-value may be, and still stand out on its own."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def compare(sources: Sequence[Done], config: CompareConfig, *, rival_of_two: boo
     """
     pairs = [(done, *pair) for done in sources for pair in _pairs(done, rival_of_two=rival_of_two)]
     number = sum(len(_units(done)) for done, *_ in pairs)
-    draws = config.resamples or draws_for(number, config.confidence)
+    draws = config.resamples or draws_for(_SPARE * number, config.confidence)
     of_models: dict[tuple[str, str, tuple[int, ...]], Mapping[str, Draws]] = {}
     differences: dict[tuple[str, str, str, str], Interval] = {}
     facts: dict[tuple[str, str, str, str], tuple[tuple[int, ...], Draws, Draws]] = {}
