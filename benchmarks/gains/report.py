@@ -50,10 +50,10 @@ def write_report(
     text += [
         f"AUC of each model over {' and over '.join(_others(family.gains)) or base} on the rows of the {split} split, "
         "with the interval over draws of users, or of rows where a log has no users, and of seeds; then the p-value of "
-        f"no difference from the same draws, raw and adjusted. {family.text} All sources, tasks and models of this page "
-        f"are that one family; bold is what stays different. There is no interval where fewer than {MIN_USERS} users have "
-        "a label of a kind. Costs are times those of the same: MiB of the weights that predict, MiB in training, and "
-        "seconds of training for a million rows.",
+        f"no difference from the same draws, raw and adjusted. {family.text} All sources, tasks and models of this "
+        "page are that one family; bold is what stays different. There is no interval where fewer than "
+        f"{MIN_USERS} users have a label of a kind. Costs are times those of the same: MiB of the weights that "
+        "predict, MiB in training, and seconds of training for a million rows.",
         "",
         *(line for over in _others(family.gains) for line in _summary(family.gains, list(models), over)),
         "## Models",
