@@ -270,6 +270,10 @@ def test_a_wrong_model_of_a_file_is_refused_with_its_place(tmp_path: Path, text:
         ("a: {model.task_weights: [1]}", "a: --model.task-weights is 1.0, but needs one number above 0 for each of"),
         ("a: {sparse.group_learning_rates: {likes: 1}}", "a: --sparse.group-learning-rates names 'likes', but"),
         ("a: {model.arch: single_task, alone: false, balance.gradients: pcgrad}", "a: --balance.gradients is pcgrad,"),
+        (
+            "a: {data.spaces: {likes: finish}}",
+            "a: --data.spaces names the task 'likes', but the tasks are finish, like",
+        ),
         ("a: {sparse.learning_rate: 1}", "a: sparse.learning_rate is chosen by --tune; leave one of both out."),
     ],
 )
@@ -279,6 +283,24 @@ def test_a_model_of_a_file_that_does_not_fit_the_log_is_refused_before_training(
     file = written(tmp_path, text)
     with pytest.raises(UserError, match=f"variants.yaml: {sentence}"):
         request_of(tmp_path / "out", log, "--variants", file, "--models", "a,single_task", "--tune")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--recommend"], "a: data.spaces lets it validate on other rows than the other models, by which --recommend"),
+        (
+            ["--data.spaces", "like", "finish"],
+            "a: data.spaces and --data.spaces differ in the rows that a task is test",
+        ),
+    ],
+)
+def test_models_with_spaces_of_their_own_are_told_apart_on_the_same_rows_alone(
+    tmp_path: Path, log: Path, options: list[str], sentence: str
+) -> None:
+    file = written(tmp_path, "a: {model.arch: stem, data.spaces: {like: finish}}")
+    with pytest.raises(UserError, match=f"variants.yaml: {sentence}"):
+        request_of(tmp_path / "out", log, "--variants", file, "--models", "a,single_task", *options)
 
 
 def test_a_comparison_takes_further_models_of_a_file_and_refuses_another_of_the_same_name(

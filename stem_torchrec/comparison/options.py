@@ -12,7 +12,7 @@ from stem_torchrec.comparison.comparable import EDGES, edges_ascend
 from stem_torchrec.comparison.grid_search import Budget, Cell, Grid
 from stem_torchrec.comparison.multiplicity import Correction
 from stem_torchrec.comparison.runs import Part, Run, parts_of
-from stem_torchrec.comparison.variants import Variant, built_in, read_variants
+from stem_torchrec.comparison.variants import SPACES, Variant, built_in, read_variants
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.command_line import parse_known_arguments
 from stem_torchrec.models.table import MODELS
@@ -126,6 +126,7 @@ def read_command_line(args: Sequence[str] | None = None) -> Request:
         )
     of_file = read_variants(config.variants, train) if config.variants else {}
     variants = {name: {**built_in(), **of_file}[name] for name in _models(config, of_file)}
+    _check_spaces(config, train, variants.values())
     seeds = _seeds(config.seeds)
     if config.split in ("train", "valid"):
         raise UserError(
@@ -155,6 +156,23 @@ def _seeds(text: str) -> list[int]:
     if not named or len(seeds) < len(named):
         raise UserError(f"--seeds is {text!r}, but must be different whole numbers below 2^32, such as 0,1,2.")
     return [int(seed) for seed in named]
+
+
+def _check_spaces(config: CompareConfig, train: TrainConfig, variants: Iterable[Variant]) -> None:
+    """Raises UserError where models with spaces of their own would be told apart by other rows than those of all."""
+    for each in variants:
+        if not each.sets(SPACES):
+            continue
+        if train.data.spaces:
+            raise UserError(
+                f"{each.place}: {SPACES} and --data.spaces differ in the rows that a task is tested on; leave "
+                f"--data.spaces out, and give each model its own {SPACES}."
+            )
+        if config.recommend:
+            raise UserError(
+                f"{each.place}: {SPACES} lets it validate on other rows than the other models, by which --recommend "
+                "chooses; leave one of both out."
+            )
 
 
 def log_options(logs: Sequence[str], others: Sequence[str]) -> list[str]:

@@ -225,7 +225,8 @@ def train_and_test(
         gates = GateWeights(process.device)
         predictions = folder / PREDICTIONS
         from_first_rank(partial(_remove, predictions, checkpoints_folder(config.checkpoint, folder)))
-        test = EvaluateConfig(run=str(folder), split=split, predictions=str(predictions))
+        # Without --data.spaces on all rows, also of a model with spaces of its own.
+        test = EvaluateConfig(str(folder), split=split, predictions=str(predictions), all_rows=not config.data.spaces)
         results["metrics"] |= to_json(evaluate_run(test, process, watch=gates.watch))
         gc.collect()
         results["gates"] |= gates.mean()

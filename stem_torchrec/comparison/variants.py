@@ -16,12 +16,12 @@ from stem_torchrec.models.table import MODELS, with_arch
 from stem_torchrec.runtime.errors import UserError, reason_of
 from stem_torchrec.training.configuration import known_option, with_values
 
-ARCH, ALONE = "model.arch", "alone"
+ARCH, ALONE, SPACES = "model.arch", "alone", "data.spaces"
 _OF_A_MODEL = ("balance", "dense", "loss", "model", "schedule", "sharding", "sparse", "train")
 """The sections whose options a variant may set."""
 _OF_ALL = ("sharding.plan", "train.timeout")
 """Options of these sections that it may not set."""
-_OTHERS = ("data.batch_size", "data.shuffle_rows")
+_OTHERS = ("data.batch_size", "data.shuffle_rows", SPACES)
 """Options of other sections that it may set."""
 
 
