@@ -18,8 +18,12 @@ from stem_torchrec.comparison.variants import built_in, read_variants
 from stem_torchrec.config import LossConfig, SyntheticConfig, TaskGradients, TaskWeights
 from stem_torchrec.data import synthetic
 from stem_torchrec.losses.table import LOSSES
+from stem_torchrec.models.escm2 import ESCM2Options, Estimator
+from stem_torchrec.models.group_experts import ExpertKind
 from stem_torchrec.models.ple import PLEOptions
 from stem_torchrec.models.shared_bottom import SingleTaskOptions
+from stem_torchrec.models.stem import STEMOptions
+from stem_torchrec.models.table import MODELS
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.paths import write_json
 from stem_torchrec.training.recipes import tiny
@@ -320,15 +324,36 @@ def test_a_comparison_takes_further_models_of_a_file_and_refuses_another_of_the_
 
 
 def test_every_method_is_a_model_of_the_comparison() -> None:
-    of_stem = [each.options for each in built_in().values() if each.options["model.arch"] == "stem"]
-    named = {(name, str(value)) for options in of_stem for name, value in options.items()}
+    models = {name: each for name, each in built_in().items() if not each.alone}
+    named = {(option, str(value)) for each in models.values() for option, value in each.options.items()}
     methods = {
+        *(("model.arch", arch) for arch in MODELS if arch != "single_task"),
+        *(("model.expert", kind) for kind in get_args(ExpertKind) if kind != STEMOptions.expert),
+        *((f"model.{gate}", "True") for gate in ("feature_gate", "self_gate")),
+        ("model.covariance_weight", "1.0"),
+        *(("model.estimator", name) for name in get_args(Estimator) if name != ESCM2Options.estimator),
         *(
             ("loss.kinds", str({"*": kind}))
             for kind, loss in LOSSES.items()
             if loss.labels == "binary" and kind != "bce"
         ),
+        ("loss.positive_weights", str({"*": 10.0})),
         *(("balance.weights", name) for name in get_args(TaskWeights) if name != "fixed"),
         *(("balance.gradients", name) for name in get_args(TaskGradients) if name != "sum"),
+        ("train.best_by_task", "True"),
     }
     assert methods <= named
+
+
+def test_every_model_that_is_built_in_and_a_choice_of_tables_fit_a_log(tmp_path: Path, log: Path) -> None:
+    file = written(
+        tmp_path,
+        """
+        own: {model.arch: duet, model.own_tables: [user_id]}
+        groups: {model.arch: stem, model.table_groups: {finish: watched, like: watched}}
+        widths: {model.arch: me_ple, model.table_widths: {finish: 4, like/tags: 0}}
+        """,
+    )
+    models = ["own", "groups", "widths", *built_in()]
+    options = ("--sparse.update-unlabeled-rows", "--variants", file, "--models", ",".join(models))
+    assert list(request_of(tmp_path / "out", log, *options).parts()) == models

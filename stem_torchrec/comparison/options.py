@@ -37,9 +37,10 @@ class CompareConfig:
     models: str = "stem,single_task,shared_bottom,mmoe,ple"
     """Models, separated by commas: those of --model.arch, `all` for all of them, the ablations stem_reads_own,
     stem_trains_all, stem_gate_task, stem_gate_shared, stem_alone (a STEM for each task), STEM with one method more:
-    stem_norm, stem_cross, stem_gates, stem_covariance, stem_focal, stem_smoothed, stem_pairs, stem_jrc,
-    stem_uncertainty, stem_dwa, stem_pareto, stem_pcgrad, stem_cagrad, stem_gradcraft, stem_mgda, stem_by_task and
-    duet_by_task (the best weights of each task), duet_mlp, and those of --variants."""
+    stem_norm, stem_cross, stem_cross_norm, stem_feature_gate, stem_self_gate, stem_gates, stem_covariance, stem_focal,
+    stem_smoothed, stem_pairs, stem_jrc, stem_positives, stem_uncertainty, stem_dwa, stem_pareto, stem_pcgrad,
+    stem_cagrad, stem_gradcraft, stem_mgda, stem_by_task and duet_by_task (the best weights of each task), duet_mlp,
+    escm2_dr, and those of --variants."""
     variants: LocalFile | None = None
     """YAML file of further models, each a name with options of train.py over those of this command line:
     `stem_wide: {model.arch: stem, model.embedding_dim: 32}`. `alone: true` trains one for each task by itself."""

@@ -97,12 +97,16 @@ _STEM: Mapping[str, Mapping[str, Any]] = {
     "stem_alone": {ALONE: True},
     "stem_norm": {"model.expert": "norm"},
     "stem_cross": {"model.expert": "cross"},
+    "stem_cross_norm": {"model.expert": "cross_norm"},
+    "stem_feature_gate": {"model.feature_gate": True},
+    "stem_self_gate": {"model.self_gate": True},
     "stem_gates": {"model.feature_gate": True, "model.self_gate": True},
     "stem_covariance": {"model.covariance_weight": 1.0},
     "stem_focal": {"loss.kinds": {"*": "focal"}},
     "stem_smoothed": {"loss.kinds": {"*": "smoothed"}},
     "stem_pairs": {"loss.kinds": {"*": "pairs"}},
     "stem_jrc": {"loss.kinds": {"*": "jrc"}},
+    "stem_positives": {"loss.positive_weights": {"*": 10.0}},
     "stem_uncertainty": {"balance.weights": "uncertainty"},
     "stem_dwa": {"balance.weights": "dwa"},
     "stem_pareto": {"balance.weights": "pareto"},
@@ -121,8 +125,10 @@ VARIANTS: Mapping[str, Variant] = {
     **{name: variant(name, {ARCH: "stem", **values}) for name, values in _STEM.items()},
     "duet_mlp": variant("duet_mlp", {ARCH: "duet", "model.expert": "mlp"}),
     "duet_by_task": variant("duet_by_task", {ARCH: "duet", "train.best_by_task": True}),
+    "escm2_dr": variant("escm2_dr", {ARCH: "escm2", "model.estimator": "dr"}),
 }
-"""The variants that are built in, by name: of STEM and of Duet."""
+"""The variants that are built in, by name. A choice of tables, domain features and spaces are those of one log, so they
+take a file."""
 
 
 def built_in() -> dict[str, Variant]:
