@@ -40,10 +40,12 @@ class CompareConfig:
     stem_norm, stem_cross, stem_cross_norm, stem_feature_gate, stem_self_gate, stem_gates, stem_covariance, stem_focal,
     stem_smoothed, stem_pairs, stem_jrc, stem_positives, stem_uncertainty, stem_dwa, stem_pareto, stem_pcgrad,
     stem_cagrad, stem_gradcraft, stem_mgda, stem_by_task and duet_by_task (the best weights of each task), duet_mlp,
-    escm2_dr, and those of --variants."""
+    escm2_dr, stem_published and single_task_published (with the options of the public code, whatever those of this
+    command line are), and those of --variants."""
     variants: LocalFile | None = None
     """YAML file of further models, each a name with options of train.py over those of this command line:
-    `stem_wide: {model.arch: stem, model.embedding_dim: 32}`. `alone: true` trains one for each task by itself."""
+    `stem_wide: {model.arch: stem, model.embedding_dim: 32}`. `alone: true` trains one for each task by itself,
+    `recipe: published` starts from a recipe."""
     seeds: str = "0,1,2"
     """Seeds, separated by commas; every model trains with each."""
     base: str = "single_task"
