@@ -24,7 +24,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from stem_torchrec import compare
-from stem_torchrec.comparison import runs
+from stem_torchrec.comparison import result_sections, runs
 from stem_torchrec.comparison.comparable import count_positives, read_keys
 from stem_torchrec.comparison.comparable_sections import comparable_samples
 from stem_torchrec.comparison.costs import cost_of
@@ -36,6 +36,7 @@ from stem_torchrec.comparison.scored_rows import Comparison, ScoredRows
 from stem_torchrec.comparison.several_logs import RowsOfLogs
 from stem_torchrec.comparison.task_scores import TaskScores, resample_together
 from stem_torchrec.comparison.train_all import train_all
+from stem_torchrec.comparison.variants import built_in
 from stem_torchrec.comparison.write_report import write_report_of_logs
 from stem_torchrec.config import SyntheticConfig, TrainConfig
 from stem_torchrec.data import synthetic
@@ -345,6 +346,26 @@ def test_the_model_that_validates_best_is_taken_only_where_the_test_rows_confirm
         assert (f"or only {tasks[1]} does" in line) == (taken == best)
     of_best = replace(comparison, config=replace(comparison.config, base=best))
     assert recommendation(of_best, {}, costs).startswith(f"Take {best}: no other model validates better (auc ")
+
+
+def test_a_recommendation_compares_the_two_forms_of_a_model_in_the_same_family(
+    compared: Path, log: Path, tmp_path: Path
+) -> None:
+    comparison = of_seed_0(compared, log)
+    by_model = {run.model: run for run in comparison.runs}
+    # As if ple were the form of stem with the weights of each task, and neither the first model nor the base.
+    variants = {name: built_in()[name] for name in by_model} | {"ple": built_in()["stem_by_task"]}
+    config = replace(comparison.config, out=str(tmp_path), resamples=20)
+    comparison = replace(comparison, runs=[by_model[m] for m in ("single_task", "stem", "ple")], variants=variants)
+    families = [
+        result_sections.results(
+            Report("forms"), ScoredRows(replace(comparison, config=replace(config, recommend=recommend)))
+        )
+        for recommend in (False, True)
+    ]
+    (first, further) = (set(family) for family in families)
+    assert {key[2:] for key in further - first} == {("ple", "stem")}
+    assert first < further
 
 
 def test_the_same_command_trains_only_what_is_missing(

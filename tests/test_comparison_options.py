@@ -18,8 +18,12 @@ from stem_torchrec.comparison.variants import built_in, read_variants
 from stem_torchrec.config import LossConfig, SyntheticConfig, TaskGradients, TaskWeights
 from stem_torchrec.data import synthetic
 from stem_torchrec.losses.table import LOSSES
+from stem_torchrec.models.escm2 import ESCM2Options, Estimator
+from stem_torchrec.models.group_experts import ExpertKind
 from stem_torchrec.models.ple import PLEOptions
 from stem_torchrec.models.shared_bottom import SingleTaskOptions
+from stem_torchrec.models.stem import STEMOptions
+from stem_torchrec.models.table import MODELS
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.paths import write_json
 from stem_torchrec.training.recipes import tiny
@@ -273,6 +277,7 @@ def test_models_of_a_file_have_its_options_over_those_of_the_command_line(tmp_pa
         ("a: {balance.gradients: pcgard}", "a: balance.gradients is 'pcgard', but must be 'sum', 'pcgrad'"),
         ("a: {seed: 3}", "a: seed is not an option of one model, as those of balance, .* are; leave it out."),
         ("a: {sharding.plan: plan.json}", "a: sharding.plan is not an option of one model"),
+        ("a: {recipe: publishd}", "a: recipe is 'publishd', but must be one of log, synthetic, .*published."),
         ("a: {alone: both}", "a: alone is 'both', but must be true or false."),
     ],
 )
@@ -288,6 +293,10 @@ def test_a_wrong_model_of_a_file_is_refused_with_its_place(tmp_path: Path, text:
         ("a: {model.task_weights: [1]}", "a: --model.task-weights is 1.0, but needs one number above 0 for each of"),
         ("a: {sparse.group_learning_rates: {likes: 1}}", "a: --sparse.group-learning-rates names 'likes', but"),
         ("a: {model.arch: single_task, alone: false, balance.gradients: pcgrad}", "a: --balance.gradients is pcgrad,"),
+        (
+            "a: {data.spaces: {likes: finish}}",
+            "a: --data.spaces names the task 'likes', but the tasks are finish, like",
+        ),
         ("a: {sparse.learning_rate: 1}", "a: sparse.learning_rate is chosen by --tune; leave one of both out."),
     ],
 )
@@ -297,6 +306,24 @@ def test_a_model_of_a_file_that_does_not_fit_the_log_is_refused_before_training(
     file = written(tmp_path, text)
     with pytest.raises(UserError, match=f"variants.yaml: {sentence}"):
         request_of(tmp_path / "out", log, "--variants", file, "--models", "a,single_task", "--tune")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--recommend"], "a: data.spaces lets it validate on other rows than the other models, by which --recommend"),
+        (
+            ["--data.spaces", "like", "finish"],
+            "a: data.spaces and --data.spaces differ in the rows that a task is test",
+        ),
+    ],
+)
+def test_models_with_spaces_of_their_own_are_told_apart_on_the_same_rows_alone(
+    tmp_path: Path, log: Path, options: list[str], sentence: str
+) -> None:
+    file = written(tmp_path, "a: {model.arch: stem, data.spaces: {like: finish}}")
+    with pytest.raises(UserError, match=f"variants.yaml: {sentence}"):
+        request_of(tmp_path / "out", log, "--variants", file, "--models", "a,single_task", *options)
 
 
 def test_a_comparison_takes_further_models_of_a_file_and_refuses_another_of_the_same_name(
@@ -316,15 +343,85 @@ def test_a_comparison_takes_further_models_of_a_file_and_refuses_another_of_the_
 
 
 def test_every_method_is_a_model_of_the_comparison() -> None:
-    of_stem = [each.options for each in built_in().values() if each.options["model.arch"] == "stem"]
-    named = {(name, str(value)) for options in of_stem for name, value in options.items()}
+    models = {name: each for name, each in built_in().items() if not each.alone}
+    named = {(option, str(value)) for each in models.values() for option, value in each.options.items()}
     methods = {
+        *(("model.arch", arch) for arch in MODELS if arch != "single_task"),
+        *(("model.expert", kind) for kind in get_args(ExpertKind) if kind != STEMOptions.expert),
+        *((f"model.{gate}", "True") for gate in ("feature_gate", "self_gate")),
+        ("model.covariance_weight", "1.0"),
+        *(("model.estimator", name) for name in get_args(Estimator) if name != ESCM2Options.estimator),
         *(
             ("loss.kinds", str({"*": kind}))
             for kind, loss in LOSSES.items()
             if loss.labels == "binary" and kind != "bce"
         ),
+        ("loss.positive_weights", str({"*": 10.0})),
         *(("balance.weights", name) for name in get_args(TaskWeights) if name != "fixed"),
         *(("balance.gradients", name) for name in get_args(TaskGradients) if name != "sum"),
+        ("train.best_by_task", "True"),
     }
     assert methods <= named
+
+
+def test_options_of_experts_losses_and_estimators_and_a_choice_of_tables_fit_a_log(tmp_path: Path, log: Path) -> None:
+    file = written(
+        tmp_path,
+        """
+        own: {model.arch: duet, model.own_tables: [user_id]}
+        groups: {model.arch: stem, model.table_groups: {finish: watched, like: watched}}
+        widths: {model.arch: me_ple, model.table_widths: {finish: 4, like/tags: 0}}
+        """,
+    )
+    models = ["own", "groups", "widths", "stem_cross_norm", "stem_self_gate", "stem_positives", "escm2_dr"]
+    options = ("--variants", file, "--models", ",".join(models), "--base", "own")
+    assert list(request_of(tmp_path / "out", log, *options).parts()) == models
+
+
+def test_published_models_have_the_options_of_the_public_code_whatever_the_command_line_has(tmp_path: Path) -> None:
+    """As config/model_config.yaml of github.com/LiangcaiSu/STEM has them for TikTok."""
+    sizes = SyntheticConfig(train_rows=512, valid_rows=128, test_rows=128, missing=(0.1, 0.2))
+    synthetic.generate(sizes, str(tmp_path / "log"))
+    line = ["--data.path", str(tmp_path / "log"), "--out", str(tmp_path / "out"), "--base", "single_task_published"]
+    line += ["--models", "stem_published,single_task_published", "--train.best-by-task", "--train.max-steps", "9"]
+    line += ["--model.dropout", "0.1"]
+    # As for every optimizer with moments, the user has to allow it where labels are missing.
+    with pytest.raises(UserError, match=r"stem_published: .*--sparse.update-unlabeled-rows"):
+        resolve_log(read_command_line(line))
+    request = resolve_log(read_command_line([*line, "--sparse.update-unlabeled-rows"]))
+    configs = {part.name: part.configure(request.train) for parts in request.parts().values() for part in parts}
+    assert list(configs) == ["stem_published", "single_task_published/finish", "single_task_published/like"]
+    for name, config in configs.items():
+        rate = 1e-3 if name == "stem_published" else 1e-4
+        assert (config.sparse.name, config.dense.name, config.sharding.kernel) == ("adam", "adam", "dense")
+        assert config.sparse.learning_rate == config.dense.learning_rate == rate
+        # Half the squared norm of all rows times 1e-6, whose gradient is a decay of 1e-6.
+        assert (config.sparse.weight_decay, config.sparse.decay_whole_tables) == (1e-6, True)
+        assert (config.sparse.eps, config.sparse.betas, config.dense.betas) == (1e-8, (0.9, 0.999), (0.9, 0.999))
+        assert (config.data.batch_size, config.train.epochs, config.train.patience) == (4096, 20, 1)
+        assert (config.train.eval_every, config.train.fresh_tables, config.train.best_by_task) == (None, False, False)
+        assert (config.dense.weight_decay, config.model.dropout, config.model.embedding_dropout) == (0, 0, 0)
+        assert (config.model.embedding_dim, config.model.embedding_std, config.model.embedding_l2) == (16, 1e-4, 0)
+        assert config.model.expert_hidden == (512, 512, 512)  # type: ignore[attr-defined]
+        # A limit of all models, and no option of a recipe.
+        assert config.train.max_steps == 9
+    stem = configs["stem_published"].model
+    assert isinstance(stem, STEMOptions)
+    assert (stem.num_layers, stem.num_shared_experts, stem.num_task_experts) == (1, 8, 1)
+    assert (stem.gate_hidden, stem.tower_hidden) == ((128, 64), (128, 64))
+    assert configs["single_task_published/like"].model.tower_hidden == (128, 128)
+    assert built_in()["single_task_published"].text.startswith("recipe published, model.arch single_task, ")
+
+
+def test_a_model_of_a_file_may_start_from_a_recipe(tmp_path: Path, log: Path) -> None:
+    file = written(tmp_path, "p: {recipe: published, model.arch: ple, sparse.learning_rate: 0.0001}")
+    options = ("--variants", file, "--models", "p", "--base", "p", "--sparse.update-unlabeled-rows")
+    request = request_of(tmp_path / "out", log, *options)
+    (part,) = request.parts()["p"]
+    config = part.configure(request.train)
+    assert isinstance(config.model, PLEOptions)
+    assert (config.sparse.name, config.sparse.learning_rate, config.train.epochs) == ("adam", 1e-4, 20)
+    record_options(request, 1)
+    assert "recipe: published" in (tmp_path / "out" / "variants" / "p.yaml").read_text()
+    with pytest.raises(UserError, match=r"p: sparse.learning_rate is chosen by --tune; leave one of both out."):
+        request_of(tmp_path / "tuned", log, *options, "--tune")

@@ -173,10 +173,14 @@ def test_a_family_says_its_size_and_when_its_draws_are_too_few() -> None:
     text = describe_family(family, "holm", draws=draws, confidence=0.95)
     assert text == (
         "The family has 54 comparisons, whose p-values are adjusted by Holm's method; intervals and p-values come from "
-        "2,160 draws."
+        "2,160 draws. The smallest p-value that so many draws allow is 0.00093, times 54 it is 0.05."
     )
     text = describe_family(family, "holm", draws=200, confidence=0.95)
-    assert "no p-value is below 0.01, so none stands out from 54 on its own; give --resamples 2160 or more" in text
+    assert text.endswith(
+        "allow is 0.01, times 54 it is 0.54 and above 0.05, so with so few draws none stands out on its own; give "
+        "--resamples 2160 or more."
+    )
+    assert describe_family({}, "holm", draws=1000, confidence=0.95).endswith("come from 1,000 draws.")
 
 
 def test_logloss_is_that_of_the_repeated_rows_and_less_is_better() -> None:

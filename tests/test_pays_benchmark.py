@@ -1,6 +1,7 @@
 """The comparison on several sources: one family of differences, what is done in part, and who shares a folder."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,18 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from statsmodels.stats.multitest import multipletests
 
+from stem_torchrec.calibration.curves import logits
+from stem_torchrec.comparison.intervals import auc_of
 from stem_torchrec.comparison.scored_rows import ScoredRows
 from stem_torchrec.config import SyntheticConfig
 from stem_torchrec.data import synthetic
 from stem_torchrec.runtime.errors import UserError
 
 from earlier_versions import forget
+from gains import family
 from gains.averages import averages
 from gains.done import Done
+from gains.draws import Draws
 from gains.options import read_command_line
 from gains.run import compare_sources
 from gains.sources import Source, comparisons_on, read_sources
@@ -145,6 +150,25 @@ def test_draws_are_computed_once(folder: Path) -> None:
     assert kept()[1] != more[:DRAWS]
 
 
+def test_without_a_number_there_are_draws_for_several_times_the_family(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def drawn(done: Done, model: str, seeds: Sequence[int], number: int) -> dict[str, Draws]:
+        asked.append(number)
+        return {task: Draws(0.5, np.linspace(0.4, 0.6, number), "users", complete=True) for task in done.tasks}
+
+    monkeypatch.setattr(family, "draws_of", drawn)
+    sources = read_sources([str(folder / "sources.yaml")])
+    line = [*TRAIN, "--models", "mmoe,stem", "--base", "mmoe", "--seeds", "0", "--confidence", "0.99"]
+    done = [Done(each) for each in comparisons_on(sources, line, out=str(folder / "out"), split="test")]
+    text = family.compare(done, comparisons_on(sources, line, out=str(folder / "out"), split="test")[0].request.config)
+    # Five comparisons, at a level of 0.01.
+    assert set(asked) == {4 * 5 * 2 * 100}
+    assert "The smallest p-value that so many draws allow is 0.0005, times 5 it is 0.0025." in text.text
+
+
 def test_a_source_on_which_another_process_is_at_work_is_left_to_it(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -174,9 +198,70 @@ def test_a_report_on_the_validation_split_says_so(folder: Path) -> None:
     assert "Nothing can be compared yet." in text
 
 
+def with_second_seed(folder: Path) -> None:
+    """Copies of the runs on `one`, with other predictions of finish, as a second seed."""
+    for model in ("mmoe", "stem"):
+        shutil.copytree(folder / "out/one/runs" / model / "seed_0", folder / "out/one/runs" / model / "seed_1")
+        shifted(folder / "out/one/runs" / model / "seed_1/predictions", 0.1)
+
+
+def test_two_runs_of_the_base_are_a_model_of_the_family_and_a_rival_of_the_others(folder: Path) -> None:
+    with_second_seed(folder)
+    run(folder, "--seeds", "0,1", "--report-only", "--rival-of-two", source="one")
+    rows = {(row["task"], row["model"], row["base"]): row for row in rows_of(folder)}
+    pairs = [("stem", "mmoe"), ("mmoe_of_two", "mmoe"), ("stem", "mmoe_of_two")]
+    assert rows.keys() == {(task, *pair) for task in ("finish", "like") for pair in pairs}
+    adjusted = multipletests([row["p"] for row in rows.values()], method="holm")[1]
+    assert [row["p_adjusted"] for row in rows.values()] == pytest.approx(adjusted.tolist())
+    gain = rows["finish", "mmoe_of_two", "mmoe"]
+    differences = [rows["finish", *pair]["value"] for pair in pairs]
+    assert differences[0] == pytest.approx(differences[1] + differences[2])
+    assert gain["mib_of_weights"] == 2 * gain["mib_of_weights_of_base"]
+    assert gain["seconds"] == pytest.approx(2 * gain["seconds_of_base"])
+    assert "## Over mmoe_of_two in all" in report_of(folder)
+    # What a second run gains over one, in the draws of the users of all models: seeds make no difference to it.
+    line = [*TRAIN, "--models", "mmoe,stem", "--base", "mmoe", "--seeds", "0,1"]
+    sources = read_sources([str(folder / "sources.yaml")])
+    done = Done(comparisons_on({"one": sources["one"]}, line, out=str(folder / "out"), split="test")[0])
+    scored = done.scored("mmoe", [0, 1])
+    assert isinstance(scored, ScoredRows)
+    known, positive, user = scored.labeled("finish")
+    runs = [scores[known].astype(np.float64) for scores in scored.scores["finish"]["mmoe"]]
+    first, second, both = (auc_of(each, positive, user) for each in (*runs, sum(map(logits, runs))))
+    generator, gains, users = np.random.default_rng(0), [], int(user.max()) + 1
+    for _ in range(DRAWS):
+        draw = np.bincount(generator.integers(users, size=users), minlength=users)
+        generator.integers(2, size=2)
+        gains.append(both(draw) - (first(draw) + second(draw)) / 2)
+    assert [gain["low"], gain["high"]] == pytest.approx(np.quantile(gains, [0.025, 0.975]).tolist(), abs=1e-12)
+
+
+def test_every_run_is_in_a_file_with_its_metrics_and_its_costs(folder: Path) -> None:
+    with_second_seed(folder)
+    run(folder, "--seeds", "0,1", "--report-only", source="one")
+    rows = pq.read_table(folder / "out" / "runs.parquet").to_pylist()
+    assert [(row["model"], row["seed"], row["task"]) for row in rows] == [
+        (model, seed, task) for seed in (0, 1) for model in ("mmoe", "stem") for task in ("finish", "like")
+    ]
+    assert {(row["source"], row["log"], row["steps"], row["best_step"], row["models_kept"]) for row in rows} == {
+        ("one", "a", 2, 2, 1)
+    }
+    table = pq.read_table(folder / "out/one/runs/stem/seed_0/predictions")
+    label, score = (table[f"{name}/finish"].to_numpy() for name in ("label", "prediction"))
+    (stem,) = (row for row in rows if (row["model"], row["seed"], row["task"]) == ("stem", 0, "finish"))
+    known = ~np.isnan(label)
+    assert stem["auc"] == pytest.approx(roc_auc_score(label[known], score[known]))
+    (of_pays,) = (row for row in rows_of(folder) if (row["model"], row["task"]) == ("stem", "finish"))
+    assert stem["mib_of_weights"] == pytest.approx(of_pays["mib_of_weights"])
+
+
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
+        (
+            ["--sources", "a=x", "--rival-of-two", "--seeds", "0"],
+            "--rival-of-two averages two runs, but --seeds is '0'; give two seeds or more.",
+        ),
         ([], "--sources is missing; give NAME=LOG for each, or a YAML file."),
         (["--sources", "a=x", "b"], "--sources has 'b', but must have NAME=LOG or NAME=LOG1,LOG2, each name once."),
         (["--sources", "a=x", "a=y"], "--sources has 'a=y', but must have NAME=LOG or NAME=LOG1,LOG2, each name once."),
@@ -230,10 +315,10 @@ def test_the_same_command_resumes_and_takes_further_sources_models_and_seeds(tra
 
 
 def test_two_runs_together_are_the_mean_of_their_logits(folder: Path) -> None:
-    runs = folder / "out/one/runs"
-    for model in ("mmoe", "stem"):
-        shutil.copytree(runs / model / "seed_0", runs / model / "seed_1")
-    shifted(runs / "stem/seed_1/predictions", 0.1)
+    with_second_seed(folder)
+    runs = folder / "out/one/runs/mmoe"
+    shutil.rmtree(runs / "seed_1")
+    shutil.copytree(runs / "seed_0", runs / "seed_1")
     run(folder, "--seeds", "0,1", "--report-only")
     line = [*TRAIN, "--models", "mmoe,stem", "--base", "mmoe", "--seeds", "0,1"]
     sources = read_sources([str(folder / "sources.yaml")])

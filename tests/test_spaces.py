@@ -6,13 +6,19 @@ from typing import Any
 
 import pytest
 
+from stem_torchrec.comparison.options import read_command_line
 from stem_torchrec.comparison.parts import parts_of
-from stem_torchrec.config import DataConfig, TrainConfig
+from stem_torchrec.comparison.scored_rows import ScoredRows
+from stem_torchrec.comparison.train_all import train_all
+from stem_torchrec.config import DataConfig, SyntheticConfig, TrainConfig
+from stem_torchrec.data import synthetic
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.files import find_row_groups
 from stem_torchrec.data.label_kinds import has_mixed_group, label_kinds, may_lack_labels
 from stem_torchrec.data.reader import ParquetReader
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.runtime.process import join_process_group
+from stem_torchrec.training.run_folder import read_metrics
 
 from logs import SCHEMA, log_table, write_split
 from small_runs import run_script
@@ -77,6 +83,21 @@ def test_a_comparison_gives_single_task_models_the_same_spaces() -> None:
     spaces = [part.configure(config).data.spaces for part in parts_of("single_task", ("finish", "like"))]
     assert spaces == [{}, {"like": "finish"}]
     assert parts_of("stem", ("finish", "like"))[0].configure(config).data == config.data
+
+
+def test_a_model_with_a_space_of_its_own_is_tested_on_the_rows_of_all(tmp_path: Path) -> None:
+    sizes = SyntheticConfig(train_rows=600, valid_rows=300, test_rows=300, missing=(0.0, 0.0))
+    synthetic.generate(sizes, str(tmp_path / "log"))
+    (tmp_path / "v.yaml").write_text("inside: {model.arch: stem, data.spaces: {like: finish}}")
+    line = ["--recipe", "tiny", "--train.max-steps", "2", "--model.expert-hidden", "4", "--data.path", tmp_path / "log"]
+    line += ["--variants", tmp_path / "v.yaml", "--models", "inside", "--base", "inside", "--seeds", "0"]
+    with join_process_group(timeout=60) as process:
+        comparison = train_all(read_command_line([*map(str, line), "--out", str(tmp_path / "out")]), process)
+    (run,) = comparison.runs
+    validated, tested = read_metrics(run.folder).valid, run.test_results()["metrics"]
+    assert validated["like"]["rows"] == validated["finish"]["positives"]
+    assert tested["like"]["rows"] == 300
+    assert ScoredRows(comparison).labeled("like")[0].all()
 
 
 def test_a_run_trains_and_is_judged_in_the_space_and_evaluate_tells_both(tmp_path: Path) -> None:

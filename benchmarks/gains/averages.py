@@ -9,10 +9,10 @@ from statistics import fmean
 
 import numpy as np
 
-from stem_torchrec.calibration.curves import logits
 from stem_torchrec.data.pair_auc import pair_aucs
 
 from gains.done import Done
+from gains.of_two import mean_of
 
 
 def averages(done: Done, model: str) -> dict[str, tuple[float, float]]:
@@ -41,6 +41,6 @@ def _of_pairs(done: Done, log: int, model: str, seeds: Sequence[int]) -> Iterato
     """By task, the AUC of the mean logits of each two neighbouring runs on a log."""
     for first, second in pairwise(run.predictions() for run in done.comparison(log, model, seeds).runs):
         names = [f"prediction/{task}" for task in done.tasks]
-        means = [sum(logits(run[name].astype(np.float64)) for run in (first, second)) / 2 for name in names]
+        means = [mean_of(first[name], second[name]) for name in names]
         labels = np.array([first[f"label/{task}"] for task in done.tasks], dtype=np.float64)
         yield pair_aucs(done.tasks, np.array(means), np.nan_to_num(labels, nan=-1).astype(np.int8))

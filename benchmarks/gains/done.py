@@ -23,6 +23,8 @@ class Done:
         self.name, self.source = of_source.name, of_source.source
         self._request, self._by_log = of_source.request, of_source.by_log
         self.base = self._request.config.base
+        self.of_two = f"{self.base}_of_two"
+        """The name of two runs of the base averaged."""
         self.folder = of_source.request.config.out
         self.tasks = self._by_log[0].train.data.labels
         runs = [run for each in self._by_log for run in each.runs]
@@ -41,6 +43,11 @@ class Done:
         lacking = {run.seed for run in self._missing if run.model in (model, self.base)}
         return [seed for seed in self.asked if seed not in lacking]
 
+    def runs(self) -> list[tuple[str, Run]]:
+        """All runs that are done and did not diverge, with the folder of their log."""
+        by_log = zip(self.source.logs, self._by_log, strict=True)
+        return [(log, run) for log, request in by_log for run in request.runs if run in self._aucs]
+
     def missing(self) -> list[str]:
         """The runs that are not done yet, such as `stem seed 1`; several logs are one run."""
         return list(dict.fromkeys(f"{run.model} seed {run.seed}" for run in self._missing))
@@ -57,7 +64,11 @@ class Done:
         return RowsOfLogs(together(self._request, comparisons), comparisons)
 
     def cost(self, model: str, seeds: Sequence[int]) -> Cost:
-        """What a model costs."""
+        """What a model costs; two runs of the base twice what one does."""
+        if model == self.of_two:
+            one = self.cost(self.base, seeds)
+            twice = {name: 2 * getattr(one, name) for name in ("tables", "dense", "states", "parts")}
+            return replace(one, **twice, speeds=[speed and speed / 2 for speed in one.speeds])
         runs = [run for i in range(len(self._by_log)) for run in self.comparison(i, model, seeds).runs]
         return cost_of(replace(self.comparison(0, model, seeds), runs=runs), model)
 

@@ -18,6 +18,7 @@ from stem_torchrec.comparison.scored_rows import ScoredRows
 
 from common.output import write_table
 from gains.done import Done
+from gains.of_two import add_pairs, of_pairs
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,13 @@ def draws_of(done: Done, model: str, seeds: Sequence[int], number: int) -> dict[
 
     Args:
         done: the source.
-        model: done with these seeds.
+        model: done with these seeds, or `done.of_two` if the base is.
         seeds: those of the comparison.
         number: of draws.
     """
     file = Path(done.folder) / "draws" / model / f"seeds_{'_'.join(map(str, seeds))}.parquet"
-    measured = {task: done.aucs(model, seeds, task) for task in done.tasks}
+    trained = done.base if model == done.of_two else model
+    measured = {task: done.aucs(trained, seeds, task) for task in done.tasks}
     rows = pq.read_table(file).to_pylist() if file.exists() else []
     if {row["task"]: row["measured"] for row in rows} != measured or min(row["draws"] for row in rows) < number:
         drawn = _drawn(done, model, seeds, number)
@@ -58,13 +60,17 @@ def draws_of(done: Done, model: str, seeds: Sequence[int], number: int) -> dict[
 
 
 def _drawn(done: Done, model: str, seeds: Sequence[int], number: int) -> dict[str, dict[str, object]]:
-    scored = done.scored(model, seeds)
+    is_of_two = model == done.of_two
+    scored = done.scored(done.base if is_of_two else model, seeds)
     logs = [scored] if isinstance(scored, ScoredRows) else scored.by_log
+    for log in logs if is_of_two else ():
+        add_pairs(log, done.base)
     rows: dict[str, dict[str, object]] = {}
     for task in scored.tasks:
         resampled = scored.resample(task, draws=number)
+        whole, drawn = of_pairs(resampled, done.base) if is_of_two else (resampled.whole[model], resampled.drawn[model])
         complete = all(log.labeled(task)[0].all() for log in logs)
-        row = {"whole": resampled.whole[model], "drawn": resampled.drawn[model].tolist()}
+        row = {"whole": whole, "drawn": drawn.tolist()}
         rows[task] = {**row, "unit": scored.unit, "complete": bool(complete)}
     return rows
 

@@ -20,8 +20,8 @@ class PaysOptions:
     """NAME=LOG or NAME=LOG1,LOG2 for each source, or one YAML file that names them. Several logs are one source split
     by other seeds or days, whose test rows are pooled."""
     out: LocalOutput = ""
-    """Folder with a comparison for each source, pays.md and pays.parquet. The same command resumes, and sources, models
-    and seeds may be added."""
+    """Folder with a comparison for each source, pays.md, pays.parquet and runs.parquet. The same command resumes, and
+    sources, models and seeds may be added."""
     models: str = "stem"
     """Models, separated by commas, as for compare.py."""
     base: str = "single_task"
@@ -35,6 +35,9 @@ class PaysOptions:
     --out of its own."""
     only: tuple[str, ...] = ()
     """Trains these sources alone; the report is on what is done of all. So several processes share an --out."""
+    rival_of_two: bool = False
+    """Two runs of the base averaged, by their logits, stand beside the other models as BASE_of_two, and each other
+    model is compared with them as well as with the base. It takes two seeds or more."""
     report_only: bool = False
     """Trains nothing, and reports on what is done."""
 
@@ -61,6 +64,8 @@ def read_command_line(
     for option in ("--data.path", "--logs", "--recommend"):
         if any(argument.partition("=")[0] == option for argument in rest):
             raise UserError(f"{option} does not apply to several sources; leave it out.")
+    if options.rival_of_two and "," not in options.seeds.strip(", "):
+        raise UserError(f"--rival-of-two averages two runs, but --seeds is {options.seeds!r}; give two seeds or more.")
     # The base is trained first, as nothing is reported without it.
     named = [name.strip() for name in options.models.split(",")]
     models = ",".join(dict.fromkeys([options.base, *named]))

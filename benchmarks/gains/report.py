@@ -1,4 +1,4 @@
-"""The report on all sources: pays.md and pays.parquet."""
+"""The report on all sources: pays.md, pays.parquet and runs.parquet."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +18,7 @@ from common.output import write_table, write_whole
 from gains.averages import averages
 from gains.done import Done
 from gains.family import MEAN, Family, Gain
+from gains.runs_done import rows_of_runs
 
 _ON_VALID = (
     "**This is the validation split**, by which the weights of each run were kept: it screens models, and its "
@@ -28,7 +29,7 @@ _ON_VALID = (
 def write_report(
     folder: Path, sources: Sequence[Done], family: Family, *, models: Mapping[str, str], split: str
 ) -> None:
-    """Writes pays.md and pays.parquet.
+    """Writes pays.md, pays.parquet of the comparisons, and runs.parquet of the runs.
 
     Args:
         folder: exists.
@@ -38,21 +39,23 @@ def write_report(
         split: the split that is reported on.
     """
     costs = {(done.name, name, seeds): done.cost(name, seeds) for done, name, seeds in _costed(sources, family.gains)}
-    rows = [_row(gain, costs, base=_base(sources, gain), split=split) for gain in family.gains]
+    rows = [_row(gain, costs, split=split) for gain in family.gains]
     if rows:
         write_table(folder / "pays.parquet", pa.Table.from_pylist(rows))
+    if runs := [row for done in sources for row in rows_of_runs(done)]:
+        write_table(folder / "runs.parquet", pa.Table.from_pylist(runs))
     base = sources[0].base
     head = [f"- {name}: {value}" for name, value in describe_run("pays.py").items()]
     text = ["# Models on several sources", "", *head, "", *([_ON_VALID, ""] if split == "valid" else [])]
     text += [
-        f"AUC of each model over {base} on the rows of the {split} split, with the interval over draws of users, or of "
-        "rows where a log has no users, and of seeds; then the p-value of no difference from the same draws, raw and "
-        f"adjusted. {family.text} All sources, tasks and models of this page are that one family; bold is what stays "
-        f"different. There is no interval where fewer than {MIN_USERS} users have a label of a kind. Costs are times "
-        f"those of {base}: MiB of the weights that predict, MiB in training, and seconds of training for a million "
-        "rows.",
+        f"AUC of each model over {' and over '.join(_others(family.gains)) or base} on the rows of the {split} split, "
+        "with the interval over draws of users, or of rows where a log has no users, and of seeds; then the p-value of "
+        f"no difference from the same draws, raw and adjusted. {family.text} All sources, tasks and models of this "
+        "page are that one family; bold is what stays different. There is no interval where fewer than "
+        f"{MIN_USERS} users have a label of a kind. Costs are times those of the same: MiB of the weights that "
+        "predict, MiB in training, and seconds of training for a million rows.",
         "",
-        *_summary(family.gains, list(models), base),
+        *(line for over in _others(family.gains) for line in _summary(family.gains, list(models), over)),
         "## Models",
         "",
         *[f"- `{name}`: {options}" for name, options in models.items()],
@@ -69,32 +72,33 @@ Costs = Mapping[tuple[str, str, tuple[int, ...]], Cost]
 
 
 def _costed(sources: Sequence[Done], gains: Sequence[Gain]) -> list[tuple[Done, str, tuple[int, ...]]]:
-    """What costs are shown of: every model that is compared, and the base with its seeds."""
+    """What costs are shown of: every model that is compared, and the other one with its seeds."""
     by_name = {done.name: done for done in sources}
-    keys = {(gain.source, name, gain.seeds) for gain in gains for name in (gain.model, by_name[gain.source].base)}
+    keys = {(gain.source, name, gain.seeds) for gain in gains for name in (gain.model, gain.over)}
     return [(by_name[source], name, seeds) for source, name, seeds in sorted(keys)]
 
 
-def _base(sources: Sequence[Done], gain: Gain) -> str:
-    return next(done.base for done in sources if done.name == gain.source)
+def _others(gains: Sequence[Gain]) -> list[str]:
+    """The models that others are compared with, the base before two of its runs."""
+    return sorted({gain.over for gain in gains}, key=len)
 
 
-def _row(gain: Gain, costs: Costs, *, base: str, split: str) -> dict[str, Any]:
+def _row(gain: Gain, costs: Costs, *, split: str) -> dict[str, Any]:
     """A comparison as the file has it."""
-    own, other = (costs[gain.source, name, gain.seeds] for name in (gain.model, base))
+    own, other = (costs[gain.source, name, gain.seeds] for name in (gain.model, gain.over))
     return {
         "source": gain.source,
         "task": gain.task,
         "model": gain.model,
-        "base": base,
+        "base": gain.over,
         "split": split,
         "seeds": list(gain.seeds),
         "drawn": gain.unit,
         "auc": gain.auc,
-        "auc_of_base": gain.base_auc,
-        **gain.over_base.numbers,
-        "p_adjusted": gain.over_base.adjusted,
-        "verdict": gain.over_base.verdict,
+        "auc_of_base": gain.other_auc,
+        **gain.difference.numbers,
+        "p_adjusted": gain.difference.adjusted,
+        "verdict": gain.difference.verdict,
         "weights": own.tables + own.dense,
         "mib_of_weights": own.mib_of_weights,
         "mib_in_training": own.mib_in_training,
@@ -105,14 +109,14 @@ def _row(gain: Gain, costs: Costs, *, base: str, split: str) -> dict[str, Any]:
     }
 
 
-def _summary(gains: Sequence[Gain], models: Sequence[str], base: str) -> list[str]:
+def _summary(gains: Sequence[Gain], models: Sequence[str], over: str) -> list[str]:
     """A line for each model: in how many tasks it is better, worse and within noise, and in which."""
-    lines = [f"## Over {base} in all", ""]
+    lines = [f"## Over {over} in all", ""]
     for model in models:
-        own = [gain for gain in gains if gain.model == model]
+        own = [gain for gain in gains if (gain.model, gain.over) == (model, over)]
         if not own:
             continue
-        verdicts = Counter(gain.over_base.verdict for gain in own)
+        verdicts = Counter(gain.difference.verdict for gain in own)
         numbers = ", ".join(f"{name} in {verdicts[name]}" for name in ("better", "worse", "within noise"))
         without = f", without an interval in {verdicts['undefined']}" if verdicts["undefined"] else ""
         named = [f"{each} in {where}" for each in ("better", "worse") if (where := _places(own, each))]
@@ -122,7 +126,7 @@ def _summary(gains: Sequence[Gain], models: Sequence[str], base: str) -> list[st
 
 
 def _places(gains: Sequence[Gain], verdict: str) -> str:
-    return ", ".join(f"{gain.source}/{gain.task}" for gain in gains if gain.over_base.verdict == verdict)
+    return ", ".join(f"{gain.source}/{gain.task}" for gain in gains if gain.difference.verdict == verdict)
 
 
 def _section(done: Done, gains: Sequence[Gain], costs: Costs) -> list[str]:
@@ -130,8 +134,10 @@ def _section(done: Done, gains: Sequence[Gain], costs: Costs) -> list[str]:
     options = f" Options: `{done.source.options}`." if done.source.options else ""
     unit = f", drawn by {gains[0].unit}" if gains else ""
     lines = [f"## {done.name}", "", f"{len(done.source.logs)} log(s): {logs}{unit}.{options}", ""]
+    for over in _others(gains):
+        lines += [_table(done, [gain for gain in gains if gain.over == over], over, costs), ""]
     if gains:
-        lines += [_table(done, gains, costs), "", *_of_two(done, gains)]
+        lines += _of_two(done, gains)
     for reason in done.left_out.values():
         lines += [f"Left out, as it could not be trained: {reason}", ""]
     if missing := done.missing():
@@ -141,7 +147,8 @@ def _section(done: Done, gains: Sequence[Gain], costs: Costs) -> list[str]:
 
 def _of_two(done: Done, gains: Sequence[Gain]) -> list[str]:
     """A line for each model with the AUC of one run and that of two together."""
-    by_model = {name: averages(done, name) for name in (done.base, *dict.fromkeys(gain.model for gain in gains))}
+    models = dict.fromkeys([done.base, *(gain.model for gain in gains if gain.model != done.of_two)])
+    by_model = {name: averages(done, name) for name in models}
     if not all(by_model.values()):
         return []
     if done.source.tasks == "mean":
@@ -158,24 +165,24 @@ def _means(of_tasks: Iterable[tuple[float, float]]) -> tuple[float, float]:
     return fmean(one), fmean(two)
 
 
-def _table(done: Done, gains: Sequence[Gain], costs: Costs) -> str:
-    """A line for each model, with the AUC of the base of the same seeds in front."""
+def _table(done: Done, gains: Sequence[Gain], over: str, costs: Costs) -> str:
+    """A line for each model, with the AUC of the one that it is compared with, of the same seeds, in front."""
     tasks = list(dict.fromkeys(gain.task for gain in gains))
     headers = ["model", "seeds"]
     for task in tasks:
-        headers += [f"{task}: AUC of {done.base}", "over it"]
+        headers += [f"{task}: AUC of {over}", "over it"]
     lines = []
     for model in dict.fromkeys(gain.model for gain in gains):
         by_task = {gain.task: gain for gain in gains if gain.model == model}
         seeds = next(iter(by_task.values())).seeds
-        own, base = (costs[done.name, name, seeds] for name in (model, done.base))
+        own, other = (costs[done.name, name, seeds] for name in (model, over))
         cells = [model, ",".join(map(str, seeds))]
         for task in tasks:
-            cells += [f"{by_task[task].base_auc:.4f}", str(show(by_task[task].over_base))]
+            cells += [f"{by_task[task].other_auc:.4f}", str(show(by_task[task].difference))]
         times = [
-            own.mib_of_weights / base.mib_of_weights,
-            own.mib_in_training / base.mib_in_training,
-            own.seconds / base.seconds,
+            own.mib_of_weights / other.mib_of_weights,
+            own.mib_in_training / other.mib_in_training,
+            own.seconds / other.seconds,
         ]
         lines.append([*cells, *(f"{each:.2f}" for each in times)])
     headers += ["weights", "training memory", "time"]

@@ -50,7 +50,10 @@ def compare_sources(options: PaysOptions, sources: Mapping[str, Source], rest: S
         folder = Path(options.out)
         folder.mkdir(parents=True, exist_ok=True)
         models = {name: variant.text for name, variant in first.variants.items()}
-        write_report(folder, done, compare(done, first.config), models=models, split=options.split)
+        if options.rival_of_two:
+            models[done[0].of_two] = f"two runs of {done[0].base} with different seeds, averaged by their logits"
+        family = compare(done, first.config, rival_of_two=options.rival_of_two)
+        write_report(folder, done, family, models=models, split=options.split)
 
 
 def _train(of_source: OfSource, process: Process, ending: Event) -> None:

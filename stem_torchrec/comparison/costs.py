@@ -29,6 +29,8 @@ class Cost:
     """Numbers that the optimizer of the tables keeps."""
     kept: float
     """Models that the tasks are predicted from, mean over the runs: 1, more with --train.best-by-task."""
+    parts: int
+    """Models that are trained by themselves: 1, or one for each task."""
     speeds: Sequence[float | None]
     """Samples a second in the training of each run; None for one too short to tell."""
 
@@ -60,6 +62,7 @@ def cost_of(comparison: Comparison, model: str) -> Cost:
         dense=dense,
         states=states_of_tables(table_sizes, load_config(str(runs[0].folders()[0] / CONFIG_FILE)).sparse.name),
         kept=fmean(kept),
+        parts=len(runs[0].folders()),
         speeds=[run.test_results()["samples_per_second"] for run in runs],
     )
 

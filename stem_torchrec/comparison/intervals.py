@@ -5,7 +5,7 @@ for both cancels in the difference. The same holds for a draw of seeds, which sh
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,11 @@ class Interval:
     def numbers(self) -> dict[str, float]:
         """The difference, the ends of its interval and the p-value by name, as a file stores them."""
         return {"value": self.value, "low": self.low, "high": self.high, "p": self.p}
+
+    @property
+    def reversed(self) -> "Interval":
+        """The same difference the other way round."""
+        return replace(self, value=-self.value, low=-self.high, high=-self.low)
 
 
 class Ranking:

@@ -54,15 +54,19 @@ def draws_for(comparisons: int, confidence: float) -> int:
 
 
 def describe_family(family: Mapping[KeyT, Interval], correction: Correction, *, draws: int, confidence: float) -> str:
-    """A sentence on the number of comparisons in a family, and one more if there are too few draws for so many."""
+    """Sentences on the number of comparisons in a family, and on the smallest p-value that its draws allow."""
     number = sum(not np.isnan(interval.p) for interval in family.values())
     text = (
         f"The family has {number:,} comparison{'s' * (number != 1)}, whose p-values are adjusted by "
         f"{_NAMES[correction]}; intervals and p-values come from {draws:,} draws."
     )
-    if number and number * 2 / (draws + 1) > 1 - confidence:
-        text += (
-            f" With so few draws no p-value is below {2 / (draws + 1):.2g}, so none stands out from {number:,} on its "
-            f"own; give --resamples {draws_needed(number, confidence)} or more."
-        )
-    return text
+    if not number:
+        return text
+    smallest = 2 / (draws + 1)
+    text += f" The smallest p-value that so many draws allow is {smallest:.2g}, times {number:,} it is "
+    if number * smallest <= 1 - confidence:
+        return f"{text}{number * smallest:.2g}."
+    return (
+        f"{text}{number * smallest:.2g} and above {1 - confidence:.2g}, so with so few draws none stands out on its "
+        f"own; give --resamples {draws_needed(number, confidence)} or more."
+    )

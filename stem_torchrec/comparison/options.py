@@ -13,7 +13,7 @@ from stem_torchrec.comparison.grid_search import Budget, Cell, Grid
 from stem_torchrec.comparison.multiplicity import Correction
 from stem_torchrec.comparison.parts import Part, parts_of
 from stem_torchrec.comparison.runs import Run
-from stem_torchrec.comparison.variants import Variant, built_in, read_variants
+from stem_torchrec.comparison.variants import SPACES, Variant, built_in, read_variants
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.command_line import parse_known_arguments
 from stem_torchrec.models.table import MODELS
@@ -38,12 +38,15 @@ class CompareConfig:
     models: str = "stem,single_task,shared_bottom,mmoe,ple"
     """Models, separated by commas: those of --model.arch, `all` for all of them, the ablations stem_reads_own,
     stem_trains_all, stem_gate_task, stem_gate_shared, stem_alone (a STEM for each task), STEM with one method more:
-    stem_norm, stem_cross, stem_gates, stem_covariance, stem_focal, stem_smoothed, stem_pairs, stem_jrc,
-    stem_uncertainty, stem_dwa, stem_pareto, stem_pcgrad, stem_cagrad, stem_gradcraft, stem_mgda, stem_by_task and
-    duet_by_task (the best weights of each task), duet_mlp, and those of --variants."""
+    stem_norm, stem_cross, stem_cross_norm, stem_feature_gate, stem_self_gate, stem_gates, stem_covariance, stem_focal,
+    stem_smoothed, stem_pairs, stem_jrc, stem_positives, stem_uncertainty, stem_dwa, stem_pareto, stem_pcgrad,
+    stem_cagrad, stem_gradcraft, stem_mgda, stem_by_task and duet_by_task (the best weights of each task), duet_mlp,
+    escm2_dr, stem_published and single_task_published (with the options of the public code, whatever those of this
+    command line are), and those of --variants."""
     variants: LocalFile | None = None
     """YAML file of further models, each a name with options of train.py over those of this command line:
-    `stem_wide: {model.arch: stem, model.embedding_dim: 32}`. `alone: true` trains one for each task by itself."""
+    `stem_wide: {model.arch: stem, model.embedding_dim: 32}`. `alone: true` trains one for each task by itself,
+    `recipe: published` starts from a recipe."""
     seeds: str = "0,1,2"
     """Seeds, separated by commas; every model trains with each."""
     base: str = "single_task"
@@ -62,7 +65,8 @@ class CompareConfig:
     confidence: Annotated[float, Interval(gt=0, lt=1)] = 0.95
     """Share of the draws that an interval covers."""
     recommend: bool = False
-    """Ends in a line on which model to take: the one that validates best, if the test rows confirm it over --base."""
+    """Ends in a line on which model to take: the one that validates best, if the test rows confirm it over --base. Of
+    two forms that differ in --train.best-by-task, that with the weights of each task has to be confirmed as well."""
     pair: str = ""
     """The two tasks of the comparable-samples analysis, separated by a comma; by default the first two whose labels are
     0 and 1."""
@@ -127,6 +131,7 @@ def read_command_line(args: Sequence[str] | None = None) -> Request:
         )
     of_file = read_variants(config.variants, train) if config.variants else {}
     variants = {name: {**built_in(), **of_file}[name] for name in _models(config, of_file)}
+    _check_spaces(config, train, variants.values())
     seeds = _seeds(config.seeds)
     if config.split in ("train", "valid"):
         raise UserError(
@@ -156,6 +161,23 @@ def _seeds(text: str) -> list[int]:
     if not named or len(seeds) < len(named):
         raise UserError(f"--seeds is {text!r}, but must be different whole numbers below 2^32, such as 0,1,2.")
     return [int(seed) for seed in named]
+
+
+def _check_spaces(config: CompareConfig, train: TrainConfig, variants: Iterable[Variant]) -> None:
+    """Raises UserError where models with spaces of their own would be told apart by other rows than those of all."""
+    for each in variants:
+        if not each.sets(SPACES):
+            continue
+        if train.data.spaces:
+            raise UserError(
+                f"{each.place}: {SPACES} and --data.spaces differ in the rows that a task is tested on; leave "
+                f"--data.spaces out, and give each model its own {SPACES}."
+            )
+        if config.recommend:
+            raise UserError(
+                f"{each.place}: {SPACES} lets it validate on other rows than the other models, by which --recommend "
+                "chooses; leave one of both out."
+            )
 
 
 def log_options(logs: Sequence[str], others: Sequence[str]) -> list[str]:

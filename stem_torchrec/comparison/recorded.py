@@ -9,6 +9,7 @@ from typing import Any
 from stem_torchrec.comparison.grid_search import SCORE_FILE, Budget, Cell, Grid
 from stem_torchrec.comparison.options import Request
 from stem_torchrec.comparison.parts import Part
+from stem_torchrec.comparison.variants import RECIPE
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.files import what_is_trained
 from stem_torchrec.config.serialization import from_dict, to_dict
@@ -52,7 +53,11 @@ def record_options(request: Request, world_size: int) -> None:
         if name not in MODELS:
             write_or_check(
                 file,
-                {"options": dict(variant.options), "alone": variant.alone},
+                {
+                    "options": dict(variant.options),
+                    "alone": variant.alone,
+                    **({RECIPE: variant.recipe} if variant.recipe else {}),
+                },
                 # Of runs without this file, as earlier versions made some, their own options tell.
                 begun=file.exists() and (any(folder.glob(f"runs/{name}/*")) or any(folder.glob(f"tuning/{name}/*"))),
                 refusal=f"{variant.place}: {folder} holds runs of {name} with other options",

@@ -14,7 +14,8 @@ from stem_torchrec.data.folder import data_folder
 from stem_torchrec.data.footers import fingerprint
 from stem_torchrec.data.label_kinds import may_lack_labels
 from stem_torchrec.data.listing import RowGroup
-from stem_torchrec.data.schema import load_schema
+from stem_torchrec.data.names import spaces_of
+from stem_torchrec.data.schema import Schema, load_schema
 from stem_torchrec.losses.table import losses_of_tasks
 from stem_torchrec.models.balanced import balance_tasks
 from stem_torchrec.models.build import build_model, weights_by_label
@@ -51,13 +52,14 @@ def resolve_log(request: Request) -> Request:
     log = {split: fingerprint(of_split) for split, of_split in row_groups.items()}
     WatchedMetric(train.train.metric, columns.labels, has_groups=columns.group is not None)
     resolved = replace(request, train=train, pair=pair, log=log)
+    _check_spaces(resolved, schema)
     _check_models(resolved, columns, row_groups["train"])
     parts = [part for parts in resolved.parts().values() for part in parts]
     _check_metric(train, parts, columns)
     for part in parts:
         try:
             metric = part.configure(train).train.metric
-            WatchedMetric.of_split(metric, replace(columns, labels=part.labels), row_groups["valid"])
+            WatchedMetric.of_split(metric, _columns_of(part, train, columns), row_groups["valid"])
         except UserError as error:
             raise _of_part(part, error) from error
     return resolved
@@ -92,6 +94,20 @@ def _check_metric(train: TrainConfig, parts: Sequence[Part], columns: Columns) -
         )
 
 
+def _columns_of(part: Part, train: TrainConfig, columns: Columns) -> Columns:
+    """The columns that a part reads, of those of the log."""
+    return replace(columns, labels=part.labels, spaces=part.configure(train).data.spaces)
+
+
+def _check_spaces(request: Request, schema: Schema) -> None:
+    """Raises UserError if a model has a space of its own that is none of the log's."""
+    for variant in request.variants.values():
+        try:
+            spaces_of(variant.configure(request.train).data.spaces, request.train.data.labels, schema)
+        except UserError as error:
+            raise UserError(f"{variant.place}: {error}") from error
+
+
 def _check_models(request: Request, columns: Columns, row_groups: Sequence[RowGroup]) -> None:
     """Raises UserError if a model cannot be built, its tables cannot be trained or begin anew, or a rule or rate names
     what none has."""
@@ -107,14 +123,14 @@ def _check_models(request: Request, columns: Columns, row_groups: Sequence[RowGr
         except UserError as error:
             raise UserError(f"{variant.place}: {error}") from error
     _check_rates(train, all_parts, columns)
-    of_labels = {
-        part.labels: replace(columns, labels=part.labels, spaces=part.configure(train).data.spaces)
-        for part in all_parts
-    }
-    lacks = {labels: may_lack_labels(row_groups, each) for labels, each in of_labels.items()}
+    lacks: dict[str, bool] = {}
     for part in all_parts:
+        of_part = _columns_of(part, train, columns)
+        rows = f"{of_part.labels} {of_part.spaces}"
+        if rows not in lacks:
+            lacks[rows] = may_lack_labels(row_groups, of_part)
         try:
-            _check_part(part.configure(train), of_labels[part.labels], labels_missing=lacks[part.labels])
+            _check_part(part.configure(train), of_part, labels_missing=lacks[rows])
         except UserError as error:
             raise _of_part(part, error) from error
 

@@ -79,14 +79,18 @@ def results(report: Report, scored: Scored) -> Comparisons:
 def _compare(scored: Scored) -> tuple[Comparisons, int]:
     """The comparisons of the report, adjusted together, and their number of draws.
 
-    They are those of each model with the base, and of the first model with each other one. differences.parquet gets
-    those of all pairs, for which only the raw p-value is known.
+    They are those of each model with the base, and of the first model with each other one; with --recommend those of
+    the two forms of a model as well. differences.parquet gets those of all pairs, for which only the raw p-value is
+    known.
     """
     comparison = scored.comparison
     first, base = comparison.models[0], comparison.config.base
     pairs = [(model, base) for model in comparison.models if model != base]
     if first != base:
         pairs += [(first, model) for model in comparison.models if model not in (first, base)]
+    if comparison.config.recommend:
+        forms = [(form, model) for model, form in comparison.forms_by_task.items()]
+        pairs += [pair for pair in forms if not {pair, pair[::-1]} & {*pairs}]
     measured = [(task, name) for task in scored.tasks for name in scored.measures[task]]
     draws = scored.draws_for(len(pairs) * len(measured))
     resampled = {(task, name): scored.resample(task, name, draws=draws) for task, name in measured}

@@ -187,7 +187,8 @@ def _train_and_test(
     gc.collect()
     gates, predictions = GateWeights(process.device), folder / PREDICTIONS
     from_first_rank(partial(_remove, predictions, checkpoints_folder(config.checkpoint, folder)))
-    test = EvaluateConfig(run=str(folder), split=split, predictions=str(predictions))
+    # Without --data.spaces on all rows, also of a model with spaces of its own.
+    test = EvaluateConfig(str(folder), split=split, predictions=str(predictions), all_rows=not config.data.spaces)
     metrics = to_json(evaluate_run(test, process, watch=gates.watch))
     return _Tested((name,), metrics, gates.mean(), from_first_rank(partial(samples_per_second, folder)))
 

@@ -15,7 +15,7 @@ from stem_torchrec.comparison.options import CompareConfig
 from stem_torchrec.comparison.resampling import Resampled
 from stem_torchrec.comparison.runs import Run
 from stem_torchrec.comparison.task_scores import TaskScores, labeled, measures_of
-from stem_torchrec.comparison.variants import Variant
+from stem_torchrec.comparison.variants import Variant, forms_by_task
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.files import find_row_groups
@@ -64,6 +64,13 @@ class Comparison:
     def seeds(self) -> list[int]:
         """The seeds, in order."""
         return list(dict.fromkeys(run.seed for run in self.runs))
+
+    @property
+    def forms_by_task(self) -> dict[str, str]:
+        """By model that is there with the best weights of each task as well, the name of that form, if not the base."""
+        variants = {model: self.variants[model] for model in self.models if model in self.variants}
+        forms = forms_by_task(variants, self.train)
+        return {model: form for model, form in forms.items() if form != self.config.base}
 
     def runs_of(self, model: str) -> list[Run]:
         """The runs of a model, in the order of the seeds."""

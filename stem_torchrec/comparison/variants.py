@@ -1,7 +1,7 @@
 """The models that a comparison may name: those of the table of models, and variants by the options that they set.
 
-A variant is a name with options of train.py over those of the command line. Some are built in; `--variants FILE` adds
-others, of the same form.
+A variant is a name with options of train.py over those of the command line, or over those of a recipe. Some are built
+in; `--variants FILE` adds others, of the same form.
 """
 
 import re
@@ -15,14 +15,19 @@ from stem_torchrec.config.yaml_text import parse_yaml
 from stem_torchrec.models.table import MODELS, with_arch
 from stem_torchrec.runtime.errors import UserError, reason_of
 from stem_torchrec.training.configuration import known_option, with_values
+from stem_torchrec.training.recipes import RECIPES
 
-ARCH, ALONE = "model.arch", "alone"
+ARCH, ALONE, SPACES, RECIPE = "model.arch", "alone", "data.spaces", "recipe"
 _OF_A_MODEL = ("balance", "dense", "loss", "model", "schedule", "sharding", "sparse", "train")
 """The sections whose options a variant may set."""
 _OF_ALL = ("sharding.plan", "train.timeout")
 """Options of these sections that it may not set."""
-_OTHERS = ("data.batch_size", "data.shuffle_rows")
+_OTHERS = ("data.batch_size", "data.shuffle_rows", SPACES)
 """Options of other sections that it may set."""
+_OF_A_RECIPE = ("balance", "dense", "loss", "model", "schedule", "sparse")
+"""The sections whose options a variant with a recipe takes from it, and not from the command line."""
+_LOOP = ("epochs", "eval_every", "fresh_tables", "patience", "best_by_task", "freeze", "rate_factors", "clip_norm")
+"""The options of the training loop that it takes from it as well."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,8 @@ class Variant:
     """Whether it is a model for each task, trained by itself."""
     file: str = ""
     """The file that defines it; empty for one that is built in."""
+    recipe: str = ""
+    """The recipe that takes the place of the command line's model, losses, optimizers and training, if any."""
 
     @property
     def place(self) -> str:
@@ -46,7 +53,8 @@ class Variant:
     def text(self) -> str:
         """Its options in a line, for the report."""
         values = [f"{option} {value}" for option, value in self.options.items()]
-        return ", ".join([*values, *(["for each task alone"] if self.alone else [])])
+        recipe = [f"recipe {self.recipe}"] if self.recipe else []
+        return ", ".join([*recipe, *values, *(["for each task alone"] if self.alone else [])])
 
     def configure(self, config: TrainConfig) -> TrainConfig:
         """The configuration with the model of the variant, if it names one, and its options.
@@ -59,6 +67,8 @@ class Variant:
             Variant("stem_wide", {"model.embedding_dim": 32}).configure(tiny()).model.embedding_dim  # 32
         """
         try:
+            if self.recipe:
+                config = _with_recipe(config, RECIPES[self.recipe]())
             arch = self.options.get(ARCH, config.model.arch)
             config = replace(config, model=with_arch(config.model, arch))
             return with_values(config, {_option_of_model(name, config): each for name, each in self.options.items()})
@@ -66,27 +76,46 @@ class Variant:
             raise UserError(f"{self.place}: {error}") from error
 
     def sets(self, *options: str) -> str | None:
-        """The first of these options that the variant sets."""
-        return next((option for option in options if option in self.options), None)
+        """The first of these options that the variant sets, or that its recipe does."""
+        of_recipe = _OF_A_RECIPE if self.recipe else ()
+        return next((each for each in options if each in self.options or each.partition(".")[0] in of_recipe), None)
 
 
 def variant(name: str, values: Mapping[str, Any], file: str = "", *, arch: str = "") -> Variant:
-    """The variant that a mapping describes: options, and `alone`, which is true for single-task models by default.
+    """The variant that a mapping describes: options, `recipe` and `alone`, by default true for single-task models.
 
-    `arch` is the model of one that names none.
+    `arch` is the model of one that names none, nor a recipe.
 
     Example::
 
         variant("stem_alone", {"model.arch": "stem", "alone": True})  # Variant("stem_alone", ..., alone=True)
 
-    Raises UserError if `alone` is neither true nor false.
+    Raises UserError if `alone` is neither true nor false, or there is no such recipe.
     """
     # As in --help an option may have hyphens.
     options = {str(option).removeprefix("--").replace("-", "_"): value for option, value in values.items()}
+    recipe = options.pop(RECIPE, "")
+    if recipe and recipe not in RECIPES:
+        raise UserError(f"{file}: {name}: recipe is {recipe!r}, but must be one of {', '.join(RECIPES)}.")
+    arch = RECIPES[recipe]().model.arch if recipe else arch
     alone = options.pop(ALONE, options.get(ARCH, arch) == "single_task")
     if not isinstance(alone, bool):
         raise UserError(f"{file}: {name}: alone is {alone!r}, but must be true or false.")
-    return Variant(name, options, alone, file)
+    return Variant(name, options, alone, file, recipe)
+
+
+def _with_recipe(config: TrainConfig, recipe: TrainConfig) -> TrainConfig:
+    """`config` with what a recipe has for a model, its losses, its optimizers and its training."""
+    # The user has allowed it of this log, whatever the optimizer.
+    sparse = replace(recipe.sparse, update_unlabeled_rows=config.sparse.update_unlabeled_rows)
+    return replace(
+        config,
+        **{section: getattr(recipe, section) for section in _OF_A_RECIPE if section != "sparse"},
+        sparse=sparse,
+        sharding=replace(config.sharding, kernel=recipe.sharding.kernel),
+        data=replace(config.data, batch_size=recipe.data.batch_size, shuffle_rows=recipe.data.shuffle_rows),
+        train=replace(config.train, **{name: getattr(recipe.train, name) for name in _LOOP}),
+    )
 
 
 _STEM: Mapping[str, Mapping[str, Any]] = {
@@ -97,12 +126,16 @@ _STEM: Mapping[str, Mapping[str, Any]] = {
     "stem_alone": {ALONE: True},
     "stem_norm": {"model.expert": "norm"},
     "stem_cross": {"model.expert": "cross"},
+    "stem_cross_norm": {"model.expert": "cross_norm"},
+    "stem_feature_gate": {"model.feature_gate": True},
+    "stem_self_gate": {"model.self_gate": True},
     "stem_gates": {"model.feature_gate": True, "model.self_gate": True},
     "stem_covariance": {"model.covariance_weight": 1.0},
     "stem_focal": {"loss.kinds": {"*": "focal"}},
     "stem_smoothed": {"loss.kinds": {"*": "smoothed"}},
     "stem_pairs": {"loss.kinds": {"*": "pairs"}},
     "stem_jrc": {"loss.kinds": {"*": "jrc"}},
+    "stem_positives": {"loss.positive_weights": {"*": 10.0}},
     "stem_uncertainty": {"balance.weights": "uncertainty"},
     "stem_dwa": {"balance.weights": "dwa"},
     "stem_pareto": {"balance.weights": "pareto"},
@@ -117,12 +150,20 @@ reads, so a STEM that reads own and shared and trains all is stem_reads_own. ste
 itself, which has the capacity of one, and no label of another task."""
 
 
+_BASELINE_RATE = {"sparse.learning_rate": 1e-4, "dense.learning_rate": 1e-4}
 VARIANTS: Mapping[str, Variant] = {
     **{name: variant(name, {ARCH: "stem", **values}) for name, values in _STEM.items()},
     "duet_mlp": variant("duet_mlp", {ARCH: "duet", "model.expert": "mlp"}),
     "duet_by_task": variant("duet_by_task", {ARCH: "duet", "train.best_by_task": True}),
+    "stem_published": variant("stem_published", {RECIPE: "published", ARCH: "stem"}),
+    "single_task_published": variant(
+        "single_task_published",
+        {RECIPE: "published", ARCH: "single_task", "model.tower_hidden": [128, 128], **_BASELINE_RATE},
+    ),
+    "escm2_dr": variant("escm2_dr", {ARCH: "escm2", "model.estimator": "dr"}),
 }
-"""The variants that are built in, by name: of STEM and of Duet."""
+"""The variants that are built in, by name. A choice of tables, domain features and spaces are those of one log, so they
+take a file."""
 
 
 def built_in() -> dict[str, Variant]:
@@ -131,6 +172,28 @@ def built_in() -> dict[str, Variant]:
     The table is read at each call: a program may have added a model of its own (docs/add_a_model.md).
     """
     return {**{arch: variant(arch, {ARCH: arch}) for arch in MODELS}, **VARIANTS}
+
+
+def forms_by_task(variants: Mapping[str, Variant], config: TrainConfig) -> dict[str, str]:
+    """The models that are there in two forms: by that with one set of weights, that with those of each task.
+
+    Args:
+        variants: the models by name.
+        config: what the command line has for all models.
+
+    Example::
+
+        forms_by_task({name: built_in()[name] for name in ("duet", "duet_by_task", "stem")}, tiny())
+        # {"duet": "duet_by_task"}
+    """
+    # A model for each task alone has the weights of each task in any case.
+    configs = {name: each.configure(config) for name, each in variants.items() if not each.alone}
+    of_one = {
+        name: replace(each, train=replace(each.train, best_by_task=True))
+        for name, each in configs.items()
+        if not each.train.best_by_task
+    }
+    return {name: form for name, each in of_one.items() for form, other in configs.items() if other == each}
 
 
 def read_variants(path: str, config: TrainConfig) -> dict[str, Variant]:

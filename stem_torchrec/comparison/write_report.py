@@ -13,6 +13,7 @@ from stem_torchrec.comparison.report import write_parquet
 from stem_torchrec.comparison.result_sections import Comparisons, results
 from stem_torchrec.comparison.scored_rows import Comparison, Scored, ScoredRows
 from stem_torchrec.comparison.several_logs import RowsOfLogs
+from stem_torchrec.comparison.variants import SPACES
 from stem_torchrec.data.schema import load_schema
 from stem_torchrec.models.table import MODELS
 from stem_torchrec.runtime.folder_lock import FolderLock
@@ -141,9 +142,15 @@ def _of_values(scored: Scored) -> str:
 
 
 def _models(comparison: Comparison) -> list[str]:
-    """A sentence on the models that are not in the table of models, if there are any."""
+    """Sentences on the models that are not in the table of models, if there are any."""
     texts = [f"{model} ({comparison.variants[model].text})" for model in comparison.models if model not in MODELS]
-    return [f"Models by their options over those above: {escape('; '.join(texts))}."] if texts else []
+    sentences = [f"Models by their options over those above: {escape('; '.join(texts))}."] if texts else []
+    if any(comparison.variants[model].sets(SPACES) for model in comparison.models if model in comparison.variants):
+        sentences.append(
+            f"Models with {SPACES} are trained, stopped and chosen on the rows of these alone; all are compared on all "
+            "rows."
+        )
+    return sentences
 
 
 def settings(report: Report, comparison: Comparison) -> None:
