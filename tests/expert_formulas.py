@@ -12,9 +12,15 @@ def softmax(z: Tensor) -> Tensor:
 
 
 def expert(
-    weights: dict[str, Tensor], k: int, x: Tensor, kind: str, feature_gate: bool, prior: slice | None = None
+    weights: dict[str, Tensor],
+    k: int,
+    x: Tensor,
+    kind: str,
+    feature_gate: bool,
+    prior: slice | None = None,
+    layers: int = 2,
 ) -> Tensor:
-    """The output of one expert of two layers, from the weights of its group by their names.
+    """The output of one expert of some layers, from the weights of its group by their names.
 
     With a gate it is behind a FeatureGate, with prior columns behind a PriorGate, and behind as many cross layers as
     there are weights of some.
@@ -30,7 +36,7 @@ def expert(
     for i in range(sum("V_kernels" in name for name in weights)):
         v, w, b = (weights[f"cross.{name}.{i}"] for name in ("V_kernels", "W_kernels", "bias"))
         x = first * (x @ v.T @ w.T + b) + x
-    for i in range(2):
+    for i in range(layers):
         x = x @ weights[f"{mlp}{2 * i}.weight"][k] + weights[f"{mlp}{2 * i}.bias"][k]
         if "norm" in kind:
             deviation = x - x.mean(dim=1, keepdim=True)

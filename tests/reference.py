@@ -95,7 +95,8 @@ class Parts:
     def expert(self, name: str, k: int, x: Tensor, kind: str = "", feature_gate: bool = False) -> Tensor:
         """The output (B, H) of one expert of a group, by default of the kind of the configuration."""
         weights = {n.removeprefix(f"{name}."): w for n, w in self.weights.items() if n.startswith(f"{name}.")}
-        return expert(weights, k, x, kind or self.config.expert, feature_gate, len(self.config.expert_hidden))
+        layers = len(self.config.expert_hidden)
+        return expert(weights, k, x, kind or self.config.expert, feature_gate, layers=layers)
 
     def hidden(self, name: str, x: Tensor, layers: int) -> Tensor:
         for i in range(layers):
