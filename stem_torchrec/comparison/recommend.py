@@ -86,8 +86,8 @@ def validation_score(run: Run, metric: str) -> float:
 
 def _differences(family: Comparisons, model: str, over: str) -> dict[str, Interval]:
     """By task, how much the AUC of a model is above that of another; the family may have them the other way round."""
-    found = {task: each for (task, *key), each in family.items() if key == ["AUC", model, over]}
-    return found or {task: each.reversed for (task, *key), each in family.items() if key == ["AUC", over, model]}
+    forward = {task: each for (task, *key), each in family.items() if key == ["AUC", model, over]}
+    return forward or {task: each.reversed for (task, *key), each in family.items() if key == ["AUC", over, model]}
 
 
 def _confirmed(differences: Mapping[str, Interval]) -> bool:
