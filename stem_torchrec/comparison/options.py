@@ -35,7 +35,7 @@ class CompareConfig:
 
     out: LocalOutput = ""
     """Folder for the runs and the report. The same command resumes an interrupted comparison."""
-    models: str = "stem,single_task,shared_bottom,mmoe,ple"
+    models: str = "stem,duet_by_task,single_task"
     """Models, separated by commas: those of --model.arch, `all` for all of them, the ablations stem_reads_own,
     stem_trains_all, stem_gate_task, stem_gate_shared, stem_alone (a STEM for each task), STEM with one method more:
     stem_norm, stem_cross, stem_cross_norm, stem_feature_gate, stem_self_gate, stem_gates, stem_covariance, stem_focal,
