@@ -222,7 +222,7 @@ def test_the_report_has_raw_and_adjusted_p_values_of_one_family(compared: Path) 
     report = (compared / "report.md").read_text()
     # Two tasks and three measures of two models over the base, and of stem over ple.
     assert "The family has 18 comparisons, whose p-values are adjusted by Holm's method" in report
-    assert "allow is 0.095, times 18 it is 1.7 and above 0.05, so with so few draws none stands out on its own" in report
+    assert "is 0.095, times 18 it is 1.7 and above 0.05, so with so few draws none stands out on its own" in report
     assert len(family) == 12
     for row in [*family, *rivals]:
         assert 2 / 21 <= row["p"] <= row["p_adjusted"] <= 1
