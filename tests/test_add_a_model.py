@@ -72,7 +72,8 @@ def test_the_model_of_the_page_trains_and_is_compared(tmp_path: Path, monkeypatc
 
 @pytest.mark.usefixtures("cross")
 def test_help_shows_the_options_of_one_model_and_the_names_of_all(capsys: pytest.CaptureFixture[str]) -> None:
-    for arch, shown, hidden in (("cross", "--model.cross-width", "--model.reads"), ("stem", "--model.reads", "cross-w")):
+    width, reads = "--model.cross-width", "--model.reads"
+    for arch, shown, hidden in (("cross", width, reads), ("stem", reads, width)):
         with pytest.raises(SystemExit):
             config_from_command_line(["--model.arch", arch, "--help"])
         text = capsys.readouterr().out

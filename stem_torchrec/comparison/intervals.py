@@ -69,10 +69,7 @@ class Ranking:
         self.order = np.argsort(scores, kind="stable")
         ordered = scores[self.order]
         self.positive = positive[self.order]
-        # Equal scores form one run.
-        begins = np.ones(len(scores), dtype=bool)
-        begins[1:] = ordered[1:] != ordered[:-1]
-        self.begins = np.flatnonzero(begins)
+        self.begins = _runs(ordered, self.positive) if len(scores) else np.empty(0, dtype=np.int64)
 
     def auc(self, weights: Floats | Ints) -> float:
         """Weighted share of (negative, positive) pairs in the right order, a tie counting half; NaN without pairs.
@@ -82,13 +79,25 @@ class Ranking:
         """
         if not len(self.order):
             return np.nan
-        positives = weights * self.positive
-        negatives = (weights - positives).astype(np.float64)
-        if len(self.begins) < len(self.order):
-            positives, negatives = (np.add.reduceat(each, self.begins) for each in (positives, negatives))
+        positives = np.add.reduceat(weights * self.positive, self.begins)
+        negatives = np.add.reduceat(weights, self.begins).astype(np.float64) - positives
         pairs = positives.sum() * negatives.sum()
         below = np.cumsum(negatives) - negatives
         return float((positives * (below + negatives / 2)).sum() / pairs) if pairs else np.nan
+
+
+def _runs(ordered: Floats, positive: NDArray[np.bool_]) -> Ints:
+    """Where runs of rows begin that need no order among themselves: those of one label, or of one score with both.
+
+    Args:
+        ordered: scores in ascending order, (N,), N > 0.
+        positive: their labels, (N,).
+    """
+    begins = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
+    positives, rows = np.add.reduceat(positive.astype(np.int64), begins), np.diff(begins, append=len(ordered))
+    both = (positives > 0) & (positives < rows)
+    label = positives > 0
+    return begins[np.append(True, (label[1:] != label[:-1]) | both[1:] | both[:-1])]
 
 
 def auc_of(scores: Floats, positive: NDArray[np.bool_], user: Ints, weights: Floats | None = None) -> Measure:
