@@ -408,7 +408,7 @@ def test_every_model_lies_beside_a_stem_of_two_layers(arch: str, folder: Path, t
     assert streams == {("layers.0", "finish"), ("layers.0", "like"), ("layers.0", "shared")} | {
         ("layers.1", "finish"), ("layers.1", "like")
     }  # fmt: skip
-    assert bool(of_arch["gates"]) == (arch in ("omoe", "mmoe", "ple", "me_mmoe", "me_ple"))
+    assert bool(of_arch["gates"]) == (arch in ("omoe", "mmoe", "ple", "me_mmoe", "me_ple", "duet"))
     groups = {each["group"] for each in of_arch["tables"]}
     assert groups == set(MODELS[arch].groups(TASKS))
     assert {each["group"] for each in numbers["tables_of_both"]} == groups
