@@ -81,8 +81,8 @@ class _Score:
     """See LeftOut."""
 
     @property
-    def higher_is_better(self) -> float:
-        """The score, minus infinity if the cell is left out."""
+    def score_or_least(self) -> float:
+        """The score, higher is better; minus infinity if the cell is left out."""
         return -math.inf if self.score is None else self.score
 
 
@@ -158,7 +158,7 @@ class Grid:
 
     def best_cell(self, part: Part) -> Cell | None:
         """The cell with the best score, the first of equals; None if all are left out."""
-        scores = {cell: each.higher_is_better for cell, each in self.tried(part).items()}
+        scores = {cell: each.score_or_least for cell, each in self.tried(part).items()}
         best = max(scores, key=scores.__getitem__)
         return None if scores[best] == -math.inf else best
 
@@ -173,7 +173,7 @@ class Grid:
         """One row for each part and cell, with its score and whether it was chosen."""
         return [
             {"model": part.name, "learning_rate": cell.learning_rate, "embedding_l2": cell.embedding_l2,
-             "score": each.higher_is_better, "chosen": cell == self.best_cell(part)}
+             "score": each.score_or_least, "chosen": cell == self.best_cell(part)}
             for part in parts
             for cell, each in self.tried(part).items()
         ]  # fmt: skip

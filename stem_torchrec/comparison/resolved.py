@@ -123,10 +123,10 @@ def _check_models(request: Request, columns: Columns, row_groups: Sequence[RowGr
         except UserError as error:
             raise UserError(f"{variant.place}: {error}") from error
     _check_rates(train, all_parts, columns)
-    lacks: dict[str, bool] = {}
+    lacks: dict[tuple[tuple[str, ...], tuple[tuple[str, str], ...]], bool] = {}
     for part in all_parts:
         of_part = _columns_of(part, train, columns)
-        rows = f"{of_part.labels} {of_part.spaces}"
+        rows = of_part.labels, tuple(of_part.spaces.items())
         if rows not in lacks:
             lacks[rows] = may_lack_labels(row_groups, of_part)
         try:
