@@ -570,8 +570,11 @@ def test_another_comparison_does_not_go_into_the_folder(
 
 
 @pytest.mark.long
-def test_each_model_is_set_to_the_cell_that_validates_best(log: Path, tmp_path: Path) -> None:
-    options = ["--tune", "--learning-rates", "1e-5", "0.05", "--embedding-l2", "0"]
+@pytest.mark.parametrize("space", ["", "{sparse.learning_rate: [1e-5, 0.05], model.tower_hidden: [[6]]}"])
+def test_each_model_is_set_to_the_setting_that_validates_best(log: Path, tmp_path: Path, space: str) -> None:
+    (tmp_path / "space.yaml").write_text(space)
+    lists = ["--learning-rates", "1e-5", "0.05", "--embedding-l2", "0"]
+    options = ["--tune", *(["--space", str(tmp_path / "space.yaml")] if space else lists)]
     call(tmp_path / "out", log, "stem,single_task", *options, seeds="0")
     rows = pq.read_table(tmp_path / "out" / "tuning.parquet").to_pylist()
     tasks = load_schema(str(log)).labels
@@ -584,7 +587,10 @@ def test_each_model_is_set_to_the_cell_that_validates_best(log: Path, tmp_path: 
         config = load_config(str(tmp_path / "out" / "runs" / model / "seed_0" / task / "config.yaml"))
         assert config.sparse.learning_rate == best["learning_rate"]
         assert config.data.labels == labels
-    assert "## What each was set to" in (tmp_path / "out" / "report.md").read_text()
+        assert (config.model.tower_hidden == (6,)) == bool(space)
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "## What each was set to" in report
+    assert ("tower_hidden" in report) == bool(space)
 
 
 @pytest.mark.long

@@ -1,16 +1,14 @@
 """The options of a comparison are checked before anything is trained, and recorded in its folder."""
 
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import get_args
 
 import pyarrow.parquet as pq
 import pytest
 
-from stem_torchrec.comparison.grid_search import Budget, Cell, Grid
 from stem_torchrec.comparison.options import Request, read_command_line
-from stem_torchrec.comparison.parts import Part, parts_of
+from stem_torchrec.comparison.parts import parts_of
 from stem_torchrec.comparison.recorded import record_options
 from stem_torchrec.comparison.resolved import resolve_log
 from stem_torchrec.comparison.several_logs import requests_by_log
@@ -25,7 +23,6 @@ from stem_torchrec.models.shared_bottom import SingleTaskOptions
 from stem_torchrec.models.stem import STEMOptions
 from stem_torchrec.models.table import MODELS
 from stem_torchrec.runtime.errors import UserError
-from stem_torchrec.runtime.paths import write_json
 from stem_torchrec.training.recipes import tiny
 
 
@@ -138,7 +135,7 @@ def test_options_that_do_not_fit_the_log_are_refused_before_training(
         (["--tune", "--tune-runs", "3", "--learning-rates", "0"], "--learning-rates has 0, but with a budget"),
         (["--logs", "a", "a"], "--logs is a a, but must be two or more different folders; give others."),
         (["--logs", "a", "b", "--data.path", "c"], "--logs and --data.path both name logs; leave one of them out."),
-        (["--learning-rates", "0.1"], "--learning-rates and --embedding-l2 are the values that --tune chooses from;"),
+        (["--learning-rates", "0.1"], "--learning-rates, --embedding-l2 and --space are what --tune chooses from; add"),
         (["--checkpoint.folder", "s"], "--checkpoint.folder and --resume do not apply"),
         (
             ["--sharding.plan", "plan.json"],
@@ -149,67 +146,6 @@ def test_options_that_do_not_fit_the_log_are_refused_before_training(
 def test_options_that_make_no_sense_are_refused(options: list[str], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         read_command_line(["--out", "x", *options])
-
-
-def write_score(grid: Grid, part: Part, cell: Cell, *, seconds: float) -> None:
-    folder = grid.run_folder(part, cell)
-    folder.mkdir(parents=True)
-    write_json(folder / "score.json", {"score": 0.5 + len(str(folder)) % 7, "valid": {}, "seconds": seconds})
-
-
-def test_a_budget_in_runs_gives_every_model_the_same_settings_and_no_more(tmp_path: Path) -> None:
-    first = Cell(0.02, 0.0)
-    grid = Grid((0.01, 0.1), (0.0, 0.1, 1.0), 0, tmp_path, Budget(first, runs=3))
-    for part in (*parts_of("stem", ["a", "b"]), *parts_of("single_task", ["a", "b"])):
-        tried = []
-        while (cell := grid.next_cell(part, parts=2)) is not None:
-            tried.append(cell)
-            write_score(grid, part, cell, seconds=1e6)
-        assert tried == list(islice(grid.cells(), 3))
-        assert tried[0] == first
-        assert list(grid.tried(part)) == tried
-    for cell in islice(grid.cells(), 1, 30):
-        assert 0.01 <= cell.learning_rate <= 0.1
-        assert cell.embedding_l2 == 0 or 0.1 <= cell.embedding_l2 <= 1
-        # So that the folder of a cell names it.
-        assert float(f"{cell.learning_rate:g}") == cell.learning_rate
-
-
-def test_a_budget_in_minutes_is_shared_by_single_task_models(tmp_path: Path) -> None:
-    grid = Grid((0.01, 0.1), (0.0, 0.1), 0, tmp_path, Budget(Cell(0.02, 0.0), minutes=10))
-    numbers = {}
-    for model in ("stem", "single_task"):
-        parts = parts_of(model, ["a", "b"])
-        for part in parts:
-            # A single-task model takes half as long here.
-            while (cell := grid.next_cell(part, parts=len(parts))) is not None:
-                write_score(grid, part, cell, seconds=180 / len(parts))
-            numbers[part.name] = len(grid.tried(part))
-    assert numbers == {"stem": 4, "single_task/a": 4, "single_task/b": 4}
-
-
-def test_a_part_that_lacks_memory_tries_no_other_setting_and_one_that_diverges_tries_all(tmp_path: Path) -> None:
-    grid = Grid((0.01, 0.1), (0.0,), 0, tmp_path)
-    for part, lacks_memory in zip(parts_of("single_task", ["a", "b"]), (True, False), strict=True):
-        tried = 0
-        while (cell := grid.next_cell(part, parts=2)) is not None:
-            assert grid.left_out(part, parts=2) is None
-            folder, tried = grid.run_folder(part, cell), tried + 1
-            folder.mkdir(parents=True)
-            write_json(folder / "score.json", {"score": None, "left_out": "why", "lacks_memory": lacks_memory})
-        assert tried == (1 if lacks_memory else 2)
-        assert grid.left_out(part, parts=2) == f"{part.name} could not be tuned: why"
-        write_json(folder / "score.json", {"score": 0.5})
-        assert grid.left_out(part, parts=2) is None
-
-
-def test_a_grid_without_budget_tries_all_pairs(tmp_path: Path) -> None:
-    grid, (part,) = Grid((0.01, 0.1), (0.0, 0.1), 0, tmp_path), parts_of("stem", ["a"])
-    while (cell := grid.next_cell(part, parts=1)) is not None:
-        write_score(grid, part, cell, seconds=1)
-    assert [(cell.learning_rate, cell.embedding_l2) for cell in grid.tried(part)] == [
-        (0.01, 0.0), (0.01, 0.1), (0.1, 0.0), (0.1, 0.1),
-    ]  # fmt: skip
 
 
 def test_each_log_has_a_folder_and_runs_of_its_own_and_the_same_tasks(tmp_path: Path, log: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import pytest
 from annotated_types import Interval
 
-from stem_torchrec.comparison.options import CompareConfig
+from stem_torchrec.comparison.compare_config import CompareConfig
 from stem_torchrec.config import (
     LoopConfig,
     ModelConfig,

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from stem_torchrec import inspect_run
 from stem_torchrec.checkpoints.weights import saved_tensors
+from stem_torchrec.comparison.compare_config import CompareConfig
 from stem_torchrec.comparison.diagnostics import linear_cka
-from stem_torchrec.comparison.options import CompareConfig
 from stem_torchrec.comparison.runs import PREDICTIONS, TEST_FILE, Run
 from stem_torchrec.comparison.scored_rows import Comparison, ScoredRows
 from stem_torchrec.config import StartConfig, SyntheticConfig, TrainConfig

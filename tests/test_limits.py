@@ -8,7 +8,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from stem_torchrec.calibration.calibrate_run import CalibrateConfig
-from stem_torchrec.comparison.options import CompareConfig
+from stem_torchrec.comparison.compare_config import CompareConfig
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.fields import limits_in
 from stem_torchrec.inspection.options import InspectOptions

@@ -180,9 +180,10 @@ def test_settings_that_were_tried_with_other_options_are_not_chosen_from(tmp_pat
     record_options(request, 1)
     assert request.grid is not None
     (part,) = request.parts()["stem"]
-    cell = next(request.grid.cells())
-    folder = request.grid.run_folder(part, cell)
-    config = replace(cell.configure(part.configure(request.train)), seed=request.grid.seed, output_dir=str(folder))
+    setting = next(request.grid.settings())
+    folder = request.grid.run_folder(part, setting)
+    of_setting = replace(part, setting=setting)
+    config = replace(of_setting.configure(request.train), seed=request.grid.seed, output_dir=str(folder))
     written(folder / "config.yaml", dump_config(config))
     written(folder / SCORE_FILE, "{}")
     record_options(request, 1)

@@ -7,9 +7,9 @@ models to it.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from stem_torchrec.comparison.compare_config import CompareConfig
 from stem_torchrec.comparison.intervals import Interval
 from stem_torchrec.comparison.multiplicity import adjust, describe_family, draws_for
-from stem_torchrec.comparison.options import CompareConfig
 from stem_torchrec.runtime.errors import UserError
 
 from gains.done import Done

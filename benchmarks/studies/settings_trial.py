@@ -8,7 +8,7 @@ from typing import Annotated
 
 from annotated_types import Interval
 
-from stem_torchrec.comparison.options import CompareConfig
+from stem_torchrec.comparison.compare_config import CompareConfig
 from stem_torchrec.comparison.parts import parts_of
 from stem_torchrec.comparison.runs import Run, train_and_test
 from stem_torchrec.comparison.scored_rows import Comparison
@@ -129,8 +129,7 @@ def _train(run: Run, config: TrainConfig, process: Process) -> None:
         return
     log_rank0(f"\n{run.folder}")
     model = run.model.rpartition("/")[2]
-    parts = dict.fromkeys(parts_of(model, config.data.labels), config)
-    train_and_test(run, parts, split="valid", process=process)
+    train_and_test(run, parts_of(model, config.data.labels), config, split="valid", process=process)
 
 
 def _comparison(config: TrialConfig, log: str, runs: Sequence[Run]) -> Comparison:

@@ -1,25 +1,23 @@
-"""The options of a comparison, checked before anything is trained, and the record of them in its folder."""
+"""The command line of a comparison, checked before anything is trained."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
 
-from annotated_types import Interval
-
-from stem_torchrec.comparison.comparable import EDGES, edges_ascend
-from stem_torchrec.comparison.grid_search import Budget, Cell, Grid
-from stem_torchrec.comparison.multiplicity import Correction
+from stem_torchrec.comparison.comparable import edges_ascend
+from stem_torchrec.comparison.compare_config import CompareConfig
+from stem_torchrec.comparison.grid_search import Budget, Grid
 from stem_torchrec.comparison.parts import Part, parts_of
 from stem_torchrec.comparison.runs import Run
-from stem_torchrec.comparison.variants import SPACES, Variant, built_in, read_variants
+from stem_torchrec.comparison.settings import Lists, Space, setting_of
+from stem_torchrec.comparison.variants import ARCH, SPACES, Variant, built_in, option_of_model, read_variants
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.command_line import parse_known_arguments
 from stem_torchrec.models.table import MODELS
 from stem_torchrec.runtime.errors import UserError, nearest
-from stem_torchrec.runtime.path_options import LocalFile, LocalOutput
 from stem_torchrec.training.configuration import config_from_command_line
+from stem_torchrec.tuning.search_space import read_space
 
 _DESCRIPTION = """\
 Compares models on one log: trains each with each seed, on the same rows in the same order, and writes a report to
@@ -27,67 +25,6 @@ Compares models on one log: trains each with each seed, on the same rows in the 
 
 The options of stem_torchrec/train.py (--recipe, --config, --data.path, --train.patience, ...) set how each is trained;
 python stem_torchrec/train.py --help lists them."""
-
-
-@dataclass(frozen=True)
-class CompareConfig:
-    """What to compare, beside the options of train.py."""
-
-    out: LocalOutput = ""
-    """Folder for the runs and the report. The same command resumes an interrupted comparison."""
-    models: str = "stem,duet_by_task,single_task"
-    """Models, separated by commas: those of --model.arch, `all` for all of them, the ablations stem_reads_own,
-    stem_trains_all, stem_gate_task, stem_gate_shared, stem_alone (a STEM for each task), STEM with one method more:
-    stem_norm, stem_cross, stem_cross_norm, stem_feature_gate, stem_self_gate, stem_gates, stem_covariance, stem_focal,
-    stem_smoothed, stem_pairs, stem_jrc, stem_positives, stem_uncertainty, stem_dwa, stem_pareto, stem_pcgrad,
-    stem_cagrad, stem_gradcraft, stem_mgda, stem_by_task and duet_by_task (the best weights of each task), duet_mlp,
-    escm2_dr, stem_published and single_task_published (with the options of the public code, whatever those of this
-    command line are), and those of --variants."""
-    variants: LocalFile | None = None
-    """YAML file of further models, each a name with options of train.py over those of this command line:
-    `stem_wide: {model.arch: stem, model.embedding_dim: 32}`. `alone: true` trains one for each task by itself,
-    `recipe: published` starts from a recipe."""
-    seeds: str = "0,1,2"
-    """Seeds, separated by commas; every model trains with each."""
-    base: str = "single_task"
-    """The model that the others are compared with."""
-    logs: tuple[str, ...] = ()
-    """Folders of several logs in place of --data.path, such as one source split by other seeds or by other days: each
-    model trains on each, and the report is on the test rows of all. Their group must be the same raw ids."""
-    split: str = "test"
-    """The split to report on: one on which nothing was chosen, so neither train nor valid."""
-    resamples: Annotated[int, Interval(ge=1, le=10**6)] | None = None
-    """Draws of users behind each interval and p-value; by default as many as the number of comparisons needs, from 1000
-    to 20,000."""
-    correction: Correction = "holm"
-    """How p-values are adjusted for the number of comparisons: holm bounds the probability that any is wrong,
-    benjamini_hochberg the expected share of wrong ones among the differences that are found."""
-    confidence: Annotated[float, Interval(gt=0, lt=1)] = 0.95
-    """Share of the draws that an interval covers."""
-    recommend: bool = False
-    """Ends in a line on which model to take: the one that validates best, if the test rows confirm it over --base. Of
-    two forms that differ in --train.best-by-task, that with the weights of each task has to be confirmed as well."""
-    pair: str = ""
-    """The two tasks of the comparable-samples analysis, separated by a comma; by default the first two whose labels are
-    0 and 1."""
-    ratio_edges: tuple[Annotated[float, Interval(gt=0, le=1e6)], ...] = EDGES
-    """Edges of its bins: how much more of a user's positives are of the first task than over the whole log."""
-    item: str = ""
-    """The sparse feature that identifies the item, for the same analysis by item; without it only by user."""
-    tune: bool = False
-    """Chooses --sparse.learning-rate and --model.embedding-l2 for each model from the two lists below, by validation
-    (--train.metric) with the first seed, before it trains with all."""
-    tune_runs: Annotated[int, Interval(ge=1, le=10**6)] | None = None
-    """Settings that each model tries with --tune, instead of all pairs of the two lists: first that of the other
-    options, then ones drawn between the ends of the lists, the same for all. A single-task model of a task counts as a
-    part of one run, so each tries as many."""
-    tune_minutes: Annotated[float, Interval(gt=0, le=1e6)] | None = None
-    """Minutes that each model may train for with --tune, instead of a number of settings; single-task models share
-    them. What is under way when they end is taken to its end."""
-    learning_rates: tuple[Annotated[float, Interval(ge=0, le=1e6)], ...] = ()
-    """Learning rates of the tables to choose from; by default --sparse.learning-rate, half of it and twice."""
-    embedding_l2: tuple[Annotated[float, Interval(ge=0, le=1e6)], ...] = ()
-    """L2 regularization of embeddings to choose from; by default 0, 0.1 and --model.embedding-l2."""
 
 
 @dataclass(frozen=True)
@@ -191,30 +128,52 @@ def log_options(logs: Sequence[str], others: Sequence[str]) -> list[str]:
 
 def _grid(config: CompareConfig, train: TrainConfig, variants: Iterable[Variant], seed: int) -> Grid | None:
     if not config.tune:
-        if config.learning_rates or config.embedding_l2:
-            raise UserError("--learning-rates and --embedding-l2 are the values that --tune chooses from; add --tune.")
+        if config.learning_rates or config.embedding_l2 or config.space:
+            raise UserError("--learning-rates, --embedding-l2 and --space are what --tune chooses from; add --tune.")
         if config.tune_runs or config.tune_minutes:
             raise UserError("--tune-runs and --tune-minutes are the budget of --tune; add --tune.")
         return None
-    for each in variants:
-        if (option := each.sets("sparse.learning_rate", "model.embedding_l2")) is not None:
-            raise UserError(f"{each.place}: {option} is chosen by --tune; leave one of both out.")
     if config.tune_runs and config.tune_minutes:
         raise UserError("--tune-runs and --tune-minutes are two budgets; leave one of them out.")
+    variants, has_budget = [*variants], bool(config.tune_runs or config.tune_minutes)
+    choices = _space(config, train, variants, has_budget) if config.space else _lists(config, train, has_budget)
+    for each in variants:
+        if (option := each.sets(*choices.options)) is not None:
+            raise UserError(f"{each.place}: {option} is chosen by --tune; leave one of both out.")
+    first = setting_of(train, choices.options)
+    budget = Budget(first, config.tune_runs, config.tune_minutes) if has_budget else None
+    return Grid(choices, seed, Path(config.out) / "tuning", budget)
+
+
+def _lists(config: CompareConfig, train: TrainConfig, has_budget: bool) -> Lists:
     rates = config.learning_rates or tuple(factor * train.sparse.learning_rate for factor in (0.5, 1.0, 2.0))
-    l2 = config.embedding_l2 or tuple(sorted({0.0, 0.1, train.model.embedding_l2}))
-    for value in (*rates, *l2):
-        if not 0 <= value <= 1e6:
-            raise UserError(f"--learning-rates or --embedding-l2 has {value}, but must have values from 0 to 1000000.")
-    grid = Grid(rates, l2, seed, Path(config.out) / "tuning")
-    if not (config.tune_runs or config.tune_minutes):
-        return grid
-    if min(rates) <= 0:
+    if has_budget and min(rates) <= 0:
         raise UserError(
             f"--learning-rates has {min(rates):g}, but with a budget rates are drawn above 0; leave it out."
         )
-    first = Cell(train.sparse.learning_rate, train.model.embedding_l2)
-    return replace(grid, budget=Budget(first, config.tune_runs, config.tune_minutes))
+    return Lists(rates, config.embedding_l2 or tuple(sorted({0.0, 0.1, train.model.embedding_l2})))
+
+
+def _space(config: CompareConfig, train: TrainConfig, variants: Sequence[Variant], has_budget: bool) -> Space:
+    """The space of `--space`, whose options are those of every model."""
+    if config.learning_rates or config.embedding_l2:
+        raise UserError("--space takes the place of --learning-rates and --embedding-l2; leave one of both out.")
+    file = config.space or ""
+    for each in variants:
+        of_model = each.configure(train)
+        distributions = read_space(file, of_model)
+        for option in distributions:
+            try:
+                if option_of_model(option, of_model) in (ARCH, SPACES):
+                    raise UserError(f"{option} is what models differ in, or are judged by; leave it out.")
+            except UserError as error:
+                raise UserError(f"{file}: {error}") from error
+    space = Space(distributions)
+    if space.ranges and not has_budget:
+        raise UserError(
+            f"{file}: {space.ranges[0]} has a range, from which a budget alone draws; give a list, or --tune-runs."
+        )
+    return space
 
 
 def split_names(text: str) -> list[str]:

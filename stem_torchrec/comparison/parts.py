@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from stem_torchrec.comparison.settings import Setting
 from stem_torchrec.comparison.variants import Variant, built_in
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.losses.table import of_some_tasks
@@ -18,6 +19,8 @@ class Part:
     """The model."""
     labels: tuple[str, ...]
     """Its tasks."""
+    setting: Setting | None = None
+    """What `--tune` has chosen for it, or lets it try."""
 
     @property
     def model(self) -> str:
@@ -34,6 +37,11 @@ class Part:
         """Its name in messages and its subfolder: `stem`, `single_task/like`."""
         return f"{self.model}/{self.labels[0]}" if self.alone else self.model
 
+    @property
+    def place(self) -> str:
+        """Its name and its setting, for messages: `stem, learning_rate=0.02,embedding_l2=0`."""
+        return f"{self.name}, {self.setting.name}" if self.setting else self.name
+
     def configure(self, config: TrainConfig) -> TrainConfig:
         """The configuration of this part: its model and tasks, with these tasks' weights, losses and learning rates.
 
@@ -41,6 +49,7 @@ class Part:
             config: of the comparison; it names its labels.
         """
         config = self.variant.configure(config)
+        config = self.setting.configure(config) if self.setting else config
         weights = weights_by_label(config.model.task_weights, config.data.labels)
         task_weights = tuple(weights[config.data.labels.index(task)] for task in self.labels if weights)
         model = replace(config.model, task_weights=task_weights)

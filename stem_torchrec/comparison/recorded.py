@@ -6,13 +6,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stem_torchrec.comparison.grid_search import SCORE_FILE, Budget, Cell, Grid
+from stem_torchrec.comparison.grid_search import SCORE_FILE, Grid
 from stem_torchrec.comparison.options import Request
 from stem_torchrec.comparison.parts import Part
+from stem_torchrec.comparison.settings import Space, setting_of
 from stem_torchrec.comparison.variants import RECIPE
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.files import what_is_trained
-from stem_torchrec.config.serialization import from_dict, to_dict
+from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.models.table import MODELS
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.training.configuration import load_config, with_trained_options
@@ -45,7 +46,7 @@ def record_options(request: Request, world_size: int) -> None:
         refusal=f"{folder} holds a comparison with other options or of another log",
         fix=f"see {COMPARISON_FILE} in it, and give another --out, or the same options on as many ranks. Models and "
         "seeds may be added",
-        as_of_now=_as_of_now,
+        as_of_now=with_trained_options,
         confirm=partial(_check_trained, request),
     )
     for name, variant in request.variants.items():
@@ -66,17 +67,17 @@ def record_options(request: Request, world_size: int) -> None:
 
 
 def _tuned(grid: Grid) -> dict[str, Any]:
-    if grid.budget is None:
-        return {"seed": grid.seed, "cells": [cell.name for cell in grid.cells()]}
-    ends = {"learning_rates": sorted(grid.learning_rates), "embedding_l2": sorted(grid.embedding_l2)}
-    return {"seed": grid.seed, "budget": to_dict(grid.budget), **ends}
-
-
-def _as_of_now(recorded: dict[str, Any]) -> dict[str, Any]:
-    now, tuned = with_trained_options(recorded), recorded.get("tuned")
-    if isinstance(tuned, dict) and "budget" in tuned:
-        now["tuned"] = {**tuned, "budget": to_dict(from_dict(Budget, tuned["budget"]))}
-    return now
+    """What is tuned, in comparison.yaml."""
+    if isinstance(grid.choices, Space):
+        choices: dict[str, Any] = {"space": {name: repr(each) for name, each in grid.choices.distributions.items()}}
+    elif grid.budget is None:
+        choices = {"cells": [setting.name for setting in grid.settings()]}
+    else:
+        lists = grid.choices
+        choices = {"learning_rates": sorted(lists.learning_rates), "embedding_l2": sorted(lists.embedding_l2)}
+    if grid.budget is not None:
+        choices["budget"] = {**vars(grid.budget), "first": grid.budget.first.by_column}
+    return {"seed": grid.seed, **choices}
 
 
 def _check_trained(request: Request) -> None:
@@ -90,7 +91,7 @@ def _check_trained(request: Request) -> None:
             saved = load_config(str(folder / CONFIG_FILE))
             expected = replace(part.configure(request.train), seed=seed)
             if request.grid is not None:
-                expected = Cell(saved.sparse.learning_rate, saved.model.embedding_l2).configure(expected)
+                expected = setting_of(saved, request.grid.choices.options).configure(expected)
             expected = filled_in(expected, saved.data.batch_size, saved.train.eval_every, saved.sparse.eps)
             if unlike := next(_differences(saved, expected), None):
                 raise UserError(

@@ -112,6 +112,7 @@ def _check_models(request: Request, columns: Columns, row_groups: Sequence[RowGr
     """Raises UserError if a model cannot be built, its tables cannot be trained or begin anew, or a rule or rate names
     what none has."""
     train, parts_of_models = request.train, request.parts()
+    settings = request.grid.to_check() if request.grid else []
     all_parts = [part for parts in parts_of_models.values() for part in parts]
     _check_tasks(train, columns)
     for name, variant in request.variants.items():
@@ -122,6 +123,13 @@ def _check_models(request: Request, columns: Columns, row_groups: Sequence[RowGr
                 _check_rates(of_variant, parts_of_models[name], columns)
         except UserError as error:
             raise UserError(f"{variant.place}: {error}") from error
+        for setting in settings:
+            try:
+                of_setting = setting.configure(of_variant)
+                _check_tasks(of_setting, columns)
+                _check_rates(of_setting, all_parts, columns)
+            except UserError as error:
+                raise UserError(f"{variant.place}, {setting.name}: {error}") from error
     _check_rates(train, all_parts, columns)
     lacks: dict[tuple[tuple[str, ...], tuple[tuple[str, str], ...]], bool] = {}
     for part in all_parts:
@@ -129,10 +137,11 @@ def _check_models(request: Request, columns: Columns, row_groups: Sequence[RowGr
         rows = of_part.labels, tuple(of_part.spaces.items())
         if rows not in lacks:
             lacks[rows] = may_lack_labels(row_groups, of_part)
-        try:
-            _check_part(part.configure(train), of_part, labels_missing=lacks[rows])
-        except UserError as error:
-            raise _of_part(part, error) from error
+        for each in [part, *(replace(part, setting=setting) for setting in settings)]:
+            try:
+                _check_part(each.configure(train), of_part, labels_missing=lacks[rows])
+            except UserError as error:
+                raise _of_part(each, error) from error
 
 
 def _check_part(config: TrainConfig, columns: Columns, *, labels_missing: bool) -> None:
@@ -172,4 +181,4 @@ def _check_rates(train: TrainConfig, parts: Sequence[Part], columns: Columns) ->
 
 def _of_part(part: Part, error: object) -> UserError:
     file = f"{part.variant.file}: " if part.variant.file else ""
-    return UserError(f"{file}{part.name}: {error}")
+    return UserError(f"{file}{part.place}: {error}")

@@ -2,7 +2,7 @@
 
 import gc
 import shutil
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -138,7 +138,13 @@ def train_part(config: TrainConfig, process: Process, *, ending: Event | None = 
 
 
 def train_and_test(
-    run: Run, configs: Mapping[Part, TrainConfig], *, split: str, process: Process, ending: Event | None = None
+    run: Run,
+    parts: Sequence[Part],
+    config: TrainConfig,
+    *,
+    split: str,
+    process: Process,
+    ending: Event | None = None,
 ) -> None:
     """Trains and tests the parts of a run and writes TEST_FILE; all ranks call it. An interrupted part resumes.
 
@@ -146,7 +152,8 @@ def train_and_test(
 
     Args:
         run: a run that is not done.
-        configs: the configuration of each part.
+        parts: of its model, with the settings that were chosen for them.
+        config: of the comparison.
         split: the split to test on.
         process: this rank.
         ending: see `train`.
@@ -157,7 +164,7 @@ def train_and_test(
         write_json(run.folder / TEST_FILE, asdict(left_out))
 
     tested: list[_Tested] = []
-    for part, config in configs.items():
+    for part in parts:
         results = trained_or_left_out(
             partial(_train_and_test, run, part, config, split=split, process=process, ending=ending),
             process,

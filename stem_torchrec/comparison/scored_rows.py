@@ -10,8 +10,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stem_torchrec.comparison.comparable import key_columns, key_numbers, read_keys
+from stem_torchrec.comparison.compare_config import CompareConfig
 from stem_torchrec.comparison.multiplicity import draws_for
-from stem_torchrec.comparison.options import CompareConfig
 from stem_torchrec.comparison.resampling import Resampled
 from stem_torchrec.comparison.runs import Run
 from stem_torchrec.comparison.task_scores import TaskScores, labeled, measures_of

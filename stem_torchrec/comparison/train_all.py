@@ -13,7 +13,6 @@ from stem_torchrec.comparison.recorded import COMPARISON_FILE, record_options
 from stem_torchrec.comparison.resolved import resolve_log
 from stem_torchrec.comparison.runs import train_and_test
 from stem_torchrec.comparison.scored_rows import Comparison
-from stem_torchrec.config import TrainConfig
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.process import Process, from_first_rank
@@ -60,10 +59,10 @@ def _ready(request: Request, process: Process) -> Request:
 def _train_in_folder(request: Request, process: Process, lock: FolderLock, *, ending: Event | None) -> Comparison:
     from_first_rank(lambda: record_options(request, process.world_size))
     grid, parts = request.grid, [part for parts in request.parts().values() for part in parts]
-    configs: Mapping[Part, TrainConfig] = dict.fromkeys(parts, request.train)
+    tuned: Mapping[Part, Part] = {part: part for part in parts}
     if grid is not None:
-        configs = search_grid(grid, parts, config=request.train, process=process, ending=ending)
-    _train_runs(request, configs, process, lock, ending=ending)
+        tuned = search_grid(grid, parts, config=request.train, process=process, ending=ending)
+    _train_runs(request, tuned, process, lock, ending=ending)
     left_out = from_first_rank(lambda: left_out_of(request))
     _check_base(request, left_out)
     return Comparison(
@@ -98,7 +97,7 @@ def _check_base(request: Request, left_out: Mapping[str, str]) -> None:
 
 
 def _train_runs(
-    request: Request, configs: Mapping[Part, TrainConfig], process: Process, lock: FolderLock, *, ending: Event | None
+    request: Request, tuned: Mapping[Part, Part], process: Process, lock: FolderLock, *, ending: Event | None
 ) -> None:
     # Rank 0 decides what is left to do: a shared file system may show the other ranks fewer files.
     missing = from_first_rank(lambda: [run for run in request.runs if not run.done])
@@ -116,6 +115,6 @@ def _train_runs(
             name = f"{run.model}, seed {run.seed}, in {run.folder}"
             log_rank0(f"\nrun {number + 1} of {len(missing)}{left.after(number)}: {name}")
             from_first_rank(lock.confirm)
-            of_run = {part: configs[part] for part in parts[run.model]}
-            train_and_test(run, of_run, split=request.config.split, process=process, ending=ending)
+            of_run = [tuned[part] for part in parts[run.model]]
+            train_and_test(run, of_run, request.train, split=request.config.split, process=process, ending=ending)
             bar.update()

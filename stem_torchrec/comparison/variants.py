@@ -71,7 +71,7 @@ class Variant:
                 config = _with_recipe(config, RECIPES[self.recipe]())
             arch = self.options.get(ARCH, config.model.arch)
             config = replace(config, model=with_arch(config.model, arch))
-            return with_values(config, {_option_of_model(name, config): each for name, each in self.options.items()})
+            return with_values(config, {option_of_model(name, config): each for name, each in self.options.items()})
         except UserError as error:
             raise UserError(f"{self.place}: {error}") from error
 
@@ -238,7 +238,7 @@ def _check_name(name: str, path: str) -> None:
         raise UserError(f"{path}: {name} is the name of a model that is built in; give yours another.")
 
 
-def _option_of_model(name: str, config: TrainConfig) -> str:
+def option_of_model(name: str, config: TrainConfig) -> str:
     """The option of this name; raises UserError if there is none, or if it is not one of a single model."""
     option = known_option(name, config)
     if (option.partition(".")[0] in _OF_A_MODEL and option not in _OF_ALL) or option in _OTHERS:

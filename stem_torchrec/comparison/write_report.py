@@ -20,6 +20,10 @@ from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.report_file import Report, escape
 from stem_torchrec.training.watched_metric import SIGNS
 
+_TUNED = {"learning_rate": "learning rate of tables", "embedding_l2": "embedding L2"}
+_SCORED = ("model", "score", "chosen")
+"""The columns of what was tried that are none of a setting."""
+
 
 def write_report(comparison: Comparison, *, reports: int = 1) -> None:
     """Writes report.md, report.html and the numbers as Parquet; one process calls it, outside of any process group.
@@ -166,8 +170,7 @@ def settings(report: Report, comparison: Comparison) -> None:
         [
             {
                 "model": f"{row['model']}",
-                "learning rate of tables": f"{row['learning_rate']}",
-                "embedding L2": f"{row['embedding_l2']}",
+                **{_TUNED.get(column, column): escape(f"{row[column]}") for column in row if column not in _SCORED},
                 f"validation {metric}": f"{sign * row['score']:.4f}",
             }
             for row in comparison.tried
