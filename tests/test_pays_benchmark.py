@@ -1,5 +1,7 @@
 """The comparison on several sources: one family of differences, what is done in part, and who shares a folder."""
 
+import json
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +20,7 @@ from stem_torchrec.comparison.scored_rows import ScoredRows
 from stem_torchrec.config import SyntheticConfig
 from stem_torchrec.data import synthetic
 from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.training.configuration import load_config
 
 from earlier_versions import forget
 from gains import family
@@ -253,6 +256,29 @@ def test_every_run_is_in_a_file_with_its_metrics_and_its_costs(folder: Path) -> 
     assert stem["auc"] == pytest.approx(roc_auc_score(label[known], score[known]))
     (of_pays,) = (row for row in rows_of(folder) if (row["model"], row["task"]) == ("stem", "finish"))
     assert stem["mib_of_weights"] == pytest.approx(of_pays["mib_of_weights"])
+
+
+@pytest.mark.long
+def test_each_log_has_the_setting_that_validates_best_and_the_report_tells_which(folder: Path) -> None:
+    (folder / "space.yaml").write_text("{sparse.learning_rate: [1e-9, 0.1]}")
+    options = ("--tune", "--space", str(folder / "space.yaml"), "--train.max-steps", "8")
+    run(folder, *options, "--out", str(folder / "tuned"), source="both")
+    best = {
+        (log, model): max(
+            float(json.loads(file.read_bytes())["score"])
+            for file in (folder / f"tuned/both/{log}/tuning/{model}").glob("*/score.json")
+        )
+        for log in ("log_1", "log_2")
+        for model in ("mmoe", "stem")
+    }
+    for (log, model), score in best.items():
+        chosen = load_config(str(folder / f"tuned/both/{log}/runs/{model}/seed_0/config.yaml")).sparse.learning_rate
+        name = f"learning_rate={chosen:g}"
+        tried = json.loads((folder / f"tuned/both/{log}/tuning/{model}/{name}/score.json").read_bytes())
+        assert tried["score"] == score
+    text = (folder / "tuned/pays.md").read_text()
+    assert "Settings chosen by validation with seed 0, and on how many logs:" in text
+    assert re.search(r"- `stem`: learning_rate=.* on [12]", text)
 
 
 @pytest.mark.parametrize(

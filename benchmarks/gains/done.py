@@ -1,5 +1,6 @@
 """What is done of the comparison on a source: which models, with which seeds, on all of its logs."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -51,6 +52,24 @@ class Done:
     def missing(self) -> list[str]:
         """The runs that are not done yet, such as `stem seed 1`; several logs are one run."""
         return list(dict.fromkeys(f"{run.model} seed {run.seed}" for run in self._missing))
+
+    def settings(self) -> dict[str, Counter[str]]:
+        """What `--tune` has chosen, by the name of what is tuned: on how many logs each setting.
+
+        Example::
+
+            # {"stem": Counter({"fresh_tables=True": 3, "fresh_tables=False": 1}), "single_task/like": ...}
+        """
+        chosen: dict[str, Counter[str]] = {}
+        for request in self._by_log:
+            if (grid := request.grid) is None:
+                continue
+            for parts in request.parts().values():
+                tuned = [part for part in parts if grid.next_setting(part, parts=len(parts)) is None]
+                for part in tuned:
+                    if (setting := grid.best_setting(part)) is not None:
+                        chosen.setdefault(part.name, Counter())[setting.name] += 1
+        return chosen
 
     def aucs(self, model: str, seeds: Sequence[int], task: str) -> list[float]:
         """The AUC of each run of a model, log by log."""

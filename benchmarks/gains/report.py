@@ -138,11 +138,23 @@ def _section(done: Done, gains: Sequence[Gain], costs: Costs) -> list[str]:
         lines += [_table(done, [gain for gain in gains if gain.over == over], over, costs), ""]
     if gains:
         lines += _of_two(done, gains)
+    lines += _settings(done.settings(), seed=done.asked[0])
     for reason in done.left_out.values():
         lines += [f"Left out, as it could not be trained: {reason}", ""]
     if missing := done.missing():
         lines += [f"Not done yet: {', '.join(missing)}.", ""]
     return lines
+
+
+def _settings(chosen: Mapping[str, Counter[str]], *, seed: int) -> list[str]:
+    """A line for each model, or single-task model of a task, with what `--tune` chose, and on how many logs."""
+    if not chosen:
+        return []
+    lines = [
+        f"- `{name}`: {', '.join(f'{setting} on {logs}' for setting, logs in of_logs.most_common())}"
+        for name, of_logs in chosen.items()
+    ]
+    return [f"Settings chosen by validation with seed {seed}, and on how many logs:", "", *lines, ""]
 
 
 def _of_two(done: Done, gains: Sequence[Gain]) -> list[str]:
