@@ -10,7 +10,7 @@ from stem_torchrec.comparison.grid_search import Budget, Grid
 from stem_torchrec.comparison.options import Request
 from stem_torchrec.comparison.parts import Part, parts_of
 from stem_torchrec.comparison.recorded import record_options
-from stem_torchrec.comparison.settings import Lists, Setting, setting_of
+from stem_torchrec.comparison.settings import Lists, Setting
 from stem_torchrec.config import SyntheticConfig
 from stem_torchrec.data import synthetic
 from stem_torchrec.runtime.errors import UserError
@@ -113,18 +113,42 @@ def test_a_space_is_all_combinations_of_its_choices(tmp_path: Path, log: Path) -
     # Folders have names of plain letters: brackets are none in a URL.
     assert all(each.name.isidentifier() for each in settings)
     assert len({each.name for each in settings}) == 4
-    assert [*settings[1].by_column.items()] == [("fresh_tables", True), ("tower_hidden", "[16, 8]")]
+    assert [*settings[1].by_column.items()] == [("train.fresh_tables", True), ("model.tower_hidden", "[16, 8]")]
+
+
+def test_a_list_is_settings_of_options_that_go_together(tmp_path: Path, log: Path) -> None:
+    file = "[{}, {sparse.learning-rate: 0.5}, {dense.learning_rate: 0.5, model.dropout: 0.2}]"
+    request = tuned_in(tmp_path, log, file, "--models", "stem,duet,single_task")
+    settings = [*grid_of(request).settings()]
+    assert [each.name for each in settings] == [
+        "as_given",
+        "learning_rate=0.5",
+        "dense.learning_rate=0.5,model.dropout=0.2",
+    ]
+    (stem,), (duet,), (alone, _) = request.parts().values()
+    for part in (stem, duet, alone):
+        first, second, third = (replace(part, setting=each).configure(request.train) for each in settings)
+        assert first == part.configure(request.train)
+        assert second == replace(first, sparse=replace(first.sparse, learning_rate=0.5))
+        assert (third.dense.learning_rate, third.sparse, third.model.dropout) == (0.5, first.sparse, 0.2)
+    drawn = [*grid_of(tuned_in(tmp_path, log, file, "--tune-runs", "9")).settings()]
+    assert (drawn[0].name, len(drawn), {*drawn}) == ("as_given", 3, {*settings})
+    record_options(request, 1)
+    (tmp_path / "out/tuning/stem/as_given").mkdir(parents=True)
+    with pytest.raises(UserError, match="holds a comparison with other options"):
+        record_options(tuned_in(tmp_path, log, "[{}]", "--models", "stem,duet,single_task"), 1)
 
 
 def test_with_a_budget_a_space_is_drawn_from_without_repeats(tmp_path: Path, log: Path) -> None:
     space = "{train.fresh_tables: [true, false], model.dropout: {low: 0.0, high: 0.2, step: 0.1}}"
     request = tuned_in(tmp_path, log, space, "--tune-runs", "20", "--model.dropout", "0.3")
     settings = [*grid_of(request).settings()]
-    # The other options', which the space does not have, then all six of the space, and no other.
-    assert settings[0] == setting_of(request.train, ["train.fresh_tables", "model.dropout"])
-    assert settings[0].name == "fresh_tables=False,dropout=0.3"
+    # That of the other options, which the space does not have, then all six of the space, and no other.
+    assert settings[0] == Setting()
+    assert settings[0].name == "as_given"
+    assert replace(request.parts()["stem"][0], setting=settings[0]).configure(request.train).model.dropout == 0.3
     assert {each.name for each in settings[1:]} == {
-        f"fresh_tables={fresh},dropout={dropout:g}" for fresh in (True, False) for dropout in (0, 0.1, 0.2)
+        f"train.fresh_tables={fresh},model.dropout={dropout:g}" for fresh in (True, False) for dropout in (0, 0.1, 0.2)
     }
     assert len(settings) == 7
     assert settings == [*grid_of(request).settings()]
@@ -136,7 +160,7 @@ def test_numbers_are_drawn_from_a_range_as_their_names_tell(tmp_path: Path, log:
     for setting in settings:
         rate = setting.by_column["dense.learning_rate"]
         assert 0.0001 <= rate <= 0.01
-        assert setting.name == f"dense.learning_rate={rate:g},sparse.learning_rate=0.0123456789"
+        assert setting.name == f"dense.learning_rate={rate:g},learning_rate=0.0123456789"
     assert sum(setting.by_column["dense.learning_rate"] < 0.001 for setting in settings) > 10
 
 
@@ -147,6 +171,15 @@ def test_numbers_are_drawn_from_a_range_as_their_names_tell(tmp_path: Path, log:
             "{model.num_shared_experts: [1, 2]}",
             "space.yaml: model.num_shared_experts is an option of stem, .*, not of ",
         ),
+        (
+            "[{}, {model.num_shared_experts: 2}]",
+            "space.yaml: model.num_shared_experts is an option of stem, .*, not of",
+        ),
+        ("[{}, {model.dropout: 2}]", "space.yaml: setting 2: model.dropout is 2, but must be from 0 to 0.999."),
+        ("[{}, model.dropout]", "space.yaml: setting 2 is 'model.dropout', but must be a mapping of options such as"),
+        ("[{model.dropout: 0.1}, {model.dropout: 0.1}]", "space.yaml has 2 settings, but must have one or more, each"),
+        ("[]", "space.yaml has 0 settings, but must have one or more, each once."),
+        ("[{train.metric: auc}]", "space.yaml: train.metric is what models differ in, or are judged by; leave it out."),
         ("{model.dropout: {low: 0.0, high: 0.3}}", "space.yaml: model.dropout has a range, from which a budget alone"),
         ("{model.arch: [stem, mmoe]}", "space.yaml: model.arch is what models differ in, or are judged by; leave it"),
         ("{data.spaces: [{like: finish}]}", "space.yaml: data.spaces is what models differ in, or are judged by; le"),
@@ -155,7 +188,7 @@ def test_numbers_are_drawn_from_a_range_as_their_names_tell(tmp_path: Path, log:
         ("{model.dropout: [2]}", "space.yaml: model.dropout is 2, but must be from 0 to 0.999."),
         (
             "{sparse.name: [adam], train.fresh_tables: [true]}",
-            "stem, name=adam,fresh_tables=True: --train.fresh-tables does not serve adam",
+            "stem, sparse.name=adam,train.fresh_tables=True: --train.fresh-tables does not serve adam",
         ),
         ("{loss.kinds: [{likes: focal}]}", "stem, setting_.*: --loss.kinds names the task 'likes', but the tasks are"),
         ("{sparse.group_learning_rates: [{likes: 1}]}", "stem, setting_.*: --sparse.group-learning-rates names 'like"),
@@ -178,7 +211,7 @@ def test_what_a_space_chooses_no_model_may_set_and_no_list(tmp_path: Path, log: 
 def test_a_folder_keeps_its_space(tmp_path: Path, log: Path) -> None:
     request = tuned_in(tmp_path, log, "{model.dropout: [0.1, 0.2]}")
     record_options(request, 1)
-    (tmp_path / "out/tuning/stem/dropout=0.1").mkdir(parents=True)
+    (tmp_path / "out/tuning/stem/model.dropout=0.1").mkdir(parents=True)
     record_options(tuned_in(tmp_path, log, "{model.dropout: [0.1, 0.2]}"), 1)
     with pytest.raises(UserError, match="holds a comparison with other options"):
         record_options(tuned_in(tmp_path, log, "{model.dropout: [0.1, 0.3]}"), 1)
@@ -190,7 +223,7 @@ def test_a_space_of_sizes_goes_on_after_some_that_are_too_large(tmp_path: Path, 
     grid, (part,) = grid_of(request), request.parts()["stem"]
     tried = []
     while (setting := grid.next_setting(part, parts=1)) is not None:
-        tried.append(setting.by_column["embedding_dim"])
+        tried.append(setting.by_column["model.embedding_dim"])
         folder, large = grid.run_folder(part, setting), tried[-1] > 16
         folder.mkdir(parents=True)
         write_json(folder / "score.json", {"score": None if large else 0.5, "left_out": "x", "lacks_memory": large})

@@ -70,6 +70,6 @@ class CompareConfig:
     embedding_l2: tuple[Annotated[float, Interval(ge=0, le=1e6)], ...] = ()
     """L2 regularization of embeddings to choose from; by default 0, 0.1 and --model.embedding-l2."""
     space: LocalFile | None = None
-    """YAML file of what --tune chooses from in their place, as stem-tune takes it: options that all models have, to
-    choices ([true, false]), of which all combinations are tried, or with a budget also ranges ({low: 0.005, high: 0.1,
-    log: true})."""
+    """YAML file of what --tune chooses from in their place, options that all models have: a mapping to choices ([true,
+    false]), of which all combinations are tried, or with a budget also to ranges ({low: 0.005, high: 0.1, log: true}),
+    as stem-tune takes it; or a list of settings, such as - {sparse.eps: 1e-8, train.patience: 4}."""

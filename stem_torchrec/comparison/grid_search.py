@@ -16,7 +16,7 @@ from typing import Any
 
 from stem_torchrec.comparison.parts import Part
 from stem_torchrec.comparison.runs import read_results, train_part
-from stem_torchrec.comparison.settings import Lists, Setting, Space
+from stem_torchrec.comparison.settings import Listed, Lists, Setting, Space
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.metrics.multi_task import to_json
 from stem_torchrec.runtime.paths import write_json
@@ -28,9 +28,9 @@ from stem_torchrec.training.watched_metric import WatchedMetric
 SCORE_FILE = "score.json"
 """The validation score in a setting's run folder; written last, so it marks a setting that has been tried."""
 _CHECKED = 100
-"""Settings of a space that are checked before anything is trained, where there is no number of runs."""
+"""Settings of a file that are checked before anything is trained, where there is no number of runs."""
 _TOO_LARGE = 10
-"""Settings of a space in a row without enough memory after which no other is tried."""
+"""Settings of a file in a row without enough memory after which no other is tried."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class _Score:
 class Grid:
     """The settings that every part tries, with one seed."""
 
-    choices: Lists | Space
+    choices: Lists | Space | Listed
     seed: int
     folder: Path
     """Holds a run folder for each part and setting."""
@@ -86,8 +86,8 @@ class Grid:
         yield from (setting for setting in self.choices.drawn(self.seed) if setting != self.budget.first)
 
     def to_check(self) -> list[Setting]:
-        """The settings that a model may refuse: the first ones of a space; none of lists, which have rates and L2."""
-        if not isinstance(self.choices, Space):
+        """The settings that a model may refuse: the first ones of a file; none of lists, which have rates and L2."""
+        if isinstance(self.choices, Lists):
             return []
         return [*islice(self.settings(), (self.budget and self.budget.runs) or _CHECKED)]
 
@@ -122,7 +122,7 @@ class Grid:
         """
         runs, minutes = (self.budget.runs, self.budget.minutes) if self.budget else (None, None)
         # Whatever its rate and its L2, a model takes as much.
-        too_large = _TOO_LARGE if isinstance(self.choices, Space) else 1
+        too_large = 1 if isinstance(self.choices, Lists) else _TOO_LARGE
         seconds, lacking = 0.0, 0
         for number, setting in enumerate(self.settings()):
             if number == runs or (minutes is not None and number and seconds >= 60 * minutes / parts):
@@ -151,12 +151,18 @@ class Grid:
 
     def rows(self, parts: Sequence[Part]) -> list[dict[str, Any]]:
         """One row for each part and setting, with its score and whether it was chosen."""
+        tried = [(part, setting, each) for part in parts for setting, each in self.tried(part).items()]
+        columns = dict.fromkeys(column for _, setting, _ in tried for column in setting.by_column)
         return [
-            {"model": part.name, **setting.by_column,
-             "score": each.score_or_least, "chosen": setting == self.best_setting(part)}
-            for part in parts
-            for setting, each in self.tried(part).items()
-        ]  # fmt: skip
+            {
+                "model": part.name,
+                # Without a value it is that of the model, or of the command line.
+                **{column: setting.by_column.get(column) for column in columns},
+                "score": each.score_or_least,
+                "chosen": setting == self.best_setting(part),
+            }
+            for part, setting, each in tried
+        ]
 
 
 def search_grid(

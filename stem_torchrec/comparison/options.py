@@ -7,17 +7,16 @@ from pathlib import Path
 
 from stem_torchrec.comparison.comparable import edges_ascend
 from stem_torchrec.comparison.compare_config import CompareConfig
-from stem_torchrec.comparison.grid_search import Budget, Grid
+from stem_torchrec.comparison.grid_options import grid_of
+from stem_torchrec.comparison.grid_search import Grid
 from stem_torchrec.comparison.parts import Part, parts_of
 from stem_torchrec.comparison.runs import Run
-from stem_torchrec.comparison.settings import Lists, Space, setting_of
-from stem_torchrec.comparison.variants import ARCH, SPACES, Variant, built_in, option_of_model, read_variants
+from stem_torchrec.comparison.variants import SPACES, Variant, built_in, read_variants
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.command_line import parse_known_arguments
 from stem_torchrec.models.table import MODELS
 from stem_torchrec.runtime.errors import UserError, nearest
 from stem_torchrec.training.configuration import config_from_command_line
-from stem_torchrec.tuning.search_space import read_space
 
 _DESCRIPTION = """\
 Compares models on one log: trains each with each seed, on the same rows in the same order, and writes a report to
@@ -78,7 +77,7 @@ def read_command_line(args: Sequence[str] | None = None) -> Request:
         raise UserError(f"--ratio-edges is {list(config.ratio_edges)}, but must ascend from above 0, such as 0.5 2.")
     folder = Path(config.out)
     runs = tuple(Run(model, seed, folder / "runs" / model / f"seed_{seed}") for seed in seeds for model in variants)
-    return Request(config, train, runs, _grid(config, train, variants.values(), seeds[0]), variants)
+    return Request(config, train, runs, grid_of(config, train, [*variants.values()], seeds[0]), variants)
 
 
 def _models(config: CompareConfig, of_file: Mapping[str, Variant]) -> list[str]:
@@ -124,56 +123,6 @@ def log_options(logs: Sequence[str], others: Sequence[str]) -> list[str]:
     if any(option.partition("=")[0] == "--data.path" for option in others):
         raise UserError("--logs and --data.path both name logs; leave one of them out.")
     return ["--data.path", logs[0]]
-
-
-def _grid(config: CompareConfig, train: TrainConfig, variants: Iterable[Variant], seed: int) -> Grid | None:
-    if not config.tune:
-        if config.learning_rates or config.embedding_l2 or config.space:
-            raise UserError("--learning-rates, --embedding-l2 and --space are what --tune chooses from; add --tune.")
-        if config.tune_runs or config.tune_minutes:
-            raise UserError("--tune-runs and --tune-minutes are the budget of --tune; add --tune.")
-        return None
-    if config.tune_runs and config.tune_minutes:
-        raise UserError("--tune-runs and --tune-minutes are two budgets; leave one of them out.")
-    variants, has_budget = [*variants], bool(config.tune_runs or config.tune_minutes)
-    choices = _space(config, train, variants, has_budget) if config.space else _lists(config, train, has_budget)
-    for each in variants:
-        if (option := each.sets(*choices.options)) is not None:
-            raise UserError(f"{each.place}: {option} is chosen by --tune; leave one of both out.")
-    first = setting_of(train, choices.options)
-    budget = Budget(first, config.tune_runs, config.tune_minutes) if has_budget else None
-    return Grid(choices, seed, Path(config.out) / "tuning", budget)
-
-
-def _lists(config: CompareConfig, train: TrainConfig, has_budget: bool) -> Lists:
-    rates = config.learning_rates or tuple(factor * train.sparse.learning_rate for factor in (0.5, 1.0, 2.0))
-    if has_budget and min(rates) <= 0:
-        raise UserError(
-            f"--learning-rates has {min(rates):g}, but with a budget rates are drawn above 0; leave it out."
-        )
-    return Lists(rates, config.embedding_l2 or tuple(sorted({0.0, 0.1, train.model.embedding_l2})))
-
-
-def _space(config: CompareConfig, train: TrainConfig, variants: Sequence[Variant], has_budget: bool) -> Space:
-    """The space of `--space`, whose options are those of every model."""
-    if config.learning_rates or config.embedding_l2:
-        raise UserError("--space takes the place of --learning-rates and --embedding-l2; leave one of both out.")
-    file = config.space or ""
-    for each in variants:
-        of_model = each.configure(train)
-        distributions = read_space(file, of_model)
-        for option in distributions:
-            try:
-                if option_of_model(option, of_model) in (ARCH, SPACES):
-                    raise UserError(f"{option} is what models differ in, or are judged by; leave it out.")
-            except UserError as error:
-                raise UserError(f"{file}: {error}") from error
-    space = Space(distributions)
-    if space.ranges and not has_budget:
-        raise UserError(
-            f"{file}: {space.ranges[0]} has a range, from which a budget alone draws; give a list, or --tune-runs."
-        )
-    return space
 
 
 def split_names(text: str) -> list[str]:

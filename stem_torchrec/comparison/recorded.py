@@ -9,7 +9,7 @@ from typing import Any
 from stem_torchrec.comparison.grid_search import SCORE_FILE, Grid
 from stem_torchrec.comparison.options import Request
 from stem_torchrec.comparison.parts import Part
-from stem_torchrec.comparison.settings import Space, setting_of
+from stem_torchrec.comparison.settings import Listed, Space, setting_of
 from stem_torchrec.comparison.variants import RECIPE
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.files import what_is_trained
@@ -70,6 +70,8 @@ def _tuned(grid: Grid) -> dict[str, Any]:
     """What is tuned, in comparison.yaml."""
     if isinstance(grid.choices, Space):
         choices: dict[str, Any] = {"space": {name: repr(each) for name, each in grid.choices.distributions.items()}}
+    elif isinstance(grid.choices, Listed):
+        choices = {"settings": [dict(setting.choices) for setting in grid.choices.settings]}
     elif grid.budget is None:
         choices = {"cells": [setting.name for setting in grid.settings()]}
     else:

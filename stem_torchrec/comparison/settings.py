@@ -1,4 +1,4 @@
-"""What `--tune` chooses from: pairs of two lists, or the options of a space, in the order in which models try them."""
+"""What `--tune` chooses from, in the order in which all models try it: pairs of two lists, a space, or settings."""
 
 import json
 import math
@@ -20,6 +20,7 @@ from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.tuning.search_space import with_choices
 
 LEARNING_RATE, EMBEDDING_L2 = "sparse.learning_rate", "model.embedding_l2"
+_SHORT = {LEARNING_RATE: "learning_rate", EMBEDDING_L2: "embedding_l2"}
 _REPEATS = 1000
 """Draws in a row without a new setting after which a space counts as drawn whole."""
 
@@ -28,22 +29,19 @@ _REPEATS = 1000
 class Setting:
     """Values of the options that are tuned."""
 
-    choices: tuple[tuple[str, Any], ...]
-    """Each option, such as `model.dropout`, with its value; lists and mappings as JSON text."""
+    choices: tuple[tuple[str, Any], ...] = ()
+    """Each option, such as `model.dropout`, with its value; lists and mappings as JSON text. Without any it is what the
+    command line and the model have."""
 
     @property
     def by_column(self) -> dict[str, Any]:
-        """The values by the options without their sections, where that tells them apart: `{"learning_rate": 0.02}`."""
-        names = [option.rpartition(".")[2] for option, _ in self.choices]
-        return {
-            name if names.count(name) == 1 else option: value
-            for name, (option, value) in zip(names, self.choices, strict=True)
-        }
+        """The values by the names of the options in reports: `{"learning_rate": 0.02, "model.dropout": 0.1}`."""
+        return {_SHORT.get(option, option): value for option, value in self.choices}
 
     @property
     def name(self) -> str:
         """Its name in messages and its subfolder: `learning_rate=0.02,embedding_l2=0`, or a digest of a longer text."""
-        name = ",".join(f"{column}={_text(value)}" for column, value in self.by_column.items())
+        name = ",".join(f"{column}={_text(value)}" for column, value in self.by_column.items()) or "as_given"
         if re.fullmatch("[A-Za-z0-9_.=,+-]{1,150}", name):
             return name
         return f"setting_{sha256(name.encode()).hexdigest()[:12]}"
@@ -95,6 +93,27 @@ class Lists:
 
     def _pair(self, learning_rate: float, l2: float) -> Setting:
         return Setting(((LEARNING_RATE, learning_rate), (EMBEDDING_L2, l2)))
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Settings one by one, of options that go together; drawn, in random order."""
+
+    settings: tuple[Setting, ...]
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """What is tuned: what any of the settings has."""
+        return tuple(dict.fromkeys(option for setting in self.settings for option, _ in setting.choices))
+
+    def all(self) -> Iterator[Setting]:
+        """All settings, as they are listed."""
+        return iter(self.settings)
+
+    def drawn(self, seed: int) -> Iterator[Setting]:
+        """All settings in random order."""
+        order = np.random.default_rng(seed).permutation(len(self.settings))
+        return (self.settings[number] for number in order)
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,12 @@ in; `--variants FILE` adds others, of the same form.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from stem_torchrec.config import TrainConfig
-from stem_torchrec.config.yaml_text import parse_yaml
+from stem_torchrec.config.yaml_text import read_yaml
 from stem_torchrec.models.table import MODELS, with_arch
-from stem_torchrec.runtime.errors import UserError, reason_of
+from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.training.configuration import known_option, with_values
 from stem_torchrec.training.recipes import RECIPES
 
@@ -210,11 +209,7 @@ def read_variants(path: str, config: TrainConfig) -> dict[str, Variant]:
         # stem_wide: {model.arch: stem, model.embedding_dim: 32}
         read_variants("variants.yaml", tiny())  # {"stem_wide": Variant("stem_wide", {"model.arch": "stem", ...})}
     """
-    try:
-        content = parse_yaml(Path(path).read_text())
-    # ValueError: the file is not text, or not YAML.
-    except (OSError, ValueError) as error:
-        raise UserError(f"--variants {path} cannot be read ({reason_of(error)}); give a YAML file.") from error
+    content = read_yaml("--variants", path)
     example = "write lines like `stem_wide: {model.arch: stem, model.embedding_dim: 32}`"
     if not isinstance(content, dict) or not content:
         raise UserError(f"{path} is not a mapping of models to their options; {example}.")

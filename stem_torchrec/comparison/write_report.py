@@ -170,7 +170,11 @@ def settings(report: Report, comparison: Comparison) -> None:
         [
             {
                 "model": f"{row['model']}",
-                **{_TUNED.get(column, column): escape(f"{row[column]}") for column in row if column not in _SCORED},
+                **{
+                    _TUNED.get(name, name): escape("" if v is None else f"{v}")
+                    for name, v in row.items()
+                    if name not in _SCORED
+                },
                 f"validation {metric}": f"{sign * row['score']:.4f}",
             }
             for row in comparison.tried

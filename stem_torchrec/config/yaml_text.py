@@ -8,6 +8,7 @@ import io
 import reprlib
 from collections import defaultdict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -18,7 +19,7 @@ from ruamel.yaml.events import AliasEvent
 from ruamel.yaml.representer import SafeRepresenter
 from ruamel.yaml.resolver import VersionedResolver, implicit_resolvers
 
-from stem_torchrec.runtime.errors import reason_of
+from stem_torchrec.runtime.errors import UserError, reason_of
 
 _DEPTH = 32
 """Deepest nesting: deeper text would exhaust the interpreter's stack."""
@@ -149,6 +150,18 @@ def parse_yaml(text: str) -> Any:
     # AssertionError: %YAML 1.3.
     except (YAMLError, AssertionError) as error:
         raise ValueError(reason_of(error)) from error
+
+
+def read_yaml(option: str, path: str) -> Any:
+    """The value in a file that an option names.
+
+    Raises UserError that names both if the file cannot be read; see `parse_yaml`.
+    """
+    try:
+        return parse_yaml(Path(path).read_text())
+    # ValueError: the file is not text, or not YAML.
+    except (OSError, ValueError) as error:
+        raise UserError(f"{option} {path} cannot be read ({reason_of(error)}); give a YAML file.") from error
 
 
 def to_yaml(value: Any) -> str:

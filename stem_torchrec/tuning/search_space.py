@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.command_line import option_names
 from stem_torchrec.config.serialization import from_dict
-from stem_torchrec.config.yaml_text import parse_yaml
+from stem_torchrec.config.yaml_text import read_yaml
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.files import find_row_groups
 from stem_torchrec.data.folder import data_folder
@@ -124,11 +124,7 @@ def resolve_log(search: Search) -> Search:
 
 def read_space(path: str, base: TrainConfig) -> Space:
     """Reads a search space from a YAML file; raises UserError that names the wrong option."""
-    try:
-        space = parse_yaml(Path(path).read_text())
-    # ValueError: the file is not text, or not YAML.
-    except (OSError, ValueError) as error:
-        raise UserError(f"--space {path} cannot be read ({reason_of(error)}); give a YAML file.") from error
+    space = read_yaml("--space", path)
     if not isinstance(space, dict) or not space:
         raise UserError(f"{path} is not a mapping of options to choices; write lines like `model.dropout: [0.0, 0.1]`.")
     return to_space(space, base, path)
