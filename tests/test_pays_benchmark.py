@@ -112,8 +112,13 @@ def test_all_sources_and_tasks_are_one_family(folder: Path) -> None:
     assert [row["p_adjusted"] for row in rows] == pytest.approx(adjusted.tolist())
     assert "The family has 5 comparisons" in report_of(folder)
     verdicts = [row["verdict"] for row in rows]
-    counts = ", ".join(f"{name} in {verdicts.count(name)}" for name in ("better", "worse", "within noise"))
-    assert f"- **stem**: {counts} of 5 tasks" in report_of(folder)
+    above, below = sum(row["low"] > 0 for row in rows), sum(row["high"] < 0 for row in rows)
+    mean = np.mean([row["value"] for row in rows])
+    line = next(line for line in report_of(folder).splitlines() if line.startswith("| stem "))
+    assert [cell.strip() for cell in line.split("|")[1:10]] == [
+        *("stem", "5", *(str(verdicts.count(name)) for name in ("better", "worse", "within noise", "undefined"))),
+        *(str(above), str(below), f"{mean:+.4f}"),
+    ]
 
 
 def test_a_report_on_what_is_done_trains_nothing_and_lists_what_is_missing(folder: Path) -> None:

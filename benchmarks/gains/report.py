@@ -110,19 +110,29 @@ def _row(gain: Gain, costs: Costs, *, split: str) -> dict[str, Any]:
 
 
 def _summary(gains: Sequence[Gain], models: Sequence[str], over: str) -> list[str]:
-    """A line for each model: in how many tasks it is better, worse and within noise, and in which."""
-    lines = [f"## Over {over} in all", ""]
+    """A line for each model: in how many tasks it is better and worse, and what its intervals tell by themselves, which
+    screens models where a family is too large for any to stand out."""
+    lines = []
     for model in models:
         own = [gain for gain in gains if (gain.model, gain.over) == (model, over)]
         if not own:
             continue
         verdicts = Counter(gain.difference.verdict for gain in own)
-        numbers = ", ".join(f"{name} in {verdicts[name]}" for name in ("better", "worse", "within noise"))
-        without = f", without an interval in {verdicts['undefined']}" if verdicts["undefined"] else ""
-        named = [f"{each} in {where}" for each in ("better", "worse") if (where := _places(own, each))]
-        of_tasks = f"of {len(own)} task{'s' * (len(own) > 1)}"
-        lines.append(f"- **{model}**: {numbers}{without} {of_tasks}" + (f" ({'; '.join(named)})" if named else ""))
-    return [*lines, ""] if len(lines) > 2 else []
+        above, below = sum(gain.difference.low > 0 for gain in own), sum(gain.difference.high < 0 for gain in own)
+        counts = [
+            len(own),
+            *(verdicts[name] for name in ("better", "worse", "within noise", "undefined")),
+            above,
+            below,
+        ]
+        mean = f"{fmean(gain.difference.value for gain in own):+.4f}"
+        lines.append([model, *counts, mean, _places(own, "better"), _places(own, "worse")])
+    headers = [
+        *("model", "tasks", "better", "worse", "within noise", "no interval"),
+        *("above by its interval alone", "below", "mean", "better in", "worse in"),
+    ]
+    table = tabulate(lines, headers, tablefmt="github", disable_numparse=True)
+    return [f"## Over {over} in all", "", table, ""] if lines else []
 
 
 def _places(gains: Sequence[Gain], verdict: str) -> str:
