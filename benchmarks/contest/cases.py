@@ -7,23 +7,40 @@ from typing import Literal, get_args
 
 import torch
 
-from stem_torchrec.config import Arch
 from stem_torchrec.runtime.process import trains_on_gpu
 
-from contest.problem import BALANCES, MALLOC, Contestant, DensePart, Precision, Problem
+from contest.models import beside_stem
+from contest.problem import MALLOC, Contestant, DensePart, Precision, Problem
 from contest.turns import Failure, Score, Turns, contest
 
-Case = Literal["peak", "rows", "others", "models", "variants", "balance", "compiled", "ranks", "roofline", "memory"]
+Case = Literal[
+    "peak",
+    "rows",
+    "others",
+    "models",
+    "variants",
+    "balance",
+    "architectures",
+    "experts",
+    "losses",
+    "compiled",
+    "ranks",
+    "roofline",
+    "memory",
+]
 
-MODELS: tuple[Arch, ...] = ("stem", "mmoe", "ple")
-"""STEM, and the models that its speed is compared with."""
+MODELS = ("stem", "mmoe", "ple")
+"""STEM, and the models that its speed is compared with at few rows and at many."""
 
 
-def possible_cases() -> tuple[Case, ...]:
-    """The cases that this machine can measure: two ranks need two GPUs, or two cores on CPU; compiled needs a GPU."""
+def possible_cases(tasks: int) -> tuple[Case, ...]:
+    """The cases that this machine can measure: two ranks need two GPUs, or two cores on CPU; compiled needs a GPU.
+
+    In the architectures some models have tasks that are steps, of which there are two at least.
+    """
     on_gpu = trains_on_gpu()
     places = torch.cuda.device_count() if on_gpu else len(os.sched_getaffinity(0))
-    possible = {"ranks": places > 1, "compiled": on_gpu}
+    possible = {"ranks": places > 1, "compiled": on_gpu, "architectures": tasks > 1}
     return tuple(case for case in get_args(Case) if possible.get(case, True))
 
 
@@ -55,12 +72,12 @@ def _contests(case: Case, rows: Sequence[int]) -> dict[str, list[Contestant]]:
     if case == "others":
         return _others(rows, on_gpu)
     if case == "models":
-        return {case: [Contestant("ours", "fp32", n, arch=arch) for n in (few, many) for arch in MODELS]}
+        return {case: [Contestant("ours", "fp32", n, model=model) for n in (few, many) for model in MODELS]}
     if case == "variants":
         return {case: _variants(many, on_gpu)}
-    if case == "balance":
-        usual = Contestant("ours", "bf16" if on_gpu else "fp32", few)
-        return {case: [usual, *(replace(usual, balance=how) for how in BALANCES)]}
+    if beside := {name: models for name, models in beside_stem().items() if name.partition(",")[0] == case}:
+        stem = Contestant("ours", "bf16" if on_gpu else "fp32", few)
+        return {name: [stem, *(replace(stem, model=model) for model in models)] for name, models in beside.items()}
     if case == "compiled":
         parts: tuple[DensePart, ...] = ("eager", "compiled", "CUDA graphs")
         return {case: [Contestant("ours", "bf16", few, dense_part=part) for part in parts]}

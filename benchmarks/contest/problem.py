@@ -3,14 +3,14 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import cycle, pairwise
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torchrec.datasets.utils import Batch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from stem_torchrec.config import BalanceConfig, Kernel, Layout, SparseOptimizerName, TaskGradients, TaskWeights
+from stem_torchrec.config import Kernel, Layout, SparseOptimizerName
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.schema import SparseFeature
 from stem_torchrec.models.stem import STEMOptions
@@ -21,11 +21,6 @@ Pipeline = Literal["base", "sparse_dist"]
 cause wrong results, and https://github.com/meta-pytorch/torchrec/pull/4191 describes a race in 1.6 to 1.8."""
 DensePart = Literal["eager", "compiled", "CUDA graphs"]
 """How the layers and towers of ours run: as they are, under torch.compile, or under it with CUDA graphs."""
-BALANCES = {
-    **{how: BalanceConfig(weights=how) for how in get_args(TaskWeights) if how != "fixed"},
-    **{how: BalanceConfig(gradients=how) for how in get_args(TaskGradients) if how != "sum"},
-}
-"""Weights of tasks that learn, and gradients that are balanced, by method."""
 MALLOC = {True: "malloc kept", False: "malloc as it is"}
 """Whether a process keeps freed memory, in the words of the report."""
 
@@ -139,11 +134,8 @@ class Contestant:
     sparse: SparseOptimizerName = "rowwise_adagrad"
     layout: Layout = "split"
     dense_part: DensePart = "eager"
-    balance: str = ""
-    """How ours balances the tasks, by name in BALANCES; by default not at all."""
-    arch: str = "stem"
-    """Model of ours. If it has only shared tables, their rows are as long as those of all groups of STEM together,
-    so that its tables are as large."""
+    model: str = "stem"
+    """Model of ours, by its name in `contest.models`, with the options that the name stands for."""
 
     @property
     def name(self) -> str:
@@ -156,7 +148,7 @@ class Contestant:
         usual = Contestant(self.side)
         parts += [
             getattr(self, option)
-            for option in ("pipeline", "kernel", "sparse", "layout", "dense_part", "balance", "arch")
+            for option in ("pipeline", "kernel", "sparse", "layout", "dense_part", "model")
             if getattr(self, option) != getattr(usual, option)
         ]
         return ", ".join(parts)

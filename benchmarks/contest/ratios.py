@@ -76,7 +76,7 @@ def _models(scores: Sequence[Score]) -> Iterator[Ratio]:
     for stem in scores:
         for other in scores:
             if (
-                stem.contestant.arch == "stem" != other.contestant.arch
+                stem.contestant.model == "stem" != other.contestant.model
                 and stem.contestant.rows == other.contestant.rows
             ):
                 names = f"{stem.contestant.name} over {other.contestant.name}"
@@ -93,7 +93,7 @@ def _variants(scores: Sequence[Score]) -> Iterator[Ratio]:
 def _with_defaults(score: Score) -> bool:
     """Whether the contestant has no option but its precision and sizes."""
     usual = Contestant("ours")
-    options = ("pipeline", "kernel", "sparse", "layout", "dense_part", "balance")
+    options = ("pipeline", "kernel", "sparse", "layout", "dense_part", "model")
     return all(getattr(score.contestant, option) == getattr(usual, option) for option in options)
 
 
@@ -129,6 +129,9 @@ _BY_CASE = {
     "models": _models,
     "variants": _variants,
     "balance": _variants,
+    "architectures": _variants,
+    "experts": _variants,
+    "losses": _variants,
     "compiled": _variants,
     "ranks": _ranks,
     "roofline": _roofline,

@@ -21,6 +21,8 @@ from contest.turns import Failure, Score
 _HOW_TO_READ = """\
 - **ours**: this project as training assembles it. **stock**: the same model in loops of nn.Linear on TorchRec's own
   modules. **dense**: plain PyTorch, nn.Embedding, Adam over everything, L2 on whole tables.
+- What follows **ours** is what it has instead of the defaults. A model has its name in `stem-compare --models`; if all
+  its tables are shared, their rows are as long as those of all groups of STEM together.
 - Limits of the machine: **gemm**, the fastest of square matrix products of 4096, and on a GPU of 8192, and the products
   of the experts; **products**, only the products with weights of a step, in their shapes; **copy**, a copy of 256 MiB;
   **tables**, lookup and update without the model.

@@ -36,9 +36,10 @@ class ThroughputConfig:
     """peak: a step beside matrix products alone; rows: many rows against few; others: plain PyTorch and TorchRec's
     own modules, by rows, on CPU with freed memory kept by all sides and by none; models: MMoE and PLE with tables as
     large; variants: pipelines, optimizers, kernels and layouts; balance: weights of tasks that learn, and balanced
-    gradients; compiled: the dense part under torch.compile and with CUDA graphs, on a GPU; ranks: two against one;
-    roofline: the tables beside copies; memory: the largest model that fits. By default all that this machine can
-    measure."""
+    gradients; architectures: all other models, of two tasks or more; experts: STEM with other experts, gates and a
+    penalty; losses: STEM with other losses; compiled: the dense part under torch.compile and with CUDA graphs, on a
+    GPU; ranks: two against one; roofline: the tables beside copies; memory: the largest model that fits. By default all
+    that this machine can measure."""
     rows: tuple[Annotated[int, Interval(ge=1, le=2**31 - 1)], ...] = (1_000, 100_000, 1_000_000)
     """Rows of each feature's tables, from few to many."""
     batch_size: tuple[Annotated[int, Interval(ge=1, le=2**24)], ...] = (4096,)
@@ -72,7 +73,9 @@ def read_command_line(args: Sequence[str] | None = None, *, description: str | N
         raise UserError(f"--rows is {list(config.rows)}, but the cases rows and memory need two numbers.")
     if not config.batch_size:
         raise UserError("--batch-size is empty; leave it out for the default, 4096.")
-    impossible = set(config.cases) - set(possible_cases())
+    impossible = set(config.cases) - set(possible_cases(config.tasks))
+    if "architectures" in impossible:
+        raise UserError("--tasks is 1, but the case architectures has models that need two; leave it out of --cases.")
     if "ranks" in impossible:
         raise UserError("two ranks need two cores, or two GPUs; leave `ranks` out of --cases.")
     if impossible:
@@ -89,7 +92,7 @@ def measure(config: ThroughputConfig) -> None:
     folder = make_folder(config.out)
     problem = replace(Problem(), batch_size=config.batch_size[0], features=config.features, tasks=config.tasks)
     turns = Turns(rounds=config.rounds, steps=config.steps, warmup=config.warmup)
-    cases = config.cases or possible_cases()
+    cases = config.cases or possible_cases(config.tasks)
     head = describe_run("throughput.py", device=_device(), **_left_out(config))
     results: dict[str, Result] = {}
 
@@ -137,9 +140,12 @@ def _lines(result: Result) -> list[str]:
 
 def _left_out(config: ThroughputConfig) -> dict[str, str]:
     """A line for the head of the report about cases that were not asked for by name and cannot be measured."""
-    if config.cases or "ranks" in possible_cases():
+    if config.cases:
         return {}
-    return {"left out": "ranks, as two ranks need two cores, or two GPUs"}
+    reasons = {"architectures": "some models need two tasks", "ranks": "two ranks need two cores, or two GPUs"}
+    possible = possible_cases(config.tasks)
+    left_out = [f"{case}, as {reason}" for case, reason in reasons.items() if case not in possible]
+    return {"left out": "; ".join(left_out)} if left_out else {}
 
 
 def _device() -> str:

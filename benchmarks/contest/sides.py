@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -18,7 +19,6 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from stem_torchrec.config import (
-    BalanceConfig,
     DataConfig,
     LoopConfig,
     ShardingConfig,
@@ -28,7 +28,6 @@ from stem_torchrec.config import (
 )
 from stem_torchrec.models.loss import MultiTaskTrain
 from stem_torchrec.models.stem import STEM
-from stem_torchrec.models.table import with_arch
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.runtime.process import Process
 from stem_torchrec.sharding.shard import shard
@@ -38,8 +37,9 @@ from stem_torchrec.training.assembly import autocast_forward, build_sharded_mode
 from stem_torchrec.training.optimizers import apply_sparse_optimizer, build_optimizer
 
 from contest.limits import Build, plan_of_torchrec
+from contest.models import with_model
 from contest.plain import DenseTables, PlainSTEM, StockSTEM
-from contest.problem import BALANCES, Contestant, DensePart, Pipeline, Problem, Side
+from contest.problem import Contestant, DensePart, Pipeline, Problem, Side
 
 L2 = 1e-6
 """Factor of the L2 penalty in the published code, which is on whole tables."""
@@ -56,15 +56,14 @@ COMPILE_MODES: Mapping[DensePart, str] = {"compiled": "default", "CUDA graphs": 
 def ours(problem: Problem, contestant: Contestant, process: Process) -> Side:
     """This project, assembled as training does it."""
     type_: ShardingType = "table_wise" if contestant.kernel == "fused" else "auto"
-    dim = problem.model.embedding_dim * (1 if contestant.arch == "stem" else problem.tasks + 1)
     config = TrainConfig(
         data=DataConfig(batch_size=problem.batch_size),
-        model=with_arch(problem.model, contestant.arch, layout=contestant.layout, embedding_dim=dim),
+        model=replace(problem.model, layout=contestant.layout),
         sparse=SparseOptimizerConfig(name=contestant.sparse),
         sharding=ShardingConfig(type=type_, kernel=contestant.kernel),
         train=LoopConfig(precision=contestant.precision),
-        balance=BALANCES.get(contestant.balance, BalanceConfig()),
     )
+    config = with_model(config, contestant.model, problem.columns.labels)
     _check_managed_memory(problem, contestant, process)
     with _filled_at_once(process):
         model, _ = build_sharded_model(config, problem.columns, process)
@@ -73,9 +72,10 @@ def ours(problem: Problem, contestant: Contestant, process: Process) -> Side:
     pipeline = PIPELINES[contestant.pipeline](
         model, optimizer, process.device, custom_model_fwd=autocast_forward(model, config.train.precision, process)
     )
-    # The same count as Problem.gemm_flops, which is for STEM only.
+    # The same count as Problem.gemm_flops, which is for STEM only. TorchRec calls the weights of cross layers kernels.
     dense_part = in_backward_optimizer_filter(model.named_parameters())
-    flops = 3 * 2 * problem.batch_size * sum(p.numel() for name, p in dense_part if name.endswith("weight"))
+    matrices = (p for name, p in dense_part if name.endswith("weight") or "_kernels." in name)
+    flops = 3 * 2 * problem.batch_size * sum(matrix.numel() for matrix in matrices)
     return _training(pipeline, problem, process, flops, graphs=contestant.dense_part == "CUDA graphs")
 
 
