@@ -130,11 +130,7 @@ class ScoredRows:
     def measures(self) -> Mapping[str, Sequence[str]]:
         """By task, what the models are compared by."""
         grouped = self.columns.group is not None
-        return {task: list(measures_of(grouped=grouped, binary=self.is_binary(task))) for task in self.tasks}
-
-    def is_binary(self, task: str) -> bool:
-        """Whether the labels of a task are 0 and 1."""
-        return self.columns.kind_of(task) == "binary"
+        return {task: list(measures_of(grouped=grouped, binary=self.columns.is_binary(task))) for task in self.tasks}
 
     def draws_for(self, comparisons: int) -> int:
         """Draws of users for a family of so many comparisons: --resamples, or as many as they need."""
@@ -150,7 +146,7 @@ class ScoredRows:
         and the user, numbered from 0 (M,).
         """
         known, labels, user = labeled(self.labels[task], self.weights[task], self.users, rows)
-        return known, labels == 1 if self.is_binary(task) else labels, user
+        return known, labels == 1 if self.columns.is_binary(task) else labels, user
 
     def resample(
         self, task: str, measure: str = "AUC", rows: NDArray[np.bool_] | None = None, *, draws: int
@@ -171,7 +167,7 @@ class ScoredRows:
             user,
             None if weights is None else weights[known].astype(np.float64),
             {model: [scores[known] for scores in by_seed] for model, by_seed in self.scores[task].items()},
-            binary=self.is_binary(task),
+            binary=self.columns.is_binary(task),
         )
 
     def keys(self, name: str) -> NDArray[np.int64]:
