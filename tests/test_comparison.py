@@ -25,6 +25,7 @@ from torch import nn
 
 from stem_torchrec import compare
 from stem_torchrec.comparison import result_sections, runs
+from stem_torchrec.comparison.built_in import built_in
 from stem_torchrec.comparison.comparable import count_positives, read_keys
 from stem_torchrec.comparison.comparable_sections import comparable_samples
 from stem_torchrec.comparison.costs import cost_of
@@ -36,7 +37,6 @@ from stem_torchrec.comparison.scored_rows import Comparison, ScoredRows
 from stem_torchrec.comparison.several_logs import RowsOfLogs
 from stem_torchrec.comparison.task_scores import TaskScores, resample_together
 from stem_torchrec.comparison.train_all import train_all
-from stem_torchrec.comparison.variants import built_in
 from stem_torchrec.comparison.write_report import write_report_of_logs
 from stem_torchrec.config import SyntheticConfig, TrainConfig
 from stem_torchrec.data import synthetic

@@ -8,13 +8,14 @@ from typing import get_args
 import pyarrow.parquet as pq
 import pytest
 
+from stem_torchrec.comparison.built_in import built_in
 from stem_torchrec.comparison.grid_search import Budget, Cell, Grid
 from stem_torchrec.comparison.options import Request, read_command_line
 from stem_torchrec.comparison.parts import Part, parts_of
 from stem_torchrec.comparison.recorded import record_options
 from stem_torchrec.comparison.resolved import resolve_log
 from stem_torchrec.comparison.several_logs import requests_by_log
-from stem_torchrec.comparison.variants import built_in, read_variants
+from stem_torchrec.comparison.variants_file import read_variants
 from stem_torchrec.config import LossConfig, SyntheticConfig, TaskGradients, TaskWeights
 from stem_torchrec.data import synthetic
 from stem_torchrec.losses.table import LOSSES

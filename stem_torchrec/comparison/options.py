@@ -8,12 +8,14 @@ from typing import Annotated
 
 from annotated_types import Interval
 
+from stem_torchrec.comparison.built_in import built_in
 from stem_torchrec.comparison.comparable import EDGES, edges_ascend
 from stem_torchrec.comparison.grid_search import Budget, Cell, Grid
 from stem_torchrec.comparison.multiplicity import Correction
 from stem_torchrec.comparison.parts import Part, parts_of
 from stem_torchrec.comparison.runs import Run
-from stem_torchrec.comparison.variants import SPACES, Variant, built_in, read_variants
+from stem_torchrec.comparison.variants import SPACES, Variant
+from stem_torchrec.comparison.variants_file import read_variants
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.command_line import parse_known_arguments
 from stem_torchrec.models.table import MODELS
