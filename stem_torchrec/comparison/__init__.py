@@ -6,6 +6,6 @@ chooses settings, options.py checks the command line, resolved.py checks it agai
 the folder has, train_all.py runs it all; intervals.py, value_measures.py, resampling.py, task_scores.py,
 multiplicity.py, comparable.py and diagnostics.py compute what is reported, from scored_rows.py, or of several logs from
 several_logs.py; report.py, result_sections.py, comparable_sections.py, diagnostic_sections.py, costs.py, recommend.py
-and write_report.py write it.
+and write_report.py write it; log_by_log.py trains and reports, on one log or on several.
 Import from the modules. May import `transfer`, `training` and everything below them.
 """

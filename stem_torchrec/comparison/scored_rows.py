@@ -20,6 +20,7 @@ from stem_torchrec.config import TrainConfig
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.files import find_row_groups
 from stem_torchrec.data.schema import load_schema
+from stem_torchrec.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,20 @@ class Comparison:
     def runs_of(self, model: str) -> list[Run]:
         """The runs of a model, in the order of the seeds."""
         return [run for run in self.runs if run.model == model]
+
+
+def check_base(base: str, left_out: Mapping[str, str]) -> None:
+    """Raises UserError where the base is among the models that could not be trained.
+
+    Args:
+        base: the model that the others are compared with.
+        left_out: as of a Comparison.
+    """
+    if base in left_out:
+        raise UserError(
+            f"{left_out[base].rstrip('.')}; the other models cannot be compared with --base {base}: give another "
+            "--base, or train it with other options in another --out."
+        )
 
 
 class Scored(Protocol):
