@@ -53,6 +53,7 @@ from stem_torchrec.training.loop import StepOutput, TrainLoop
 
 from distributed import run_ranks
 from runs import this_process
+from studies.settings_report import write_report as write_trials
 
 
 @pytest.fixture(scope="module")
@@ -528,6 +529,23 @@ def test_results_of_a_run_that_ended_or_is_left_out_are_read(tmp_path: Path) -> 
         (tmp_path / runs.TEST_FILE).write_text(json.dumps(results))
         assert run.test_results() == results
         assert run.left_out() == left_out
+
+
+def test_a_trial_of_settings_leaves_out_what_could_not_be_trained(compared: Path, log: Path, tmp_path: Path) -> None:
+    one, failed = of_seed_0(compared, log, "stem,single_task"), runs.Run("wide/stem", 0, tmp_path / "failed")
+    failed.folder.mkdir()
+    (failed.folder / runs.TEST_FILE).write_text(json.dumps({"left_out": "stem, seed 0: the loss is nan."}))
+    _, single = trained = [replace(run, model=f"log/{run.model}") for run in one.runs]
+    trials = replace(one, runs=[*trained, failed, replace(single, model="wide/single_task")])
+    write_trials(tmp_path, [trials, replace(one, runs=[failed])])
+    report = (tmp_path / "settings.md").read_text()
+    assert report.count("Left out, as it could not be trained: wide: stem, seed 0: the loss is nan.") == 2
+    rows = pq.read_table(tmp_path / "settings.parquet").to_pylist()
+    assert [row["setting"] for row in rows] == ["log", "wide"] * 2
+    for row in rows:
+        alone = row["setting"] == "wide"
+        assert (not row["stem"], row["stem_over_single_task"] is None, row["stem_over_base"] is None) == (alone,) * 3
+        assert row["single_task_over_base"]["value"] == 0
 
 
 @pytest.mark.parametrize(
