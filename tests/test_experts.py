@@ -157,9 +157,9 @@ def test_columns_of_the_input_are_named_in_cross_layers_and_gates() -> None:
         assert whats(f"{at}.mlp.1.weight") == ["expert", None]
     assert whats("0.self_gates.like.mlp.2.bias") == ["expert"]
     assert whats("1.experts.like.cross.V_kernels.0") == [None, None]
-    # Its gates read the inputs of two groups side by side, so that a name would stand for two columns.
-    of_home = axes_of_weights(build_model(with_arch(MODEL, "home"), COLUMNS), ["age", "height"])
-    assert not any(axis and axis.what == "prior column" for axes in of_home.values() for axis in axes)
+    axes = axes_of_weights(build_model(replace(MODEL, prior=("tags", "tags")), COLUMNS), ["age", "height"])
+    # A name would stand for two columns.
+    assert whats("0.experts.like.prior_gate.of_prior.weight") == [None, None]
 
 
 def test_a_prior_gate_continues_the_columns_of_the_same_features_whatever_their_order() -> None:

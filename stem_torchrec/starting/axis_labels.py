@@ -154,7 +154,7 @@ def _layers_that_read_the_input(
                 layers[name] = layer, range(model.in_features)
                 return
         numbers = seen.flatten().tolist()
-        # A gate that joins the inputs of two groups sees each column twice, and no name would tell them apart.
+        # No names would tell apart the columns of a feature that --model.prior has twice.
         if all(number in places for number in numbers) and len(set(numbers)) == len(numbers):
             layers[name] = layer, [places[number] for number in numbers]
 
