@@ -12,21 +12,17 @@ def main() -> None:
 
     def run() -> None:
         # Imported late, as that takes seconds, in which a signal should end the command as well.
+        from stem_torchrec.comparison.log_by_log import train_logs, write_reports
         from stem_torchrec.comparison.options import read_command_line
-        from stem_torchrec.comparison.several_logs import requests_by_log, together
-        from stem_torchrec.comparison.train_all import train_all
-        from stem_torchrec.comparison.write_report import write_report, write_report_of_logs
         from stem_torchrec.runtime.hang_detection import collective_timeout
         from stem_torchrec.runtime.process import join_process_group
 
         request = read_command_line()
         timeout = collective_timeout(request.train.train.timeout)
         with ending_on_signals() as ending, join_process_group(timeout=timeout) as process:
-            comparisons = [train_all(each, process, ending=ending) for each in requests_by_log(request)]
-        if process.is_first and request.config.logs:
-            write_report_of_logs(together(request, comparisons), comparisons)
-        elif process.is_first:
-            write_report(*comparisons)
+            comparisons = train_logs(request, process, ending=ending)
+        if process.is_first:
+            write_reports(request, comparisons)
 
     run_main(run)
 

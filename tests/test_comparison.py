@@ -25,19 +25,19 @@ from torch import nn
 
 from stem_torchrec import compare
 from stem_torchrec.comparison import result_sections, runs
+from stem_torchrec.comparison.built_in import built_in
 from stem_torchrec.comparison.comparable import count_positives, read_keys
 from stem_torchrec.comparison.comparable_sections import comparable_samples
 from stem_torchrec.comparison.costs import cost_of
 from stem_torchrec.comparison.diagnostics import information_abundance, linear_cka
 from stem_torchrec.comparison.intervals import Interval
-from stem_torchrec.comparison.options import read_command_line
+from stem_torchrec.comparison.log_by_log import train_logs, write_reports
+from stem_torchrec.comparison.options import Request, read_command_line
 from stem_torchrec.comparison.recommend import recommendation, validation_score
 from stem_torchrec.comparison.scored_rows import Comparison, ScoredRows
 from stem_torchrec.comparison.several_logs import RowsOfLogs
 from stem_torchrec.comparison.task_scores import TaskScores, resample_together
 from stem_torchrec.comparison.train_all import train_all
-from stem_torchrec.comparison.variants import built_in
-from stem_torchrec.comparison.write_report import write_report_of_logs
 from stem_torchrec.config import SyntheticConfig, TrainConfig
 from stem_torchrec.data import synthetic
 from stem_torchrec.data.files import Columns, find_row_groups
@@ -45,6 +45,7 @@ from stem_torchrec.data.schema import load_schema, save_schema
 from stem_torchrec.models.gated_experts import GatedExperts
 from stem_torchrec.runtime.errors import DivergedError, NoMemoryError, UserError
 from stem_torchrec.runtime.exit_status import ExitStatus
+from stem_torchrec.runtime.process import join_process_group
 from stem_torchrec.runtime.report_file import Report
 from stem_torchrec.training.configuration import load_config
 from stem_torchrec.training.gate_weights import GateWeights
@@ -52,6 +53,7 @@ from stem_torchrec.training.loop import StepOutput, TrainLoop
 
 from distributed import run_ranks
 from runs import this_process
+from studies.settings_report import write_report as write_trials
 
 
 @pytest.fixture(scope="module")
@@ -276,21 +278,42 @@ def test_the_same_log_twice_tells_as_much_as_once(compared: Path, log: Path) -> 
     assert first["log 1"] == first["log 2"]
 
 
-def test_each_report_of_several_logs_tells_that_it_is_a_family_of_its_own(
+LOGS = ("log_1", "log_2")
+
+
+def report_on_two_logs(compared: Path, log: Path, out: Path, *, left_out: str) -> None:
+    """Writes the reports of a comparison that lacks a model on the second log."""
+    one = of_seed_0(compared, log, "stem,single_task")
+    config = replace(one.config, out=str(out), resamples=5)
+    first, second = (
+        replace(one, config=replace(config, out=str(out / at)), runs=[replace(run, log=i) for run in one.runs])
+        for i, at in enumerate(LOGS, 1)
+    )
+    kept = [run for run in second.runs if run.model != left_out]
+    second = replace(second, runs=kept, left_out={left_out: f"{left_out}, seed 0: the loss is nan."})
+    write_reports(Request(replace(config, logs=LOGS), one.train, (), None, {}), [first, second])
+
+
+def test_the_report_on_several_logs_is_without_a_model_that_is_left_out_on_one_and_each_is_a_family_of_its_own(
     compared: Path, log: Path, tmp_path: Path
 ) -> None:
-    one = of_seed_0(compared, log, "stem,single_task")
-    logs = [
-        replace(one, config=replace(one.config, out=str(tmp_path / f"log_{i}"), resamples=5),
-                runs=[replace(run, log=i) for run in one.runs])
-        for i in (1, 2)
-    ]  # fmt: skip
-    of_all = replace(one.config, out=str(tmp_path), logs=("a", "b"), resamples=5)
-    write_report_of_logs(replace(one, config=of_all, runs=[run for each in logs for run in each.runs]), logs)
+    report_on_two_logs(compared, log, tmp_path, left_out="stem")
     sentence = "This is one of 3 reports on these models, each a family of comparisons of its own: p-values are "
-    for folder in (tmp_path, tmp_path / "log_1", tmp_path / "log_2"):
-        assert sentence in (folder / "report.md").read_text()
+    for folder, models in {".": ["single_task"], LOGS[0]: ["stem", "single_task"], LOGS[1]: ["single_task"]}.items():
+        assert sentence in (tmp_path / folder / "report.md").read_text()
+        rows = pq.read_table(tmp_path / folder / "results.parquet").to_pylist()
+        assert list(dict.fromkeys(row["model"] for row in rows)) == models
+    assert f"trained: log 2 ({log}): stem, seed 0: the loss" in (tmp_path / "report.md").read_text().replace("\\", "")
     assert "This is one of" not in (compared / "report.md").read_text()
+
+
+def test_a_base_that_is_left_out_on_one_log_ends_the_report_on_all_and_not_that_on_another(
+    compared: Path, log: Path, tmp_path: Path
+) -> None:
+    reason = rf"^log 2 \({log}\): single_task, seed 0: the loss is nan; the other models cannot .* --base single_task: "
+    with pytest.raises(UserError, match=reason):
+        report_on_two_logs(compared, log, tmp_path, left_out="single_task")
+    assert [path.parent.name for path in tmp_path.glob("**/report.md")] == ["log_1"]
 
 
 def test_logs_count_by_their_pairs_of_labels_and_share_their_users() -> None:
@@ -462,6 +485,36 @@ def test_a_model_that_cannot_be_trained_is_left_out_and_the_base_may_not(
     )
 
 
+def test_every_log_is_trained_on_and_the_results_of_each_run_are_read_once_whatever_is_left_out(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All models diverge, the base as well, on both logs; the next call tries none of them again."""
+    read, files, tried = runs.read_results, Counter[Path](), Counter[str]()
+
+    def diverging(config: TrainConfig, *args: Any, **options: Any) -> Any:
+        tried[config.model.arch] += 1
+        raise DivergedError("the loss is nan.")
+
+    def counting(file: Path, *kinds: type) -> dict[str, Any]:
+        files[file] += 1
+        return read(file, *kinds)
+
+    monkeypatch.setattr(runs, "train", diverging)
+    monkeypatch.setattr(runs, "read_results", counting)
+    synthetic.generate(SyntheticConfig(train_rows=512, valid_rows=128, test_rows=128, seed=1), str(tmp_path / "b"))
+    models, out = ["stem", "mmoe", "ple"], tmp_path / "out"
+    line = ["--recipe", "tiny", "--models", ",".join(models), "--base", "mmoe", "--seeds", "0,1"]
+    request = read_command_line([*line, "--logs", str(log), str(tmp_path / "b"), "--out", str(out)])
+    with join_process_group() as process:
+        for calls in (1, 2):
+            assert [list(each.left_out) for each in train_logs(request, process)] == [models, models]
+            assert tried == dict.fromkeys(models, 2)
+            assert files == {out / at / "runs" / m / "seed_0/test.json": calls for m in models for at in LOGS}
+        request = read_command_line([*line, "--data.path", str(log), "--out", str(out / "log_1")])
+        with pytest.raises(UserError, match=r"^mmoe, seed 0: the loss is nan; the other models cannot be compared"):
+            train_all(request, process)
+
+
 def test_results_of_a_run_that_ended_or_is_left_out_are_read(tmp_path: Path) -> None:
     metrics = {"like": {"auc": 0.7, "gauc": None, "rows": 3}}
     tested = {"parts": ["."], "metrics": metrics, "gates": {"layer": {"a": {"shared": 0.5}}}}
@@ -476,6 +529,23 @@ def test_results_of_a_run_that_ended_or_is_left_out_are_read(tmp_path: Path) -> 
         (tmp_path / runs.TEST_FILE).write_text(json.dumps(results))
         assert run.test_results() == results
         assert run.left_out() == left_out
+
+
+def test_a_trial_of_settings_leaves_out_what_could_not_be_trained(compared: Path, log: Path, tmp_path: Path) -> None:
+    one, failed = of_seed_0(compared, log, "stem,single_task"), runs.Run("wide/stem", 0, tmp_path / "failed")
+    failed.folder.mkdir()
+    (failed.folder / runs.TEST_FILE).write_text(json.dumps({"left_out": "stem, seed 0: the loss is nan."}))
+    _, single = trained = [replace(run, model=f"log/{run.model}") for run in one.runs]
+    trials = replace(one, runs=[*trained, failed, replace(single, model="wide/single_task")])
+    write_trials(tmp_path, [trials, replace(one, runs=[failed])])
+    report = (tmp_path / "settings.md").read_text()
+    assert report.count("Left out, as it could not be trained: wide: stem, seed 0: the loss is nan.") == 2
+    rows = pq.read_table(tmp_path / "settings.parquet").to_pylist()
+    assert [row["setting"] for row in rows] == ["log", "wide"] * 2
+    for row in rows:
+        alone = row["setting"] == "wide"
+        assert (not row["stem"], row["stem_over_single_task"] is None, row["stem_over_base"] is None) == (alone,) * 3
+        assert row["single_task_over_base"]["value"] == 0
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The options of a comparison are checked before anything is trained, and recorded in its folder."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -7,14 +8,16 @@ from typing import get_args
 import pyarrow.parquet as pq
 import pytest
 
+from stem_torchrec.comparison.built_in import built_in
 from stem_torchrec.comparison.options import Request, read_command_line
 from stem_torchrec.comparison.parts import parts_of
 from stem_torchrec.comparison.recorded import record_options
 from stem_torchrec.comparison.resolved import resolve_log
 from stem_torchrec.comparison.several_logs import requests_by_log
-from stem_torchrec.comparison.variants import built_in, read_variants
+from stem_torchrec.comparison.variants_file import read_variants
 from stem_torchrec.config import LossConfig, SyntheticConfig, TaskGradients, TaskWeights
 from stem_torchrec.data import synthetic
+from stem_torchrec.data.schema import load_schema, save_schema
 from stem_torchrec.losses.table import LOSSES
 from stem_torchrec.models.escm2 import ESCM2Options, Estimator
 from stem_torchrec.models.group_experts import ExpertKind
@@ -162,6 +165,10 @@ def test_each_log_has_a_folder_and_runs_of_its_own_and_the_same_tasks(tmp_path: 
     synthetic.generate(other, str(tmp_path / "c"))
     with pytest.raises(UserError, match=r"--logs: .*/c has the tasks x, y, and .* finish, like; name those that all"):
         requests_by_log(read_command_line([*line[:2], "--logs", str(log), str(tmp_path / "c"), *line[5:]]))
+    save_schema(replace(load_schema(str(tmp_path / "b")), group=None), str(tmp_path / "b"))
+    sentence = f"--logs: {log} has a group column, and {tmp_path / 'b'} has none; give logs of one kind."
+    with pytest.raises(UserError, match=f"^{re.escape(sentence)}$"):
+        requests_by_log(read_command_line(line))
 
 
 def written(tmp_path: Path, text: str) -> str:

@@ -18,6 +18,8 @@ from stem_torchrec.models.group_experts import ExpertParts
 from stem_torchrec.models.table import with_arch
 from stem_torchrec.models.trained_by import tasks_of_parameters
 from stem_torchrec.starting.axis_labels import axes_of_weights
+from stem_torchrec.starting.match_modules import match_modules
+from stem_torchrec.starting.model_weights import ModelWeights
 
 from distributed import run_ranks
 from expert_formulas import expert, sigmoid, softmax
@@ -148,13 +150,33 @@ def test_columns_of_the_input_are_named_in_cross_layers_and_gates() -> None:
         assert whats(f"{at}.cross.bias.0") == ["input column"]
         assert whats(f"{at}.feature_gate.down.weight") == [None, "input column"]
         assert whats(f"{at}.feature_gate.up.weight") == ["input column", None]
-        assert whats(f"{at}.prior_gate.of_prior.weight") == [None, None]
+        assert whats(f"{at}.prior_gate.of_prior.weight") == [None, "prior column"]
         assert whats(f"{at}.prior_gate.of_input.weight") == [None, "input column"]
         assert whats(f"{at}.prior_gate.last.weight") == ["input column", None]
         assert whats(f"{at}.mlp.0.weight") == ["expert", "input column", None]
         assert whats(f"{at}.mlp.1.weight") == ["expert", None]
     assert whats("0.self_gates.like.mlp.2.bias") == ["expert"]
     assert whats("1.experts.like.cross.V_kernels.0") == [None, None]
+    axes = axes_of_weights(build_model(replace(MODEL, prior=("tags", "tags")), COLUMNS), ["age", "height"])
+    # A name would stand for two columns.
+    assert whats("0.experts.like.prior_gate.of_prior.weight") == [None, None]
+
+
+def test_a_prior_gate_continues_the_columns_of_the_same_features_whatever_their_order() -> None:
+    def continued(*features: Sequence[str]) -> tuple[Tensor | None, str, str]:
+        """The old places of the prior columns, and what becomes of the experts, in words."""
+        old, new = (ModelWeights(replace(MODEL, prior=tuple(each)), COLUMNS) for each in features)
+        matches, lines = match_modules(old, new, states="carried")
+        [line] = [each for each in lines if each.item == "layers.0.experts" and each.of == ("like",)]
+        match = matches.get("model.layers.0.experts.like.prior_gate.of_prior.weight")
+        return match and match.axes[1], line.status, line.details
+
+    assert continued(["uid"], ["uid"]) == (None, "carried", "")
+    assert continued(["uid"], ["tags"]) == (None, "fresh", "no prior column is the same")
+    places, *words = continued(["uid"], ["tags", "uid"])
+    assert words == ["grown", "8 new prior columns"]
+    assert places is not None
+    assert places.tolist() == [*[-1] * 8, *range(8)]
 
 
 def test_with_every_option_products_in_bf16_train_what_those_in_fp32_do() -> None:

@@ -78,7 +78,13 @@ def test_another_damaged_line_is_named(line: bytes, tmp_path: Path) -> None:
 
 
 def readings_after_a_resume() -> dict[str, Any]:
+    """With a pause of 3 seconds after each step."""
     seconds = 1000.0
+
+    def wait() -> None:
+        nonlocal seconds
+        seconds += 3
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(time, "perf_counter", lambda: seconds)
         before, resumed = Meter(["like"]), Meter(["like"])
@@ -89,10 +95,11 @@ def readings_after_a_resume() -> dict[str, Any]:
         for _ in range(2):
             seconds += 0.25
             resumed.add(torch.tensor([4.0]), labels=torch.tensor([5]), rows=100)
+            assert resumed.pause(wait) == 3
         return resumed.read()
 
 
-def test_speed_counts_from_the_resume_and_losses_from_before() -> None:
+def test_speed_counts_from_the_resume_without_pauses_and_losses_from_before() -> None:
     (values,) = run_ranks(1, readings_after_a_resume)
     assert values["train/loss/like"] == pytest.approx((5 * 2 * 1.0 + 2 * 5 * 4.0) / 20)
     assert values["train/samples_per_second"] == 2 * 100 / 0.5

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from stem_torchrec.comparison.built_in import built_in
 from stem_torchrec.comparison.costs import Cost
 from stem_torchrec.comparison.intervals import Interval
 from stem_torchrec.comparison.options import read_command_line
 from stem_torchrec.comparison.recommend import recommendation, validation_score
 from stem_torchrec.comparison.runs import TEST_FILE
 from stem_torchrec.comparison.scored_rows import Comparison
-from stem_torchrec.comparison.variants import built_in, forms_by_task, variant
+from stem_torchrec.comparison.variants import forms_by_task, variant
 from stem_torchrec.metrics.task_metrics import TaskMetrics
 from stem_torchrec.runtime.paths import write_json
 from stem_torchrec.training.best_by_task import StoredByTask, write_by_task

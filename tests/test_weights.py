@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
-from stem_torchrec.checkpoints.weights import load_weights, save_weights
+from stem_torchrec.checkpoints.storage import IoPathFileSystem
+from stem_torchrec.checkpoints.weights import find_weights, load_weights, save_weights
 from stem_torchrec.data.files import Columns
 from stem_torchrec.models.stem import STEMOptions
 from stem_torchrec.runtime.errors import UserError
@@ -71,6 +72,24 @@ def load_all(folder: Path, matrix: str) -> dict[tuple[str, str, str], Weights]:
         load_weights(run.model, folder / saved_as)
         loaded[saved_as, "row_wise", "packed, other order"] = run.weights()
     return loaded
+
+
+def save_without_memory(folder: Path) -> tuple[str, bool]:
+    """Saves weights, and once more while rank 1 has no memory; returns the error, and whether the old ones stay."""
+    model = nn.Linear(2, 2)
+    save_weights(model, folder)
+    if dist.get_rank() == 1:
+        pytest.MonkeyPatch().setattr(IoPathFileSystem, "create_stream", lambda *_: torch.empty(2**60))
+    with pytest.raises(MemoryError) as error:
+        save_weights(model, folder)
+    return str(error.value), find_weights(folder) == folder
+
+
+def test_a_rank_without_memory_for_weights_is_not_a_disk_without_room(tmp_path: Path) -> None:
+    for message, old_stays in run_ranks(2, save_without_memory, tmp_path / "best"):
+        assert "alloc_cpu" in message
+        assert old_stays
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
 
 
 def refusals(folder: Path, others: dict[str, tuple[STEMOptions, Columns]]) -> dict[str, str]:

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from stem_torchrec.comparison.variants import Variant, built_in
+from stem_torchrec.comparison.built_in import built_in
+from stem_torchrec.comparison.variants import Variant
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.models.table import MODELS, shared_only
 from stem_torchrec.tables import groups_of

@@ -13,7 +13,7 @@ from torch.distributed.checkpoint import CheckpointException, FileSystemReader, 
 from torch.distributed.checkpoint.filesystem import FileSystemBase
 from torch.distributed.checkpoint.metadata import Metadata
 
-from stem_torchrec.runtime.errors import DamagedError, UserError, reason_of
+from stem_torchrec.runtime.errors import DamagedError, UnwritableError, UserError, reason_of
 from stem_torchrec.runtime.file_systems import g_pathmgr
 from stem_torchrec.runtime.memory import is_out_of_memory
 from stem_torchrec.runtime.paths import move
@@ -154,6 +154,14 @@ def error_of(folder: str, error: CheckpointException) -> Exception:
     if isinstance(reason, UserError):
         return UserError(f"{folder} does not fit: {reason}")
     return DamagedError(f"{folder} cannot be read: {reason_of(reason)}")
+
+
+def error_of_writing(folder: str, error: CheckpointException) -> Exception:
+    """What to raise where tensors cannot be written to a folder: a rank without memory is not a disk without room."""
+    reason, _ = next(iter(error.failures.values()))
+    if is_out_of_memory(reason):
+        return MemoryError(str(reason))
+    return UnwritableError(f"{folder} cannot be written ({failure_of(error)})")
 
 
 def failure_on_any_rank(failure: str | None, *, group: dist.ProcessGroup | None = None) -> str | None:

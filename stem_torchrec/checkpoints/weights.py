@@ -16,6 +16,7 @@ from stem_torchrec.checkpoints.storage import (
     State,
     check_parts,
     error_of,
+    error_of_writing,
     failure_of,
     failure_on_any_rank,
     reader_from,
@@ -34,7 +35,8 @@ BEST_WEIGHTS = "best"
 def save_weights(model: nn.Module, folder: AnyPath) -> None:
     """Writes the weights of a sharded model to `folder`; a reader finds the old or the new ones, complete.
 
-    All ranks call it. Raises UnwritableError if the weights cannot be written; the old ones stay.
+    All ranks call it. Raises UnwritableError if the weights cannot be written, MemoryError if some rank has no memory
+    for it; the old ones stay.
 
     Example::
 
@@ -51,7 +53,9 @@ def save_weights(model: nn.Module, folder: AnyPath) -> None:
         except (OSError, dcp.CheckpointException):
             from_first_rank(lambda: remove_tree(new))
             raise
-    except (OSError, dcp.CheckpointException) as error:
+    except dcp.CheckpointException as error:
+        raise error_of_writing(str(folder), error) from error
+    except OSError as error:
         raise UnwritableError(f"{folder} cannot be written ({failure_of(error)})") from error
 
 

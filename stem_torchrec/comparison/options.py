@@ -5,13 +5,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from stem_torchrec.comparison.built_in import built_in
 from stem_torchrec.comparison.comparable import edges_ascend
 from stem_torchrec.comparison.compare_config import CompareConfig
 from stem_torchrec.comparison.grid_options import grid_of
 from stem_torchrec.comparison.grid_search import Grid
 from stem_torchrec.comparison.parts import Part, parts_of
 from stem_torchrec.comparison.runs import Run
-from stem_torchrec.comparison.variants import SPACES, Variant, built_in, read_variants
+from stem_torchrec.comparison.variants import SPACES, Variant
+from stem_torchrec.comparison.variants_file import read_variants
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.command_line import parse_known_arguments
 from stem_torchrec.models.table import MODELS

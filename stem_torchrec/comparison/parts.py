@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from stem_torchrec.comparison.built_in import built_in
 from stem_torchrec.comparison.settings import Setting
-from stem_torchrec.comparison.variants import Variant, built_in
+from stem_torchrec.comparison.variants import Variant
 from stem_torchrec.config import TrainConfig
 from stem_torchrec.losses.table import of_some_tasks
 from stem_torchrec.models.build import weights_by_label

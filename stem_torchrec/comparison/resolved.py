@@ -86,8 +86,7 @@ def _pair(named: str, columns: Columns) -> tuple[str, str] | None:
 def _check_metric(train: TrainConfig, parts: Sequence[Part], columns: Columns) -> None:
     """Raises UserError if single-task models of tasks of several kinds were judged by what only some of them have."""
     metric, tasks = train.train.metric.partition("/")[0], {part.labels[0] for part in parts if part.alone}
-    kinds = {columns.kind_of(task) == "binary" for task in tasks}
-    if metric not in ("auc", "gauc") and len(kinds) > 1:
+    if metric not in ("auc", "gauc") and len({columns.is_binary(task) for task in tasks}) > 1:
         raise UserError(
             f"--train.metric is {train.train.metric!r}, but each single-task model is judged by its own task, and not "
             f"all of {', '.join(columns.labels)} have {metric}; give --train.metric auc or gauc."

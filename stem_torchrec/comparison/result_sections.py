@@ -48,7 +48,7 @@ def results(report: Report, scored: Scored) -> Comparisons:
     others = [model for model in comparison.models if model != base]
     for task in scored.tasks:
         report.text(f"### {escape(task)}")
-        shown = METRICS if scored.columns.kind_of(task) == "binary" else METRICS_OF_VALUES
+        shown = METRICS if scored.columns.is_binary(task) else METRICS_OF_VALUES
         rows = []
         for model in comparison.models:
             of_seeds = [metrics[run][task] for run in comparison.runs_of(model)]

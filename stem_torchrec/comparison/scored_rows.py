@@ -20,6 +20,7 @@ from stem_torchrec.config import TrainConfig
 from stem_torchrec.data.columns import Columns
 from stem_torchrec.data.files import find_row_groups
 from stem_torchrec.data.schema import load_schema
+from stem_torchrec.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,20 @@ class Comparison:
         return [run for run in self.runs if run.model == model]
 
 
+def check_base(base: str, left_out: Mapping[str, str]) -> None:
+    """Raises UserError where the base is among the models that could not be trained.
+
+    Args:
+        base: the model that the others are compared with.
+        left_out: as of a Comparison.
+    """
+    if base in left_out:
+        raise UserError(
+            f"{left_out[base].rstrip('.')}; the other models cannot be compared with --base {base}: give another "
+            "--base, or train it with other options in another --out."
+        )
+
+
 class Scored(Protocol):
     """The test rows of a comparison, of one log or of several, with the predictions of every run."""
 
@@ -130,11 +145,7 @@ class ScoredRows:
     def measures(self) -> Mapping[str, Sequence[str]]:
         """By task, what the models are compared by."""
         grouped = self.columns.group is not None
-        return {task: list(measures_of(grouped=grouped, binary=self.is_binary(task))) for task in self.tasks}
-
-    def is_binary(self, task: str) -> bool:
-        """Whether the labels of a task are 0 and 1."""
-        return self.columns.kind_of(task) == "binary"
+        return {task: list(measures_of(grouped=grouped, binary=self.columns.is_binary(task))) for task in self.tasks}
 
     def draws_for(self, comparisons: int) -> int:
         """Draws of users for a family of so many comparisons: --resamples, or as many as they need."""
@@ -150,7 +161,7 @@ class ScoredRows:
         and the user, numbered from 0 (M,).
         """
         known, labels, user = labeled(self.labels[task], self.weights[task], self.users, rows)
-        return known, labels == 1 if self.is_binary(task) else labels, user
+        return known, labels == 1 if self.columns.is_binary(task) else labels, user
 
     def resample(
         self, task: str, measure: str = "AUC", rows: NDArray[np.bool_] | None = None, *, draws: int
@@ -171,7 +182,7 @@ class ScoredRows:
             user,
             None if weights is None else weights[known].astype(np.float64),
             {model: [scores[known] for scores in by_seed] for model, by_seed in self.scores[task].items()},
-            binary=self.is_binary(task),
+            binary=self.columns.is_binary(task),
         )
 
     def keys(self, name: str) -> NDArray[np.int64]:

@@ -23,10 +23,11 @@ from stem_torchrec.runtime.errors import UserError
 
 
 def requests_by_log(request: Request) -> list[Request]:
-    """The comparison on each log of `--logs`, in a folder of its own, log_1 and so on; or the one that it is.
+    """The comparison on each log of `--logs`, in a folder of its own, log_1 and so on; without `--logs` as it is.
 
-    All are checked before the first is trained. Raises UserError where options do not fit a log, or the logs have other
-    tasks or tasks of other kinds, or only some of them a group.
+    All logs are checked before the first is trained; what depends on a log is filled in later, by `resolve_log`. Raises
+    UserError where options do not fit a log, or the logs have other tasks or tasks of other kinds, or only some of them
+    a group.
     """
     config = request.config
     if not config.logs:
@@ -39,23 +40,28 @@ def requests_by_log(request: Request) -> list[Request]:
         train = replace(request.train, data=replace(request.train.data, path=log))
         of_log = replace(config, out=str(folder), logs=(), recommend=False)
         requests.append(replace(request, config=of_log, train=train, runs=tuple(runs), grid=grid))
-    resolved = [resolve_log(each) for each in requests]
-    for log, each in zip(config.logs, resolved, strict=True):
-        tasks, first = (_tasks(of_log.train.data) for of_log in (each, resolved[0]))
-        if tasks != first:
+    by_log = [_columns(resolve_log(each).train.data) for each in requests]
+    first, log_1 = by_log[0], config.logs[0]
+    for log, columns in zip(config.logs, by_log, strict=True):
+        if (tasks := _tasks(columns)) != _tasks(first):
             raise UserError(
-                f"--logs: {log} has the tasks {tasks}, and {config.logs[0]} {first}; name those that all have with "
+                f"--logs: {log} has the tasks {tasks}, and {log_1} {_tasks(first)}; name those that all have with "
                 "--data.labels."
             )
+        if (columns.group is None) != (first.group is None):
+            grouped, other = (log, log_1) if columns.group else (log_1, log)
+            raise UserError(f"--logs: {grouped} has a group column, and {other} has none; give logs of one kind.")
     return requests
 
 
-def _tasks(data: DataConfig) -> str:
+def _columns(data: DataConfig) -> Columns:
+    return Columns.select(load_schema(data.path or ""), labels=data.labels)
+
+
+def _tasks(columns: Columns) -> str:
     """The tasks of a log, with what their labels are where these are not 0 and 1: `like, watch (number)`."""
-    columns = Columns.select(load_schema(data.path or ""), labels=data.labels)
-    return ", ".join(
-        f"{label} ({kind})" if (kind := columns.kind_of(label)) != "binary" else label for label in data.labels
-    )
+    kinds = columns.not_binary
+    return ", ".join(f"{label} ({kinds[label]})" if label in kinds else label for label in columns.labels)
 
 
 def together(request: Request, by_log: Sequence[Comparison]) -> Comparison:
@@ -67,7 +73,7 @@ def together(request: Request, by_log: Sequence[Comparison]) -> Comparison:
     """
     left_out: dict[str, str] = {}
     for number, each in enumerate(by_log, 1):
-        left_out |= {model: f"log {number}: {reason}" for model, reason in each.left_out.items()}
+        left_out |= {model: f"log {number} ({each.path}): {reason}" for model, reason in each.left_out.items()}
     runs = [run for each in by_log for run in each.runs if run.model not in left_out]
     return replace(by_log[0], config=request.config, runs=runs, tried=(), left_out=left_out)
 
@@ -89,8 +95,7 @@ class RowsOfLogs:
         self.by_log = [ScoredRows(replace(each, runs=[r for r in each.runs if r.model in kept])) for each in by_log]
         first, *others = self.by_log
         self.tasks, self.unit, self.columns = first.tasks, first.unit, first.columns
-        if any(each.unit != self.unit for each in others):
-            raise UserError("some of --logs have a group column and others none; give logs of one kind.")
+        assert all(each.unit == self.unit for each in others), "requests_by_log checks it"
 
     @property
     def rows(self) -> int:

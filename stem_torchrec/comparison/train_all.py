@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from threading import Event
 
@@ -12,21 +11,24 @@ from stem_torchrec.comparison.parts import Part
 from stem_torchrec.comparison.recorded import COMPARISON_FILE, record_options
 from stem_torchrec.comparison.resolved import resolve_log
 from stem_torchrec.comparison.runs import train_and_test
-from stem_torchrec.comparison.scored_rows import Comparison
-from stem_torchrec.runtime.errors import UserError
+from stem_torchrec.comparison.scored_rows import Comparison, check_base
 from stem_torchrec.runtime.folder_lock import FolderLock
 from stem_torchrec.runtime.process import Process, from_first_rank
 from stem_torchrec.runtime.progress import TimeLeft, log_rank0, progress_bar
 from stem_torchrec.training.open_fields import with_open_fields
 
 
-def train_all(request: Request, process: Process, *, ending: Event | None = None) -> Comparison:
+def train_all(
+    request: Request, process: Process, *, ending: Event | None = None, needs_base: bool = True
+) -> Comparison:
     """Tunes, trains and tests what is not done yet; all ranks of the process group call it.
 
     Args:
         request: what `read_command_line` returns.
         process: this rank.
         ending: when it is set on some rank, the run under way writes a checkpoint and Interrupted is raised.
+        needs_base: raises where the base is left out; else the other models are trained in any case, as one of several
+            logs is of use without it.
 
     A model that cannot be trained is left out; see `trained_or_left_out`. Raises UserError if the request does not fit
     the log, the folder is in use or holds another comparison, or the base is left out.
@@ -34,7 +36,7 @@ def train_all(request: Request, process: Process, *, ending: Event | None = None
     request = _ready(request, process)
     with FolderLock(take_over=request.train.take_over) as lock:
         from_first_rank(lambda: lock.take(request.config.out, other="--out"))
-        return _train_in_folder(request, process, lock, ending=ending)
+        return _train_in_folder(request, process, lock, ending=ending, needs_base=needs_base)
 
 
 def check_recorded(request: Request, process: Process) -> None:
@@ -56,15 +58,20 @@ def _ready(request: Request, process: Process) -> Request:
     return replace(request, train=with_open_fields(request.train, path, process))
 
 
-def _train_in_folder(request: Request, process: Process, lock: FolderLock, *, ending: Event | None) -> Comparison:
+def _train_in_folder(
+    request: Request, process: Process, lock: FolderLock, *, ending: Event | None, needs_base: bool
+) -> Comparison:
     from_first_rank(lambda: record_options(request, process.world_size))
     grid, parts = request.grid, [part for parts in request.parts().values() for part in parts]
     tuned: Mapping[Part, Part] = {part: part for part in parts}
     if grid is not None:
         tuned = search_grid(grid, parts, config=request.train, process=process, ending=ending)
-    _train_runs(request, tuned, process, lock, ending=ending)
     left_out = from_first_rank(lambda: left_out_of(request))
-    _check_base(request, left_out)
+    if needs_base:
+        check_base(request.config.base, left_out)
+    left_out = _train_runs(request, tuned, process, lock, ending=ending, left_out=left_out)
+    if needs_base:
+        check_base(request.config.base, left_out)
     return Comparison(
         request.config,
         request.train,
@@ -87,29 +94,26 @@ def left_out_of(request: Request) -> dict[str, str]:
     return left_out
 
 
-def _check_base(request: Request, left_out: Mapping[str, str]) -> None:
-    base = request.config.base
-    if base in left_out:
-        raise UserError(
-            f"{left_out[base].rstrip('.')}; the other models cannot be compared with --base {base}: give another "
-            "--base, or train it with other options in another --out."
-        )
-
-
 def _train_runs(
-    request: Request, tuned: Mapping[Part, Part], process: Process, lock: FolderLock, *, ending: Event | None
-) -> None:
+    request: Request,
+    tuned: Mapping[Part, Part],
+    process: Process,
+    lock: FolderLock,
+    *,
+    ending: Event | None,
+    left_out: Mapping[str, str],
+) -> dict[str, str]:
+    """Trains and tests the runs that are missing, but of models that are left out; returns these, and new ones."""
+    left_out = dict(left_out)
     # Rank 0 decides what is left to do: a shared file system may show the other ranks fewer files.
     missing = from_first_rank(lambda: [run for run in request.runs if not run.done])
     if len(missing) < len(request.runs):
         log_rank0(f"{len(request.runs) - len(missing)} of {len(request.runs)} runs are done already")
-    left_out = partial(left_out_of, request)
-    _check_base(request, from_first_rank(left_out))
     parts = request.parts()
     with progress_bar(len(missing), "run") as bar:
         left = TimeLeft(len(missing))
         for number, run in enumerate(missing):
-            if run.model in from_first_rank(left_out):
+            if run.model in left_out:
                 log_rank0(f"\nrun {number + 1} of {len(missing)}: {run.model} is left out")
                 continue
             name = f"{run.model}, seed {run.seed}, in {run.folder}"
@@ -117,4 +121,7 @@ def _train_runs(
             from_first_rank(lock.confirm)
             of_run = [tuned[part] for part in parts[run.model]]
             train_and_test(run, of_run, request.train, split=request.config.split, process=process, ending=ending)
+            if (reason := from_first_rank(run.left_out)) is not None:
+                left_out[run.model] = reason
             bar.update()
+    return left_out

@@ -1,17 +1,15 @@
-"""The models that a comparison may name: those of the table of models, and variants by the options that they set.
+"""What a comparison may name as a model: a variant, by the options that it sets.
 
-A variant is a name with options of train.py over those of the command line, or over those of a recipe. Some are built
-in; `--variants FILE` adds others, of the same form.
+A variant is a name with options of train.py over those of the command line, or over those of a recipe. Those of
+built_in.py are there in any case; `--variants FILE` adds others, of the same form.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stem_torchrec.config import TrainConfig
-from stem_torchrec.config.yaml_text import read_yaml
-from stem_torchrec.models.table import MODELS, with_arch
+from stem_torchrec.models.table import with_arch
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.training.configuration import known_option, with_values
 from stem_torchrec.training.recipes import RECIPES
@@ -117,62 +115,6 @@ def _with_recipe(config: TrainConfig, recipe: TrainConfig) -> TrainConfig:
     )
 
 
-_STEM: Mapping[str, Mapping[str, Any]] = {
-    "stem_reads_own": {"model.reads": "own_shared"},
-    "stem_trains_all": {"model.trains": "all"},
-    "stem_gate_task": {"model.gate_input": "task"},
-    "stem_gate_shared": {"model.gate_input": "shared"},
-    "stem_alone": {ALONE: True},
-    "stem_norm": {"model.expert": "norm"},
-    "stem_cross": {"model.expert": "cross"},
-    "stem_cross_norm": {"model.expert": "cross_norm"},
-    "stem_feature_gate": {"model.feature_gate": True},
-    "stem_self_gate": {"model.self_gate": True},
-    "stem_gates": {"model.feature_gate": True, "model.self_gate": True},
-    "stem_covariance": {"model.covariance_weight": 1.0},
-    "stem_focal": {"loss.kinds": {"*": "focal"}},
-    "stem_smoothed": {"loss.kinds": {"*": "smoothed"}},
-    "stem_pairs": {"loss.kinds": {"*": "pairs"}},
-    "stem_jrc": {"loss.kinds": {"*": "jrc"}},
-    "stem_positives": {"loss.positive_weights": {"*": 10.0}},
-    "stem_uncertainty": {"balance.weights": "uncertainty"},
-    "stem_dwa": {"balance.weights": "dwa"},
-    "stem_pareto": {"balance.weights": "pareto"},
-    "stem_pcgrad": {"balance.gradients": "pcgrad"},
-    "stem_cagrad": {"balance.gradients": "cagrad"},
-    "stem_gradcraft": {"balance.gradients": "gradcraft"},
-    "stem_mgda": {"balance.gradients": "mgda"},
-    "stem_by_task": {"train.best_by_task": True},
-}
-"""Ablations of STEM, and STEM with each method that is an option, by what they set. A loss trains at most what its gate
-reads, so a STEM that reads own and shared and trains all is stem_reads_own. stem_alone is a STEM for each task by
-itself, which has the capacity of one, and no label of another task."""
-
-
-_BASELINE_RATE = {"sparse.learning_rate": 1e-4, "dense.learning_rate": 1e-4}
-VARIANTS: Mapping[str, Variant] = {
-    **{name: variant(name, {ARCH: "stem", **values}) for name, values in _STEM.items()},
-    "duet_mlp": variant("duet_mlp", {ARCH: "duet", "model.expert": "mlp"}),
-    "duet_by_task": variant("duet_by_task", {ARCH: "duet", "train.best_by_task": True}),
-    "stem_published": variant("stem_published", {RECIPE: "published", ARCH: "stem"}),
-    "single_task_published": variant(
-        "single_task_published",
-        {RECIPE: "published", ARCH: "single_task", "model.tower_hidden": [128, 128], **_BASELINE_RATE},
-    ),
-    "escm2_dr": variant("escm2_dr", {ARCH: "escm2", "model.estimator": "dr"}),
-}
-"""The variants that are built in, by name. A choice of tables, domain features and spaces are those of one log, so they
-take a file."""
-
-
-def built_in() -> dict[str, Variant]:
-    """The models that every comparison may name: all of the table of models, and VARIANTS.
-
-    The table is read at each call: a program may have added a model of its own (docs/add_a_model.md).
-    """
-    return {**{arch: variant(arch, {ARCH: arch}) for arch in MODELS}, **VARIANTS}
-
-
 def forms_by_task(variants: Mapping[str, Variant], config: TrainConfig) -> dict[str, str]:
     """The models that are there in two forms: by that with one set of weights, that with those of each task.
 
@@ -193,44 +135,6 @@ def forms_by_task(variants: Mapping[str, Variant], config: TrainConfig) -> dict[
         if not each.train.best_by_task
     }
     return {name: form for name, each in of_one.items() for form, other in configs.items() if other == each}
-
-
-def read_variants(path: str, config: TrainConfig) -> dict[str, Variant]:
-    """Reads the models of a YAML file, by name.
-
-    Args:
-        path: of a mapping of names to mappings of options.
-        config: what the command line has for all models.
-
-    Raises UserError with the file, the model, the option and the fix.
-
-    Example::
-
-        # stem_wide: {model.arch: stem, model.embedding_dim: 32}
-        read_variants("variants.yaml", tiny())  # {"stem_wide": Variant("stem_wide", {"model.arch": "stem", ...})}
-    """
-    content = read_yaml("--variants", path)
-    example = "write lines like `stem_wide: {model.arch: stem, model.embedding_dim: 32}`"
-    if not isinstance(content, dict) or not content:
-        raise UserError(f"{path} is not a mapping of models to their options; {example}.")
-    variants = {}
-    for name, values in content.items():
-        _check_name(name, path)
-        if not isinstance(values, dict):
-            raise UserError(f"{path}: {name} is {values!r}, but must be a mapping of options; {example}.")
-        variants[name] = variant(name, values, path, arch=config.model.arch)
-        variants[name].configure(config)
-    return variants
-
-
-def _check_name(name: str, path: str) -> None:
-    """Raises UserError for a name that a command line or a folder cannot have, or that is built in."""
-    if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
-        raise UserError(
-            f"{path}: the model {name!r} must have a name of letters, digits and _.- only; give it another."
-        )
-    if name in built_in() or name == "all":
-        raise UserError(f"{path}: {name} is the name of a model that is built in; give yours another.")
 
 
 def option_of_model(name: str, config: TrainConfig) -> str:

@@ -161,6 +161,10 @@ class Columns:
         """What the values of a label are."""
         return "number" if label in self.numbers else "ordinal" if label in self.levels else "binary"
 
+    def is_binary(self, label: str) -> bool:
+        """Whether the values of a label are 0 and 1."""
+        return self.kind_of(label) == "binary"
+
     @property
     def label_entries(self) -> tuple[Label, ...]:
         """The labels that are read as schema.json has them."""

@@ -53,7 +53,7 @@ def label_kinds(row_groups: Sequence[RowGroup], columns: Columns, label: str) ->
         label_kinds(row_groups, columns, "like")  # {0}: nobody liked anything, so no order of the rows is better
     """
     kinds: set[float] = set()
-    is_binary = columns.kind_of(label) == "binary"
+    is_binary = columns.is_binary(label)
     for row_group in row_groups:
         in_footer = (
             None

@@ -23,7 +23,7 @@ def predictions_of(scores: Tensor, columns: Columns) -> Tensor:
     """
     # float64 keeps probabilities distinct that float32 would round to the same number, up to logits of about 24.
     wide = scores.cpu().double()
-    is_binary = torch.tensor([columns.kind_of(task) == "binary" for task in columns.labels])
+    is_binary = torch.tensor([columns.is_binary(task) for task in columns.labels])
     return torch.where(is_binary, wide.sigmoid(), wide)
 
 

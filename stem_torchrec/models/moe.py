@@ -46,6 +46,20 @@ class MEMMoEOptions(ExpertKindOptions, OwnTableOptions):
     from repeating the shared ones (Crocodile)."""
 
 
+class _Options(InputOptions, total=False):
+    """Arguments of a mixture that its models hand on by name."""
+
+    expert_hidden: Sequence[int]
+    gate_hidden: Sequence[int]
+    tower_hidden: Sequence[int]
+    dropout: float
+    expert: ExpertKind
+    cross_layers: int
+    feature_gate: bool
+    prior: Sequence[str]
+    rank: int
+
+
 class _MoE(MultiTaskModel):
     """One layer of experts, all read and trained by all streams, which the gates of `gate_inputs` mix."""
 
@@ -56,15 +70,15 @@ class _MoE(MultiTaskModel):
         num_experts: Mapping[str, int],
         gate_inputs: Mapping[str, Sequence[str]],
         *,
-        expert_hidden: Sequence[int],
-        gate_hidden: Sequence[int],
-        tower_hidden: Sequence[int],
-        dropout: float,
-        expert: ExpertKind,
-        cross_layers: int,
-        feature_gate: bool,
-        prior: Sequence[str],
-        rank: int,
+        expert_hidden: Sequence[int] = (512, 512, 512),
+        gate_hidden: Sequence[int] = (128, 64),
+        tower_hidden: Sequence[int] = (128, 64),
+        dropout: float = 0.0,
+        expert: ExpertKind = "mlp",
+        cross_layers: int = 2,
+        feature_gate: bool = False,
+        prior: Sequence[str] = (),
+        rank: int = 64,
         **inputs: Unpack[InputOptions],
     ) -> None:
         super().__init__(embedding_bag_collection, tasks, tuple(num_experts), **inputs)
@@ -110,32 +124,14 @@ class MMoE(_MoE):
         *,
         num_shared_experts: int = 8,
         num_task_experts: int = 1,
-        expert_hidden: Sequence[int] = (512, 512, 512),
-        gate_hidden: Sequence[int] = (128, 64),
-        tower_hidden: Sequence[int] = (128, 64),
-        dropout: float = 0.0,
-        expert: ExpertKind = "mlp",
-        cross_layers: int = 2,
-        feature_gate: bool = False,
-        prior: Sequence[str] = (),
-        rank: int = 64,
-        **inputs: Unpack[InputOptions],
+        **options: Unpack[_Options],
     ) -> None:
         super().__init__(
             embedding_bag_collection,
             tasks,
             {SHARED: num_shared_experts + len(tasks) * num_task_experts},
             dict.fromkeys(tasks, (SHARED,)),
-            expert_hidden=expert_hidden,
-            gate_hidden=gate_hidden,
-            tower_hidden=tower_hidden,
-            dropout=dropout,
-            expert=expert,
-            cross_layers=cross_layers,
-            feature_gate=feature_gate,
-            prior=prior,
-            rank=rank,
-            **inputs,
+            **options,
         )
 
 
@@ -149,32 +145,14 @@ class OMoE(_MoE):
         *,
         num_shared_experts: int = 8,
         num_task_experts: int = 1,
-        expert_hidden: Sequence[int] = (512, 512, 512),
-        gate_hidden: Sequence[int] = (128, 64),
-        tower_hidden: Sequence[int] = (128, 64),
-        dropout: float = 0.0,
-        expert: ExpertKind = "mlp",
-        cross_layers: int = 2,
-        feature_gate: bool = False,
-        prior: Sequence[str] = (),
-        rank: int = 64,
-        **inputs: Unpack[InputOptions],
+        **options: Unpack[_Options],
     ) -> None:
         super().__init__(
             embedding_bag_collection,
             tasks,
             {SHARED: num_shared_experts + len(tasks) * num_task_experts},
             {SHARED: (SHARED,)},
-            expert_hidden=expert_hidden,
-            gate_hidden=gate_hidden,
-            tower_hidden=tower_hidden,
-            dropout=dropout,
-            expert=expert,
-            cross_layers=cross_layers,
-            feature_gate=feature_gate,
-            prior=prior,
-            rank=rank,
-            **inputs,
+            **options,
         )
 
     def arch(self, x: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -208,30 +186,12 @@ class MEMMoE(_MoE):
         *,
         num_shared_experts: int = 8,
         num_task_experts: int = 1,
-        expert_hidden: Sequence[int] = (512, 512, 512),
-        gate_hidden: Sequence[int] = (128, 64),
-        tower_hidden: Sequence[int] = (128, 64),
-        dropout: float = 0.0,
-        expert: ExpertKind = "mlp",
-        cross_layers: int = 2,
-        feature_gate: bool = False,
-        prior: Sequence[str] = (),
-        rank: int = 64,
-        **inputs: Unpack[InputOptions],
+        **options: Unpack[_Options],
     ) -> None:
         super().__init__(
             embedding_bag_collection,
             tasks,
             {g: num_shared_experts if g == SHARED else num_task_experts for g in groups_of(tasks)},
             {task: (task,) for task in tasks},
-            expert_hidden=expert_hidden,
-            gate_hidden=gate_hidden,
-            tower_hidden=tower_hidden,
-            dropout=dropout,
-            expert=expert,
-            cross_layers=cross_layers,
-            feature_gate=feature_gate,
-            prior=prior,
-            rank=rank,
-            **inputs,
+            **options,
         )

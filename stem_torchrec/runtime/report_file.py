@@ -76,7 +76,12 @@ class Report:
         self.parts += paragraphs
 
     def table(self, rows: Sequence[Mapping[str, str]], *, text_columns: int = 1) -> None:
-        """Adds a table with a column for each key of the first row; all but the first ones are aligned right."""
+        """Adds a table with a column for each key of the first row; all but the first ones are aligned right.
+
+        Without rows there is none.
+        """
+        if not rows:
+            return
         names = list(rows[0])
         aligned = ["left"] * text_columns + ["right"] * (len(names) - text_columns)
         cells = [[_cell(row.get(name, "")) for name in names] for row in rows]

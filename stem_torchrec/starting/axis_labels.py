@@ -86,10 +86,11 @@ def axes_of_weights(train: MultiTaskTrain, dense: Sequence[str], *, gate_bias: f
         axes[f"{name}.weight"][1] = Axis("dense feature", tuple(dense), start=0.0)
         projected = Axis("projected column", tuple(range(train.get_parameter(f"{name}.bias").shape[0])))
         axes[f"{name}.weight"][0] = axes[f"{name}.bias"][0] = projected
-    columns = Axis("input column", _names_of_input(model), start=0.0)
-    for name, layer in _layers_that_read_the_input(train, model).items():
+    columns = _names_of_input(model)
+    for name, (layer, read) in _layers_that_read_the_input(train, model).items():
+        what = "input column" if len(read) == len(columns) else "prior column"
         for weight, axis in _axes_of_columns(layer):
-            axes[f"{name}.{weight}"][axis] = columns
+            axes[f"{name}.{weight}"][axis] = Axis(what, tuple(columns[j] for j in read), start=0.0)
     return {name: tuple(of_weight) for name, of_weight in axes.items()}
 
 
@@ -132,20 +133,30 @@ def _axes_of_columns(layer: nn.Module) -> list[tuple[str, int]]:
 
 
 @torch.no_grad()
-def _layers_that_read_the_input(train: MultiTaskTrain, model: MultiTaskModel) -> dict[str, nn.Module]:
-    """By name, the layers whose input is that of a group, or a sum of those of several.
+def _layers_that_read_the_input(
+    train: MultiTaskTrain, model: MultiTaskModel
+) -> dict[str, tuple[nn.Module, Sequence[int]]]:
+    """By name, the layers whose input is that of a group, a sum of those of several, or some columns of one.
 
-    All groups get the same random input, so what these layers see is a multiple of it. Cross layers and gates of
-    columns, whose output has the columns of their input, hand it on as it is.
+    With each are the columns that it reads, in its order. All groups get the same input, whose numbers all differ, so
+    what these layers see is a multiple of it, or some of its numbers. Cross layers and gates of columns, whose output
+    has the columns of their input, hand it on as it is.
     """
-    x = torch.rand(1, model.in_features, generator=torch.Generator().manual_seed(0)) + 0.5
-    layers: dict[str, nn.Module] = {}
+    order = torch.randperm(model.in_features, generator=torch.Generator().manual_seed(0))
+    x = 0.5 + (order + 0.5).unsqueeze(0) / model.in_features
+    places = {number: j for j, number in enumerate(x.flatten().tolist())}
+    layers: dict[str, tuple[nn.Module, Sequence[int]]] = {}
 
     def look_at(name: str, layer: nn.Module, seen: Tensor) -> None:
         if seen.shape[-1] == model.in_features:
             times = (seen / x).flatten()
             if times[0] > 0 and torch.allclose(times, times[0]):
-                layers[name] = layer
+                layers[name] = layer, range(model.in_features)
+                return
+        numbers = seen.flatten().tolist()
+        # No names would tell apart the columns of a feature that --model.prior has twice.
+        if all(number in places for number in numbers) and len(set(numbers)) == len(numbers):
+            layers[name] = layer, [places[number] for number in numbers]
 
     handles = []
     for name, layer in train.named_modules():

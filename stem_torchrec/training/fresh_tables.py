@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 import torch
@@ -53,10 +52,7 @@ class FreshTables(Callback):
     def before_epoch(self, loop: TrainLoop) -> None:
         """Begins the tables of this rank anew."""
         set_activity("beginning the tables anew")
-        begin = time.perf_counter()
-        begin_anew(self._model, self._optimizer, seed=self._seed)
-        seconds = time.perf_counter() - begin
-        self._meter.pause(seconds)
+        seconds = self._meter.pause(lambda: begin_anew(self._model, self._optimizer, seed=self._seed))
         log_rank0(f"step {loop.state.step}  paused {seconds:.2f} s, the tables begin anew")
 
 

@@ -1,7 +1,7 @@
 """Losses and speed of the steps between two lines of a run's log."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -66,9 +66,13 @@ class Meter:
         self.rows = 0
         self.start = time.perf_counter()
 
-    def pause(self, seconds: float) -> None:
-        """Leaves out time that was not spent on steps."""
+    def pause(self, act: Callable[[], object]) -> float:
+        """Calls `act`, whose time is not spent on steps and left out; returns its seconds."""
+        begin = time.perf_counter()
+        act()
+        seconds = time.perf_counter() - begin
         self.start += seconds
+        return seconds
 
     def state(self) -> Tensor:
         """The steps since the last reading as a tensor (2T + 2,): sums of the losses, labels, rows, steps."""

@@ -1,6 +1,5 @@
 """The checkpoints of one run: resumes it from the newest, and writes more as a callback of its loop."""
 
-import time
 from collections.abc import Mapping
 from threading import Event
 
@@ -137,9 +136,7 @@ class RunCheckpoints(Callback):
         """Saves where a checkpoint is due; raises Interrupted after it where the run has been asked to end."""
         self.watch.check_finite()
         if self.watch.pause_is_requested or (self.every and loop.state.step % self.every == 0):
-            begin = time.perf_counter()
-            self.watch.on_pause(loop.state)
-            self._meter.pause(time.perf_counter() - begin)
+            self._meter.pause(lambda: self.watch.on_pause(loop.state))
 
     def after_evaluation(self, loop: TrainLoop, metrics: Metrics) -> None:
         """Saves the last state of a run that an earlier callback has stopped, which the next run may start from."""

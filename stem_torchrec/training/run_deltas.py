@@ -238,10 +238,7 @@ class RunDeltas(Callback):
             self._touched.add_rows(feature, began.fresh_rows(feature, len(array)))
 
     def _pause(self, step: int, *, ends: bool) -> None:
-        begin = time.perf_counter()
-        self.ship(step, ends=ends)
-        seconds = time.perf_counter() - begin
-        self._meter.pause(seconds)
+        seconds = self._meter.pause(lambda: self.ship(step, ends=ends))
         log_rank0(f"step {step}  paused {seconds:.2f} s for a delta")
         self.requested, self._last_time = False, time.monotonic()
 

@@ -64,7 +64,7 @@ class WatchedMetric:
         for task, problem in problems.items():
             fine = [each for each in columns.labels if each not in problems]
             fixes = [f"leave it out, as in --data.labels {' '.join(fine)}"] if fine else []
-            other = "logloss" if columns.kind_of(task) == "binary" else "rmse"
+            other = "logloss" if columns.is_binary(task) else "rmse"
             fixes += [f"choose another --train.metric, such as {other}"] if problem != _NO_LABEL else []
             raise UserError(
                 f"--train.metric is {name!r}, but the validation split has {problem} for task {task!r}, which leaves "
