@@ -101,6 +101,7 @@ def mgda(gram: Numbers) -> Numbers:
         w on the simplex with the least |sum of w_t g_t|^2
 
     Source: Sener and Koltun, "Multi-Task Learning as Multi-Objective Optimization", NeurIPS 2018, arXiv 1810.04650,
-    eq. 3; their bound (MGDA-UB) takes gradients at a shared representation, which the pooled embeddings are.
+    eq. 3; their bound (MGDA-UB) takes gradients at a shared representation, which the pooled embeddings are. Their code
+    multiplies whole losses by the w_t, as `--balance.weights pareto` does.
     """
     return len(gram) * min_norm(gram)

@@ -17,7 +17,7 @@ def jrc(rows: StepRows) -> Tensor:
     (arXiv 2208.06164), the listwise-like loss, beside the binary cross entropy. The paper's model has two outputs f_0
     and f_1, and both losses are least at once where exp f_y is the joint distribution of a row and its label. Here one
     logit is the difference of both, so this loss and the cross entropy can disagree: what the paper shows of two
-    outputs is not shown of this.
+    outputs is not shown of this. The sum over j has the rows of both labels, those with the label of i too.
 
     Example::
 

@@ -44,7 +44,8 @@ class ESCM2(EntireSpace):
     learning takes turns. Nothing goes back through p_{t-1}. `models/counterfactual.py` says which rows count.
 
     p_{t-1} is at least `least_propensity` where a row is divided by it, by default 0.05. The paper names 0.1 as an
-    example; its weight is 0.1 to 1; and MMoE's experts stand below its towers, where each task has a bottom here.
+    example; its weight is 0.1 to 1; its loss of p_t has a weight, which is 1 here; and MMoE's experts stand below its
+    towers, where each task has a bottom here.
 
     Args:
         embedding_bag_collection, tasks, expert_hidden, tower_hidden, dropout, inputs: see AITM.

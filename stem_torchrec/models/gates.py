@@ -43,7 +43,7 @@ class FeatureGate(nn.Module):
 
         x * 2 sigmoid(U V x),   V (r, N), U (N, r)
 
-    Source: HoME, arXiv 2408.05430, the feature gate, with one pair of matrices.
+    Source: HoME, arXiv 2408.05430, the feature gate, which weighs the factors of several such pairs of matrices there.
     """
 
     def __init__(self, in_features: int, rank: int) -> None:

@@ -44,8 +44,10 @@ class HoME(MultiTaskModel):
 
     so that no shared expert is occupied by a task through the others' experts (the hierarchy mask). The gate of a task
     reads [z_c, z_s], any other gate and all self gates what their stream's own experts read. Other than in the paper
-    experts are normalized over their units and not over the batch, as NormedSwish says, and a feature gate has one pair
-    of matrices, and is one for all experts of a group.
+    experts are normalized over their units, in each layer, and not over the batch, as NormedSwish says, and a feature
+    gate has one pair of matrices, where the paper's weighs several, and is one for all experts of a group. z_s is of
+    the shared experts alone, so that a category's experts are trained by its own tasks; in some public code it reads
+    those of all categories.
 
     Args:
         embedding_bag_collection: columns for "shared" and each feature.

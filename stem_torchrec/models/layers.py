@@ -119,8 +119,9 @@ class NormedSwish(nn.Module):
 
         swish(g_k * (h - mean(h)) / std(h) + b_k),   swish(z) = z sigmoid(z)
 
-    HoME (Wang et al., arXiv 2408.05430) normalizes over the rows of a batch. This normalizes each row over its H
-    units, so that a row's output depends neither on the other rows nor on the number of ranks, and not on training.
+    HoME (Wang et al., arXiv 2408.05430) normalizes an expert's output over the rows of a batch. This normalizes each
+    row over its H units, so that a row's output depends neither on the other rows nor on the number of ranks, and not
+    on training.
     """
 
     def __init__(self, num_layers: int, width: int, dropout: float) -> None:

@@ -69,8 +69,9 @@ class AITM(_Sequential):
 
     Source: Xi et al., "Modeling the Sequential Dependence among Audience Multi-step Conversions with Multi-task
     Learning in Targeted Display Advertising", KDD 2021. Its calibrator, a loss where a task is likelier than the one
-    before, is left out: it is for tasks that imply the one before. The authors' code has a ReLU behind a transfer,
-    which is linear here, as in the published STEM code.
+    before, is left out: it is for tasks that imply the one before. The authors' code has a ReLU behind a transfer and
+    no biases in h1, h2 and h3; here a transfer is linear, and they have biases, as in the published STEM code. One h1,
+    h2 and h3 serve all tasks, as in the authors' code.
 
     Args:
         embedding_bag_collection: columns for "shared" and each feature.
