@@ -48,6 +48,10 @@ def test_what_a_configuration_names_is_kept_and_the_rest_follows_from_it() -> No
     assert (evaluations.data.batch_size, evaluations.train.eval_every) == (512, 7)
     once = choose_steps(replace(config, train=replace(config.train, eval_every=None)), 149_732, 2)
     assert once.train.eval_every is None
+    assert once.balance.period == 500
+    paper = choose_steps(replace(config, balance=replace(config.balance, period=0)), 149_732, 2)
+    # An epoch of batches of 512 on two ranks.
+    assert paper.balance.period == 147
     for recipe in ("synthetic", "tiny", "kuairand_pure", "tiktok"):
         assert choose_steps(RECIPES[recipe](), 1000, 1) == RECIPES[recipe]()
 

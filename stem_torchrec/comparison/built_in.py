@@ -25,7 +25,7 @@ _STEM: Mapping[str, Mapping[str, Any]] = {
     "stem_jrc": {"loss.kinds": {"*": "jrc"}},
     "stem_positives": {"loss.positive_weights": {"*": 10.0}},
     "stem_uncertainty": {"balance.weights": "uncertainty"},
-    "stem_dwa": {"balance.weights": "dwa"},
+    "stem_dwa": {"balance.weights": "dwa", "balance.period": 0},
     "stem_pareto": {"balance.weights": "pareto"},
     "stem_pcgrad": {"balance.gradients": "pcgrad"},
     "stem_cagrad": {"balance.gradients": "cagrad"},

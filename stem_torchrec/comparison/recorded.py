@@ -17,7 +17,7 @@ from stem_torchrec.config.serialization import to_dict
 from stem_torchrec.models.table import MODELS
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.training.configuration import load_config, with_trained_options
-from stem_torchrec.training.open_fields import filled_in
+from stem_torchrec.training.open_fields import filled_in, open_fields_of
 from stem_torchrec.training.recorded_options import differences, write_or_check
 from stem_torchrec.training.run_folder import CONFIG_FILE
 
@@ -94,7 +94,7 @@ def _check_trained(request: Request) -> None:
             expected = replace(part.configure(request.train), seed=seed)
             if request.grid is not None:
                 expected = setting_of(saved, request.grid.choices.options).configure(expected)
-            expected = filled_in(expected, saved.data.batch_size, saved.train.eval_every, saved.sparse.eps)
+            expected = filled_in(expected, open_fields_of(saved))
             if unlike := next(_differences(saved, expected), None):
                 raise UserError(
                     f"{folder} was trained with other options, where {unlike}; give another --out, or the same options."

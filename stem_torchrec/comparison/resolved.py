@@ -28,7 +28,7 @@ from stem_torchrec.starting.source import with_source_path
 from stem_torchrec.tables import SHARED, table_configs
 from stem_torchrec.training.assembly import fit_sparse_optimizer, placements_by_rules
 from stem_torchrec.training.fresh_tables import check_fresh_tables
-from stem_torchrec.training.open_fields import filled_in
+from stem_torchrec.training.open_fields import OpenFields, filled_in
 from stem_torchrec.training.watched_metric import WatchedMetric
 
 
@@ -156,8 +156,8 @@ def _check_part(config: TrainConfig, columns: Columns, *, labels_missing: bool) 
     except UserError as error:
         raise UserError(f"{str(error).rstrip('.')}; every model needs rules that fit its tables.") from error
     device = torch.device("cuda" if trains_on_gpu() else "cpu")
-    # An eps of 0 is open until the run begins, with an optimizer that takes one.
-    config = filled_in(config, batch_size=1, eval_every=1, eps=1.0)
+    # What is open until the run begins has any value that fits; so an eps of 0, with an optimizer that takes one.
+    config = filled_in(config, OpenFields(batch_size=1, eval_every=1, eps=1.0, period=1))
     fit_sparse_optimizer(model, config, placements, device=device, labels_missing=labels_missing)
 
 

@@ -25,8 +25,9 @@ class BalanceConfig:
     """Of uncertainty: the learning rate of the logarithms of the variances."""
     temperature: Annotated[float, Interval(ge=1e-3, le=1e6)] = 2.0
     """Of dwa: a higher one makes the weights more alike."""
-    period: Annotated[int, Interval(ge=1, le=10**9)] = 500
-    """Of dwa: steps whose mean loss is compared with that of as many steps before."""
+    period: Annotated[int, Interval(ge=0, le=10**9)] = 500
+    """Of dwa: steps whose mean loss is compared with that of as many steps before; 0, as in the paper, is an epoch. The
+    weights are 1 in the first two periods."""
     caution: Annotated[float, Interval(ge=0, le=0.999)] = 0.4
     """Of cagrad: how far from the mean gradient it looks, as a share of its length; 0 is the mean."""
     magnitude: _Part = 0.5

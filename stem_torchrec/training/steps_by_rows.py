@@ -1,4 +1,4 @@
-"""Batch size, evaluations and eps by the number of rows and ranks, where a configuration leaves them open with 0."""
+"""Batch size, evaluations and more by the number of rows and ranks, where a configuration leaves them open with 0."""
 
 import math
 from dataclasses import replace
@@ -56,21 +56,25 @@ def eps_for(optimizer: str, rows: int) -> float:
 
 
 def choose_steps(config: TrainConfig, rows: int, ranks: int) -> TrainConfig:
-    """The configuration with the batch size, the steps between evaluations and the eps that it leaves open with 0.
+    """The configuration with the batch size, the steps between evaluations, the eps and the period of task weights, an
+    epoch, that it leaves open with 0.
 
     Args:
         config: of a run.
         rows: of the training split.
         ranks: that train together.
     """
-    data, train, sparse = config.data, config.train, config.sparse
+    data, train, sparse, balance = config.data, config.train, config.sparse, config.balance
     if not data.batch_size:
         data = replace(data, batch_size=batch_size_for(rows, ranks))
+    steps = _steps(data.batch_size, rows, ranks)
     if train.eval_every == 0:
-        train = replace(train, eval_every=eval_every_for(_steps(data.batch_size, rows, ranks)))
+        train = replace(train, eval_every=eval_every_for(steps))
     if not sparse.eps:
         sparse = replace(sparse, eps=eps_for(sparse.name, data.batch_size * ranks))
-    return replace(config, data=data, train=train, sparse=sparse)
+    if not balance.period:
+        balance = replace(balance, period=steps)
+    return replace(config, data=data, train=train, sparse=sparse, balance=balance)
 
 
 def describe_steps(config: TrainConfig, rows: int, ranks: int, *, resumed: bool = False) -> str:
