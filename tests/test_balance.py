@@ -146,6 +146,11 @@ def test_models_without_trained_shared_tables_are_refused_in_a_sentence() -> Non
         balance_tasks(train, BalanceConfig(gradients="pcgrad"))
 
 
+def test_a_period_of_an_epoch_is_refused_where_nobody_knows_its_steps() -> None:
+    with pytest.raises(UserError, match=r"--balance.period is 0, an epoch, whose steps only a run knows; give a numb"):
+        build(BalanceConfig(weights="dwa", period=0))
+
+
 def test_a_forward_pass_without_gradients_learns_nothing() -> None:
     train = build(METHODS["gradcraft"])
     before = {name: values.clone() for name, values in balance_state(train).items()}

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from stem_torchrec.comparison.built_in import built_in
 from stem_torchrec.comparison.variants import Variant
-from stem_torchrec.config import TrainConfig
+from stem_torchrec.config import BalanceConfig, TrainConfig
 from stem_torchrec.models.table import MODELS, shared_only
 from stem_torchrec.tables import groups_of
 
@@ -40,6 +40,8 @@ def with_model(config: TrainConfig, name: str, tasks: Sequence[str]) -> TrainCon
         with_model(TrainConfig(), "mmoe", ["finish", "like"]).model.embedding_dim  # 48
     """
     config = models()[name].configure(config)
+    # Without a log there is no epoch.
+    config = replace(config, balance=replace(config.balance, period=config.balance.period or BalanceConfig.period))
     if MODELS[config.model.arch].groups is not shared_only:
         return config
     width = config.model.embedding_dim * len(groups_of(tasks))

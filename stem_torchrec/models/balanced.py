@@ -14,7 +14,8 @@ def balance_tasks(train: MultiTaskTrain, config: BalanceConfig) -> None:
 
     Call it before sharding, as it adds what a checkpoint has to keep, and on all ranks.
 
-    Raises UserError where gradients are to be read at shared tables that the model does not have, or does not train.
+    Raises UserError where gradients are to be read at shared tables that the model does not have, or does not train,
+    and for a period of an epoch, whose steps only a run knows.
 
     Example::
 
@@ -25,6 +26,8 @@ def balance_tasks(train: MultiTaskTrain, config: BalanceConfig) -> None:
     assert isinstance(model, MultiTaskModel)
     if not config.is_on or len(model.tasks) == 1:
         return
+    if config.weights == "dwa" and not config.period:
+        raise UserError("--balance.period is 0, an epoch, whose steps only a run knows; give a number of steps.")
     if config.reads_gradients:
         _check_shared_tables(model, config)
         model.shared_output = SharedOutput()
