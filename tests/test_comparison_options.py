@@ -49,6 +49,15 @@ def test_other_options_are_refused_once_tuning_has_begun(tmp_path: Path, log: Pa
         record_options(request_of(out, log, "--tune"), 1)
 
 
+def test_every_model_that_is_built_in_may_be_compared_on_a_log_of_steps(tmp_path: Path) -> None:
+    # Each label is 1 only where the one before it is, as esmm, escm2 and dcmt take it.
+    sizes = SyntheticConfig(train_rows=64, valid_rows=64, test_rows=64, missing=(0.0, 0.0))
+    synthetic.generate(sizes, str(tmp_path / "log"))
+    options = ["--sparse.update-unlabeled-rows", "--models", ",".join(built_in()), "--recipe", "log"]
+    line = ["--data.path", str(tmp_path / "log"), "--out", str(tmp_path / "out"), *options]
+    assert {run.model for run in resolve_log(read_command_line(line)).runs} == {*built_in()}
+
+
 def test_options_that_change_no_result_may_change(tmp_path: Path, log: Path) -> None:
     out = tmp_path / "out"
     record_options(request_of(out, log, "--train.timeout", "60"), 1)

@@ -145,6 +145,8 @@ def _check_models(request: Request, columns: Columns, row_groups: Sequence[RowGr
 
 def _check_part(config: TrainConfig, columns: Columns, *, labels_missing: bool) -> None:
     """Raises UserError as the run of a part would, as far as that shows without its tables."""
+    # What is open until the run begins may have any value here.
+    config = filled_in(config, OpenFields(batch_size=1, eval_every=1, eps=1.0, period=1))
     check_fresh_tables(config)
     model = build_model(config.model, columns, config.loss)
     assert isinstance(model.model, MultiTaskModel)
@@ -156,8 +158,6 @@ def _check_part(config: TrainConfig, columns: Columns, *, labels_missing: bool) 
     except UserError as error:
         raise UserError(f"{str(error).rstrip('.')}; every model needs rules that fit its tables.") from error
     device = torch.device("cuda" if trains_on_gpu() else "cpu")
-    # What is open until the run begins has any value that fits; so an eps of 0, with an optimizer that takes one.
-    config = filled_in(config, OpenFields(batch_size=1, eval_every=1, eps=1.0, period=1))
     fit_sparse_optimizer(model, config, placements, device=device, labels_missing=labels_missing)
 
 
