@@ -12,7 +12,7 @@ from stem_torchrec.config import TrainConfig
 from stem_torchrec.config.yaml_text import read_yaml
 from stem_torchrec.runtime.errors import UserError
 from stem_torchrec.training.configuration import with_values
-from stem_torchrec.tuning.search_space import read_space
+from stem_torchrec.tuning.search_space import to_space
 
 
 def grid_of(config: CompareConfig, train: TrainConfig, variants: Sequence[Variant], seed: int) -> Grid | None:
@@ -67,7 +67,7 @@ def _of_file(
     if isinstance(content := read_yaml("--space", file), list):
         listed, *_ = [_listed(content, of_model, file) for of_model in configs]
         return listed
-    distributions, *_ = [read_space(file, of_model) for of_model in configs]
+    distributions, *_ = [to_space(content, of_model, file) for of_model in configs]
     for option in distributions:
         _check_option(option, configs[0], file)
     space = Space(distributions)

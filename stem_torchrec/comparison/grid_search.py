@@ -6,7 +6,7 @@ They are all that there is to choose from, or with a budget as many random ones 
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -138,9 +138,7 @@ class Grid:
 
     def best_setting(self, part: Part) -> Setting | None:
         """The setting with the best score, the first of equals; None if all are left out."""
-        scores = {setting: each.score_or_least for setting, each in self.tried(part).items()}
-        best = max(scores, key=scores.__getitem__)
-        return None if scores[best] == -math.inf else best
+        return _best(self.tried(part))
 
     def left_out(self, part: Part, *, parts: int) -> str | None:
         """Why a part cannot be trained, once it has tried its settings and all are left out; see `next_setting`."""
@@ -151,18 +149,25 @@ class Grid:
 
     def rows(self, parts: Sequence[Part]) -> list[dict[str, Any]]:
         """One row for each part and setting, with its score and whether it was chosen."""
-        tried = [(part, setting, each) for part in parts for setting, each in self.tried(part).items()]
-        columns = dict.fromkeys(column for _, setting, _ in tried for column in setting.by_column)
+        by_part = {part: self.tried(part) for part in parts}
+        best = {part: _best(tried) for part, tried in by_part.items() if tried}
+        columns = dict.fromkeys(name for tried in by_part.values() for setting in tried for name in setting.by_column)
         return [
             {
                 "model": part.name,
                 # Without a value it is that of the model, or of the command line.
                 **{column: setting.by_column.get(column) for column in columns},
                 "score": each.score_or_least,
-                "chosen": setting == self.best_setting(part),
+                "chosen": setting == best[part],
             }
-            for part, setting, each in tried
+            for part, tried in by_part.items()
+            for setting, each in tried.items()
         ]
+
+
+def _best(tried: Mapping[Setting, _Score]) -> Setting | None:
+    best = max(tried, key=lambda setting: tried[setting].score_or_least)
+    return None if tried[best].score_or_least == -math.inf else best
 
 
 def search_grid(

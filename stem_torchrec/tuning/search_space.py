@@ -124,10 +124,7 @@ def resolve_log(search: Search) -> Search:
 
 def read_space(path: str, base: TrainConfig) -> Space:
     """Reads a search space from a YAML file; raises UserError that names the wrong option."""
-    space = read_yaml("--space", path)
-    if not isinstance(space, dict) or not space:
-        raise UserError(f"{path} is not a mapping of options to choices; write lines like `model.dropout: [0.0, 0.1]`.")
-    return to_space(space, base, path)
+    return to_space(read_yaml("--space", path), base, path)
 
 
 def published_space(base: TrainConfig) -> Space:
@@ -136,21 +133,25 @@ def published_space(base: TrainConfig) -> Space:
     return to_space({option: SPACE[option] for option in SPACE if option in known}, base, "the published space")
 
 
-def to_space(space: Mapping[Any, Any], base: TrainConfig, where: str) -> Space:
+def to_space(space: Any, base: TrainConfig, where: str) -> Space:
     """Optuna's distributions of a space, with every value of the type of its option and within its limits.
 
     Args:
-        space: options, with hyphens or underscores, to lists or ranges.
+        space: a mapping of options, with hyphens or underscores, to lists or ranges.
         base: the configuration that has the options.
         where: the file of the space, for errors.
 
-    Raises UserError that names the wrong option.
+    Raises UserError that names the wrong option, and for what is no such mapping.
 
     Example::
 
         to_space({"model.num-task-experts": [1, 2]}, tiny(), "space.yaml")
         # {"model.num_task_experts": CategoricalDistribution([1, 2])}
     """
+    if not isinstance(space, dict) or not space:
+        raise UserError(
+            f"{where} is not a mapping of options to choices; write lines like `model.dropout: [0.0, 0.1]`."
+        )
     distributions: Space = {}
     for name, values in space.items():
         try:
